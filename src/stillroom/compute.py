@@ -1,0 +1,74 @@
+"""Processors, number formats and determinism. Knows nothing of models."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stillroom.section import Section
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ComputeConfig(Section):
+    """Where and how numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the processor."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads on the processor; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
+    deterministic: bool = True
+    """Refuse operations whose result depends on the order of execution."""
+
+
+@functools.cache
+def fast_bfloat16(device: str) -> bool:
+    """Whether matrix products in bfloat16 are done by the hardware itself on this device."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device == "cpu":
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(
+            torch.cpu, "_is_amx_tile_supported", lambda: False
+        )()
+        return bool(supported)
+    return False
+
+
+def choose_dtype(asked: str, device: str) -> torch.dtype:
+    """The number format for a recipe's ``auto``, ``float32`` or ``bfloat16`` on a device."""
+    import torch
+
+    if asked == "auto":
+        asked = "bfloat16" if fast_bfloat16(device) else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked]
+
+
+def choose_device(config: ComputeConfig) -> torch.device:
+    """The device of a run."""
+    import torch
+
+    if config.device != "auto":
+        return torch.device(config.device)
+    from accelerate import PartialState
+
+    device: torch.device = PartialState().device
+    return device
+
+
+def prepare(config: ComputeConfig, seed: int) -> torch.device:
+    """Set threads, determinism and every seed of this process; returns the device."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.manual_seed(seed)
+    return choose_device(config)

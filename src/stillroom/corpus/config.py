@@ -1,0 +1,132 @@
+"""The recipe's words for text: sources, splits, packing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.section import Section
+
+
+class _Source(Section):
+    """What every source says of itself."""
+
+    licence: str | None = None
+    """Licence of the text as its owner states it; recorded in the ledger, and checked by the terms gate."""
+    limit: int | None = Field(default=None, gt=0)
+    """Take at most this many documents."""
+
+
+class TextSource(_Source):
+    """Text and Markdown files: one document a file."""
+
+    kind: Literal["text"] = "text"
+    path: Path
+    """A file or a folder; relative paths start at the recipe's folder."""
+    pattern: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.markdown", "**/*.rst")
+    """Which files of a folder are taken."""
+    encoding: str = "utf-8"
+    """How bytes become text. Bytes that do not fit are an error that names the file and the offset."""
+
+
+class JsonlSource(_Source):
+    """JSON Lines: one document a line, as plain text or as chat messages."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: Path
+    """A file or a folder of ``*.jsonl`` files."""
+    text_key: str | None = None
+    """The key that holds plain text. Give this or ``messages_key``; without either, ``text`` and ``messages`` are tried."""
+    messages_key: str | None = None
+    """The key that holds chat messages ``[{"role": …, "content": …}]``."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> JsonlSource:
+        if self.text_key and self.messages_key:
+            raise ValueError("give text_key or messages_key, not both")
+        return self
+
+
+class ParquetSource(_Source):
+    """Parquet files: one document a row."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: Path
+    """A file or a folder of ``*.parquet`` files."""
+    text_key: str | None = None
+    """The column that holds plain text."""
+    messages_key: str | None = None
+    """The column that holds chat messages."""
+
+
+class DatasetSource(_Source):
+    """A Hugging Face dataset: a folder on disk, or a name on the hub (the hub needs a network)."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    """A folder, or a name on the hub."""
+    config: str | None = None
+    """The dataset's configuration, if it has several."""
+    split: str = "train"
+    """Which split is read."""
+    revision: str | None = None
+    """The commit to read, so that a run can be repeated."""
+    text_key: str | None = None
+    """The column that holds plain text."""
+    messages_key: str | None = None
+    """The column that holds chat messages."""
+
+
+class PythonDocsSource(_Source):
+    """Python's own reference documentation and its standard library's docstrings: always at hand."""
+
+    kind: Literal["python_docs"] = "python_docs"
+    licence: str | None = "PSF-2.0"
+    """Licence of the text."""
+    parts: tuple[Literal["topics", "docstrings"], ...] = ("topics", "docstrings")
+    """The language reference's topics, the docstrings of the standard library, or both."""
+
+
+class ReasoningGymSource(_Source):
+    """Generated questions with answers, from the package ``reasoning-gym`` (an extra)."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    licence: str | None = "Apache-2.0"
+    """Licence of the generators."""
+    tasks: tuple[str, ...] = ("basic_arithmetic", "leg_counting")
+    """Names of generators."""
+    count: int = Field(default=200, gt=0)
+    """Questions a generator."""
+
+
+Source = Annotated[
+    TextSource | JsonlSource | ParquetSource | DatasetSource | PythonDocsSource | ReasoningGymSource,
+    Field(discriminator="kind"),
+]
+
+
+class CorpusConfig(Section):
+    """Text, how it is split, and how it is packed into token sequences."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where text comes from; every source is one of the kinds below."""
+    sequence_length: int = Field(default=512, ge=8, le=131_072)
+    """Tokens a packed sequence."""
+    train_tokens: int | None = Field(default=None, gt=0)
+    """Tokens to train on; without it, all there are."""
+    validation_tokens: int | None = Field(default=None, gt=0)
+    """Tokens that choose the best checkpoint; without it, all of the validation documents."""
+    heldout_tokens: int | None = Field(default=None, gt=0)
+    """Tokens that the final numbers are measured on; without it, all of the held-out documents."""
+    validation_share: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of documents that only choose the checkpoint."""
+    heldout_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of documents that nothing but the final evaluation sees."""
+    cross_documents: bool = False
+    """Let attention and targets cross from one document to the next inside a packed sequence."""
+    add_bos: bool | None = None
+    """Begin each document with the beginning-of-text token; without it, as the tokenizer does."""
+    add_eos: bool = True
+    """End each plain-text document with the end-of-text token, where the tokenizer has one."""

@@ -1,0 +1,244 @@
+"""A recipe: one closed tree of settings, read from YAML. Knows what may be asked, not how it is done."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from stillroom.compute import ComputeConfig
+from stillroom.corpus.config import CorpusConfig
+from stillroom.errors import RecipeError
+from stillroom.evaluate.config import EvaluateConfig
+from stillroom.export.config import ChatConfig, ExportConfig
+from stillroom.section import Section
+from stillroom.student.config import ShrinkStudent, Student
+from stillroom.teacher.config import CaptureConfig, Teacher
+from stillroom.train.config import DistillConfig
+
+
+class Recipe(Section):
+    """One run, whole: from text and a teacher to a student that answers."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run and of its folder."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of everything random."""
+    compute: ComputeConfig = ComputeConfig()
+    """Where and how numbers are computed."""
+    corpus: CorpusConfig
+    """Text."""
+    teacher: Teacher
+    """The model to learn from."""
+    capture: CaptureConfig = CaptureConfig()
+    """How the teacher's signal is stored."""
+    student: Student = ShrinkStudent()
+    """The model to make."""
+    distill: DistillConfig = DistillConfig()
+    """How it is trained."""
+    baseline: bool = True
+    """Train the same start on the same tokens with plain cross-entropy too, so that the gain can be told."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How it is measured."""
+    export: ExportConfig = ExportConfig()
+    """Files for devices."""
+    chat: ChatConfig = ChatConfig()
+    """The question that the run ends with."""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Relative paths inside it are resolved against the recipe's folder.
+
+    Raises:
+        RecipeError: The file is missing, is not YAML, or a key or value is wrong; names file, line, key, what was found
+            and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe.", "Give the path of a YAML file.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder, not a recipe.", "Give the path of a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+    return parse_recipe(text, str(path), path.parent)
+
+
+def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None) -> Recipe:
+    """Read a recipe from YAML text; ``name`` stands for the file in messages. See :func:`load_recipe`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, name)
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{name}, line {line}: not valid YAML: {error.problem}.", "Mind indentation and colons.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "nested too deep"
+        raise RecipeError(f"{name}: not valid YAML: {reason}.", "Write it as plain UTF-8 text.") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{name}: a recipe is a mapping of keys to values.", "Begin with `name: my-run`.")
+    try:
+        recipe = Recipe.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError(*_explain(error, node, name)) from None
+    return _resolve_paths(recipe, folder) if folder is not None else recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, with every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Make relative paths absolute; names that are not there as a path stay names (of a hub, of a package)."""
+
+    def fix(value: Any, key: str = "") -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={key: fix(getattr(value, key), key) for key in type(value).model_fields})
+        if isinstance(value, tuple):
+            return tuple(fix(item, key) for item in value)
+        if isinstance(value, Path):
+            return (folder / value.expanduser()).absolute()
+        if isinstance(value, str) and key in ("name", "path") and (value.startswith(("./", "../", "~/"))):
+            return str((folder / Path(value).expanduser()).absolute())
+        if isinstance(value, str) and key in ("name", "path") and not value.startswith("package:") and (folder / value).exists():
+            return str((folder / value).absolute())
+        return value
+
+    fixed: dict[str, Any] = {}
+    for key in type(recipe).model_fields:
+        value = getattr(recipe, key)
+        fixed[key] = value if key == "name" else fix(value)
+    return recipe.model_copy(update=fixed)
+
+
+def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise RecipeError(
+                    f"{name}, line {line}: the key `{key.value}` stands twice (first in line {seen[key.value]}).",
+                    "Keep one of them.",
+                )
+            seen[str(key.value)] = line
+            _refuse_duplicates(value, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, name)
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple[str, str]:
+    """What, where and what to do, of the first mistake (and how many more there are)."""
+    mistakes = error.errors(include_url=False)
+    mistake = mistakes[0]
+    tags = {"text", "jsonl", "parquet", "dataset", "python_docs", "reasoning_gym"}
+    keys = [part for part in mistake["loc"]]
+    line, path, section = _locate(node, keys, Recipe)
+    place = f"{name}, line {line}: `{path}`"
+    allowed = ""
+    kind = mistake["type"]
+    if kind == "extra_forbidden":
+        key = str(keys[-1])
+        fields = sorted(section.model_fields) if section is not None else []
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        what = f"{place} is not a key of this section.{hint}"
+        allowed = f"Allowed here: {', '.join(fields)}."
+    elif kind == "missing":
+        what = f"{place} is missing."
+        allowed = "Add it; `docs/recipe.md` describes it."
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        context = mistake.get("ctx", {})
+        found = context.get("tag")
+        what = f"{place}: " + (f"`kind: {found}` is not known." if found else "a `kind:` is needed.")
+        allowed = f"Allowed: {str(context.get('expected_tags', ', '.join(sorted(tags)))).replace(chr(39), '')}."
+    else:
+        found = mistake.get("input")
+        shown = "null" if found is None else repr(found)
+        what = f"{place}: found {shown[:80]}."
+        allowed = _sentence(mistake["msg"])
+    if len(mistakes) > 1:
+        allowed += f" ({len(mistakes) - 1} more like this after it.)"
+    return what, allowed
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return f"{message[0].upper()}{message[1:]}." if message else ""
+
+
+def _locate(
+    node: yaml.Node | None, keys: list[int | str], model: type[BaseModel]
+) -> tuple[int, str, type[BaseModel] | None]:
+    """Line, dotted path and section of an error's location; union tags in the location are not keys of the file."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    path = ""
+    section: type[BaseModel] | None = model
+    for part in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            candidates = _models(section.model_fields[str(part)].annotation) if section is not None and str(part) in section.model_fields else []
+            tagged = [candidate for candidate in _siblings(section) if _tag(candidate) == part]
+            if tagged and not found:
+                section = tagged[0]
+                continue
+            path = f"{path}.{part}" if path else str(part)
+            if found:
+                line = found[0][0].start_mark.line + 1
+                node = found[0][1]
+                section = candidates[0] if candidates else (section if part == keys[-1] else None)
+            else:
+                node = None
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            path = f"{path}[{part}]"
+        elif node is not None or isinstance(part, int):
+            path = f"{path}[{part}]" if isinstance(part, int) else path
+    return line, path, section
+
+
+def _siblings(section: type[BaseModel] | None) -> list[type[BaseModel]]:
+    """The other members of the union that a section belongs to."""
+    if section is None:
+        return []
+    for owner in _all_sections(Recipe):
+        for field in owner.model_fields.values():
+            members = _models(field.annotation)
+            if section in members:
+                return members
+    return [section]
+
+
+def _all_sections(root: type[BaseModel]) -> list[type[BaseModel]]:
+    """Every section under a root, each once, in the order of the recipe."""
+    found = [root]
+    for field in root.model_fields.values():
+        for model in _models(field.annotation):
+            found += [item for item in _all_sections(model) if item not in found]
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections inside an annotation such as ``tuple[Annotated[A | B, …], …]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return typing.get_args(field.annotation)[0] if field is not None else None

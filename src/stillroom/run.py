@@ -1,0 +1,234 @@
+"""A run's folder and the records of its stages. Knows nothing of what a stage does.
+
+A stage is finished when its ``stage.json`` exists. It is written last and atomically, and carries digests of inputs and
+outputs, the tool's version, seeds, wall time and peak memory. A stage whose inputs changed is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom import files
+from stillroom.errors import RunError
+from stillroom.recipe import Recipe, dump_recipe, load_recipe
+
+RECORD = "stage.json"
+FORMAT = 1
+
+
+def tool_version() -> str:
+    """The installed version of Stillroom."""
+    from importlib.metadata import version
+
+    return version("stillroom")
+
+
+class Run:
+    """A run's folder: the resolved recipe, one folder a stage, and ``events.jsonl``.
+
+    Args:
+        path: The folder.
+        recipe: The resolved recipe.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+
+    @classmethod
+    def create(cls, recipe: Recipe, root: Path) -> Run:
+        """Make or reopen the run's folder ``root/<name>`` and write its resolved recipe."""
+        path = root / recipe.name
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; the run's folder cannot be made.", "Move it, or change `name` in the recipe.")
+        run = cls(path, recipe)
+        path.mkdir(parents=True, exist_ok=True)
+        text = dump_recipe(recipe)
+        target = path / "recipe.yaml"
+        if not target.is_file() or target.read_text(encoding="utf-8") != text:
+            files.write_text(target, text)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: There is no run in this folder.
+        """
+        path = Path(path)
+        if not (path / "recipe.yaml").is_file():
+            raise RunError(
+                f"{path} is not a run: it has no recipe.yaml.", "Give the folder that `stillroom run` made, such as runs/quickstart."
+            )
+        return cls(path, load_recipe(path / "recipe.yaml"))
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return files.digest_json(self.recipe.model_dump(mode="json"))
+
+    def stage(self, name: str) -> Stage:
+        """The folder and record of a stage."""
+        return Stage(self, name, self.path / name)
+
+    def event(self, stage: str, **values: Any) -> None:
+        """Append one line to ``events.jsonl``: stage, time in seconds since 1970, and the values."""
+        line = json.dumps({"stage": stage, "time": round(time.time(), 3), **values}) + "\n"
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def events(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """Every event so far, or those of one stage; a line that a kill cut off is left out."""
+        path = self.path / "events.jsonl"
+        found: list[dict[str, Any]] = []
+        if not path.is_file():
+            return found
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if stage is None or event.get("stage") == stage:
+                    found.append(event)
+        return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process out of this run; the system frees the lock of a killed one."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.path}: another process is working on this run.", "Wait for it, or stop it; then give the same command again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@dataclass
+class Stage:
+    """One stage of a run: its folder and, when finished, its record."""
+
+    run: Run
+    name: str
+    path: Path
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the stage wants in its record; kept under ``notes``."""
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The record of a finished stage, or None."""
+        path = self.path / RECORD
+        if not path.is_file():
+            return None
+        try:
+            record = files.read_json(path)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+    def holds(self, inputs: dict[str, str]) -> bool:
+        """Whether the stage is finished for exactly these inputs and its files are still there."""
+        record = self.record
+        if record is None or record["inputs"] != inputs:
+            return False
+        return all(
+            (self.path / name).is_file() and (self.path / name).stat().st_size == entry["bytes"]
+            for name, entry in record["outputs"].items()
+        )
+
+    @contextlib.contextmanager
+    def working(self, inputs: dict[str, str], seed: int) -> Iterator[Stage]:
+        """Do the stage: work left by another recipe is removed, work left by a kill stays, the record is written last."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / RECORD).unlink(missing_ok=True)
+        files.remove_leftovers(self.path)
+        begun = self.path / "begun.json"
+        previous = files.read_json(begun) if begun.is_file() else None
+        spent = 0.0
+        if previous is not None and previous.get("inputs") == inputs:
+            spent = previous.get("seconds", 0.0)
+        elif previous is not None or any(self.path.iterdir()):
+            shutil.rmtree(self.path)
+            self.path.mkdir()
+        files.write_json(begun, {"inputs": inputs, "seconds": spent})
+        self.run.event(self.name, event="begun", resumed=previous is not None)
+        started = time.monotonic()
+        meter = MemoryMeter()
+        with meter:
+            try:
+                yield self
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    files.write_json(begun, {"inputs": inputs, "seconds": spent + time.monotonic() - started})
+                raise
+        seconds = spent + time.monotonic() - started
+        outputs = {}
+        for file in sorted(self.path.rglob("*")):
+            name = file.relative_to(self.path).as_posix()
+            if file.is_file() and name != "begun.json" and not name.startswith("checkpoints/"):
+                outputs[name] = {"bytes": file.stat().st_size, "sha256": files.digest_file(file)}
+        record = {
+            "format": FORMAT,
+            "stage": self.name,
+            "version": tool_version(),
+            "inputs": inputs,
+            "outputs": outputs,
+            "seed": seed,
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": meter.peak,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "notes": self.notes,
+        }
+        files.write_json(self.path / RECORD, record)
+        begun.unlink(missing_ok=True)
+        self.run.event(self.name, event="finished", seconds=round(seconds, 3))
+
+    @property
+    def output_digest(self) -> str:
+        """One digest over all outputs of a finished stage: what depends on it names this."""
+        record = self.record
+        if record is None:
+            raise RunError(f"{self.run.path}: the stage `{self.name}` is not finished.", f"Run `stillroom run` on its recipe.")
+        return files.digest_json({name: entry["sha256"] for name, entry in record["outputs"].items()})
+
+
+class MemoryMeter:
+    """Peak resident memory of this process while the body runs, in bytes (sampled every 20 ms)."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> MemoryMeter:
+        import psutil
+
+        process = psutil.Process(os.getpid())
+        self.peak = process.memory_info().rss
+
+        def watch() -> None:
+            while not self._stop.wait(0.02):
+                self.peak = max(self.peak, process.memory_info().rss)
+
+        self._thread = threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()

@@ -1,0 +1,80 @@
+"""The recipe's words for teachers, their capture and the codecs of the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stillroom.section import Section
+
+
+class HuggingFaceTeacher(Section):
+    """A Hugging Face folder, or a name on the hub (the hub needs a network)."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    name: str
+    """A folder (relative paths start at the recipe's folder), or a name on the hub."""
+    revision: str | None = None
+    """The commit to load, so that a run can be repeated."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the teacher while it is captured; ``auto`` takes bfloat16 where the processor is fast at it."""
+    licence: str | None = None
+    """Licence as its owner states it; without it, what the model card says."""
+
+
+class GgufTeacher(Section):
+    """A GGUF file, by path or inside an installed package."""
+
+    kind: Literal["gguf"] = "gguf"
+    path: str
+    """A file, or ``package:NAME/FILE`` for a file inside an installed Python package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the teacher while it is captured; ``auto`` takes bfloat16 where the processor is fast at it."""
+    licence: str | None = None
+    """Licence as its owner states it; without it, what the file's metadata says."""
+
+
+Teacher = Annotated[HuggingFaceTeacher | GgufTeacher, Field(discriminator="kind")]
+
+
+class ThresholdCodec(Section):
+    """Threshold sampling with a systematic tail: unbiased, and of least variance for its size."""
+
+    kind: Literal["threshold"] = "threshold"
+    tau: float = Field(default=1 / 32, gt=0, le=1)
+    """Ids of at least this probability are kept with their value; a rarer one is kept with probability p/tau and then
+    stands for tau."""
+
+
+class TopKCodec(Section):
+    """The k most probable ids and the mass that they miss: biased, what is dropped is never seen."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: int = Field(default=16, ge=1, le=4096)
+    """Ids kept a position."""
+
+
+class DenseCodec(Section):
+    """Every log-probability in float32: exact and large; for tests and small vocabularies."""
+
+    kind: Literal["dense"] = "dense"
+
+
+Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec, Field(discriminator="kind")]
+
+
+class CaptureConfig(Section):
+    """How the teacher's signal is captured into the cache."""
+
+    codec: Codec = ThresholdCodec()
+    """What is kept of each distribution."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Bends the teacher's distribution before it is stored: softmax(logits / temperature)."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens a teacher's forward pass; without it, as many as memory allows."""
+    shard_tokens: int = Field(default=16_384, ge=1)
+    """Tokens a shard of the cache; a kill loses at most the shard that was being written."""
+    path: Path | None = None
+    """Folder of the cache; without it, in the run's folder. A shared folder serves any number of runs."""

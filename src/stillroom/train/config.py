@@ -1,0 +1,50 @@
+"""The recipe's words for training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stillroom.section import Section
+
+
+class DistillConfig(Section):
+    """Objective, optimizer and checkpoints. The baseline is trained with the same section, by cross-entropy alone."""
+
+    objective: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
+    """What pulls the student to the teacher. Sampled signals serve ``forward_kl`` only; the others need a dense cache."""
+    cross_entropy_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of plain cross-entropy on the text in the loss; the teacher's share is one minus this."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Bends teacher and student alike; must be the temperature that the cache was captured with."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the training sequences."""
+    batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens an optimizer step."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens a forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging constants."""
+    warmup_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of steps in which the learning rate rises from zero."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    final_learning_rate_share: float = Field(default=0.05, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``bfloat16`` computes under autocast on float32 weights; ``auto`` takes it where the processor is fast at it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network; ``auto`` does where the steps pay for it."""
+    loss_chunk: int = Field(default=512, ge=1)
+    """Positions whose logits exist at the same time."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; without it, ten in a run."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Least time between checkpoints; one is always written at a validation."""
