@@ -1,0 +1,73 @@
+"""Forward passes over packed sequences: to hidden states, and from there to logits. Knows nothing of losses or files.
+
+Legend: B sequences, L tokens, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def body(model: nn.Module) -> nn.Module:
+    """The network under the output layer."""
+    return model.base_model  # type: ignore[return-value]
+
+
+def hidden_states(model: nn.Module, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Final, normed hidden states [B, L, H] of packed sequences.
+
+    Documents are kept apart: positions that start again at 0 make the attention mask block-diagonal.
+
+    Args:
+        model: A Hugging Face causal language model.
+        ids: Token ids, [B, L].
+        positions: Position of each token inside its segment, [B, L].
+    """
+    result: torch.Tensor = body(model)(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return result
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer: ``logits = softcap(scale · (hidden @ matrix.T + bias))``.
+
+    Attributes:
+        matrix: Output matrix, [V, H]; the embedding itself where they are tied.
+        bias: [V], or None.
+        scale: Factor on the logits (Granite divides them by ``logits_scaling``; 1 elsewhere).
+        softcap: Gemma 2's cap c in ``c · tanh(logits / c)``, or None.
+    """
+
+    matrix: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def output_head(model: nn.Module) -> Head:
+    """The output layer of a model, with what its family does to logits."""
+    config: Any = model.config
+    layer: Any = model.get_output_embeddings()  # type: ignore[operator]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scaling = getattr(config, "logits_scaling", None)
+    return Head(layer.weight, layer.bias, 1.0 / float(scaling) if scaling else 1.0, float(softcap) if softcap else None)
+
+
+def output_matrix(model: nn.Module) -> torch.Tensor:
+    """The output matrix, [V, H]."""
+    return output_head(model).matrix
+
+
+def logits_from_hidden(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [..., V] in float32 of hidden states [..., H]."""
+    head = output_head(model)
+    logits = torch.nn.functional.linear(hidden, head.matrix, head.bias).float()
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return logits
