@@ -78,10 +78,12 @@ class Sequences:
 
     @functools.cached_property
     def digests(self) -> list[str]:
-        """SHA-256 of each sequence's ids and segments: what a teacher's signal of it depends on, and its address."""
+        """SHA-256 of each sequence's ids, segments and loss mask: what its stored signal depends on, and its address."""
         ids = self.ids.to(torch.int64).contiguous().numpy()
         segments = self.segments.to(torch.int32).contiguous().numpy()
-        return [hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(ids, segments, strict=True)]
+        masks = self.loss_mask.to(torch.uint8).contiguous().numpy()
+        rows = zip(ids, segments, masks, strict=True)
+        return [hashlib.sha256(a.tobytes() + b.tobytes() + c.tobytes()).hexdigest() for a, b, c in rows]
 
     def take(self, count: int) -> Sequences:
         """The first ``count`` sequences."""

@@ -1,0 +1,75 @@
+"""The contract that every objective keeps. Knows nothing of hidden states, models or files.
+
+Legend: C positions of a chunk, V ids of the student's vocabulary, K entries a position.
+
+An objective sees the student's log-probabilities of a chunk and the teacher's signal for the same positions. It returns
+the loss of each position in nats and the gradient of their sum with respect to the student's (temperature-scaled)
+logits, in closed form, so that nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+from stillroom.errors import SignalError, VocabularyMismatch
+from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+
+
+class Objective(ABC):
+    """What pulls a student to its teacher: one formula, its gradient, and the signals it can take without bias."""
+
+    name: ClassVar[str]
+    linear: ClassVar[bool]
+    """Whether the loss is linear in the teacher's probabilities, so that an unbiased estimate of them will do."""
+
+    def check(self, signal: Signal, rows: int) -> None:
+        """Refuse a signal that would make the objective wrong without anybody noticing.
+
+        Args:
+            signal: The teacher's signal.
+            rows: Ids of the student's vocabulary.
+
+        Raises:
+            SignalError: The objective is not linear in the teacher's probabilities and the signal is sparse.
+            VocabularyMismatch: The signal speaks of another number of ids than the student has.
+        """
+        if isinstance(signal, SparseSignal):
+            if not self.linear:
+                raise SignalError(
+                    f"The objective `{self.name}` cannot take a sparse signal: it is not linear in the teacher's "
+                    "probabilities, so that even an unbiased estimate of them gives a biased loss.",
+                    "Capture with `codec: {kind: dense}`, or use the objective `forward_kl`.",
+                )
+            if signal.ids.numel() and int(signal.ids.max()) >= rows:
+                raise VocabularyMismatch(
+                    f"The teacher's signal names id {int(signal.ids.max())}, and the student has {rows} ids.",
+                    "Project the signal through the student's vocabulary map, or use a student with the same tokenizer.",
+                )
+        elif signal.logprobs.shape[1] != rows:
+            raise VocabularyMismatch(
+                f"The teacher's signal has {signal.logprobs.shape[1]} ids, and the student has {rows}.",
+                "Project the signal through the student's vocabulary map, or use a student with the same tokenizer.",
+            )
+
+    @abstractmethod
+    def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and gradient of a chunk.
+
+        Args:
+            logprobs: The student's log-probabilities at the objective's temperature, [C, V] float32. The objective may
+                overwrite them.
+            signal: The teacher's signal of the same C positions.
+
+        Returns:
+            The losses [C] in nats, and the gradient [C, V] of their sum with respect to logits / temperature.
+        """
+
+
+def rows_of(signal: Signal, start: int, stop: int) -> Signal:
+    """Positions ``start`` to ``stop`` of a signal."""
+    if isinstance(signal, SparseSignal):
+        return SparseSignal(signal.ids[start:stop], signal.weights[start:stop], signal.unbiased)
+    return DenseSignal(signal.logprobs[start:stop])
