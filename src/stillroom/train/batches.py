@@ -1,0 +1,202 @@
+"""Batches for training: packed sequences in the student's ids, with the teacher's signals. Knows nothing of models.
+
+Legend: B sequences, L tokens, N positions with a target, K entries a position.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.student.vocabulary import VocabularyMap
+from stillroom.teacher.cache.reader import TeacherCache
+from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+
+PREFETCHED = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes.
+
+    Attributes:
+        ids: Student ids, [B, L].
+        positions: Position inside the document piece, [B, L].
+        rows: Where the N positions with a target lie in the flattened [B · L].
+        targets: The student id that each of them predicts, [N].
+        signal: What the teacher says at each of them, or None.
+        entropy: Sum of the teacher's entropy over the positions that the teacher speaks of, nats.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+    targets: torch.Tensor
+    signal: Signal | None
+    entropy: float = 0.0
+
+    @property
+    def left_out(self) -> float:
+        """The teacher's entropy that a loss on this signal leaves out, summed, nats; a dense signal leaves nothing out."""
+        return self.entropy if isinstance(self.signal, SparseSignal) else 0.0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        signal = self.signal
+        if isinstance(signal, SparseSignal):
+            signal = SparseSignal(signal.ids.to(device), signal.weights.to(device), signal.unbiased)
+        elif signal is not None:
+            signal = DenseSignal(signal.logprobs.to(device))
+        return Batch(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.rows.to(device),
+            self.targets.to(device),
+            signal,
+            self.entropy,
+        )
+
+
+class BatchSource:
+    """Makes batches of sequences, in any order.
+
+    Args:
+        sequences: The split, in the teacher's ids.
+        vocabulary: From the teacher's ids to the student's.
+        cache: The teacher's signals; None for training on the text alone.
+
+    Inside the pieces of an id that the student lacks the teacher does not speak; there the next piece is certain, and
+    the signal says so.
+    """
+
+    def __init__(self, sequences: Sequences, vocabulary: VocabularyMap, cache: TeacherCache | None) -> None:
+        self.sequences = sequences
+        self.vocabulary = vocabulary
+        self.cache = cache
+        self._rows = [self._expand(index) for index in range(len(sequences))]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def targets(self) -> int:
+        """Positions with a target in one pass over the split."""
+        return sum(int((row.targets != IGNORED).sum()) for row in self._rows)
+
+    def batch(self, indices: list[int]) -> Batch:
+        """The batch of these sequences."""
+        rows = [self._rows[index] for index in indices]
+        length = max(row.ids.shape[0] for row in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        # Padding counts on from 0, so that it is a document of its own and nobody attends to it.
+        positions = torch.arange(length).repeat(len(rows), 1)
+        targets = torch.full((len(rows), length), IGNORED)
+        speaks = torch.zeros(len(rows), length, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            count = row.ids.shape[0]
+            ids[number, :count] = row.ids
+            positions[number, :count] = row.positions
+            positions[number, count:] -= count
+            targets[number, :count] = row.targets
+            speaks[number, :count] = row.speaks
+        flat = targets.flatten()
+        chosen = (flat != IGNORED).nonzero().squeeze(1)
+        signal: Signal | None = None
+        entropy = 0.0
+        if self.cache is not None:
+            digests = [self.sequences.digests[index] for index in indices]
+            said = self.cache.read(digests)[0]
+            entropy = sum(self.cache.entropy(digest) for digest in digests)
+            signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])
+        return Batch(ids, positions, chosen, flat[chosen], signal, entropy)
+
+    def stream(self, order: list[list[int]]) -> Iterator[Batch]:
+        """Batches in an order, decoded ahead on another thread."""
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
+        stop = threading.Event()
+
+        def put(item: Batch | BaseException | None) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+                return True
+            return False
+
+        def work() -> None:
+            try:
+                for indices in order:
+                    if not put(self.batch(indices)):
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _expand(self, index: int) -> _Row:
+        """One sequence in the student's ids. A position is spoken of where it ends a teacher's token that has a target."""
+        sequences = self.sequences
+        teacher_ids = sequences.ids[index]
+        keep = sequences.segments[index] >= 0
+        student_ids, source = self.vocabulary.expand(teacher_ids[keep])
+        segments = sequences.segments[index][keep][source]
+        learned = sequences.loss_mask[index][keep][source]
+        count = student_ids.shape[0]
+        where = torch.arange(count)
+        begins = torch.ones(count, dtype=torch.bool)
+        begins[1:] = segments[1:] != segments[:-1]
+        positions = where - torch.where(begins, where, 0).cummax(0).values
+        targets = torch.full((count,), IGNORED)
+        if count > 1:
+            same = (segments[1:] == segments[:-1]) & learned[1:]
+            targets[:-1] = torch.where(same, student_ids[1:], IGNORED)
+        last_piece = torch.ones(count, dtype=torch.bool)
+        last_piece[:-1] = source[1:] != source[:-1]
+        speaks = last_piece & (sequences.targets[index][keep][source] != IGNORED)
+        return _Row(student_ids, positions, targets, speaks)
+
+    def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:
+        """The projected signal, with certainty of the next piece where the teacher does not speak."""
+        if isinstance(said, SparseSignal):
+            projected = self.vocabulary.project_sparse(said)
+            if bool(speaks.all()):
+                return projected
+            ids = targets[:, None].repeat(1, projected.ids.shape[1])
+            weights = torch.zeros(ids.shape)
+            weights[:, 0] = 1.0
+            ids[speaks] = projected.ids
+            weights[speaks] = projected.weights
+            return SparseSignal(ids, weights, projected.unbiased)
+        logprobs = self.vocabulary.project_dense(said.logprobs)
+        if bool(speaks.all()):
+            return DenseSignal(logprobs)
+        whole = torch.full((targets.shape[0], logprobs.shape[1]), float("-inf"))
+        whole.scatter_(1, targets[:, None], 0.0)
+        whole[speaks] = logprobs
+        return DenseSignal(whole)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sequence in the student's ids; every tensor is [tokens]."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    speaks: torch.Tensor

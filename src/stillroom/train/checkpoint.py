@@ -1,0 +1,96 @@
+"""Checkpoints of training: everything that the next step depends on, written whole or not at all, without pickle.
+
+Knows nothing of losses or data.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom import files
+
+
+@dataclass
+class State:
+    """Where training stands.
+
+    Attributes:
+        step: Steps done.
+        best_kl: The lowest validation KL so far, or None.
+        best_step: The step that it was measured after.
+        history: One entry a validation.
+    """
+
+    step: int = 0
+    best_kl: float | None = None
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Write ``folder/step-N`` and remove older ones.
+
+    Only folders that carry ``state.json``, written last, are checkpoints.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{state.step:07}"
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in unique_tensors(model).items():
+        tensors[f"model.{name}"] = tensor
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    tensors["random.cpu"] = torch.get_rng_state()
+    with files.replacing(target) as beside:
+        beside.mkdir()
+        save_file(tensors, beside / "state.safetensors")
+        (beside / "state.json").write_text(json.dumps(vars(state), allow_nan=False), encoding="utf-8")
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Put model, optimizer and random state back to the newest whole checkpoint; a fresh state where there is none."""
+    from safetensors.torch import load_file
+
+    found = sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    if not found:
+        return State()
+    newest = found[-1]
+    state = State(**files.read_json(newest / "state.json"))
+    tensors = load_file(newest / "state.safetensors")
+    with torch.no_grad():
+        for name, tensor in unique_tensors(model).items():
+            tensor.copy_(tensors[f"model.{name}"])
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        prefix = f"optimizer.{name}."
+        entries = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if entries:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()
+            }
+    torch.set_rng_state(tensors["random.cpu"])
+    return state
+
+
+def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and saved buffers by name, tied ones once."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found

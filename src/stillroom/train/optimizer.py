@@ -1,0 +1,21 @@
+"""The optimizer of a run. Knows nothing of losses or data."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stillroom.train.config import DistillConfig
+
+
+def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in one fused pass; vectors (norms, biases) do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [
+        {"params": group, "weight_decay": decay}
+        for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
+        if group
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
