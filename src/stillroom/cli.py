@@ -1,0 +1,182 @@
+"""The command line: parse, call, print. Knows nothing of how anything is done; heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stillroom.errors import Interrupted, StillroomError, translate
+
+app = typer.Typer(
+    name="stillroom",
+    help="Turn a large language model into a small one that its owner can run, prove and switch off.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")]
+Root = Annotated[Path, typer.Option("--runs", help="The folder that holds runs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    if version:
+        from stillroom.run import tool_version
+
+        typer.echo(tool_version())
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    runs: Root = Path("runs"),
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the whole path of a recipe; the same command again resumes."""
+    from stillroom import pipeline
+    from stillroom.plan import make_plan, show_plan
+    from stillroom.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    if not quiet:
+        show_plan(make_plan(loaded, runs))
+    made = pipeline.run(loaded, runs, until=until, quiet=quiet)
+    if until is None:
+        _show_run(made, as_json)
+
+
+@app.command()
+def plan(recipe: RecipePath, runs: Root = Path("runs"), as_json: Json = False) -> None:
+    """Say what a recipe will take, before anything is spent."""
+    from stillroom.plan import make_plan, show_plan
+    from stillroom.recipe import load_recipe
+
+    made = make_plan(load_recipe(recipe), runs)
+    if as_json:
+        _echo_json(made)
+    else:
+        show_plan(made)
+
+
+def _one_stage(name: str, folder: Path, quiet: bool, as_json: bool) -> None:
+    from stillroom import pipeline
+
+    made = pipeline.run_stage(folder, name, quiet=quiet)
+    record = made.stage(name).record or {}
+    if as_json:
+        _echo_json(record)
+    else:
+        typer.echo(f"{name}: {record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 2**20:,.0f} MiB")
+
+
+@app.command()
+def capture(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Do the stage `capture` of a run, and what it needs."""
+    _one_stage("capture", folder, quiet, as_json)
+
+
+@app.command()
+def shrink(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Do the stage `shrink` of a run, and what it needs."""
+    _one_stage("shrink", folder, quiet, as_json)
+
+
+@app.command()
+def distill(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Do the stage `distill` of a run, and what it needs."""
+    _one_stage("distill", folder, quiet, as_json)
+
+
+@app.command()
+def export(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Do the stage `export` of a run, and what it needs."""
+    _one_stage("export", folder, quiet, as_json)
+
+
+def _show_run(made: Any, as_json: bool) -> None:
+    """What a finished run prints: the table, an answer by the student, and where to go on."""
+    from stillroom import files
+    from stillroom.evaluate.summary import print_table
+
+    summary = files.read_json(made.path / "summary.json")
+    if as_json:
+        _echo_json(summary)
+        return
+    print_table(summary)
+    prompt = made.recipe.chat.prompt
+    if prompt and made.recipe.export.gguf:
+        from stillroom.serve.ask import answer
+
+        typer.echo(f"\nAsked: {prompt}")
+        typer.echo(f"The student: {answer(made.path, prompt, made.recipe.chat.max_tokens)}")
+    typer.echo(f"\nReport:  {made.path / 'report.html'}")
+    typer.echo(f"Numbers: {made.path / 'summary.json'}")
+    typer.echo(f"Chat:    {_command()} chat {made.path}")
+
+
+def _command() -> str:
+    """How the user can call this command again from here."""
+    called = Path(sys.argv[0])
+    if called.name == "stillroom" and str(called.parent) not in os.environ.get("PATH", "").split(os.pathsep):
+        try:
+            return str(called.absolute().relative_to(Path.cwd()))
+        except ValueError:
+            return str(called)
+    return "stillroom"
+
+
+def _echo_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _register() -> None:
+    """Add the commands of the rooms; their modules import nothing heavy."""
+    import importlib
+
+    for room in ("teacher.cache", "evaluate", "serve", "intake", "package"):
+        importlib.import_module(f"stillroom.{room}.commands").register(app)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point: a mistake is one clear message and an exit code, never a traceback."""
+    try:
+        app()
+    except StillroomError as error:
+        sys.exit(_draw(error))
+    except BrokenPipeError:
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(_draw(Interrupted("Stopped.", "The same command goes on from the last checkpoint.")))
+    except Exception as error:
+        known = translate(error)
+        if known is None:
+            raise
+        sys.exit(_draw(known))
+
+
+def _draw(error: StillroomError) -> int:
+    sys.stderr.write(f"stillroom: {error.what}\n")
+    if error.todo:
+        sys.stderr.write(f"  {error.todo}\n")
+    return error.exit_code

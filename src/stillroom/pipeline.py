@@ -1,0 +1,190 @@
+"""The order of the stages, and what each depends on. Knows nothing of how a stage does its work."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom import files
+from stillroom.errors import DiskFull, RunError, translate
+from stillroom.progress import Progress
+from stillroom.recipe import Recipe, load_recipe
+from stillroom.run import Run, Stage
+
+StageFunction = Callable[[Run, Stage, Progress], None]
+SPARE_BYTES = 64 << 20
+"""Room on the disk without which no stage is begun."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage: where its function is, and what its result depends on.
+
+    Attributes:
+        name: Name of the stage and of its folder.
+        function: ``module:function`` inside ``stillroom``, imported when it is needed.
+        sections: Parts of the recipe that it reads.
+        needs: Stages whose output it reads.
+        teacher: Whether it opens the teacher.
+    """
+
+    name: str
+    function: str
+    sections: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    teacher: bool = False
+
+    def load(self) -> StageFunction:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(importlib.import_module(f"stillroom.{module}"), name)
+        return function
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("corpus", "corpus.stage:run_stage", ("corpus",), teacher=True),
+    StageSpec("capture", "teacher.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True),
+    StageSpec("shrink", "student.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True),
+    StageSpec("distill", "train.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink")),
+    StageSpec("baseline", "train.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink")),
+    StageSpec("export", "export.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
+    StageSpec(
+        "evaluate",
+        "evaluate.stage:run_stage",
+        ("teacher", "evaluate", "compute"),
+        ("corpus", "shrink", "distill", "baseline"),
+        teacher=True,
+    ),
+)
+
+
+def stages_of(recipe: Recipe) -> list[StageSpec]:
+    """The stages that a recipe asks for, in order."""
+    return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
+
+
+def run(
+    recipe: str | Path | Recipe, root: str | Path = "runs", *, until: str | None = None, quiet: bool = False
+) -> Run:
+    """Do a recipe's whole path, or go on with it.
+
+    Finished stages whose inputs still hold are skipped; one that was cut off is resumed.
+
+    Args:
+        recipe: A recipe's file, or a recipe.
+        root: The folder that holds runs.
+        until: The last stage to do; all of them without it.
+        quiet: Draw no progress.
+
+    Returns:
+        The run, with ``summary.json`` and ``report.html`` in its folder when all stages are done.
+
+    Raises:
+        StillroomError: With a message for the user; nothing that was finished is lost.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    progress = Progress(quiet)
+    root = Path(root)
+    with _translated(root):
+        made = Run.create(loaded, root)
+        with made.locked():
+            _do(made, until, progress)
+    return made
+
+
+def run_stage(folder: str | Path, name: str, *, quiet: bool = False) -> Run:
+    """Do one stage of an existing run, and what it needs."""
+    made = Run.open(folder)
+    names = [spec.name for spec in stages_of(made.recipe)]
+    if name not in names:
+        raise RunError(f"{folder}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
+    with _translated(made.path), made.locked():
+        _do(made, name, Progress(quiet))
+    return made
+
+
+def finish(made: Run) -> dict[str, Any]:
+    """Write ``summary.json`` and ``report.html`` of a finished run again; returns the summary."""
+    from stillroom.evaluate.report import write_report
+    from stillroom.evaluate.summary import write_summary
+
+    summary = write_summary(made)
+    write_report(made, summary)
+    return summary
+
+
+def _do(made: Run, until: str | None, progress: Progress) -> None:
+    specs = stages_of(made.recipe)
+    wanted = specs if until is None else _with_needs(specs, until)
+    for spec in wanted:
+        stage = made.stage(spec.name)
+        inputs = _inputs(made, spec)
+        if stage.holds(inputs):
+            progress.say(f"{spec.name}: done before")
+            continue
+        _check_disk(made.path, spec.name)
+        progress.say(f"{spec.name}")
+        with stage.working(inputs, made.recipe.seed):
+            spec.load()(made, stage, progress)
+        shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
+    if until is None:
+        finish(made)
+
+
+def _with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
+    """A stage and everything that it needs, in order."""
+    by_name = {spec.name: spec for spec in specs}
+    wanted = {name}
+    queue = [name]
+    while queue:
+        for need in by_name[queue.pop()].needs:
+            if need in by_name and need not in wanted:
+                wanted.add(need)
+                queue.append(need)
+    return [spec for spec in specs if spec.name in wanted]
+
+
+def _inputs(made: Run, spec: StageSpec) -> dict[str, str]:
+    """Digests of everything that a stage's result depends on."""
+    sections = made.recipe.model_dump(mode="json", include={*spec.sections, "seed"})
+    inputs = {"recipe": files.digest_json(sections)}
+    if spec.teacher:
+        from stillroom.teacher.load import teacher_identity
+
+        inputs |= teacher_identity(made.recipe.teacher)
+    for need in spec.needs:
+        if need != "baseline" or made.recipe.baseline:
+            inputs[need] = made.stage(need).output_digest
+    return inputs
+
+
+def _check_disk(path: Path, name: str) -> None:
+    free = shutil.disk_usage(path).free
+    if free < SPARE_BYTES:
+        raise DiskFull(
+            f"{path}: only {free / 2**20:.0f} MiB are free, too little to begin the stage `{name}`.",
+            "Free some room and give the same command again: finished stages are kept.",
+        )
+
+
+class _translated:  # noqa: N801 - used like a function
+    """Turn low-level failures of the body into errors that a user can act on."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            return
+        place = "" if isinstance(error, OSError) and error.filename else str(self.where)
+        known = translate(error, place)
+        if known is not None and known is not error:
+            raise known from error

@@ -1,0 +1,1 @@
+"""Programs for Stillroom's developers. Nothing here is installed."""
