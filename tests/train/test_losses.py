@@ -1,0 +1,200 @@
+"""Every fused loss equals the dense formula, and its gradient equals autograd's."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from stillroom.errors import SignalError, VocabularyMismatch
+from stillroom.teacher.forward import Head
+from stillroom.teacher.signal import DenseSignal, SparseSignal
+from stillroom.train.losses.fused import FusedLoss
+from stillroom.train.losses.registry import OBJECTIVES, make_objective
+
+NAMES = sorted(OBJECTIVES)
+
+
+def dense_formula(name, student, teacher):
+    """The textbook form of each objective on log-probabilities, summed over positions."""
+    p, q = teacher.exp(), student.exp()
+    if name == "forward_kl":
+        return torch.where(p > 0, p * (teacher - student), 0.0).sum()
+    if name == "reverse_kl":
+        return (q * (student - teacher)).sum()
+    if name == "jensen_shannon":
+        middle = torch.log((p + q) / 2)
+        return 0.5 * (p * (teacher - middle)).sum() + 0.5 * (q * (student - middle)).sum()
+    return 0.5 * (p - q).abs().sum()
+
+
+def plain_logits(hidden, matrix, head):
+    logits = hidden @ matrix.T
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    positions=st.integers(1, 23),
+    chunk=st.integers(1, 30),
+    temperature=st.sampled_from([1.0, 0.7, 2.0]),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    softcap=st.sampled_from([None, 5.0]),
+    padding=st.integers(0, 5),
+    seed=st.integers(0, 2**16),
+)
+def test_gradients_equal_autograd(name, positions, chunk, temperature, share, bias, scale, softcap, padding, seed):
+    torch.manual_seed(seed)
+    rows, width = 37, 11
+    hidden = torch.randn(positions, width, dtype=torch.float32, requires_grad=True)
+    matrix = torch.randn(rows + padding, width, requires_grad=True)
+    offset = torch.randn(rows + padding, requires_grad=True) if bias else None
+    head = Head(matrix, offset, scale, softcap)
+    teacher = torch.log_softmax(torch.randn(positions, rows) * 2, dim=1)
+    targets = torch.randint(rows, (positions,))
+    loss = FusedLoss(make_objective(name), share, temperature, rows if padding else None, chunk)
+    result = loss(hidden, head, targets, DenseSignal(teacher))
+    result.value.backward()
+    fused = [hidden.grad.clone(), matrix.grad.clone()] + ([offset.grad.clone()] if bias else [])
+    hidden.grad = matrix.grad = None
+    if bias:
+        offset.grad = None
+    logits = plain_logits(hidden, matrix, head)[:, :rows]
+    divergence = dense_formula(name, torch.log_softmax(logits / temperature, 1), teacher)
+    entropy = functional.cross_entropy(logits, targets, reduction="sum")
+    expected = ((1 - share) * divergence + share * entropy) / positions
+    expected.backward()
+    plain = [hidden.grad, matrix.grad] + ([offset.grad] if bias else [])
+    assert float(result.value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
+    for ours, theirs in zip(fused, plain, strict=True):
+        if float(theirs.norm()) > 1e-4:
+            assert relative(ours, theirs) <= 1e-5
+        else:
+            assert float((ours - theirs).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_sparse_forward_kl_equals_the_dense_formula_on_the_scattered_weights(chunk):
+    torch.manual_seed(1)
+    hidden = torch.randn(20, 8, requires_grad=True)
+    matrix = torch.randn(50, 8, requires_grad=True)
+    ids = torch.randint(50, (20, 6))  # ids may stand twice
+    weights = torch.rand(20, 6)
+    weights[3] = 0.0
+    result = FusedLoss(make_objective("forward_kl"), chunk=chunk)(hidden, Head(matrix), None, SparseSignal(ids, weights))
+    result.value.backward()
+    fused = hidden.grad.clone(), matrix.grad.clone()
+    hidden.grad = matrix.grad = None
+    scattered = torch.zeros(20, 50).scatter_add_(1, ids, weights)
+    expected = -(scattered * torch.log_softmax(hidden @ matrix.T, 1)).sum() / 20
+    expected.backward()
+    assert float(result.value) == pytest.approx(float(expected), rel=1e-6)
+    assert relative(fused[0], hidden.grad) <= 1e-5
+    assert relative(fused[1], matrix.grad) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_self_distillation_has_no_loss_and_no_gradient(name):
+    torch.manual_seed(2)
+    hidden = torch.randn(9, 8, requires_grad=True)
+    matrix = torch.randn(40, 8, requires_grad=True)
+    teacher = torch.log_softmax((hidden @ matrix.T).detach(), 1)
+    result = FusedLoss(make_objective(name))(hidden, Head(matrix), None, DenseSignal(teacher))
+    result.value.backward()
+    assert abs(float(result.value)) <= 1e-6
+    assert float(hidden.grad.abs().max()) <= 1e-6
+    assert float(matrix.grad.abs().max()) <= 1e-6
+
+
+def test_padding_rows_get_probability_zero_and_no_gradient():
+    torch.manual_seed(3)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    matrix = torch.randn(32, 8)
+    matrix[20:] = 100 * hidden.detach()[0]  # a padding row that would win every time
+    matrix.requires_grad_(True)
+    targets = torch.randint(20, (5,))
+    loss = FusedLoss(None, used=20)(hidden, Head(matrix), targets)
+    loss.value.backward()
+    expected = functional.cross_entropy(hidden.detach() @ matrix.detach()[:20].T, targets)
+    assert float(loss.value) == pytest.approx(float(expected), rel=1e-6)
+    assert float(matrix.grad[20:].abs().max()) == 0.0
+
+
+def test_bfloat16_stays_within_its_own_rounding():
+    torch.manual_seed(4)
+    hidden, matrix = torch.randn(64, 32), torch.randn(200, 32) / 6
+    ids, weights = torch.randint(200, (64, 8)), torch.full((64, 8), 1 / 8)
+    values, grads = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        h = hidden.to(dtype).requires_grad_(True)
+        m = matrix.clone().requires_grad_(True)
+        result = FusedLoss(make_objective("forward_kl"), chunk=16)(h, Head(m), None, SparseSignal(ids, weights))
+        result.value.backward()
+        values.append(float(result.value))
+        grads.append(m.grad)
+    assert values[1] == pytest.approx(values[0], rel=5e-3)
+    assert grads[1].dtype == torch.float32
+    assert relative(grads[1], grads[0]) <= 2e-2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "forward_kl"])
+def test_objectives_that_are_not_linear_refuse_a_sparse_signal(name):
+    signal = SparseSignal(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1))
+    with pytest.raises(SignalError, match="not linear in the teacher's probabilities") as caught:
+        FusedLoss(make_objective(name))(torch.randn(2, 4), Head(torch.randn(5, 4)), None, signal)
+    assert "codec: {kind: dense}" in caught.value.todo
+
+
+def test_a_signal_of_another_vocabulary_is_refused():
+    with pytest.raises(VocabularyMismatch, match="names id 7, and the student has 5 ids"):
+        FusedLoss(make_objective("forward_kl"))(
+            torch.randn(1, 4), Head(torch.randn(5, 4)), None, SparseSignal(torch.tensor([[7]]), torch.ones(1, 1))
+        )
+    with pytest.raises(VocabularyMismatch, match="has 6 ids, and the student has 5"):
+        FusedLoss(make_objective("reverse_kl"))(torch.randn(1, 4), Head(torch.randn(5, 4)), None, DenseSignal(torch.zeros(1, 6)))
+
+
+def test_a_signal_of_another_length_is_refused():
+    with pytest.raises(SignalError, match="2 positions and the hidden states have 3"):
+        FusedLoss(make_objective("forward_kl"))(
+            torch.randn(3, 4), Head(torch.randn(5, 4)), None, SparseSignal(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1))
+        )
+
+
+def test_no_tensor_of_positions_by_vocabulary_exists():
+    """The largest tensor that the loss makes is one chunk of logits, whatever the number of positions."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(value, torch.Tensor):
+                    largest = max(largest, value.untyped_storage().nbytes())
+            return out
+
+    vocabulary, width, chunk = 3000, 4, 32
+    for positions in (64, 1024):
+        hidden = torch.randn(positions, width, requires_grad=True)
+        matrix = torch.randn(vocabulary, width, requires_grad=True)
+        ids = torch.randint(vocabulary, (positions, 5))
+        signal = SparseSignal(ids, torch.full((positions, 5), 0.2))
+        with Watch():
+            FusedLoss(make_objective("forward_kl"), chunk=chunk)(hidden, Head(matrix), None, signal).value.backward()
+        assert largest <= chunk * vocabulary * 4
+    assert math.isfinite(float(hidden.grad.sum()))
