@@ -189,7 +189,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quietly():
+        with quietly():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
             )
@@ -213,7 +213,7 @@ def _tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     try:
-        with _quietly():
+        with quietly():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, use_fast=True, **options
             )
@@ -279,7 +279,7 @@ def _card_licence(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep a library's own progress bars and warnings off the terminal."""
     from transformers.utils import logging
 
