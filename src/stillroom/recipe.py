@@ -141,9 +141,9 @@ def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
 def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple[str, str]:
     """What, where and what to do, of the first mistake (and how many more there are)."""
     mistakes = error.errors(include_url=False)
-    mistake = mistakes[0]
-    tags = {"text", "jsonl", "parquet", "dataset", "python_docs", "reasoning_gym"}
-    keys = [part for part in mistake["loc"]]
+    # An unknown key often explains the missing one.
+    mistake = min(mistakes, key=lambda item: item["type"] != "extra_forbidden")
+    keys = list(mistake["loc"])
     line, path, section = _locate(node, keys, Recipe)
     place = f"{name}, line {line}: `{path}`"
     allowed = ""
@@ -162,7 +162,8 @@ def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple
         context = mistake.get("ctx", {})
         found = context.get("tag")
         what = f"{place}: " + (f"`kind: {found}` is not known." if found else "a `kind:` is needed.")
-        allowed = f"Allowed: {str(context.get('expected_tags', ', '.join(sorted(tags)))).replace(chr(39), '')}."
+        expected = context.get("expected_tags") or ", ".join(_kinds(keys))
+        allowed = f"Allowed: {expected}.".replace("'", "")
     else:
         found = mistake.get("input")
         shown = "null" if found is None else repr(found)
@@ -171,6 +172,17 @@ def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple
     if len(mistakes) > 1:
         allowed += f" ({len(mistakes) - 1} more like this after it.)"
     return what, allowed
+
+
+def _kinds(keys: list[int | str]) -> list[str]:
+    """The kinds of the union at the end of a location."""
+    names = [key for key in keys if isinstance(key, str)]
+    for owner in _all_sections(Recipe):
+        if names and names[-1] in owner.model_fields:
+            tags = [_tag(model) for model in _models(owner.model_fields[names[-1]].annotation)]
+            if all(tags):
+                return [tag for tag in tags if tag]
+    return []
 
 
 def _sentence(message: str) -> str:
