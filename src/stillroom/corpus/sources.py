@@ -1,0 +1,233 @@
+"""Every kind of source to documents, one at a time. Knows nothing of tokens or splits."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillroom.corpus.config import (
+    DatasetSource,
+    JsonlSource,
+    ParquetSource,
+    PythonDocsSource,
+    ReasoningGymSource,
+    Source,
+    TextSource,
+)
+from stillroom.corpus.documents import Document, document_of
+from stillroom.errors import CorpusError, MissingDependency, translate
+
+SHORTEST_DOCSTRING = 200
+"""Characters under which docstrings say too little to be a document."""
+
+
+def read_source(source: Source) -> Iterator[Document]:
+    """The documents of a source, in a fixed order.
+
+    Raises:
+        CorpusError: Something is missing, unreadable or of the wrong shape; names file and line or offset.
+        MissingDependency: The source needs an extra that is not installed.
+    """
+    match source:
+        case TextSource():
+            yield from _text(source)
+        case JsonlSource():
+            yield from _jsonl(source)
+        case ParquetSource():
+            yield from _parquet(source)
+        case DatasetSource():
+            yield from _dataset(source)
+        case PythonDocsSource():
+            yield from _python_docs(source)
+        case ReasoningGymSource():
+            yield from _reasoning_gym(source)
+
+
+def name_of(source: Source) -> str:
+    """How messages and the ledger call a source."""
+    match source:
+        case TextSource() | JsonlSource() | ParquetSource():
+            return str(source.path)
+        case DatasetSource():
+            return source.name
+        case PythonDocsSource():
+            return "Python's own documentation"
+        case ReasoningGymSource():
+            return f"reasoning-gym: {', '.join(source.tasks)}"
+
+
+def _files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise CorpusError(f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder.")
+    found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+    if not found:
+        raise CorpusError(f"{path}: no file fits {', '.join(patterns)}.", "Check `path` and `pattern`.")
+    return found
+
+
+def _read(path: Path, encoding: str) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise translate(error) or CorpusError(f"{path}: cannot be read: {error.strerror}.", "Check the file.") from None
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path}: the bytes at offset {error.start} are not {encoding}.",
+            "Name the right `encoding` in the recipe, or save the file as UTF-8.",
+        ) from None
+    except LookupError:
+        raise CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.") from None
+
+
+def _text(source: TextSource) -> Iterator[Document]:
+    for path in _files(source.path, source.pattern):
+        yield Document(text=_read(path, source.encoding), where=str(path))
+
+
+def _jsonl(source: JsonlSource) -> Iterator[Document]:
+    for path in _files(source.path, ("**/*.jsonl", "**/*.ndjson")):
+        try:
+            with open(path, "rb") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        where = f"{path}, line {number}"
+                        yield document_of(_row(line, where), source.text_key, source.messages_key, where)
+        except OSError as error:
+            raise translate(error) or CorpusError(f"{path}: cannot be read: {error.strerror}.", "Check it.") from None
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line.", "Save the file as UTF-8.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise CorpusError(f"{where}: not valid JSON: {reason}.", "Each line holds one JSON object.") from None
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: not a JSON object.", 'A line looks like {"text": "…"}.')
+    return row
+
+
+def _parquet(source: ParquetSource) -> Iterator[Document]:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError:
+        raise MissingDependency("Parquet files need pyarrow.", "Install it: pip install 'stillroom[datasets]'") from None
+    for path in _files(source.path, ("**/*.parquet",)):
+        number = 0
+        try:
+            file = parquet.ParquetFile(path)
+            keys = [key for key in (source.text_key, source.messages_key) if key]
+            columns = [key for key in keys if key in file.schema_arrow.names] or None
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield document_of(row, source.text_key, source.messages_key, f"{path}, row {number}")
+        except (ArrowException, OSError) as error:
+            raise translate(error) or CorpusError(
+                f"{path}: not a whole Parquet file: {str(error).splitlines()[0]}", "Copy or write it again."
+            ) from None
+
+
+def _dataset(source: DatasetSource) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingDependency(
+            "Hugging Face datasets need the package `datasets`.", "Install it: pip install 'stillroom[datasets]'"
+        ) from None
+    try:
+        if (Path(source.name) / "dataset_dict.json").is_file() or (Path(source.name) / "state.json").is_file():
+            data = datasets.load_from_disk(source.name)
+            if isinstance(data, datasets.DatasetDict):
+                if source.split not in data:
+                    raise CorpusError(
+                        f"{source.name}: no split `{source.split}`; there are: {', '.join(data)}.", "Change `split`."
+                    )
+                data = data[source.split]
+        else:
+            data = datasets.load_dataset(
+                source.name, source.config, split=source.split, revision=source.revision, trust_remote_code=None
+            )
+    except CorpusError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise translate(error, source.name) or CorpusError(
+            f"The dataset {source.name} cannot be read: {reason}.",
+            "Check the name, the split and the network, or give a folder.",
+        ) from None
+    for number, row in enumerate(data, 1):
+        yield document_of(row, source.text_key, source.messages_key, f"{source.name}, row {number}")
+
+
+def _python_docs(source: PythonDocsSource) -> Iterator[Document]:
+    if "topics" in source.parts:
+        from pydoc_data.topics import topics
+
+        for name in sorted(topics):
+            yield Document(text=topics[name].strip() + "\n", where=f"pydoc topic {name}")
+    if "docstrings" in source.parts:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        for path in sorted(root.glob("*.py")) + sorted(root.glob("[a-z]*/*.py")):
+            if path.parent.name in ("site-packages", "test", "idlelib", "lib2to3", "pydoc_data", "turtledemo"):
+                continue
+            for name, text in _docstrings(path):
+                if len(text) >= SHORTEST_DOCSTRING:
+                    yield Document(text=text, where=f"{path}, {name}")
+
+
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """The docstrings of a module and of each top-level class or function with what it holds; nothing is imported."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+
+    def visit(node: ast.AST, prefix: str) -> Iterator[str]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}{node.name}"
+            found = ast.get_docstring(node)
+            if found and not node.name.startswith("_"):
+                arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
+                yield f"{name}{arguments}\n\n{found}"
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child, f"{name}.")
+
+    own = ast.get_docstring(tree)
+    if own:
+        yield path.stem, f"{path.stem}\n\n{own}\n"
+    for node in tree.body:
+        text = "\n\n".join(visit(node, f"{path.stem}."))
+        if text:
+            yield getattr(node, "name", ""), text + "\n"
+
+
+def _reasoning_gym(source: ReasoningGymSource) -> Iterator[Document]:
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise MissingDependency(
+            "Generated questions need the package `reasoning-gym`.", "Install it: pip install 'stillroom[reasoning]'"
+        ) from None
+    for task in source.tasks:
+        try:
+            data = reasoning_gym.create_dataset(task, size=source.count, seed=0)
+        except ValueError as error:
+            raise CorpusError(f"reasoning-gym has no task `{task}`: {error}.", "Change `tasks`.") from None
+        for number, item in enumerate(data, 1):
+            messages = (
+                {"role": "user", "content": str(item["question"])},
+                {"role": "assistant", "content": str(item["answer"])},
+            )
+            yield Document(messages=messages, where=f"reasoning-gym {task}, question {number}")

@@ -1,0 +1,29 @@
+"""The stage `corpus`: the recipe's sources, split and packed. Knows nothing of models' weights."""
+
+from __future__ import annotations
+
+from stillroom import files
+from stillroom.corpus.build import build_corpus
+from stillroom.progress import Progress
+from stillroom.run import Run, Stage
+from stillroom.teacher.load import load_tokenizer
+
+
+def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
+    """Build the corpus with the teacher's tokenizer."""
+    recipe = run.recipe
+    progress.say("  loading the teacher's tokenizer")
+    tokenizer = load_tokenizer(recipe.teacher)
+    corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress)
+    for name, sequences in corpus.splits.items():
+        sequences.save(stage.path / f"{name}.safetensors")
+    with files.replacing(stage.path / "tokenizer") as beside:
+        tokenizer.save_pretrained(beside)
+    files.write_json(stage.path / "ledger.json", corpus.ledger)
+    counts = {name: sequences.tokens for name, sequences in corpus.splits.items()}
+    stage.notes.update(
+        tokens=counts, documents=corpus.ledger["documents"], duplicates=corpus.ledger["duplicates"], empty=corpus.ledger["empty"]
+    )
+    words = ", ".join(f"{value:,} {name}" for name, value in counts.items())
+    dropped = f"; dropped {corpus.ledger['duplicates']:,} duplicates and {corpus.ledger['empty']:,} empty documents"
+    progress.say(f"  tokens: {words}{dropped}")
