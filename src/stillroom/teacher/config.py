@@ -43,9 +43,11 @@ class ThresholdCodec(Section):
     """Threshold sampling with a systematic tail: unbiased, and of least variance for its size."""
 
     kind: Literal["threshold"] = "threshold"
-    tau: float = Field(default=1 / 32, gt=0, le=1)
+    tau: float = Field(default=1 / 24, gt=0, le=1)
     """Ids of at least this probability are kept with their value; a rarer one is kept with probability p/tau and then
     stands for tau."""
+    draws: int = Field(default=1, ge=1, le=16)
+    """Independent draws of every position; they are averaged when the cache is read."""
 
 
 class TopKCodec(Section):

@@ -1,0 +1,64 @@
+"""`stillroom cache info|verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillroom.errors import CacheDamaged
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A cache's folder, such as runs/quickstart/capture/cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `cache`."""
+    group = typer.Typer(help="Look into a teacher cache, and verify it.", no_args_is_help=True)
+    group.command()(info)
+    group.command()(verify)
+    app.add_typer(group, name="cache")
+
+
+def info(folder: Folder, as_json: Json = False) -> None:
+    """Say what a cache holds."""
+    from stillroom.teacher.cache.reader import TeacherCache
+
+    cache = TeacherCache.open(folder)
+    facts = {
+        "sequences": len(cache.digests),
+        "positions": cache.positions,
+        "shards": len(cache.manifest.shards),
+        "bytes_per_position": round(cache.bytes_per_position, 3),
+        **cache.identity.model_dump(mode="json"),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            typer.echo(f"{key:<20} {value}")
+
+
+def verify(folder: Folder, as_json: Json = False) -> None:
+    """Check every shard; what is damaged is named and quarantined, and the next capture makes it again."""
+    from stillroom.teacher.cache.reader import TeacherCache
+
+    damages = TeacherCache.verify_folder(folder)
+    whole = TeacherCache.open(folder)
+    if as_json:
+        report = {
+            "whole": len(whole.manifest.shards),
+            "positions": whole.positions,
+            "damaged": [vars(damage) for damage in damages],
+        }
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        typer.echo(f"{len(whole.manifest.shards)} shards with {whole.positions:,} positions are whole.")
+    if damages:
+        words = "; ".join(f"{damage.shard} {damage.reason}" for damage in damages)
+        raise CacheDamaged(
+            f"{folder}: {len(damages)} damaged: {words}.",
+            "They were moved to quarantine/; the next capture makes them again.",
+        )

@@ -1,0 +1,165 @@
+"""Reads a cache: any sequence, in any order, in constant memory; and verifies it. Knows nothing of models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stillroom import files
+from stillroom.errors import SignalError
+from stillroom.teacher.cache.codec import make_codec
+from stillroom.teacher.cache.manifest import NAME, Manifest
+from stillroom.teacher.cache.shard import ShardReader
+from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that is not what the manifest says."""
+
+    shard: str
+    reason: str
+    sequences: int
+
+
+class TeacherCache:
+    """A cache, opened for reading. Use :meth:`open`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.identity = manifest.identity
+        self._codec = make_codec(manifest.identity.codec, manifest.identity.vocabulary_size)
+        self._shards = [ShardReader(folder, entry) for entry in manifest.shards]
+        self._places: dict[str, tuple[int, int]] = {}
+        for number, shard in enumerate(self._shards):
+            for index, digest in enumerate(shard.digests):
+                self._places[digest] = (number, index)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TeacherCache:
+        """Open a cache.
+
+        Raises:
+            SignalError: There is no cache that this program can read.
+            CacheDamaged: A shard is missing or has the wrong size.
+        """
+        return cls(Path(folder), Manifest.load(Path(folder)))
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._places
+
+    @property
+    def digests(self) -> list[str]:
+        """Addresses of all sequences."""
+        return list(self._places)
+
+    @property
+    def positions(self) -> int:
+        """Positions of all sequences."""
+        return sum(entry.positions for entry in self.manifest.shards)
+
+    @property
+    def bytes_per_position(self) -> float:
+        """Bytes on disk a position: shards with their indices, and the manifest."""
+        stored = sum(entry.bytes for entry in self.manifest.shards) + (self.folder / NAME).stat().st_size
+        return stored / max(1, self.positions)
+
+    def require(self, **wanted: object) -> None:
+        """Refuse a cache that was captured otherwise.
+
+        Args:
+            wanted: Fields of the identity with the values that they must have.
+
+        Raises:
+            SignalError: A field differs.
+        """
+        for key, value in wanted.items():
+            there = getattr(self.identity, key)
+            if there != value:
+                raise SignalError(
+                    f"{self.folder}: the cache was captured with `{key}` {there}, and the recipe asks for {value}.",
+                    "Capture again, or change the recipe.",
+                )
+
+    def read(self, digests: list[str]) -> tuple[Signal, list[int]]:
+        """The signals of sequences, one after the other, and the number of positions of each.
+
+        Raises:
+            SignalError: A sequence is not in the cache.
+            CacheDamaged: Bytes are not what the format says.
+        """
+        signals: list[Signal] = []
+        counts: list[int] = []
+        for digest in digests:
+            number, index = self._place(digest)
+            shard = self._shards[number]
+            counts.append(int(shard.positions[index]))
+            signals.append(self._codec.decode(shard.data(index), counts[-1]))
+        return _together(signals), counts
+
+    def entropy(self, digest: str) -> float:
+        """The teacher's entropy summed over a sequence's positions, nats."""
+        number, index = self._place(digest)
+        return float(self._shards[number].entropy[index])
+
+    def _place(self, digest: str) -> tuple[int, int]:
+        place = self._places.get(digest)
+        if place is None:
+            raise SignalError(
+                f"{self.folder}: the cache does not hold the sequence {digest[:12]}….", "Capture this corpus first."
+            )
+        return place
+
+    @staticmethod
+    def verify_folder(folder: str | Path) -> list[Damage]:
+        """Compare every shard with the manifest: presence, size, SHA-256.
+
+        A damaged shard is moved to ``quarantine/`` and taken out of the manifest, so that the next capture makes its
+        sequences again. Shards that the manifest does not name are left by a kill and removed.
+
+        Returns:
+            What was wrong.
+        """
+        folder = Path(folder)
+        manifest = Manifest.load(folder)
+        damages: list[Damage] = []
+        whole = []
+        for entry in manifest.shards:
+            path = folder / entry.name
+            if not path.is_file():
+                reason = "is missing"
+            elif path.stat().st_size != entry.bytes:
+                reason = f"has {path.stat().st_size} bytes instead of {entry.bytes}"
+            elif files.digest_file(path) != entry.sha256:
+                reason = "has another SHA-256 than the manifest says"
+            else:
+                whole.append(entry)
+                continue
+            damages.append(Damage(entry.name, reason, entry.sequences))
+            if path.is_file():
+                (folder / QUARANTINE).mkdir(exist_ok=True)
+                os.replace(path, folder / QUARANTINE / entry.name)
+        if damages:
+            manifest.model_copy(update={"shards": tuple(whole)}).save(folder)
+        named = {entry.name for entry in manifest.shards}
+        for path in folder.glob("shard-*.safetensors"):
+            if path.name not in named:
+                path.unlink()
+        return damages
+
+
+def _together(signals: list[Signal]) -> Signal:
+    """Signals one after the other; sparse ones are padded to the widest with weight 0."""
+    if all(isinstance(signal, DenseSignal) for signal in signals):
+        return DenseSignal(torch.cat([signal.logprobs for signal in signals if isinstance(signal, DenseSignal)]))
+    sparse = [signal for signal in signals if isinstance(signal, SparseSignal)]
+    wide = max(signal.ids.shape[1] for signal in sparse)
+    ids = [torch.nn.functional.pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in sparse]
+    weights = [torch.nn.functional.pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in sparse]
+    return SparseSignal(torch.cat(ids), torch.cat(weights), all(signal.unbiased for signal in sparse))

@@ -1,0 +1,56 @@
+"""The top-k codec: the most probable ids and the mass they miss. Biased: what is dropped is never seen. Knows no files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from stillroom.teacher.cache.codec import SignalCodec
+from stillroom.teacher.cache.columns import ColumnReader, id_width, pack_columns
+from stillroom.teacher.signal import SparseSignal
+
+
+class TopK(SignalCodec):
+    """k ids a position, most probable first, their probabilities as float16, and the missing mass as float16.
+
+    The decoded weights are the probabilities themselves, not renormalised; the mass that they miss is
+    :meth:`missing_mass`, and one minus their sum up to the rounding of float16.
+    """
+
+    def __init__(self, k: int, vocabulary_size: int) -> None:
+        self.k = min(k, vocabulary_size)
+        self.width = id_width(vocabulary_size)
+
+    def encode(self, logprobs: torch.Tensor, random: np.random.Generator) -> bytes:  # noqa: ARG002
+        """See :meth:`SignalCodec.encode`."""
+        best, ids = logprobs.topk(self.k, dim=1)
+        probabilities = best.exp()
+        missing = (1.0 - probabilities.sum(1)).clamp_min(0.0)
+        return pack_columns(
+            [
+                (_half_bits(missing), 2),
+                (ids.numpy().reshape(-1), self.width),
+                (_half_bits(probabilities.reshape(-1)), 2),
+            ]
+        )
+
+    def decode(self, data: bytes, count: int) -> SparseSignal:
+        """See :meth:`SignalCodec.decode`."""
+        reader = ColumnReader(data)
+        reader.column(count, 2)
+        ids = reader.column(count * self.k, self.width).reshape(count, self.k)
+        weights = _from_half_bits(reader.column(count * self.k, 2)).reshape(count, self.k)
+        return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights), unbiased=False)
+
+    def missing_mass(self, data: bytes, count: int) -> torch.Tensor:
+        """The mass that the k ids of each position miss, [N] float32."""
+        return torch.from_numpy(_from_half_bits(ColumnReader(data).column(count, 2)))
+
+
+def _half_bits(values: torch.Tensor) -> np.ndarray:
+    bits: np.ndarray = values.to(torch.float16).numpy().view(np.uint16)
+    return bits
+
+
+def _from_half_bits(bits: np.ndarray) -> np.ndarray:
+    return bits.astype(np.uint16).view(np.float16).astype(np.float32)
