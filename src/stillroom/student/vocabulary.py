@@ -1,0 +1,166 @@
+"""The map from the teacher's ids to the student's, and signals carried through it. Knows nothing of tokenizers or models.
+
+A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher would
+say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its expansion.
+That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can never occur (a
+padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left out.
+
+Legend: L tokens, N positions, K entries a position, V_t teacher's ids, V_s rows of the student's output.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stillroom import files
+from stillroom.errors import VocabularyMismatch
+from stillroom.teacher.signal import SparseSignal
+
+NEVER = -1
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyMap:
+    """Teacher's ids to student's ids.
+
+    Attributes:
+        offsets: Where the pieces of each teacher's id begin in ``pieces``, [V_t + 1] int64.
+        pieces: The pieces of all ids one after the other, int64.
+        student_size: Rows of the student's output, with padding rows.
+        student_used: Rows that are real ids; they come first.
+    """
+
+    offsets: torch.Tensor
+    pieces: torch.Tensor
+    student_size: int
+    student_used: int
+
+    @classmethod
+    def identity(cls, size: int) -> VocabularyMap:
+        """The map of a student that has the teacher's vocabulary."""
+        return cls(torch.arange(size + 1), torch.arange(size), size, size)
+
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[Sequence[int]], student_size: int, student_used: int) -> VocabularyMap:
+        """The map of expansions: one list of student's ids a teacher's id; an empty one for an id that never occurs."""
+        counts = torch.tensor([len(part) for part in pieces], dtype=torch.int64)
+        offsets = torch.zeros(len(pieces) + 1, dtype=torch.int64)
+        offsets[1:] = counts.cumsum(0)
+        flat = torch.tensor([piece for part in pieces for piece in part], dtype=torch.int64)
+        return cls(offsets, flat, student_size, student_used)
+
+    @property
+    def teacher_size(self) -> int:
+        """Ids of the teacher."""
+        return self.offsets.shape[0] - 1
+
+    @functools.cached_property
+    def lengths(self) -> torch.Tensor:
+        """Pieces of each teacher's id, [V_t] int64."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @functools.cached_property
+    def first(self) -> torch.Tensor:
+        """The student's id of the first piece of each teacher's id, [V_t] int64; -1 for an id that never occurs."""
+        first = torch.full((self.teacher_size,), NEVER, dtype=torch.int64)
+        occurs = self.lengths > 0
+        first[occurs] = self.pieces[self.offsets[:-1][occurs]]
+        return first
+
+    @functools.cached_property
+    def is_identity(self) -> bool:
+        """Whether every id stands for itself."""
+        size = self.teacher_size
+        return (
+            size == self.student_size
+            and torch.equal(self.first, torch.arange(size))
+            and bool((self.lengths == 1).all())
+        )
+
+    def expand(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Teacher's ids in the student's pieces.
+
+        Args:
+            ids: Teacher's ids, [L].
+
+        Returns:
+            Student's ids, and for each the index of the teacher's token that it came from; both int64 of one length.
+
+        Raises:
+            VocabularyMismatch: An id is not one that the student can say.
+        """
+        ids = ids.to(torch.int64)
+        outside = (ids < 0) | (ids >= self.teacher_size)
+        lengths = torch.where(outside, 0, self.lengths[ids.clamp(0, self.teacher_size - 1)])
+        if bool((lengths == 0).any()):
+            wrong = int(ids[(lengths == 0)][0])
+            raise VocabularyMismatch(
+                f"The text has the teacher's id {wrong}, which the student has no pieces for.",
+                "Make the corpus and the student again with the same teacher.",
+            )
+        source = torch.repeat_interleave(torch.arange(ids.shape[0]), lengths)
+        within = torch.arange(source.shape[0]) - (lengths.cumsum(0) - lengths)[source]
+        return self.pieces[self.offsets[:-1][ids][source] + within], source
+
+    def project_sparse(self, signal: SparseSignal) -> SparseSignal:
+        """A sparse signal in the student's ids; the same id may stand more than once, its weights add up."""
+        if self.is_identity:
+            return signal
+        ids = self.first.to(signal.ids.device)[signal.ids]
+        never = ids == NEVER
+        return SparseSignal(ids.masked_fill(never, 0), signal.weights.masked_fill(never, 0.0), signal.unbiased)
+
+    def project_dense(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is none.
+
+        The mass on ids that never occur is left out and the rest normalised again.
+        """
+        if self.is_identity:
+            return logprobs
+        first = self.first.to(logprobs.device)
+        occurs = first != NEVER
+        # Sums of probabilities lose the small ones to rounding; against the row's largest they keep their digits.
+        largest = logprobs.max(dim=1, keepdim=True).values
+        mass = torch.zeros(logprobs.shape[0], self.student_size, dtype=logprobs.dtype, device=logprobs.device)
+        mass.index_add_(1, first[occurs], (logprobs[:, occurs] - largest).exp())
+        # An id that stands alone keeps its own value, which may be smaller than a float's least exponential.
+        projected = mass.log() + largest
+        alone = torch.zeros(self.student_size, dtype=torch.int64, device=logprobs.device)
+        alone.index_add_(0, first[occurs], torch.ones_like(first[occurs]))
+        single = occurs & (alone[first.clamp(min=0)] == 1)
+        projected[:, first[single]] = logprobs[:, single]
+        return projected if bool(occurs.all()) else projected - projected.logsumexp(1, keepdim=True)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, atomically."""
+        from safetensors.torch import save_file
+
+        sizes = torch.tensor([self.teacher_size, self.student_size, self.student_used])
+        with files.replacing(path) as beside:
+            save_file(
+                {"offsets": self.offsets.contiguous(), "pieces": self.pieces.contiguous(), "sizes": sizes}, beside
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> VocabularyMap:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            VocabularyMismatch: The file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path)
+            _, size, used = tensors["sizes"].tolist()
+            return cls(tensors["offsets"], tensors["pieces"], size, used)
+        except (SafetensorError, KeyError, FileNotFoundError, ValueError) as error:
+            raise VocabularyMismatch(
+                f"{path}: the vocabulary map cannot be read: {error}.", "Run the stage `shrink` again."
+            ) from None
