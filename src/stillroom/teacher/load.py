@@ -132,6 +132,13 @@ def load_student(folder: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedToken
     return _from_pretrained(folder, dtype), _tokenizer(folder)
 
 
+def save_model(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a Hugging Face folder, whole or not at all."""
+    with files.replacing(folder) as beside, quietly():
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
 def model_folder(name: str, revision: str | None) -> Path:
     """The local folder of a Hugging Face model: the folder itself, or the hub's snapshot of a name."""
     folder = Path(name)

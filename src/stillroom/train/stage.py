@@ -11,7 +11,7 @@ from stillroom.progress import Progress
 from stillroom.run import Run, Stage
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.load import load_student
+from stillroom.teacher.load import load_student, save_model
 from stillroom.train.batches import BatchSource
 from stillroom.train.loop import Training
 
@@ -52,9 +52,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
     )
     training.folder.mkdir(parents=True, exist_ok=True)
     state = training.run()
-    with files.replacing(stage.path / "model") as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    save_model(model, tokenizer, stage.path / "model")
     files.write_json(stage.path / "history.json", {"validations": state.history, "best_step": state.best_step})
     stage.notes.update(
         steps=state.step,

@@ -1,0 +1,66 @@
+"""Cuts embedding and output matrix to the ids that a student keeps. Knows nothing of tokenizers.
+
+Legend: S student rows, H hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def keep_rows(model: Any, kept: list[int], rows: int) -> None:
+    """Leave only these ids in a model; rows behind them are zero.
+
+    Args:
+        model: A causal language model, tied or untied; changed in place.
+        kept: The teacher's ids in the order of the student's.
+        rows: Rows of the student, at least as many as ids.
+    """
+    embedding = model.get_input_embeddings()
+    output = model.get_output_embeddings()
+    tied = output.weight is embedding.weight
+    index = torch.tensor(kept, device=embedding.weight.device)
+    embedding.weight = nn.Parameter(_pick(embedding.weight, index, rows))
+    embedding.num_embeddings = rows
+    if embedding.padding_idx is not None:
+        embedding.padding_idx = kept.index(embedding.padding_idx) if embedding.padding_idx in kept else None
+    if tied:
+        output.weight = embedding.weight
+    else:
+        output.weight = nn.Parameter(_pick(output.weight, index, rows))
+    if output.bias is not None:
+        output.bias = nn.Parameter(_pick(output.bias, index, rows))
+    output.out_features = rows
+    model.config.vocab_size = rows
+    model.vocab_size = rows
+    if hasattr(model.base_model, "vocab_size"):
+        model.base_model.vocab_size = rows
+
+
+def renumber_config(model: Any, kept: list[int]) -> None:
+    """Translate the special ids of a model's configs; one that was not kept is dropped."""
+    new_ids = {old: new for new, old in enumerate(kept)}
+
+    def translate(value: Any) -> Any:
+        if isinstance(value, list):
+            found = [new_ids[item] for item in value if item in new_ids]
+            return found or None
+        return new_ids.get(value)
+
+    for config in (model.config, model.generation_config):
+        if config is None:
+            continue
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+            value = getattr(config, key, None)
+            if value is not None:
+                setattr(config, key, translate(value))
+
+
+def _pick(values: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
+    found = torch.zeros(rows, *values.shape[1:], dtype=values.dtype, device=values.device)
+    found[: len(index)] = values[index]
+    return found

@@ -1,0 +1,133 @@
+"""How much each layer does, measured in one pass over a sample of the user's own text. Knows nothing of cutting.
+
+Legend: B sequences, L tokens, H hidden width, P positions with a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.student.adapters import Adapter
+from stillroom.teacher.forward import hidden_states, logits_from_hidden
+
+POSITIONS = 1024
+"""Positions on which a candidate's KL is measured."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of packed sequences: one half measures and fits, the other judges."""
+
+    fit: Sequences
+    judge: Sequences
+
+    @classmethod
+    def of(cls, sequences: Sequences, tokens: int) -> Sample:
+        """The first sequences of a split, about ``tokens`` tokens, in two halves."""
+        count = max(2, min(len(sequences), round(tokens / sequences.length)))
+        part = sequences.take(count)
+        middle = max(1, count // 2)
+        judge = Sequences(
+            part.ids[middle:],
+            part.segments[middle:],
+            part.loss_mask[middle:],
+            part.documents[middle:],
+            part.token_bytes[middle:],
+            part.document_sources,
+        )
+        return cls(part.take(middle), judge if len(judge) else part)
+
+
+@contextmanager
+def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Catch the first input, or the output, of modules while the body runs a forward pass; float32, [B · L, H]."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, value: Any) -> None:
+        tensor = value[0] if isinstance(value, tuple) else value
+        caught[name] = tensor.detach().flatten(0, 1).float()
+
+    handles = []
+    for name, module in modules.items():
+        if inputs:
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, kwargs, name=name: keep(name, args[0] if args else kwargs["hidden_states"]),
+                    with_kwargs=True,
+                )
+            )
+        else:
+            handles.append(module.register_forward_hook(lambda _m, _a, output, name=name: keep(name, output)))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def block_influence(model: Any, adapter: Adapter, sample: Sequences) -> list[float]:
+    """One minus the cosine between a layer's input and output, mean over tokens (Men et al. 2024, arXiv 2403.03853).
+
+    Args:
+        model: The teacher.
+        adapter: Its family.
+        sample: Sequences to measure on.
+    """
+    layers = adapter.layers(model)
+    real = (sample.segments >= 0).flatten()
+    sums = torch.zeros(len(layers), dtype=torch.float64)
+    named = {str(index): layer for index, layer in enumerate(layers)}
+    for start in range(len(sample)):
+        one = slice(start, start + 1)
+        with watching(named, inputs=True) as inputs, watching(named, inputs=False) as outputs:
+            hidden_states(model, sample.ids[one], sample.positions[one])
+        chosen = real[start * sample.length : (start + 1) * sample.length]
+        for index in range(len(layers)):
+            before, after = inputs[str(index)][chosen], outputs[str(index)][chosen]
+            sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
+    influence: list[float] = (sums / int(real.sum())).tolist()
+    return influence
+
+
+@torch.no_grad()
+def block_distances(model: Any, adapter: Adapter, sample: Sequences, width: int) -> list[float]:
+    """Angular distance between the input of layer i and of layer i + width, for every i (Gromov et al., arXiv 2403.17887)."""
+    layers = adapter.layers(model)
+    real = (sample.segments >= 0).flatten()
+    named = {str(index): layer for index, layer in enumerate(layers)}
+    last = {"last": layers[-1]}
+    sums = torch.zeros(len(layers) - width + 1, dtype=torch.float64)
+    for start in range(len(sample)):
+        one = slice(start, start + 1)
+        with watching(named, inputs=True) as inputs, watching(last, inputs=False) as outputs:
+            hidden_states(model, sample.ids[one], sample.positions[one])
+        chosen = real[start * sample.length : (start + 1) * sample.length]
+        states = [inputs[str(index)][chosen] for index in range(len(layers))] + [outputs["last"][chosen]]
+        for index in range(len(sums)):
+            cosine = torch.cosine_similarity(states[index], states[index + width], dim=1).clamp(-1, 1)
+            sums[index] += (torch.arccos(cosine) / torch.pi).sum().double()
+    distances: list[float] = (sums / int(real.sum())).tolist()
+    return distances
+
+
+@torch.no_grad()
+def judged_logprobs(model: Any, sample: Sequences) -> torch.Tensor:
+    """Log-probabilities of the sample's first positions with a target, [P, V] float32; P is at most 1,024."""
+    hidden = hidden_states(model, sample.ids, sample.positions).flatten(0, 1)
+    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
+    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
+    return torch.log_softmax(logits_from_hidden(model, hidden[chosen]), dim=1)
+
+
+@torch.no_grad()
+def judged_kl(teacher: torch.Tensor, model: Any, sample: Sequences) -> float:
+    """Mean KL(teacher ‖ model) in nats a token on the same positions as ``teacher``, [P, V] log-probabilities."""
+    student = judged_logprobs(model, sample)
+    return float((teacher.exp() * (teacher - student)).sum(1).mean())
