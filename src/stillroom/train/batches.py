@@ -115,6 +115,14 @@ class BatchSource:
             signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])
         return Batch(ids, positions, chosen, flat[chosen], signal, entropy)
 
+    def speaking(self, index: int) -> torch.Tensor:
+        """Where, in the student's tokens of a sequence, the teacher speaks: one place a position with a target."""
+        return self._rows[index].speaks.nonzero().squeeze(1)
+
+    def origin(self, index: int) -> torch.Tensor:
+        """The teacher's token that each of the student's tokens of a sequence is a piece of."""
+        return self._rows[index].source
+
     def stream(self, order: list[list[int]]) -> Iterator[Batch]:
         """Batches in an order, decoded ahead on another thread."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
@@ -169,7 +177,7 @@ class BatchSource:
         last_piece = torch.ones(count, dtype=torch.bool)
         last_piece[:-1] = source[1:] != source[:-1]
         speaks = last_piece & (sequences.targets[index][keep][source] != IGNORED)
-        return _Row(student_ids, positions, targets, speaks)
+        return _Row(student_ids, positions, targets, speaks, source)
 
     def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:
         """The projected signal, with certainty of the next piece where the teacher does not speak."""
@@ -200,3 +208,4 @@ class _Row:
     positions: torch.Tensor
     targets: torch.Tensor
     speaks: torch.Tensor
+    source: torch.Tensor
