@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom import files
 from stillroom.errors import MissingDependency, TeacherError, UnsupportedModel, translate
-# INSPECT
+from stillroom.intake.inspect import require_safe
 from stillroom.teacher.config import GgufTeacher, HuggingFaceTeacher
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
-
-def require_safe(path: Path) -> None:
-    """Placeholder until the inspector lands."""
-
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md")
 
