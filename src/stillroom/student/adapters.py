@@ -1,12 +1,13 @@
-"""What differs between model families: where layers are and what of the config belongs to a layer. Knows no importance.
+"""What differs between model families: where layers, heads, widths and embeddings are. Knows no importance.
 
-One adapter a family; an unknown family is refused by name.
+One adapter a family; an unknown family is refused by name. Along which axes a matrix can be cut is a table: for each
+parameter of a layer, what its rows and columns count.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,27 @@ from stillroom.errors import UnsupportedModel
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Keys of a config that hold one entry a layer."""
 
+_ATTENTION = {
+    "self_attn.q_proj": ("queries", "hidden"),
+    "self_attn.k_proj": ("keys", "hidden"),
+    "self_attn.v_proj": ("keys", "hidden"),
+    "self_attn.o_proj": ("hidden", "queries"),
+}
+_FEED_FORWARD = {
+    "mlp.gate_proj": ("channels", "hidden"),
+    "mlp.up_proj": ("channels", "hidden"),
+    "mlp.down_proj": ("hidden", "channels"),
+}
+_HEAD_NORMS = {"self_attn.q_norm": ("head", None), "self_attn.k_norm": ("head", None)}
+
+
+def _norms(*names: str) -> dict[str, tuple[str, None]]:
+    return {name: ("norm", None) for name in names}
+
+
+_BEFORE = _norms("input_layernorm", "post_attention_layernorm")
+_AROUND = _BEFORE | _norms("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -23,12 +45,25 @@ class Adapter:
 
     Attributes:
         family: The Hugging Face ``model_type``.
-        last_product: Path, inside a layer, of the matrix whose output is added to the residual stream last; None where a
-            norm follows it, so that nothing can be folded into it.
+        axes: What rows and columns of each of a layer's modules count: ``hidden``, ``norm`` (hidden, under a root mean
+            square), ``queries`` (heads times their width), ``keys`` (key/value heads times their width), ``fused``
+            (queries, keys, values one after the other), ``channels``, ``gated`` (channels twice: gate and up),
+            ``head`` (one head's width; never cut), ``query_norm`` and ``key_norm`` (all heads under one root mean square).
+        attention_output: Path of the matrix through which attention reaches the residual stream.
+        feed_forward_output: The same of the feed-forward part.
+        norm_after: Whether a norm stands between those matrices and the stream: then nothing that is not the
+            matrix's own output can be folded into them.
+        norm_offset: What is added to a norm's stored weight (Gemma stores the weight minus one).
+        scaled_embedding: Whether embeddings are multiplied by the root of the hidden width.
     """
 
     family: str
-    last_product: str | None = "mlp.down_proj"
+    axes: dict[str, tuple[str, str | None]] = field(default_factory=lambda: _ATTENTION | _FEED_FORWARD | _BEFORE)
+    attention_output: str = "self_attn.o_proj"
+    feed_forward_output: str = "mlp.down_proj"
+    norm_after: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
 
     def layers(self, model: Any) -> nn.ModuleList:
         """The stack of layers."""
@@ -61,17 +96,46 @@ def cut_config(config: Any, kept: list[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
+def head_width(config: Any) -> int:
+    """Width of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 ADAPTERS = {
     adapter.family: adapter
     for adapter in (
         Adapter("llama"),
         Adapter("mistral"),
         Adapter("qwen2"),
-        Adapter("qwen3"),
-        Adapter("gemma2", last_product=None),
-        Adapter("gemma3_text", last_product=None),
-        Adapter("phi3"),
-        Adapter("olmo2", last_product=None),
+        Adapter("qwen3", _ATTENTION | _FEED_FORWARD | _BEFORE | _HEAD_NORMS),
+        Adapter(
+            "gemma2", _ATTENTION | _FEED_FORWARD | _AROUND, norm_after=True, norm_offset=1.0, scaled_embedding=True
+        ),
+        Adapter(
+            "gemma3_text",
+            _ATTENTION | _FEED_FORWARD | _AROUND | _HEAD_NORMS,
+            norm_after=True,
+            norm_offset=1.0,
+            scaled_embedding=True,
+        ),
+        Adapter(
+            "phi3",
+            {
+                "self_attn.qkv_proj": ("fused", "hidden"),
+                "self_attn.o_proj": ("hidden", "queries"),
+                "mlp.gate_up_proj": ("gated", "hidden"),
+                "mlp.down_proj": ("hidden", "channels"),
+            }
+            | _BEFORE,
+        ),
+        Adapter(
+            "olmo2",
+            _ATTENTION
+            | _FEED_FORWARD
+            | _norms("post_attention_layernorm", "post_feedforward_layernorm")
+            | {"self_attn.q_norm": ("query_norm", None), "self_attn.k_norm": ("key_norm", None)},
+            norm_after=True,
+        ),
         Adapter("smollm3"),
         Adapter("granite"),
     )
@@ -84,15 +148,22 @@ def adapter_of(model: Any) -> Adapter:
     Raises:
         UnsupportedModel: Its family has none.
     """
-    family = model.config.model_type
+    return adapter_for(model.config)
+
+
+def adapter_for(config: Any) -> Adapter:
+    """The adapter of a model's config. Errors as in :func:`adapter_of`."""
+    family = config.model_type
     adapter = ADAPTERS.get(family)
     if adapter is None:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
         experts = (
-            " It is a mixture of experts, which cannot be cut yet." if hasattr(model.config, "num_experts") else ""
+            " It is a mixture of experts, which cannot be cut yet." if any(hasattr(config, key) for key in keys) else ""
         )
         raise UnsupportedModel(
             f"The family `{family}` cannot be shrunk.{experts}",
-            f"Families that can: {', '.join(sorted(ADAPTERS))}. Or give an existing smaller model: `student: {{kind: existing}}`.",
+            f"Families that can: {', '.join(sorted(ADAPTERS))}. "
+            "Or give an existing smaller model: `student: {kind: existing}`.",
         )
     return adapter
 

@@ -78,7 +78,7 @@ def cut_depth(teacher: Any, adapter: Adapter, layers: int, sample: Sample, heal_
         kl = judged_kl(reference, model, sample.judge)
         healed_kl = None
         healed = False
-        if heal_runs and adapter.last_product is not None:
+        if heal_runs and not adapter.norm_after:
             repaired = copy_model(model)
             if heal(repaired, teacher, adapter, kept, sample.fit):
                 healed_kl = judged_kl(reference, repaired, sample.judge)

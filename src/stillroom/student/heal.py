@@ -1,86 +1,162 @@
-"""Repairs removed layers in closed form, before any training. Knows nothing of how layers were chosen.
+"""Repairs a cut model in closed form, before any training. Knows nothing of how the cut was chosen.
 
-A run of removed layers is replaced by the linear map that carries what is left closest to what the teacher had after the
-run, in least squares (Shopkhoev et al. 2025, arXiv 2505.02819). The map acts on the last product of the layer before the
-run and is folded into that product's matrix, so that the student has no part that its family does not have.
+A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as Shopkhoev et
+al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with F > H
+inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of SparseGPT and
+SlimGPT: arXiv 2301.00774, 2412.18110): the matrix behind them is fitted again on the inputs that are left. Layers are
+repaired from the bottom up, each on what the student, repaired so far, really produces, so that a later layer also takes
+back errors of earlier ones.
 
-Legend: N tokens, H hidden width, F feed-forward width.
+Every token weighs one over its mean square: what follows reads the stream through a norm, which divides by its root.
+
+Legend: N tokens of the sample, F inputs of the matrix, H hidden width.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.student.adapters import Adapter
-from stillroom.student.importance import watching
-from stillroom.teacher.forward import hidden_states
+from stillroom.student.layerwise import Layerwise
+from stillroom.student.narrow import Widths
 
-RIDGE = 1e-2
-"""Pull of the map to the identity, as a share of the mean square of what it acts on."""
-
-
-def runs_of_removed(kept: list[int], count: int) -> list[tuple[int, int]]:
-    """Runs of removed layers that have a kept layer before them: (place in the student of that layer, last removed)."""
-    ends = [*kept, count]
-    return [(place, after - 1) for place, (before, after) in enumerate(pairwise(ends)) if after - before > 1]
+RIDGE = 0.3
+"""Pull of the fitted matrix to the old one, as a share of the mean square of its inputs."""
 
 
 @torch.no_grad()
-def heal(student: Any, teacher: Any, adapter: Adapter, kept: list[int], sample: Sequences) -> int:
-    """Fold a map into the layer before every run of removed layers, from the bottom up; returns how many were folded.
-
-    Every map is fitted on what the student, repaired so far, really produces.
+def heal(
+    student: Any,
+    teacher: Any,
+    adapter: Adapter,
+    kept: list[int],
+    sample: Sequences,
+    widths: Widths | None = None,
+    moved: Callable[[], None] = lambda: None,
+) -> int:
+    """Fit the matrices behind everything that was removed; returns how many were fitted.
 
     Args:
-        student: The teacher without the removed layers; changed in place.
+        student: The cut teacher; changed in place.
         teacher: The teacher.
-        adapter: Their family; one without a foldable product is left alone.
+        adapter: Their family. Where a norm stands behind a matrix, what removed layers did cannot be folded into it;
+            removed channels, heads and widths are made up for all the same.
         kept: Indices of the teacher's layers that the student has.
         sample: Sequences to fit on.
+        widths: The cut of widths, if there was one.
+        moved: Called after every layer of the student.
     """
-    if adapter.last_product is None:
-        return 0
-    teacher_layers = adapter.layers(teacher)
-    student_layers = adapter.layers(student)
-    runs = runs_of_removed(kept, len(teacher_layers))
-    real = (sample.segments >= 0).flatten()
-    wanted = {str(last): teacher_layers[last] for _, last in runs}
-    with watching(wanted, inputs=False) as targets:
-        hidden_states(teacher, sample.ids, sample.positions)
+    widths = widths or Widths()
+    ours, theirs = Layerwise(student, adapter, sample), Layerwise(teacher, adapter, sample)
     scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
-    for place, last in runs:
-        layer = student_layers[place]
-        product = layer.get_submodule(adapter.last_product)
-        with watching({"product": product}, False) as produced, watching({"layer": layer}, False) as left:
-            hidden_states(student, sample.ids, sample.positions)
-        acted = produced["product"][real] * scale  # [N, H]
-        rest = left["layer"][real] - acted
-        fold(product, ridge_map(acted, targets[str(last)][real] - rest))
-    return len(runs)
+    narrow_ffn = widths.channels is not None or widths.hidden is not None
+    narrow_attention = widths.groups is not None or widths.hidden is not None
+    hidden = widths.hidden
+    ends = [*kept[1:], len(theirs.layers)]
+    fitted = 0
+    first, last = _to_fit(kept, ends, narrow_ffn or narrow_attention, adapter)
+    if first > 0:
+        # Below the first run of removed layers the student is the teacher.
+        theirs.advance(first)
+        ours.states, ours.place = list(theirs.states), first
+    for place, (index, end) in enumerate(zip(kept, ends, strict=True)):
+        if not first <= place <= last:
+            continue
+        theirs.advance(index)
+        layer = ours.layers[place]
+        incoming = theirs.stream if narrow_attention else None
+        their_results, seen = theirs.run(outputs=_outputs(adapter, narrow_attention, narrow_ffn))
+        if narrow_attention:
+            module = layer.get_submodule(adapter.attention_output)
+            name = adapter.attention_output
+            _, caught = ours.run(inputs=[name], outputs=[name])
+            theirs_out = _cut(seen[f"out:{name}"], hidden)
+            if adapter.norm_after:
+                missing, weigh = theirs_out - caught[f"out:{name}"], theirs_out
+            else:
+                weigh = _cut(incoming, hidden) + scale * theirs_out  # type: ignore[arg-type]
+                missing = (weigh - ours.stream) / scale - caught[f"out:{name}"]
+            _fit(module, caught[f"in:{name}"], missing, weigh)
+            fitted += 1
+        theirs.move(their_results)
+        theirs.advance(end)
+        name = adapter.feed_forward_output
+        gap = end > index + 1 and not adapter.norm_after
+        if gap or narrow_ffn:
+            module = layer.get_submodule(name)
+            results, caught = ours.run(inputs=[name], outputs=[name])
+            if adapter.norm_after:
+                weigh = _cut(seen[f"out:{name}"], hidden)
+                missing = weigh - caught[f"out:{name}"]
+            else:
+                weigh = _cut(theirs.stream, hidden)
+                missing = (weigh - ours.pick(results)) / scale
+            change = _fit(module, caught[f"in:{name}"], missing, weigh)
+            fitted += 1
+            # The layer's new output follows from its inputs to the matrix; behind a norm it has to be run again.
+            if adapter.norm_after:
+                results = ours.run()[0]
+            else:
+                results = ours.add(scale * caught[f"in:{name}"] @ change.T, results)
+        else:
+            results = ours.run()[0]
+        ours.move(results)
+        moved()
+    return fitted
 
 
-def ridge_map(acted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The map M [H, H] of least ``|acted M − wanted|² + λ |M − 1|²``.
+def _to_fit(kept: list[int], ends: list[int], narrowed: bool, adapter: Adapter) -> tuple[int, int]:
+    """The first and the last layer of the student that is fitted; the first behind the last where none is."""
+    if narrowed:
+        return 0, len(kept) - 1
+    gaps = [place for place, (index, end) in enumerate(zip(kept, ends, strict=True)) if end > index + 1]
+    if adapter.norm_after or not gaps:
+        return 0, -1
+    # With the first layer gone already, nothing below is the teacher's.
+    return (gaps[0] if kept[0] == 0 else 0), gaps[-1]
+
+
+def _outputs(adapter: Adapter, attention: bool, feed_forward: bool) -> list[str]:
+    """Modules of the teacher whose own output is a target."""
+    wanted = [adapter.attention_output] if attention else []
+    return wanted + ([adapter.feed_forward_output] if feed_forward and adapter.norm_after else [])
+
+
+def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+    return values if hidden is None else values[:, hidden.to(values.device)]
+
+
+def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.Tensor) -> torch.Tensor:
+    """Change a linear layer's matrix so that it gives what is missing; returns the change [H, F].
 
     Args:
-        acted: What the map acts on, [N, H].
-        wanted: What it should give, [N, H].
+        module: The layer.
+        inputs: Its inputs, [N, F].
+        missing: What its output lacks, [N, H].
+        weigh: The wanted stream; a token weighs one over its mean square, [N, H].
     """
-    acted, wanted = acted.double(), wanted.double()
-    width = acted.shape[1]
-    eye = torch.eye(width, dtype=torch.float64, device=acted.device)
-    gram = acted.T @ acted
-    penalty = RIDGE * float(gram.diagonal().mean()) + 1e-12
-    return torch.linalg.solve(gram + penalty * eye, acted.T @ wanted + penalty * eye).float()
+    weights = 1.0 / weigh.square().mean(1).clamp_min(1e-12)
+    change = ridge_change(inputs, missing, weights / weights.mean())
+    module.weight.add_(change.to(module.weight.dtype))
+    return change
 
 
-def fold(product: Any, mapping: torch.Tensor) -> None:
-    """Put a map behind a linear layer: ``(x Wᵀ + b) M = x (Mᵀ W)ᵀ + b M``."""
-    weight = product.weight
-    weight.copy_((mapping.T.to(weight.device) @ weight.float()).to(weight.dtype))
-    if product.bias is not None:
-        product.bias.copy_((product.bias.float() @ mapping.to(weight.device)).to(weight.dtype))
+def ridge_change(inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+    """The matrix M [H, F] of least ``Σ w |M x − missing|² + λ |M|²``, λ being ``ridge`` times the inputs' mean square.
+
+    Args:
+        inputs: x, [N, F].
+        missing: [N, H].
+        weights: w, [N].
+        ridge: Share of the inputs' weighted mean square.
+    """
+    weighted = inputs * weights[:, None]
+    gram = (inputs.T @ weighted).double().cpu()
+    wanted = (weighted.T @ missing).double().cpu()
+    diagonal = gram.diagonal()
+    diagonal.add_(ridge * diagonal.mean() + 1e-12)
+    return torch.linalg.solve(gram, wanted).T.to(inputs)

@@ -1,0 +1,137 @@
+"""Runs a model layer by layer over a sample, holding one state a token. Knows nothing of what is done in between.
+
+Legend: L tokens of a sequence, N real tokens of a sample, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.corpus.sequences import Sequences
+from stillroom.student.adapters import Adapter
+from stillroom.teacher.forward import hidden_states
+
+
+class Layerwise:
+    """A model that is advanced over a sample, one layer at a time.
+
+    Args:
+        model: A causal language model.
+        adapter: Its family.
+        sample: Sequences; each is run by itself, so that memory holds one sequence's activations.
+    """
+
+    def __init__(self, model: Any, adapter: Adapter, sample: Sequences) -> None:
+        self.layers = adapter.layers(model)
+        self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
+        self.states: list[torch.Tensor] = []
+        """Input of the next layer, [1, L, H] a sequence."""
+        self._arguments: list[list[dict[str, Any]]] = []
+        self.place = 0
+        """The next layer."""
+        device = next(model.parameters()).device
+        for index in range(len(sample)):
+            one = slice(index, index + 1)
+            state, arguments = _enter(model, self.layers, sample.ids[one].to(device), sample.positions[one].to(device))
+            self.states.append(state)
+            self._arguments.append(arguments)
+
+    @property
+    def stream(self) -> torch.Tensor:
+        """The residual stream before the next layer at every real token, [N, H] float32."""
+        return self.pick(self.states)
+
+    def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The real tokens of tensors that have one entry a sequence, [N, …] float32."""
+        return torch.cat(
+            [part.flatten(0, -2)[rows.to(part.device)] for part, rows in zip(parts, self.real, strict=True)]
+        ).float()
+
+    def run(
+        self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Run the next layer without moving on.
+
+        Args:
+            inputs: Modules inside the layer whose input is wanted.
+            outputs: Modules whose output is wanted.
+
+        Returns:
+            The layer's output a sequence, and what was caught as ``{"in:NAME" or "out:NAME": [N, width]}``.
+        """
+        layer = self.layers[self.place]
+        results = []
+        caught: dict[str, list[torch.Tensor]] = {f"in:{name}": [] for name in inputs} | {
+            f"out:{name}": [] for name in outputs
+        }
+        with _catching(layer, caught):
+            for state, arguments in zip(self.states, self._arguments, strict=True):
+                result = layer(state, **arguments[self.place])
+                results.append(result[0] if isinstance(result, tuple) else result)
+        return results, {name: self.pick(parts) for name, parts in caught.items()}
+
+    def move(self, results: list[torch.Tensor]) -> None:
+        """Take a layer's outputs as the next layer's inputs."""
+        self.states = results
+        self.place += 1
+
+    def advance(self, upto: int) -> None:
+        """Run layers until ``upto`` is the next."""
+        while self.place < upto:
+            self.move(self.run()[0])
+
+    def add(self, parts: torch.Tensor, results: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Layer outputs with [N, H] added at the real tokens."""
+        changed = []
+        begin = 0
+        for result, rows in zip(results, self.real, strict=True):
+            result = result.clone()
+            result[0, rows] += parts[begin : begin + len(rows)].to(result.dtype)
+            begin += len(rows)
+            changed.append(result)
+        return changed
+
+
+def _enter(
+    model: Any, layers: nn.ModuleList, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """What the first layer takes, and the other arguments (masks, rotations) of every layer, without running any."""
+    arguments: list[dict[str, Any]] = []
+    states: list[torch.Tensor] = []
+
+    def pass_through(state: torch.Tensor, **others: Any) -> torch.Tensor:
+        if not states:
+            states.append(state)
+        arguments.append(others)
+        return state
+
+    for layer in layers:
+        layer.forward = pass_through  # type: ignore[method-assign]
+    try:
+        hidden_states(model, ids, positions)
+    finally:
+        for layer in layers:
+            del layer.forward
+    return states[0], arguments
+
+
+@contextmanager
+def _catching(layer: nn.Module, caught: dict[str, list[torch.Tensor]]) -> Iterator[None]:
+    handles = []
+    for key, parts in caught.items():
+        side, _, name = key.partition(":")
+        module = layer.get_submodule(name)
+        if side == "in":
+            handles.append(module.register_forward_pre_hook(lambda _m, args, parts=parts: parts.append(args[0])))
+        else:
+            handles.append(module.register_forward_hook(lambda _m, _a, output, parts=parts: parts.append(output)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

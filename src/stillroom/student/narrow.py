@@ -1,0 +1,176 @@
+"""Cuts a model's widths: feed-forward channels, key/value groups of heads, hidden width. Knows nothing of what matters.
+
+What is left computes what the whole computed, as far as what is removed contributed nothing: norms over a width are
+scaled for the entries they no longer see, and so are embeddings that are multiplied by the root of the width.
+
+Legend: F channels, G key/value groups, H hidden width, D width of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stillroom.errors import UnsupportedModel
+from stillroom.student.adapters import Adapter, head_width
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What every layer keeps; None keeps everything.
+
+    Attributes:
+        channels: Feed-forward channels of each layer, ascending; the same number in each.
+        groups: Key/value groups of each layer, ascending; the same number in each.
+        hidden: Entries of the hidden width, ascending; one choice for the whole model.
+    """
+
+    channels: list[torch.Tensor] | None = None
+    groups: list[torch.Tensor] | None = None
+    hidden: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:
+    """A new model with these widths.
+
+    Args:
+        model: A causal language model; left as it is.
+        adapter: Its family.
+        widths: What stays.
+
+    Raises:
+        UnsupportedModel: A parameter of the model is not in the family's table.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(model.config, widths)
+    old_epsilon = model.config.rms_norm_eps
+    tensors = model.state_dict()
+    hidden = _Axis.of(widths.hidden, model.config.hidden_size)
+    cut: dict[str, torch.Tensor] = {}
+    layer_prefix = f"{model.base_model_prefix}.layers."
+    for name, tensor in tensors.items():
+        if name.startswith(layer_prefix):
+            number, _, inside = name.removeprefix(layer_prefix).partition(".")
+            module, _, kind = inside.rpartition(".")
+            if module not in adapter.axes:
+                raise UnsupportedModel(
+                    f"`{name}` is a parameter that Stillroom does not know of the family `{adapter.family}`.",
+                    "Cut this model's layers and vocabulary only.",
+                )
+            rows, columns = (_axis(axis, model.config, widths, int(number)) for axis in adapter.axes[module])
+            cut[name] = _pick(tensor, rows, columns if kind == "weight" else None)
+            cut[name] = cut[name] * _before_norm(adapter.axes, module, rows, config.rms_norm_eps / old_epsilon)
+            if adapter.axes[module][0] in ("norm", "query_norm", "key_norm") and rows is not None:
+                cut[name] = (cut[name] + adapter.norm_offset) * rows.root - adapter.norm_offset
+        elif name.endswith("embed_tokens.weight"):
+            scale = hidden.root if adapter.scaled_embedding and hidden is not None else 1.0
+            cut[name] = _pick(tensor, None, hidden) * scale
+        elif name.endswith("lm_head.weight"):
+            cut[name] = _pick(tensor, None, hidden)
+        elif name.endswith("norm.weight"):
+            cut[name] = tensor
+            if hidden is not None:
+                # A tied output matrix carries the embedding's new scale, which the last norm takes back.
+                tied = adapter.scaled_embedding and model.config.tie_word_embeddings
+                scale = 1.0 if tied else hidden.root
+                cut[name] = (_pick(tensor, hidden, None) + adapter.norm_offset) * scale - adapter.norm_offset
+        else:
+            cut[name] = tensor
+    if model.config.tie_word_embeddings:
+        cut.pop("lm_head.weight", None)
+    smaller = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
+    missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
+    lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
+    if lost:
+        raise UnsupportedModel(f"The family `{adapter.family}` cannot be narrowed: `{lost[0]}` does not fit.", "")
+    smaller.tie_weights()
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.to(next(model.parameters()).device).train(model.training)
+
+
+def _config(config: Any, widths: Widths) -> Any:
+    config = copy.deepcopy(config)
+    config.head_dim = head_width(config)
+    if widths.channels is not None:
+        config.intermediate_size = len(widths.channels[0])
+    if widths.groups is not None:
+        share = config.num_attention_heads // config.num_key_value_heads
+        config.num_key_value_heads = len(widths.groups[0])
+        config.num_attention_heads = share * config.num_key_value_heads
+    if widths.hidden is not None:
+        # The mean square over fewer entries is larger by the ratio of the widths; so must be what is added to it.
+        config.rms_norm_eps = config.rms_norm_eps * config.hidden_size / len(widths.hidden)
+        config.hidden_size = len(widths.hidden)
+    return config
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Entries that stay along an axis."""
+
+    kept: torch.Tensor
+    size: int
+
+    @property
+    def root(self) -> float:
+        """What a norm's weight is multiplied by: over the kept entries the mean square is larger by size / kept."""
+        return float((len(self.kept) / self.size) ** -0.5)
+
+    @classmethod
+    def of(cls, kept: torch.Tensor | None, size: int) -> _Axis | None:
+        return None if kept is None else cls(kept, size)
+
+
+def _axis(axis: str | None, config: Any, widths: Widths, layer: int) -> _Axis | None:
+    """The kept entries of an axis in a layer; None where all stay."""
+    width = head_width(config)
+    share = config.num_attention_heads // config.num_key_value_heads
+    if axis in ("hidden", "norm"):
+        return _Axis.of(widths.hidden, config.hidden_size)
+    if axis in ("channels", "gated") and widths.channels is not None:
+        kept = widths.channels[layer]
+        size = config.intermediate_size
+        return _Axis(kept, size) if axis == "channels" else _Axis(torch.cat([kept, kept + size]), 2 * size)
+    if axis in ("queries", "keys", "fused", "query_norm", "key_norm") and widths.groups is not None:
+        groups = widths.groups[layer]
+        queries = blocks(groups, share * width)
+        keys = blocks(groups, width)
+        q_size, k_size = config.num_attention_heads * width, config.num_key_value_heads * width
+        if axis in ("queries", "query_norm"):
+            return _Axis(queries, q_size)
+        if axis in ("keys", "key_norm"):
+            return _Axis(keys, k_size)
+        return _Axis(torch.cat([queries, keys + q_size, keys + q_size + k_size]), q_size + 2 * k_size)
+    return None
+
+
+def _before_norm(axes: dict[str, tuple[str, str | None]], module: str, rows: _Axis | None, epsilon: float) -> float:
+    """Factor on queries and keys that a norm follows, so that the model's one epsilon stays what it was beside them.
+
+    With the config's epsilon larger by ``epsilon`` and n of N entries left, ``√(ε'/ε · n/N)`` keeps the ratio; the norm
+    itself takes the factor out again.
+    """
+    norms = {"self_attn.q_proj": "self_attn.q_norm", "self_attn.k_proj": "self_attn.k_norm"}
+    over = axes.get(norms.get(module, ""), (None, None))[0]
+    if over is None:
+        return 1.0
+    share = len(rows.kept) / rows.size if rows is not None and over != "head" else 1.0
+    return float((epsilon * share) ** 0.5)
+
+
+def blocks(chosen: torch.Tensor, width: int) -> torch.Tensor:
+    """Entries of the chosen blocks of ``width`` entries each."""
+    return (chosen[:, None] * width + torch.arange(width)).flatten()
+
+
+def _pick(tensor: torch.Tensor, rows: _Axis | None, columns: _Axis | None) -> torch.Tensor:
+    if rows is not None:
+        tensor = tensor.index_select(0, rows.kept)
+    if columns is not None:
+        tensor = tensor.index_select(1, columns.kept)
+    return tensor
