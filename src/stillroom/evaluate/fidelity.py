@@ -147,7 +147,7 @@ def _compare(contender: Contender, teacher: torch.Tensor, states: torch.Tensor, 
     """KL and agreement at positions of one chunk; ``teacher`` holds log-probabilities over the teacher's ids."""
     used = contender.vocabulary.student_used
     student = torch.log_softmax(logits_from_hidden(contender.model, states)[:, :used], dim=1)
-    projected = contender.vocabulary.project_dense(teacher)
+    projected = contender.vocabulary.project_dense(teacher)[:, :used]
     probabilities = projected.exp()
     divergence = torch.where(probabilities > 0, probabilities * (projected - student), 0.0).sum(1)
     said = projected.argmax(1)

@@ -1,16 +1,14 @@
-"""Cuts a tokenizer down to the ids that are wanted, so that what it still knows is tokenized as before. Knows no weights.
-
-Byte-pair encodings keep, besides a wanted token, every token that its merges pass through, so that it can still be
-reached. Unigram models need no such closure. Bytes, special and added tokens always stay.
-"""
+"""Cuts a tokenizer down to fewer ids, so that what it still knows is tokenized as before. Knows no weights."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import UnsupportedModel
+from stillroom.student.keep import choose, read_rules
 from stillroom.student.vocabulary import VocabularyMap
 
 if TYPE_CHECKING:
@@ -27,9 +25,16 @@ class Trimmed:
 
 
 def trim(
-    tokenizer: PreTrainedTokenizerFast, counts: dict[int, int], size: int | None, teacher_rows: int, multiple_of: int
+    tokenizer: PreTrainedTokenizerFast,
+    counts: Mapping[int, int],
+    size: int | None,
+    teacher_rows: int,
+    multiple_of: int,
 ) -> Trimmed:
     """Cut a tokenizer.
+
+    Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``; only
+    where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of every loss.
 
     Args:
         tokenizer: The teacher's.
@@ -40,21 +45,14 @@ def trim(
 
     Raises:
         UnsupportedModel: The tokenizer's kind cannot be cut.
+        RecipeError: ``size`` is too small.
     """
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = rules["model"]
-    if model["type"] == "BPE":
-        kept = _keep_bpe(model, rules, tokenizer, counts, size)
-    elif model["type"] == "Unigram":
-        kept = _keep_unigram(model, rules, tokenizer, counts, size)
-    else:
-        raise UnsupportedModel(
-            f"A tokenizer of the kind {model['type']} cannot be trimmed.", "Write `student.vocabulary.keep: all`."
-        )
+    kept = choose(read_rules(rules, tokenizer.all_special_ids), counts, size, multiple_of)
     new_ids = {old: new for new, old in enumerate(kept)}
     smaller = _rebuild(tokenizer, rules, kept, new_ids)
     rows = -(-len(kept) // multiple_of) * multiple_of
-    return Trimmed(smaller, kept, _map(tokenizer, smaller, new_ids, teacher_rows, rows, len(kept)))
+    return Trimmed(smaller, kept, _map(tokenizer, smaller, new_ids, teacher_rows, rows))
 
 
 def whole(tokenizer: PreTrainedTokenizerFast, teacher_rows: int) -> VocabularyMap:
@@ -64,96 +62,21 @@ def whole(tokenizer: PreTrainedTokenizerFast, teacher_rows: int) -> VocabularyMa
     return VocabularyMap.from_pieces(pieces, teacher_rows, used)
 
 
-def _always(rules: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Special and added tokens."""
-    added = {int(entry["id"]) for entry in rules["added_tokens"]}
-    return added | set(tokenizer.all_special_ids)
-
-
-def _keep_bpe(
-    model: dict[str, Any],
-    rules: dict[str, Any],
-    tokenizer: PreTrainedTokenizerFast,
-    counts: dict[int, int],
-    size: int | None,
-) -> list[int]:
-    vocabulary: dict[str, int] = model["vocab"]
-    texts = {index: text for text, index in vocabulary.items()}
-    parents: dict[str, tuple[str, str]] = {}
-    for merge in model["merges"]:
-        left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
-        parents.setdefault(left + right, (left, right))
-    always = _always(rules, tokenizer)
-    # What no merge makes is an alphabet: characters, bytes.
-    alphabet = {index for text, index in vocabulary.items() if text not in parents}
-    kept = always | alphabet
-    if size is not None and size < len(kept):
-        raise UnsupportedModel(
-            f"`student.vocabulary.size` is {size}, and bytes, characters and special tokens alone are {len(kept)}.",
-            f"Ask for at least {len(kept)}.",
-        )
-    for index in sorted(counts, key=lambda index: (-counts[index], index)):
-        needed = _closure(index, texts, vocabulary, parents, kept)
-        if size is not None and len(kept) + len(needed) > size:
-            continue
-        kept |= needed
-    return sorted(kept)
-
-
-def _closure(
-    index: int, texts: dict[int, str], vocabulary: dict[str, int], parents: dict[str, tuple[str, str]], kept: set[int]
-) -> set[int]:
-    """A token and all that its merges pass through and that is not kept yet."""
-    needed: set[int] = set()
-    queue = [index]
-    while queue:
-        at = queue.pop()
-        if at in kept or at in needed:
-            continue
-        needed.add(at)
-        queue += [vocabulary[part] for part in parents.get(texts.get(at, ""), ())]
-    return needed
-
-
-def _keep_unigram(
-    model: dict[str, Any],
-    rules: dict[str, Any],
-    tokenizer: PreTrainedTokenizerFast,
-    counts: dict[int, int],
-    size: int | None,
-) -> list[int]:
-    pieces: list[list[Any]] = model["vocab"]
-    kept = _always(rules, tokenizer)
-    if model.get("unk_id") is not None:
-        kept.add(int(model["unk_id"]))
-    kept |= {
-        index
-        for index, (piece, _) in enumerate(pieces)
-        if len(piece) == 1 or (len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"))
-    }
-    for index in sorted(counts, key=lambda index: (-counts[index], index)):
-        if size is None or len(kept) < size:
-            kept.add(index)
-    return sorted(kept)
-
-
 def _rebuild(
     tokenizer: PreTrainedTokenizerFast, rules: dict[str, Any], kept: list[int], new_ids: dict[int, int]
 ) -> PreTrainedTokenizerFast:
-    import copy
-
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     model = rules["model"]
     if model["type"] == "BPE":
-        old = model["vocab"]
-        model["vocab"] = {text: new_ids[index] for text, index in old.items() if index in new_ids}
+        vocabulary = {text: new_ids[index] for text, index in model["vocab"].items() if index in new_ids}
         merges = []
         for merge in model["merges"]:
             left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
-            if left in model["vocab"] and right in model["vocab"] and left + right in model["vocab"]:
+            if left in vocabulary and right in vocabulary and left + right in vocabulary:
                 merges.append([left, right])
-        model["merges"] = merges
+        model["vocab"], model["merges"] = vocabulary, merges
     else:
         pieces = model["vocab"]
         model["vocab"] = [pieces[index] for index in kept if index < len(pieces)]
@@ -161,9 +84,25 @@ def _rebuild(
             model["unk_id"] = new_ids[int(model["unk_id"])]
     for entry in rules["added_tokens"]:
         entry["id"] = new_ids[int(entry["id"])]
+    rules["added_tokens"].sort(key=lambda entry: entry["id"])
     _renumber(rules.get("post_processor"), new_ids)
-    smaller = copy.deepcopy(tokenizer)
-    smaller._tokenizer = Tokenizer.from_str(json.dumps(rules))
+    rules["truncation"] = rules["padding"] = None
+    # A class of a family could rebuild its rules from files when it is loaded again; the plain one keeps them as they are.
+    smaller = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(rules)),
+        **dict(tokenizer.special_tokens_map),
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        clean_up_tokenization_spaces=False,
+    )
+    moved = [entry["content"] for entry in rules["added_tokens"] if smaller.convert_tokens_to_ids(entry["content"]) != entry["id"]]
+    if moved or len(smaller) != len(kept):
+        name = moved[0] if moved else "the last token"
+        raise UnsupportedModel(
+            f"The tokenizer cannot be trimmed: {name!r} would get another id than it is meant to.",
+            "Write `student.vocabulary: {keep: all}`.",
+        )
     return smaller
 
 
@@ -188,7 +127,6 @@ def _map(
     new_ids: dict[int, int],
     teacher_rows: int,
     rows: int,
-    used: int,
 ) -> VocabularyMap:
     """The pieces of every teacher id: the id itself, or what the smaller model makes of its text inside a word."""
     old_model = tokenizer.backend_tokenizer
@@ -204,4 +142,4 @@ def _map(
             continue
         # The model works below normalization and pre-tokenization, on the very alphabet that the token is written in.
         pieces.append([token.id for token in new_model.tokenize(text)])
-    return VocabularyMap.from_pieces(pieces, rows, used)
+    return VocabularyMap.from_pieces(pieces, rows, len(new_ids))

@@ -191,7 +191,7 @@ class BatchSource:
             ids[speaks] = projected.ids
             weights[speaks] = projected.weights
             return SparseSignal(ids, weights, projected.unbiased)
-        logprobs = self.vocabulary.project_dense(said.logprobs)
+        logprobs = self.vocabulary.project_dense(said.logprobs)[:, : self.vocabulary.student_used]
         if bool(speaks.all()):
             return DenseSignal(logprobs)
         whole = torch.full((targets.shape[0], logprobs.shape[1]), float("-inf"))
