@@ -92,7 +92,7 @@ def load_teacher(config: HuggingFaceTeacher | GgufTeacher, device: torch.device 
     else:
         folder = model_folder(config.name, config.revision)
         model = _from_pretrained(folder, dtype)
-        tokenizer = _tokenizer(folder)
+        tokenizer = open_tokenizer(folder)
         name = Path(config.name).name if Path(config.name).exists() else config.name
         licence = config.licence or _card_licence(folder)
         weights = sorted(folder.glob("*.safetensors"))
@@ -119,13 +119,13 @@ def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokeni
         path = gguf_path(config.path)
         require_safe(path)
         return _gguf_tokenizer(path)
-    return _tokenizer(model_folder(config.name, config.revision))
+    return open_tokenizer(model_folder(config.name, config.revision))
 
 
 def load_student(folder: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerFast]:
     """A model that a run wrote, and its tokenizer."""
     require_safe(folder)
-    return _from_pretrained(folder, dtype), _tokenizer(folder)
+    return _from_pretrained(folder, dtype), open_tokenizer(folder)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -212,7 +212,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     return model
 
 
-def _tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
+def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder (or of a GGUF file in it: ``gguf_file=``). Errors as in :func:`load_teacher`."""
     from transformers import AutoTokenizer
 
     try:
@@ -239,7 +240,7 @@ def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 def _converted_tokenizer(path: Path, _changed: int) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, pre_tokenizers
 
-    tokenizer = _tokenizer(path.parent, gguf_file=path.name)
+    tokenizer = open_tokenizer(path.parent, gguf_file=path.name)
     facts = _gguf_facts(path, path.stat().st_mtime_ns)
     if facts.get("tokenizer.ggml.model") == "gpt2":
         pre = str(facts.get("tokenizer.ggml.pre", "default"))
