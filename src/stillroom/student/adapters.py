@@ -17,22 +17,24 @@ from stillroom.errors import UnsupportedModel
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Keys of a config that hold one entry a layer."""
 
-_ATTENTION = {
+Axes = dict[str, tuple[str, str | None]]
+
+_ATTENTION: Axes = {
     "self_attn.q_proj": ("queries", "hidden"),
     "self_attn.k_proj": ("keys", "hidden"),
     "self_attn.v_proj": ("keys", "hidden"),
     "self_attn.o_proj": ("hidden", "queries"),
 }
-_FEED_FORWARD = {
+_FEED_FORWARD: Axes = {
     "mlp.gate_proj": ("channels", "hidden"),
     "mlp.up_proj": ("channels", "hidden"),
     "mlp.down_proj": ("hidden", "channels"),
 }
-_HEAD_NORMS = {"self_attn.q_norm": ("head", None), "self_attn.k_norm": ("head", None)}
+_HEAD_NORMS: Axes = {"self_attn.q_norm": ("head", None), "self_attn.k_norm": ("head", None)}
 
 
-def _norms(*names: str) -> dict[str, tuple[str, None]]:
-    return {name: ("norm", None) for name in names}
+def _norms(*names: str) -> Axes:
+    return dict.fromkeys(names, ("norm", None))
 
 
 _BEFORE = _norms("input_layernorm", "post_attention_layernorm")
@@ -45,10 +47,12 @@ class Adapter:
 
     Attributes:
         family: The Hugging Face ``model_type``.
-        axes: What rows and columns of each of a layer's modules count: ``hidden``, ``norm`` (hidden, under a root mean
-            square), ``queries`` (heads times their width), ``keys`` (key/value heads times their width), ``fused``
+        axes: What rows and columns of each of a layer's modules count: ``hidden``, ``norm`` (hidden, under a root
+        mean
+            square), ``queries`` (heads times their width), ``keys`` (key/value heads times theirs), ``fused``
             (queries, keys, values one after the other), ``channels``, ``gated`` (channels twice: gate and up),
-            ``head`` (one head's width; never cut), ``query_norm`` and ``key_norm`` (all heads under one root mean square).
+            ``head`` (one head's width; never cut), ``query_norm`` and ``key_norm`` (all heads under one root mean
+            square).
         attention_output: Path of the matrix through which attention reaches the residual stream.
         feed_forward_output: The same of the feed-forward part.
         norm_after: Whether a norm stands between those matrices and the stream: then nothing that is not the
@@ -58,7 +62,7 @@ class Adapter:
     """
 
     family: str
-    axes: dict[str, tuple[str, str | None]] = field(default_factory=lambda: _ATTENTION | _FEED_FORWARD | _BEFORE)
+    axes: Axes = field(default_factory=lambda: _ATTENTION | _FEED_FORWARD | _BEFORE)
     attention_output: str = "self_attn.o_proj"
     feed_forward_output: str = "mlp.down_proj"
     norm_after: bool = False
@@ -82,7 +86,7 @@ class Adapter:
         for number, layer in enumerate(remaining):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
+                    module.layer_idx = number  # type: ignore[assignment]
         model.base_model.layers = remaining
         cut_config(model.config, kept)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.section import Section
 
@@ -13,33 +14,83 @@ class VocabularyConfig(Section):
     """Which ids of the teacher's vocabulary the student keeps."""
 
     keep: Literal["corpus", "all"] = "corpus"
-    """``corpus`` keeps every id that the training text uses, every byte and special token, and what merges need to reach
-    them; ``all`` keeps the teacher's vocabulary as it is."""
+    """``corpus`` keeps every id that the training text uses, every byte and special token, and what merges need to
+    reach them; ``all`` keeps the teacher's vocabulary as it is."""
     size: int | None = Field(default=None, ge=256)
     """At most this many ids: the most frequent first. Without it, as many as the training text uses."""
     multiple_of: int = Field(default=64, ge=1)
-    """The embedding's rows are padded to a multiple of this; padding rows can never be predicted."""
+    """The embedding has a multiple of this many rows; the room is filled with further ids. Padding rows, where the
+    teacher
+    has no more ids, can never be predicted."""
+    languages: tuple[str, ...] = ()
+    """Languages (such as ``de``) whose cost in tokens a byte is shown, and whose sample (the Universal Declaration of
+    Human Rights) counts as text that the student has to say."""
 
 
 class ImportanceConfig(Section):
-    """The sample of training text on which importance is measured."""
+    """The sample of training text on which importance is measured and repairs are fitted."""
 
-    tokens: int = Field(default=4096, ge=64)
-    """Tokens of the sample."""
+    tokens: int = Field(default=12_288, ge=64)
+    """Tokens of the sample; a sixth of them only judges."""
+
+
+Quantisation = Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
+
+
+class Target(Section):
+    """What the device allows. The cut of least predicted loss within all of it is chosen."""
+
+    parameters: int | None = Field(default=None, gt=0)
+    """At most this many parameters."""
+    file_bytes: int | None = Field(default=None, gt=0)
+    """At most this many bytes of a GGUF file."""
+    memory_bytes: int | None = Field(default=None, gt=0)
+    """At most this many bytes of memory while it answers: weights, the cache of keys and values, work space."""
+    decode_tokens_per_second: float | None = Field(default=None, gt=0)
+    """At least this many tokens a second, by the memory's bandwidth: the device's, or this machine's as measured."""
+    quantisation: Quantisation | None = None
+    """The GGUF type that file, memory and speed are counted in; without it, the device's, or Q8_0."""
+    context: int | None = Field(default=None, ge=16)
+    """Tokens of context that memory and speed are counted at; without it, the device's, or 2,048."""
+    device: str | None = None
+    """A device profile by name (docs/shrink.md lists them); its limits hold besides those given here."""
+    profiles: Path | None = None
+    """A YAML file with profiles of one's own."""
+    axes: tuple[Literal["layers", "ffn_width", "key_value_groups", "hidden_width"], ...] = ("layers", "ffn_width")
+    """Along which axes the solver may cut; the others stay as given."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Target:
+        limits = (self.parameters, self.file_bytes, self.memory_bytes, self.decode_tokens_per_second, self.device)
+        if all(limit is None for limit in limits):
+            raise ValueError(
+                "a target needs a limit: parameters, file_bytes, memory_bytes, decode_tokens_per_second or device"
+            )
+        if not self.axes:
+            raise ValueError("a target needs at least one axis to cut along")
+        return self
 
 
 class ShrinkStudent(Section):
-    """The teacher itself, with layers and vocabulary cut by measured importance."""
+    """The teacher itself, with layers, widths and vocabulary cut by measured importance."""
 
     kind: Literal["shrink"] = "shrink"
     layers: int | None = Field(default=None, ge=1)
     """Layers that the student keeps; without it, all."""
+    ffn_width: int | None = Field(default=None, ge=1)
+    """Feed-forward channels of every layer; without it, all. Multiples of 256 quantise well."""
+    key_value_groups: int | None = Field(default=None, ge=1)
+    """Key/value heads of every layer, each with the query heads that share it; without it, all."""
+    hidden_width: int | None = Field(default=None, ge=1)
+    """Width of the residual stream; without it, the teacher's. Multiples of 256 quantise well."""
+    target: Target | None = None
+    """What the device allows; the solver then chooses what is not given above."""
     vocabulary: VocabularyConfig = VocabularyConfig()
     """Which ids the student keeps."""
     importance: ImportanceConfig = ImportanceConfig()
     """How importance is measured."""
     heal: bool = True
-    """Repair removed layers in closed form (least squares) before any training."""
+    """Repair what was removed in closed form (least squares) before any training."""
 
 
 class ExistingStudent(Section):
@@ -57,7 +108,8 @@ class FreshStudent(Section):
 
     kind: Literal["fresh"] = "fresh"
     config: dict[str, Any]
-    """Keys of the family's Hugging Face config that differ from the teacher's, for example ``num_hidden_layers: 6``."""
+    """Keys of the family's Hugging Face config that differ from the teacher's, for example ``num_hidden_layers:
+    6``."""
     vocabulary: VocabularyConfig = VocabularyConfig(keep="all")
     """Which ids the student keeps."""
 

@@ -1,10 +1,14 @@
 """Repairs a cut model in closed form, before any training. Knows nothing of how the cut was chosen.
 
-A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as Shopkhoev et
-al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with F > H
-inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of SparseGPT and
+A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as
+Shopkhoev et
+al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with
+F > H
+inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of
+SparseGPT and
 SlimGPT: arXiv 2301.00774, 2412.18110): the matrix behind them is fitted again on the inputs that are left. Layers are
-repaired from the bottom up, each on what the student, repaired so far, really produces, so that a later layer also takes
+repaired from the bottom up, each on what the student, repaired so far, really produces, so that a later layer also
+takes
 back errors of earlier ones.
 
 Every token weighs one over its mean square: what follows reads the stream through a norm, which divides by its root.
@@ -145,8 +149,11 @@ def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.
     return change
 
 
-def ridge_change(inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """The matrix M [H, F] of least ``Σ w |M x − missing|² + λ |M|²``, λ being ``ridge`` times the inputs' mean square.
+def ridge_change(
+    inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE
+) -> torch.Tensor:
+    """The matrix M [H, F] of least ``Σ w |M x − missing|² + λ |M|²``, λ being ``ridge`` times the inputs' mean
+    square.
 
     Args:
         inputs: x, [N, F].
@@ -159,4 +166,5 @@ def ridge_change(inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Ten
     wanted = (weighted.T @ missing).double().cpu()
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
-    return torch.linalg.solve(gram, wanted).T.to(inputs)
+    change: torch.Tensor = torch.linalg.solve(gram, wanted).T.to(inputs)
+    return change

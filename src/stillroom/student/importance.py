@@ -22,26 +22,43 @@ POSITIONS = 1024
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of packed sequences: one half measures and fits, the other judges."""
+    """A sample of packed sequences.
+
+    Attributes:
+        fit: Measures and fits.
+        judge: Judges what was fitted; none of it is in ``fit``.
+    """
 
     fit: Sequences
     judge: Sequences
 
     @classmethod
     def of(cls, sequences: Sequences, tokens: int) -> Sample:
-        """The first sequences of a split, about ``tokens`` tokens, in two halves."""
+        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them judges."""
         count = max(2, min(len(sequences), round(tokens / sequences.length)))
         part = sequences.take(count)
-        middle = max(1, count // 2)
-        judge = Sequences(
-            part.ids[middle:],
-            part.segments[middle:],
-            part.loss_mask[middle:],
-            part.documents[middle:],
-            part.token_bytes[middle:],
-            part.document_sources,
-        )
-        return cls(part.take(middle), judge if len(judge) else part)
+        if len(part) < 2:
+            return cls(part, part)
+        middle = len(part) - max(1, len(part) // 6)
+        return cls(part.take(middle), between(part, middle, len(part)))
+
+    @property
+    def screen(self) -> Sequences:
+        """The part of ``fit`` that candidates are compared on before the chosen one is fitted on all of it."""
+        return self.fit.take(max(1, len(self.fit) // 3))
+
+
+def between(sequences: Sequences, begin: int, end: int) -> Sequences:
+    """The sequences from ``begin`` up to ``end``."""
+    part = slice(begin, end)
+    return Sequences(
+        sequences.ids[part],
+        sequences.segments[part],
+        sequences.loss_mask[part],
+        sequences.documents[part],
+        sequences.token_bytes[part],
+        sequences.document_sources,
+    )
 
 
 @contextmanager
@@ -94,27 +111,6 @@ def block_influence(model: Any, adapter: Adapter, sample: Sequences) -> list[flo
             sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
     influence: list[float] = (sums / int(real.sum())).tolist()
     return influence
-
-
-@torch.no_grad()
-def block_distances(model: Any, adapter: Adapter, sample: Sequences, width: int) -> list[float]:
-    """Angular distance between the input of layer i and of layer i + width, for every i (Gromov et al., arXiv 2403.17887)."""
-    layers = adapter.layers(model)
-    real = (sample.segments >= 0).flatten()
-    named = {str(index): layer for index, layer in enumerate(layers)}
-    last = {"last": layers[-1]}
-    sums = torch.zeros(len(layers) - width + 1, dtype=torch.float64)
-    for start in range(len(sample)):
-        one = slice(start, start + 1)
-        with watching(named, inputs=True) as inputs, watching(last, inputs=False) as outputs:
-            hidden_states(model, sample.ids[one], sample.positions[one])
-        chosen = real[start * sample.length : (start + 1) * sample.length]
-        states = [inputs[str(index)][chosen] for index in range(len(layers))] + [outputs["last"][chosen]]
-        for index in range(len(sums)):
-            cosine = torch.cosine_similarity(states[index], states[index + width], dim=1).clamp(-1, 1)
-            sums[index] += (torch.arccos(cosine) / torch.pi).sum().double()
-    distances: list[float] = (sums / int(real.sum())).tolist()
-    return distances
 
 
 @torch.no_grad()

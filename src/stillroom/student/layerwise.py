@@ -66,9 +66,8 @@ class Layerwise:
         """
         layer = self.layers[self.place]
         results = []
-        caught: dict[str, list[torch.Tensor]] = {f"in:{name}": [] for name in inputs} | {
-            f"out:{name}": [] for name in outputs
-        }
+        caught: dict[str, list[torch.Tensor]] = {f"in:{name}": [] for name in inputs}
+        caught.update({f"out:{name}": [] for name in outputs})
         with _catching(layer, caught):
             for state, arguments in zip(self.states, self._arguments, strict=True):
                 result = layer(state, **arguments[self.place])
@@ -111,12 +110,12 @@ def _enter(
         return state
 
     for layer in layers:
-        layer.forward = pass_through  # type: ignore[method-assign]
+        layer.forward = pass_through
     try:
         hidden_states(model, ids, positions)
     finally:
         for layer in layers:
-            del layer.forward
+            del layer.forward  # the class's own comes back
     return states[0], arguments
 
 

@@ -32,6 +32,11 @@ class Widths:
     groups: list[torch.Tensor] | None = None
     hidden: torch.Tensor | None = None
 
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is cut."""
+        return self.channels is not None or self.groups is not None or self.hidden is not None
+
 
 @torch.no_grad()
 def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:

@@ -13,14 +13,24 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.errors import UnsupportedModel, VocabularyMismatch
 from stillroom.progress import Progress
 from stillroom.run import Run, Stage
-from stillroom.student.adapters import adapter_of
+from stillroom.student.adapters import Adapter, adapter_of
 from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
-from stillroom.student.depth import cut_depth
 from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
+from stillroom.student.languages import as_record, language_costs, language_counts, require_languages
+from stillroom.student.planning import plan_shape
+from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
+from stillroom.student.shrink import Measured, shrink
 from stillroom.student.trim import trim, whole
 from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.load import LoadedTeacher, count_parameters, load_student, load_teacher, model_folder, save_model
+from stillroom.teacher.load import (
+    LoadedTeacher,
+    count_parameters,
+    load_student,
+    load_teacher,
+    model_folder,
+    save_model,
+)
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -32,7 +42,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     teacher = load_teacher(recipe.teacher, device, torch.float32)
     student = recipe.student
     if isinstance(student, ShrinkStudent):
-        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, progress)
+        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)
     elif isinstance(student, FreshStudent):
         model, tokenizer, vocabulary, facts = _fresh(student, teacher, train)
     else:
@@ -57,36 +67,101 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
 
 
 def _shrink(
-    config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, progress: Progress
+    config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
 ) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
     adapter = adapter_of(teacher.model)
     count = len(adapter.layers(teacher.model))
+    tokenizer, vocabulary, kept = _vocabulary(config.vocabulary, teacher, train)
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
-    cut = cut_depth(teacher.model, adapter, config.layers or count, sample, config.heal)
+    measured = Measured.of(teacher.model, adapter, sample)
+    _save_importance(measured, stage)
+    anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
+    shape, planned = _shape(config, teacher, adapter, anatomy, vocabulary, measured, progress)
+    progress.say(f"  cutting to {shape.words()}")
+    with progress.task("repairing", total=shape.layers, unit="layers") as task:
+        cut = shrink(teacher.model, adapter, shape, measured, config.heal, moved=lambda: task.advance(1))
     model = cut.model
-    tokenizer, vocabulary, kept = _vocabulary(config.vocabulary, teacher, train)
     if kept is not None:
         keep_rows(model, kept, vocabulary.student_size)
         renumber_config(model, kept)
-    removed = [index for index in range(count) if index not in cut.chosen.kept]
+    removed = [index for index in range(count) if index not in cut.kept]
     progress.say(
-        f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen.name}); "
-        f"KL to the teacher {cut.chosen.kl:.2f}"
-        + (f", repaired in closed form {cut.chosen.healed_kl:.2f}" if cut.healed else "")
+        f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
+        + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
     )
-    facts = {
+    note = ""
+    if config.heal and adapter.norm_after and removed:
+        note = (
+            f"in the family {adapter.family} a norm follows what layers add, "
+            "so that nothing can stand in for removed layers"
+        )
+        progress.say(f"  {note}")
+    facts: dict[str, Any] = {
+        "shape": vars(shape),
         "layers": {
             "teacher": count,
-            "kept": cut.chosen.kept,
+            "kept": cut.kept,
             "removed": removed,
-            "chosen_by": cut.chosen.name,
+            "chosen_by": cut.chosen_by,
             "healed": cut.healed,
-            "block_influence": cut.influence,
+            "kl": cut.kl,
+            "healed_kl": cut.healed_kl,
+            "note": note,
+            "block_influence": measured.influence,
             "candidates": [vars(candidate) for candidate in cut.candidates],
-        }
+        },
+        "lost_energy": cut.lost,
+        "planned": planned,
     }
+    if config.vocabulary.languages:
+        costs = language_costs(teacher.tokenizer, tokenizer, config.vocabulary.languages)
+        facts["languages"] = as_record(costs)
+        for cost in costs:
+            progress.say(
+                f"  {cost.name}: {cost.before:.3f} tokens a byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
+            )
     return model, tokenizer, vocabulary, facts
+
+
+def _shape(
+    config: ShrinkStudent,
+    teacher: LoadedTeacher,
+    adapter: Adapter,
+    anatomy: Anatomy,
+    vocabulary: VocabularyMap,
+    measured: Measured,
+    progress: Progress,
+) -> tuple[Shape, dict[str, Any] | None]:
+    """The asked shape, or the one that the solver finds within the target."""
+    whole = anatomy.teacher
+    given = {
+        "layers": config.layers,
+        "channels": config.ffn_width,
+        "groups": config.key_value_groups,
+        "hidden": config.hidden_width,
+    }
+    fixed = {axis: size for axis, size in given.items() if size is not None}
+    asked = Shape(
+        config.layers or whole.layers,
+        config.ffn_width or whole.channels,
+        config.key_value_groups or whole.groups,
+        config.hidden_width or whole.hidden,
+        vocabulary.student_size,
+    )
+    if config.target is None:
+        return asked, None
+    plan = plan_shape(
+        teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
+    )
+    return plan.shape, plan.record()
+
+
+def _save_importance(measured: Measured, stage: Stage) -> None:
+    from safetensors.torch import save_file
+
+    with files.replacing(stage.path / "importance.safetensors") as beside:
+        save_file({name: tensor.contiguous() for name, tensor in measured.tensors().items()}, beside)
 
 
 def _fresh(
@@ -153,7 +228,9 @@ def _vocabulary(
     rows = teacher.model.get_output_embeddings().weight.shape[0]
     if config.keep == "all":
         return teacher.tokenizer, whole(teacher.tokenizer, rows), None
+    require_languages(config.languages)
     counts = Counter(train.ids[train.segments >= 0].tolist())
+    counts.update(language_counts(teacher.tokenizer, config.languages))
     trimmed = trim(teacher.tokenizer, counts, config.size, rows, config.multiple_of)
     return trimmed.tokenizer, trimmed.vocabulary, trimmed.kept
 

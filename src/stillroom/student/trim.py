@@ -33,8 +33,10 @@ def trim(
 ) -> Trimmed:
     """Cut a tokenizer.
 
-    Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``; only
-    where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of every loss.
+    Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``;
+    only
+    where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of
+    every loss.
 
     Args:
         tokenizer: The teacher's.
@@ -87,7 +89,7 @@ def _rebuild(
     rules["added_tokens"].sort(key=lambda entry: entry["id"])
     _renumber(rules.get("post_processor"), new_ids)
     rules["truncation"] = rules["padding"] = None
-    # A class of a family could rebuild its rules from files when it is loaded again; the plain one keeps them as they are.
+    # A family's class could rebuild its rules when it is loaded again; the plain one keeps them as they are.
     smaller = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(rules)),
         **dict(tokenizer.special_tokens_map),
@@ -96,7 +98,11 @@ def _rebuild(
         padding_side=tokenizer.padding_side,
         clean_up_tokenization_spaces=False,
     )
-    moved = [entry["content"] for entry in rules["added_tokens"] if smaller.convert_tokens_to_ids(entry["content"]) != entry["id"]]
+    moved = [
+        entry["content"]
+        for entry in rules["added_tokens"]
+        if smaller.convert_tokens_to_ids(entry["content"]) != entry["id"]
+    ]
     if moved or len(smaller) != len(kept):
         name = moved[0] if moved else "the last token"
         raise UnsupportedModel(

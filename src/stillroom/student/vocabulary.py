@@ -1,8 +1,12 @@
-"""The map from the teacher's ids to the student's, and signals carried through it. Knows nothing of tokenizers or models.
+"""The map from the teacher's ids to the student's, and signals carried through it. Knows nothing of tokenizers or
+models.
 
-A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher would
-say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its expansion.
-That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can never occur (a
+A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher
+would
+say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its
+expansion.
+That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can never
+occur (a
 padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left out.
 
 Legend: L tokens, N positions, K entries a position, V_t teacher's ids, V_s rows of the student's output.
@@ -47,7 +51,9 @@ class VocabularyMap:
 
     @classmethod
     def from_pieces(cls, pieces: Sequence[Sequence[int]], student_size: int, student_used: int) -> VocabularyMap:
-        """The map of expansions: one list of student's ids a teacher's id; an empty one for an id that never occurs."""
+        """The map of expansions: one list of student's ids a teacher's id; an empty one for an id that never
+        occurs.
+        """
         counts = torch.tensor([len(part) for part in pieces], dtype=torch.int64)
         offsets = torch.zeros(len(pieces) + 1, dtype=torch.int64)
         offsets[1:] = counts.cumsum(0)
@@ -116,7 +122,8 @@ class VocabularyMap:
         return SparseSignal(ids.masked_fill(never, 0), signal.weights.masked_fill(never, 0.0), signal.unbiased)
 
     def project_dense(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is none.
+        """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is
+        none.
 
         The mass on ids that never occur is left out and the rest normalised again.
         """

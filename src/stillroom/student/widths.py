@@ -1,0 +1,170 @@
+"""How much each channel, head group and entry of the hidden width does, and which are kept. Knows nothing of cutting.
+
+Activation-based importance (Muralidharan et al. 2024, arXiv 2407.14679), measured in one forward pass over a
+sample: a
+channel or a head matters by the energy of its activation times the energy of the weights that carry it on; an
+entry of the
+hidden width by its energy in the normed stream, over all layers.
+
+Legend: F channels, G key/value groups, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.corpus.sequences import Sequences
+from stillroom.errors import UnsupportedModel
+from stillroom.student.adapters import Adapter, head_width
+from stillroom.student.narrow import Widths
+from stillroom.teacher.forward import hidden_states
+
+
+@dataclass(frozen=True)
+class WidthImportance:
+    """Shares of the energy: each row sums to 1.
+
+    Attributes:
+        channels: [layers, F].
+        groups: [layers, G].
+        hidden: [H].
+    """
+
+    channels: torch.Tensor
+    groups: torch.Tensor
+    hidden: torch.Tensor
+
+    def lost(self, kept: list[int], widths: Widths) -> dict[str, float]:
+        """Share of the energy that a cut removes along each axis, mean over the kept layers."""
+        found = {}
+        if widths.channels is not None:
+            rows = [float(self.channels[i][c].sum()) for i, c in zip(kept, widths.channels, strict=True)]
+            found["channels"] = 1 - sum(rows) / len(rows)
+        if widths.groups is not None:
+            rows = [float(self.groups[i][g].sum()) for i, g in zip(kept, widths.groups, strict=True)]
+            found["groups"] = 1 - sum(rows) / len(rows)
+        if widths.hidden is not None:
+            found["hidden"] = 1 - float(self.hidden[widths.hidden].sum())
+        return found
+
+
+@torch.no_grad()
+def measure_widths(model: Any, adapter: Adapter, sample: Sequences) -> WidthImportance:
+    """Measure a model in one pass over a sample.
+
+    Args:
+        model: The teacher.
+        adapter: Its family.
+        sample: Sequences.
+    """
+    layers = adapter.layers(model)
+    config = model.config
+    device = next(model.parameters()).device
+    channels = torch.zeros(len(layers), config.intermediate_size, dtype=torch.float64)
+    heads = torch.zeros(len(layers), config.num_attention_heads * head_width(config), dtype=torch.float64)
+    hidden = torch.zeros(config.hidden_size, dtype=torch.float64)
+
+    def into(total: torch.Tensor, normed: bool) -> Callable[[torch.Tensor], None]:
+        def take(values: torch.Tensor) -> None:
+            square = values.detach().float().square()
+            if normed:
+                square = square / square.mean(-1, keepdim=True).clamp_min(1e-12)
+            total.add_(square.sum(dim=0).double().cpu())
+
+        return take
+
+    watched: list[tuple[nn.Module, Callable[[torch.Tensor], None]]] = []
+    for number, layer in enumerate(layers):
+        watched.append((layer.get_submodule(adapter.feed_forward_output), into(channels[number], False)))
+        watched.append((layer.get_submodule(adapter.attention_output), into(heads[number], False)))
+        watched.append((layer, into(hidden, True)))
+    for index in range(len(sample)):
+        one = slice(index, index + 1)
+        rows = (sample.segments[index] >= 0).nonzero().squeeze(1).to(device)
+        with _inputs(watched, rows):
+            hidden_states(model, sample.ids[one].to(device), sample.positions[one].to(device))
+    for number, layer in enumerate(layers):
+        channels[number] *= _column_energy(layer.get_submodule(adapter.feed_forward_output))
+        heads[number] *= _column_energy(layer.get_submodule(adapter.attention_output))
+    groups = heads.view(len(layers), config.num_key_value_heads, -1).sum(2)
+    return WidthImportance(_shares(channels), _shares(groups), _shares(hidden))
+
+
+def choose_widths(
+    importance: WidthImportance,
+    config: Any,
+    kept: list[int],
+    channels: int | None,
+    groups: int | None,
+    hidden: int | None,
+) -> Widths:
+    """The most important entries of each axis, in every kept layer its own.
+
+    Args:
+        importance: As measured.
+        config: The teacher's config.
+        kept: Indices of the layers that stay.
+        channels: Feed-forward channels to keep; None keeps all.
+        groups: Key/value groups to keep; None keeps all.
+        hidden: Hidden width to keep; None keeps all.
+
+    Raises:
+        UnsupportedModel: More is asked than the teacher has.
+    """
+    _at_most("ffn_width", channels, config.intermediate_size)
+    _at_most("key_value_groups", groups, config.num_key_value_heads)
+    _at_most("hidden_width", hidden, config.hidden_size)
+    return Widths(
+        [_top(importance.channels[i], channels) for i in kept] if _less(channels, config.intermediate_size) else None,
+        [_top(importance.groups[i], groups) for i in kept] if _less(groups, config.num_key_value_heads) else None,
+        _top(importance.hidden, hidden) if _less(hidden, config.hidden_size) else None,
+    )
+
+
+def _less(asked: int | None, there: int) -> bool:
+    return asked is not None and asked < there
+
+
+def _at_most(key: str, asked: int | None, there: int) -> None:
+    if asked is not None and asked > there:
+        raise UnsupportedModel(f"`student.{key}` is {asked}, and the teacher has {there}.", f"Ask for at most {there}.")
+
+
+def _top(scores: torch.Tensor, count: int | None) -> torch.Tensor:
+    assert count is not None
+    return scores.topk(count).indices.sort().values
+
+
+def _column_energy(module: nn.Module) -> torch.Tensor:
+    weight: Any = module.weight
+    energy: torch.Tensor = weight.detach().float().square().sum(0).double().cpu()
+    return energy
+
+
+def _shares(energy: torch.Tensor) -> torch.Tensor:
+    return energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+@contextmanager
+def _inputs(watched: list[tuple[nn.Module, Callable[[torch.Tensor], None]]], rows: torch.Tensor) -> Iterator[None]:
+    """Hand the inputs of modules at the chosen rows to their takers while the body runs one sequence."""
+
+    def hook(take: Callable[[torch.Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def run(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = args[0] if args else kwargs["hidden_states"]
+            take(values[0, rows])
+
+        return run
+
+    handles = [module.register_forward_pre_hook(hook(take), with_kwargs=True) for module, take in watched]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
