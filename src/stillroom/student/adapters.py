@@ -175,6 +175,5 @@ def adapter_for(config: Any) -> Adapter:
 def copy_model(model: Any) -> Any:
     """A model of its own with the same weights."""
     copied = copy.deepcopy(model)
-    copied.config = copy.deepcopy(model.config)
     copied.requires_grad_(requires_grad=True)
     return copied

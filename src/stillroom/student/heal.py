@@ -32,6 +32,10 @@ RIDGE = 0.3
 """Pull of the fitted matrix to the old one, as a share of the mean square of its inputs."""
 
 
+POWER = 1.0
+"""A token weighs one over its mean square to this power."""
+
+
 @torch.no_grad()
 def heal(
     student: Any,
@@ -41,6 +45,7 @@ def heal(
     sample: Sequences,
     widths: Widths | None = None,
     moved: Callable[[], None] = lambda: None,
+    both: bool = False,
 ) -> int:
     """Fit the matrices behind everything that was removed; returns how many were fitted.
 
@@ -58,7 +63,7 @@ def heal(
     ours, theirs = Layerwise(student, adapter, sample), Layerwise(teacher, adapter, sample)
     scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
     narrow_ffn = widths.channels is not None or widths.hidden is not None
-    narrow_attention = widths.groups is not None or widths.hidden is not None
+    narrow_attention = widths.groups is not None or widths.hidden is not None or both
     hidden = widths.hidden
     ends = [*kept[1:], len(theirs.layers)]
     fitted = 0
@@ -143,7 +148,7 @@ def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.
         missing: What its output lacks, [N, H].
         weigh: The wanted stream; a token weighs one over its mean square, [N, H].
     """
-    weights = 1.0 / weigh.square().mean(1).clamp_min(1e-12)
+    weights = weigh.square().mean(1).clamp_min(1e-12) ** -POWER
     change = ridge_change(inputs, missing, weights / weights.mean())
     module.weight.add_(change.to(module.weight.dtype))
     return change
@@ -166,5 +171,5 @@ def ridge_change(
     wanted = (weighted.T @ missing).double().cpu()
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
-    change: torch.Tensor = torch.linalg.solve(gram, wanted).T.to(inputs)
+    change: torch.Tensor = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram)).T.to(inputs)
     return change

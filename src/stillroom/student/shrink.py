@@ -261,7 +261,6 @@ def _cut(teacher: Any, adapter: Adapter, kept: list[int], widths: Widths) -> Any
     layers = adapter.layers(teacher)
     dropped = [layer for index, layer in enumerate(layers) if index not in kept]
     model = copy.deepcopy(teacher, {id(layer): layer for layer in dropped})
-    model.config = copy.deepcopy(teacher.config)
     adapter.keep_layers(model, kept)
     if widths.narrows:
         model = narrow(model, adapter, widths)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,13 @@ from torch import nn
 from stillroom.corpus.sequences import Sequences
 from stillroom.errors import UnsupportedModel
 from stillroom.student.adapters import Adapter, head_width
-from stillroom.student.narrow import Widths
+from stillroom.student.layerwise import Layerwise
+from stillroom.student.narrow import Widths, blocks
 from stillroom.teacher.forward import hidden_states
+
+
+ORDER_RIDGE = 0.01
+"""Added to the inputs' second moments, as a share of their mean."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class WidthImportance:
         channels: [layers, F].
         groups: [layers, G].
         hidden: [H].
+        channel_order: Channels of each layer in the order in which they can go, [layers, F]; None where energy decides.
+        group_order: The same of key/value groups, [layers, G].
     """
 
     channels: torch.Tensor
     groups: torch.Tensor
     hidden: torch.Tensor
+    channel_order: torch.Tensor | None = None
+    group_order: torch.Tensor | None = None
 
     def lost(self, kept: list[int], widths: Widths) -> dict[str, float]:
         """Share of the energy that a cut removes along each axis, mean over the kept layers."""
@@ -120,11 +129,94 @@ def choose_widths(
     _at_most("ffn_width", channels, config.intermediate_size)
     _at_most("key_value_groups", groups, config.num_key_value_heads)
     _at_most("hidden_width", hidden, config.hidden_size)
+    channel_scores = _scores(importance.channels, importance.channel_order)
+    group_scores = _scores(importance.groups, importance.group_order)
     return Widths(
-        [_top(importance.channels[i], channels) for i in kept] if _less(channels, config.intermediate_size) else None,
-        [_top(importance.groups[i], groups) for i in kept] if _less(groups, config.num_key_value_heads) else None,
+        [_top(channel_scores[i], channels) for i in kept] if _less(channels, config.intermediate_size) else None,
+        [_top(group_scores[i], groups) for i in kept] if _less(groups, config.num_key_value_heads) else None,
         _top(importance.hidden, hidden) if _less(hidden, config.hidden_size) else None,
     )
+
+
+@torch.no_grad()
+def measure_orders(
+    model: Any, adapter: Adapter, sample: Sequences, importance: WidthImportance, moved: Callable[[], None] = lambda: None
+) -> WidthImportance:
+    """Add the orders in which channels and groups can go, when what is left makes up for what went.
+
+    A channel that others can stand in for costs little however large it is. With the inputs' second moments H, removing
+    input j and fitting the matrix W again costs ``|W_j|² / [H⁻¹]_jj`` (the optimal brain surgeon; for blocks, SlimGPT:
+    arXiv 2412.18110). Each layer's inputs are those of the whole teacher.
+
+    Args:
+        model: The teacher.
+        adapter: Its family.
+        sample: Sequences.
+        importance: As measured before.
+        moved: Called after every layer.
+    """
+    walk = Layerwise(model, adapter, sample)
+    config = model.config
+    block = config.num_attention_heads // config.num_key_value_heads * head_width(config)
+    channels, groups = [], []
+    for layer in walk.layers:
+        names = [adapter.feed_forward_output, adapter.attention_output]
+        results, caught = walk.run(inputs=names)
+        ffn, attention = (caught[f"in:{name}"] for name in names)
+        weights = 1.0 / walk.pick(results).square().mean(1).clamp_min(1e-12)
+        channels.append(removal_order(ffn, weights, layer.get_submodule(adapter.feed_forward_output).weight, 1))
+        groups.append(removal_order(attention, weights, layer.get_submodule(adapter.attention_output).weight, block))
+        walk.move(results)
+        moved()
+    return replace(importance, channel_order=torch.stack(channels), group_order=torch.stack(groups))
+
+
+def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Tensor, block: int) -> torch.Tensor:
+    """Blocks of a matrix's inputs in the order in which they can go, each time the cheapest after refitting the rest.
+
+    Args:
+        inputs: [N, F].
+        weights: Weight of each row, [N].
+        matrix: [H, F].
+        block: Inputs that go together; they lie side by side.
+
+    Returns:
+        Numbers of blocks, [F / block]. Single inputs go several at a time, a twenty-fourth of all.
+    """
+    gram = (inputs.T @ (inputs * weights[:, None])).double().cpu()
+    gram.diagonal().add_(ORDER_RIDGE * gram.diagonal().mean() + 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    work = matrix.detach().double().cpu().clone()
+    count = len(gram) // block
+    step = max(1, count // 24) if block == 1 else 1
+    left = torch.arange(count)
+    order: list[torch.Tensor] = []
+    while len(left) > 1:
+        if block == 1:
+            costs = work.square().sum(0) / inverse.diagonal()
+        else:
+            squares = inverse.view(len(left), block, len(left), block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            parts = work.view(len(work), len(left), block).permute(1, 2, 0)  # [blocks, block, H]
+            costs = (parts * torch.cholesky_solve(parts, torch.linalg.cholesky(squares))).sum((1, 2))
+        gone = costs.topk(min(step, len(left) - 1), largest=False).indices
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[gone] = False
+        out, rest = blocks(gone, block), blocks(stays.nonzero().squeeze(1), block)
+        # Eliminate the blocks from the inverse and let the rest take over what they carried.
+        into = torch.cholesky_solve(inverse[out][:, rest], torch.linalg.cholesky(inverse[out][:, out]))
+        work = work[:, rest] - work[:, out] @ into
+        inverse = inverse[rest][:, rest] - inverse[rest][:, out] @ into
+        order.append(left[gone])
+        left = left[stays]
+    return torch.cat([*order, left])
+
+
+def _scores(energy: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Scores of which the highest stay: the place in the order of removal, or else the energy."""
+    if order is None:
+        return energy
+    places = torch.arange(order.shape[1], dtype=torch.float64).expand_as(order)
+    return torch.zeros(order.shape, dtype=torch.float64).scatter_(1, order, places)
 
 
 def _less(asked: int | None, there: int) -> bool:
