@@ -11,7 +11,7 @@ repaired from the bottom up, each on what the student, repaired so far, really p
 takes
 back errors of earlier ones.
 
-Every token weighs one over its mean square: what follows reads the stream through a norm, which divides by its root.
+Tokens weigh less the larger their stream is, for what follows reads it through a norm.
 
 Legend: N tokens of the sample, F inputs of the matrix, H hidden width.
 """
@@ -32,7 +32,7 @@ RIDGE = 0.3
 """Pull of the fitted matrix to the old one, as a share of the mean square of its inputs."""
 
 
-POWER = 1.0
+POWER = 0.5
 """A token weighs one over its mean square to this power."""
 
 

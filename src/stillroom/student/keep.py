@@ -99,7 +99,8 @@ def read_rules(rules: dict[str, Any], special_ids: Iterable[int]) -> Rules:
         always.add(ids[model["unk_token"]])
     bytes_ = {index for text, index in ids.items() if _is_byte(text)}
     if model.get("byte_fallback") and len(bytes_) == 256:
-        always |= bytes_
+        # The sign for a blank has to stay itself: decoders put blanks back before they join bytes.
+        always |= bytes_ | {ids[sign] for sign in ("▁",) if sign in ids}
     else:
         # The alphabet of a byte-level encoding is its 256 bytes, each written as one character.
         always |= {index for text, index in ids.items() if len(text) == 1}
