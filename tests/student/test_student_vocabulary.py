@@ -25,7 +25,9 @@ def maps(draw: st.DrawFn) -> VocabularyMap:
 
 @given(maps(), st.integers(0, 2**31))
 def test_dense_mass_is_kept_and_lies_on_first_pieces(vocabulary: VocabularyMap, seed: int) -> None:
-    logprobs = torch.randn(5, vocabulary.teacher_size, generator=torch.Generator().manual_seed(seed)).mul(3).log_softmax(1)
+    logprobs = (
+        torch.randn(5, vocabulary.teacher_size, generator=torch.Generator().manual_seed(seed)).mul(3).log_softmax(1)
+    )
     projected = vocabulary.project_dense(logprobs)
     assert projected.shape == (5, vocabulary.student_size)
     assert torch.allclose(projected.exp().sum(1), torch.ones(5), atol=1e-5)

@@ -65,7 +65,8 @@ def tiny_sequences(count: int = 4, length: int = 24, ids: int = IDS, seed: int =
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog. Whereas recognition of the inherent dignity and of the equal rights "
-    "is the foundation of freedom, justice and peace in the world, 1234567890 numbers, naïve café, größer, 東京, здравствуй! "
+    "is the foundation of freedom, justice and peace in the world, 1234567890 numbers, "
+    "naïve café, größer, 東京, здравствуй! "
 )
 
 

@@ -23,7 +23,7 @@ from stillroom.student.heal import heal
 from stillroom.student.importance import Sample, block_influence, judged_kl, judged_logprobs
 from stillroom.student.narrow import Widths, narrow
 from stillroom.student.shape import Shape
-from stillroom.student.widths import WidthImportance, choose_widths, measure_widths
+from stillroom.student.widths import WidthImportance, choose_widths, measure_orders, measure_widths
 
 LONGEST_RUNS = (None, 3, 2, 1)
 """Most layers removed in a row, in the choices that are tried; None is no limit."""
@@ -51,7 +51,7 @@ class Candidate:
         return self.kl if self.healed_kl is None else min(self.kl, self.healed_kl)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """What was measured of a teacher, for any number of students.
 
@@ -76,6 +76,11 @@ class Measured:
             judged_logprobs(teacher, sample.judge),
             sample,
         )
+
+    def order(self, teacher: Any, adapter: Adapter) -> None:
+        """Measure the order in which channels and groups can go, once: it takes longer than the rest."""
+        if self.widths.channel_order is None:
+            self.widths = measure_orders(teacher, adapter, self.sample.fit, self.widths)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """For a safetensors file."""
@@ -147,6 +152,8 @@ def shrink(
             f"`student.layers` is {shape.layers}, and the teacher has {count} layers.", f"Ask for at most {count}."
         )
     sample = measured.sample
+    if shape.channels < teacher.config.intermediate_size or shape.groups < teacher.config.num_key_value_heads:
+        measured.order(teacher, adapter)
     choices = layer_choices(measured.influence, shape.layers)
     candidates: list[Candidate] = []
     narrowed = _widths(teacher, measured, shape, next(iter(choices.values()))).narrows
@@ -159,7 +166,7 @@ def shrink(
         kl = judged_kl(measured.reference, model, sample.judge)
         healed_kl = None
         if foldable:
-            healed_kl = _heal(model, teacher, adapter, kept, measured, shape, sample.screen, lambda: None)
+            healed_kl = _heal(model, teacher, adapter, kept, measured, shape, sample.screen, lambda: None, False)
         candidates.append(Candidate(name, kept, kl, healed_kl))
     best = min(candidates, key=lambda candidate: candidate.best_kl)
     widths = _widths(teacher, measured, shape, best.kept)
@@ -171,7 +178,7 @@ def shrink(
     if foldable:
         repaired = copy.deepcopy(model)
         part = sample.screen if screen_only else sample.fit
-        healed_kl = _heal(repaired, teacher, adapter, best.kept, measured, shape, part, moved)
+        healed_kl = _heal(repaired, teacher, adapter, best.kept, measured, shape, part, moved, not screen_only)
         if healed_kl < kl:
             model, healed = repaired, True
     lost = measured.widths.lost(best.kept, widths)
@@ -250,9 +257,10 @@ def _heal(
     shape: Shape,
     part: Sequences,
     moved: Callable[[], None],
+    everywhere: bool,
 ) -> float:
     """Repair a model in place; returns its KL on the judging part."""
-    heal(model, teacher, adapter, kept, part, _widths(teacher, measured, shape, kept), moved)
+    heal(model, teacher, adapter, kept, part, _widths(teacher, measured, shape, kept), moved, everywhere)
     return judged_kl(measured.reference, model, measured.sample.judge)
 
 

@@ -26,7 +26,6 @@ from stillroom.student.layerwise import Layerwise
 from stillroom.student.narrow import Widths, blocks
 from stillroom.teacher.forward import hidden_states
 
-
 ORDER_RIDGE = 0.01
 """Added to the inputs' second moments, as a share of their mean."""
 
@@ -140,7 +139,11 @@ def choose_widths(
 
 @torch.no_grad()
 def measure_orders(
-    model: Any, adapter: Adapter, sample: Sequences, importance: WidthImportance, moved: Callable[[], None] = lambda: None
+    model: Any,
+    adapter: Adapter,
+    sample: Sequences,
+    importance: WidthImportance,
+    moved: Callable[[], None] = lambda: None,
 ) -> WidthImportance:
     """Add the orders in which channels and groups can go, when what is left makes up for what went.
 
@@ -160,12 +163,14 @@ def measure_orders(
     block = config.num_attention_heads // config.num_key_value_heads * head_width(config)
     channels, groups = [], []
     for layer in walk.layers:
+        down: Any = layer.get_submodule(adapter.feed_forward_output)
+        output: Any = layer.get_submodule(adapter.attention_output)
         names = [adapter.feed_forward_output, adapter.attention_output]
         results, caught = walk.run(inputs=names)
         ffn, attention = (caught[f"in:{name}"] for name in names)
         weights = 1.0 / walk.pick(results).square().mean(1).clamp_min(1e-12)
-        channels.append(removal_order(ffn, weights, layer.get_submodule(adapter.feed_forward_output).weight, 1))
-        groups.append(removal_order(attention, weights, layer.get_submodule(adapter.attention_output).weight, block))
+        channels.append(removal_order(ffn, weights, down.weight, 1))
+        groups.append(removal_order(attention, weights, output.weight, block))
         walk.move(results)
         moved()
     return replace(importance, channel_order=torch.stack(channels), group_order=torch.stack(groups))

@@ -1,0 +1,183 @@
+"""Repairs in closed form, the walk through layers, and the orders in which inputs can go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, tiny_sequences
+
+from stillroom.student.adapters import ADAPTERS, adapter_of
+from stillroom.student.heal import heal, ridge_change
+from stillroom.student.importance import Sample, judged_kl, judged_logprobs
+from stillroom.student.layerwise import Layerwise
+from stillroom.student.narrow import Widths
+from stillroom.student.shape import Shape
+from stillroom.student.shrink import Measured, evenly_spaced, layer_choices, shrink
+from stillroom.student.widths import measure_orders, measure_widths, removal_order
+from stillroom.teacher.forward import hidden_states
+
+SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_walk_gives_what_the_whole_model_gives(family: str) -> None:
+    model = tiny(family)
+    part = tiny_sequences(3)
+    with torch.no_grad():
+        walk = Layerwise(model, adapter_of(model), part)
+        walk.advance(LAYERS)
+        normed = torch.cat([model.base_model.norm(state) for state in walk.states])
+        assert torch.allclose(normed, hidden_states(model, part.ids, part.positions), atol=1e-6)
+    # The model is as it was.
+    assert all("forward" not in vars(layer) for layer in adapter_of(model).layers(model))
+
+
+def test_ridge_change_is_the_minimum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    missing = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    weights = torch.rand(50, generator=generator, dtype=torch.float64)
+    change = ridge_change(inputs, missing, weights, 0.2)
+    penalty = 0.2 * (inputs.T @ (inputs * weights[:, None])).diagonal().mean()
+
+    def loss(matrix: torch.Tensor) -> torch.Tensor:
+        return (weights * (missing - inputs @ matrix.T).square().sum(1)).sum() + penalty * matrix.square().sum()
+
+    for _ in range(20):
+        nudge = 1e-3 * torch.randn(change.shape, generator=generator, dtype=torch.float64)
+        assert loss(change + nudge) > loss(change)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
+    """Every removed channel is a copy of a kept one, and every removed group too: the repair finds that out exactly."""
+    model = tiny(family, seed=1)
+    half = CHANNELS // 2
+    with torch.no_grad():
+        for layer in adapter_of(model).layers(model):
+            if family == "phi3":
+                fused = layer.mlp.gate_up_proj.weight
+                fused[half:CHANNELS] = fused[:half]
+                fused[CHANNELS + half :] = fused[CHANNELS : CHANNELS + half]
+            else:
+                layer.mlp.gate_proj.weight[half:] = layer.mlp.gate_proj.weight[:half]
+                layer.mlp.up_proj.weight[half:] = layer.mlp.up_proj.weight[:half]
+    adapter = adapter_of(model)
+    reference = judged_logprobs(model, SAMPLE.judge)
+    kept = list(range(LAYERS))
+    widths = Widths(channels=[torch.arange(half)] * LAYERS)
+    from stillroom.student.narrow import narrow
+
+    student = narrow(model, adapter, widths)
+    before = judged_kl(reference, student, SAMPLE.judge)
+    assert heal(student, model, adapter, kept, SAMPLE.fit, widths) == LAYERS
+    assert judged_kl(reference, student, SAMPLE.judge) < 0.35 * before
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not ADAPTERS[family].norm_after])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_linear_run_of_layers_is_replaced(family: str, everywhere: bool) -> None:
+    """Removed layers whose effect is nearly linear in the stream are stood in for by the layer before them."""
+    model = tiny(family, seed=2)
+    adapter = adapter_of(model)
+    with torch.no_grad():
+        for index in (2, 3):
+            adapter.layers(model)[index].self_attn.o_proj.weight.mul_(0.05)
+    kept = [0, 1, 4, 5]
+    reference = judged_logprobs(model, SAMPLE.judge)
+    student = shrink_plainly(model, kept)
+    before = judged_kl(reference, student, SAMPLE.judge)
+    assert heal(student, model, adapter, kept, SAMPLE.fit, everywhere=everywhere) >= 1
+    assert judged_kl(reference, student, SAMPLE.judge) < before
+
+
+def shrink_plainly(model: object, kept: list[int]) -> object:
+    from stillroom.student.shrink import _cut
+
+    return _cut(model, adapter_of(model), kept, Widths())
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if ADAPTERS[family].norm_after])
+def test_families_with_a_norm_behind_are_left_alone_in_depth(family: str) -> None:
+    model = tiny(family)
+    student = shrink_plainly(model, [0, 1, 4, 5])
+    old = {name: value.clone() for name, value in student.state_dict().items()}
+    assert heal(student, model, adapter_of(model), [0, 1, 4, 5], SAMPLE.fit, everywhere=True) == 0
+    assert all(torch.equal(value, old[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shrink_gives_the_shape_and_never_a_worse_repair(family: str) -> None:
+    model = tiny(family, seed=3)
+    adapter = adapter_of(model)
+    measured = Measured.of(model, adapter, SAMPLE)
+    shape = Shape(4, 32, 1, 24, IDS)
+    cut = shrink(model, adapter, shape, measured, True)
+    config = cut.model.config
+    assert (config.num_hidden_layers, config.intermediate_size) == (4, 32)
+    assert (config.num_key_value_heads, config.hidden_size) == (1, 24)
+    assert len(cut.kept) == 4
+    assert cut.healed == (cut.healed_kl is not None and cut.healed_kl < cut.kl)
+    assert judged_kl(measured.reference, cut.model, SAMPLE.judge) == pytest.approx(cut.best_kl, abs=1e-5)
+    assert set(cut.lost) == {"channels", "groups", "hidden"}
+    assert set(measured.tensors()) == {"block_influence", "channels", "groups", "hidden"}
+
+
+def test_uncut_shape_is_the_teacher() -> None:
+    model = tiny("llama")
+    measured = Measured.of(model, adapter_of(model), SAMPLE)
+    cut = shrink(model, adapter_of(model), Shape(LAYERS, CHANNELS, GROUPS, WIDTH, IDS), measured, True)
+    assert cut.kl == 0.0
+    assert judged_kl(measured.reference, cut.model, SAMPLE.judge) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_importance_finds_what_does_nothing() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[:, 7] = 0
+        model.model.layers[3].self_attn.o_proj.weight[:, 16:] = 0
+    importance = measure_widths(model, adapter_of(model), SAMPLE.fit)
+    assert importance.channels[2, 7] == 0
+    assert importance.groups[3].tolist() == pytest.approx([1.0, 0.0])
+    assert torch.allclose(importance.hidden.sum(), torch.tensor(1.0, dtype=torch.float64))
+    orders = measure_orders(model, adapter_of(model), SAMPLE.fit, importance)
+    assert orders.channel_order is not None
+    assert orders.group_order is not None
+    assert 7 in orders.channel_order[2, :2]
+    assert orders.group_order[3].tolist() == [1, 0]
+    assert all(sorted(row.tolist()) == list(range(CHANNELS)) for row in orders.channel_order)
+
+
+def test_removal_order_takes_the_redundant_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 8, generator=generator)
+    inputs[:, 5] = inputs[:, 0] + inputs[:, 1]  # large, and said by others
+    matrix = torch.ones(4, 8)
+    matrix[:, 3] = 1e-3
+    order = removal_order(inputs, torch.ones(400), matrix, 1).tolist()
+    assert order[0] == 3
+    assert order[1] in (0, 1, 5)
+    assert sorted(removal_order(inputs, torch.ones(400), matrix, 2).tolist()) == [0, 1, 2, 3]
+
+
+def test_layer_choices() -> None:
+    influence = [0.9, 0.1, 0.02, 0.03, 0.04, 0.05, 0.5, 0.8]
+    choices = layer_choices(influence, 4)
+    assert choices["block influence"] == [0, 1, 6, 7]
+    assert (
+        choices["block influence, runs of at most 2"]
+        == [0, 4, 6, 7][:1] + choices["block influence, runs of at most 2"][1:]
+    )
+    for name, kept in choices.items():
+        assert len(kept) == 4
+        assert kept == sorted(set(kept))
+        if name.startswith("block"):
+            assert kept[0] == 0
+            assert kept[-1] == 7
+    gone = [index for index in range(8) if index not in choices["block influence, runs of at most 2"]]
+    assert not any({index, index + 1, index + 2} <= set(gone) for index in gone)
+    assert layer_choices(influence, 8) == {"all": list(range(8))}
+    assert len(layer_choices(influence, 1)["block influence"]) == 1
+    assert evenly_spaced(30, 22)[0] == 0
+    assert evenly_spaced(30, 22)[-1] == 29
+    assert len(set(evenly_spaced(30, 22))) == 22
