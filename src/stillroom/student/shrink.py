@@ -25,7 +25,7 @@ from stillroom.student.narrow import Widths, narrow
 from stillroom.student.shape import Shape
 from stillroom.student.widths import WidthImportance, choose_widths, measure_orders, measure_widths
 
-LONGEST_RUNS = (None, 3, 2, 1)
+LONGEST_RUNS = (None, 3, 2)
 """Most layers removed in a row, in the choices that are tried; None is no limit."""
 
 
@@ -208,9 +208,6 @@ def layer_choices(influence: list[float], layers: int) -> dict[str, list[int]]:
         kept = [index for index in range(count) if index not in gone]
         if kept not in found.values():
             found["block influence" if longest is None else f"block influence, runs of at most {longest}"] = kept
-    spaced = evenly_spaced(count, layers)
-    if layers > 1 and spaced not in found.values():
-        found["evenly spaced"] = spaced
     return found
 
 
