@@ -1,31 +1,34 @@
-"""Sources to the three splits and their ledger. Knows nothing of runs or models' weights.
-
-A document's side is decided by the digest of its content alone: it is never on two sides, and a corpus that grows keeps
-its old split. In a corpus so small that a side stays empty, the documents of the lowest digests fill it.
-"""
+"""Sources to the three splits and their ledger. Knows nothing of runs or models' weights."""
 
 from __future__ import annotations
 
 import array
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from stillroom import files
 from stillroom.corpus.config import CorpusConfig
-from stillroom.corpus.documents import Document
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
-from stillroom.corpus.tokens import tokenize
+from stillroom.corpus.split import RULE, SPLITS, split_of
+from stillroom.corpus.store import DocumentStore
+from stillroom.corpus.tokens import Encoder
 from stillroom.errors import CorpusError
 from stillroom.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPLITS = ("train", "validation", "heldout")
 BATCH = 256
-"""Documents that are tokenized together."""
+"""Most documents that are tokenized together."""
+BATCH_BYTES = 1 << 22
+"""Most bytes that are tokenized together, unless one document alone has more."""
 
 
 @dataclass
@@ -40,8 +43,11 @@ class SourceLedger:
     duplicates: int = 0
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    digest: str = ""
     _digests: array.array[int] = field(default_factory=lambda: array.array("B"))
+
+    def note(self, digest: str) -> None:
+        """Count a document's digest into the source's."""
+        self._digests.frombytes(bytes.fromhex(digest))
 
     def as_dict(self) -> dict[str, Any]:
         """The ledger's entry; the digest covers the digests of all documents in order."""
@@ -66,50 +72,30 @@ class Corpus:
     ledger: dict[str, Any]
 
 
-def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerFast, seed: int, progress: Progress) -> Corpus:
+def build_corpus(
+    config: CorpusConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    progress: Progress,
+    scratch: Path | None = None,
+) -> Corpus:
     """Read, split, tokenize and pack.
 
     Args:
         config: The recipe's section.
         tokenizer: The teacher's tokenizer.
         seed: Order of the documents.
-        progress: Draws the bar.
+        progress: Draws the bars.
+        scratch: A folder for documents on their way; None takes the system's.
 
     Raises:
         CorpusError: A source is unreadable, everything is empty, or there are too few tokens.
+        NotWritable: A file may not be read.
+        MissingDependency: A source needs an extra that is not installed.
     """
     ledgers = [SourceLedger(source.kind, name_of(source), source.licence) for source in config.sources]
-    seen: dict[str, tuple[int, Document]] = {}
-    for index, source in enumerate(config.sources):
-        ledger = ledgers[index]
-        for document in read_source(source):
-            if source.limit is not None and ledger.documents >= source.limit:
-                break
-            ledger.documents += 1
-            if document.is_empty:
-                ledger.empty += 1
-                continue
-            digest = document.digest
-            ledger._digests.frombytes(bytes.fromhex(digest))
-            if digest in seen:
-                ledger.duplicates += 1
-                continue
-            seen[digest] = (index, document)
-    if not seen:
-        read = sum(ledger.documents for ledger in ledgers)
-        names = ", ".join(ledger.name for ledger in ledgers)
-        raise CorpusError(
-            f"The corpus is empty: {read} documents were read from {names}, and {'all were empty' if read else 'none was there'}.",
-            "Name other sources in the recipe.",
-        )
-    sides = split_of(sorted(seen), config.validation_share, config.heldout_share)
-    # An order that depends on content and seed alone: sorted by a digest of both.
-    order = sorted(seen, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
-    limits = {
-        "train": config.train_tokens,
-        "validation": config.validation_tokens,
-        "heldout": config.heldout_tokens,
-    }
+    encoder = Encoder(tokenizer, config.add_bos, config.add_eos)
+    limits = {name: getattr(config, f"{name}_tokens") for name in SPLITS}
     packers = {
         name: Packer(
             config.sequence_length,
@@ -118,59 +104,107 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerFast, seed:
         )
         for name, limit in limits.items()
     }
-    with progress.task("tokenize", total=len(order), unit="documents") as task:
-        for start in range(0, len(order), BATCH):
-            digests = [digest for digest in order[start : start + BATCH] if not packers[sides[digest]].full]
-            documents = [seen[digest][1] for digest in digests]
-            for digest, tokens in zip(
-                digests, tokenize(documents, tokenizer, config.add_bos, config.add_eos), strict=True
-            ):
-                packer = packers[sides[digest]]
-                if not packer.full and len(tokens.ids):
-                    source_index = seen[digest][0]
-                    ledgers[source_index].kept[sides[digest]] += 1
-                    ledgers[source_index].tokens[sides[digest]] += packer.add(tokens, source_index)
-            task.advance(min(BATCH, len(order) - start))
+    with DocumentStore(scratch) as store:
+        found = _read(config, ledgers, store, progress)
+        sides = split_of(list(found), config.validation_share, config.heldout_share)
+        # An order that depends on content and seed alone: sorted by a digest of both.
+        order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
+        with progress.task("tokenize", total=len(order), unit="documents") as task:
+            for batch in _batches(order, found, sides, packers, store):
+                tokens = encoder.encode([store.get(found[digest][1]) for digest in batch])
+                for digest, document in zip(batch, tokens, strict=True):
+                    packer = packers[sides[digest]]
+                    if not packer.full:
+                        packer.add(document, found[digest][0])
+                task.advance(len(batch))
+            task.advance(task.total - task.done)
     splits = {name: packer.finish(keep_tail=name != "train") for name, packer in packers.items()}
     for name, limit in limits.items():
-        _enough(name, splits[name], limit, config)
+        _enough(name, splits[name], limit, config, len(found))
+        _count(name, splits[name], ledgers)
     return Corpus(splits, _ledger(ledgers, splits, seed, config))
 
 
-def split_of(digests: list[str], validation_share: float, heldout_share: float) -> dict[str, str]:
-    """The side of each document: the first 52 bits of its digest, read as a number in [0, 1).
-
-    Held-out takes the lowest numbers, validation the next. Where a side would stay empty although there are enough
-    documents, it takes the lowest one of the training side.
-    """
-    sides = {}
-    for digest in digests:
-        number = int(digest[:13], 16) / 16**13
-        if number < heldout_share:
-            sides[digest] = "heldout"
-        else:
-            sides[digest] = "validation" if number < heldout_share + validation_share else "train"
-    for side in ("heldout", "validation"):
-        training = sorted(digest for digest in digests if sides[digest] == "train")
-        if side not in sides.values() and len(training) > 1:
-            sides[training[0]] = side
-    if "train" not in sides.values() and len(digests) >= 3:
-        sides[max(digests)] = "train"
-    return sides
-
-
-def _enough(name: str, sequences: Sequences, limit: int | None, config: CorpusConfig) -> None:
-    key = f"{name}_tokens"
-    there = sequences.tokens
-    if len(sequences) == 0 or int((sequences.targets >= 0).sum()) == 0:
+def _read(
+    config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStore, progress: Progress
+) -> dict[str, tuple[int, int]]:
+    """Every source's documents into the store: source and number of each digest, without empty ones and duplicates."""
+    found: dict[str, tuple[int, int]] = {}
+    with progress.task("read", total=len(config.sources), unit="sources") as task:
+        for index, (source, ledger) in enumerate(zip(config.sources, ledgers, strict=True)):
+            for document in itertools.islice(read_source(source), source.limit):
+                ledger.documents += 1
+                if ledger.documents % 1000 == 0:
+                    task.advance(0, note=f"{ledger.name}: {ledger.documents:,} documents")
+                if document.is_empty:
+                    ledger.empty += 1
+                    continue
+                digest = document.digest
+                ledger.note(digest)
+                if digest in found:
+                    ledger.duplicates += 1
+                else:
+                    found[digest] = (index, store.add(document))
+            task.advance(1, note=f"{len(found):,} documents")
+    if not found:
+        read = sum(ledger.documents for ledger in ledgers)
+        names = ", ".join(ledger.name for ledger in ledgers)
+        empty = "it was empty" if read == 1 else "all were empty" if read else "none was there"
         raise CorpusError(
-            f"The corpus has nothing for the {name} split.",
-            "Add documents: every split needs at least one (training, validation, held-out).",
+            f"The corpus is empty: {read} document{' was' if read == 1 else 's were'} read from {names}, and {empty}.",
+            "Name other sources in the recipe.",
         )
-    if limit is not None and there < limit and len(sequences) < -(-limit // config.sequence_length):
+    return found
+
+
+def _batches(
+    order: list[str],
+    found: dict[str, tuple[int, int]],
+    sides: dict[str, str],
+    packers: dict[str, Packer],
+    store: DocumentStore,
+) -> Iterator[list[str]]:
+    """The documents in order, some at a time, without those whose split is full."""
+    batch: list[str] = []
+    size = 0
+    for digest in order:
+        if packers[sides[digest]].full:
+            continue
+        here = store.size(found[digest][1])
+        if batch and (len(batch) == BATCH or size + here > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+            if packers[sides[digest]].full:
+                continue
+        batch.append(digest)
+        size += here
+    if batch:
+        yield batch
+
+
+def _count(name: str, sequences: Sequences, ledgers: list[SourceLedger]) -> None:
+    """Documents and tokens of each source as they stand in the packed split."""
+    there = sequences.documents[sequences.documents >= 0].to(torch.int64)
+    tokens = torch.bincount(there, minlength=len(sequences.document_sources))
+    for index, ledger in enumerate(ledgers):
+        own = tokens[sequences.document_sources == index]
+        ledger.kept[name] = int((own > 0).sum())
+        ledger.tokens[name] = int(own.sum())
+
+
+def _enough(name: str, sequences: Sequences, limit: int | None, config: CorpusConfig, documents: int) -> None:
+    there = sequences.tokens
+    share = "" if name == "train" else f" or raise `corpus.{name}_share`"
+    if int((sequences.targets >= 0).sum()) == 0:
         raise CorpusError(
-            f"The recipe asks for {limit:,} {name} tokens, and the corpus has {there:,}.",
-            f"Add text, lower `corpus.{key}`, or leave it out to take all there is.",
+            f"Nothing is left for the {name} split: the corpus has {documents:,} "
+            f"document{'s' * (documents != 1)} without empty ones and duplicates.",
+            f"Add documents{share}: training, validation and held-out text each need one with two tokens or more.",
+        )
+    if limit is not None and len(sequences) < -(-limit // config.sequence_length):
+        raise CorpusError(
+            f"The recipe asks for {limit:,} {name} tokens, and the corpus has {there:,} in {documents:,} documents.",
+            f"Add text{share}, lower `corpus.{name}_tokens`, or leave it out to take all there is.",
         )
 
 
@@ -184,7 +218,7 @@ def _ledger(
                 "sequences": len(sequences),
                 "tokens": sequences.tokens,
                 "targets": int((sequences.targets >= 0).sum()),
-                "documents": len(sequences.document_sources),
+                "documents": sum(ledger.kept[name] for ledger in ledgers),
                 "digest": files.digest_json(sequences.digests),
             }
             for name, sequences in splits.items()
@@ -193,7 +227,9 @@ def _ledger(
         "empty": sum(ledger.empty for ledger in ledgers),
         "duplicates": sum(ledger.duplicates for ledger in ledgers),
         "seed": seed,
-        "split_by": "SHA-256 of the document",
+        "split_by": RULE,
+        "validation_share": config.validation_share,
+        "heldout_share": config.heldout_share,
         "sequence_length": config.sequence_length,
         "cross_documents": config.cross_documents,
     }

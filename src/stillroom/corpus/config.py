@@ -38,7 +38,7 @@ class JsonlSource(_Source):
     path: Path
     """A file or a folder of ``*.jsonl`` files."""
     text_key: str | None = None
-    """The key that holds plain text. Give this or ``messages_key``; without either, ``text`` and ``messages`` are tried."""
+    """The key that holds plain text. Give this or ``messages_key``; without either, ``messages`` or ``text``."""
     messages_key: str | None = None
     """The key that holds chat messages ``[{"role": …, "content": …}]``."""
 

@@ -18,7 +18,7 @@ class Document:
     """One document: plain text, or the messages of a chat.
 
     Attributes:
-        text: Plain text; empty for a chat.
+        text: Plain text. A chat's is what it says where a tokenizer has no chat template; empty if that is an error.
         messages: Chat messages, ``{"role": …, "content": …}``; empty for plain text.
         where: File and line, for messages to the user.
     """
@@ -38,13 +38,13 @@ class Document:
     def digest(self) -> str:
         """SHA-256 of the content: what duplicates and the split go by."""
         content = json.dumps(self.messages, sort_keys=True, ensure_ascii=False) if self.messages else self.text
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
-def document_of(
-    row: Mapping[str, Any], text_key: str | None, messages_key: str | None, where: str
-) -> Document:
+def document_of(row: Mapping[str, Any], text_key: str | None, messages_key: str | None, where: str) -> Document:
     """The document in a row of JSON Lines, Parquet or a dataset.
+
+    A value that is null is an empty document.
 
     Args:
         row: The row.
@@ -65,10 +65,12 @@ def document_of(
             "Name the right one as `text_key` or `messages_key` in the recipe.",
         )
     value = row[key]
+    if value is None:
+        return Document(where=where)
     if key != messages_key:
         if not isinstance(value, str):
             raise CorpusError(f"{where}: `{key}` holds {_kind(value)}, not text.", "Name another key as `text_key`.")
-        return Document(text=value, where=where)
+        return Document(text=_whole(value, where), where=where)
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
         raise CorpusError(
             f"{where}: `{key}` holds {_kind(value)}, not a list of messages.",
@@ -78,12 +80,31 @@ def document_of(
 
 
 def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    role, content = message.get("role"), message.get("content")
+    if "role" not in message or "content" not in message:
+        keys = ", ".join(f"`{key}`" for key in message) or "nothing"
+        raise CorpusError(
+            f"{where}: a message has {keys} where `role` and `content` are needed.",
+            'A message looks like {"role": "user", "content": "…"}.',
+        )
+    role, content = message["role"], message["content"]
     if role not in ROLES:
         raise CorpusError(f"{where}: a message has the role {role!r}.", f"Roles are: {', '.join(ROLES)}.")
     if not isinstance(content, str):
-        raise CorpusError(f"{where}: the {role}'s message has no text as `content`.", "Give the words as one text.")
-    return {"role": role, "content": content}
+        raise CorpusError(
+            f"{where}: the {role}'s message has {_kind(content)} as its `content`.", "Give the words as one text."
+        )
+    return {"role": role, "content": _whole(content, where)}
+
+
+def _whole(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"{where}: character {error.start} of the text is half a character (\\u{ord(text[error.start]):04x}).",
+            "Write the text again with whole characters.",
+        ) from None
+    return text
 
 
 def _kind(value: Any) -> str:

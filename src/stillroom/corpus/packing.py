@@ -5,10 +5,11 @@ Legend: S sequences, L tokens a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stillroom.corpus.sequences import Sequences
@@ -16,6 +17,9 @@ from stillroom.corpus.tokens import Tokens
 
 SHORTEST_PIECE = 2
 """A piece of one token has nothing to predict inside its sequence."""
+
+
+Row = dict[str, npt.NDArray[Any]]
 
 
 @dataclass
@@ -31,9 +35,9 @@ class Packer:
     length: int
     cross_documents: bool
     limit: int | None = None
-    rows: list[dict[str, np.ndarray]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
-    _open: dict[str, np.ndarray] | None = None
+    _open: Row | None = None
     _used: int = 0
     _segment: int = 0
 
@@ -42,21 +46,13 @@ class Packer:
         """Whether the limit is reached."""
         return self.limit is not None and len(self.rows) >= self.limit
 
-    @property
-    def tokens(self) -> int:
-        """Tokens packed so far."""
-        return len(self.rows) * self.length + self._used
-
-    def add(self, tokens: Tokens, source: int) -> int:
-        """Pack a document; returns how many of its tokens were taken."""
+    def add(self, tokens: Tokens, source: int) -> None:
+        """Pack a document as far as the limit allows."""
         number = len(self.sources)
         self.sources.append(source)
-        at = taken = 0
+        at = 0
         while at < len(tokens.ids) and not self.full:
-            if self._open is None:
-                self._begin()
-            row = self._open
-            assert row is not None
+            row = self._open or self._begin()
             room = self.length - self._used
             left = len(tokens.ids) - at
             if room < SHORTEST_PIECE and not self.cross_documents and left >= SHORTEST_PIECE:
@@ -73,21 +69,25 @@ class Packer:
             self._segment += 1
             self._used += count
             at += count
-            taken += count
             if self._used == self.length:
                 self._close()
-        return taken
 
     def finish(self, keep_tail: bool) -> Sequences:
-        """The packed sequences; a tail that is not full is kept when asked for, or when it is all there is."""
-        if self._open is not None and not self.full and (keep_tail or not self.rows or self._used >= self.length // 2):
+        """The packed sequences; the packer is empty afterwards.
+
+        Args:
+            keep_tail: Keep a last sequence that is less than half full. It is kept too when it is all there is.
+        """
+        if self._open is not None and not self.full and (keep_tail or not self.rows or 2 * self._used >= self.length):
             self._close()
-        rows = self.rows
+        rows, self.rows, self._open = self.rows, [], None
 
         def stack(key: str, dtype: torch.dtype) -> torch.Tensor:
-            if not rows:
-                return torch.zeros(0, self.length, dtype=dtype)
-            return torch.from_numpy(np.stack([row[key] for row in rows])).to(dtype)
+            stacked = torch.zeros(len(rows), self.length, dtype=dtype)
+            for index, row in enumerate(rows):
+                # A row's part is freed as soon as it is copied.
+                stacked[index] = torch.from_numpy(row.pop(key))
+            return stacked
 
         return Sequences(
             stack("ids", torch.int64),
@@ -98,9 +98,9 @@ class Packer:
             torch.tensor(self.sources, dtype=torch.int32),
         )
 
-    def _begin(self) -> None:
+    def _begin(self) -> Row:
         self._open = {
-            "ids": np.zeros(self.length, np.int64),
+            "ids": np.zeros(self.length, np.uint32),
             "segments": np.full(self.length, -1, np.int32),
             "learned": np.zeros(self.length, bool),
             "documents": np.full(self.length, -1, np.int32),
@@ -108,21 +108,10 @@ class Packer:
         }
         self._used = 0
         self._segment = 0
+        return self._open
 
     def _close(self) -> None:
         if self._open is not None and self._used:
             self.rows.append(self._open)
         self._open = None
         self._used = 0
-
-
-def pack(
-    documents: Iterable[tuple[Tokens, int]], length: int, cross_documents: bool, limit: int | None, keep_tail: bool
-) -> Sequences:
-    """Pack documents with the index of their source; see :class:`Packer`."""
-    packer = Packer(length, cross_documents, limit)
-    for tokens, source in documents:
-        if packer.full:
-            break
-        packer.add(tokens, source)
-    return packer.finish(keep_tail)

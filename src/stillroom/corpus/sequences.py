@@ -78,7 +78,7 @@ class Sequences:
 
     @functools.cached_property
     def digests(self) -> list[str]:
-        """SHA-256 of each sequence's ids, segments and loss mask: what its stored signal depends on, and its address."""
+        """SHA-256 of each sequence's ids, segments and loss mask: what its stored signal depends on; its address."""
         ids = self.ids.to(torch.int64).contiguous().numpy()
         segments = self.segments.to(torch.int32).contiguous().numpy()
         masks = self.loss_mask.to(torch.uint8).contiguous().numpy()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import stat
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from stillroom.corpus.config import (
     TextSource,
 )
 from stillroom.corpus.documents import Document, document_of
-from stillroom.errors import CorpusError, MissingDependency, translate
+from stillroom.errors import CorpusError, MissingDependency, NotWritable, StillroomError, translate
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
@@ -60,22 +63,42 @@ def name_of(source: Source) -> str:
             return f"reasoning-gym: {', '.join(source.tasks)}"
 
 
-def _files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise CorpusError(f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder.")
+def _files(path: Path, patterns: tuple[str, ...], check: str = "`path`") -> list[Path]:
+    try:
+        kind = path.stat().st_mode
+        if not stat.S_ISDIR(kind):
+            return [path]
+        # A folder that may not be read must not look like an empty one.
+        for _ in os.walk(path, onerror=_raise):
+            pass
+    except FileNotFoundError:
+        raise CorpusError(
+            f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder."
+        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
     if not found:
-        raise CorpusError(f"{path}: no file fits {', '.join(patterns)}.", "Check `path` and `pattern`.")
+        raise CorpusError(f"{path}: the folder holds no file that fits {', '.join(patterns)}.", f"Check {check}.")
     return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _unreadable(path: Path, error: OSError) -> StillroomError:
+    place = str(error.filename or path)
+    if isinstance(error, PermissionError):
+        return NotWritable(f"{place}: may not be read.", "Check its permissions.")
+    return translate(error, place) or CorpusError(f"{place}: cannot be read: {error.strerror}.", "Check the file.")
 
 
 def _read(path: Path, encoding: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise translate(error) or CorpusError(f"{path}: cannot be read: {error.strerror}.", "Check the file.") from None
+        raise _unreadable(path, error) from None
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -88,7 +111,7 @@ def _read(path: Path, encoding: str) -> str:
 
 
 def _text(source: TextSource) -> Iterator[Document]:
-    for path in _files(source.path, source.pattern):
+    for path in _files(source.path, source.pattern, "`path` and `pattern`"):
         yield Document(text=_read(path, source.encoding), where=str(path))
 
 
@@ -101,7 +124,7 @@ def _jsonl(source: JsonlSource) -> Iterator[Document]:
                         where = f"{path}, line {number}"
                         yield document_of(_row(line, where), source.text_key, source.messages_key, where)
         except OSError as error:
-            raise translate(error) or CorpusError(f"{path}: cannot be read: {error.strerror}.", "Check it.") from None
+            raise _unreadable(path, error) from None
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
@@ -122,20 +145,27 @@ def _parquet(source: ParquetSource) -> Iterator[Document]:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
     except ImportError:
-        raise MissingDependency("Parquet files need pyarrow.", "Install it: pip install 'stillroom[datasets]'") from None
+        raise MissingDependency(
+            "Parquet files need pyarrow.", "Install it: pip install 'stillroom[datasets]'"
+        ) from None
     for path in _files(source.path, ("**/*.parquet",)):
         number = 0
         try:
             file = parquet.ParquetFile(path)
-            keys = [key for key in (source.text_key, source.messages_key) if key]
-            columns = [key for key in keys if key in file.schema_arrow.names] or None
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
+            keys = [key for key in (source.text_key, source.messages_key) if key] or ["messages", "text"]
+            columns = [key for key in keys if key in file.schema_arrow.names]
+            if not columns:
+                document_of(dict.fromkeys(file.schema_arrow.names), source.text_key, source.messages_key, str(path))
+            for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield document_of(row, source.text_key, source.messages_key, f"{path}, row {number}")
+        except PermissionError as error:
+            raise _unreadable(path, error) from None
         except (ArrowException, OSError) as error:
-            raise translate(error) or CorpusError(
-                f"{path}: not a whole Parquet file: {str(error).splitlines()[0]}", "Copy or write it again."
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise translate(error, str(path)) or CorpusError(
+                f"{path}: not a whole Parquet file: {reason}.", "Copy or write it again."
             ) from None
 
 
@@ -147,7 +177,8 @@ def _dataset(source: DatasetSource) -> Iterator[Document]:
             "Hugging Face datasets need the package `datasets`.", "Install it: pip install 'stillroom[datasets]'"
         ) from None
     try:
-        if (Path(source.name) / "dataset_dict.json").is_file() or (Path(source.name) / "state.json").is_file():
+        folder = Path(source.name)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             data = datasets.load_from_disk(source.name)
             if isinstance(data, datasets.DatasetDict):
                 if source.split not in data:
@@ -156,19 +187,20 @@ def _dataset(source: DatasetSource) -> Iterator[Document]:
                     )
                 data = data[source.split]
         else:
+            # A folder is read where it lies, and of a name on the hub no more than what is asked for; otherwise the
+            # library's own cache keeps what came over the network.
+            streaming = folder.is_dir() or source.limit is not None
             data = datasets.load_dataset(
-                source.name, source.config, split=source.split, revision=source.revision, trust_remote_code=None
+                source.name, source.config, split=source.split, revision=source.revision, streaming=streaming
             )
-    except CorpusError:
-        raise
+        for number, row in enumerate(data, 1):
+            yield document_of(row, source.text_key, source.messages_key, f"{source.name}, row {number}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise translate(error, source.name) or CorpusError(
             f"The dataset {source.name} cannot be read: {reason}.",
             "Check the name, the split and the network, or give a folder.",
         ) from None
-    for number, row in enumerate(data, 1):
-        yield document_of(row, source.text_key, source.messages_key, f"{source.name}, row {number}")
 
 
 def _python_docs(source: PythonDocsSource) -> Iterator[Document]:
@@ -190,8 +222,10 @@ def _python_docs(source: PythonDocsSource) -> Iterator[Document]:
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     """The docstrings of a module and of each top-level class or function with what it holds; nothing is imported."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
         return
 
     def visit(node: ast.AST, prefix: str) -> Iterator[str]:
@@ -224,10 +258,13 @@ def _reasoning_gym(source: ReasoningGymSource) -> Iterator[Document]:
         try:
             data = reasoning_gym.create_dataset(task, size=source.count, seed=0)
         except ValueError as error:
-            raise CorpusError(f"reasoning-gym has no task `{task}`: {error}.", "Change `tasks`.") from None
+            raise CorpusError(
+                f"reasoning-gym has no task `{task}`: {str(error).rstrip('.')}.", "Change `tasks`."
+            ) from None
         for number, item in enumerate(data, 1):
             messages = (
                 {"role": "user", "content": str(item["question"])},
                 {"role": "assistant", "content": str(item["answer"])},
             )
-            yield Document(messages=messages, where=f"reasoning-gym {task}, question {number}")
+            plain = f"{messages[0]['content']}\n{messages[1]['content']}\n"
+            yield Document(plain, messages, f"reasoning-gym {task}, question {number}")

@@ -14,7 +14,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     recipe = run.recipe
     progress.say("  loading the teacher's tokenizer")
     tokenizer = load_tokenizer(recipe.teacher)
-    corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress)
+    corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=stage.path)
     for name, sequences in corpus.splits.items():
         sequences.save(stage.path / f"{name}.safetensors")
     with files.replacing(stage.path / "tokenizer") as beside:
@@ -22,7 +22,10 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     files.write_json(stage.path / "ledger.json", corpus.ledger)
     counts = {name: sequences.tokens for name, sequences in corpus.splits.items()}
     stage.notes.update(
-        tokens=counts, documents=corpus.ledger["documents"], duplicates=corpus.ledger["duplicates"], empty=corpus.ledger["empty"]
+        tokens=counts,
+        documents=corpus.ledger["documents"],
+        duplicates=corpus.ledger["duplicates"],
+        empty=corpus.ledger["empty"],
     )
     words = ", ".join(f"{value:,} {name}" for name, value in counts.items())
     dropped = f"; dropped {corpus.ledger['duplicates']:,} duplicates and {corpus.ledger['empty']:,} empty documents"

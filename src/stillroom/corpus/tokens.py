@@ -1,17 +1,28 @@
-"""Documents to token ids, with what is to be learned and the bytes of every token. Knows nothing of splits or packing."""
+"""Documents to token ids, with what is to be learned and every token's bytes. Knows nothing of splits or packing."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from stillroom.corpus.chat import ChatTemplate, Span
 from stillroom.corpus.documents import Document
-from stillroom.errors import CorpusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+LONG = 1 << 20
+"""Characters of plain text that are tokenized in one piece: an encoding takes some hundred times the text's memory."""
+WINDOW = 256
+"""Characters on both sides of a cut that must give the same ids with and without it."""
+TRIES = 64
+"""Places for a cut that are tried before the text stays whole."""
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -21,51 +32,105 @@ class Tokens:
     Attributes:
         ids: Token ids, int64.
         learned: Whether a token is a target, bool.
-        bytes: UTF-8 bytes of text that each token adds, int32; they sum to the text's bytes. 0 for special tokens.
+        bytes: UTF-8 bytes of text that each token adds, int32; they sum to the text's bytes. 0 for the tokens that are
+            put around a text, and for a chat's special tokens.
     """
 
-    ids: np.ndarray
-    learned: np.ndarray
-    bytes: np.ndarray
+    ids: Array
+    learned: Array
+    bytes: Array
 
 
-def tokenize(
-    documents: list[Document], tokenizer: PreTrainedTokenizerFast, add_bos: bool | None, add_eos: bool
-) -> list[Tokens]:
-    """Tokens of documents.
+class Encoder:
+    """Turns documents into tokens.
 
-    Raises:
-        CorpusError: A chat and a tokenizer without a chat template.
+    Args:
+        tokenizer: The teacher's.
+        add_bos: Begin plain text with the beginning-of-text token; None does as the tokenizer does.
+        add_eos: End plain text with the end-of-text token.
     """
-    rendered = [_render(document, tokenizer) for document in documents]
-    plain = [not document.messages for document in documents]
-    encodings = tokenizer.backend_tokenizer.encode_batch([text for text, _ in rendered], add_special_tokens=False)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    wants_bos = _adds_bos(tokenizer) if add_bos is None else add_bos
-    found = []
-    for (text, spans), encoding, is_plain in zip(rendered, encodings, plain, strict=True):
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, add_bos: bool | None = None, add_eos: bool = True) -> None:
+        from tokenizers import Tokenizer
+
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        # A post-processor adds tokens and trims white space off offsets; a truncation would lose text without a word.
+        rules["post_processor"] = rules["truncation"] = rules["padding"] = None
+        self._backend = Tokenizer.from_str(json.dumps(rules))
+        self._template = ChatTemplate(tokenizer)
+        self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        wants_bos = bos is not None and (_adds_bos(tokenizer) if add_bos is None else add_bos)
+        self._head = np.asarray([bos] if wants_bos else [], dtype=np.int64)
+        self._tail = np.asarray([eos] if add_eos and eos is not None else [], dtype=np.int64)
+
+    def encode(self, documents: list[Document]) -> list[Tokens]:
+        """Tokens of documents.
+
+        Raises:
+            CorpusError: A chat and a tokenizer without a chat template, or a template that refuses the chat.
+        """
+        rendered = [self._render(document) for document in documents]
+        pieces = [[text] if spans is not None else self._pieces(text) for text, spans in rendered]
+        encodings = iter(self._backend.encode_batch([p for group in pieces for p in group], add_special_tokens=False))
+        found = []
+        for (text, spans), group in zip(rendered, pieces, strict=True):
+            if spans is not None:
+                found.append(self._chat(text, spans, next(encodings)))
+                continue
+            parts = [(np.asarray(e.ids, dtype=np.int64), piece, e) for piece, e in zip(group, encodings, strict=False)]
+            ids = np.concatenate([self._head, *(ids for ids, _, _ in parts), self._tail])
+            sizes = [token_bytes(piece, _ends(encoding)) for _, piece, encoding in parts]
+            around = [np.zeros(len(extra), np.int32) for extra in (self._head, self._tail)]
+            learned = np.ones(len(ids), dtype=bool)
+            learned[: len(self._head)] = False
+            found.append(Tokens(ids, learned, np.concatenate([around[0], *sizes, around[1]])))
+        return found
+
+    def _render(self, document: Document) -> tuple[str, list[Span] | None]:
+        if document.messages and not (self._template.text is None and document.text):
+            return self._template.render(document.messages, document.where)
+        return document.text, None
+
+    def _chat(self, text: str, spans: list[Span], encoding: Any) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int64)
-        ends = np.asarray([end for _, end in encoding.offsets], dtype=np.int64)
+        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        learned = np.zeros(len(ids), dtype=bool)
+        for begin, end in spans:
+            learned |= (starts >= begin) & (ends <= end) & (ends > starts)
         sizes = token_bytes(text, ends)
-        learned = np.ones(len(ids), dtype=bool)
-        if not is_plain:
-            starts = np.asarray([start for start, _ in encoding.offsets], dtype=np.int64)
-            learned[:] = False
-            for begin, end in spans:
-                learned |= (starts >= begin) & (ends <= end) & (ends > starts)
-            special = set(tokenizer.all_special_ids)
-            sizes[[index for index, value in enumerate(encoding.ids) if value in special]] = 0
-        head = [bos] if is_plain and wants_bos and bos is not None else []
-        tail = [eos] if is_plain and add_eos and eos is not None else []
-        if head or tail:
-            ids = np.concatenate([np.asarray(head, np.int64), ids, np.asarray(tail, np.int64)])
-            learned = np.concatenate([np.zeros(len(head), bool), learned, np.ones(len(tail), bool)])
-            sizes = np.concatenate([np.zeros(len(head), np.int32), sizes, np.zeros(len(tail), np.int32)])
-        found.append(Tokens(ids, learned, sizes))
-    return found
+        sizes[np.isin(ids, self._special)] = 0
+        return Tokens(ids, learned, sizes)
+
+    def _pieces(self, text: str) -> list[str]:
+        """A long text in pieces whose ids, one after the other, are those of the whole."""
+        if len(text) <= LONG:
+            return [text]
+        pieces, begin = [], 0
+        while len(text) - begin > LONG:
+            cut = self._cut(text, begin + LONG)
+            if cut is None:
+                break
+            pieces.append(text[begin:cut])
+            begin = cut
+        return [*pieces, text[begin:]]
+
+    def _cut(self, text: str, at: int) -> int | None:
+        """A place behind ``at`` where a line begins and a cut changes no id, as far as its surroundings tell."""
+        for _ in range(TRIES):
+            at = text.find("\n", at) + 1
+            if at == 0 or at >= len(text):
+                return None
+            if text[at].isspace():
+                continue
+            left, right = text[at - WINDOW : at], text[at : at + WINDOW]
+            whole, *halves = self._backend.encode_batch([left + right, left, right], add_special_tokens=False)
+            if whole.ids == halves[0].ids + halves[1].ids:
+                return at
+        return None
 
 
-def token_bytes(text: str, ends: np.ndarray) -> np.ndarray:
+def token_bytes(text: str, ends: Array) -> Array:
     """UTF-8 bytes that each token adds, [T] int32, from the character offsets of tokens' ends.
 
     Several tokens may share one character; its bytes count at the first of them. The last token takes what is left, so
@@ -73,7 +138,7 @@ def token_bytes(text: str, ends: np.ndarray) -> np.ndarray:
     """
     if len(ends) == 0:
         return np.zeros(0, dtype=np.int32)
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     total = np.concatenate([[0], np.cumsum(widths)])
     reached = np.maximum.accumulate(total[np.minimum(ends, len(codes))])
@@ -81,57 +146,9 @@ def token_bytes(text: str, ends: np.ndarray) -> np.ndarray:
     return np.diff(reached, prepend=0).astype(np.int32)
 
 
+def _ends(encoding: Any) -> Array:
+    return np.asarray([end for _, end in encoding.offsets], dtype=np.int64)
+
+
 def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-
-
-def _render(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[str, list[tuple[int, int]]]:
-    """A document's text, and the character spans of the assistant's words (with what ends them) in a chat.
-
-    A span is what the template adds to the conversation before it: the text up to an assistant's turn is rendered with
-    the generation prompt, the text with the turn must begin with it, and the difference is what the model has to say.
-    """
-    if not document.messages:
-        return document.text, []
-    if not tokenizer.chat_template:
-        raise CorpusError(
-            f"{document.where}: a chat, and the teacher's tokenizer has no chat template.",
-            "Use a chat model as the teacher, or give plain text.",
-        )
-    messages = [dict(message) for message in document.messages]
-    whole = _apply(tokenizer, messages, False, document.where)
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply(tokenizer, messages[:index], True, document.where) if index else ""
-        upto = _apply(tokenizer, messages[: index + 1], False, document.where)
-        if not upto.startswith(before):
-            # The template opens a turn otherwise when it asks for one; the words themselves are still there.
-            begin = upto.rfind(message["content"])
-            before = upto[:begin] if begin >= 0 else before
-        if not whole.startswith(upto) and not whole.startswith(upto.rstrip()):
-            begin = whole.find(message["content"], spans[-1][1] if spans else 0)
-            if begin < 0:
-                raise CorpusError(
-                    f"{document.where}: the chat template leaves out or changes the assistant's words.",
-                    "Leave this chat out, or use another template.",
-                )
-            spans.append((begin, begin + len(message["content"])))
-            continue
-        spans.append((len(before), len(upto)))
-    return whole, spans
-
-
-def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], prompt: bool, where: str) -> str:
-    from stillroom.intake.template import render_chat
-
-    return render_chat(
-        str(tokenizer.chat_template),
-        messages,
-        where=where,
-        add_generation_prompt=prompt,
-        bos_token=tokenizer.bos_token or "",
-        eos_token=tokenizer.eos_token or "",
-    )
+    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
