@@ -132,8 +132,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line.", "Save the file as UTF-8.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         raise CorpusError(f"{where}: not valid JSON: {reason}.", "Each line holds one JSON object.") from None
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: not a JSON object.", 'A line looks like {"text": "…"}.')

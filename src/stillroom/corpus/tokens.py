@@ -123,7 +123,7 @@ class Encoder:
                 return None
             if text[at].isspace():
                 continue
-            left, right = text[at - WINDOW : at], text[at : at + WINDOW]
+            left, right = text[max(at - WINDOW, 0) : at], text[at : at + WINDOW]
             whole, *halves = self._backend.encode_batch([left + right, left, right], add_special_tokens=False)
             if whole.ids == halves[0].ids + halves[1].ids:
                 return at
