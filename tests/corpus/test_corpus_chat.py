@@ -18,15 +18,17 @@ TOKENIZER = make_tokenizer("bpe")
 
 # One template for each way in which templates differ.
 PLAIN = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 NO_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TRIMMED = (
-    "{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
 GENERATION = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content }}<|im_end|>"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{{ m.content }}<|im_end|>"
     "{% endgeneration %}\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -36,7 +38,8 @@ THOUGHTS = (
     "{% if '</think>' in m.content %}{% set think = m.content.split('</think>')[0].replace('<think>', '') %}"
     "{% set words = m.content.split('</think>')[-1].lstrip('\n') %}"
     "{% else %}{% set think = '' %}{% set words = m.content %}{% endif %}"
-    "<|im_start|>assistant\n{% if loop.last %}<think>\n{{ think.strip('\n') }}\n</think>\n\n{% endif %}{{ words }}<|im_end|>\n"
+    "<|im_start|>assistant\n{% if loop.last %}<think>\n{{ think.strip('\n') }}\n</think>\n\n{% endif %}"
+    "{{ words }}<|im_end|>\n"
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -23,7 +23,9 @@ def documents(lengths: list[int]) -> list[Tokens]:
     ]
 
 
-def packed(lengths: list[int], length: int, cross: bool = False, limit: int | None = None, tail: bool = True) -> Sequences:
+def packed(
+    lengths: list[int], length: int, cross: bool = False, limit: int | None = None, tail: bool = True
+) -> Sequences:
     packer = Packer(length, cross, limit)
     for index, tokens in enumerate(documents(lengths)):
         if not packer.full:

@@ -94,9 +94,7 @@ def test_a_truncating_tokenizer_loses_nothing() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    lines=st.lists(st.text("ab 1\t\r'é.", max_size=12), min_size=1, max_size=60), kind=st.sampled_from(KINDS)
-)
+@given(lines=st.lists(st.text("ab 1\t\r'é.", max_size=12), min_size=1, max_size=60), kind=st.sampled_from(KINDS))
 def test_a_long_text_in_pieces_has_the_ids_of_the_whole(lines: list[str], kind: str) -> None:
     text = "\n".join(lines)
     encoder = ENCODERS[kind]

@@ -193,17 +193,17 @@ def _count(name: str, sequences: Sequences, ledgers: list[SourceLedger]) -> None
 
 
 def _enough(name: str, sequences: Sequences, limit: int | None, config: CorpusConfig, documents: int) -> None:
-    there = sequences.tokens
+    there = f"{documents:,} document{'s' * (documents != 1)}"
     share = "" if name == "train" else f" or raise `corpus.{name}_share`"
     if int((sequences.targets >= 0).sum()) == 0:
         raise CorpusError(
-            f"Nothing is left for the {name} split: the corpus has {documents:,} "
-            f"document{'s' * (documents != 1)} without empty ones and duplicates.",
-            f"Add documents{share}: training, validation and held-out text each need one with two tokens or more.",
+            f"Nothing is left for the {name} split: the corpus has {there} without empty ones and duplicates.",
+            f"Add documents{share}; a file of text is one document, and so is a line or row of the other kinds. "
+            "Training, validation and held-out text each need one with two tokens or more.",
         )
     if limit is not None and len(sequences) < -(-limit // config.sequence_length):
         raise CorpusError(
-            f"The recipe asks for {limit:,} {name} tokens, and the corpus has {there:,} in {documents:,} documents.",
+            f"The recipe asks for {limit:,} {name} tokens, and the corpus ({there}) has {sequences.tokens:,} for it.",
             f"Add text{share}, lower `corpus.{name}_tokens`, or leave it out to take all there is.",
         )
 

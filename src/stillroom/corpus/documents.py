@@ -108,5 +108,5 @@ def _whole(text: str, where: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true or false"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    names = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
+    return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")

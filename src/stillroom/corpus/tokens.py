@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,20 +73,33 @@ class Encoder:
         """
         rendered = [self._render(document) for document in documents]
         pieces = [[text] if spans is not None else self._pieces(text) for text, spans in rendered]
-        encodings = iter(self._backend.encode_batch([p for group in pieces for p in group], add_special_tokens=False))
-        found = []
-        for (text, spans), group in zip(rendered, pieces, strict=True):
-            if spans is not None:
-                found.append(self._chat(text, spans, next(encodings)))
-                continue
-            parts = [(np.asarray(e.ids, dtype=np.int64), piece, e) for piece, e in zip(group, encodings, strict=False)]
-            ids = np.concatenate([self._head, *(ids for ids, _, _ in parts), self._tail])
-            sizes = [token_bytes(piece, _ends(encoding)) for _, piece, encoding in parts]
-            around = [np.zeros(len(extra), np.int32) for extra in (self._head, self._tail)]
-            learned = np.ones(len(ids), dtype=bool)
-            learned[: len(self._head)] = False
-            found.append(Tokens(ids, learned, np.concatenate([around[0], *sizes, around[1]])))
-        return found
+        encodings = self._encodings([piece for group in pieces for piece in group])
+        return [
+            self._plain(group, encodings) if spans is None else self._chat(text, spans, next(encodings))
+            for (text, spans), group in zip(rendered, pieces, strict=True)
+        ]
+
+    def _encodings(self, texts: list[str]) -> Iterator[Any]:
+        """The encodings of texts, made some at a time: they are large."""
+        batch: list[str] = []
+        for text in texts:
+            if batch and sum(map(len, batch)) + len(text) > 2 * LONG:
+                yield from self._backend.encode_batch(batch, add_special_tokens=False)
+                batch = []
+            batch.append(text)
+        yield from self._backend.encode_batch(batch, add_special_tokens=False)
+
+    def _plain(self, pieces: list[str], encodings: Iterator[Any]) -> Tokens:
+        ids, sizes = [self._head], [np.zeros(len(self._head), np.int32)]
+        for piece in pieces:
+            encoding = next(encodings)
+            ids.append(np.asarray(encoding.ids, dtype=np.int64))
+            sizes.append(token_bytes(piece, np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]))
+        ids.append(self._tail)
+        sizes.append(np.zeros(len(self._tail), np.int32))
+        learned = np.ones(sum(map(len, ids)), dtype=bool)
+        learned[: len(self._head)] = False
+        return Tokens(np.concatenate(ids), learned, np.concatenate(sizes))
 
     def _render(self, document: Document) -> tuple[str, list[Span] | None]:
         if document.messages and not (self._template.text is None and document.text):
@@ -144,10 +158,6 @@ def token_bytes(text: str, ends: Array) -> Array:
     reached = np.maximum.accumulate(total[np.minimum(ends, len(codes))])
     reached[-1] = total[-1]
     return np.diff(reached, prepend=0).astype(np.int32)
-
-
-def _ends(encoding: Any) -> Array:
-    return np.asarray([end for _, end in encoding.offsets], dtype=np.int64)
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:

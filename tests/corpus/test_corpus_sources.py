@@ -1,0 +1,425 @@
+"""Sources: every kind is read, and every mistake says what, where, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.corpus.config import (
+    DatasetSource,
+    JsonlSource,
+    ParquetSource,
+    PythonDocsSource,
+    ReasoningGymSource,
+    Source,
+    TextSource,
+)
+from stillroom.corpus.documents import Document
+from stillroom.corpus.sources import name_of, read_source
+from stillroom.errors import CorpusError, MissingDependency, NotWritable, StillroomError
+
+CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+
+
+def read(source: Source) -> list[Document]:
+    return list(read_source(source))
+
+
+def message(source: Source, kind: type[StillroomError] = CorpusError) -> str:
+    with pytest.raises(kind) as caught:
+        read(source)
+    return str(caught.value)
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def test_text_of_a_folder_in_a_fixed_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "z.txt").write_text("last")
+    (tmp_path / "b" / "a.md").write_text("\ufefffirst")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    assert [document.text for document in read(TextSource(path=tmp_path))] == ["first", "last"]
+    assert [document.text for document in read(TextSource(path=tmp_path / "z.txt"))] == ["last"]
+    assert [d.text for d in read(TextSource(path=tmp_path, pattern=("*.txt",)))] == ["last"]
+
+
+def test_text_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Käse".encode("latin-1"))
+    assert read(TextSource(path=tmp_path, encoding="latin-1"))[0].text == "Käse"
+
+
+def test_a_missing_path(tmp_path: Path) -> None:
+    for source in (
+        TextSource(path=tmp_path / "no"),
+        JsonlSource(path=tmp_path / "no"),
+        ParquetSource(path=tmp_path / "no"),
+    ):
+        assert message(source) == (
+            f"{tmp_path / 'no'}: no such file or folder.\nCheck `path`; relative paths start at the recipe's folder."
+        )
+
+
+def test_a_folder_without_fitting_files(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("x")
+    assert message(TextSource(path=tmp_path, pattern=("*.txt", "*.md"))) == (
+        f"{tmp_path}: the folder holds no file that fits *.txt, *.md.\nCheck `path` and `pattern`."
+    )
+    assert message(ParquetSource(path=tmp_path)) == (
+        f"{tmp_path}: the folder holds no file that fits **/*.parquet.\nCheck `path`."
+    )
+
+
+def test_unreadable_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good \xff bad")
+    assert message(TextSource(path=tmp_path)) == (
+        f"{tmp_path / 'a.txt'}: the bytes at offset 5 are not utf-8.\n"
+        "Name the right `encoding` in the recipe, or save the file as UTF-8."
+    )
+
+
+def test_an_unknown_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert message(TextSource(path=tmp_path, encoding="utf-9")) == (
+        f"{tmp_path / 'a.txt'}: `utf-9` is not an encoding.\nWrite for example utf-8 or latin-1."
+    )
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, and rights that a file's mode can take away: the system's administrator may read everything."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        root = os.geteuid() == 0
+        yield folder
+        if root:
+            os.seteuid(0)
+        for path in [*folder.rglob("*")]:
+            path.chmod(0o700)
+
+
+def drop_rights() -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of files are POSIX's")
+def test_a_file_that_may_not_be_read(unprivileged: Path) -> None:
+    for name, source in (
+        ("a.txt", TextSource(path=unprivileged)),
+        ("a.jsonl", JsonlSource(path=unprivileged)),
+        ("a.parquet", ParquetSource(path=unprivileged)),
+    ):
+        path = unprivileged / name
+        path.write_text("x")
+        path.chmod(0)
+        drop_rights()
+        found = message(source, NotWritable)
+        if os.getuid() == 0:
+            os.seteuid(0)
+        assert found == f"{path}: may not be read.\nCheck its permissions."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of files are POSIX's")
+def test_a_folder_that_may_not_be_read(unprivileged: Path) -> None:
+    inner = unprivileged / "inner"
+    inner.mkdir()
+    (unprivileged / "b.txt").write_text("x")
+    inner.chmod(0)
+    drop_rights()
+    # It must not look like a folder without files.
+    assert message(TextSource(path=unprivileged), NotWritable) == f"{inner}: may not be read.\nCheck its permissions."
+
+
+# JSON Lines ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "one"}, "\n", {"messages": CHAT}, {"text": None}, {"messages": []})
+    one, chat, null, nothing = read(JsonlSource(path=tmp_path))
+    assert one == Document("one", where=f"{path}, line 1")
+    assert chat == Document(messages=tuple(CHAT), where=f"{path}, line 3")
+    assert null.is_empty
+    assert nothing.is_empty
+
+
+def test_json_lines_by_key(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "one", "body": "two", "talk": CHAT})
+    assert read(JsonlSource(path=path, text_key="body"))[0].text == "two"
+    assert read(JsonlSource(path=path, messages_key="talk"))[0].messages == tuple(CHAT)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5), escape=st.booleans())
+def test_json_lines_give_back_any_text(texts: list[str], escape: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_bytes(b"".join(json.dumps({"text": t}, ensure_ascii=escape).encode() + b"\n" for t in texts))
+        assert [document.text for document in read(JsonlSource(path=path))] == texts
+
+
+def test_bad_json(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "one"}, '{"text": "two"\n')
+    assert message(JsonlSource(path=path)) == (
+        f"{path}, line 2: not valid JSON: Expecting ',' delimiter.\nEach line holds one JSON object."
+    )
+    deep = lines(tmp_path / "b.jsonl", "[" * 100_000 + "\n")
+    assert f"{deep}, line 1: not valid JSON" in message(JsonlSource(path=deep))
+    number = lines(tmp_path / "c.jsonl", '{"text": ' + "1" * 5000 + "}\n")
+    assert f"{number}, line 1: " in message(JsonlSource(path=number))
+
+
+def test_a_line_that_is_no_object(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", ["text"])
+    assert message(JsonlSource(path=path)) == f'{path}, line 1: not a JSON object.\nA line looks like {{"text": "…"}}.'
+
+
+def test_json_lines_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
+    assert (
+        message(JsonlSource(path=path)) == f"{path}, line 2: not UTF-8 at byte 10 of the line.\nSave the file as UTF-8."
+    )
+
+
+def test_half_a_character(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", '{"text": "ab\\ud83d"}\n')
+    assert message(JsonlSource(path=path)) == (
+        f"{path}, line 1: character 2 of the text is half a character (\\ud83d).\n"
+        "Write the text again with whole characters."
+    )
+
+
+def test_a_missing_key(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "one"}, {"body": "two", "id": 3})
+    wanted = (
+        "line 2: no key `text`; there are: body, id.\nName the right one as `text_key` or `messages_key` in the recipe."
+    )
+    assert message(JsonlSource(path=path)) == f"{path}, {wanted}"
+    assert "line 1: no key `talk`; there are: text." in message(JsonlSource(path=path, messages_key="talk"))
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"text": 5}, "`text` holds a number, not text.\nName another key as `text_key`."),
+        ({"text": ["a"]}, "`text` holds a list, not text.\nName another key as `text_key`."),
+        (
+            {"messages": "Q"},
+            '`messages` holds text, not a list of messages.\nA message looks like {"role": "user", "content": "…"}.',
+        ),
+        (
+            {"messages": ["Q"]},
+            '`messages` holds a list, not a list of messages.\nA message looks like {"role": "user", "content": "…"}.',
+        ),
+        (
+            {"messages": [{"from": "human", "value": "Q"}]},
+            "a message has `from`, `value` where `role` and `content` are needed.\n"
+            'A message looks like {"role": "user", "content": "…"}.',
+        ),
+        (
+            {"messages": [{"role": "human", "content": "Q"}]},
+            "a message has the role 'human'.\nRoles are: system, developer, user, assistant, tool.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "the user's message has nothing as its `content`.\nGive the words as one text.",
+        ),
+    ],
+)
+def test_rows_of_the_wrong_shape(tmp_path: Path, row: Any, wanted: str) -> None:
+    path = lines(tmp_path / "a.jsonl", row)
+    assert message(JsonlSource(path=path)) == f"{path}, line 1: {wanted}"
+
+
+# Parquet -------------------------------------------------------------------------------------------------------------
+
+
+def parquet(path: Path, **columns: list[Any]) -> Path:
+    import pyarrow
+    from pyarrow import parquet as module
+
+    module.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet(tmp_path: Path) -> None:
+    texts = [f"text {index}" for index in range(600)]
+    path = parquet(tmp_path / "a.parquet", text=texts, other=texts)
+    assert [document.text for document in read(ParquetSource(path=tmp_path))] == texts
+    assert read(ParquetSource(path=path))[-1].where == f"{path}, row 600"
+    chats = parquet(tmp_path / "b.parquet", messages=[CHAT, None])
+    chat, empty = read(ParquetSource(path=chats))
+    assert chat.messages == tuple(CHAT)
+    assert empty.is_empty
+
+
+def test_parquet_without_the_column(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", body=["x"], id=[1])
+    wanted = "there are: body, id.\nName the right one as `text_key` or `messages_key` in the recipe."
+    assert message(ParquetSource(path=path)) == f"{path}: no key `text`; {wanted}"
+    assert message(ParquetSource(path=path, text_key="words")) == f"{path}: no key `words`; {wanted}"
+
+
+def test_truncated_parquet(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", text=[f"text {index}" for index in range(100)])
+    whole = path.read_bytes()
+    for size in (0, 3, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:size])
+        found = message(ParquetSource(path=path))
+        assert found.startswith(f"{path}: not a whole Parquet file: ")
+        assert found.endswith("\nCopy or write it again.")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", text=["some words " * 50 + str(index) for index in range(500)])
+    data = bytearray(path.read_bytes())
+    data[8 : len(data) // 2] = b"\xaa" * (len(data) // 2 - 8)
+    path.write_bytes(data)
+    assert message(ParquetSource(path=path)).startswith(f"{path}: ")
+
+
+# Hugging Face datasets -----------------------------------------------------------------------------------------------
+
+
+def test_datasets_on_disk(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(tmp_path / "several")
+    assert [d.text for d in read(DatasetSource(name=str(tmp_path / "one")))] == ["a", "b"]
+    assert [d.text for d in read(DatasetSource(name=str(tmp_path / "several"), split="test"))] == ["b"]
+    assert message(DatasetSource(name=str(tmp_path / "several"), split="dev")) == (
+        f"{tmp_path / 'several'}: no split `dev`; there are: train, test.\nChange `split`."
+    )
+    assert "row 1: no key `body`; there are: text." in message(
+        DatasetSource(name=str(tmp_path / "one"), text_key="body")
+    )
+
+
+def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:
+    lines(tmp_path / "train.jsonl", {"messages": CHAT}, {"messages": CHAT})
+    found = read(DatasetSource(name=str(tmp_path)))
+    assert [document.messages for document in found] == [tuple(CHAT)] * 2
+
+
+def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+    # In a process of its own: the library reads once, when it is imported, whether there is a network.
+    code = (
+        "from stillroom.corpus.config import DatasetSource\n"
+        "from stillroom.corpus.sources import read_source\n"
+        "from stillroom.errors import CorpusError\n"
+        "try:\n"
+        "    list(read_source(DatasetSource(name='nobody/nothing')))\n"
+        "except CorpusError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("The dataset nobody/nothing cannot be read: ")
+    assert done.stdout.endswith("\nCheck the name, the split and the network, or give a folder.\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wanted"),
+    [
+        (
+            "datasets",
+            DatasetSource(name="x/y"),
+            "Hugging Face datasets need the package `datasets`.\nInstall it: pip install 'stillroom[datasets]'",
+        ),
+        (
+            "pyarrow.parquet",
+            ParquetSource(path=Path("x")),
+            "Parquet files need pyarrow.\nInstall it: pip install 'stillroom[datasets]'",
+        ),
+        (
+            "reasoning_gym",
+            ReasoningGymSource(),
+            "Generated questions need the package `reasoning-gym`.\nInstall it: pip install 'stillroom[reasoning]'",
+        ),
+    ],
+)
+def test_missing_packages(module: str, source: Source, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert message(source, MissingDependency) == wanted
+
+
+# Always at hand ------------------------------------------------------------------------------------------------------
+
+
+def test_pythons_documentation_without_importing_it() -> None:
+    code = (
+        "import sys\n"
+        "from stillroom.corpus.config import PythonDocsSource\n"
+        "from stillroom.corpus.sources import read_source\n"
+        "import hashlib\n"
+        "before = set(sys.modules)\n"
+        "found = list(read_source(PythonDocsSource()))\n"
+        "print(len(found), hashlib.sha256(''.join(d.digest for d in found).encode()).hexdigest())\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONWARNINGS": "error"},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+    count, _ = runs[0].splitlines()[0].split()
+    assert int(count) > 500
+    imported = runs[0].splitlines()[1]
+    assert "antigravity" not in imported
+    assert "tkinter" not in imported
+
+
+def test_parts_of_pythons_documentation() -> None:
+    topics = read(PythonDocsSource(parts=("topics",)))
+    docstrings = read(PythonDocsSource(parts=("docstrings",)))
+    assert any('The "for" statement' in document.text for document in topics)
+    assert any(document.text.startswith("textwrap.TextWrapper") for document in docstrings)
+    assert not any(document.is_empty for document in topics + docstrings)
+
+
+def test_generated_questions() -> None:
+    source = ReasoningGymSource(tasks=("leg_counting",), count=5)
+    found = read(source)
+    assert len(found) == 5
+    assert [m["role"] for m in found[0].messages] == ["user", "assistant"]
+    assert found[0].messages[1]["content"].isdigit()
+    assert found[0].text == f"{found[0].messages[0]['content']}\n{found[0].messages[1]['content']}\n"
+    assert read(source) == found
+
+
+def test_a_task_that_is_not_there() -> None:
+    found = message(ReasoningGymSource(tasks=("telepathy",)))
+    assert found.startswith("reasoning-gym has no task `telepathy`: ")
+    assert found.endswith("\nChange `tasks`.")
+
+
+def test_names_of_sources() -> None:
+    assert name_of(TextSource(path=Path("a/b"))) == str(Path("a/b"))
+    assert name_of(DatasetSource(name="owner/data")) == "owner/data"
+    assert name_of(ReasoningGymSource(tasks=("x", "y"))) == "reasoning-gym: x, y"
+    assert name_of(PythonDocsSource()) == "Python's own documentation"
