@@ -18,7 +18,7 @@ class ExportConfig(Section):
     """GGUF types to write; none leaves GGUF out."""
     max_kl: dict[GgufType, float] = Field(default={"F16": 1e-3, "Q8_0": 2e-2})
     """Largest mean KL(PyTorch student ‖ file) in nats a token that is accepted."""
-    check_tokens: int = Field(default=512, ge=16)
+    check_tokens: int = Field(default=256, ge=16)
     """Held-out tokens on which a file is checked."""
 
 

@@ -239,6 +239,9 @@ def _load(path: str, options: EngineOptions) -> Any:
     threads = options.threads or default_threads()
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
+    for processor in (parameters.cpuparams, parameters.cpuparams_batch):
+        # Waiting threads sleep: spinning ones starve each other on a busy machine.
+        processor.poll = 0
     parameters.cache_ram_mib = 0
     parameters.warmup = False
     # The library opens a port of its own on loopback; a key that nobody knows closes it.
