@@ -1,7 +1,6 @@
 """A stage is finished when its record exists; nothing cut off ever looks finished."""
 
 import json
-import os
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_a_finished_stage_holds_for_its_inputs_only(run):
     assert record["notes"] == {"tokens": 7}
     assert record["peak_memory_bytes"] > 1 << 20
     assert record["seconds"] >= 0
-    assert "begun.json" not in os.listdir(stage.path)
+    assert "begun.json" not in [path.name for path in stage.path.iterdir()]
 
 
 def test_a_missing_or_cut_output_is_noticed(run):
@@ -95,7 +94,7 @@ def test_a_second_process_is_kept_out(run):
 
 
 def test_opening_something_else_says_so(tmp_path):
-    with pytest.raises(RunError, match="is not a run: it has no recipe.yaml"):
+    with pytest.raises(RunError, match="is not a run: it has no recipe"):
         Run.open(tmp_path)
     (tmp_path / "small").write_text("")
     with pytest.raises(RunError, match="is a file"):
@@ -109,7 +108,7 @@ def test_replacing_leaves_the_old_file_when_the_body_fails(tmp_path):
         beside.write_text("broken")
         1 / 0  # noqa: B018
     assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path):

@@ -33,7 +33,14 @@ def reference() -> str:
 def _section(section: type[BaseModel]) -> str:
     tag = _tag(section)
     title = section.__name__ if tag is None else f"{section.__name__} (`kind: {tag}`)"
-    lines = [f"## {title}", "", " ".join((section.__doc__ or "").split()), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        f"## {title}",
+        "",
+        " ".join((section.__doc__ or "").split()),
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     for name, field in section.model_fields.items():
         if name == "kind":
             continue
@@ -51,7 +58,9 @@ def _default(field: Any) -> str:
         return "**required**"
     if isinstance(value, BaseModel):
         given = {key: getattr(value, key) for key in value.model_fields_set if key != "kind"}
-        return f"`{type(value).__name__}`" + (" with " + ", ".join(f"`{k}: {v}`" for k, v in given.items()) if given else "")
+        return f"`{type(value).__name__}`" + (
+            " with " + ", ".join(f"`{k}: {v}`" for k, v in given.items()) if given else ""
+        )
     if isinstance(value, tuple):
         value = list(value)
     return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
@@ -79,7 +88,15 @@ def _anchor(model: type[BaseModel]) -> str:
 
 
 def _words(annotation: Any) -> str:
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", type(None): "null", Any: "any value"}
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        Path: "path",
+        type(None): "null",
+        Any: "any value",
+    }
     if annotation in names:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

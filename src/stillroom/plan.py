@@ -54,9 +54,9 @@ def make_plan(recipe: Recipe, runs: Path) -> dict[str, Any]:
             seconds["baseline"] = seconds["distill"]
         seconds["export"] = 20.0 * max(1, len(recipe.export.gguf))
         models = 2 + (1 if recipe.baseline else 0)
-        seconds["evaluate"] = 2 * (teacher + models * student) * (heldout or 0) / (
-            exact_rate * EFFICIENCY["forward"]
-        ) + 15
+        seconds["evaluate"] = (
+            2 * (teacher + models * student) * (heldout or 0) / (exact_rate * EFFICIENCY["forward"]) + 15
+        )
         plan["seconds"] = {name: round(value) for name, value in seconds.items()}
         plan["training_operations"] = 6 * student * train * passes
         plan["cache_bytes"] = round(bytes_per_position * captured)
@@ -186,5 +186,3 @@ def _obstacles(plan: dict[str, Any]) -> list[str]:
     if plan["memory_bytes"] > plan["memory_free_bytes"]:
         found.append("memory may not suffice; close other programs, or choose a smaller student")
     return found
-
-

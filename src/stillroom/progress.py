@@ -96,7 +96,10 @@ class Progress:
                 yield task
         elapsed = time.monotonic() - task.started
         if elapsed >= 1.0:
-            say(f"  {title}: {task.done:,.0f} {unit} in {clock(elapsed)}, {task.rate}" + (f", {task.note}" if task.note else ""))
+            say(
+                f"  {title}: {task.done:,.0f} {unit} in {clock(elapsed)}, {task.rate}"
+                + (f", {task.note}" if task.note else "")
+            )
 
     def say(self, text: str) -> None:
         """A line on stderr, unless quiet."""

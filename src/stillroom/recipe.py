@@ -80,7 +80,9 @@ def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None) ->
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}, line {line}: not valid YAML: {error.problem}.", "Mind indentation and colons.") from None
+        raise RecipeError(
+            f"{name}, line {line}: not valid YAML: {error.problem}.", "Mind indentation and colons."
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "nested too deep"
         raise RecipeError(f"{name}: not valid YAML: {reason}.", "Write it as plain UTF-8 text.") from None
@@ -110,7 +112,12 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             return (folder / value.expanduser()).absolute()
         if isinstance(value, str) and key in ("name", "path") and (value.startswith(("./", "../", "~/"))):
             return str((folder / Path(value).expanduser()).absolute())
-        if isinstance(value, str) and key in ("name", "path") and not value.startswith("package:") and (folder / value).exists():
+        if (
+            isinstance(value, str)
+            and key in ("name", "path")
+            and not value.startswith("package:")
+            and (folder / value).exists()
+        ):
             return str((folder / value).absolute())
         return value
 
@@ -200,7 +207,11 @@ def _locate(
     for part in keys:
         if isinstance(node, yaml.MappingNode):
             found = [(key, value) for key, value in node.value if key.value == str(part)]
-            candidates = _models(section.model_fields[str(part)].annotation) if section is not None and str(part) in section.model_fields else []
+            candidates = (
+                _models(section.model_fields[str(part)].annotation)
+                if section is not None and str(part) in section.model_fields
+                else []
+            )
             tagged = [candidate for candidate in _siblings(section) if _tag(candidate) == part]
             if tagged and not found:
                 section = tagged[0]

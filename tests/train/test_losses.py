@@ -93,7 +93,9 @@ def test_sparse_forward_kl_equals_the_dense_formula_on_the_scattered_weights(chu
     ids = torch.randint(50, (20, 6))  # ids may stand twice
     weights = torch.rand(20, 6)
     weights[3] = 0.0
-    result = FusedLoss(make_objective("forward_kl"), chunk=chunk)(hidden, Head(matrix), None, SparseSignal(ids, weights))
+    result = FusedLoss(make_objective("forward_kl"), chunk=chunk)(
+        hidden, Head(matrix), None, SparseSignal(ids, weights)
+    )
     result.value.backward()
     fused = hidden.grad.clone(), matrix.grad.clone()
     hidden.grad = matrix.grad = None
@@ -163,13 +165,18 @@ def test_a_signal_of_another_vocabulary_is_refused():
             torch.randn(1, 4), Head(torch.randn(5, 4)), None, SparseSignal(torch.tensor([[7]]), torch.ones(1, 1))
         )
     with pytest.raises(VocabularyMismatch, match="has 6 ids, and the student has 5"):
-        FusedLoss(make_objective("reverse_kl"))(torch.randn(1, 4), Head(torch.randn(5, 4)), None, DenseSignal(torch.zeros(1, 6)))
+        FusedLoss(make_objective("reverse_kl"))(
+            torch.randn(1, 4), Head(torch.randn(5, 4)), None, DenseSignal(torch.zeros(1, 6))
+        )
 
 
 def test_a_signal_of_another_length_is_refused():
     with pytest.raises(SignalError, match="2 positions and the hidden states have 3"):
         FusedLoss(make_objective("forward_kl"))(
-            torch.randn(3, 4), Head(torch.randn(5, 4)), None, SparseSignal(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1))
+            torch.randn(3, 4),
+            Head(torch.randn(5, 4)),
+            None,
+            SparseSignal(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1)),
         )
 
 

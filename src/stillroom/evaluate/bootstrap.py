@@ -60,15 +60,13 @@ def ratio(values: Array, weights: Array, samples: int, confidence: float, seed: 
         v, w = values[drawn], weights[drawn]
         centre = v.sum(1) / w.sum(1)
         spread = _standard_error(v, w, centre)
-        pivots.append(((centre - value) / np.where(spread > 0, spread, np.inf)))
+        pivots.append((centre - value) / np.where(spread > 0, spread, np.inf))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(pivots), [tail, 1 - tail])
     return Estimate(value, float(value - high * error), float(value - low * error))
 
 
-def difference(
-    first: Array, second: Array, weights: Array, samples: int, confidence: float, seed: int
-) -> Estimate:
+def difference(first: Array, second: Array, weights: Array, samples: int, confidence: float, seed: int) -> Estimate:
     """Interval of a paired difference (Σ first − Σ second) / Σ weights over the same documents."""
     return ratio(first - second, weights, samples, confidence, seed)
 

@@ -17,7 +17,9 @@ REPETITIONS = 3
 
 
 @torch.inference_mode()
-def measure_speed(models: dict[str, Any], prompt: dict[str, torch.Tensor], new_tokens: int) -> dict[str, dict[str, float]]:
+def measure_speed(
+    models: dict[str, Any], prompt: dict[str, torch.Tensor], new_tokens: int
+) -> dict[str, dict[str, float]]:
     """Tokens a second of several models: medians of interleaved repetitions, batch of one, with a key/value cache.
 
     Args:
@@ -47,7 +49,7 @@ def measure_speed(models: dict[str, Any], prompt: dict[str, torch.Tensor], new_t
 @torch.inference_mode()
 def working_memory(model: Any, prompt: torch.Tensor) -> int:
     """Bytes of a model at work: its weights and what one pass over the prompt adds at its peak."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     meter = MemoryMeter()
     with meter:
         before = meter.peak

@@ -41,7 +41,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             with progress.task("evaluate", total=len(heldout) * heldout.length) as task:
                 sums = measure(teacher.model, contenders, heldout, task)
             files.write_json(sums_file, {name: value.as_dict() for name, value in sums.items()})
-        files.write_json(cost_file, _cost(teacher, contenders, heldout, vocabulary, folders, recipe.evaluate.speed_tokens))
+        files.write_json(
+            cost_file, _cost(teacher, contenders, heldout, vocabulary, folders, recipe.evaluate.speed_tokens)
+        )
     config = recipe.evaluate
     all_sums = {name: Sums.from_dict(value) for name, value in files.read_json(sums_file).items()}
     from stillroom.evaluate.bootstrap import difference
@@ -71,7 +73,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             "documents": int((all_sums["teacher"].tokens > 0).sum()),
             "interval": f"{config.confidence:.0%} bootstrap-t over documents, {config.bootstrap_samples} resamplings",
             "seed": recipe.seed,
-            "expansion": round(statistics.fmean([all_sums["student"].tokens.sum() / all_sums["teacher"].tokens.sum()]), 5),
+            "expansion": round(
+                statistics.fmean([all_sums["student"].tokens.sum() / all_sums["teacher"].tokens.sum()]), 5
+            ),
         },
     )
 

@@ -91,7 +91,8 @@ def require_same_tokens(tokenizer: Any, file: Path, texts: list[str]) -> None:
             begins = int(bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]))
             if there != len(ids) + begins:
                 raise ExportMismatch(
-                    f"{file.name}: llama.cpp makes {there} tokens of {text[:40]!r}, and the student's tokenizer {len(ids) + begins}.",
+                    f"{file.name}: llama.cpp makes {there} tokens of {text[:40]!r}, "
+                    f"and the student's tokenizer {len(ids) + begins}.",
                     "This tokenizer cannot be exported faithfully; use the Hugging Face folder.",
                 )
 

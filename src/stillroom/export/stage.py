@@ -19,7 +19,12 @@ from stillroom.teacher.load import load_student
 
 CHECK_LENGTH = 128
 """Longest sequence of the check."""
-SAMPLES = ("def f(x):\n    return x + 2024", "Hello, world! It's 3.14 o'clock.", "naïve café — 你好, мир 🙂", "a\n\n\n  b\tc")
+SAMPLES = (
+    "def f(x):\n    return x + 2024",
+    "Hello, world! It's 3.14 o'clock.",
+    "naïve café — 你好, мир 🙂",
+    "a\n\n\n  b\tc",
+)
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:

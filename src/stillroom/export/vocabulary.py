@@ -27,7 +27,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: 
     model = rules["model"]
     if model["type"] != "BPE":
         raise UnsupportedModel(
-            f"A tokenizer of the kind {model['type']} cannot be exported to GGUF.", "Export nothing: `export: {gguf: []}`."
+            f"A tokenizer of the kind {model['type']} cannot be exported to GGUF.",
+            "Export nothing: `export: {gguf: []}`.",
         )
     tokens, types = _tokens(tokenizer, rules, rows)
     if model.get("byte_fallback"):
@@ -57,9 +58,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: 
         writer.add_chat_template(str(tokenizer.chat_template))
 
 
-def _tokens(
-    tokenizer: PreTrainedTokenizerFast, rules: dict[str, Any], rows: int
-) -> tuple[list[str], list[TokenType]]:
+def _tokens(tokenizer: PreTrainedTokenizerFast, rules: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
     added = {int(entry["id"]): entry for entry in rules["added_tokens"]}
     texts = {index: text for text, index in tokenizer.get_vocab().items()}
     tokens: list[str] = []
@@ -102,7 +101,11 @@ def _name(rules: dict[str, Any]) -> str:
     steps = steps.get("pretokenizers", [steps]) if steps else []
     kinds = [step["type"] for step in steps]
     byte_level = next((step for step in steps if step["type"] == "ByteLevel"), None)
-    if byte_level is None or byte_level.get("add_prefix_space") or rules.get("normalizer") not in (None, {"type": "NFC"}):
+    if (
+        byte_level is None
+        or byte_level.get("add_prefix_space")
+        or rules.get("normalizer") not in (None, {"type": "NFC"})
+    ):
         raise _unknown(kinds)
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and byte_level.get("use_regex", True):
         return "smollm"

@@ -30,4 +30,6 @@ def require_safe(path: Path) -> None:
                 f"{file}: a pickle can run any code when it is opened.", "Convert it to safetensors and remove it."
             )
         if file.suffix == ".py":
-            raise InspectionRefused(f"{file}: a model folder that brings its own code.", "Remove it; Stillroom runs none.")
+            raise InspectionRefused(
+                f"{file}: a model folder that brings its own code.", "Remove it; Stillroom runs none."
+            )

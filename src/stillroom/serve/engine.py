@@ -57,7 +57,10 @@ class Engine:
         self._connection, theirs = context.Pipe()
         self._stop = context.Event()
         self._process = context.Process(
-            target=_child, args=(theirs, self._stop, str(path), options), daemon=True, name=f"stillroom-engine-{path.name}"
+            target=_child,
+            args=(theirs, self._stop, str(path), options),
+            daemon=True,
+            name=f"stillroom-engine-{path.name}",
         )
         with _importable_main():
             self._process.start()
@@ -65,7 +68,9 @@ class Engine:
         kind, value = self._receive(START_SECONDS)
         if kind != "ready":
             self.stop()
-            raise EngineFailed(f"{path}: the runtime could not load the model: {value}", "Check that the file is a whole GGUF.")
+            raise EngineFailed(
+                f"{path}: the runtime could not load the model: {value}", "Check that the file is a whole GGUF."
+            )
 
     def __enter__(self) -> Engine:
         return self
@@ -104,7 +109,9 @@ class Engine:
                     if "error" in value:
                         finished = True
                         self._drain()
-                        raise EngineFailed(f"The model did not answer: {_reason(value)}", "Shorten the conversation, or start anew.")
+                        raise EngineFailed(
+                            f"The model did not answer: {_reason(value)}", "Shorten the conversation, or start anew."
+                        )
                 elif kind == "done":
                     finished = True
                     return
@@ -150,7 +157,9 @@ class Engine:
     def _receive(self, seconds: float | None) -> tuple[str, Any]:
         try:
             if seconds is not None and not self._connection.poll(seconds):
-                raise EngineFailed(f"{self.path}: the runtime said nothing for {seconds:.0f} seconds.", "Start it again.")
+                raise EngineFailed(
+                    f"{self.path}: the runtime said nothing for {seconds:.0f} seconds.", "Start it again."
+                )
             message: tuple[str, Any] = self._connection.recv()
         except (EOFError, OSError):
             raise self._died() from None

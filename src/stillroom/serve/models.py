@@ -32,7 +32,9 @@ def open_model(path: str | Path) -> Path:
             raise RunError(f"{path}: the run has no exported file yet.", f"Do it: stillroom export {path}")
         found = files.read_json(record)["files"]
         if not found:
-            raise RunError(f"{path}: the recipe exports no GGUF file.", "Add `export: {gguf: [Q8_0]}` to it and run it again.")
+            raise RunError(
+                f"{path}: the recipe exports no GGUF file.", "Add `export: {gguf: [Q8_0]}` to it and run it again."
+            )
         file = run.path / min(found, key=lambda entry: entry["bytes"])["path"]
         if not file.is_file():
             raise RunError(f"{file} is missing.", f"Export it again: stillroom export {path}")

@@ -72,7 +72,9 @@ def count_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_teacher(config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype) -> LoadedTeacher:
+def load_teacher(
+    config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype
+) -> LoadedTeacher:
     """Load a teacher.
 
     Raises:
@@ -109,7 +111,11 @@ def teacher_identity(config: HuggingFaceTeacher | GgufTeacher) -> dict[str, str]
     if isinstance(config, GgufTeacher):
         return {"teacher": files.digest_file(gguf_path(config.path))}
     folder = model_folder(config.name, config.revision)
-    names = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model"))
+    names = sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model")
+    )
     return {"teacher": files.digest_json({file.name: files.digest_file(file) for file in names})}
 
 
@@ -153,7 +159,9 @@ def model_folder(name: str, revision: str | None) -> Path:
                 "Check the name and the network, or give the path of a folder that holds the model.",
             ) from None
     if not (folder / "config.json").is_file():
-        raise TeacherError(f"{folder}: no config.json, so this is not a Hugging Face model.", "Give the folder that holds it.")
+        raise TeacherError(
+            f"{folder}: no config.json, so this is not a Hugging Face model.", "Give the folder that holds it."
+        )
     require_safe(folder)
     return folder
 
@@ -176,7 +184,9 @@ def gguf_path(path: str) -> Path:
         return file
     file = Path(path)
     if not file.is_file():
-        raise TeacherError(f"{path}: no such GGUF file.", "Check the path; relative paths start at the recipe's folder.")
+        raise TeacherError(
+            f"{path}: no such GGUF file.", "Check the path; relative paths start at the recipe's folder."
+        )
     return file
 
 
@@ -202,8 +212,12 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             raise known from None
         reason = _first_line(error)
         if "Unrecognized" in reason or "not supported" in reason or "does not recognize" in reason:
-            raise UnsupportedModel(f"{folder}: {reason}", "Give a causal language model that transformers knows.") from None
-        raise TeacherError(f"{folder}: the model cannot be loaded: {reason}", "Check that its files are complete.") from None
+            raise UnsupportedModel(
+                f"{folder}: {reason}", "Give a causal language model that transformers knows."
+            ) from None
+        raise TeacherError(
+            f"{folder}: the model cannot be loaded: {reason}", "Check that its files are complete."
+        ) from None
     # A GGUF leaves its quantization in the config although the weights are whole numbers again; saving would refuse it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -223,12 +237,13 @@ def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
             )
     except Exception as error:
         raise translate(error, str(folder)) or TeacherError(
-            f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}", "Check that tokenizer.json is there and whole."
+            f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}",
+            "Check that tokenizer.json is there and whole.",
         ) from None
     if not tokenizer.is_fast:
         raise TeacherError(f"{folder}: only a slow tokenizer is there.", "Save the model with its tokenizer.json.")
     tokenizer.name_or_path = ""
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:

@@ -100,7 +100,9 @@ class Training:
             task.skip(state.step * per_batch)
             if state.step == 0:
                 self._validate(network, loss, state)
-            pieces = [[indices[i : i + micro] for i in range(0, len(indices), micro)] for indices in order[state.step :]]
+            pieces = [
+                [indices[i : i + micro] for i in range(0, len(indices), micro)] for indices in order[state.step :]
+            ]
             counts = [len(group) for group in pieces]
             stream = self.train.stream([piece for group in pieces for piece in group])
             with contextlib.closing(stream):  # type: ignore[type-var]
@@ -109,7 +111,9 @@ class Training:
                     for parameters in optimizer.param_groups:
                         parameters["lr"] = rate
                     batches = [next(stream).to(self.device) for _ in range(group)]
-                    value, distance, entropy = self._step(accelerator, prepared, optimizer_, loss, batches, rate, state.step)
+                    value, distance, entropy = self._step(
+                        accelerator, prepared, optimizer_, loss, batches, rate, state.step
+                    )
                     state.step += 1
                     self.losses.append(value)
                     self.event(

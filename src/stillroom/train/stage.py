@@ -58,7 +58,9 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         steps=state.step,
         best_step=state.best_step,
         best_validation_kl=state.best_kl,
-        tokens=state.step * max(1, config.batch_tokens // training.train.sequences.length) * training.train.sequences.length,
+        tokens=state.step
+        * max(1, config.batch_tokens // training.train.sequences.length)
+        * training.train.sequences.length,
         precision=config.precision,
         threads=torch.get_num_threads(),
     )

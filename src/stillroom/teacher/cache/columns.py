@@ -65,9 +65,13 @@ class ColumnReader:
                 raise CacheDamaged("A signal of the cache is cut off.", "Run `stillroom cache verify` on its folder.")
             raw = self._decompressor.decompress(stored, max_output_size=count) if method == PACKED else stored
         except (struct.error, zstandard.ZstdError):
-            raise CacheDamaged("A signal of the cache cannot be read.", "Run `stillroom cache verify` on its folder.") from None
+            raise CacheDamaged(
+                "A signal of the cache cannot be read.", "Run `stillroom cache verify` on its folder."
+            ) from None
         if len(raw) != count:
-            raise CacheDamaged("A signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder.")
+            raise CacheDamaged(
+                "A signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder."
+            )
         return np.frombuffer(raw, dtype=np.uint8)
 
 

@@ -23,6 +23,8 @@ class Dense(SignalCodec):
     def decode(self, data: bytes, count: int) -> DenseSignal:
         """See :meth:`SignalCodec.decode`."""
         if len(data) != 4 * count * self.vocabulary_size:
-            raise CacheDamaged("A dense signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder.")
+            raise CacheDamaged(
+                "A dense signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder."
+            )
         values = np.frombuffer(data, dtype="<f4").reshape(count, self.vocabulary_size)
         return DenseSignal(torch.from_numpy(values.copy()))

@@ -65,7 +65,9 @@ class Manifest(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise CacheDamaged(f"{path} is damaged: `{where}`: {first['msg']}.", "Remove the cache and capture again.") from None
+            raise CacheDamaged(
+                f"{path} is damaged: `{where}`: {first['msg']}.", "Remove the cache and capture again."
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write it, atomically."""

@@ -53,7 +53,7 @@ def write_shard(folder: Path, number: int, sequences: list[Encoded]) -> ShardEnt
         bytes=path.stat().st_size,
         sha256=files.digest_file(path),
         sequences=len(sequences),
-        positions=int(tensors["positions"].sum()),
+        positions=sum(sequence.positions for sequence in sequences),
     )
 
 
@@ -61,7 +61,7 @@ class ShardReader:
     """Random access to one shard by memory map."""
 
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.path = folder / entry.name
         try:
@@ -70,12 +70,12 @@ class ShardReader:
                 raise CacheDamaged(
                     f"{self.path} has {size} bytes, and the manifest says {entry.bytes}.", _verify(folder)
                 )
-            self._file: Any = safe_open(self.path, framework="numpy")
-            self.digests = [bytes(row).hex() for row in self._file.get_tensor("digests")]
-            self.positions = self._file.get_tensor("positions")
-            self.entropy = self._file.get_tensor("entropy")
-            self._offsets = self._file.get_tensor("offsets")
-            self._payload = self._file.get_slice("payload")
+            stored = _open(self.path)
+            self.digests = [bytes(row).hex() for row in stored.get_tensor("digests")]
+            self.positions = stored.get_tensor("positions")
+            self.entropy = stored.get_tensor("entropy")
+            self._offsets = stored.get_tensor("offsets")
+            self._payload = stored.get_slice("payload")
         except FileNotFoundError:
             raise CacheDamaged(f"{self.path} is missing.", _verify(folder)) from None
         except (SafetensorError, ValueError, KeyError) as error:
@@ -85,6 +85,12 @@ class ShardReader:
         """The bytes of one sequence."""
         part: np.ndarray = self._payload[int(self._offsets[index]) : int(self._offsets[index + 1])]
         return part.tobytes()
+
+
+def _open(path: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(path, framework="numpy")
 
 
 def _verify(folder: Path) -> str:

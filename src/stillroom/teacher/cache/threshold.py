@@ -30,7 +30,9 @@ CHUNK = 256
 
 
 class Threshold(SignalCodec):
-    """Columns, in this order, for ``draws · N`` positions (all of the first draw, then all of the next):
+    """Threshold sampling.
+
+    Columns, in this order, for ``draws · N`` positions (all of the first draw, then all of the next):
 
     1. number of head entries (p >= tau), 1 byte (2 where tau is below 1/255);
     2. number of tail entries, as wide;
@@ -54,7 +56,9 @@ class Threshold(SignalCodec):
         for _ in range(self.draws):
             for start in range(0, logprobs.shape[0], CHUNK):
                 parts.append(self._draw(logprobs[start : start + CHUNK].exp(), random))
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 5
+        columns = (
+            [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 5
+        )
         widths = (self.count_width, self.count_width, 1, self.width, self.width)
         return pack_columns(list(zip(columns, widths, strict=True)))
 
@@ -69,10 +73,12 @@ class Threshold(SignalCodec):
         head_ids = reader.column(head_total, self.width)
         tail_ids = reader.column(tail_total, self.width)
         if head_total and int(levels.max()) >= LEVELS:
-            raise CacheDamaged("A signal of the cache has an unknown level.", "Run `stillroom cache verify` on its folder.")
+            raise CacheDamaged(
+                "A signal of the cache has an unknown level.", "Run `stillroom cache verify` on its folder."
+            )
         wide = int((heads + tails).max()) if rows else 0
-        ids = np.zeros((rows, wide), dtype=np.int64)
-        weights = np.zeros((rows, wide), dtype=np.float32)
+        ids: np.ndarray = np.zeros((rows, wide), dtype=np.int64)
+        weights: np.ndarray = np.zeros((rows, wide), dtype=np.float32)
         column = np.arange(wide)[None, :]
         in_head = column < heads[:, None]
         in_tail = ~in_head & (column < (heads + tails)[:, None])

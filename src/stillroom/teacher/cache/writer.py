@@ -67,7 +67,9 @@ class CacheWriter:
         """
         size = self._manifest.identity.vocabulary_size
         if logprobs.shape[1] != size:
-            raise SignalError(f"The teacher gives {logprobs.shape[1]} ids, and the cache has {size}.", "Use another cache.")
+            raise SignalError(
+                f"The teacher gives {logprobs.shape[1]} ids, and the cache has {size}.", "Use another cache."
+            )
         entropy = -float((logprobs.exp() * logprobs.clamp_min(-1e4)).sum(dtype=torch.float64))
         data = self._codec.encode(logprobs, sampling_generator(self._manifest.identity.seed, digest))
         self._waiting.append(Encoded(digest, logprobs.shape[0], entropy, data))

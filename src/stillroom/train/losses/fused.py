@@ -72,7 +72,7 @@ class FusedLoss:
             self.objective.check(signal, rows)
         if targets is None and (self.objective is None or self.cross_entropy_weight > 0):
             raise SignalError("Cross-entropy needs the text's ids.", "Give `targets`.")
-        value, distance, entropy = _FusedLoss.apply(
+        value, distance, entropy = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, head.matrix, head.bias, self, head, targets, signal, denominator or float(max(1, hidden.shape[0]))
         )
         return Loss(value, distance, entropy)
@@ -97,7 +97,7 @@ class _FusedLoss(torch.autograd.Function):
     """Computes the gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         matrix: torch.Tensor,
@@ -160,7 +160,7 @@ class _FusedLoss(torch.autograd.Function):
         return total / denominator, distance, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         scaled = [None if value is None else value.mul_(grad.to(value.dtype)) for value in ctx.grads]
         ctx.grads = (None, None, None)
         return (*scaled, None, None, None, None, None)

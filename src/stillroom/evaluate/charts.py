@@ -1,0 +1,145 @@
+"""Small vector charts for the report: SVG with text alternatives, told apart by dashes and labels as well as colour.
+
+Knows nothing of what is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 280
+LEFT, RIGHT, TOP, BOTTOM = 56, 110, 16, 44
+DASHES = ("", "7 4", "2 3", "10 3 2 3")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one line.
+
+    Attributes:
+        name: Stands at the line's end.
+        points: Pairs of x and y, in order of x.
+    """
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+def line_chart(series: list[Series], *, title: str, x_label: str, y_label: str) -> str:
+    """Lines over a common scale, as SVG; an empty text where there is nothing to draw."""
+    series = [line for line in series if line.points]
+    if not series:
+        return ""
+    xs = [x for line in series for x, _ in line.points]
+    ys = [y for line in series for _, y in line.points]
+    x_low, x_high = min(xs), max(xs)
+    y_ticks = ticks(min(0.0, *ys), max(ys))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low or 1)
+        up = (y - y_low) / (y_high - y_low or 1)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = _frame(y_ticks, y_low, y_high, x_label, y_label)
+    for tick in ticks(x_low, x_high):
+        if x_low <= tick <= x_high:
+            parts.append(_text(place(tick, y_low)[0], HEIGHT - BOTTOM + 16, number(tick), "middle"))
+    taken: list[float] = []
+    for index, line in enumerate(series):
+        path = " ".join(
+            f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(place(*p) for p in line.points)
+        )
+        dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if DASHES[index % len(DASHES)] else ""
+        parts.append(f'<path class="line s{index % 4}" d="{path}"{dash}/>')
+        x, y = place(*line.points[-1])
+        while any(abs(y - other) < 14 for other in taken):
+            y -= 14
+        taken.append(y)
+        parts.append(f'<text class="label s{index % 4}" x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(line.name)}</text>')
+    words = "; ".join(
+        f"{line.name}: from {number(line.points[0][1])} to {number(line.points[-1][1])}" for line in series
+    )
+    return _svg(parts, title, f"{y_label} over {x_label}. {words}.")
+
+
+def bar_chart(values: list[float], marked: set[int], *, title: str, x_label: str, y_label: str, marked_as: str) -> str:
+    """One bar a value; marked bars are hatched. As SVG; an empty text where there is nothing to draw."""
+    if not values:
+        return ""
+    y_ticks = ticks(min(0.0, *values), max(values))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+    room = (WIDTH - LEFT - 16) / len(values)
+    parts = [
+        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<rect width="6" height="6" class="hatch-ground"/><line x1="0" y1="0" x2="0" y2="6" class="hatch-line"/>'
+        "</pattern></defs>",
+        *_frame(y_ticks, y_low, y_high, x_label, y_label, right=16),
+    ]
+    for index, value in enumerate(values):
+        share = (value - y_low) / (y_high - y_low or 1)
+        tall = share * (HEIGHT - TOP - BOTTOM)
+        x = LEFT + index * room
+        kind = "bar marked" if index in marked else "bar"
+        parts.append(
+            f'<rect class="{kind}" x="{x + 1:.1f}" y="{HEIGHT - BOTTOM - tall:.1f}" width="{max(1.0, room - 2):.1f}" '
+            f'height="{tall:.1f}"/>'
+        )
+        if len(values) <= 16 or index % (len(values) // 10) == 0:
+            parts.append(_text(x + room / 2, HEIGHT - BOTTOM + 16, str(index), "middle"))
+    named = ", ".join(str(index) for index in sorted(marked)) or "none"
+    listed = ", ".join(number(value) for value in values)
+    return _svg(parts, title, f"{y_label} by {x_label}. {marked_as}: {named}. Values: {listed}.")
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that span a range, at least two."""
+    span = high - low
+    if span <= 0:
+        return [low, low + 1]
+    raw = span / wanted
+    magnitude = 10 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A number as short as it can be read."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:,.0f}k"
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _frame(
+    y_ticks: list[float], y_low: float, y_high: float, x_label: str, y_label: str, right: int = RIGHT
+) -> list[str]:
+    parts = []
+    for tick in y_ticks:
+        y = HEIGHT - BOTTOM - (tick - y_low) / (y_high - y_low or 1) * (HEIGHT - TOP - BOTTOM)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(LEFT - 8, y + 4, number(tick), "end"))
+    parts.append(_text((LEFT + WIDTH - right) / 2, HEIGHT - 6, x_label, "middle"))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(
+        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>'
+    )
+    return parts
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(parts: list[str], title: str, words: str) -> str:
+    body = "".join(parts)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}. {escape(words)}">'
+        f"<title>{escape(title)}</title>{body}</svg>"
+    )

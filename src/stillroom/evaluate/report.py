@@ -1,0 +1,145 @@
+"""The report of a run: one self-contained page, and the same as a model card. Knows nothing of how anything was measured."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stillroom import files
+from stillroom.evaluate.charts import Series, bar_chart, line_chart
+from stillroom.evaluate.summary import MODELS, cells
+from stillroom.progress import clock
+from stillroom.run import Run
+
+ROLES = {
+    "teacher": "the large model",
+    "shrunk": "cut, not trained",
+    "baseline": "the same start, trained on the same text without the teacher",
+    "student": "trained on what the teacher says",
+}
+
+
+def write_report(run: Run, summary: dict[str, Any]) -> None:
+    """Write ``report.html`` and ``report.md`` beside ``summary.json``."""
+    content = _content(run, summary)
+    files.write_text(run.path / "report.html", _environment(True).get_template("report.html.jinja").render(content))
+    files.write_text(run.path / "report.md", _environment(False).get_template("report.md.jinja").render(content))
+
+
+def verdict(summary: dict[str, Any]) -> list[str]:
+    """What the numbers say, in sentences that hold for them."""
+    student, shrunk = summary["student"], summary["shrunk"]
+    share = student["parameters"] / summary["teacher"]["parameters"]
+    found = [
+        f"The student has {student['parameters']:,} parameters, {share:.0%} of its teacher's, and says the same next "
+        f"token in {student['top1_agreement']:.1%} of the held-out positions.",
+        f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; before training it was "
+        f"{shrunk['kl_to_teacher']:.3f}.",
+    ]
+    if "baseline" in summary:
+        gap = summary["compared"]["student_minus_baseline"]
+        low, high = gap["kl_to_teacher_interval"]
+        amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired difference {low:.3f} to {high:.3f})"
+        if high < 0:
+            found.append(f"Learning from the teacher paid: the same training without it ends {amount} further away.")
+        elif low > 0:
+            found.append(f"Learning from the teacher did not pay: the same training without it ends {amount} closer.")
+        else:
+            found.append(
+                "Whether learning from the teacher paid cannot be told from this text: "
+                f"the difference is {gap['kl_to_teacher']:.3f} nats a token, between {low:.3f} and {high:.3f}."
+            )
+    teacher_bits, bits = summary["teacher"]["bits_per_byte"], student["bits_per_byte"]
+    word = "more" if bits > teacher_bits else "fewer"
+    found.append(
+        f"On the text itself it needs {bits:.3f} bits a byte, {abs(bits / teacher_bits - 1):.0%} {word} than its teacher "
+        f"({teacher_bits:.3f})."
+    )
+    return found
+
+
+def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    shrunk = files.read_json(run.stage("shrink").path / "shrink.json")
+    ledger = files.read_json(run.stage("corpus").path / "ledger.json")
+    teacher = files.read_json(run.stage("capture").path / "teacher.json")
+    record = run.stage("distill").record or {}
+    return {
+        "name": run.recipe.name,
+        "summary": summary,
+        "verdict": verdict(summary),
+        "models": [name for name in MODELS if name in summary],
+        "roles": ROLES,
+        "cells": cells,
+        "clock": clock,
+        "teacher": teacher,
+        "ledger": ledger,
+        "shrunk": shrunk,
+        "training": record.get("notes", {}),
+        "charts": _charts(run, shrunk),
+        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        "seconds": sum(stage["seconds"] for stage in summary["stages"].values()),
+        "peak": max(stage["peak_memory_bytes"] for stage in summary["stages"].values()),
+    }
+
+
+def _charts(run: Run, shrunk: dict[str, Any]) -> dict[str, Any]:
+    trained = [name for name in ("distill", "baseline") if run.stage(name).record]
+    called = {"distill": "student", "baseline": "baseline"}
+    charts = {
+        "heldout": line_chart(
+            [Series(called[name], _points(run, name, "kl", validation=True)) for name in trained],
+            title="Distance from the teacher while training",
+            x_label="training step",
+            y_label="validation KL, nats a token",
+        ),
+        "loss": line_chart(
+            [Series(called[name], _points(run, name, "cross_entropy", validation=False)) for name in trained],
+            title="Cross-entropy on the training text",
+            x_label="training step",
+            y_label="nats a token",
+        ),
+    }
+    layers = shrunk.get("layers")
+    if layers:
+        charts["layers"] = bar_chart(
+            layers["block_influence"],
+            set(layers["removed"]),
+            title="How much each of the teacher's layers changes what passes through it",
+            x_label="layer",
+            y_label="block influence",
+            marked_as="Removed layers",
+        )
+    return {name: Markup(chart) for name, chart in charts.items()}  # noqa: S704 - charts escape their texts
+
+
+def _points(run: Run, stage: str, key: str, *, validation: bool) -> list[tuple[float, float]]:
+    """Step and value of a training's events; of a step that was done twice after a kill, the last counts."""
+    found: dict[int, float] = {}
+    for event in run.events(stage):
+        if event.get("event") == "begun" and not event.get("resumed"):
+            found.clear()
+        if (event.get("event") == "validation") == validation and event.get(key) is not None and "step" in event:
+            found[int(event["step"])] = float(event[key])
+    return sorted((float(step), value) for step, value in found.items())
+
+
+@functools.cache
+def _environment(html: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("stillroom.evaluate", "pages"),
+        autoescape=html,  # noqa: S701 - the other page is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "count": lambda value: f"{value:,}",
+        "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
+        "percent": lambda value: f"{value:.1%}",
+    }
+    environment.filters.update(filters)
+    return environment

@@ -1,0 +1,141 @@
+"""One file of numbers a run, and the table in the terminal. Knows nothing of how they were measured."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from stillroom import files
+from stillroom.run import Run, tool_version
+
+FORMAT = 1
+MODELS = ("teacher", "shrunk", "baseline", "student")
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Gather the records of a finished run into ``summary.json``; returns them.
+
+    Raises:
+        RunError: A stage is not finished.
+    """
+    evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
+    corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
+    teacher = files.read_json(_finished(run, "capture") / "teacher.json")
+    exported = files.read_json(_finished(run, "export") / "export.json")["files"]
+    capture = run.stage("capture").record or {}
+    stages = {name: run.stage(name).record for name in _names(run)}
+    models: dict[str, dict[str, Any]] = evaluation["models"]
+    summary: dict[str, Any] = {
+        "format": FORMAT,
+        "name": run.recipe.name,
+        "version": tool_version(),
+        "recipe_digest": run.recipe_digest,
+        "seed": run.recipe.seed,
+        **{name: models[name] for name in MODELS if name in models},
+        "compared": evaluation["compared"],
+        "interval": evaluation["interval"],
+        "heldout_documents": evaluation["documents"],
+        "tokens": {name: split["tokens"] for name, split in corpus["splits"].items()},
+        "cache": {
+            "bytes_per_position": capture["notes"]["bytes_per_position"],
+            "codec": capture["notes"]["codec"],
+        },
+        "stages": {
+            name: {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
+            for name, record in stages.items()
+            if record is not None
+        },
+        "machine": machine(),
+    }
+    summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
+    if exported:
+        # The smallest accepted file is the one that `stillroom chat` opens.
+        summary["student"]["gguf"] = min(exported, key=lambda entry: int(entry["bytes"]))
+        summary["student"]["gguf_files"] = exported
+    files.write_json(run.path / "summary.json", summary)
+    return summary
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """Teacher, shrunk, baseline and student side by side on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("parameters", "KL to teacher", "same next token", "bits per byte", "decode"):
+        table.add_column(heading, justify="right")
+    for name in MODELS:
+        if name in summary:
+            table.add_row(name, *cells(summary[name], own=name == "teacher"))
+    console.print(table)
+    console.print(
+        f"KL in nats a token; {summary['interval']}, {summary['heldout_documents']} held-out documents. "
+        "shrunk: cut, not trained. baseline: trained on the same text without the teacher.",
+        style="dim",
+    )
+    for entry in summary["student"].get("gguf_files", ()):
+        console.print(
+            f"{entry['type']:<5} {entry['bytes'] / 1e6:,.1f} MB, KL to the PyTorch student {entry['kl_to_pytorch']:.1e}"
+        )
+
+
+def cells(model: dict[str, Any], *, own: bool) -> list[str]:
+    """A model's row: parameters, KL, agreement, bits a byte, decode speed, each with its interval."""
+    speed = model.get("decode_tokens_per_second")
+    return [
+        f"{model['parameters'] / 1e6:,.1f} M",
+        "0" if own else with_interval(model, "kl_to_teacher", 3),
+        "100 %" if own else with_interval(model, "top1_agreement", 1, percent=True),
+        with_interval(model, "bits_per_byte", 3),
+        f"{speed:,.0f} tok/s" if speed else "",
+    ]
+
+
+def with_interval(model: dict[str, Any], name: str, digits: int, *, percent: bool = False) -> str:
+    """A value and its interval, such as ``1.734 [1.69, 1.78]``."""
+    factor = 100 if percent else 1
+    value = model[name] * factor
+    low, high = (bound * factor for bound in model[f"{name}_interval"])
+    unit = " %" if percent else ""
+    return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import psutil
+    import torch
+
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    """The processor's model name, where the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _names(run: Run) -> list[str]:
+    from stillroom.pipeline import stages_of
+
+    return [spec.name for spec in stages_of(run.recipe)]
+
+
+def _finished(run: Run, name: str) -> Path:
+    stage = run.stage(name)
+    _ = stage.output_digest  # raises where the stage is not finished
+    return stage.path
