@@ -21,16 +21,6 @@ from stillroom.teacher.load import load_student, load_tokenizer
 LAYERS = 4
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pydoc_data.topics import topics
-
-    folder = tmp_path_factory.mktemp("text")
-    for number, (name, content) in enumerate(sorted(topics.items())[:40]):
-        (folder / f"{number:02}-{name}.txt".replace("/", "_")).write_text(content[:800], encoding="utf-8")
-    return folder
-
-
 def recipe(text: Path, teacher: Path, student: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(
         {

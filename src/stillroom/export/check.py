@@ -38,11 +38,12 @@ class Agreement:
 
 
 @torch.inference_mode()
-def compare(model: Any, file: Path, sequences: list[list[int]], used: int, task: Task) -> Agreement:
+def compare(model: Any, tokenizer: Any, file: Path, sequences: list[list[int]], used: int, task: Task) -> Agreement:
     """Compare a file with its student, position by position, on the same token ids.
 
     Args:
         model: The PyTorch student, float32.
+        tokenizer: Its tokenizer.
         file: The GGUF file.
         sequences: Token ids; every position of each is compared.
         used: Rows of the student's output that are real ids.
@@ -51,12 +52,13 @@ def compare(model: Any, file: Path, sequences: list[list[int]], used: int, task:
     divergences: list[float] = []
     same = 0
     longest = max(len(ids) for ids in sequences)
+    harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
     with Engine(file, EngineOptions(context=max(256, longest + 16))) as engine:
         for ids in sequences:
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, :used].float()
             expected = torch.log_softmax(logits, dim=1)
             for index in range(len(ids)):
-                listed = _listed(engine, ids[: index + 1], min(used, MOST_LISTED))
+                listed = _listed(engine, ids[: index + 1], min(used, MOST_LISTED), harmless)
                 divergences.append(_divergence(expected[index], listed))
                 same += int(int(expected[index].argmax()) == max(listed, key=lambda key: listed[key]))
                 task.advance(1)
@@ -97,11 +99,11 @@ def require_same_tokens(tokenizer: Any, file: Path, texts: list[str]) -> None:
                 )
 
 
-def _listed(engine: Engine, prompt: list[int], count: int) -> dict[int, float]:
+def _listed(engine: Engine, prompt: list[int], count: int, said: int) -> dict[int, float]:
     """Log-probabilities of the next token by id, the most probable first."""
-    answer = engine.complete(
-        {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": count, "n_probs": count, "cache_prompt": True}
-    )
+    # llama.cpp lists nothing for an end or for half a character, so one token is forced; the list does not depend on it.
+    wanted = {"max_tokens": 1, "temperature": 0, "logprobs": count, "n_probs": count, "logit_bias": [[said, 1e6]]}
+    answer = engine.complete({"prompt": prompt, "cache_prompt": True, **wanted})
     entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return {int(entry["id"]): float(entry["logprob"]) for entry in entries}
 

@@ -26,7 +26,9 @@ TYPES = {
 Q8_BLOCK = 32
 
 
-def write_gguf(folder: Path, target: Path, kind: str, *, name: str, licence: str | None) -> None:
+def write_gguf(
+    folder: Path, target: Path, kind: str, *, name: str, licence: str | None, rows: int | None = None
+) -> None:
     """Write a GGUF file, atomically.
 
     Args:
@@ -35,6 +37,7 @@ def write_gguf(folder: Path, target: Path, kind: str, *, name: str, licence: str
         kind: One of :data:`TYPES`. Vectors stay in float32, as llama.cpp wants them.
         name: Name of the model, for the file's metadata.
         licence: Its licence, for the file's metadata.
+        rows: Ids that are real. What lies behind them pads the vocabulary and is left out, so that it is never said.
 
     Raises:
         UnsupportedModel: llama.cpp cannot run this family, layer order or tokenizer.
@@ -47,6 +50,8 @@ def write_gguf(folder: Path, target: Path, kind: str, *, name: str, licence: str
     with quietly():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     family = family_of(config)
+    padded = config.vocab_size
+    config.vocab_size = min(rows or padded, padded)
     names = get_tensor_name_map(family.arch, config.num_hidden_layers)
     wanted, file_type = TYPES[kind]
     with files.replacing(target) as beside:
@@ -71,6 +76,8 @@ def write_gguf(folder: Path, target: Path, kind: str, *, name: str, licence: str
                                 "Export nothing: `export: {gguf: []}`.",
                             )
                         data = lay_out(family, config, key, tensors.get_tensor(key).float().numpy())
+                        if new.startswith(("token_embd.", "output.")) and data.shape[0] == padded:
+                            data = data[: config.vocab_size]
                         _add(writer, new, data, wanted)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

@@ -45,10 +45,10 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         if kind in accepted and target.is_file() and files.digest_file(target) == accepted[kind]["sha256"]:
             continue
         started = time.monotonic()
-        write_gguf(folder, target, kind, name=recipe.name, licence=_licence(run))
+        write_gguf(folder, target, kind, name=recipe.name, licence=_licence(run), rows=vocabulary.student_used)
         require_same_tokens(tokenizer, target, list(SAMPLES))
         with progress.task(f"check {kind}", total=sum(map(len, sequences)), unit="positions") as task:
-            agreement = compare(model, target, sequences, vocabulary.student_used, task)
+            agreement = compare(model, tokenizer, target, sequences, vocabulary.student_used, task)
         require_agreement(agreement, kind, config.max_kl.get(kind, float("inf")), target)
         accepted[kind] = {
             "type": kind,

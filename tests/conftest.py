@@ -1,0 +1,45 @@
+"""What several tests share: a folder of text, and recipes of small runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short documents."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("text")
+    for number, (_, content) in enumerate(sorted(topics.items())[:40]):
+        (folder / f"{number:02}.txt").write_text(content[:800], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def small_recipe(text: Path) -> Any:
+    """Makes the settings of a small run: ``small_recipe(teacher, **sections)``."""
+
+    def make(teacher: Path | str, **sections: Any) -> dict[str, Any]:
+        return {
+            "name": "small",
+            "compute": {"device": "cpu", "threads": 1},
+            "corpus": {
+                "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
+                "sequence_length": 64,
+                "train_tokens": 2048,
+                "validation_tokens": 128,
+                "heldout_tokens": 512,
+            },
+            "teacher": {"kind": "huggingface", "name": str(teacher)},
+            "student": {"kind": "shrink", "layers": 2},
+            "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
+            "evaluate": {"speed_tokens": 4, "bootstrap_samples": 200},
+            "export": {"check_tokens": 64},
+            "chat": {"prompt": None},
+        } | sections
+
+    return make
