@@ -23,7 +23,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_recipe(text: Path) -> Any:
     """Makes the settings of a small run: ``small_recipe(teacher, **sections)``."""
 
-    def make(teacher: Path | str, **sections: Any) -> dict[str, Any]:
+    def make(teacher: Path | str, /, **sections: Any) -> dict[str, Any]:
         return {
             "name": "small",
             "compute": {"device": "cpu", "threads": 1},
