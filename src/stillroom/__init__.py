@@ -1,1 +1,77 @@
-"""Stillroom turns a large language model into a small one that its owner can run, prove and switch off."""
+"""Stillroom turns a large language model into a small one that its owner can run, prove and switch off.
+
+The verbs of the command line are functions here, with the same meaning::
+
+    import stillroom as st
+
+    run = st.run("recipe.yaml")           # the whole path; again: resume
+    st.plan("recipe.yaml")                # what it will take, before anything is spent
+    st.report(run)                        # summary.json and report.html again
+    st.answer(run, "What is a list?")     # ask the student
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.errors import StillroomError as StillroomError
+    from stillroom.pipeline import capture as capture
+    from stillroom.pipeline import distill as distill
+    from stillroom.pipeline import report as report
+    from stillroom.pipeline import shrink as shrink
+    from stillroom.recipe import Recipe as Recipe
+    from stillroom.recipe import load_recipe as load_recipe
+    from stillroom.run import Run as Run
+    from stillroom.serve.ask import answer as answer
+    from stillroom.teacher.cache.reader import TeacherCache as TeacherCache
+
+_WHERE = {
+    "Recipe": "stillroom.recipe:Recipe",
+    "Run": "stillroom.run:Run",
+    "StillroomError": "stillroom.errors:StillroomError",
+    "TeacherCache": "stillroom.teacher.cache.reader:TeacherCache",
+    "answer": "stillroom.serve.ask:answer",
+    "capture": "stillroom.pipeline:capture",
+    "distill": "stillroom.pipeline:distill",
+    "load_recipe": "stillroom.recipe:load_recipe",
+    "report": "stillroom.pipeline:report",
+    "shrink": "stillroom.pipeline:shrink",
+}
+_MODULES = ("evaluate", "export", "plan", "run")
+"""Verbs that are modules too (:mod:`stillroom.verbs`)."""
+
+__all__ = [
+    "Recipe",
+    "Run",
+    "StillroomError",
+    "TeacherCache",
+    "answer",
+    "capture",
+    "distill",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "plan",
+    "report",
+    "run",
+    "shrink",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f"stillroom.{name}")
+    if name in _WHERE:
+        from stillroom.verbs import resolve
+
+        return resolve(_WHERE[name])
+    raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

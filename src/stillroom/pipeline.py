@@ -14,7 +14,7 @@ from stillroom import files
 from stillroom.errors import DiskFull, RunError, translate
 from stillroom.progress import Progress
 from stillroom.recipe import Recipe, load_recipe
-from stillroom.run import Run, Stage
+from stillroom.run import AnyPath, Run, Stage
 
 StageFunction = Callable[[Run, Stage, Progress], None]
 SPARE_BYTES = 64 << 20
@@ -97,15 +97,45 @@ def run(
     return made
 
 
-def run_stage(folder: str | Path, name: str, *, quiet: bool = False) -> Run:
+def run_stage(folder: AnyPath, name: str, *, quiet: bool = False) -> Run:
     """Do one stage of an existing run, and what it needs."""
     made = Run.open(folder)
     names = [spec.name for spec in stages_of(made.recipe)]
     if name not in names:
-        raise RunError(f"{folder}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
+        raise RunError(f"{made.path}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
     with _translated(made.path), made.locked():
         _do(made, name, Progress(quiet))
     return made
+
+
+def capture(folder: AnyPath, *, quiet: bool = False) -> Run:
+    """Do the stage `capture` of a run (its folder, or the run), and what it needs."""
+    return run_stage(folder, "capture", quiet=quiet)
+
+
+def shrink(folder: AnyPath, *, quiet: bool = False) -> Run:
+    """Do the stage `shrink` of a run (its folder, or the run), and what it needs."""
+    return run_stage(folder, "shrink", quiet=quiet)
+
+
+def distill(folder: AnyPath, *, quiet: bool = False) -> Run:
+    """Do the stage `distill` of a run (its folder, or the run), and what it needs."""
+    return run_stage(folder, "distill", quiet=quiet)
+
+
+def evaluate(folder: AnyPath, *, quiet: bool = False) -> Run:
+    """Do the stage `evaluate` of a run (its folder, or the run), and what it needs."""
+    return run_stage(folder, "evaluate", quiet=quiet)
+
+
+def export(folder: AnyPath, *, quiet: bool = False) -> Run:
+    """Do the stage `export` of a run (its folder, or the run), and what it needs."""
+    return run_stage(folder, "export", quiet=quiet)
+
+
+def report(folder: AnyPath) -> dict[str, Any]:
+    """Write ``summary.json`` and ``report.html`` of a finished run again; returns the summary."""
+    return finish(Run.open(folder))
 
 
 def finish(made: Run) -> dict[str, Any]:

@@ -13,16 +13,20 @@ from typing import Any
 
 from stillroom.compute import choose_dtype
 from stillroom.progress import clock, say
-from stillroom.recipe import Recipe
+from stillroom.recipe import Recipe, load_recipe
+from stillroom.run import AnyPath
 from stillroom.student.config import FreshStudent, ShrinkStudent
 from stillroom.teacher.config import DenseCodec, GgufTeacher, TopKCodec
+from stillroom.verbs import make_callable
 
 EFFICIENCY = {"forward": 0.35, "train": 0.25}
 """Share of the measured matrix-product rate that a forward pass and a training step reach (docs/speed.md)."""
 
 
-def make_plan(recipe: Recipe, runs: Path) -> dict[str, Any]:
+def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs") -> dict[str, Any]:
     """Parameters, tokens, bytes and seconds that a recipe will take, and whether they fit."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    runs = Path(runs)
     config = _teacher_config(recipe)
     teacher = _parameters(config)
     student = _student_parameters(recipe, config)
@@ -186,3 +190,6 @@ def _obstacles(plan: dict[str, Any]) -> list[str]:
     if plan["memory_bytes"] > plan["memory_free_bytes"]:
         found.append("memory may not suffice; close other programs, or choose a smaller student")
     return found
+
+
+make_callable(__name__, "stillroom.plan:make_plan")

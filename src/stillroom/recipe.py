@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from pathlib import Path
@@ -51,7 +52,7 @@ class Recipe(Section):
     """The question that the run ends with."""
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe.
 
     Relative paths inside it are resolved against the recipe's folder.

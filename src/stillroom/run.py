@@ -20,7 +20,10 @@ from typing import Any
 from stillroom import files
 from stillroom.errors import RunError
 from stillroom.recipe import Recipe, dump_recipe, load_recipe
+from stillroom.verbs import make_callable
 
+AnyPath = str | os.PathLike[str]
+"""A path, or a run: it stands for its folder."""
 RECORD = "stage.json"
 FORMAT = 1
 
@@ -44,6 +47,9 @@ class Run:
         self.path = path
         self.recipe = recipe
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @classmethod
     def create(cls, recipe: Recipe, root: Path) -> Run:
         """Make or reopen the run's folder ``root/<name>`` and write its resolved recipe."""
@@ -61,7 +67,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: AnyPath) -> Run:
         """Open an existing run.
 
         Raises:
@@ -238,3 +244,6 @@ class MemoryMeter:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+
+make_callable(__name__, "stillroom.pipeline:run")
