@@ -423,3 +423,17 @@ def test_names_of_sources() -> None:
     assert name_of(DatasetSource(name="owner/data")) == "owner/data"
     assert name_of(ReasoningGymSource(tasks=("x", "y"))) == "reasoning-gym: x, y"
     assert name_of(PythonDocsSource()) == "Python's own documentation"
+
+
+def test_pythons_documentation_as_answers_to_questions() -> None:
+    plain = read(PythonDocsSource(parts=("topics",)))
+    asked = read(PythonDocsSource(parts=("topics",), form="chat"))
+    assert len(asked) == len(plain)
+    for text, chat in zip(plain, asked, strict=True):
+        question, answer = chat.messages
+        assert (question["role"], answer["role"]) == ("user", "assistant")
+        assert answer["content"] == text.text.strip()
+        assert chat.where.removeprefix("pydoc topic ").replace("-", " ") in question["content"]
+    assert len({chat.messages[0]["content"].split("`")[0] for chat in asked}) == 5
+    docstring = next(chat for chat in read(PythonDocsSource(form="chat")) if "`textwrap.TextWrapper`" in chat.text)
+    assert "Object for wrapping/filling text" in docstring.messages[1]["content"]

@@ -87,6 +87,9 @@ class PythonDocsSource(_Source):
     """Licence of the text."""
     parts: tuple[Literal["topics", "docstrings"], ...] = ("topics", "docstrings")
     """The language reference's topics, the docstrings of the standard library, or both."""
+    form: Literal["text", "chat"] = "text"
+    """``chat`` asks for each of them and lets the assistant answer with it, so that a chat model's student goes on
+    answering."""
 
 
 class ReasoningGymSource(_Source):

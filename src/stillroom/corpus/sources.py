@@ -26,6 +26,14 @@ from stillroom.errors import CorpusError, MissingDependency, NotWritable, Stillr
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
+QUESTIONS = (
+    "What does Python's documentation say about {}?",
+    "Explain {} in Python.",
+    "How do I use {} in Python?",
+    "What is {} in Python?",
+    "Tell me about {}.",
+)
+"""Ways to ask for a piece of documentation; each takes its turn."""
 
 
 def read_source(source: Source) -> Iterator[Document]:
@@ -204,19 +212,31 @@ def _dataset(source: DatasetSource) -> Iterator[Document]:
 
 
 def _python_docs(source: PythonDocsSource) -> Iterator[Document]:
-    if "topics" in source.parts:
+    for number, (subject, text, where) in enumerate(_documentation(source.parts)):
+        if source.form == "text":
+            yield Document(text=text, where=where)
+        else:
+            asked = QUESTIONS[number % len(QUESTIONS)].format(f"`{subject}`")
+            messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": text.strip()})
+            yield Document(f"{asked}\n{text}", messages, where)
+
+
+def _documentation(parts: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+    """Subject, text and place of every piece of Python's documentation."""
+    if "topics" in parts:
         from pydoc_data.topics import topics
 
         for name in sorted(topics):
-            yield Document(text=topics[name].strip() + "\n", where=f"pydoc topic {name}")
-    if "docstrings" in source.parts:
+            yield name.replace("-", " "), topics[name].strip() + "\n", f"pydoc topic {name}"
+    if "docstrings" in parts:
         root = Path(sysconfig.get_paths()["stdlib"])
         for path in sorted(root.glob("*.py")) + sorted(root.glob("[a-z]*/*.py")):
             if path.parent.name in ("site-packages", "test", "idlelib", "lib2to3", "pydoc_data", "turtledemo"):
                 continue
             for name, text in _docstrings(path):
                 if len(text) >= SHORTEST_DOCSTRING:
-                    yield Document(text=text, where=f"{path}, {name}")
+                    subject = path.stem if name in ("", path.stem) else f"{path.stem}.{name}"
+                    yield subject, text, f"{path}, {name}"
 
 
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
