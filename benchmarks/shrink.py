@@ -3,9 +3,8 @@ SmolLM2-135M-Instruct.
 
     .venv/bin/python -m benchmarks.shrink [--quick] [--json FILE]
 
-Everything is fitted on training documents of Python's documentation and judged on held-out ones: KL(teacher ‖
-student) in
-nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds. `--quick`
+Everything is fitted on training documents of Python's documentation and judged on held-out ones: KL(teacher ‖ student)
+in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds. `--quick`
 leaves the solver out.
 """
 

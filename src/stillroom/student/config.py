@@ -20,8 +20,7 @@ class VocabularyConfig(Section):
     """At most this many ids: the most frequent first. Without it, as many as the training text uses."""
     multiple_of: int = Field(default=64, ge=1)
     """The embedding has a multiple of this many rows; the room is filled with further ids. Padding rows, where the
-    teacher
-    has no more ids, can never be predicted."""
+    teacher has no more ids, can never be predicted."""
     languages: tuple[str, ...] = ()
     """Languages (such as ``de``) whose cost in tokens a byte is shown, and whose sample (the Universal Declaration of
     Human Rights) counts as text that the student has to say."""

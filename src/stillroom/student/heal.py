@@ -1,15 +1,11 @@
 """Repairs a cut model in closed form, before any training. Knows nothing of how the cut was chosen.
 
-A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as
-Shopkhoev et
-al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with
-F > H
-inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of
-SparseGPT and
+A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as Shopkhoev et
+al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with F > H
+inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of SparseGPT and
 SlimGPT: arXiv 2301.00774, 2412.18110): the matrix behind them is fitted again on the inputs that are left. Layers are
 repaired from the bottom up, each on what the student, repaired so far, really produces, so that a later layer also
-takes
-back errors of earlier ones.
+takes back errors of earlier ones.
 
 Tokens weigh less the larger their stream is, for what follows reads it through a norm.
 

@@ -1,7 +1,6 @@
 """Which ids a smaller vocabulary keeps. Knows the rules of tokenizers, and no weights.
 
-A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges
-within a
+A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges within a
 token's span happen in the same order as when the token stands alone, for no merge ever crossed the span's ends. So a
 token that is kept together with the tokens on its own path is reached wherever it was reached before, and the text of
 kept tokens is tokenized as before. Unigram models choose the best path over whole pieces and need no such closure.
@@ -110,9 +109,8 @@ def read_rules(rules: dict[str, Any], special_ids: Iterable[int]) -> Rules:
 def choose(rules: Rules, counts: Mapping[int, int], size: int | None, multiple_of: int) -> list[int]:
     """Ids to keep, in the order that the student numbers them.
 
-    The most frequent come first, each with what its merges need. Room up to a multiple of ``multiple_of`` is
-    filled with
-    further ids, the lowest first, which are the most common ones of what the tokenizer was trained on.
+    The most frequent come first, each with what its merges need. Room up to a multiple of ``multiple_of`` is filled
+    with further ids, the lowest first, which are the most common ones of what the tokenizer was trained on.
 
     Args:
         rules: The tokenizer's.

@@ -1,8 +1,7 @@
 """What a student of some shape takes: parameters, file, memory, speed. Knows nothing of quality.
 
-Parameters are counted from the teacher's own tensors and the family's table of axes, so that biases, tied
-embeddings and
-fused matrices are counted as they are. File sizes follow the block sizes of GGUF types.
+Parameters are counted from the teacher's own tensors and the family's table of axes, so that biases, tied embeddings
+and fused matrices are counted as they are. File sizes follow the block sizes of GGUF types.
 
 Legend: rows × columns of a matrix.
 """

@@ -1,8 +1,7 @@
 """Makes a student of a shape out of its teacher: what to cut is measured, cut, repaired and judged. Knows no
 vocabulary.
 
-Which layers can be spared is not the same as which are least: a long run of removed layers leaves one matrix to
-make up
+Which layers can be spared is not the same as which are least: a long run of removed layers leaves one matrix to make up
 for all of them, so that a cut in shorter runs of slightly more important layers may end closer. Several choices are
 therefore cut, repaired on a part of the sample and judged; the best one is repaired on all of it.
 """
@@ -188,8 +187,7 @@ def shrink(
 def layer_choices(influence: list[float], layers: int) -> dict[str, list[int]]:
     """Layers to keep, by how they were chosen; equal choices once.
 
-    The least influential layers go first, but never the first and the last, which change what the stream means, as
-    long
+    The least influential layers go first, but never the first and the last, which change what the stream means, as long
     as enough others can go.
 
     Args:

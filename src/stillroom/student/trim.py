@@ -33,10 +33,9 @@ def trim(
 ) -> Trimmed:
     """Cut a tokenizer.
 
-    Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``;
-    only
-    where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of
-    every loss.
+    Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``; only
+    where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of every
+    loss.
 
     Args:
         tokenizer: The teacher's.

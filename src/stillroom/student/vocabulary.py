@@ -1,13 +1,11 @@
 """The map from the teacher's ids to the student's, and signals carried through it. Knows nothing of tokenizers or
 models.
 
-A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher
-would
+A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher would
 say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its
-expansion.
-That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can never
-occur (a
-padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left out.
+expansion. That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can
+never occur (a padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left
+out.
 
 Legend: L tokens, N positions, K entries a position, V_t teacher's ids, V_s rows of the student's output.
 """
