@@ -31,10 +31,11 @@ from stillroom.student.config import Target
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs
+from stillroom.student.measured import Measured
 from stillroom.student.narrow import Widths
 from stillroom.student.planning import plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
-from stillroom.student.shrink import Measured, _cut, evenly_spaced, shrink
+from stillroom.student.shrink import _cut, evenly_spaced, shrink
 from stillroom.student.trim import Trimmed, trim
 from stillroom.teacher.config import CaptureConfig, GgufTeacher
 from stillroom.teacher.forward import hidden_states, logits_from_hidden

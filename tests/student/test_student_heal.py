@@ -10,9 +10,10 @@ from stillroom.student.adapters import ADAPTERS, adapter_of
 from stillroom.student.heal import heal, ridge_change
 from stillroom.student.importance import Sample, judged_kl, judged_logprobs
 from stillroom.student.layerwise import Layerwise
+from stillroom.student.measured import Measured
 from stillroom.student.narrow import Widths
 from stillroom.student.shape import Shape
-from stillroom.student.shrink import Measured, evenly_spaced, layer_choices, shrink
+from stillroom.student.shrink import evenly_spaced, layer_choices, shrink
 from stillroom.student.widths import measure_orders, measure_widths, removal_order
 from stillroom.teacher.forward import hidden_states
 
@@ -120,7 +121,8 @@ def test_shrink_gives_the_shape_and_never_a_worse_repair(family: str) -> None:
     assert cut.healed == (cut.healed_kl is not None and cut.healed_kl < cut.kl)
     assert judged_kl(measured.reference, cut.model, SAMPLE.judge) == pytest.approx(cut.best_kl, abs=1e-5)
     assert set(cut.lost) == {"channels", "groups", "hidden"}
-    assert set(measured.tensors()) == {"block_influence", "channels", "groups", "hidden"}
+    names = {"block_influence", "leave_one_out_kl", "channels", "groups", "hidden", "channel_order", "group_order"}
+    assert set(measured.tensors()) == names
 
 
 def test_uncut_shape_is_the_teacher() -> None:
@@ -164,10 +166,7 @@ def test_layer_choices() -> None:
     influence = [0.9, 0.1, 0.02, 0.03, 0.04, 0.05, 0.5, 0.8]
     choices = layer_choices(influence, 4)
     assert choices["block influence"] == [0, 1, 6, 7]
-    assert (
-        choices["block influence, runs of at most 2"]
-        == [0, 4, 6, 7][:1] + choices["block influence, runs of at most 2"][1:]
-    )
+    assert choices["block influence, runs of at most 2"] == [0, 1, 4, 7]
     for name, kept in choices.items():
         assert len(kept) == 4
         assert kept == sorted(set(kept))
@@ -176,6 +175,9 @@ def test_layer_choices() -> None:
             assert kept[-1] == 7
     gone = [index for index in range(8) if index not in choices["block influence, runs of at most 2"]]
     assert not any({index, index + 1, index + 2} <= set(gone) for index in gone)
+    both = layer_choices(influence, 6, [0.1, 0.5, 0.5, 0.1, 0.5, 0.1, 0.5, 0.1])
+    assert both["block influence"] == [0, 1, 4, 5, 6, 7]
+    assert both["leave-one-out KL, runs of at most 3"] == [0, 1, 2, 4, 6, 7]
     assert layer_choices(influence, 8) == {"all": list(range(8))}
     assert len(layer_choices(influence, 1)["block influence"]) == 1
     assert evenly_spaced(30, 22)[0] == 0

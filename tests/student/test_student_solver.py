@@ -20,9 +20,10 @@ from stillroom.student.adapters import adapter_of
 from stillroom.student.config import Target
 from stillroom.student.importance import Sample
 from stillroom.student.limits import Limits, limits_of, load_profiles, measure_bandwidth
+from stillroom.student.measured import Measured
 from stillroom.student.planning import plan_shape
 from stillroom.student.shape import BLOCKS, Anatomy, Shape, tokenizer_bytes
-from stillroom.student.shrink import Measured, shrink
+from stillroom.student.shrink import shrink
 from stillroom.student.solver import LossModel, grid, monotone, solve
 from stillroom.teacher.load import count_parameters
 

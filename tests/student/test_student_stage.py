@@ -66,7 +66,8 @@ def test_a_student_of_every_family(family: str, text: Path, tmp_path: Path) -> N
     assert len(facts["layers"]["kept"]) == 3
     assert set(facts["languages"]) == {"de", "ja"}
     assert all(cost["after"] >= cost["before"] > 0 for cost in facts["languages"].values())
-    assert (folder / "shrink" / "importance.safetensors").is_file()
+    assert (folder / "importance.safetensors").is_file()
+    assert len(facts["layers"]["leave_one_out_kl"]) == len(facts["layers"]["block_influence"]) == LAYERS
     assert bool(facts["layers"]["note"]) == ADAPTERS[family].norm_after
     # The tokenizer that the folder opens with gives the ids that the map gives.
     original = load_tokenizer(recipe(text, teacher, student).teacher)

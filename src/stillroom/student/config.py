@@ -31,6 +31,10 @@ class ImportanceConfig(Section):
 
     tokens: int = Field(default=12_288, ge=64)
     """Tokens of the sample; a sixth of them only judges."""
+    leave_one_out: bool = True
+    """Measure layers by the KL without each single one, besides block influence; both kinds of choices are judged."""
+    path: Path | None = None
+    """File that keeps what was measured; without it, in the run's folder. Students of one teacher and sample share it."""
 
 
 Quantisation = Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]

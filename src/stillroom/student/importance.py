@@ -18,6 +18,8 @@ from stillroom.teacher.forward import hidden_states, logits_from_hidden
 
 POSITIONS = 1024
 """Positions on which a candidate's KL is measured."""
+LEFT_OUT_POSITIONS = 256
+"""Positions on which the KL without a single layer is measured: there is one such student a layer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Sample:
             return cls(part, part)
         middle = len(part) - max(1, len(part) // 6)
         return cls(part.take(middle), between(part, middle, len(part)))
+
+    @property
+    def digests(self) -> list[str]:
+        """Digests of its sequences: what was measured on it holds for the same ones."""
+        return [*self.fit.digests, "", *self.judge.digests]
 
     @property
     def screen(self) -> Sequences:
@@ -111,6 +118,43 @@ def block_influence(model: Any, adapter: Adapter, sample: Sequences) -> list[flo
             sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
     influence: list[float] = (sums / int(real.sum())).tolist()
     return influence
+
+
+@torch.no_grad()
+def leave_one_out_kl(model: Any, adapter: Adapter, sample: Sequences) -> list[float]:
+    """KL(model ‖ model without one layer) in nats a token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
+    measure a layer by the loss without it).
+
+    What lies under the layer is the same for all, so that it is run once.
+
+    Args:
+        model: The teacher.
+        adapter: Its family.
+        sample: Sequences to measure on; the first ones, up to 256 positions with a target.
+    """
+    from stillroom.student.layerwise import Layerwise
+
+    enough = (sample.targets != IGNORED).sum(1).cumsum(0) >= LEFT_OUT_POSITIONS
+    sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
+    walk = Layerwise(model, adapter, sample)
+    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
+    count = len(walk.layers)
+
+    def logprobs(states: list[torch.Tensor]) -> torch.Tensor:
+        hidden = model.base_model.norm(torch.cat(states)).flatten(0, 1)
+        return torch.log_softmax(logits_from_hidden(model, hidden[chosen]), dim=1)
+
+    kept = []
+    for _ in range(count):
+        kept.append(walk.states)
+        walk.move(walk.run()[0])
+    whole = logprobs(walk.states)
+    found = []
+    for index in range(count):
+        walk.states, walk.place = kept[index], index + 1
+        walk.advance(count)
+        found.append(float((whole.exp() * (whole - logprobs(walk.states))).sum(1).mean()))
+    return found
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ from stillroom.progress import Progress
 from stillroom.student.adapters import Adapter
 from stillroom.student.config import Target
 from stillroom.student.limits import Limits, limits_of
+from stillroom.student.measured import Measured
 from stillroom.student.shape import Anatomy, Shape
-from stillroom.student.shrink import Measured, shrink
+from stillroom.student.shrink import shrink
 from stillroom.student.solver import Choice, LossModel, Solution, grid, shortlist, solve
 
 AXIS_NAMES = {"layers": "layers", "ffn_width": "channels", "key_value_groups": "groups", "hidden_width": "hidden"}

@@ -13,16 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from stillroom.corpus.sequences import Sequences
 from stillroom.errors import UnsupportedModel
 from stillroom.student.adapters import Adapter
 from stillroom.student.heal import heal
-from stillroom.student.importance import Sample, block_influence, judged_kl, judged_logprobs
+from stillroom.student.importance import judged_kl
+from stillroom.student.measured import Measured
 from stillroom.student.narrow import Widths, narrow
 from stillroom.student.shape import Shape
-from stillroom.student.widths import WidthImportance, choose_widths, measure_orders, measure_widths
+from stillroom.student.widths import choose_widths
 
 LONGEST_RUNS = (None, 3, 2)
 """Most layers removed in a row, in the choices that are tried; None is no limit."""
@@ -48,47 +47,6 @@ class Candidate:
     def best_kl(self) -> float:
         """The lower of the two."""
         return self.kl if self.healed_kl is None else min(self.kl, self.healed_kl)
-
-
-@dataclass
-class Measured:
-    """What was measured of a teacher, for any number of students.
-
-    Attributes:
-        influence: Block influence of each layer.
-        widths: Importance of channels, groups and hidden entries.
-        reference: The teacher's log-probabilities on the judging part, [P, V].
-        sample: The sample.
-    """
-
-    influence: list[float]
-    widths: WidthImportance
-    reference: torch.Tensor
-    sample: Sample
-
-    @classmethod
-    def of(cls, teacher: Any, adapter: Adapter, sample: Sample) -> Measured:
-        """Measure a teacher in one pass each for layers, widths and the judging part."""
-        return cls(
-            block_influence(teacher, adapter, sample.screen),
-            measure_widths(teacher, adapter, sample.screen),
-            judged_logprobs(teacher, sample.judge),
-            sample,
-        )
-
-    def order(self, teacher: Any, adapter: Adapter) -> None:
-        """Measure the order in which channels and groups can go, once: it takes longer than the rest."""
-        if self.widths.channel_order is None:
-            self.widths = measure_orders(teacher, adapter, self.sample.fit, self.widths)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """For a safetensors file."""
-        return {
-            "block_influence": torch.tensor(self.influence, dtype=torch.float32),
-            "channels": self.widths.channels.float(),
-            "groups": self.widths.groups.float(),
-            "hidden": self.widths.hidden.float(),
-        }
 
 
 @dataclass(frozen=True)
@@ -153,7 +111,7 @@ def shrink(
     sample = measured.sample
     if shape.channels < teacher.config.intermediate_size or shape.groups < teacher.config.num_key_value_heads:
         measured.order(teacher, adapter)
-    choices = layer_choices(measured.influence, shape.layers)
+    choices = layer_choices(measured.influence, shape.layers, measured.leave_one_out)
     candidates: list[Candidate] = []
     narrowed = _widths(teacher, measured, shape, next(iter(choices.values()))).narrows
     foldable = repair and (narrowed or (shape.layers < count and not adapter.norm_after))
@@ -184,28 +142,35 @@ def shrink(
     return Shrunk(model, best.kept, best.name, kl, healed_kl, healed, lost, candidates if len(candidates) > 1 else [])
 
 
-def layer_choices(influence: list[float], layers: int) -> dict[str, list[int]]:
+def layer_choices(
+    influence: list[float], layers: int, leave_one_out: list[float] | None = None
+) -> dict[str, list[int]]:
     """Layers to keep, by how they were chosen; equal choices once.
 
-    The least influential layers go first, but never the first and the last, which change what the stream means, as long
+    The least important layers go first, but never the first and the last, which change what the stream means, as long
     as enough others can go.
 
     Args:
         influence: Block influence of each layer.
         layers: How many to keep.
+        leave_one_out: KL without each single layer; None or empty where it was not measured.
     """
     count = len(influence)
     removed = count - layers
     if removed == 0:
         return {"all": list(range(count))}
     found: dict[str, list[int]] = {}
-    for longest in LONGEST_RUNS:
-        gone = _least(influence, removed, longest)
+    for measure, scores, longest in (
+        *(("block influence", influence, longest) for longest in LONGEST_RUNS),
+        # Single removals say nothing of long runs.
+        *(("leave-one-out KL", leave_one_out, longest) for longest in LONGEST_RUNS[1:]),
+    ):
+        gone = _least(scores, removed, longest) if scores else None
         if gone is None:
             continue
         kept = [index for index in range(count) if index not in gone]
         if kept not in found.values():
-            found["block influence" if longest is None else f"block influence, runs of at most {longest}"] = kept
+            found[measure if longest is None else f"{measure}, runs of at most {longest}"] = kept
     return found
 
 
@@ -216,11 +181,11 @@ def evenly_spaced(count: int, layers: int) -> list[int]:
     return [round(index * (count - 1) / (layers - 1)) for index in range(layers)]
 
 
-def _least(influence: list[float], removed: int, longest: int | None) -> set[int] | None:
-    """The least influential layers, with at most ``longest`` in a row; None where there are not enough."""
-    count = len(influence)
+def _least(scores: list[float], removed: int, longest: int | None) -> set[int] | None:
+    """The least important layers, with at most ``longest`` in a row; None where there are not enough."""
+    count = len(scores)
     inner = range(1, count - 1)
-    order = sorted(inner, key=lambda index: influence[index])
+    order = sorted(inner, key=lambda index: scores[index])
     if longest is None:
         if removed > len(order):
             order = [*order, count - 1, 0]

@@ -18,9 +18,10 @@ from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStuden
 from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs, language_counts, require_languages
+from stillroom.student.measured import Measured
 from stillroom.student.planning import plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
-from stillroom.student.shrink import Measured, shrink
+from stillroom.student.shrink import shrink
 from stillroom.student.trim import trim, whole
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.load import (
@@ -74,8 +75,14 @@ def _shrink(
     tokenizer, vocabulary, kept = _vocabulary(config.vocabulary, teacher, train)
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
-    measured = Measured.of(teacher.model, adapter, sample)
-    _save_importance(measured, stage)
+    measured = Measured.of(
+        teacher.model,
+        adapter,
+        sample,
+        leave_one_out=config.importance.leave_one_out and config.layers != count,
+        file=config.importance.path or stage.run.path / "importance.safetensors",
+        digest=teacher.digest,
+    )
     anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
     shape, planned = _shape(config, teacher, adapter, anatomy, vocabulary, measured, progress)
     progress.say(f"  cutting to {shape.words()}")
@@ -109,6 +116,7 @@ def _shrink(
             "healed_kl": cut.healed_kl,
             "note": note,
             "block_influence": measured.influence,
+            "leave_one_out_kl": measured.leave_one_out,
             "candidates": [vars(candidate) for candidate in cut.candidates],
         },
         "lost_energy": cut.lost,
@@ -155,13 +163,6 @@ def _shape(
         teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
     )
     return plan.shape, plan.record()
-
-
-def _save_importance(measured: Measured, stage: Stage) -> None:
-    from safetensors.torch import save_file
-
-    with files.replacing(stage.path / "importance.safetensors") as beside:
-        save_file({name: tensor.contiguous() for name, tensor in measured.tensors().items()}, beside)
 
 
 def _fresh(
