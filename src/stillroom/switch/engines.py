@@ -1,0 +1,154 @@
+"""The list of running engines of a user, in a folder that every engine knows. Knows nothing of models.
+
+An engine writes itself down before it looks at the switch; ``off`` writes the switch before it looks at the list. So
+either ``off`` sees the engine, or the engine sees that it is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from stillroom import files
+from stillroom.errors import NotWritable
+from stillroom.switch.places import Places
+
+WORKER = "stillroom.serve.worker"
+"""The module that is an engine's process: it is recognised by that even when the list is lost."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One process that must not outlive ``off``.
+
+    Attributes:
+        kind: "engine" holds a model; "server" passes its tokens on.
+        pid: Its number.
+        started: When the system started it, so that a number used again is not taken for it.
+        model: What it runs.
+    """
+
+    kind: str
+    pid: int
+    started: float
+    model: str
+
+
+class Registration:
+    """A line in the list, for as long as it is open.
+
+    Args:
+        places: Whose list.
+        kind: "engine" or "server".
+        pid: The process; None is this one.
+        model: What it runs.
+
+    Raises:
+        NotWritable: The list cannot be written; what is not in it must not run.
+    """
+
+    def __init__(self, places: Places, kind: str, model: str, pid: int | None = None) -> None:
+        pid = pid or os.getpid()
+        self.path = places.engines / f"{kind}-{pid}-{uuid.uuid4().hex[:8]}.json"
+        entry = Entry(kind, pid, start_time(pid) or 0.0, model)
+        try:
+            places.engines.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.write_text(json.dumps(asdict(entry)), encoding="utf-8")
+            self._stream: IO[bytes] = open(self.path, "rb")  # noqa: SIM115 - held open for its lock
+        except OSError as error:
+            raise NotWritable(
+                f"{places.engines}: an engine could not be written down, and one that is not cannot be stopped: {error}",
+                "Make the folder writable.",
+            ) from error
+
+    @contextlib.contextmanager
+    def delivering(self) -> Iterator[None]:
+        """Held while something is handed to a client: ``off`` waits for it, and then nothing follows."""
+        fcntl.flock(self._stream, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._stream, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Leave the list."""
+        self._stream.close()
+        self.path.unlink(missing_ok=True)
+
+
+def listed(places: Places) -> list[tuple[Path | None, Entry]]:
+    """Every live process of the list, and every worker of this user that is not in it; dead lines are removed."""
+    found: list[tuple[Path | None, Entry]] = []
+    for path in sorted(places.engines.glob("*.json")):
+        entry = _read(path)
+        if entry is not None and is_running(entry.pid, entry.started):
+            found.append((path, entry))
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    if places == Places.of_user():
+        known = {entry.pid for _, entry in found}
+        found += [(None, entry) for entry in _workers() if entry.pid not in known]
+    return found
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        value: dict[str, Any] = files.read_json(path)
+        return Entry(str(value["kind"]), int(value["pid"]), float(value["started"]), str(value["model"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        # Half-written, or no line at all. Its name carries the number, so that it cannot hide a process.
+        parts = path.stem.split("-")
+        if len(parts) == 3 and parts[1].isdigit() and _is_worker(int(parts[1])):
+            return Entry(parts[0], int(parts[1]), start_time(int(parts[1])) or 0.0, "unknown")
+        return None
+
+
+def start_time(pid: int) -> float | None:
+    """When a process started; None if there is none, or only its remains."""
+    if sys.platform == "linux":
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else float(fields[19])
+    import psutil  # pragma: no cover
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return float(process.create_time())
+    return None
+
+
+def is_running(pid: int, started: float) -> bool:
+    """Whether the process that had this number then still runs."""
+    return start_time(pid) == started
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return WORKER.encode() in words
+
+
+def _workers() -> Iterator[Entry]:
+    if sys.platform != "linux":
+        return
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if folder.stat().st_uid == os.getuid() and _is_worker(int(folder.name)):
+                    started = start_time(int(folder.name))
+                    if started is not None:
+                        yield Entry("engine", int(folder.name), started, "unknown")

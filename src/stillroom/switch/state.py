@@ -1,0 +1,221 @@
+"""What the switch says, and writing it. Knows nothing of engines.
+
+The state is two equal files, each replaced atomically; one that says off, or that cannot be read, is enough for off.
+A file that was never written says nothing: a fresh installation is on. The administrator's policy can only close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stillroom import files
+from stillroom.errors import NotWritable, SwitchedOff, UsageError
+from stillroom.switch.places import Places
+
+Feature = Literal["available", "enabled", "blocked"]
+FEATURES = {
+    "engine": "running a model at all",
+    "chat": "the chat page and `stillroom chat`",
+    "api": "the OpenAI-compatible endpoints",
+    "tools": "tool calls",
+    "sessions": "conversations that are kept",
+    "embeddings": "embeddings of text",
+    "downloads": "fetching packages and lists of revocations",
+}
+"""Features that exist today. One that is not named here is governed all the same."""
+FORMAT = 1
+LONGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class State:
+    """What holds now.
+
+    Attributes:
+        on: Whether anything may run.
+        held_by: Who holds it: "nobody", "user", "administrator", or "damage" for a state that cannot be read.
+        reason: One sentence for the user.
+        features: What was said of single features, by name.
+        policy: The features that the administrator blocks.
+        changed: Seconds since 1970 of the last change; 0 if there was none.
+    """
+
+    on: bool
+    held_by: str
+    reason: str
+    features: dict[str, Feature] = field(default_factory=dict)
+    policy: frozenset[str] = frozenset()
+    changed: float = 0.0
+
+    def feature(self, name: str) -> Feature:
+        """Whether a feature is available, enabled or blocked. A new feature is blocked while everything is."""
+        if not self.on or name in self.policy or self.features.get("engine") == "blocked":
+            return "blocked"
+        return self.features.get(name, "available")
+
+
+class Switch:
+    """One user's switch.
+
+    Args:
+        places: Its files; None takes those of the user whose process this is.
+    """
+
+    def __init__(self, places: Places | None = None) -> None:
+        self.places = places or Places.of_user()
+        self._seen: tuple[Any, State] | None = None
+
+    def state(self) -> State:
+        """What the switch says now. Cheap enough for every token: files are read only when they have changed."""
+        marks = tuple(_mark(path) for path in (*self.places.switches, self.places.policy))
+        if self._seen is None or self._seen[0] != marks:
+            # A file replaced while it was read has another mark at the next look, and is read again then.
+            self._seen = (marks, self._read())
+        return self._seen[1]
+
+    def is_on(self, feature: str = "engine") -> bool:
+        """Whether a feature may be used now."""
+        return self.state().feature(feature) != "blocked"
+
+    def require_on(self, feature: str = "engine") -> None:
+        """Refuse where a feature is blocked.
+
+        Raises:
+            SwitchedOff: Says who holds it and what to do.
+        """
+        state = self.state()
+        if state.feature(feature) != "blocked":
+            return
+        if not state.on:
+            todo = "Turn it on: stillroom on"
+            if state.held_by == "administrator":
+                todo = f"The administrator's policy holds it: {self.places.policy}"
+            raise SwitchedOff(f"The switch is off: {state.reason}", todo)
+        if name := next((name for name in (feature, "engine") if name in state.policy), None):
+            raise SwitchedOff(
+                f"The administrator has blocked `{name}`.", f"The policy that holds it is {self.places.policy}"
+            )
+        name = feature if state.features.get(feature) == "blocked" else "engine"
+        raise SwitchedOff(f"`{name}` is blocked.", f"Allow it: stillroom on --feature {name}")
+
+    def write(self, on: bool, features: dict[str, Feature] | None = None) -> None:
+        """Keep a state in both files.
+
+        Args:
+            on: Whether anything may run.
+            features: What is said of single features; None keeps what was said.
+
+        Raises:
+            NotWritable: Off could be kept nowhere, or on could not be kept everywhere.
+        """
+        kept = self.state().features if features is None else features
+        value = {"format": FORMAT, "switch": "on" if on else "off", "features": kept, "changed": round(time.time(), 3)}
+        failures: list[OSError] = []
+        for path in self.places.switches:
+            try:
+                files.write_json(path, value)
+            except OSError as error:
+                failures.append(error)
+        self._seen = None
+        # On needs both files, since either one can hold it off. Off needs one of them; the other is as it was.
+        if len(failures) == 2 or (failures and on):
+            where = " and ".join(str(path.parent) for path in self.places.switches)
+            raise NotWritable(
+                f"The switch's state could not be kept in {where}: {failures[0]}",
+                "Make the folders writable and give the command again.",
+            )
+
+    def set_feature(self, name: str, value: Feature) -> None:
+        """Make one feature available, enabled or blocked.
+
+        Raises:
+            UsageError: No feature has this name, or the whole switch is off for a damaged state.
+            NotWritable: It could not be kept.
+        """
+        if name not in FEATURES:
+            raise UsageError(f"There is no feature `{name}`.", f"Features: {', '.join(FEATURES)}.")
+        state = self.state()
+        if state.held_by == "damage":
+            raise UsageError(f"The switch is off: {state.reason}", "Give `stillroom off` or `stillroom on` first.")
+        said = dict(state.features)
+        said[name] = value
+        user_off = not state.on and state.held_by == "user"
+        self.write(not user_off, said)
+
+    def _read(self) -> State:
+        features: dict[str, Feature] = {}
+        changed, held = 0.0, False
+        for path in reversed(self.places.switches):
+            try:
+                found = _parse(path)
+            except (OSError, ValueError) as error:
+                return State(False, "damage", f"{path} cannot be read ({_short(error)}), and that means off.")
+            if found is not None:
+                held = held or found["switch"] == "off"
+                newer = found["changed"] >= changed
+                for name, value in found["features"].items():
+                    # Copies differ only where one could not be written: blocked wins, then the newer one.
+                    if features.get(name) != "blocked" and (newer or name not in features or value == "blocked"):
+                        features[name] = value
+                changed = max(changed, found["changed"])
+        try:
+            policy = _parse(self.places.policy)
+        except (OSError, ValueError) as error:
+            reason = f"the administrator's policy {self.places.policy} cannot be read ({_short(error)})."
+            return State(False, "administrator", reason, features, changed=changed)
+        blocked = frozenset(
+            name for name, value in (policy or {"features": {}})["features"].items() if value == "blocked"
+        )
+        if policy and policy["switch"] == "off":
+            return State(False, "administrator", "the administrator's policy says so.", features, blocked, changed)
+        if held:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
+            return State(False, "user", f"turned off on {when}.", features, blocked, changed)
+        return State(True, "nobody", "on.", features, blocked, changed)
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
+    """A state or policy file; None where there is none.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not what this version, or any version, writes.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(LONGEST + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > LONGEST:
+        raise ValueError("it is too long")
+    value = json.loads(data)
+    if not isinstance(value, dict) or value.get("switch") not in ("on", "off") or value.get("format") != FORMAT:
+        raise ValueError("it is not a switch's state")
+    features = value.get("features", {})
+    if not isinstance(features, dict) or not all(
+        said in ("available", "enabled", "blocked") for said in features.values()
+    ):
+        raise ValueError("its features are not what a switch writes")
+    changed = value.get("changed", 0.0)
+    return {
+        "switch": value["switch"],
+        "features": features,
+        "changed": float(changed) if isinstance(changed, int | float) else 0.0,
+    }
+
+
+def _mark(path: Path) -> tuple[int, ...] | str:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return str(error.errno)
+    return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_mode, found.st_uid)
+
+
+def _short(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
