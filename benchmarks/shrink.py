@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.report import write
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.config import CorpusConfig, PythonDocsSource
 from stillroom.corpus.sequences import IGNORED, Sequences
@@ -249,17 +250,13 @@ def main() -> None:
         "channels_compensated_over_not_kl": by_channels["compensated"] / by_channels["not"],
         "trimmed_tokens_per_byte_ratio": details["vocabulary"]["after"] / details["vocabulary"]["before"],
     }
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(figures, indent=2), file=sys.stderr)
     if not options.quick:
         students = solver(loaded, adapter, measured, splits, options.tokens)
         details["solver"] = students
         for other in ("even", "depth_only", "width_only"):
             figures[f"solver_over_{other}_kl"] = students["solver"]["kl"] / students[other]["kl"]
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    result = {"figures": figures, "details": details, "machine": machine}
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(figures, details, options.json)
 
 
 if __name__ == "__main__":
