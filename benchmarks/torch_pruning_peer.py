@@ -1,0 +1,95 @@
+"""A peer's student: SmolLM2 cut by Torch-Pruning, as its LLM example does it (group magnitude, heads and widths, no repair).
+
+Runs in a process of its own with Torch-Pruning on its path (`peer_folder`), so that it is no dependency:
+
+    python -m benchmarks.torch_pruning_peer TEACHER_FOLDER TARGET_FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PEER = Path(".venvs/torch-pruning")
+HEAD_RATIO = 1 / 3
+"""Share of heads that go: one of SmolLM2's three key/value groups."""
+WIDTH_RATIO = 0.22
+"""Share of the hidden width and of the channels that go; with 8,384 ids the student has just under half the parameters."""
+
+
+def peer_folder() -> str | None:
+    """Where Torch-Pruning lies, installed there if it can be; None with the reason printed where it cannot."""
+    if not (PEER / "torch_pruning").is_dir():
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(PEER),
+            "torch-pruning",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"Torch-Pruning is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            return None
+    return str(PEER.absolute())
+
+
+def cut(teacher: Path, target: Path) -> bool:
+    """Cut in a process of its own; False where the peer cannot be had."""
+    folder = peer_folder()
+    if folder is None:
+        return False
+    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher), str(target)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True)
+    return True
+
+
+def _cut_here(teacher: Path, target: Path) -> None:
+    import torch
+    import torch_pruning
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    config = model.config
+    # The example prunes untied layers; tied ones are tied again behind it, with the same entries gone from both.
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    heads = {}
+    for layer in model.model.layers:
+        heads[layer.self_attn.q_proj] = config.num_attention_heads
+        heads[layer.self_attn.k_proj] = config.num_key_value_heads
+        heads[layer.self_attn.v_proj] = config.num_key_value_heads
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        example_inputs={"input_ids": torch.arange(1, 17)[None], "use_cache": False},
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
+        global_pruning=False,
+        output_transform=lambda output: output.logits,
+        pruning_ratio=WIDTH_RATIO,
+        ignored_layers=[model.lm_head],
+        num_heads=heads,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=HEAD_RATIO,
+        round_to=4,
+    )
+    pruner.step()
+    first = model.model.layers[0]
+    width = config.head_dim
+    config.hidden_size = model.lm_head.in_features
+    config.intermediate_size = first.mlp.gate_proj.out_features
+    config.num_attention_heads = first.self_attn.q_proj.out_features // width
+    config.num_key_value_heads = first.self_attn.k_proj.out_features // width
+    assert torch.equal(model.model.embed_tokens.weight, model.lm_head.weight)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    _cut_here(Path(sys.argv[1]), Path(sys.argv[2]))
