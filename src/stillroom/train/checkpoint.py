@@ -23,12 +23,14 @@ class State:
 
     Attributes:
         step: Steps done.
-        best_kl: The lowest validation KL so far, or None.
-        best_step: The step that it was measured after.
+        best_value: The lowest validation KL so far, or cross-entropy where that is what is trained for; None at the start.
+        best_kl: The validation KL of the same step.
+        best_step: The step that they were measured after.
         history: One entry a validation.
     """
 
     step: int = 0
+    best_value: float | None = None
     best_kl: float | None = None
     best_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -203,8 +203,10 @@ class Training:
         if not math.isfinite(kl):
             self._diverged(f"the validation KL is {kl}", learning_rate(self.config, state.step, 1), state.step)
         state.history.append(measured)
-        if state.best_kl is None or kl < state.best_kl:
-            state.best_kl, state.best_step = kl, state.step
+        # Each side keeps the weights that did best at what it was trained for: anything else would be unfair to the baseline.
+        value = kl if self.distill else measured["cross_entropy"]
+        if state.best_value is None or value < state.best_value:
+            state.best_value, state.best_step, state.best_kl = value, state.step, kl
             self._keep_best()
 
     def _keep_best(self) -> None:
