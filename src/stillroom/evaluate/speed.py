@@ -1,49 +1,105 @@
-"""Prefill and decode speed and memory of models, paired and interleaved. Knows nothing of quality.
+"""Prefill and decode speed, memory and energy of models, paired and interleaved. Knows nothing of quality.
 
-Legend: L prompt tokens.
+Legend: L prompt tokens, R repetitions.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillroom.run import MemoryMeter
 
-REPETITIONS = 3
+REPETITIONS = 5
+STUDENT_T = 2.776
+"""97.5 % quantile of Student's distribution with R − 1 degrees of freedom."""
+RAPL = Path("/sys/class/powercap")
 
 
 @torch.inference_mode()
 def measure_speed(
     models: dict[str, Any], prompt: dict[str, torch.Tensor], new_tokens: int
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of several models: medians of interleaved repetitions, batch of one, with a key/value cache.
+) -> dict[str, dict[str, Any]]:
+    """Tokens a second of several models, batch of one, with a key/value cache.
+
+    Repetitions are interleaved, so that a busy moment meets all models; the first pass of each warms up and is left out.
 
     Args:
-        models: Models by name, all on the same device and in the same number format.
+        models: Models by name, all on the same device and in the same number format; the first is what others are
+            compared with.
         prompt: Ids of a prompt in each model's vocabulary, [L].
         new_tokens: Tokens to decode, greedily.
+
+    Returns:
+        By model: medians ``prefill_tokens_per_second`` and ``decode_tokens_per_second``, each with the 95 % interval of
+        Student's t on the logarithms; for all but the first also ``…_speedup`` and its interval, from the ratios
+        of paired repetitions; ``joules_per_token`` where the machine reports energy.
     """
-    found: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in models}
-    for _ in range(REPETITIONS):
+    seconds: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in models}
+    joules: dict[str, list[float]] = {name: [] for name in models}
+    for repetition in range(REPETITIONS + 1):
         for name, model in models.items():
             ids = prompt[name][None].to(next(model.parameters()).device)
-            started = time.perf_counter()
+            begun = time.perf_counter()
             result = model(input_ids=ids, use_cache=True, logits_to_keep=1)
             prefilled = time.perf_counter()
+            if repetition == 0:
+                continue
+            energy = read_energy()
             cache = result.past_key_values
             for _ in range(new_tokens):
                 best = result.logits[:, -1:].argmax(-1)
                 result = model(input_ids=best, past_key_values=cache, use_cache=True)
-            found[name]["prefill"].append(ids.shape[1] / (prefilled - started))
-            found[name]["decode"].append(new_tokens / (time.perf_counter() - prefilled))
-    return {
-        name: {f"{key}_tokens_per_second": round(statistics.median(values), 2) for key, values in speeds.items()}
-        for name, speeds in found.items()
-    }
+            ended = time.perf_counter()
+            after = read_energy()
+            seconds[name]["prefill"].append((prefilled - begun) / ids.shape[1])
+            seconds[name]["decode"].append((ended - prefilled) / new_tokens)
+            if energy is not None and after is not None and after >= energy:
+                joules[name].append((after - energy) / new_tokens)
+    first = next(iter(models))
+    found: dict[str, dict[str, Any]] = {}
+    for name in models:
+        entry: dict[str, Any] = {}
+        for phase, values in seconds[name].items():
+            entry |= _interval(f"{phase}_tokens_per_second", [1 / value for value in values])
+            if name != first:
+                pairs = zip(seconds[first][phase], values, strict=True)
+                entry |= _interval(f"{phase}_speedup", [theirs / mine for theirs, mine in pairs])
+        if joules[name]:
+            entry["joules_per_token"] = statistics.median(joules[name])
+        found[name] = entry
+    return found
+
+
+def _interval(name: str, values: list[float]) -> dict[str, Any]:
+    """The median, and Student's interval of the geometric mean, widened to hold the median."""
+    logs = [math.log(value) for value in values]
+    centre, half = statistics.fmean(logs), STUDENT_T * statistics.stdev(logs) / math.sqrt(len(logs))
+    middle = statistics.median(values)
+    low, high = min(middle, math.exp(centre - half)), max(middle, math.exp(centre + half))
+    return {name: round(middle, 3), f"{name}_interval": [round(low, 3), round(high, 3)]}
+
+
+def read_energy(root: Path = RAPL) -> float | None:
+    """Joules that the processor's packages have used since some moment, or None where the machine does not say.
+
+    Intel's and AMD's running average power limit, as Linux shows it; the counter wraps around now and then.
+    """
+    total, found = 0, False
+    for file in sorted(root.glob("intel-rapl:*/energy_uj")):
+        if file.parent.name.count(":") != 1:
+            continue
+        try:
+            total += int(file.read_text())
+        except (OSError, ValueError):
+            return None
+        found = True
+    return total / 1e6 if found else None
 
 
 @torch.inference_mode()

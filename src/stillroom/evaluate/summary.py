@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import files
+from stillroom.evaluate.floors import sentence
+from stillroom.evaluate.stage import extras
 from stillroom.run import Run, tool_version
 
 FORMAT = 1
@@ -34,6 +36,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "seed": run.recipe.seed,
         **{name: models[name] for name in MODELS if name in models},
         "compared": evaluation["compared"],
+        "bounds": evaluation["bounds"],
         "interval": evaluation["interval"],
         "heldout_documents": evaluation["documents"],
         "tokens": {name: split["tokens"] for name, split in corpus["splits"].items()},
@@ -47,6 +50,7 @@ def write_summary(run: Run) -> dict[str, Any]:
             if record is not None
         },
         "machine": machine(),
+        "measures": brief(evaluation["measures"] | extras(run)),
     }
     summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
     if exported:
@@ -55,6 +59,48 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["student"]["gguf_files"] = exported
     files.write_json(run.path / "summary.json", summary)
     return summary
+
+
+def brief(measures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was measured, without what only the report and comparisons need."""
+    left_out = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "text"}
+    found: dict[str, Any] = {}
+    for name, result in measures.items():
+        if name == "fidelity":
+            found[name] = {key: value for key, value in result.items() if key not in left_out}
+            found[name]["ece"] = {
+                model: {"value": entry["ece"], "interval": entry["ece_interval"]}
+                for model, entry in result["calibration"].items()
+            }
+        else:
+            found[name] = {key: value for key, value in result.items() if key != "bounds"}
+    if "tasks" in found:
+        found["tasks"]["tasks"] = {
+            name: {key: value for key, value in task.items() if key not in ("right", "examples")}
+            for name, task in found["tasks"]["tasks"].items()
+        }
+    return found
+
+
+def print_measures(measures: dict[str, dict[str, Any]]) -> None:
+    """The student's numbers of some measures on standard output, each with its interval."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("student")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, result in measures.items():
+        for key, (value, low, high) in result["bounds"].items():
+            if value is not None and not key.startswith(("source.", "position.", "class.")):
+                interval = "" if low is None else f"{low:,.4g} to {high:,.4g}"
+                table.add_row(f"{name}.{key}", f"{value:,.4g}", interval)
+    console = Console(highlight=False)
+    console.print(table)
+    for warning in measures.get("safeguards", {}).get("warnings", ()):
+        console.print(f"Warning: {warning}")
 
 
 def print_table(summary: dict[str, Any]) -> None:
@@ -77,6 +123,10 @@ def print_table(summary: dict[str, Any]) -> None:
         "shrunk: cut, not trained. baseline: trained on the same text without the teacher.",
         style="dim",
     )
+    for bound in summary["bounds"]:
+        console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
+    for warning in summary["measures"].get("safeguards", {}).get("warnings", ()):
+        console.print(f"Warning: {warning}")
     for entry in summary["student"].get("gguf_files", ()):
         console.print(
             f"{entry['type']:<5} {entry['bytes'] / 1e6:,.1f} MB, KL to the PyTorch student {entry['kl_to_pytorch']:.1e}"

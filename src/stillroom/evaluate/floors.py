@@ -1,0 +1,74 @@
+"""Floors and ceilings of a recipe: which a student misses. Knows nothing of how anything was measured."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from stillroom.errors import FloorMissed, RecipeError
+from stillroom.evaluate.config import EvaluateConfig
+
+
+def check_bounds(config: EvaluateConfig, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every bound of a recipe with what was found: ``name``, ``kind``, ``bound``, ``value``, ``interval``, ``met``.
+
+    The value itself decides, not its interval; ``certain`` says whether the whole interval lies on the same side.
+
+    Raises:
+        RecipeError: A bound's name is not a number that was measured.
+    """
+    found = []
+    for kind, bounds in (("floor", config.floors), ("ceiling", config.ceilings)):
+        for name, bound in bounds.items():
+            value, low, high = _look_up(name, results)
+            above = kind == "floor"
+            met = value >= bound if above else value <= bound
+            certain = None
+            if low is not None and high is not None:
+                certain = low >= bound or high < bound if above else high <= bound or low > bound
+            found.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "bound": bound,
+                    "value": value,
+                    "interval": None if low is None else [low, high],
+                    "met": met,
+                    "certain": certain,
+                }
+            )
+    return found
+
+
+def require_bounds(summary: dict[str, Any], where: str) -> None:
+    """Refuse a student that misses a bound.
+
+    Raises:
+        FloorMissed: Names every bound that was missed, what was found and where the report is.
+    """
+    missed = [entry for entry in summary.get("bounds", ()) if not entry["met"]]
+    if missed:
+        words = "; ".join(sentence(entry) for entry in missed)
+        raise FloorMissed(
+            f"The student misses {len(missed)} of {len(summary['bounds'])} bounds of its recipe: {words}.",
+            f"Everything was written: see {where}. Train longer, cut less, or change `evaluate.floors` knowingly.",
+        )
+
+
+def sentence(entry: dict[str, Any]) -> str:
+    """A bound in words: ``languages.de.retention is 0.81, its floor 0.9``."""
+    return f"{entry['name']} is {entry['value']:.4g}, its {entry['kind']} {entry['bound']:.4g}"
+
+
+def _look_up(name: str, results: dict[str, dict[str, Any]]) -> list[Any]:
+    measure, _, rest = name.partition(".")
+    bounds = results.get(measure, {}).get("bounds", {})
+    if rest not in bounds or bounds[rest][0] is None:
+        close = difflib.get_close_matches(rest, bounds, n=5, cutoff=0.3) or sorted(bounds)[:8]
+        listed = ", ".join(f"{measure}.{key}" for key in close)
+        raise RecipeError(
+            f"`evaluate.floors` or `ceilings`: `{name}` is not a number that was measured.",
+            f"Such as: {listed}." if listed else "",
+        )
+    entry: list[Any] = bounds[rest]
+    return entry
