@@ -69,6 +69,7 @@ def test_a_student_of_every_family(family: str, text: Path, tmp_path: Path) -> N
     assert (folder / "importance.safetensors").is_file()
     assert len(facts["layers"]["leave_one_out_kl"]) == len(facts["layers"]["block_influence"]) == LAYERS
     assert bool(facts["layers"]["note"]) == ADAPTERS[family].norm_after
+    assert (folder / "shrink" / "cut" / "model.safetensors").is_file() == facts["layers"]["healed"]
     # The tokenizer that the folder opens with gives the ids that the map gives.
     original = load_tokenizer(recipe(text, teacher, student).teacher)
     assert config.eos_token_id == tokenizer.eos_token_id

@@ -60,6 +60,7 @@ class Shrunk:
         kl: KL to the teacher before the repair.
         healed_kl: After the repair; None where there was none.
         healed: Whether the model is the repaired one.
+        unrepaired: The same cut before the repair; None where the model is that.
         lost: Share of the activations' energy that the cut of each width removed.
         candidates: All choices of layers that were judged.
     """
@@ -70,6 +71,7 @@ class Shrunk:
     kl: float
     healed_kl: float | None
     healed: bool
+    unrepaired: Any = None
     lost: dict[str, float] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -131,15 +133,17 @@ def shrink(
     if shape.layers == count and not narrowed:
         return Shrunk(model, best.kept, best.name, 0.0, None, False)
     kl = judged_kl(measured.reference, model, sample.judge)
-    healed_kl, healed = None, False
+    healed_kl, healed, unrepaired = None, False, None
     if foldable:
         repaired = copy.deepcopy(model)
         part = sample.screen if screen_only else sample.fit
         healed_kl = _heal(repaired, teacher, adapter, best.kept, measured, shape, part, moved, not screen_only)
         if healed_kl < kl:
-            model, healed = repaired, True
+            model, unrepaired, healed = repaired, model, True
     lost = measured.widths.lost(best.kept, widths)
-    return Shrunk(model, best.kept, best.name, kl, healed_kl, healed, lost, candidates if len(candidates) > 1 else [])
+    return Shrunk(
+        model, best.kept, best.name, kl, healed_kl, healed, unrepaired, lost, candidates if len(candidates) > 1 else []
+    )
 
 
 def layer_choices(

@@ -35,7 +35,10 @@ from stillroom.teacher.load import (
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
-    """Make the student and write ``model/``, ``vocabulary.safetensors`` and ``shrink.json``."""
+    """Make the student and write ``model/``, ``vocabulary.safetensors`` and ``shrink.json``.
+
+    Where a repair was kept, ``cut/`` holds the student before it, so that both can be measured.
+    """
     recipe = run.recipe
     device = prepare(recipe.compute, recipe.seed)
     train = Sequences.load(run.stage("corpus").path / "train.safetensors")
@@ -89,9 +92,12 @@ def _shrink(
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
         cut = shrink(teacher.model, adapter, shape, measured, config.heal, moved=lambda: task.advance(1))
     model = cut.model
-    if kept is not None:
-        keep_rows(model, kept, vocabulary.student_size)
-        renumber_config(model, kept)
+    for version in filter(None, (model, cut.unrepaired)):
+        if kept is not None:
+            keep_rows(version, kept, vocabulary.student_size)
+            renumber_config(version, kept)
+    if cut.unrepaired is not None:
+        save_model(cut.unrepaired, tokenizer, stage.path / "cut")
     removed = [index for index in range(count) if index not in cut.kept]
     progress.say(
         f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
