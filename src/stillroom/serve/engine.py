@@ -1,26 +1,36 @@
 """A GGUF model in a child process of its own, by llama.cpp (xllamacpp). Knows nothing of runs or packages.
 
 The parent never holds the model. Whatever happens in the child, the parent gets an answer or an error, and it can end
-the child at any time.
+the child at any time. The child has no network as far as the system lets an ordinary user go (:mod:`.confine`); the two
+talk over a local socket in a private folder, in the words of the OpenAI API.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import http.client
+import json
 import os
 import secrets
+import select
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stillroom.errors import EngineFailed
+from stillroom.serve.worker import SOCKET
+from stillroom.switch.engines import WORKER, Registration
+from stillroom.switch.state import Switch
 
 START_SECONDS = 120.0
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,14 +38,22 @@ class EngineOptions:
     """How a model is run.
 
     Attributes:
-        context: Tokens of context.
+        context: Tokens of context, for each parallel request.
         threads: Threads; None takes the processor's cores but one, at most eight.
         batch: Tokens a prefill step; small steps make stopping quick.
+        parallel: Requests answered at once.
+        embedding: Run it as a model of embeddings.
+        memory: Most private memory of the child, in bytes; None is 4 GiB and three times the file.
+        confine: Give up network, files and signals in the child.
     """
 
     context: int = 2048
     threads: int | None = None
     batch: int = 256
+    parallel: int = 1
+    embedding: bool = False
+    memory: int | None = None
+    confine: bool = True
 
 
 class Engine:
@@ -44,33 +62,29 @@ class Engine:
     Args:
         path: A GGUF file.
         options: How it is run.
+        switch: The switch that governs it; None is the user's.
 
     Raises:
         EngineFailed: The child did not start, or the file cannot be loaded.
+        SwitchedOff: The owner's switch is off.
     """
 
-    def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
-        options = options or EngineOptions()
+    def __init__(self, path: Path, options: EngineOptions | None = None, switch: Switch | None = None) -> None:
         self.path = path
-        # The child starts fresh: nothing of this process, its threads or its files, is copied into it.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._stop = context.Event()
-        self._process = context.Process(
-            target=_child,
-            args=(theirs, self._stop, str(path), options),
-            daemon=True,
-            name=f"stillroom-engine-{path.name}",
-        )
-        with _importable_main():
-            self._process.start()
-        theirs.close()
-        kind, value = self._receive(START_SECONDS)
-        if kind != "ready":
-            self.stop()
-            raise EngineFailed(
-                f"{path}: the runtime could not load the model: {value}", "Check that the file is a whole GGUF."
-            )
+        self.options = options or EngineOptions()
+        self.switch = switch or Switch()
+        self.key = secrets.token_hex(32)
+        self.confined: dict[str, str] = {}
+        self._registration: Registration | None = None
+        self._connection: _LocalConnection | None = None
+        self.switch.require_on()
+        self.folder = _private_folder()
+        self._process = self._spawn()
+        try:
+            self._begin()
+        except BaseException:
+            self.stop(grace=0)
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -83,94 +97,168 @@ class Engine:
         """Process number of the child."""
         return self._process.pid
 
+    @property
+    def socket(self) -> Path:
+        """Where the child listens."""
+        return self.folder / SOCKET
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs."""
+        return self._process.poll() is None
+
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One completion of a prompt, in the words of the OpenAI API; not streamed."""
-        self._send("complete", body)
-        return self._answer()
+        return self.call("POST", "/v1/completions", body)
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         """One chat completion, in the words of the OpenAI API; not streamed."""
-        self._send("chat", body)
-        return self._answer()
+        return self.call("POST", "/v1/chat/completions", body)
 
     def stream(self, messages: list[dict[str, str]], **options: Any) -> Iterator[str]:
         """A chat's answer, piece by piece. Closing the iterator stops the model at its next token."""
-        self._stop.clear()
-        self._send("chat", {"messages": messages, "stream": True, **options})
-        finished = False
+        # A connection of its own: closing it is what stops the model.
+        connection = self._connect()
         try:
-            while True:
-                kind, value = self._receive(None)
-                if kind == "chunk":
-                    for choice in value.get("choices", ()):
-                        text = choice.get("delta", {}).get("content")
-                        if text:
-                            yield text
-                    if "error" in value:
-                        finished = True
-                        self._drain()
-                        raise EngineFailed(
-                            f"The model did not answer: {_reason(value)}", "Shorten the conversation, or start anew."
-                        )
-                elif kind == "done":
-                    finished = True
-                    return
-                else:
-                    finished = True
-                    raise EngineFailed(f"The model did not answer: {value}", "Start it again.")
+            response = self._request(
+                connection, "POST", "/v1/chat/completions", {"messages": messages, "stream": True, **options}
+            )
+            for line in self._lines(response):
+                if not line.startswith(b"data: ") or line == b"data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise _refused(event)
+                for choice in event.get("choices", ()):
+                    text = choice.get("delta", {}).get("content")
+                    if text:
+                        self.switch.require_on()
+                        yield text
         finally:
-            if not finished:
-                self._stop.set()
-                with contextlib.suppress(EngineFailed):
-                    self._drain()
+            connection.close()
 
-    def stop(self) -> None:
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Any request to the child that answers with JSON.
+
+        Raises:
+            EngineFailed: The child refused it, or died.
+            SwitchedOff: The switch was turned off meanwhile.
+        """
+        if self._connection is None:
+            self._connection = self._connect()
+        response = self._request(self._connection, method, path, body)
+        try:
+            data = response.read()
+        except (OSError, http.client.HTTPException):
+            raise self.died() from None
+        self.switch.require_on()
+        value: dict[str, Any] = json.loads(data)
+        return value
+
+    def stop(self, grace: float = STOP_SECONDS) -> None:
         """End the child: first asked, then killed."""
-        self._stop.set()
-        if self._process.is_alive():
-            with contextlib.suppress(OSError, BrokenPipeError):
-                self._connection.send(("quit", None))
-            self._process.join(STOP_SECONDS)
-            if self._process.is_alive():
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace)
+            if self._process.poll() is None:
                 self._process.kill()
-                self._process.join()
-        self._connection.close()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        if self._registration is not None:
+            self._registration.close()
+            self._registration = None
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _drain(self) -> None:
-        while self._receive(START_SECONDS)[0] == "chunk":
-            pass
-
-    def _send(self, kind: str, body: dict[str, Any]) -> None:
-        try:
-            self._connection.send((kind, body))
-        except (OSError, ValueError):
-            raise self._died() from None
-
-    def _answer(self) -> dict[str, Any]:
-        kind, value = self._receive(None)
-        if kind != "answer" or "error" in value:
-            reason = _reason(value) if isinstance(value, dict) else value
-            raise EngineFailed(f"The model did not answer: {reason}", "Shorten the prompt, or start it again.")
-        result: dict[str, Any] = value
-        return result
-
-    def _receive(self, seconds: float | None) -> tuple[str, Any]:
-        try:
-            if seconds is not None and not self._connection.poll(seconds):
-                raise EngineFailed(
-                    f"{self.path}: the runtime said nothing for {seconds:.0f} seconds.", "Start it again."
-                )
-            message: tuple[str, Any] = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
-        return message
-
-    def _died(self) -> EngineFailed:
-        self._process.join(STOP_SECONDS)
+    def died(self) -> Exception:
+        """What to raise when the child has gone: the switch, or a failure."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self.switch.require_on()
         return EngineFailed(
-            f"{self.path}: the runtime process ended (exit code {self._process.exitcode}).",
+            f"{self.path}: the runtime process ended (exit code {self._process.poll()}).",
             "The file may be damaged or memory too small; `stillroom chat` with the F16 file tells which.",
         )
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        package = str(Path(__file__).resolve().parents[2])
+        kept = {
+            name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ
+        }
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.folder,
+            # Nothing of the parent's environment is the model's business: it may hold keys.
+            env={**kept, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        )
+
+    def _begin(self) -> None:
+        self._registration = Registration(self.switch.places, "engine", self.path.name, self._process.pid)
+        # Written down first, looked at second: off does it the other way round, and so misses nobody.
+        self.switch.require_on()
+        options = self.options
+        memory = options.memory or (4 << 30) + 3 * self.path.stat().st_size
+        settings = {
+            **asdict(options),
+            "threads": options.threads or default_threads(),
+            "memory": memory,
+            "folder": str(self.folder),
+            "model": str(self.path.absolute()),
+            "key": self.key,
+        }
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with contextlib.suppress(OSError):
+            stdin.write(json.dumps(settings).encode() + b"\n")
+            stdin.flush()
+        message = _message(stdout, START_SECONDS)
+        if message is None:
+            raise self.died()
+        if not message.get("ready"):
+            self.switch.require_on()
+            raise EngineFailed(
+                f"{self.path}: the runtime could not load the model: {message.get('failed', 'it said nothing')}",
+                "Check that the file is a whole GGUF.",
+            )
+        self.confined = message["confined"]
+
+    def _connect(self) -> _LocalConnection:
+        return _LocalConnection(self.socket)
+
+    def _request(
+        self, connection: _LocalConnection, method: str, path: str, body: dict[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        self.switch.require_on()
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        try:
+            connection.request(method, path, data, headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _refused(_json(response.read()))
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            raise self.died() from None
+        return response
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        try:
+            while line := response.readline():
+                yield line.strip()
+        except (OSError, http.client.HTTPException):
+            raise self.died() from None
+        if not self.alive:
+            raise self.died()
 
 
 def default_threads() -> int:
@@ -178,83 +266,46 @@ def default_threads() -> int:
     return max(1, min(8, (os.cpu_count() or 2) - 1))
 
 
-def _reason(value: dict[str, Any]) -> str:
+class _LocalConnection(http.client.HTTPConnection):
+    """HTTP over a local socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("engine")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def _private_folder() -> Path:
+    """A folder that only this user can enter, in memory where there is such a place: prompts do not reach the disk."""
+    memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has mode 0700 and a random name
+    return Path(tempfile.mkdtemp(prefix="stillroom-", dir=memory if os.access(memory, os.W_OK) else None))
+
+
+def _message(stream: IO[bytes], seconds: float) -> dict[str, Any] | None:
+    """One line of JSON from the child; None if it ended or said nothing in time."""
+    ready, _, _ = select.select([stream], [], [], seconds)
+    until = time.monotonic() + seconds
+    line = b""
+    while ready and not line.endswith(b"\n") and time.monotonic() < until:
+        part = os.read(stream.fileno(), 1 << 16)
+        if not part:
+            break
+        line += part
+    return _json(line) if line.endswith(b"\n") else None
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"error": {"message": data[:200].decode(errors="replace")}}
+
+
+def _refused(value: dict[str, Any]) -> EngineFailed:
     error = value.get("error", value)
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
-
-
-@contextlib.contextmanager
-def _importable_main() -> Iterator[None]:
-    """Keep the child from running the parent's program again: it needs this module only."""
-    main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    main.__spec__ = None
-    if file is not None:
-        del main.__file__
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
-
-
-def _child(connection: Connection, stop: Any, path: str, options: EngineOptions) -> None:
-    """The child's life: load, answer until told to quit or until the parent is gone."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # llama.cpp reports its loading on stderr; what matters comes back as a message.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    try:
-        server = _load(path, options)
-    except Exception as error:
-        connection.send(("failed", str(error) or type(error).__name__))
-        return
-    connection.send(("ready", None))
-    while True:
-        try:
-            kind, body = connection.recv()
-        except (EOFError, OSError):
-            return
-        if kind == "quit":
-            return
-        handle = server.handle_chat_completions if kind == "chat" else server.handle_completions
-        try:
-            if body.get("stream"):
-
-                def deliver(chunk: Any) -> bool:
-                    connection.send(("chunk", chunk))
-                    return bool(stop.is_set())
-
-                handle(body, deliver)
-                connection.send(("done", None))
-            else:
-                connection.send(("answer", handle(body)))
-        except (BrokenPipeError, EOFError):
-            return
-        except Exception as error:
-            connection.send(("failed", str(error) or type(error).__name__))
-
-
-def _load(path: str, options: EngineOptions) -> Any:
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = path
-    parameters.n_ctx = options.context
-    parameters.n_batch = parameters.n_ubatch = options.batch
-    parameters.n_parallel = 1
-    threads = options.threads or default_threads()
-    parameters.cpuparams.n_threads = threads
-    parameters.cpuparams_batch.n_threads = threads
-    for processor in (parameters.cpuparams, parameters.cpuparams_batch):
-        # Waiting threads sleep: spinning ones starve each other on a busy machine.
-        processor.poll = 0
-    parameters.cache_ram_mib = 0
-    parameters.warmup = False
-    # The library opens a port of its own on loopback; a key that nobody knows closes it.
-    parameters.api_keys = [secrets.token_hex(32)]
-    parameters.endpoint_slots = False
-    parameters.ui = False
-    return xllamacpp.Server(parameters)
+    reason = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    return EngineFailed(f"The model did not answer: {reason}", "Shorten the prompt, or start anew.")

@@ -7,7 +7,6 @@ A file that was never written says nothing: a fresh installation is on. The admi
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,7 +210,7 @@ def _parse(path: Path) -> dict[str, Any] | None:
 
 def _mark(path: Path) -> tuple[int, ...] | str:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError as error:
         return str(error.errno)
     return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_mode, found.st_uid)
