@@ -1,0 +1,251 @@
+"""A publisher and a machine to attack: a packed run, keys, a repository, and somebody who verifies. Knows no attack.
+
+The first use in a process makes a master copy in a few tenths of a second; each attack works on a copy of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom import files
+from stillroom.package.documents import Pin
+from stillroom.package.keys import Ring
+from stillroom.package.pack import PackOptions, pack
+from stillroom.package.repository import Repository, signers_of
+from stillroom.package.sign import sign_package
+from stillroom.package.strict import parse
+from stillroom.package.verification import VerifiedPackage, verify
+from stillroom.recipe import parse_recipe
+from stillroom.run import Run
+
+PASSPHRASE = "correct horse battery"
+DAY = datetime.timedelta(days=1)
+COST = 2  # the passphrase guards nothing here
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+
+
+@dataclass
+class Workshop:
+    """A publisher's side (`ring`, `repository`, `package`) and a machine's (`pin`, `state`)."""
+
+    folder: Path
+
+    @property
+    def package(self) -> Path:
+        """Release 2 of the package `small`, signed by two of three and published."""
+        return self.folder / "package"
+
+    @property
+    def older(self) -> Path:
+        """Release 1 of it, signed and published before."""
+        return self.folder / "older"
+
+    @property
+    def repo(self) -> Path:
+        """The repository's folder."""
+        return self.folder / "repo"
+
+    @property
+    def ring(self) -> Ring:
+        """The publisher's keys."""
+        return Ring.open(self.folder / "keys")
+
+    @property
+    def pin(self) -> Pin:
+        """What the machine trusts from the start; its repository is this copy's."""
+        pin = parse(Pin, (self.repo / "trust.json").read_bytes(), "trust.json")
+        return pin.model_copy(update={"repository": str(self.repo)})
+
+    def repository(self, now: datetime.datetime | None = None, ring: Ring | None = None) -> Repository:
+        """The repository, with all keys at hand."""
+        chosen = ring or self.ring
+        return Repository(self.repo, chosen, signers_of([chosen], PASSPHRASE), now)
+
+    def sign(self, package: Path | None = None, names: tuple[str, ...] = ("release-1", "release-2")) -> None:
+        """Sign a package with some of the release keys."""
+        sign_package(package or self.package, self.ring, PASSPHRASE, list(names))
+
+    def verify(self, package: Path | None = None, **changed: Any) -> VerifiedPackage:
+        """Verify as the machine does; the caller closes what comes back."""
+        options = {"trust": self.pin, "state": self.folder / "state", "copies": self.folder / "copies"} | changed
+        return verify(package or self.package, **options)
+
+    def check(self, package: Path | None = None, **changed: Any) -> None:
+        """Verify and let go."""
+        self.verify(package, **changed).close()
+
+    def edit(self, document: str, change: Callable[[Any], None], sign: bool = False) -> None:
+        """Change a JSON document of the package; with ``sign`` the publisher signs the change."""
+        path = self.package / document
+        value = json.loads(path.read_text())
+        change(value)
+        files.write_json(path, value)
+        if sign:
+            self.sign()
+
+
+def workshop(folder: Path) -> Workshop:
+    """A fresh copy to attack."""
+    shutil.copytree(_master(), folder, dirs_exist_ok=True)
+    return Workshop(folder)
+
+
+def works(folder: Path) -> None:
+    """The normal case of most attacks: the package as published verifies, twice, and gives its own bytes."""
+    shop = workshop(folder)
+    for _ in range(2):
+        with shop.verify() as verified:
+            assert verified.gguf.read_bytes() == (shop.package / "weights" / verified.gguf.name).read_bytes()
+            assert verified.passport()["signature"]["state"] == "verified"
+
+
+@functools.cache
+def _master() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="workshop-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = finished_run(folder / "runs")
+    shop = Workshop(folder)
+    Ring.create(folder / "keys", "acme", PASSPHRASE, cost=COST)
+    yesterday = datetime.datetime.now(datetime.UTC) - DAY
+    shop.repository(yesterday).init(None)
+    for sequence, target in ((1, shop.older), (2, shop.package)):
+        pack(made, target, PackOptions(sequence=sequence, released=yesterday.date()))
+        shop.sign(target)
+        shop.repository(yesterday).add(target)
+    shutil.rmtree(folder / "runs")
+    return folder
+
+
+def finished_run(
+    root: Path, name: str = "small", teacher: dict[str, Any] | None = None, weights: bytes = b"", **recipe: Any
+) -> Run:
+    """A run's folder with every record that packing reads, around a tiny GGUF file.
+
+    Args:
+        root: The folder that holds runs.
+        name: The run.
+        teacher: Facts of the teacher that differ.
+        weights: Changes the student's digests.
+        recipe: Sections of the recipe that differ.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "name": name,
+        "corpus": {"sources": [{"kind": "python_docs"}]},
+        "teacher": {"kind": "huggingface", "name": "acme/teacher"},
+        "chat": {"prompt": None},
+    } | recipe
+    run = Run.create(parse_recipe(json.dumps(settings)), root)
+    facts = {
+        "name": "SmolLM2-135M-Instruct",
+        "family": "llama",
+        "digest": files.digest_bytes(b"teacher"),
+        "tokenizer_digest": files.digest_bytes(b"tokenizer"),
+        "licence": "apache-2.0",
+        "parameters": 2_000_000,
+        "bytes": 8_000_000,
+        "dtype": "float32",
+    } | (teacher or {})
+    source = {
+        "kind": "python_docs",
+        "name": "Python's own documentation",
+        "licence": "PSF-2.0",
+        "digest": files.digest_bytes(b"dataset"),
+        "documents": 12,
+    }
+    model = run.path / "distill" / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    files.write_json(model / "config.json", {"model_type": "llama", "hidden_size": 8})
+    files.write_json(model / "tokenizer.json", {"version": "1.0"})
+    files.write_text(model / "chat_template.jinja", TEMPLATE)
+    files.write_bytes(model / "model.safetensors", _safetensors(weights))
+    exported = run.path / "export" / f"{name}-Q8_0.gguf"
+    write_gguf(exported, name, weights)
+    entry = {
+        "type": "Q8_0",
+        "path": f"export/{exported.name}",
+        "bytes": exported.stat().st_size,
+        "sha256": files.digest_file(exported),
+        "kl_to_pytorch": 1e-4,
+    }
+    files.write_json(run.path / "export" / "export.json", {"files": [entry]})
+    files.write_json(run.path / "capture" / "teacher.json", facts)
+    splits = {"train": {"tokens": 4096}, "validation": {"tokens": 128}, "heldout": {"tokens": 512}}
+    files.write_json(run.path / "corpus" / "ledger.json", {"sources": [source], "splits": splits})
+    stages = ("corpus", "capture", "shrink", "distill", "export", "evaluate")
+    for stage in stages:
+        record = {
+            "format": 1,
+            "stage": stage,
+            "version": "0.1.0",
+            "inputs": {},
+            "outputs": {},
+            "seed": 0,
+            "seconds": 1.5,
+            "peak_memory_bytes": 1 << 20,
+            "finished": "2026-11-20T10:00:00Z",
+            "notes": {},
+        }
+        files.write_json(run.path / stage / "stage.json", record)
+    files.write_json(
+        run.path / "summary.json",
+        {
+            "format": 1,
+            "name": name,
+            "teacher": facts | {"bits_per_byte": 0.9},
+            "student": {
+                "parameters": 1_000_000,
+                "bytes": 4_000_000,
+                "kl_to_teacher": 0.42,
+                "kl_to_teacher_interval": [0.4, 0.44],
+                "top1_agreement": 0.71,
+                "bits_per_byte": 1.1,
+            },
+            "compared": {},
+            "bounds": [
+                {"name": "fidelity.kl_to_teacher", "kind": "ceiling", "bound": 1.0, "value": 0.42, "met": True},
+            ],
+            "interval": "95%",
+            "heldout_documents": 12,
+            "tokens": {split: entry["tokens"] for split, entry in splits.items()},
+            "stages": {stage: {} for stage in stages},
+            "machine": {"processor": "test", "cores": 2},
+        },
+    )
+    return run
+
+
+def write_gguf(path: Path, name: str, salt: bytes = b"", template: str = TEMPLATE) -> None:
+    """A small well-formed GGUF file."""
+    from gguf import GGUFWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_chat_template(template)
+    writer.add_token_list(["a", "b", "c", "d"])
+    values = np.frombuffer(files.digest_bytes(salt).encode().ljust(64, b"0"), dtype=np.uint8).astype(np.float32)
+    writer.add_tensor("token_embd.weight", values.reshape(4, 16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _safetensors(salt: bytes) -> bytes:
+    from safetensors.numpy import save
+
+    values = np.frombuffer(files.digest_bytes(salt).encode(), dtype=np.uint8).astype(np.float32)
+    data: bytes = save({"weight": values})
+    return data

@@ -1,0 +1,100 @@
+"""Reads JSON from elsewhere: bounded, without duplicate keys, into closed models. Knows nothing of what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stillroom.errors import VerificationFailed
+
+LARGEST = 64 << 20
+"""Bytes that a JSON document of a package or of a repository may have. A manifest of 100 GB of weights takes one."""
+
+
+class Closed(BaseModel):
+    """A document from elsewhere: an unknown key is an error, a value is what it says and nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Document = TypeVar("Document", bound=Closed)
+
+
+def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
+    """Read a whole file that may not be a link, nor larger than ``limit`` bytes.
+
+    Raises:
+        VerificationFailed: It is missing, a link or too large.
+    """
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise VerificationFailed(f"{path} is missing or not an ordinary file.", "Get the whole package again.")
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise VerificationFailed(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+    if len(data) > limit:
+        raise VerificationFailed(f"{path} is larger than {limit:,} bytes.", "Such a file is not Stillroom's.")
+    return data
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """A JSON value. Duplicate keys, NaN, infinities, bad UTF-8 and excessive nesting are refused.
+
+    Args:
+        data: The document.
+        name: What it is called in messages.
+
+    Raises:
+        VerificationFailed: Says what is wrong and where.
+    """
+    if len(data) > LARGEST:
+        raise VerificationFailed(f"{name} is larger than {LARGEST:,} bytes.", "Such a file is not Stillroom's.")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+    except UnicodeDecodeError as error:
+        raise VerificationFailed(f"{name}: not UTF-8 at byte {error.start}.", "Get it again.") from None
+    except json.JSONDecodeError as error:
+        raise VerificationFailed(
+            f"{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}.", "Get it again."
+        ) from None
+    except RecursionError:
+        raise VerificationFailed(f"{name}: nested too deep.", "Such a file is not Stillroom's.") from None
+    except ValueError as error:
+        raise VerificationFailed(f"{name}: {str(error)[:200]}.", "Such a file is not Stillroom's.") from None
+
+
+def parse(kind: type[Document], data: bytes, name: str) -> Document:
+    """A document of a known kind. Errors as in :func:`parse_json`."""
+    return validate(kind, parse_json(data, name), name)
+
+
+def validate(kind: type[Document], value: Any, name: str) -> Document:
+    """Check a value that was parsed before."""
+    try:
+        # Strict validation from JSON takes strings for dates and lists for tuples, and converts nothing else.
+        return kind.model_validate_json(json.dumps(value, allow_nan=False))
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = "/".join(str(part) for part in mistake["loc"]) or "(the whole)"
+        raise VerificationFailed(
+            f"{name}: `{place[:200]}`: {mistake['msg'][:200]}.", "Such a file is not Stillroom's."
+        ) from None
+    except (ValueError, RecursionError, TypeError):
+        raise VerificationFailed(f"{name}: not what it should hold.", "Such a file is not Stillroom's.") from None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:80]!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"the number {text}")
