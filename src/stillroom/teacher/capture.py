@@ -14,12 +14,12 @@ import torch
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.errors import OutOfMemory, TeacherError, translate
 from stillroom.progress import Task
-from stillroom.teacher.cache.writer import CacheWriter
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
+from stillroom.teacher.cache.writer import CHUNK, CacheWriter
+from stillroom.teacher.forward import Head, hidden_states, output_head
 
 MOST_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
-LOGIT_BYTES = 128 << 20
-"""Bytes of float32 logits that exist at the same time."""
+HEAD_POSITIONS = 256
+"""Positions that go through the output layer together."""
 
 
 def batch_tokens(model: Any, length: int, device: str) -> int:
@@ -42,10 +42,10 @@ def batch_tokens(model: Any, length: int, device: str) -> int:
 
 
 @torch.inference_mode()
-def teacher_logprobs(
+def teacher_scores(
     model: Any, sequences: Sequences, indices: list[int], temperature: float, device: torch.device
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Log-probabilities of what follows, sequence by sequence, of one batch.
+) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+    """Logits of what follows, bent by the temperature, sequence by sequence, of one batch.
 
     Args:
         model: The teacher.
@@ -55,17 +55,22 @@ def teacher_logprobs(
         device: Where to compute.
 
     Yields:
-        The sequence's index, and [N, V] float32 for its N positions with a target.
+        The sequence's index, and [N, V] float32 for its N positions with a target, some positions at a time.
     """
     ids = sequences.ids[indices].to(device)
     positions = sequences.positions[indices].to(device)
     hidden = hidden_states(model, ids, positions)
+    head = output_head(model)
     for row, index in enumerate(indices):
         chosen = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
-        logits = logits_from_hidden(model, hidden[row, chosen])
-        if temperature != 1.0:
-            logits /= temperature
-        yield index, torch.log_softmax(logits, dim=1)
+        yield index, _scores(head, hidden[row, chosen], temperature)
+
+
+def _scores(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
+    for part in torch.split(hidden, HEAD_POSITIONS):
+        for raw in torch.split(torch.nn.functional.linear(part, head.matrix, head.bias), CHUNK):
+            scores = head.finish(raw.float())
+            yield (scores if temperature == 1.0 else scores / temperature).cpu()
 
 
 def capture(
@@ -97,13 +102,12 @@ def capture(
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            for index, logprobs in teacher_logprobs(model, sequences, indices, temperature, device):
-                if not bool(torch.isfinite(logprobs.logsumexp(1)).all()):
+            for index, scores in teacher_scores(model, sequences, indices, temperature, device):
+                if not writer.add(digests[index], scores):
                     raise TeacherError(
                         f"The teacher's output on training sequence {index} is not finite.",
                         "Load it with `dtype: float32`, or check that its files are whole.",
                     )
-                writer.add(digests[index], logprobs.cpu())
         except (RuntimeError, MemoryError) as error:
             if not isinstance(translate(error), OutOfMemory):
                 raise

@@ -48,6 +48,8 @@ class ThresholdCodec(Section):
     stands for tau."""
     draws: int = Field(default=1, ge=1, le=16)
     """Independent draws of every position; they are averaged when the cache is read."""
+    head: int = Field(default=0, ge=0, le=256)
+    """Most probable ids that are kept with their value even below tau."""
 
 
 class TopKCodec(Section):

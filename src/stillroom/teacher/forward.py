@@ -47,6 +47,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def finish(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits of ``hidden @ matrix.T + bias``, float32."""
+        if self.scale != 1.0:
+            products = products * self.scale
+        return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
+
 
 def output_head(model: nn.Module) -> Head:
     """The output layer of a model, with what its family does to logits."""
@@ -65,9 +71,4 @@ def output_matrix(model: nn.Module) -> torch.Tensor:
 def logits_from_hidden(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits [..., V] in float32 of hidden states [..., H]."""
     head = output_head(model)
-    logits = torch.nn.functional.linear(hidden, head.matrix, head.bias).float()
-    if head.scale != 1.0:
-        logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
+    return head.finish(torch.nn.functional.linear(hidden, head.matrix, head.bias).float())

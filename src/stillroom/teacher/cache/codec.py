@@ -1,5 +1,9 @@
 """The contract of every codec, and the codecs by their recipe's words. Knows nothing of files.
 
+A codec works in two steps. It *samples* what is to be kept of each distribution, while they exist; and it *packs* samples
+into bytes, when a shard is written. Between the two it may learn from the first shard's samples how to pack well; what it
+learned is stored once a cache, and the signal that is read back does not depend on it.
+
 Legend: N positions of one sequence, V ids of the vocabulary.
 """
 
@@ -7,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,29 +21,50 @@ from stillroom.teacher.config import Codec as CodecConfig
 from stillroom.teacher.config import DenseCodec, TopKCodec
 from stillroom.teacher.signal import Signal
 
+Sample = TypeVar("Sample")
 
-class SignalCodec(ABC):
-    """Turns the distributions of one sequence into bytes and back."""
+
+class SignalCodec(ABC, Generic[Sample]):
+    """Turns the distributions of sequences into bytes and back."""
 
     @abstractmethod
-    def encode(self, logprobs: torch.Tensor, random: np.random.Generator) -> bytes:
-        """Bytes of N distributions.
+    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> Sample:
+        """What is kept of N distributions.
 
         Args:
-            logprobs: [N, V] float32, nats.
-            random: Source of all randomness; the same one gives the same bytes.
+            probabilities: [N, V] float32 on the processor, a few positions at a time; they may be overwritten.
+            random: Source of all randomness; the same one gives the same sample.
+        """
+
+    def learn(self, samples: list[Sample]) -> bytes:  # noqa: ARG002
+        """Learn from samples how to pack; returns what :meth:`recall` needs, empty where there is nothing to learn."""
+        return b""
+
+    def recall(self, data: bytes) -> None:
+        """Take over what :meth:`learn` returned.
+
+        Raises:
+            CacheDamaged: It is something else.
         """
 
     @abstractmethod
-    def decode(self, data: bytes, count: int) -> Signal:
-        """The signal of ``count`` positions.
+    def pack(self, sample: Sample) -> bytes:
+        """Bytes of a sample."""
+
+    @abstractmethod
+    def decode(self, records: list[bytes], counts: list[int]) -> Signal:
+        """The signals of packed sequences, one after the other.
+
+        Args:
+            records: The bytes of each sequence.
+            counts: Its positions.
 
         Raises:
             CacheDamaged: The bytes are not an encoding of that many positions.
         """
 
 
-def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec:
+def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec[Any]:
     """The codec that a recipe or a manifest describes."""
     if isinstance(config, DenseCodec):
         from stillroom.teacher.cache.dense import Dense
@@ -49,7 +76,7 @@ def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec:
         return TopK(config.k, vocabulary_size)
     from stillroom.teacher.cache.threshold import Threshold
 
-    return Threshold(config.tau, vocabulary_size, config.draws)
+    return Threshold(config.tau, vocabulary_size, config.draws, config.head)
 
 
 def sampling_generator(seed: int, digest: str) -> np.random.Generator:

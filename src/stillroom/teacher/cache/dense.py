@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -9,22 +11,32 @@ from stillroom.errors import CacheDamaged
 from stillroom.teacher.cache.codec import SignalCodec
 from stillroom.teacher.signal import DenseSignal
 
+LEAST = 1e-38
+"""A probability below this, which a float32 cannot tell from zero, is stored as it."""
 
-class Dense(SignalCodec):
+
+class Dense(SignalCodec[bytes]):
     """[N, V] float32, little-endian, row by row."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self.vocabulary_size = vocabulary_size
 
-    def encode(self, logprobs: torch.Tensor, random: np.random.Generator) -> bytes:  # noqa: ARG002
-        """See :meth:`SignalCodec.encode`."""
-        return logprobs.to(torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes()
+    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> bytes:  # noqa: ARG002
+        """See :meth:`SignalCodec.sample`."""
+        logprobs = (chunk.clamp_min_(LEAST).log_().contiguous().numpy() for chunk in probabilities)
+        return b"".join(chunk.astype("<f4", copy=False).tobytes() for chunk in logprobs)
 
-    def decode(self, data: bytes, count: int) -> DenseSignal:
+    def pack(self, sample: bytes) -> bytes:
+        """See :meth:`SignalCodec.pack`."""
+        return sample
+
+    def decode(self, records: list[bytes], counts: list[int]) -> DenseSignal:
         """See :meth:`SignalCodec.decode`."""
-        if len(data) != 4 * count * self.vocabulary_size:
-            raise CacheDamaged(
-                "A dense signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder."
-            )
-        values = np.frombuffer(data, dtype="<f4").reshape(count, self.vocabulary_size)
-        return DenseSignal(torch.from_numpy(values.copy()))
+        parts = []
+        for data, count in zip(records, counts, strict=True):
+            if len(data) != 4 * count * self.vocabulary_size:
+                raise CacheDamaged(
+                    "A dense signal of the cache has the wrong length.", "Run `stillroom cache verify` on its folder."
+                )
+            parts.append(np.frombuffer(data, dtype="<f4").reshape(count, self.vocabulary_size))
+        return DenseSignal(torch.from_numpy(np.concatenate(parts)))

@@ -1,9 +1,10 @@
-"""The manifest of a cache: identity and shards. Knows nothing of a shard's inside."""
+"""The manifest of a cache: identity, codec's model and shards. Knows nothing of a shard's inside."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,18 +13,31 @@ from stillroom.errors import CacheDamaged, SignalError
 from stillroom.teacher.cache.identity import CacheIdentity
 
 FORMAT = "stillroom-teacher-cache"
-VERSION = 1
+VERSION = 2
 NAME = "manifest.json"
+MODEL: Final = "model.safetensors.zst"
 
 
-class ShardEntry(BaseModel):
-    """One shard: its file, what it must look like, and how much it holds."""
+class FileEntry(BaseModel):
+    """A file of the cache, and what it must look like."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^shard-\d{6}\.safetensors$")
+    name: str
     bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ModelEntry(FileEntry):
+    """The codec's model: how its bytes are to be read."""
+
+    name: Literal["model.safetensors.zst"] = MODEL
+
+
+class ShardEntry(FileEntry):
+    """One shard, and how much it holds."""
+
+    name: str = Field(pattern=r"^shard-\d{6}\.safetensors$")
     sequences: int = Field(gt=0)
     positions: int = Field(ge=0)
 
@@ -36,6 +50,7 @@ class Manifest(BaseModel):
     format: str = FORMAT
     version: int = VERSION
     identity: CacheIdentity
+    model: ModelEntry | None = None
     shards: tuple[ShardEntry, ...] = ()
 
     @classmethod
@@ -72,3 +87,28 @@ class Manifest(BaseModel):
     def save(self, folder: Path) -> None:
         """Write it, atomically."""
         files.write_json(folder / NAME, self.model_dump(mode="json"))
+
+
+def write_model(folder: Path, data: bytes) -> ModelEntry:
+    """Write the codec's model, atomically."""
+    files.write_bytes(folder / MODEL, data)
+    return ModelEntry(bytes=len(data), sha256=files.digest_bytes(data))
+
+
+def read_model(folder: Path, entry: ModelEntry) -> bytes:
+    """The codec's model.
+
+    Raises:
+        CacheDamaged: It is missing, or not the one that the manifest names.
+    """
+    path = folder / entry.name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if files.digest_bytes(data) != entry.sha256:
+        raise CacheDamaged(
+            f"{path} is missing or damaged, and no shard can be read without it.",
+            f"Run `stillroom cache verify {folder}`, then the same command again: the cache is captured again.",
+        )
+    return data

@@ -6,21 +6,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from stillroom import files
 from stillroom.errors import SignalError
 from stillroom.teacher.cache.codec import make_codec
-from stillroom.teacher.cache.manifest import NAME, Manifest
+from stillroom.teacher.cache.manifest import NAME, FileEntry, Manifest, read_model
 from stillroom.teacher.cache.shard import ShardReader
-from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+from stillroom.teacher.signal import Signal
 
 QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that is not what the manifest says."""
+    """A file that is not what the manifest says, and the sequences that are lost with it."""
 
     shard: str
     reason: str
@@ -35,6 +33,8 @@ class TeacherCache:
         self.manifest = manifest
         self.identity = manifest.identity
         self._codec = make_codec(manifest.identity.codec, manifest.identity.vocabulary_size)
+        if manifest.model is not None:
+            self._codec.recall(read_model(folder, manifest.model))
         self._shards = [ShardReader(folder, entry) for entry in manifest.shards]
         self._places: dict[str, tuple[int, int]] = {}
         for number, shard in enumerate(self._shards):
@@ -66,8 +66,10 @@ class TeacherCache:
 
     @property
     def bytes_per_position(self) -> float:
-        """Bytes on disk a position: shards with their indices, and the manifest."""
+        """Bytes on disk a position: shards with their indices, the codec's model, and the manifest."""
         stored = sum(entry.bytes for entry in self.manifest.shards) + (self.folder / NAME).stat().st_size
+        if self.manifest.model is not None:
+            stored += self.manifest.model.bytes
         return stored / max(1, self.positions)
 
     def require(self, **wanted: object) -> None:
@@ -94,14 +96,14 @@ class TeacherCache:
             SignalError: A sequence is not in the cache.
             CacheDamaged: Bytes are not what the format says.
         """
-        signals: list[Signal] = []
+        records: list[bytes] = []
         counts: list[int] = []
         for digest in digests:
             number, index = self._place(digest)
             shard = self._shards[number]
             counts.append(int(shard.positions[index]))
-            signals.append(self._codec.decode(shard.data(index), counts[-1]))
-        return _together(signals), counts
+            records.append(shard.data(index))
+        return self._codec.decode(records, counts), counts
 
     def entropy(self, digest: str) -> float:
         """The teacher's entropy summed over a sequence's positions, nats."""
@@ -118,10 +120,11 @@ class TeacherCache:
 
     @staticmethod
     def verify_folder(folder: str | Path) -> list[Damage]:
-        """Compare every shard with the manifest: presence, size, SHA-256.
+        """Compare every file with the manifest: presence, size, SHA-256.
 
         A damaged shard is moved to ``quarantine/`` and taken out of the manifest, so that the next capture makes its
-        sequences again. Shards that the manifest does not name are left by a kill and removed.
+        sequences again. Without the codec's model no shard can be read: all of them go with it. Shards that the manifest
+        does not name are left by a kill and removed.
 
         Returns:
             What was wrong.
@@ -130,23 +133,22 @@ class TeacherCache:
         manifest = Manifest.load(folder)
         damages: list[Damage] = []
         whole = []
+        model = manifest.model
+        if model is not None and (reason := _damage(folder, model)) is not None:
+            damages.append(Damage(model.name, reason, 0))
+            _quarantine(folder, model.name)
+            model = None
         for entry in manifest.shards:
-            path = folder / entry.name
-            if not path.is_file():
-                reason = "is missing"
-            elif path.stat().st_size != entry.bytes:
-                reason = f"has {path.stat().st_size} bytes instead of {entry.bytes}"
-            elif files.digest_file(path) != entry.sha256:
-                reason = "has another SHA-256 than the manifest says"
-            else:
+            reason = _damage(folder, entry)
+            if reason is None and manifest.model is not None and model is None:
+                reason = "cannot be read without the codec's model"
+            if reason is None:
                 whole.append(entry)
                 continue
             damages.append(Damage(entry.name, reason, entry.sequences))
-            if path.is_file():
-                (folder / QUARANTINE).mkdir(exist_ok=True)
-                os.replace(path, folder / QUARANTINE / entry.name)
+            _quarantine(folder, entry.name)
         if damages:
-            manifest.model_copy(update={"shards": tuple(whole)}).save(folder)
+            manifest.model_copy(update={"shards": tuple(whole), "model": model}).save(folder)
         named = {entry.name for entry in manifest.shards}
         for path in folder.glob("shard-*.safetensors"):
             if path.name not in named:
@@ -154,12 +156,19 @@ class TeacherCache:
         return damages
 
 
-def _together(signals: list[Signal]) -> Signal:
-    """Signals one after the other; sparse ones are padded to the widest with weight 0."""
-    if all(isinstance(signal, DenseSignal) for signal in signals):
-        return DenseSignal(torch.cat([signal.logprobs for signal in signals if isinstance(signal, DenseSignal)]))
-    sparse = [signal for signal in signals if isinstance(signal, SparseSignal)]
-    wide = max(signal.ids.shape[1] for signal in sparse)
-    ids = [torch.nn.functional.pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in sparse]
-    weights = [torch.nn.functional.pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in sparse]
-    return SparseSignal(torch.cat(ids), torch.cat(weights), all(signal.unbiased for signal in sparse))
+def _damage(folder: Path, entry: FileEntry) -> str | None:
+    """How a file differs from what the manifest says, or None."""
+    path = folder / entry.name
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != entry.bytes:
+        return f"has {path.stat().st_size} bytes instead of {entry.bytes}"
+    if files.digest_file(path) != entry.sha256:
+        return "has another SHA-256 than the manifest says"
+    return None
+
+
+def _quarantine(folder: Path, name: str) -> None:
+    if (folder / name).is_file():
+        (folder / QUARANTINE).mkdir(exist_ok=True)
+        os.replace(folder / name, folder / QUARANTINE / name)

@@ -5,92 +5,160 @@ tau, an id with p >= tau is kept with its value; one with p < tau is kept with p
 The expectation is p. The tail is drawn systematically: its probabilities are laid end to end, and every id on which one
 of the points (u + j) tau falls, with one uniform u a position, is kept, so that the kept mass stays near one.
 
-Legend: N positions, V ids, B blocks of ids, K kept entries a position.
+A value is rounded at random to one of the neighbouring multiples of tau / 2, so that its expectation is the value; a
+rarer id's tau is level 2. One threshold serves all positions: the marginal price of variance in entries is tau² whatever the
+distribution, so that unequal thresholds would cost more variance for the same entries.
+
+Legend: N positions, V ids, B blocks of ids, K kept entries a position, E entries of all positions.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from stillroom.errors import CacheDamaged
+from stillroom.teacher.cache.bits import pack_bits, unpack_bits
 from stillroom.teacher.cache.codec import SignalCodec
-from stillroom.teacher.cache.columns import ColumnReader, id_width, pack_columns
+from stillroom.teacher.cache.entry_model import (
+    EntryModel,
+    Numbers,
+    classes_of,
+    numbers_of,
+    symbols_of,
+    widths_of,
+)
+from stillroom.teacher.cache.rans import LANES, Decoder, encode
 from stillroom.teacher.signal import SparseSignal
 
-LEVELS = 64
-"""Steps between tau and 1, evenly apart in the logarithm; a value is rounded to one of its neighbours at random so that
-its expectation is the value."""
+LEVELS_OF_TAU = 2
+"""Levels that make up tau."""
 BLOCK = 64
 """Ids whose probabilities are summed together, so that the systematic draw walks through blocks first."""
-CHUNK = 256
-"""Positions that are encoded at the same time."""
 
 
-class Threshold(SignalCodec):
-    """Threshold sampling.
+@dataclass(frozen=True)
+class Entries:
+    """The drawn entries of a sequence.
 
-    Columns, in this order, for ``draws · N`` positions (all of the first draw, then all of the next):
-
-    1. number of head entries (p >= tau), 1 byte (2 where tau is below 1/255);
-    2. number of tail entries, as wide;
-    3. the head entries' level (0 to 63), 1 byte;
-    4. ids of the head entries, then 5. ids of the tail entries, as wide as the vocabulary asks for.
-
-    Level l stands for ``tau ** (1 - l / 63)``.
+    Attributes:
+        counts: Entries of each position, all of the first draw, then all of the next, [draws · N].
+        ids: [E].
+        levels: Multiples of tau / 2, at least 1, [E].
     """
 
-    def __init__(self, tau: float, vocabulary_size: int, draws: int = 1) -> None:
+    counts: Numbers
+    ids: Numbers
+    levels: Numbers
+
+
+class Threshold(SignalCodec[Entries]):
+    """Threshold sampling; docs/cache-format.md describes the bytes.
+
+    Args:
+        tau: The threshold.
+        vocabulary_size: V.
+        draws: Independent draws of every position.
+        head: Most probable ids that are kept with their value even below tau.
+    """
+
+    def __init__(self, tau: float, vocabulary_size: int, draws: int = 1, head: int = 0) -> None:
         self.tau = tau
         self.draws = draws
+        self.head = min(head, vocabulary_size)
         self.vocabulary_size = vocabulary_size
-        self.width = id_width(vocabulary_size)
-        self.count_width = 1 if 1 / tau + 2 < 255 else 2 if 1 / tau + 2 < 65535 else 4
-        self.levels = tau ** (1.0 - np.arange(LEVELS) / (LEVELS - 1))
+        self.model: EntryModel | None = None
 
-    def encode(self, logprobs: torch.Tensor, random: np.random.Generator) -> bytes:
-        """See :meth:`SignalCodec.encode`."""
-        parts: list[tuple[np.ndarray, ...]] = []
-        for _ in range(self.draws):
-            for start in range(0, logprobs.shape[0], CHUNK):
-                parts.append(self._draw(logprobs[start : start + CHUNK].exp(), random))
-        columns = (
-            [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 5
+    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> Entries:
+        """See :meth:`SignalCodec.sample`."""
+        drawn: list[list[tuple[Numbers, Numbers, Numbers]]] = [[] for _ in range(self.draws)]
+        for chunk in probabilities:
+            for draw in range(self.draws):
+                drawn[draw].append(self._draw(chunk.clone() if draw < self.draws - 1 else chunk, random))
+        none = (np.zeros(0, np.int64),) * 3
+        parts = [none, *(part for one in drawn for part in one)]
+        counts, ids, levels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Entries(counts, ids, levels)
+
+    def learn(self, samples: list[Entries]) -> bytes:
+        """See :meth:`SignalCodec.learn`."""
+        most = math.ceil(1 / self.tau) + 2
+        self.model = EntryModel.fit(
+            np.concatenate([sample.counts for sample in samples]),
+            np.concatenate([sample.ids for sample in samples]),
+            np.concatenate([sample.levels for sample in samples]),
+            self.vocabulary_size,
+            (most + self.head, LEVELS_OF_TAU * most),
         )
-        widths = (self.count_width, self.count_width, 1, self.width, self.width)
-        return pack_columns(list(zip(columns, widths, strict=True)))
+        return self.model.dump()
 
-    def decode(self, data: bytes, count: int) -> SparseSignal:
+    def recall(self, data: bytes) -> None:
+        """See :meth:`SignalCodec.recall`."""
+        try:
+            self.model = EntryModel.load(data, self.vocabulary_size)
+        except ValueError as error:
+            raise CacheDamaged(f"The model of the cache is damaged: {error}.", "Capture again.") from None
+
+    def pack(self, sample: Entries) -> bytes:
+        """See :meth:`SignalCodec.pack`."""
+        model = self._known()
+        order, steps, buckets = model.arrange(sample.counts, sample.ids)
+        entry_classes = np.repeat(classes_of(sample.counts), sample.counts)
+        counts, count_bits, count_widths = symbols_of(sample.counts)
+        levels, level_bits, level_widths = symbols_of(sample.levels[order])
+        columns = [
+            (model.counts, np.zeros(len(counts), np.int64), counts),
+            (model.steps, entry_classes, steps),
+            (model.levels, entry_classes, levels),
+        ]
+        states, words = encode(columns)
+        inside = model.place(sample.ids[order])[1]
+        loose = pack_bits(
+            np.concatenate([count_bits, inside, level_bits]),
+            np.concatenate([count_widths, model.widths(buckets), level_widths]),
+        )
+        return struct.pack("<I", len(words)) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes() + loose
+
+    def decode(self, records: list[bytes], counts: list[int]) -> SparseSignal:
         """See :meth:`SignalCodec.decode`."""
-        reader = ColumnReader(data)
-        rows = count * self.draws
-        heads = reader.column(rows, self.count_width)
-        tails = reader.column(rows, self.count_width)
-        head_total, tail_total = int(heads.sum()), int(tails.sum())
-        levels = reader.column(head_total, 1)
-        head_ids = reader.column(head_total, self.width)
-        tail_ids = reader.column(tail_total, self.width)
-        if head_total and int(levels.max()) >= LEVELS:
+        model = self._known()
+        try:
+            entries = _unpack(model, records, [count * self.draws for count in counts])
+        except (ValueError, IndexError, struct.error) as error:
             raise CacheDamaged(
-                "A signal of the cache has an unknown level.", "Run `stillroom cache verify` on its folder."
-            )
-        wide = int((heads + tails).max()) if rows else 0
-        ids: np.ndarray = np.zeros((rows, wide), dtype=np.int64)
-        weights: np.ndarray = np.zeros((rows, wide), dtype=np.float32)
-        column = np.arange(wide)[None, :]
-        in_head = column < heads[:, None]
-        in_tail = ~in_head & (column < (heads + tails)[:, None])
-        ids[in_head], ids[in_tail] = head_ids, tail_ids
-        weights[in_head], weights[in_tail] = self.levels[levels], self.tau
-        if self.draws > 1:
-            ids = ids.reshape(self.draws, count, wide).transpose(1, 0, 2).reshape(count, -1)
-            weights = weights.reshape(self.draws, count, wide).transpose(1, 0, 2).reshape(count, -1) / self.draws
-        return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights))
+                f"A signal of the cache cannot be read: {error}.", "Run `stillroom cache verify` on its folder."
+            ) from None
+        return self._signal(entries, counts)
 
-    def _draw(self, probabilities: torch.Tensor, random: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """One draw of N positions: counts of head and tail, levels, head ids, tail ids. Overwrites its argument."""
+    def _known(self) -> EntryModel:
+        if self.model is None:
+            raise CacheDamaged("The cache has signals and no model to read them by.", "Capture again.")
+        return self.model
+
+    def _signal(self, entries: list[Entries], counts: list[int]) -> SparseSignal:
+        """Entries as one sparse signal: a position's draws stand side by side."""
+        wide = max((int(part.counts.max()) for part in entries if len(part.counts)), default=0)
+        total = sum(counts)
+        ids = np.zeros((total, self.draws, wide), dtype=np.int64)
+        weights = np.zeros((total, self.draws, wide), dtype=np.float32)
+        at = 0
+        for part, count in zip(entries, counts, strict=True):
+            row = np.repeat(np.arange(len(part.counts)), part.counts)
+            column = np.arange(len(row)) - np.repeat(np.cumsum(part.counts) - part.counts, part.counts)
+            draw, position = np.divmod(row, max(1, count))
+            ids[at + position, draw, column] = part.ids
+            weights[at + position, draw, column] = part.levels * (self.tau / LEVELS_OF_TAU / self.draws)
+            at += count
+        shape = (total, self.draws * wide)
+        return SparseSignal(torch.from_numpy(ids.reshape(shape)), torch.from_numpy(weights.reshape(shape)))
+
+    def _draw(self, probabilities: torch.Tensor, random: np.random.Generator) -> tuple[Numbers, Numbers, Numbers]:
+        """One draw of N positions: counts, ids and levels. Overwrites its argument."""
         rows, size = probabilities.shape
         blocks = math.ceil(size / BLOCK)
         if blocks * BLOCK != size:
@@ -101,37 +169,91 @@ class Threshold(SignalCodec):
         inside = by_block[row, block]
         pick, offset = torch.nonzero(inside >= self.tau, as_tuple=True)
         head_rows, head_ids = row[pick], block[pick] * BLOCK + offset
-        values = inside[pick, offset]
+        if self.head:
+            best = probabilities.topk(self.head, dim=1).indices
+            flat = torch.cat([head_rows * (blocks * BLOCK) + head_ids, _flat(best, blocks * BLOCK)])
+            flat = torch.unique(flat)
+            head_rows, head_ids = flat // (blocks * BLOCK), flat % (blocks * BLOCK)
+        values = probabilities[head_rows, head_ids]
         probabilities[head_rows, head_ids] = 0.0
-        # Tail: points (u + j) tau on the line of block sums, then inside the block that each falls into.
-        ends = by_block.sum(2, dtype=torch.float64).cumsum(1)
-        points_most = math.ceil(1.0 / self.tau) + 1
-        offsets = torch.from_numpy(random.random(rows))
-        points = (offsets[:, None] + torch.arange(points_most, dtype=torch.float64)) * self.tau
-        points = points[:, : int((ends[:, -1].max() / self.tau).ceil()) + 1].contiguous()
-        found = torch.searchsorted(ends, points, right=True)
-        tail_rows, which = torch.nonzero(found < blocks, as_tuple=True)
-        chosen = found[tail_rows, which]
-        before = torch.where(chosen > 0, ends[tail_rows, (chosen - 1).clamp_min(0)], 0.0)
-        within = by_block[tail_rows, chosen].to(torch.float64).cumsum(1)
-        rest = (points[tail_rows, which] - before)[:, None]
-        place = torch.searchsorted(within, rest, right=True).squeeze(1)
-        # Rounding may put a point a hair behind the block's last id; that id is meant.
-        last = BLOCK - 1 - torch.argmax((by_block[tail_rows, chosen].flip(1) > 0).to(torch.uint8), dim=1)
-        tail_ids = chosen * BLOCK + torch.minimum(place, last)
-        return (
-            torch.bincount(head_rows, minlength=rows).numpy(),
-            torch.bincount(tail_rows, minlength=rows).numpy(),
-            self._levels_of(values.numpy(), random),
-            head_ids.numpy(),
-            tail_ids.numpy(),
-        )
+        levels = self._levels_of(values.numpy(), random)
+        tail_rows, tail_ids = self._tail(by_block, torch.from_numpy(random.random(rows)))
+        # A head entry below tau may be rounded to nothing.
+        kept = levels > 0
+        all_rows = np.concatenate([head_rows.numpy()[kept], tail_rows.numpy()])
+        order = np.argsort(all_rows, kind="stable")
+        all_ids = np.concatenate([head_ids.numpy()[kept], tail_ids.numpy()])
+        all_levels = np.concatenate([levels[kept], np.full(len(tail_ids), LEVELS_OF_TAU, np.int64)])
+        return np.bincount(all_rows, minlength=rows), all_ids[order], all_levels[order]
 
-    def _levels_of(self, values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _tail(self, by_block: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and ids on which the points (u + j) tau fall: on the line of block sums, then inside the block."""
+        blocks = by_block.shape[1]
+        ends = by_block.sum(2).to(torch.float64).cumsum(1)
+        points_most = int((ends[:, -1].max() / self.tau).ceil()) + 1
+        points = ((offsets[:, None] + torch.arange(points_most, dtype=torch.float64)) * self.tau).contiguous()
+        found = torch.searchsorted(ends, points, right=True)
+        rows, which = torch.nonzero(found < blocks, as_tuple=True)
+        chosen = found[rows, which]
+        before = torch.where(chosen > 0, ends[rows, (chosen - 1).clamp_min(0)], 0.0)
+        inside = by_block[rows, chosen].to(torch.float64)
+        rest = (points[rows, which] - before)[:, None]
+        place = torch.searchsorted(inside.cumsum(1), rest, right=True).squeeze(1)
+        # Rounding may put a point a hair behind the block's last id; that id is meant.
+        last = BLOCK - 1 - torch.argmax((inside.flip(1) > 0).to(torch.uint8), dim=1)
+        return rows, chosen * BLOCK + torch.minimum(place, last)
+
+    def _levels_of(self, values: np.ndarray, random: np.random.Generator) -> Numbers:
         """Levels of probabilities, rounded at random between neighbours so that the expectation is the value."""
-        values = values.astype(np.float64).clip(self.levels[0], self.levels[-1])
-        upper = np.searchsorted(self.levels, values, side="left").clip(1, LEVELS - 1)
-        low, high = self.levels[upper - 1], self.levels[upper]
-        up = random.random(len(values)) < (values - low) / np.maximum(high - low, 1e-300)
-        levels: np.ndarray = upper - 1 + up
+        scaled = values.astype(np.float64) * (LEVELS_OF_TAU / self.tau)
+        levels: Numbers = np.floor(scaled + random.random(len(values))).astype(np.int64)
         return levels
+
+
+def _flat(ids: torch.Tensor, size: int) -> torch.Tensor:
+    return (torch.arange(ids.shape[0])[:, None] * size + ids).reshape(-1)
+
+
+def _unpack(model: EntryModel, records: list[bytes], rows: list[int]) -> list[Entries]:
+    """The entries of records of so many rows each.
+
+    Raises:
+        ValueError, IndexError, struct.error: They are not what the format says.
+    """
+    states, words, loose = [], [], []
+    for record in records:
+        (length,) = struct.unpack_from("<I", record)
+        begin, end = 4 + 4 * LANES, 4 + 4 * LANES + 2 * length
+        states.append(np.frombuffer(record, "<u4", LANES, 4))
+        words.append(np.frombuffer(record, "<u2", length, begin))
+        loose.append(np.frombuffer(record, np.uint8, -1, end) if len(record) > end else np.zeros(0, np.uint8))
+    decoder = Decoder(np.stack(states), words)
+    counts = decoder.column(model.counts, [np.zeros(count, np.int64) for count in rows])
+    if any(int((widths_of(part) > 0).sum()) for part in counts):
+        # A large count leaves bits open, which stand first among the loose ones.
+        counts = [
+            numbers_of(part, _first_bits(bits, widths_of(part))) for part, bits in zip(counts, loose, strict=True)
+        ]
+    classes = [np.repeat(classes_of(part), part) for part in counts]
+    steps = decoder.column(model.steps, classes)
+    levels = decoder.column(model.levels, classes)
+    if not decoder.whole():
+        raise ValueError("its code does not end where it should")
+    found = []
+    for count, step, level, bits in zip(counts, steps, levels, loose, strict=True):
+        walked = np.cumsum(step)
+        first = np.cumsum(count) - count
+        before = np.concatenate([np.zeros(1, np.int64), walked])[first]
+        buckets = walked - np.repeat(before, count)
+        if len(buckets) and int(buckets.max()) >= 128:
+            raise ValueError("a bucket is out of range")
+        count_widths = widths_of(symbols_of(count)[0])
+        widths = np.concatenate([count_widths, model.widths(buckets), widths_of(level)])
+        values = unpack_bits(bits, widths)
+        inside = values[len(count) : len(count) + len(buckets)]
+        found.append(Entries(count, model.ids(buckets, inside), numbers_of(level, values[len(count) + len(buckets) :])))
+    return found
+
+
+def _first_bits(data: np.ndarray, widths: Numbers) -> Numbers:
+    return unpack_bits(data[: (int(widths.sum()) + 7) // 8], widths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from stillroom.teacher.cache.columns import ColumnReader, id_width, pack_columns
 from stillroom.teacher.signal import SparseSignal
 
 
-class TopK(SignalCodec):
+class TopK(SignalCodec[bytes]):
     """k ids a position, most probable first, their probabilities as float16, and the missing mass as float16.
 
     The decoded weights are the probabilities themselves, not renormalised; the mass that they miss is
@@ -21,25 +23,33 @@ class TopK(SignalCodec):
         self.k = min(k, vocabulary_size)
         self.width = id_width(vocabulary_size)
 
-    def encode(self, logprobs: torch.Tensor, random: np.random.Generator) -> bytes:  # noqa: ARG002
-        """See :meth:`SignalCodec.encode`."""
-        best, ids = logprobs.topk(self.k, dim=1)
-        probabilities = best.exp()
-        missing = (1.0 - probabilities.sum(1)).clamp_min(0.0)
+    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> bytes:  # noqa: ARG002
+        """See :meth:`SignalCodec.sample`."""
+        none = (torch.zeros(0, self.k), torch.zeros(0, self.k, dtype=torch.int64))
+        parts = [none, *(tuple(chunk.topk(self.k, dim=1)) for chunk in probabilities)]
+        best, ids = (torch.cat(column) for column in zip(*parts, strict=True))
+        missing = (1.0 - best.sum(1)).clamp_min(0.0)
         return pack_columns(
             [
                 (_half_bits(missing), 2),
                 (ids.numpy().reshape(-1), self.width),
-                (_half_bits(probabilities.reshape(-1)), 2),
+                (_half_bits(best.reshape(-1)), 2),
             ]
         )
 
-    def decode(self, data: bytes, count: int) -> SparseSignal:
+    def pack(self, sample: bytes) -> bytes:
+        """See :meth:`SignalCodec.pack`."""
+        return sample
+
+    def decode(self, records: list[bytes], counts: list[int]) -> SparseSignal:
         """See :meth:`SignalCodec.decode`."""
-        reader = ColumnReader(data)
-        reader.column(count, 2)
-        ids = reader.column(count * self.k, self.width).reshape(count, self.k)
-        weights = _from_half_bits(reader.column(count * self.k, 2)).reshape(count, self.k)
+        all_ids, all_weights = [], []
+        for data, count in zip(records, counts, strict=True):
+            reader = ColumnReader(data)
+            reader.column(count, 2)
+            all_ids.append(reader.column(count * self.k, self.width).reshape(count, self.k))
+            all_weights.append(_from_half_bits(reader.column(count * self.k, 2)).reshape(count, self.k))
+        ids, weights = np.concatenate(all_ids), np.concatenate(all_weights)
         return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights), unbiased=False)
 
     def missing_mass(self, data: bytes, count: int) -> torch.Tensor:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from stillroom import files
 from stillroom.errors import SignalError
 from stillroom.teacher.cache.codec import make_codec, sampling_generator
 from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.manifest import NAME, Manifest
+from stillroom.teacher.cache.manifest import NAME, Manifest, read_model, write_model
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.shard import Encoded, write_shard
+
+CHUNK = 64
+"""Positions whose probabilities exist at the same time: they stay in the processor's cache."""
 
 
 class CacheWriter:
@@ -26,7 +34,10 @@ class CacheWriter:
         self._manifest = manifest
         self._there = there
         self._codec = make_codec(manifest.identity.codec, manifest.identity.vocabulary_size)
-        self._waiting: list[Encoded] = []
+        self._learned = manifest.model is not None
+        if manifest.model is not None:
+            self._codec.recall(read_model(folder, manifest.model))
+        self._waiting: list[_Waiting] = []
 
     @classmethod
     def open(cls, folder: Path, identity: CacheIdentity) -> CacheWriter:
@@ -58,29 +69,82 @@ class CacheWriter:
         """Those sequences, in order, that the cache does not hold."""
         return [digest for digest in digests if digest not in self._there]
 
-    def add(self, digest: str, logprobs: torch.Tensor) -> None:
-        """Encode one sequence's signal; it is written with the next :meth:`flush`.
+    def add(self, digest: str, scores: torch.Tensor | Iterable[torch.Tensor]) -> bool:
+        """Sample one sequence's signal; it is written with the next :meth:`flush`.
 
         Args:
             digest: The sequence's address.
-            logprobs: The teacher's log-probabilities, [N, V] float32, nats; they may be overwritten.
+            scores: The teacher's log-probabilities or logits, [N, V] float32 on the processor, at once or some positions
+                at a time: what is the same for all ids of a position does not count.
+
+        Returns:
+            Whether the scores were finite; others are not added.
         """
         size = self._manifest.identity.vocabulary_size
-        if logprobs.shape[1] != size:
-            raise SignalError(
-                f"The teacher gives {logprobs.shape[1]} ids, and the cache has {size}.", "Use another cache."
-            )
-        entropy = -float((logprobs.exp() * logprobs.clamp_min(-1e4)).sum(dtype=torch.float64))
-        data = self._codec.encode(logprobs, sampling_generator(self._manifest.identity.seed, digest))
-        self._waiting.append(Encoded(digest, logprobs.shape[0], entropy, data))
+        entropy = 0.0
+        positions = 0
+
+        def probabilities() -> Iterator[torch.Tensor]:
+            nonlocal entropy, positions
+            for chunk in torch.split(scores, CHUNK) if isinstance(scores, torch.Tensor) else scores:
+                if chunk.shape[1] != size:
+                    raise SignalError(
+                        f"The teacher gives {chunk.shape[1]} ids, and the cache has {size}.", "Use another cache."
+                    )
+                bent = torch.softmax(chunk, dim=1)
+                entropy += summed_entropy(chunk, bent)
+                positions += chunk.shape[0]
+                if not math.isfinite(entropy):
+                    return
+                yield bent
+
+        sample = self._codec.sample(probabilities(), sampling_generator(self._manifest.identity.seed, digest))
+        if not math.isfinite(entropy):
+            return False
+        self._waiting.append(_Waiting(digest, positions, entropy, sample))
+        return True
 
     def flush(self) -> None:
         """Write what is waiting as one shard, then the manifest that names it."""
         if not self._waiting:
             return
+        update: dict[str, Any] = {}
+        if not self._learned:
+            learned = self._codec.learn([sequence.sample for sequence in self._waiting])
+            update["model"] = write_model(self.folder, learned) if learned else None
+            self._learned = True
+        encoded = [
+            Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
+            for sequence in self._waiting
+        ]
         number = 1 + max((int(entry.name[6:12]) for entry in self._manifest.shards), default=-1)
-        entry = write_shard(self.folder, number, self._waiting)
-        self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry)})
+        entry = write_shard(self.folder, number, encoded)
+        self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry), **update})
         self._manifest.save(self.folder)
         self._there.update(sequence.digest for sequence in self._waiting)
         self._waiting = []
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A sequence that is sampled and not yet written."""
+
+    digest: str
+    positions: int
+    entropy: float
+    sample: Any
+
+
+def summed_entropy(scores: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Entropy of the distributions softmax(scores), summed, nats; not finite where the scores are not.
+
+    ``H = log Σ exp s − Σ p s``, and ``log Σ exp s`` is ``s − log p`` of any id; of the most probable one it is exact.
+    """
+    if not scores.shape[0]:
+        return 0.0
+    best, highest = probabilities.amax(dim=1), scores.amax(dim=1)
+    mean = torch.from_numpy(np.einsum("nv,nv->n", probabilities.numpy(), scores.numpy()))
+    if not bool(torch.isfinite(mean).all()):
+        # Ids that are ruled out have no part in the entropy; 0 · -inf is no number.
+        mean = torch.where(probabilities > 0, probabilities * scores, 0.0).sum(1)
+    return float((highest - best.log() - mean).sum(dtype=torch.float64))
