@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.errors import Interrupted, StillroomError, translate
+from stillroom.errors import FloorMissed, Interrupted, StillroomError, translate
 
 app = typer.Typer(
     name="stillroom",
@@ -54,13 +54,21 @@ def run(
     from stillroom import pipeline
     from stillroom.plan import make_plan, show_plan
     from stillroom.recipe import load_recipe
+    from stillroom.run import Run
 
     loaded = load_recipe(recipe)
     if not quiet:
         show_plan(make_plan(loaded, runs))
-    made = pipeline.run(loaded, runs, until=until, quiet=quiet)
+    missed = None
+    try:
+        made = pipeline.run(loaded, runs, until=until, quiet=quiet)
+    except FloorMissed as error:
+        # Everything was done and written: it is shown before the answer is no.
+        made, missed = Run.open(runs / loaded.name), error
     if until is None:
         _show_run(made, as_json)
+    if missed is not None:
+        raise missed
 
 
 @app.command()

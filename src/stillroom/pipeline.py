@@ -163,7 +163,9 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
             spec.load()(made, stage, progress)
         shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     if until is None:
-        finish(made)
+        from stillroom.evaluate.floors import require_bounds
+
+        require_bounds(finish(made), str(made.path / "report.html"))
 
 
 def _with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:

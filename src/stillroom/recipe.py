@@ -20,6 +20,7 @@ from stillroom.export.config import ChatConfig, ExportConfig
 from stillroom.section import Section
 from stillroom.student.config import ShrinkStudent, Student
 from stillroom.teacher.config import CaptureConfig, Teacher
+from stillroom.track import Tracker
 from stillroom.train.config import DistillConfig
 
 
@@ -50,6 +51,8 @@ class Recipe(Section):
     """Files for devices."""
     chat: ChatConfig = ChatConfig()
     """The question that the run ends with."""
+    track: tuple[Tracker, ...] = ()
+    """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -15,12 +15,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom import files
 from stillroom.errors import RunError
 from stillroom.recipe import Recipe, dump_recipe, load_recipe
 from stillroom.verbs import make_callable
+
+if TYPE_CHECKING:
+    from stillroom.track import Log
 
 AnyPath = str | os.PathLike[str]
 """A path, or a run: it stands for its folder."""
@@ -46,6 +49,7 @@ class Run:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
+        self._trackers: list[Log] | None = None
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -95,6 +99,20 @@ class Run:
         line = json.dumps({"stage": stage, "time": round(time.time(), 3), **values}) + "\n"
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as stream:
             stream.write(line)
+        self._track(stage, values)
+
+    def _track(self, stage: str, values: dict[str, Any]) -> None:
+        """Pass numbers on to the trackers that the recipe asks for; they are opened at the first event."""
+        if not self.recipe.track:
+            return
+        from stillroom.track import metrics_of, open_trackers
+
+        if self._trackers is None:
+            self._trackers = open_trackers(self.recipe.track, self.path)
+        found = metrics_of(stage, values)
+        if found is not None:
+            for log in self._trackers:
+                log(*found)
 
     def events(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Every event so far, or those of one stage; a line that a kill cut off is left out."""
