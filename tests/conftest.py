@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+"""A decision about models that the tests write themselves, for a recipe's section `terms`."""
+
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,6 +43,7 @@ def small_recipe(text: Path) -> Any:
             "evaluate": {"speed_tokens": 4, "bootstrap_samples": 200},
             "export": {"check_tokens": 64},
             "chat": {"prompt": None},
+            "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
         } | sections
 
     return make

@@ -31,6 +31,7 @@ class StageSpec:
         sections: Parts of the recipe that it reads.
         needs: Stages whose output it reads.
         teacher: Whether it opens the teacher.
+        gated: Whether it uses the teacher, so that the terms have to allow it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StageSpec:
     sections: tuple[str, ...]
     needs: tuple[str, ...] = ()
     teacher: bool = False
+    gated: bool = False
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -48,10 +50,18 @@ class StageSpec:
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "corpus.stage:run_stage", ("corpus",), teacher=True),
-    StageSpec("capture", "teacher.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True),
-    StageSpec("shrink", "student.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True),
-    StageSpec("distill", "train.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink")),
-    StageSpec("baseline", "train.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink")),
+    StageSpec(
+        "capture", "teacher.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True, gated=True
+    ),
+    StageSpec(
+        "shrink", "student.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True, gated=True
+    ),
+    StageSpec(
+        "distill", "train.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+    ),
+    StageSpec(
+        "baseline", "train.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+    ),
     StageSpec("export", "export.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
     StageSpec(
         "evaluate",
@@ -151,6 +161,11 @@ def finish(made: Run) -> dict[str, Any]:
 def _do(made: Run, until: str | None, progress: Progress) -> None:
     specs = stages_of(made.recipe)
     wanted = specs if until is None else _with_needs(specs, until)
+    if any(spec.gated for spec in wanted):
+        # Before anything is spent, and every time: what is allowed today may be forbidden tomorrow.
+        from stillroom.intake.terms import pass_gate
+
+        pass_gate(made)
     for spec in wanted:
         stage = made.stage(spec.name)
         inputs = _inputs(made, spec)

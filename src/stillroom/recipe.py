@@ -17,7 +17,9 @@ from stillroom.corpus.config import CorpusConfig
 from stillroom.errors import RecipeError
 from stillroom.evaluate.config import EvaluateConfig
 from stillroom.export.config import ChatConfig, ExportConfig
+from stillroom.intake.config import TermsConfig
 from stillroom.section import Section
+from stillroom.strict_yaml import load_yaml
 from stillroom.student.config import ShrinkStudent, Student
 from stillroom.teacher.config import CaptureConfig, Teacher
 from stillroom.track import Tracker
@@ -53,6 +55,8 @@ class Recipe(Section):
     """The question that the run ends with."""
     track: tuple[Tracker, ...] = ()
     """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
+    terms: TermsConfig = TermsConfig()
+    """What the operator adds to the packaged table of terms."""
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -78,18 +82,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None) -> Recipe:
     """Read a recipe from YAML text; ``name`` stands for the file in messages. See :func:`load_recipe`."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node, name)
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(
-            f"{name}, line {line}: not valid YAML: {error.problem}.", "Mind indentation and colons."
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "nested too deep"
-        raise RecipeError(f"{name}: not valid YAML: {reason}.", "Write it as plain UTF-8 text.") from None
+    node, value = load_yaml(text, name)
     if not isinstance(value, dict):
         raise RecipeError(f"{name}: a recipe is a mapping of keys to values.", "Begin with `name: my-run`.")
     try:
@@ -112,6 +105,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             return value.model_copy(update={key: fix(getattr(value, key), key) for key in type(value).model_fields})
         if isinstance(value, tuple):
             return tuple(fix(item, key) for item in value)
+        if isinstance(value, dict) and key == "licence_texts":
+            return {name: fix(item) for name, item in value.items()}
         if isinstance(value, Path):
             return (folder / value.expanduser()).absolute()
         if isinstance(value, str) and key in ("name", "path") and (value.startswith(("./", "../", "~/"))):
@@ -130,23 +125,6 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
         value = getattr(recipe, key)
         fixed[key] = value if key == "name" else fix(value)
     return recipe.model_copy(update=fixed)
-
-
-def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise RecipeError(
-                    f"{name}, line {line}: the key `{key.value}` stands twice (first in line {seen[key.value]}).",
-                    "Keep one of them.",
-                )
-            seen[str(key.value)] = line
-            _refuse_duplicates(value, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, name)
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple[str, str]:

@@ -29,6 +29,12 @@ def recipe(text: Path, teacher: Path, student: dict[str, Any]) -> Recipe:
             "teacher": {"kind": "huggingface", "name": str(teacher)},
             "student": student,
             "compute": {"device": "cpu"},
+            "terms": {
+                "decisions": [
+                    {"subject": role, "kind": "own", "decided_by": "tests", "decided_at": "2026-11-24T00:00:00Z"}
+                    for role in ("teacher", "student")
+                ]
+            },
         }
     )
 

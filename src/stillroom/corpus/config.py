@@ -15,6 +15,8 @@ class _Source(Section):
 
     licence: str | None = None
     """Licence of the text as its owner states it; recorded in the ledger, and checked by the terms gate."""
+    generated_by: str | None = None
+    """The model (its name on the hub) or service that wrote the text, if one did; the terms gate judges it as a teacher."""
     limit: int | None = Field(default=None, gt=0)
     """Take at most this many documents."""
 

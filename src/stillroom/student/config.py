@@ -104,6 +104,8 @@ class ExistingStudent(Section):
     """A Hugging Face folder or name."""
     revision: str | None = None
     """The commit to load."""
+    licence: str | None = None
+    """Licence as its owner states it, besides what the model says itself."""
 
 
 class FreshStudent(Section):
