@@ -8,6 +8,7 @@ Legend: D documents, R resamplings.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 CHUNK = 256
+FEW = 6
+"""Fewer documents than this say too little about their own spread to be resampled: Student's interval takes its place."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ def ratio(values: Array, weights: Array, samples: int, confidence: float, seed: 
     error = _standard_error(values[None], weights[None], np.asarray([value]))[0]
     if len(values) < 2 or error == 0:
         return Estimate(value, value, value)
+    tail = (1 - confidence) / 2
+    if len(values) < FEW:
+        half = float(student_t(1 - tail, len(values) - 1) * error)
+        return Estimate(value, value - half, value + half)
     generator = np.random.default_rng(seed)
     pivots = []
     for start in range(0, samples, CHUNK):
@@ -60,15 +67,27 @@ def ratio(values: Array, weights: Array, samples: int, confidence: float, seed: 
         v, w = values[drawn], weights[drawn]
         centre = v.sum(1) / w.sum(1)
         spread = _standard_error(v, w, centre)
-        pivots.append((centre - value) / np.where(spread > 0, spread, np.inf))
-    tail = (1 - confidence) / 2
+        # Draws of one document over and over have no spread but rounding's.
+        pivots.append((centre - value) / np.where(spread > 1e-9 * error, spread, np.inf))
     low, high = np.quantile(np.concatenate(pivots), [tail, 1 - tail])
-    return Estimate(value, float(value - high * error), float(value - low * error))
+    return Estimate(value, min(value, float(value - high * error)), max(value, float(value - low * error)))
 
 
 def difference(first: Array, second: Array, weights: Array, samples: int, confidence: float, seed: int) -> Estimate:
     """Interval of a paired difference (Σ first − Σ second) / Σ weights over the same documents."""
     return ratio(first - second, weights, samples, confidence, seed)
+
+
+def student_t(probability: float, degrees: int) -> float:
+    """Quantile of Student's distribution, for a probability above one half.
+
+    With t = √ν · tan θ the density of θ is proportional to cos^(ν−1) θ, which is integrated on a grid.
+    """
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = float(np.interp(2 * probability - 1, cumulative / cumulative[-1], angles))
+    return math.sqrt(degrees) * math.tan(angle)
 
 
 def _standard_error(values: Array, weights: Array, centre: Array) -> Array:

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 110, 16, 44
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 84, 16, 44
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 
@@ -27,8 +27,40 @@ class Series:
     points: list[tuple[float, float]]
 
 
-def line_chart(series: list[Series], *, title: str, x_label: str, y_label: str) -> str:
-    """Lines over a common scale, as SVG; an empty text where there is nothing to draw."""
+@dataclass(frozen=True)
+class Dot:
+    """A value with its interval, on one line of a dot chart.
+
+    Attributes:
+        name: What it is.
+        values: For each series the value and its interval's ends, or None.
+    """
+
+    name: str
+    values: list[tuple[float, float, float] | None]
+
+
+def line_chart(
+    series: list[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_names: list[str] | None = None,
+    diagonal: bool = False,
+    marked: bool = False,
+) -> str:
+    """Lines over a common scale, as SVG; an empty text where there is nothing to draw.
+
+    Args:
+        series: The lines.
+        title: Of the chart.
+        x_label: Under the scale.
+        y_label: Beside it.
+        x_names: Names of x = 0, 1, 2, … in place of numbers.
+        diagonal: Draw where x and y are equal.
+        marked: Draw a mark at every point; each series has another.
+    """
     series = [line for line in series if line.points]
     if not series:
         return ""
@@ -44,9 +76,14 @@ def line_chart(series: list[Series], *, title: str, x_label: str, y_label: str) 
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     parts = _frame(y_ticks, y_low, y_high, x_label, y_label)
-    for tick in ticks(x_low, x_high):
+    named = [(float(index), name) for index, name in enumerate(x_names or ())]
+    for tick, name in named or [(tick, number(tick)) for tick in ticks(x_low, x_high)]:
         if x_low <= tick <= x_high:
-            parts.append(_text(place(tick, y_low)[0], HEIGHT - BOTTOM + 16, number(tick), "middle"))
+            parts.append(_text(place(tick, y_low)[0], HEIGHT - BOTTOM + 16, name, "middle"))
+    if diagonal:
+        low, high = max(x_low, y_low), min(x_high, y_high)
+        (x1, y1), (x2, y2) = place(low, low), place(high, high)
+        parts.append(f'<line class="diagonal" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     taken: list[float] = []
     for index, line in enumerate(series):
         path = " ".join(
@@ -54,6 +91,8 @@ def line_chart(series: list[Series], *, title: str, x_label: str, y_label: str) 
         )
         dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if DASHES[index % len(DASHES)] else ""
         parts.append(f'<path class="line s{index % 4}" d="{path}"{dash}/>')
+        if marked:
+            parts += [_mark(index, *place(*point)) for point in line.points]
         x, y = place(*line.points[-1])
         while any(abs(y - other) < 14 for other in taken):
             y -= 14
@@ -63,6 +102,69 @@ def line_chart(series: list[Series], *, title: str, x_label: str, y_label: str) 
         f"{line.name}: from {number(line.points[0][1])} to {number(line.points[-1][1])}" for line in series
     )
     return _svg(parts, title, f"{y_label} over {x_label}. {words}.")
+
+
+def dot_chart(rows: list[Dot], series: list[str], *, title: str, x_label: str, at_one: bool = False) -> str:
+    """A line for each row: values as marks, their intervals as strokes. As SVG; an empty text without rows.
+
+    Args:
+        rows: What is drawn.
+        series: Names of the series; each has its own mark.
+        title: Of the chart.
+        x_label: Under the scale.
+        at_one: Draw a line at 1.
+    """
+    found = [value for row in rows for value in row.values if value is not None]
+    if not found:
+        return ""
+    x_ticks = ticks(
+        min(0.0, *(low for _, low, _ in found)), max(max(high for _, _, high in found), 1.0 if at_one else 0.0)
+    )
+    x_low, x_high = x_ticks[0], x_ticks[-1]
+    left = 16 + 7 * max(len(row.name) for row in rows)
+    left = min(left, 190)
+    step = 12 * len(series) + 10
+    height = TOP + 18 + step * len(rows) + BOTTOM
+
+    def across(x: float) -> float:
+        return left + (x - x_low) / (x_high - x_low or 1) * (WIDTH - left - 20)
+
+    parts = []
+    for tick in x_ticks:
+        x = across(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP + 14}" y2="{height - BOTTOM}"/>')
+        parts.append(_text(x, height - BOTTOM + 16, number(tick), "middle"))
+    if at_one:
+        x = across(1.0)
+        parts.append(f'<line class="diagonal" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP + 14}" y2="{height - BOTTOM}"/>')
+    place = left
+    for index, name in enumerate(series):
+        parts.append(_mark(index, place, TOP))
+        parts.append(f'<text class="label s{index % 4}" x="{place + 9:.1f}" y="{TOP + 4}">{escape(name)}</text>')
+        place += 30 + 8 * len(name)
+    for number_, row in enumerate(rows):
+        top = TOP + 18 + step * number_
+        shown = row.name if len(row.name) <= 26 else row.name[:25] + "…"
+        parts.append(_text(left - 10, top + step / 2 + 4, shown, "end"))
+        for index, value in enumerate(row.values):
+            if value is not None:
+                y = top + 10 + 12 * index
+                parts.append(
+                    f'<line class="whisker s{index % 4}" x1="{across(value[1]):.1f}" x2="{across(value[2]):.1f}" '
+                    f'y1="{y}" y2="{y}"/>'
+                )
+                parts.append(_mark(index, across(value[0]), y))
+    parts.append(_text((left + WIDTH - 20) / 2, height - 6, x_label, "middle"))
+    words = "; ".join(
+        f"{row.name}: "
+        + ", ".join(
+            f"{name} {number(value[0])} ({number(value[1])} to {number(value[2])})"
+            for name, value in zip(series, row.values, strict=True)
+            if value is not None
+        )
+        for row in rows
+    )
+    return _svg(parts, title, f"{x_label}. {words}.", height)
 
 
 def bar_chart(values: list[float], marked: set[int], *, title: str, x_label: str, y_label: str, marked_as: str) -> str:
@@ -92,6 +194,19 @@ def bar_chart(values: list[float], marked: set[int], *, title: str, x_label: str
     named = ", ".join(str(index) for index in sorted(marked)) or "none"
     listed = ", ".join(number(value) for value in values)
     return _svg(parts, title, f"{y_label} by {x_label}. {marked_as}: {named}. Values: {listed}.")
+
+
+def _mark(index: int, x: float, y: float) -> str:
+    """A series' mark: circle, square, triangle, diamond."""
+    kind = f'class="mark s{index % 4}"'
+    if index % 4 == 0:
+        return f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    shapes = {
+        1: f"M{x - 3.6:.1f} {y - 3.6:.1f}h7.2v7.2h-7.2z",
+        2: f"M{x:.1f} {y - 4.6:.1f}l4.6 8h-9.2z",
+        3: f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z",
+    }
+    return f'<path {kind} d="{shapes[index % 4]}"/>'
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -137,9 +252,9 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(parts: list[str], title: str, words: str) -> str:
+def _svg(parts: list[str], title: str, words: str, height: float = HEIGHT) -> str:
     body = "".join(parts)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}. {escape(words)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}. {escape(words)}">'
         f"<title>{escape(title)}</title>{body}</svg>"
     )

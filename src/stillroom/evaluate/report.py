@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stillroom import files
+from stillroom.evaluate import sections
 from stillroom.evaluate.charts import Series, bar_chart, line_chart
+from stillroom.evaluate.floors import sentence
+from stillroom.evaluate.stage import extras
 from stillroom.evaluate.summary import MODELS, cells
 from stillroom.progress import clock
 from stillroom.run import Run
 
+WEAK_LANGUAGE = 0.5
+"""A language whose whole interval of retention lies below this is said to be largely lost."""
 ROLES = {
     "teacher": "the large model",
     "shrunk": "cut, not trained",
@@ -62,12 +68,54 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     return found
 
 
+def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
+    """Where the student is weaker than its teacher, in sentences: what a reader should know before using it."""
+    found = []
+    fidelity = measures["fidelity"]
+    for axis, words in (("class", "{} tokens"), ("source", "text of {}")):
+        rows = [entry for entry in fidelity["slices"][axis]["student"] if entry["positions"] >= 100]
+        if len(rows) > 1:
+            worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
+            found.append(
+                f"Furthest from its teacher on {words.format(worst['label'])}: "
+                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {worst['top1_agreement']:.1%}."
+            )
+    mine, theirs = (fidelity["calibration"][name]["ece"] for name in ("student", "teacher"))
+    if mine is not None and mine > theirs:
+        found.append(
+            f"Its probabilities are less to be trusted: calibration error {mine:.3f}, the teacher's {theirs:.3f}."
+        )
+    for entry in measures.get("languages", {}).get("languages", {}).values():
+        kept = entry["retention"]["student"]
+        if kept["interval"][1] < WEAK_LANGUAGE:
+            found.append(
+                f"{entry['name']} is largely lost: retention {kept['value']:.0%} "
+                f"({kept['interval'][0]:.0%} to {kept['interval'][1]:.0%})."
+            )
+    for name, entry in measures.get("tasks", {}).get("tasks", {}).items():
+        test = entry["compared"]["student_minus_teacher"]
+        if test["difference"] < 0 and test.get("p_value", 1.0) < 0.05:
+            found.append(f"Worse than its teacher at {name}: {sections.paired(test)}.")
+    found += measures.get("safeguards", {}).get("warnings", [])
+    for kind, words in sections.CALLED.items():
+        test = measures.get("behaviour", {}).get("compared", {}).get("student_minus_teacher", {}).get(kind)
+        if test and test["difference"] > 0 and test["p_value"] < 0.05:
+            found.append(f"More {words} than its teacher's: {sections.paired(test)}.")
+    return found
+
+
 def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     shrunk = files.read_json(run.stage("shrink").path / "shrink.json")
     ledger = files.read_json(run.stage("corpus").path / "ledger.json")
     teacher = files.read_json(run.stage("capture").path / "teacher.json")
     record = run.stage("distill").record or {}
+    measures = files.read_json(run.stage("evaluate").path / "evaluation.json")["measures"] | extras(run)
+    parts = {name: getattr(sections, name)(result) for name, result in measures.items()}
     return {
+        "parts": parts,
+        "measures": measures,
+        "weaknesses": weaknesses(measures),
+        "sentence": sentence,
         "name": run.recipe.name,
         "summary": summary,
         "verdict": verdict(summary),
@@ -140,6 +188,9 @@ def _environment(html: bool) -> Environment:
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
         "percent": lambda value: f"{value:.1%}",
+        "chart": lambda value: Markup(value),  # noqa: S704 - charts escape their texts
+        "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
+        "yaml": lambda value: json.dumps(str(value), ensure_ascii=False),
     }
     environment.filters.update(filters)
     return environment
