@@ -6,21 +6,26 @@ The first use in a process makes a master copy in a few tenths of a second; each
 from __future__ import annotations
 
 import atexit
+import base64
+import contextlib
 import datetime
 import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from securesystemslib.dsse import Envelope
 
 from stillroom import files
+from stillroom.errors import StillroomError
 from stillroom.package.documents import Pin
-from stillroom.package.keys import Ring
+from stillroom.package.envelope import PAYLOAD_TYPE
+from stillroom.package.keys import Ring, Role
 from stillroom.package.pack import PackOptions, pack
 from stillroom.package.repository import Repository, signers_of
 from stillroom.package.sign import sign_package
@@ -102,12 +107,68 @@ def workshop(folder: Path) -> Workshop:
 
 
 def works(folder: Path) -> None:
-    """The normal case of most attacks: the package as published verifies, twice, and gives its own bytes."""
+    """The normal case of most attacks: the package as published verifies and gives its own bytes."""
     shop = workshop(folder)
-    for _ in range(2):
-        with shop.verify() as verified:
-            assert verified.gguf.read_bytes() == (shop.package / "weights" / verified.gguf.name).read_bytes()
-            assert verified.passport()["signature"]["state"] == "verified"
+    with shop.verify() as verified:
+        assert verified.gguf.read_bytes() == (shop.package / "weights" / verified.gguf.name).read_bytes()
+        assert verified.passport()["signature"]["state"] == "verified"
+
+
+def flip(path: Path, position: int = -1, bit: int = 0) -> None:
+    """Turn one bit of a file around; the middle one without a position."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if position < 0 else position] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+def each(cases: Iterable[Callable[[], None]], says: str) -> None:
+    """Try several forms of one attack: ends without an exception as soon as one is not refused, else with the last refusal."""
+    last: StillroomError | None = None
+    for case in cases:
+        try:
+            case()
+        except StillroomError as error:
+            if says not in str(error):
+                raise AssertionError(f"refused otherwise: {error}") from error
+            last = error
+        else:
+            return
+    if last is not None:
+        raise last
+
+
+@contextlib.contextmanager
+def just_before(module: Any, name: str, act: Callable[[], None]) -> Iterator[None]:
+    """Win a race every time: do something right before a function of Stillroom is called."""
+    function = getattr(module, name)
+
+    def raced(*arguments: Any, **options: Any) -> Any:
+        act()
+        return function(*arguments, **options)
+
+    setattr(module, name, raced)
+    try:
+        yield
+    finally:
+        setattr(module, name, function)
+
+
+def resign(
+    shop: Workshop,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    kind: str = PAYLOAD_TYPE,
+    signers: Any = None,
+) -> None:
+    """Write another statement into ``package.dsse`` and sign it: a publisher who lies, or a thief of keys."""
+    path = shop.package / "package.dsse"
+    statement = json.loads(base64.b64decode(json.loads(path.read_text())["payload"]))
+    if change is not None:
+        change(statement)
+    envelope = Envelope(files.canonical_json(statement), kind, {})
+    for signer in signers or shop.ring.signers("release", PASSPHRASE)[:2]:
+        envelope.sign(signer)
+    files.write_json(path, envelope.to_dict())
 
 
 @functools.cache
@@ -128,14 +189,14 @@ def _master() -> Path:
 
 
 def finished_run(
-    root: Path, name: str = "small", teacher: dict[str, Any] | None = None, weights: bytes = b"", **recipe: Any
+    root: Path, name: str = "small", learnt_from: dict[str, Any] | None = None, weights: bytes = b"", **recipe: Any
 ) -> Run:
     """A run's folder with every record that packing reads, around a tiny GGUF file.
 
     Args:
         root: The folder that holds runs.
         name: The run.
-        teacher: Facts of the teacher that differ.
+        learnt_from: Facts of the teacher that differ.
         weights: Changes the student's digests.
         recipe: Sections of the recipe that differ.
     """
@@ -143,7 +204,7 @@ def finished_run(
     settings = {
         "name": name,
         "corpus": {"sources": [{"kind": "python_docs"}]},
-        "teacher": {"kind": "huggingface", "name": "acme/teacher"},
+        "teacher": {"kind": "huggingface", "name": str(_teacher(root))},
         "chat": {"prompt": None},
     } | recipe
     run = Run.create(parse_recipe(json.dumps(settings)), root)
@@ -156,7 +217,7 @@ def finished_run(
         "parameters": 2_000_000,
         "bytes": 8_000_000,
         "dtype": "float32",
-    } | (teacher or {})
+    } | (learnt_from or {})
     source = {
         "kind": "python_docs",
         "name": "Python's own documentation",
@@ -226,6 +287,14 @@ def finished_run(
     return run
 
 
+def _teacher(root: Path) -> Path:
+    """A teacher's folder that says what its licence is; nothing loads it."""
+    folder = root.absolute() / "teachers" / "SmolLM2"
+    files.write_json(folder / "config.json", {"model_type": "llama"})
+    files.write_text(folder / "README.md", "---\nlicense: apache-2.0\n---\n")
+    return folder
+
+
 def write_gguf(path: Path, name: str, salt: bytes = b"", template: str = TEMPLATE) -> None:
     """A small well-formed GGUF file."""
     from gguf import GGUFWriter
@@ -249,3 +318,33 @@ def _safetensors(salt: bytes) -> bytes:
     values = np.frombuffer(files.digest_bytes(salt).encode(), dtype=np.uint8).astype(np.float32)
     data: bytes = save({"weight": values})
     return data
+
+
+def signed_by_thief(shop: Workshop, role: str, path: str, document: Any, key: Role) -> None:
+    """Publish a document in the metadata of ``role``, signed by the key of another role; the online key is the thief's too."""
+    repository = shop.repository()
+    repository._put(role, path, document)
+    metadata = repository._metadata(role)
+    metadata.signed.version += 1
+    metadata.signatures.clear()
+    for signer in shop.ring.signers(key, PASSPHRASE):
+        metadata.sign(signer, append=True)
+    repository._publish()
+
+
+def third_generation(shop: Workshop) -> Path:
+    """The signed package of a student whose teacher is a package, whose teacher is the package `small`."""
+    teacher = shop.package
+    for generation in (2, 3):
+        weights = next((teacher / "weights").glob("*.gguf"))
+        facts = {"name": teacher.name, "digest": files.digest_file(weights)}
+        run = finished_run(
+            shop.folder / "runs",
+            f"generation-{generation}",
+            facts,
+            weights=bytes([generation]),
+            teacher={"kind": "gguf", "path": str(weights)},
+        )
+        teacher = pack(run, shop.folder / f"generation-{generation}")
+        shop.sign(teacher)
+    return teacher

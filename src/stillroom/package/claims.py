@@ -131,24 +131,17 @@ class Claims(Closed):
                 f"{name}: the terms recorded in the package say `{self.verdict}`: {'; '.join(self.reasons) or 'no reason'}.",
                 "Its publisher may not have made it; use another model.",
             )
-        if obliged.name_prefix and not name.lower().startswith(obliged.name_prefix.lower()):
-            raise VerificationFailed(
-                f"{name}: the terms oblige its name to begin with `{obliged.name_prefix}`.", "Ask the publisher."
-            )
-        notice = folder / NOTICE
-        said = _plain(notice.read_text(encoding="utf-8", errors="replace")) if notice.is_file() else ""
-        for text in obliged.notices:
-            if _plain(text) not in said:
-                raise VerificationFailed(
-                    f"{name}: the terms oblige the notice “{text[:80]}”, and {NOTICE} lacks it.", "Ask the publisher."
-                )
-        for named in (*obliged.licences, *obliged.use_policies):
-            copy = folder / LICENCES / licence_file(named.name)
-            if not copy.is_file() or copy.read_text(encoding="utf-8", errors="replace") != named.text:
-                raise VerificationFailed(
-                    f"{name}: the terms oblige a copy of {named.name}, and {LICENCES}/{copy.name} is not it.",
-                    "Ask the publisher.",
-                )
+        from stillroom.intake.obligations import unmet
+
+        notice, copies = folder / NOTICE, sorted((folder / LICENCES).glob("*.txt"))
+        lacking = unmet(
+            {"obligations": obliged.model_dump(mode="json")},
+            name=name,
+            notice=_text(notice) if notice.is_file() else "",
+            texts={copy.name: _text(copy) for copy in copies},
+        )
+        if lacking:
+            raise VerificationFailed(f"{name} lacks what its terms oblige: {'; '.join(lacking)}.", "Ask the publisher.")
 
 
 def read_claims(folder: Path) -> Claims:
@@ -219,8 +212,8 @@ def _require_safe(folder: Path) -> Path:
     return found[0]
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+def _text(path: Path) -> str:
+    return read_bytes(path).decode("utf-8", errors="replace")
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -20,17 +20,17 @@ TOLERANCE = datetime.timedelta(minutes=5)
 
 
 def state_folder() -> Path:
-    """Where this user's machine keeps what it remembers."""
-    import platformdirs
+    """Where this user's machine keeps what it remembers. The environment cannot move it; see ``switch.places``."""
+    from stillroom.switch.places import Places
 
-    return platformdirs.user_state_path("stillroom")
+    return Places.of_user().state
 
 
 def trust_folder() -> Path:
     """Where this user's pins lie, one ``trust.json`` a publisher."""
-    import platformdirs
+    from stillroom.switch.places import Places
 
-    return platformdirs.user_config_path("stillroom") / "trust"
+    return Places.of_user().config / "trust"
 
 
 class Remembered:
@@ -115,9 +115,10 @@ class Remembered:
         return tuple(entry for entry in self.memory.revoked if entry.id not in back)
 
     def passed(self, name: str, sequence: int, time: datetime.datetime) -> None:
-        """Remember a verified release, and that this time has passed."""
+        """Remember a verified release, and that this time has passed (by the minute, to spare the disk)."""
+        floor = self.memory.time_floor
         self._save(
-            time_floor=max(self.memory.time_floor, time),
+            time_floor=time if time >= floor + datetime.timedelta(minutes=1) else floor,
             sequences=self.memory.sequences | {name: max(sequence, self.memory.sequences.get(name, 0))},
         )
 

@@ -83,7 +83,7 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
         FloorMissed: The student misses a bound of its recipe.
         RunError: The run is not finished.
     """
-    from stillroom.intake.terms import require_allowed, run_verdict
+    from stillroom.intake.terms import require_packable, run_verdict
 
     options = options or PackOptions()
     target = target or run.path / "package"
@@ -92,13 +92,11 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
         raise RunError(f"{run.path}: the run is not finished.", "Finish it: stillroom run RECIPE.")
     summary = files.read_json(run.path / "summary.json")
     verdict = run_verdict(run)
-    require_allowed(verdict)
+    name = package_name(run.recipe.name, verdict.obligations.name_prefix)
+    require_packable(verdict, name)
     terms = verdict.as_dict()
     released = options.released or datetime.datetime.now(datetime.UTC).date()
-    name = package_name(run.recipe.name, terms["obligations"]["name_prefix"])
-    if (target / POLICY).is_file() or not target.exists() or not any(target.iterdir()):
-        pass
-    else:
+    if target.exists() and not (target / POLICY).is_file():
         raise RunError(f"{target} holds something that is not a package.", "Choose another folder.")
     with files.replacing(target) as beside:
         beside.mkdir()
@@ -145,7 +143,7 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
 
 def package_name(name: str, prefix: str | None) -> str:
     """The package's name: the run's, behind the prefix that the terms oblige."""
-    if prefix and not name.lower().startswith(prefix.lower()):
+    if prefix and not name.startswith(prefix):
         return f"{prefix}-{name}"[:64]
     return name
 

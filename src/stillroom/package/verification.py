@@ -296,6 +296,7 @@ def _check_beside(
 def _choose(trust: Path | Pin | None, signers: set[str]) -> Pin:
     """The pin whose publisher may have signed: the only one, or the one whose pinned keys have."""
     if isinstance(trust, Pin):
+        pinned_keys(trust)
         return trust
     place = trust or trust_folder()
     found = [place] if place.is_file() else sorted(place.glob("*.json")) if place.is_dir() else []

@@ -1,0 +1,24 @@
+"""A thief of the online key publishes an empty list of revocations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks.case import Attack
+from attacks.workshop import signed_by_thief, works, workshop
+from stillroom.files import digest_bytes
+from stillroom.package.documents import RevocationList
+from stillroom.package.repository import REVOCATIONS
+
+
+def _attack(folder: Path) -> None:
+    shop = workshop(folder)
+    shop.repository().revoke("teacher", digest_bytes(b"teacher"), "withdrawn")
+    signed_by_thief(shop, "revoke", REVOCATIONS, RevocationList(format=1, revocations=()), "online")
+    shop.check()
+
+
+ATTACK = Attack(threat="online key stolen", says="not signed by enough trusted keys", works=works, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()

@@ -1,0 +1,24 @@
+"""A thief of the revoke key writes a reinstatement, which only the release keys may sign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks.case import Attack
+from attacks.workshop import signed_by_thief, works, workshop
+from stillroom.files import digest_bytes
+from stillroom.package.documents import Reinstatements
+from stillroom.package.repository import REINSTATEMENTS
+
+
+def _attack(folder: Path) -> None:
+    shop = workshop(folder)
+    entry = shop.repository().revoke("teacher", digest_bytes(b"teacher"), "withdrawn")
+    signed_by_thief(shop, "targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=(entry.id,)), "revoke")
+    shop.check()
+
+
+ATTACK = Attack(threat="revoke key stolen", says="not signed by enough trusted keys", works=works, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()

@@ -1,0 +1,22 @@
+"""A package that is loaded already runs on after its publisher has withdrawn it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks.case import Attack
+from attacks.workshop import works, workshop
+
+
+def _attack(folder: Path) -> None:
+    shop = workshop(folder)
+    with shop.verify() as verified:
+        verified.recheck()
+        shop.repository().revoke("package", verified.digest, "a defect")
+        verified.recheck()
+
+
+ATTACK = Attack(threat="revocation", says="is revoked by package", works=works, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()

@@ -1,0 +1,24 @@
+"""One release key's signature is entered as another release key's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from attacks.case import Attack
+from attacks.workshop import works, workshop
+
+
+def _attack(folder: Path) -> None:
+    shop = workshop(folder)
+    path = shop.package / "package.dsse"
+    envelope = json.loads(path.read_text())
+    envelope["signatures"][1]["sig"] = envelope["signatures"][0]["sig"]
+    path.write_text(json.dumps(envelope))
+    shop.check()
+
+
+ATTACK = Attack(threat="signatures", says="is not valid", works=works, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()
