@@ -1,31 +1,59 @@
 """Whether an exported file, run by llama.cpp, says what its PyTorch student says. Knows nothing of how it was written.
 
-Legend: P positions, V ids.
+Legend: P positions, V ids, K listed ids.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stillroom.corpus.sequences import Sequences
 from stillroom.errors import ExportMismatch
 from stillroom.progress import Task
 from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.student.vocabulary import VocabularyMap
 
 MOST_LISTED = 4096
 """Ids whose log-probability the runtime lists at a position; the mass of the others is compared as one."""
+CHECK_LENGTH = 128
+"""Longest sequence of the check, in the teacher's tokens."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to compare on.
+
+    Attributes:
+        teacher_ids: In the teacher's ids.
+        ids: In the student's, [P]; every position is compared.
+        source: The teacher's token that each of the student's is a piece of, [P].
+    """
+
+    teacher_ids: list[int]
+    ids: list[int]
+    source: list[int]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a file says at one position: the most probable ids and their log-probabilities, both [K]."""
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a file compares with its student.
+    """How what a file says compares with a reference.
 
     Attributes:
-        kl: Mean KL(PyTorch ‖ file), nats a token.
+        kl: Mean KL(reference ‖ file), nats a token.
         largest_kl: The largest at a single position.
         top1: Share of positions with the same most probable token.
         positions: Positions compared.
@@ -37,31 +65,51 @@ class Agreement:
     positions: int
 
 
-@torch.inference_mode()
-def compare(model: Any, tokenizer: Any, file: Path, sequences: list[list[int]], used: int, task: Task) -> Agreement:
-    """Compare a file with its student, position by position, on the same token ids.
+def passages(heldout: Sequences, vocabulary: VocabularyMap, tokens: int) -> list[Passage]:
+    """Held-out beginnings, each of one document, ``tokens`` of the student's in all."""
+    found: list[Passage] = []
+    for index in range(len(heldout)):
+        room = tokens - sum(len(passage.ids) for passage in found)
+        if room <= 0:
+            break
+        chosen = heldout.segments[index] == heldout.segments[index][0]
+        own = heldout.ids[index][chosen][:CHECK_LENGTH]
+        ids, source = vocabulary.expand(own)
+        found.append(Passage(own.tolist(), ids[:room].tolist(), source[:room].tolist()))
+    return found
 
-    Args:
-        model: The PyTorch student, float32.
-        tokenizer: Its tokenizer.
-        file: The GGUF file.
-        sequences: Token ids; every position of each is compared.
-        used: Rows of the student's output that are real ids.
-        task: Takes progress in positions.
-    """
+
+@torch.inference_mode()
+def student_says(model: Any, texts: Iterable[Passage], used: int) -> list[torch.Tensor]:
+    """Log-probabilities of the PyTorch student at every position, [P, V] a passage; ``used`` rows are real ids."""
+    return [
+        torch.log_softmax(model(input_ids=torch.tensor([text.ids]), use_cache=False).logits[0, :, :used].float(), dim=1)
+        for text in texts
+    ]
+
+
+def file_says(file: Path, tokenizer: Any, texts: list[Passage], used: int, task: Task) -> list[list[Listed]]:
+    """What a GGUF file says at every position, by llama.cpp. ``task`` takes progress in positions."""
+    longest = max(len(text.ids) for text in texts)
+    harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
+    said: list[list[Listed]] = []
+    with Engine(file, EngineOptions(context=max(256, longest + 16))) as engine:
+        for text in texts:
+            said.append([])
+            for index in range(len(text.ids)):
+                said[-1].append(_listed(engine, text.ids[: index + 1], used, harmless))
+                task.advance(1)
+    return said
+
+
+def agreement(expected: list[torch.Tensor], said: list[list[Listed]]) -> Agreement:
+    """Compare what a reference says with what a file says, position by position."""
     divergences: list[float] = []
     same = 0
-    longest = max(len(ids) for ids in sequences)
-    harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
-    with Engine(file, EngineOptions(context=max(256, longest + 16))) as engine:
-        for ids in sequences:
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, :used].float()
-            expected = torch.log_softmax(logits, dim=1)
-            for index in range(len(ids)):
-                listed = _listed(engine, ids[: index + 1], min(used, MOST_LISTED), harmless)
-                divergences.append(_divergence(expected[index], listed))
-                same += int(int(expected[index].argmax()) == max(listed, key=lambda key: listed[key]))
-                task.advance(1)
+    for logprobs, listed in zip(expected, said, strict=True):
+        for row, entry in zip(logprobs, listed, strict=True):
+            divergences.append(_divergence(row, entry))
+            same += int(int(row.argmax()) == int(entry.ids[0]))
     return Agreement(sum(divergences) / len(divergences), max(divergences), same / len(divergences), len(divergences))
 
 
@@ -99,22 +147,27 @@ def require_same_tokens(tokenizer: Any, file: Path, texts: list[str]) -> None:
                 )
 
 
-def _listed(engine: Engine, prompt: list[int], count: int, said: int) -> dict[int, float]:
-    """Log-probabilities of the next token by id, the most probable first."""
+def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed:
+    """The next token's log-probabilities, the most probable first."""
     # llama.cpp lists nothing for an end or for half a character, so one token is forced; the list does not depend on it.
+    count = min(used, MOST_LISTED)
     wanted = {"max_tokens": 1, "temperature": 0, "logprobs": count, "n_probs": count, "logit_bias": [[said, 1e6]]}
     answer = engine.complete({"prompt": prompt, "cache_prompt": True, **wanted})
     entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    return {int(entry["id"]): float(entry["logprob"]) for entry in entries}
+    ids = torch.tensor([int(entry["id"]) for entry in entries])
+    logprobs = torch.tensor([float(entry["logprob"]) for entry in entries], dtype=torch.float64)
+    order = logprobs.argsort(descending=True, stable=True)
+    return Listed(ids[order], logprobs[order])
 
 
-def _divergence(expected: torch.Tensor, listed: dict[int, float]) -> float:
+def _divergence(expected: torch.Tensor, listed: Listed) -> float:
     """KL(expected ‖ listed) over the listed ids and, as one, all others."""
-    ids = torch.tensor([index for index in listed if index < expected.shape[0]])
-    theirs = torch.tensor([listed[int(index)] for index in ids], dtype=torch.float64)
+    known = listed.ids < expected.shape[0]
+    ids, theirs = listed.ids[known], listed.logprobs[known]
     mine = expected[ids].double()
-    divergence = float((mine.exp() * (mine - theirs)).sum())
-    rest_mine = max(0.0, 1.0 - float(mine.exp().sum()))
+    shares = mine.exp()
+    divergence = float(torch.where(shares > 0, shares * (mine - theirs), 0.0).sum())
+    rest_mine = max(0.0, 1.0 - float(shares.sum()))
     rest_theirs = max(1e-12, 1.0 - float(theirs.exp().sum()))
     if rest_mine > 1e-9 and len(ids) < expected.shape[0]:
         divergence += rest_mine * (math.log(rest_mine) - math.log(rest_theirs))

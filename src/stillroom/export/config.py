@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stillroom.section import Section
 
-GgufType = Literal["F16", "Q8_0"]
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q4_0"]
+MAX_KL: dict[GgufType, float] = {
+    "F32": 1e-3,
+    "F16": 1e-3,
+    "BF16": 1e-2,
+    "Q8_0": 2e-2,
+    "Q6_K": 5e-2,
+    "Q5_K_M": 1e-1,
+    "Q4_K_M": 2e-1,
+    "IQ4_NL": 3e-1,
+    "Q4_0": 5e-1,
+}
+"""What a type may lose, unless the recipe says otherwise: enough for a healthy file, too little for a broken one."""
+
+
+class ChooseConfig(Section):
+    """One file besides those of ``gguf``, chosen among types by what a device allows and how close it has to be.
+
+    With ``max_kl`` it is the smallest that is close enough; without, the largest that fits.
+    """
+
+    among: tuple[GgufType, ...] = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q4_0")
+    """Types to choose among."""
+    file_bytes: int | None = Field(default=None, gt=0)
+    """At most this many bytes."""
+    device: str | None = None
+    """A device profile by name (docs/shrink.md lists them): the file fits its limit, and with the cache of keys and
+    values at its context it fits the memory."""
+    profiles: Path | None = None
+    """A YAML file with profiles of one's own."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Largest mean KL(PyTorch student ‖ file) in nats a token."""
+
+    @model_validator(mode="after")
+    def _something(self) -> ChooseConfig:
+        if self.file_bytes is None and self.device is None and self.max_kl is None:
+            raise ValueError("a choice needs a limit: file_bytes, device or max_kl")
+        if not self.among:
+            raise ValueError("a choice needs at least one type")
+        return self
 
 
 class ExportConfig(Section):
@@ -16,10 +56,22 @@ class ExportConfig(Section):
 
     gguf: tuple[GgufType, ...] = ("F16", "Q8_0")
     """GGUF types to write; none leaves GGUF out."""
-    max_kl: dict[GgufType, float] = Field(default={"F16": 1e-3, "Q8_0": 2e-2})
-    """Largest mean KL(PyTorch student ‖ file) in nats a token that is accepted."""
+    choose: ChooseConfig | None = None
+    """One more file, chosen by a target."""
+    max_kl: dict[GgufType, float] = Field(default=MAX_KL)
+    """Largest mean KL(PyTorch student ‖ file) in nats a token that is accepted; types that are not named keep their
+    limits."""
     check_tokens: int = Field(default=256, ge=16)
     """Held-out tokens on which a file is checked."""
+    importance_tokens: int = Field(default=8192, ge=0)
+    """Tokens of training text on which the importance matrix of the types under Q8_0 is measured; 0 does without."""
+    onnx: bool = False
+    """Write ONNX too, with a cache of keys and values, for ONNX Runtime (extra ``onnx``)."""
+
+    @field_validator("max_kl", mode="after")
+    @classmethod
+    def _all_types(cls, value: dict[GgufType, float]) -> dict[GgufType, float]:
+        return MAX_KL | value
 
 
 class ChatConfig(Section):

@@ -13,6 +13,7 @@ import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter
 
 from stillroom.errors import UnsupportedModel
+from stillroom.export.rope import add_rope
 
 Array = np.ndarray
 
@@ -107,8 +108,8 @@ def family_of(config: Any) -> Family:
     return family
 
 
-def add_hyperparameters(writer: GGUFWriter, family: Family, config: Any) -> None:
-    """Write the keys that all families share, then the family's own."""
+def add_hyperparameters(writer: GGUFWriter, family: Family, config: Any) -> dict[str, Array]:
+    """Write the keys that all families share, then the family's own; returns tensors that belong to the keys."""
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_context_length(config.max_position_embeddings)
@@ -121,25 +122,10 @@ def add_hyperparameters(writer: GGUFWriter, family: Family, config: Any) -> None
     writer.add_key_length(head_width)
     writer.add_value_length(head_width)
     writer.add_vocab_size(config.vocab_size)
-    rope = _rope(config)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_rope_dimension_count(int(head_width * float(rope.get("partial_rotary_factor") or 1.0)))
+    tensors = add_rope(writer, family.arch, config)
     if family.extra is not None:
         family.extra(writer, config)  # noqa: S610 - no database here
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    # Families with two kinds of attention keep one set of parameters for each; llama.cpp is told the global one.
-    parameters = dict(parameters.get("full_attention", parameters))
-    kind = parameters.get("rope_type", "default")
-    if kind != "default":
-        raise UnsupportedModel(
-            f"Rotary positions of the type `{kind}` cannot be exported to GGUF yet.",
-            "Use a teacher without stretched context, or export nothing: `export: {gguf: []}`.",
-        )
-    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
-    return parameters
+    return tensors
 
 
 def lay_out(family: Family, config: Any, name: str, tensor: Array) -> Array:

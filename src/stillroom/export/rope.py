@@ -1,0 +1,92 @@
+"""Rotary positions of a config as GGUF's keys and tensors. Knows nothing of weights.
+
+The numbers come from transformers' own functions, so that what is exported is what PyTorch computes with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gguf import MODEL_TENSOR, MODEL_TENSORS, GGUFWriter, RopeScalingType
+
+from stillroom.errors import UnsupportedModel
+
+Array = np.ndarray
+
+
+def add_rope(writer: GGUFWriter, arch: Any, config: Any) -> dict[str, Array]:
+    """Write the keys; returns the tensors that belong to them, by their names in GGUF.
+
+    Raises:
+        UnsupportedModel: llama.cpp has no such rotary positions, or not in this family.
+    """
+    rope = rope_parameters(config)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    writer.add_rope_dimension_count(int(width * float(rope.get("partial_rotary_factor") or 1.0)))
+    kind = rope["rope_type"]
+    if kind == "default":
+        return {}
+    if kind == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        return {}
+    if kind == "yarn":
+        _yarn(writer, config, rope)
+        return {}
+    if kind == "llama3" and MODEL_TENSOR.ROPE_FREQS in MODEL_TENSORS[arch]:
+        plain = _frequencies(config, "default", rope)
+        return {"rope_freqs.weight": plain / _frequencies(config, "llama3", rope)}
+    if kind == "longrope" and MODEL_TENSOR.ROPE_FACTORS_LONG in MODEL_TENSORS[arch]:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        original = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(int(original))
+        writer.add_rope_scaling_attn_factors(float(ROPE_INIT_FUNCTIONS["longrope"](config, None)[1]))
+        return {
+            "rope_factors_long.weight": np.asarray(rope["long_factor"], dtype=np.float32),
+            "rope_factors_short.weight": np.asarray(rope["short_factor"], dtype=np.float32),
+        }
+    raise UnsupportedModel(
+        f"llama.cpp has no rotary positions of the type `{kind}` in the family `{config.model_type}`.",
+        "Use a teacher without stretched context, or export nothing: `export: {gguf: []}`.",
+    )
+
+
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """The parameters, with their type and base; of families with two kinds of attention, the global one's."""
+    parameters = dict(getattr(config, "rope_parameters", None) or {})
+    parameters = dict(parameters.get("full_attention", parameters))
+    parameters.setdefault("rope_type", "default")
+    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
+    return parameters
+
+
+def _yarn(writer: GGUFWriter, config: Any, rope: dict[str, Any]) -> None:
+    other = [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
+    if other or rope.get("truncate") is False:
+        raise UnsupportedModel(
+            f"llama.cpp does not know {', '.join(other) or 'truncate: false'} of the rotary positions `yarn` "
+            f"in the family `{config.model_type}`.",
+            "Export nothing: `export: {gguf: []}`.",
+        )
+    original = int(rope["original_max_position_embeddings"])
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(float(rope["factor"] or config.max_position_embeddings / original))
+    writer.add_rope_scaling_orig_ctx_len(original)
+    writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
+    writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
+
+
+def _frequencies(config: Any, kind: str, rope: dict[str, Any]) -> Array:
+    """Inverse frequencies of each pair of a head's numbers, [width / 2]."""
+    if kind == "default":
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+        return (1.0 / np.power(np.float32(rope["rope_theta"]), steps)).astype(np.float32)
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    frequencies, _ = ROPE_INIT_FUNCTIONS[kind](config, None)
+    result: Array = frequencies.float().numpy()
+    return result
