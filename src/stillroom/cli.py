@@ -159,7 +159,7 @@ def _register() -> None:
     """Add the commands of the rooms; their modules import nothing heavy."""
     import importlib
 
-    for room in ("teacher.cache", "evaluate", "export", "serve", "intake", "package"):
+    for room in ("teacher.cache", "evaluate", "export", "serve", "switch", "intake", "package"):
         importlib.import_module(f"stillroom.{room}.commands").register(app)
 
 

@@ -12,13 +12,13 @@ def answer(path: str | Path, prompt: str, max_tokens: int = 128, temperature: fl
     """Ask a model once.
 
     Args:
-        path: A run's folder or a GGUF file.
+        path: A package, a run's folder or a GGUF file.
         prompt: The question.
         max_tokens: Longest answer.
         temperature: 0 always takes the most probable token.
         seed: Seed of the sampling.
     """
-    with Engine(open_model(path), EngineOptions()) as engine:
+    with open_model(path) as model, Engine(model.gguf, EngineOptions()) as engine:
         pieces = engine.stream(
             [{"role": "user", "content": prompt}], max_tokens=max_tokens, temperature=temperature, seed=seed
         )

@@ -1,21 +1,28 @@
-"""`stillroom chat`."""
+"""`stillroom chat` and `stillroom serve`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stillroom.serve.engine import Engine
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A package, a run's folder or a GGUF file.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this room."""
     app.command()(chat)
+    app.command()(serve)
 
 
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder or a GGUF file.")],
+    model: ModelPath,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this once and leave.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 always takes the most probable token.")] = 0.7,
@@ -26,13 +33,16 @@ def chat(
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
     from stillroom.serve.engine import Engine, EngineOptions
     from stillroom.serve.models import open_model
+    from stillroom.switch import require_on
 
-    file = open_model(model)
+    require_on("chat")
     interactive = sys.stdin.isatty() and prompt is None
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with Engine(file, EngineOptions(context=context)) as engine:
+    with open_model(model) as opened, Engine(opened.gguf, EngineOptions(context=context)) as engine:
         if interactive:
-            typer.echo(f"{file.name}. Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+            typer.echo(f"{opened.name} ({opened.passport()['signature']['state']}).", err=True)
+            _show_confinement(engine)
+            typer.echo("Ctrl-C stops an answer, Ctrl-D ends.", err=True)
         while True:
             asked = prompt if prompt is not None else _ask(interactive)
             if asked is None:
@@ -43,6 +53,50 @@ def chat(
                 messages.append({"role": "assistant", "content": said})
             if prompt is not None:
                 return
+
+
+def serve(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packages, runs' folders or GGUF files.")],
+    host: Annotated[str, typer.Option(help="Address to listen on. Another than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    key_file: Annotated[
+        Path | None, typer.Option(help="A file of keys, one a line, of which clients need one.")
+    ] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A further name by which clients may call.")] = None,
+    context: Annotated[int, typer.Option(min=64, help="Tokens of context, for each request.")] = 4096,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests answered at once, by each model.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait, for each model.")] = 32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each model; default: cores but one.")] = None,
+    batch: Annotated[int, typer.Option(min=32, help="Tokens a prefill step.")] = 256,
+    memory: Annotated[int | None, typer.Option(min=64, help="MiB that all models together may take.")] = None,
+    idle: Annotated[float | None, typer.Option(min=1, help="Seconds after which an unused model is unloaded.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
+) -> None:
+    """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
+    from stillroom.errors import UsageError
+    from stillroom.serve.app import Limits, Service, read_keys
+    from stillroom.serve.engine import EngineOptions
+    from stillroom.serve.guard import require_key
+    from stillroom.serve.models import open_model
+    from stillroom.serve.pool import Pool, ServedModel
+    from stillroom.serve.running import run
+    from stillroom.switch import Switch
+
+    switch = Switch()
+    switch.require_on()
+    if key_file is not None and not key_file.is_file():
+        raise UsageError(f"{key_file} is not a file of keys.", "Write one key a line into it.")
+    keys = read_keys(key_file) if key_file is not None else []
+    require_key(host, keys)
+    options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
+    served = [ServedModel(open_model(path), options, switch, queue) for path in models]
+    pool = Pool(served, memory << 20 if memory is not None else None, idle)
+    hosts = (*Limits().hosts, host.lower(), *(allow_host or ()))
+    service = Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts))
+    try:
+        run(service, host, port)
+    finally:
+        pool.close()
 
 
 def _ask(interactive: bool) -> str | None:
@@ -58,19 +112,23 @@ def _ask(interactive: bool) -> str | None:
         return None
 
 
-def _say(engine: object, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> str:
+def _say(engine: Engine, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> str:
     """Stream an answer to standard output; returns it."""
-    from stillroom.serve.engine import Engine
-
-    assert isinstance(engine, Engine)
     said: list[str] = []
     pieces = engine.stream(messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    assert isinstance(pieces, Generator)
     try:
         for piece in pieces:
             said.append(piece)
             sys.stdout.write(piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
     sys.stdout.write("\n")
     return "".join(said)
+
+
+def _show_confinement(engine: Engine) -> None:
+    """Say plainly what the model's process cannot do."""
+    for measure, state in engine.confined.items():
+        typer.echo(f"  {measure}: {state}", err=True)

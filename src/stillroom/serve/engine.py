@@ -77,6 +77,7 @@ class Engine:
         self.confined: dict[str, str] = {}
         self._registration: Registration | None = None
         self._connection: _LocalConnection | None = None
+        self._used = 0.0
         self.switch.require_on()
         self.folder = _private_folder()
         self._process = self._spawn()
@@ -144,14 +145,17 @@ class Engine:
             EngineFailed: The child refused it, or died.
             SwitchedOff: The switch was turned off meanwhile.
         """
-        if self._connection is None:
-            self._connection = self._connect()
+        # llama.cpp closes a connection that was silent for five seconds.
+        if self._connection is not None and time.monotonic() - self._used > 3:
+            self._connection.close()
+        self._connection = self._connection or self._connect()
         response = self._request(self._connection, method, path, body)
         try:
             data = response.read()
         except (OSError, http.client.HTTPException):
             raise self.died() from None
         self.switch.require_on()
+        self._used = time.monotonic()
         value: dict[str, Any] = json.loads(data)
         return value
 

@@ -57,6 +57,7 @@ class Registration:
 
     def __init__(self, places: Places, kind: str, model: str, pid: int | None = None) -> None:
         pid = pid or os.getpid()
+        self._delivering = 0
         self.path = places.engines / f"{kind}-{pid}-{uuid.uuid4().hex[:8]}.json"
         entry = Entry(kind, pid, start_time(pid) or 0.0, model)
         try:
@@ -72,11 +73,16 @@ class Registration:
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
         """Held while something is handed to a client: ``off`` waits for it, and then nothing follows."""
-        fcntl.flock(self._stream, fcntl.LOCK_SH)
+        # One lock for all that is being delivered: the first takes it, the last gives it back.
+        if self._delivering == 0:
+            fcntl.flock(self._stream, fcntl.LOCK_SH)
+        self._delivering += 1
         try:
             yield
         finally:
-            fcntl.flock(self._stream, fcntl.LOCK_UN)
+            self._delivering -= 1
+            if self._delivering == 0:
+                fcntl.flock(self._stream, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Leave the list."""

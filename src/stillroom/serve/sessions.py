@@ -1,0 +1,223 @@
+"""Conversations that are kept, encrypted at rest. Knows nothing of models; an engine's state is bytes here.
+
+Each session is two files, sealed with AES-256-GCM under one key and bound to the session's number: what was said, and
+the engine's state, so that going on needs no reading again. The key is in the user's keyring where there is one, and
+otherwise in a file that only the user can read. Without the key nothing of it can be read: purging begins with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom import files
+from stillroom.errors import CheckFailed, UsageError
+
+KEY_BYTES = 32
+SERVICE = "stillroom-sessions"
+
+
+class NoSession(UsageError):
+    """There is no session of this number."""
+
+
+class SessionDamaged(CheckFailed):
+    """A session that cannot be opened: it was changed, or its key is another."""
+
+
+@dataclass
+class Session:
+    """One conversation.
+
+    Attributes:
+        id: 32 hex digits.
+        name: What the user calls it.
+        model: The model's name.
+        digest: What identifies the model's file; a state made with another is not used.
+        created: Seconds since 1970.
+        updated: Seconds since 1970.
+        messages: What was said, in the words of the OpenAI API.
+        left_out: How many messages no longer fit into the context at the last turn.
+    """
+
+    id: str
+    name: str
+    model: str
+    digest: str
+    created: float
+    updated: float
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    left_out: int = 0
+
+
+class SessionStore:
+    """The sessions of one user.
+
+    Args:
+        folder: Where they are kept.
+        keyring: Whether the user's keyring is asked for the key.
+    """
+
+    def __init__(self, folder: Path, keyring: bool = True) -> None:
+        self.folder = folder
+        self._keyring = keyring
+        self._key: bytes | None = None
+
+    def create(self, name: str, model: str, digest: str, system: str | None = None) -> Session:
+        """A new session, kept at once."""
+        now = time.time()
+        session = Session(secrets.token_hex(16), name or time.strftime("%Y-%m-%d %H:%M"), model, digest, now, now)
+        if system:
+            session.messages.append({"role": "system", "content": system})
+        self.save(session)
+        return session
+
+    def save(self, session: Session) -> None:
+        """Keep a session as it is now."""
+        session.updated = time.time()
+        self._seal(self._file(session.id, "session"), session.id, json.dumps(asdict(session)).encode())
+
+    def load(self, number: str) -> Session:
+        """The session of a number.
+
+        Raises:
+            NoSession: There is none.
+            SessionDamaged: It cannot be opened.
+        """
+        return Session(**json.loads(self._unseal(self._file(number, "session"), number)))
+
+    def list(self) -> list[dict[str, Any]]:
+        """Number, name, model and times of every session, the latest first; damaged ones are said to be."""
+        found = []
+        for path in self.folder.glob("*.session"):
+            try:
+                session = self.load(path.stem)
+            except (SessionDamaged, NoSession, TypeError):
+                found.append({"id": path.stem, "name": "(damaged)", "damaged": True, "updated": path.stat().st_mtime})
+                continue
+            entry = asdict(session)
+            entry["messages"] = len(session.messages)
+            found.append(entry)
+        return sorted(found, key=lambda entry: -float(entry["updated"]))
+
+    def delete(self, number: str) -> None:
+        """Remove a session and its state."""
+        path = self._file(number, "session")
+        if not path.is_file():
+            raise NoSession(f"There is no session {number}.")
+        path.unlink()
+        self._file(number, "state").unlink(missing_ok=True)
+
+    def save_state(self, session: Session, state: bytes) -> None:
+        """Keep an engine's state beside a session."""
+        self._seal(self._file(session.id, "state"), session.id + session.digest, state)
+
+    def load_state(self, session: Session, digest: str) -> bytes | None:
+        """The engine's state of a session; None where there is none for this model."""
+        path = self._file(session.id, "state")
+        if not path.is_file() or session.digest != digest:
+            return None
+        with contextlib.suppress(SessionDamaged):
+            return self._unseal(path, session.id + digest)
+        return None
+
+    def purge(self) -> int:
+        """Remove the key first, so that nothing can be read from here on, and then every file. Returns how many."""
+        self._key = None
+        backend = self._backend()
+        if backend is not None:
+            with contextlib.suppress(Exception):
+                backend.delete_password(SERVICE, self._owner())
+        key = self.folder / "key"
+        if key.is_file():
+            with contextlib.suppress(OSError):
+                key.write_bytes(secrets.token_bytes(KEY_BYTES))
+            key.unlink()
+        count = 0
+        for path in (*self.folder.glob("*.session"), *self.folder.glob("*.state")):
+            path.unlink(missing_ok=True)
+            count += 1
+        return count
+
+    def _file(self, number: str, kind: str) -> Path:
+        if len(number) != 32 or not set(number) <= set("0123456789abcdef"):
+            raise NoSession("A session's number has 32 hex digits.")
+        return self.folder / f"{number}.{kind}"
+
+    def _seal(self, path: Path, bound_to: str, data: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        nonce = secrets.token_bytes(12)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.write_bytes(path, nonce + AESGCM(self._secret()).encrypt(nonce, data, bound_to.encode()))
+
+    def _unseal(self, path: Path, bound_to: str) -> bytes:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NoSession(f"There is no session {path.stem}.") from None
+        try:
+            return AESGCM(self._secret()).decrypt(data[:12], data[12:], bound_to.encode())
+        except (InvalidTag, ValueError):
+            raise SessionDamaged(
+                f"{path}: it was changed, or sealed under another key.", "Delete it, or bring its key back."
+            ) from None
+
+    def _secret(self) -> bytes:
+        if self._key is None:
+            self._key = self._from_keyring() or self._from_file()
+        return self._key
+
+    def _owner(self) -> str:
+        return files.digest_bytes(str(self.folder.absolute()).encode())[:16]
+
+    def _backend(self) -> Any:
+        if not self._keyring:
+            return None
+        try:
+            import keyring
+            from keyring.backends import fail, null
+
+            backend = keyring.get_keyring()
+        except Exception:
+            return None
+        return None if isinstance(backend, fail.Keyring | null.Keyring) else backend
+
+    def _from_keyring(self) -> bytes | None:
+        backend = self._backend()
+        if backend is None or (self.folder / "key").is_file():
+            return None
+        try:
+            kept = backend.get_password(SERVICE, self._owner())
+            if kept is None:
+                kept = secrets.token_hex(KEY_BYTES)
+                backend.set_password(SERVICE, self._owner(), kept)
+            return bytes.fromhex(kept)
+        except Exception:
+            # A locked or broken keyring: the file serves.
+            return None
+
+    def _from_file(self) -> bytes:
+        path = self.folder / "key"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(secrets.token_bytes(KEY_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except FileExistsError:
+            pass
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise SessionDamaged(f"{path} is not a key.", "Remove it; sessions sealed under it are lost.")
+        return key
