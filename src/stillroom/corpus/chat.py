@@ -140,24 +140,11 @@ class ChatTemplate:
         return end
 
     def _apply(self, messages: Messages, where: str, *, prompt: bool = False) -> str:
-        import jinja2
-
-        def refuse(reason: object) -> None:
-            raise jinja2.TemplateError(str(reason))
-
-        try:
-            return render_chat(
-                str(self.text),
-                [dict(message) for message in messages],
-                where=where,
-                add_generation_prompt=prompt,
-                raise_exception=refuse,
-                strftime_now=TODAY.strftime,
-                **self._variables,
-            )
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise CorpusError(
-                f"{where}: the teacher's chat template refuses this chat: {reason}.",
-                "Check the order and the roles of its messages.",
-            ) from None
+        return render_chat(
+            str(self.text),
+            [dict(message) for message in messages],
+            where=where,
+            add_generation_prompt=prompt,
+            strftime_now=TODAY,
+            **self._variables,
+        )

@@ -253,6 +253,8 @@ def _require_apart(reader: _Reader, start: int, alignment: int, spans: list[tupl
             raise reader.refused(
                 f"the tensor {name!r} would end at byte {start + end:,}, behind the file's end at {reader.size:,}", at
             )
+    if spans and reader.size - start - end > alignment:
+        raise reader.refused(f"{reader.size - start - end:,} bytes lie behind the last tensor", start + end)
 
 
 def _text(reader: _Reader, data: bytes, at: int) -> str:

@@ -12,19 +12,22 @@ class _Wrong(ValueError):
     pass
 
 
-def parse_json(data: bytes, name: str, offset: int = 0) -> Any:
+def parse_json(data: bytes, name: str, offset: int = 0, *, infinities: bool = False) -> Any:
     """A JSON value.
 
     Args:
         data: The document.
         name: What messages call it.
         offset: Where it begins in its file, for messages.
+        infinities: Take ``NaN`` and ``Infinity``, which configs of some families hold.
 
     Raises:
         InspectionRefused: Not JSON, a key stands twice, or nested too deep; says where.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=float if infinities else _constant
+        )
     except UnicodeDecodeError as error:
         raise InspectionRefused(f"{name}: not UTF-8 at byte {offset + error.start}.", "Get the file again.") from None
     except json.JSONDecodeError as error:
