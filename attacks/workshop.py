@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from securesystemslib.dsse import Envelope
 
+from attacks.case import SCRATCH
 from stillroom import files
 from stillroom.errors import StillroomError
 from stillroom.package.documents import Pin
@@ -173,7 +174,7 @@ def resign(
 
 @functools.cache
 def _master() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="workshop-"))
+    folder = Path(tempfile.mkdtemp(prefix="workshop-", dir=SCRATCH))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = finished_run(folder / "runs")
     shop = Workshop(folder)

@@ -31,14 +31,12 @@ class Identity(Closed):
     """Everything by which a package can be revoked."""
 
     package: Digest
-    keys: tuple[str, ...]
     ancestors: tuple[Ancestor, ...]
 
     def digests(self) -> dict[str, frozenset[str]]:
         """By kind of revocation: the digests that reach this package."""
         found: dict[str, set[str]] = {
             "package": {self.package},
-            "key": set(self.keys),
             "teacher": set(),
             "dataset": set(),
         }
@@ -71,10 +69,19 @@ def inherit(direct: Iterable[Ancestor], teachers: Iterable[tuple[Ancestor, ...]]
     return tuple(sorted(found.values(), key=lambda item: (item.generation, item.kind, item.digest)))
 
 
-def reached_by(identity: Identity, revocations: Iterable[Revocation]) -> Revocation | None:
-    """The first revocation that reaches a package, or None. Revoked keys are judged where signatures are counted."""
-    digests = identity.digests()
-    return next(
-        (entry for entry in revocations if entry.kind != "key" and entry.value in digests[entry.kind]),
-        None,
-    )
+Index = dict[tuple[str, str], Revocation]
+
+
+def index_of(revocations: Iterable[Revocation]) -> Index:
+    """Revocations by kind and digest. Revoked keys are left out: they are judged where signatures are counted."""
+    return {(entry.kind, entry.value): entry for entry in revocations if entry.kind != "key"}
+
+
+def reached_by(identity: Identity, index: Index) -> Revocation | None:
+    """A revocation that reaches a package, or None."""
+    for kind, digests in identity.digests().items():
+        for digest in sorted(digests):
+            found = index.get((kind, digest))
+            if found is not None:
+                return found
+    return None

@@ -27,7 +27,7 @@ from stillroom.package.client import View, look, pinned_keys
 from stillroom.package.copying import copy_verified
 from stillroom.package.documents import Pin, Policy
 from stillroom.package.envelope import Signed, key_ids, open_envelope
-from stillroom.package.lineage import Identity, reached_by
+from stillroom.package.lineage import Identity, index_of, reached_by
 from stillroom.package.manifest import (
     OPENSSF_SIGNATURE,
     PROVENANCE_SIGNATURE,
@@ -98,7 +98,7 @@ class VerifiedPackage:
         require_on()
         with Remembered.open(question.state, question.pin) as remembered:
             self.view, signed, _ = _trusted(question, remembered, now or _now())
-            _judge(question, remembered, parse_statement(signed.payload), signed, self.claims, self.view, now or _now())
+            _judge(question, remembered, parse_statement(signed.payload), self.claims, self.view, now or _now())
 
     def close(self) -> None:
         """Remove the private copy."""
@@ -182,7 +182,7 @@ def verify(
             copy_verified(path, manifest, folder)
             claims = read_claims(folder)
             _check_beside(path, folder, manifest, view, pin, remembered)
-            warnings = _judge(question, remembered, manifest, signed, claims, view, time)
+            warnings = _judge(question, remembered, manifest, claims, view, time)
             gguf = claims.require_all(folder)
             # Time is remembered only as far as the metadata vouches for it: a clock gone wild must not lock the owner out.
             known = time if view is None else min(time, max(view.expires, view.issued))
@@ -229,7 +229,6 @@ def _judge(
     question: _Question,
     remembered: Remembered,
     manifest: Manifest,
-    signed: Signed,
     claims: Claims,
     view: View | None,
     now: datetime.datetime,
@@ -237,8 +236,8 @@ def _judge(
     """Step 4, and the freshness that the signed policy asks for; returns warnings."""
     if (manifest.name, manifest.sequence) != (claims.policy.name, claims.policy.sequence):
         raise VerificationFailed("The signed list and policy.json name different releases.", "Get the package again.")
-    identity = Identity(package=manifest.root, keys=signed.signers, ancestors=claims.ancestors)
-    reached = reached_by(identity, remembered.active())
+    identity = Identity(package=manifest.root, ancestors=claims.ancestors)
+    reached = reached_by(identity, index_of(remembered.active()))
     if reached is not None:
         raise VerificationFailed(
             f"{manifest.name}, release {manifest.sequence}, is revoked by {reached}.",
