@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillroom.teacher.attention import applies, blocks_of, packed
+
 
 def body(model: nn.Module) -> nn.Module:
     """The network under the output layer."""
@@ -27,7 +29,13 @@ def hidden_states(model: nn.Module, ids: torch.Tensor, positions: torch.Tensor) 
         ids: Token ids, [B, L].
         positions: Position of each token inside its segment, [B, L].
     """
-    result: torch.Tensor = body(model)(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    if applies(model, ids):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else next(model.parameters()).dtype
+        with packed(model):
+            result: torch.Tensor = body(model)(**inputs, blocks=blocks_of(positions, dtype)).last_hidden_state
+        return result
+    result = body(model)(**inputs).last_hidden_state
     return result
 
 

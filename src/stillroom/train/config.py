@@ -39,7 +39,8 @@ class DistillConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``bfloat16`` computes under autocast on float32 weights; ``auto`` takes it where the processor is fast at it."""
+    """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the processor is fast
+    at it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network; ``auto`` does where the steps pay for it."""
     loss_chunk: int = Field(default=512, ge=1)

@@ -25,7 +25,7 @@ from stillroom.train.config import DistillConfig
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 from stillroom.train.network import LossNetwork
-from stillroom.train.optimizer import make_optimizer
+from stillroom.train.optimizer import clip_gradients, make_optimizer
 from stillroom.train.schedule import batch_order, learning_rate
 
 VALIDATIONS = 10
@@ -86,11 +86,12 @@ class Training:
         network = LossNetwork(self.model, dtype)
         network.train()
         if config.compile == "on" or (config.compile == "auto" and steps >= COMPILE_PAYS_AFTER):
-            self.model.base_model.compile()
+            network.worker.base_model.compile()
         optimizer = make_optimizer(self.model, config)
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         prepared, optimizer_ = accelerator.prepare(network, optimizer)
         state = load_checkpoint(self.folder, self.model, optimizer)
+        network.refresh()
         loss = self._loss()
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
         micro = max(1, (config.micro_batch_tokens or config.batch_tokens) // length)
@@ -114,6 +115,7 @@ class Training:
                     value, distance, entropy = self._step(
                         accelerator, prepared, optimizer_, loss, batches, rate, state.step
                     )
+                    network.refresh()
                     state.step += 1
                     self.losses.append(value)
                     self.event(
@@ -165,7 +167,8 @@ class Training:
             if not math.isfinite(value):
                 self._diverged(f"the loss is {value}", rate, step)
             accelerator.backward(result.value)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip))
+            accelerator.unwrap_model(network).collect()
+        norm = clip_gradients(self.model, self.config.gradient_clip)
         if not math.isfinite(norm):
             self._diverged(f"the gradient's norm is {norm}", rate, step)
         optimizer.step()

