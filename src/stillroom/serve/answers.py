@@ -241,7 +241,10 @@ def public(event: dict[str, Any], model: str) -> dict[str, Any]:
 
 def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> dict[str, Any]:
     """One chat completion out of its events."""
-    text, finish, logprobs, usage, number = [], "stop", [], {}, ""
+    text: list[str] = []
+    logprobs: list[Any] = []
+    usage: dict[str, Any] = {}
+    finish, number = "stop", ""
     for event in events:
         number = event.get("id", number)
         usage = event.get("usage") or usage
@@ -268,7 +271,9 @@ def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> d
 
 def join_completion(events: list[dict[str, Any]], model: str) -> dict[str, Any]:
     """One completion out of its events."""
-    text, finish, usage, number = [], "stop", {}, ""
+    text: list[str] = []
+    usage: dict[str, Any] = {}
+    finish, number = "stop", ""
     logprobs: dict[str, list[Any]] = {}
     for event in events:
         number = event.get("id", number)

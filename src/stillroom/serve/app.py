@@ -266,7 +266,7 @@ class Service:
     ) -> Response:
         begun = time.perf_counter()
         # What goes wrong before the first event still has its own status.
-        first = await self.delivery.race(request, anext(events))  # type: ignore[arg-type]
+        first: dict[str, Any] = await self.delivery.race(request, _first(events))
         self.metrics.first_event.observe(time.perf_counter() - begun)
 
         async def all_events() -> AsyncIterator[dict[str, Any]]:
@@ -281,6 +281,10 @@ class Service:
                 await events.aclose()  # type: ignore[attr-defined]
 
         return EventStream(self.delivery, all_events())
+
+
+async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(events)
 
 
 class NoEmbeddings(UsageError):

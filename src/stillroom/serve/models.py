@@ -80,7 +80,7 @@ def open_model(path: str | Path) -> OpenedModel:
     if (path / ENVELOPE).is_file():
         from stillroom.package import verify
 
-        package = verify.verify(path)
+        package = verify(path)
         return OpenedModel(package.gguf, package.name, path, package)
     if path.is_file():
         if path.suffix.lower() != ".gguf":

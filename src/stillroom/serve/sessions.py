@@ -184,8 +184,8 @@ class SessionStore:
         if not self._keyring:
             return None
         try:
-            import keyring
-            from keyring.backends import fail, null
+            import keyring  # type: ignore[import-not-found, unused-ignore]
+            from keyring.backends import fail, null  # type: ignore[import-not-found, unused-ignore]
 
             backend = keyring.get_keyring()
         except Exception:

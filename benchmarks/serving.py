@@ -1,0 +1,116 @@
+"""A server in a process of its own, with a switch of its own, for measurements. Knows no figure.
+
+Run as ``python -m benchmarks.serving MODEL FOLDER PARALLEL CONTEXT [BATCH]``; prints its port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.switch.places import Places
+
+
+@dataclass
+class Serving:
+    """A running server.
+
+    Attributes:
+        process: Its process.
+        port: Where it listens, on loopback.
+        places: Its switch's files.
+    """
+
+    process: subprocess.Popen[str]
+    port: int
+    places: Places
+
+    def connect(self, seconds: float = 120) -> http.client.HTTPConnection:
+        """A connection to it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+        """One request; status and answer."""
+        connection = self.connect()
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read() or b"{}")
+        finally:
+            connection.close()
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
+        """The events of a streamed answer, with the time when each arrived."""
+        connection = self.connect()
+        try:
+            connection.request("POST", path, json.dumps({**body, "stream": True}))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise RuntimeError(f"{response.status}: {response.read()[:300]!r}")
+            while line := response.readline():
+                if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                    yield time.perf_counter(), json.loads(line[6:])
+                elif line.startswith(b"data: [DONE]"):
+                    yield time.perf_counter(), {"done": True}
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def serving(model: Path, folder: Path, parallel: int, context: int, batch: int = 256) -> Iterator[Serving]:
+    """A server for as long as the block lasts."""
+    words = [str(model), str(folder), str(parallel), str(context), str(batch)]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        made = Serving(process, port, Places.under(folder))
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                made.ask("GET", "/health")
+                break
+            time.sleep(0.05)
+        yield made
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def main(model: str, folder: str, parallel: str, context: str, batch: str = "256") -> None:
+    """Serve until told to end."""
+    from stillroom.serve.app import Limits, Service
+    from stillroom.serve.engine import EngineOptions
+    from stillroom.serve.models import open_model
+    from stillroom.serve.pool import Pool, ServedModel
+    from stillroom.serve.running import run
+    from stillroom.switch.state import Switch
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    switch = Switch(Places.under(Path(folder)))
+    options = EngineOptions(context=int(context), parallel=int(parallel), batch=int(batch))
+    served = ServedModel(open_model(model), options, switch, queue=32)
+    service = Service(Pool([served]), switch, Limits())
+    print(port, flush=True)
+    run(service, "127.0.0.1", port)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
