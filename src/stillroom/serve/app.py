@@ -40,6 +40,8 @@ from stillroom.switch import stopping
 from stillroom.switch.state import Switch
 
 M = TypeVar("M", bound=BaseModel)
+OFF_SECONDS = 0.3
+"""How long engines may run after the switch was seen to be off."""
 
 
 @dataclass(frozen=True)
@@ -422,13 +424,17 @@ def make_app(service: Service) -> Starlette:
 
 async def _watch(service: Service) -> None:
     """Look at the switch all the time, and at everything else once a second."""
-    tended = time.monotonic()
+    tended = on = time.monotonic()
     while True:
         if not await service.delivery.look():
-            await service.pool.stop(grace=False)
+            # `off` stops the engines itself, and its receipt names them; a policy that appears has nobody to do it.
+            if time.monotonic() - on > OFF_SECONDS:
+                await service.pool.stop(grace=False)
         elif time.monotonic() - tended > 1:
-            tended = time.monotonic()
+            tended = on = time.monotonic()
             await service.pool.tend()
+        else:
+            on = time.monotonic()
         await asyncio.sleep(LOOK_SECONDS)
 
 

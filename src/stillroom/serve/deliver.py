@@ -55,6 +55,7 @@ class Delivery:
             SwitchedOff: The switch was turned off.
             TimeoutError: It took too long.
         """
+        await self.look()
         task = asyncio.ensure_future(work)
         others = [asyncio.ensure_future(_gone(request.receive)), asyncio.ensure_future(self.off.wait())]
         try:
@@ -88,6 +89,7 @@ class EventStream(Response):
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send what comes until it ends, the client goes, time runs out or the switch is off."""
+        await self.delivery.look()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pump = asyncio.ensure_future(self._pump(send))
         others = [asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self.delivery.off.wait())]

@@ -79,6 +79,7 @@ class ServedModel:
         self._bytes = int(stat.st_size * 1.3) + (64 << 20)
         self._free = asyncio.Condition()
         self._loading = asyncio.Lock()
+        self._starting: asyncio.Task[Engine] | None = None
 
     @property
     def busy(self) -> int:
@@ -102,6 +103,12 @@ class ServedModel:
             SwitchedOff: The switch is off.
             EngineFailed: It does not load.
         """
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._run())
+        # Whoever asked may go away: the engine that is being loaded must not be lost with it.
+        return await asyncio.shield(self._starting)
+
+    async def _run(self) -> Engine:
         async with self._loading:
             if self.refusal is not None:
                 raise self.refusal
@@ -148,12 +155,12 @@ class ServedModel:
             async with self._free:
                 self._free.notify_all()
 
-    async def unload(self) -> None:
+    async def unload(self, grace: float = 1.0) -> None:
         """Stop the engine; the next request loads it again."""
         async with self._loading:
             engine, self.engine = self.engine, None
             if engine is not None:
-                await asyncio.to_thread(engine.stop)
+                await asyncio.to_thread(engine.stop, grace)
 
     def describe(self) -> dict[str, Any]:
         """State, for ``/health``."""
@@ -259,9 +266,7 @@ class Pool:
     async def stop(self, grace: bool = True) -> None:
         """Stop every engine."""
         for model in self.models.values():
-            engine, model.engine = model.engine, None
-            if engine is not None:
-                await asyncio.to_thread(engine.stop, 1.0 if grace else 0)
+            await model.unload(1.0 if grace else 0)
 
     def close(self) -> None:
         """Stop every engine and give up what was opened."""

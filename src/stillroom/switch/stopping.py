@@ -16,7 +16,7 @@ from stillroom.errors import EngineFailed, NotWritable, SwitchedOff
 from stillroom.switch.engines import Entry, is_running, listed
 from stillroom.switch.state import FEATURES, Switch
 
-GRACE_SECONDS = 0.04
+GRACE_SECONDS = 0.025
 """How long a process may take to end by itself before it is killed."""
 DEADLINE_SECONDS = 5.0
 
