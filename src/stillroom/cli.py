@@ -52,13 +52,10 @@ def run(
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
-    from stillroom.plan import make_plan, show_plan
     from stillroom.recipe import load_recipe
     from stillroom.run import Run
 
     loaded = load_recipe(recipe)
-    if not quiet:
-        show_plan(make_plan(loaded, runs))
     missed = None
     try:
         made = pipeline.run(loaded, runs, until=until, quiet=quiet)
@@ -72,16 +69,18 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipePath, runs: Root = Path("runs"), as_json: Json = False) -> None:
-    """Say what a recipe will take, before anything is spent."""
+def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as_json: Json = False) -> None:
+    """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
     from stillroom.plan import make_plan, show_plan
     from stillroom.recipe import load_recipe
 
-    made = make_plan(load_recipe(recipe), runs)
+    made = make_plan(load_recipe(recipe), runs, quiet=quiet or as_json)
     if as_json:
         _echo_json(made)
     else:
         show_plan(made)
+    if made["verdict"] == "stop":
+        raise typer.Exit(1)
 
 
 def _one_stage(name: str, folder: Path, quiet: bool, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import files
-from stillroom.errors import DiskFull, RunError, translate
+from stillroom.errors import DiskFull, OutOfMemory, RunError, translate
 from stillroom.progress import Progress
 from stillroom.recipe import Recipe, load_recipe
 from stillroom.run import AnyPath, Run, Stage
@@ -159,6 +159,8 @@ def finish(made: Run) -> dict[str, Any]:
 
 
 def _do(made: Run, until: str | None, progress: Progress) -> None:
+    from stillroom.plan import begin_with_plan
+
     specs = stages_of(made.recipe)
     wanted = specs if until is None else _with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -168,11 +170,15 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         pass_gate(made)
     for spec in wanted:
         stage = made.stage(spec.name)
-        inputs = _inputs(made, spec)
+        inputs = inputs_of(made, spec)
         if stage.holds(inputs):
             progress.say(f"{spec.name}: done before")
             continue
-        _check_disk(made.path, spec.name)
+        if spec.name != "corpus" and not progress.quiet:
+            # By now the text is counted, and nothing that takes long was done.
+            begin_with_plan(made)
+        files.release_memory()
+        _check_room(made, spec.name)
         progress.say(f"{spec.name}")
         with stage.working(inputs, made.recipe.seed):
             spec.load()(made, stage, progress)
@@ -196,7 +202,7 @@ def _with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
     return [spec for spec in specs if spec.name in wanted]
 
 
-def _inputs(made: Run, spec: StageSpec) -> dict[str, str]:
+def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     """Digests of everything that a stage's result depends on."""
     sections = made.recipe.model_dump(mode="json", include={*spec.sections, "seed"})
     inputs = {"recipe": files.digest_json(sections)}
@@ -210,12 +216,33 @@ def _inputs(made: Run, spec: StageSpec) -> dict[str, str]:
     return inputs
 
 
-def _check_disk(path: Path, name: str) -> None:
-    free = shutil.disk_usage(path).free
-    if free < SPARE_BYTES:
+def _check_room(made: Run, name: str) -> None:
+    """Refuse to begin a stage for which there is too little disk or memory, by the plan where one was kept."""
+    import psutil
+
+    from stillroom.plan import planned_needs
+
+    needs = planned_needs(made, name) or {}
+    limits = made.recipe.limits
+    wants = needs.get("disk_bytes", 0)
+    free = shutil.disk_usage(made.path).free
+    allowed = free if limits.disk_bytes is None else limits.disk_bytes - files.folder_bytes(made.path)
+    if free < SPARE_BYTES or min(free, allowed) < wants:
+        free = min(free, allowed)
+        wanted = f", and about {needs['disk_bytes'] / 2**20:,.0f} MiB are needed" if needs else ""
         raise DiskFull(
-            f"{path}: only {free / 2**20:.0f} MiB are free, too little to begin the stage `{name}`.",
+            f"{made.path}: only {max(0, free) / 2**20:,.0f} MiB are free{wanted}: too little to begin the stage `{name}`.",
             "Free some room and give the same command again: finished stages are kept.",
+        )
+    held = psutil.Process().memory_info().rss
+    memory = limits.memory_bytes or psutil.virtual_memory().available + held
+    # A plan is right to a fifth; what may just fit is tried.
+    if needs and needs["memory_bytes"] * (1.0 if limits.memory_bytes else 0.8) > memory:
+        raise OutOfMemory(
+            f"The stage `{name}` needs about {needs['memory_bytes'] / 1e9:.1f} GB of memory, and there are "
+            f"{memory / 1e9:.1f} GB.",
+            "Close other programs, lower `distill.micro_batch_tokens`, or choose a smaller student; then give the same "
+            "command again: finished stages are kept.",
         )
 
 

@@ -26,6 +26,17 @@ from stillroom.track import Tracker
 from stillroom.train.config import DistillConfig
 
 
+class LimitsConfig(Section):
+    """What a run may take at most. The plan is held against it, and so is every stage before it begins."""
+
+    memory_bytes: int | None = Field(default=None, gt=0)
+    """Memory; without it, what is free."""
+    disk_bytes: int | None = Field(default=None, gt=0)
+    """Disk; without it, what is free."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Time, as planned; without it, any."""
+
+
 class Recipe(Section):
     """One run, whole: from text and a teacher to a student that answers."""
 
@@ -35,6 +46,8 @@ class Recipe(Section):
     """Seed of everything random."""
     compute: ComputeConfig = ComputeConfig()
     """Where and how numbers are computed."""
+    limits: LimitsConfig = LimitsConfig()
+    """What it may take at most."""
     corpus: CorpusConfig
     """Text."""
     teacher: Teacher

@@ -89,21 +89,36 @@ def load_teacher(
         tokenizer = _gguf_tokenizer(path)
         facts = _gguf_facts(path, path.stat().st_mtime_ns)
         name = str(facts.get("general.name") or path.stem)
-        licence = config.licence or _text(facts.get("general.license"))
         digest, stored = files.digest_file(path), path.stat().st_size
     else:
         folder = model_folder(config.name, config.revision)
         model = _from_pretrained(folder, dtype)
         tokenizer = open_tokenizer(folder)
         name = Path(config.name).name if Path(config.name).exists() else config.name
-        licence = config.licence or _card_licence(folder)
         weights = sorted(folder.glob("*.safetensors"))
         digest = files.digest_json({file.name: files.digest_file(file) for file in weights})
         stored = sum(file.stat().st_size for file in weights)
     model.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedTeacher(
-        model, tokenizer, name, model.config.model_type, digest, tokenizer_digest(tokenizer), licence, stored
+        model,
+        tokenizer,
+        name,
+        model.config.model_type,
+        digest,
+        tokenizer_digest(tokenizer),
+        stated_licence(config),
+        stored,
     )
+
+
+def stated_licence(config: HuggingFaceTeacher | GgufTeacher) -> str | None:
+    """The licence as the recipe states it, or else the model's own metadata; None where neither does."""
+    if config.licence:
+        return config.licence
+    if isinstance(config, GgufTeacher):
+        path = gguf_path(config.path)
+        return _text(_gguf_facts(path, path.stat().st_mtime_ns).get("general.license"))
+    return _card_licence(model_folder(config.name, config.revision))
 
 
 def teacher_identity(config: HuggingFaceTeacher | GgufTeacher) -> dict[str, str]:
