@@ -226,16 +226,10 @@ def _file(look: _Look, path: Path, name: str, suffix: str) -> Iterator[Inspectio
     from stillroom.intake.template_rules import require_template
 
     try:
-        if suffix == ".gguf":
-            for key, value in read_gguf(path).metadata.items():
-                if key.startswith("tokenizer.chat_template"):
-                    if not isinstance(value, str):
-                        raise InspectionRefused(f"{path}: a chat template that is no text.", "Do not use it.")
-                    require_template(value, str(path), look.accepted if key == "tokenizer.chat_template" else None)
-                    look.templates[f"{name}#{key}"] = value
-            return
-        if suffix == ".safetensors":
-            read_safetensors(path)
+        if suffix in (".gguf", ".safetensors"):
+            for where, template in _weights(path, name, suffix):
+                require_template(template, str(path), look.accepted if where.endswith("#chat_template") else None)
+                look.templates[where] = template
             return
         found = betrayed(path)
         if found is not None:
@@ -252,6 +246,28 @@ def _file(look: _Look, path: Path, name: str, suffix: str) -> Iterator[Inspectio
         yield InspectionRefused(f"{path}: not UTF-8 (byte {error.start:,}).", "Get the file again.")
     except InspectionRefused as error:
         yield error
+
+
+def _weights(path: Path, name: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """Check a file of weights; yields the chat templates in it, with their places."""
+    try:
+        if suffix == ".safetensors":
+            read_safetensors(path)
+            return
+        metadata = read_gguf(path).metadata
+    except InspectionRefused:
+        # What is no such file may be something worse, and then that is what is to be said.
+        found = betrayed(path)
+        if found is not None:
+            raise InspectionRefused(
+                f"{path}: {found[0]} (byte {found[1]:,}), not {suffix}.", "Do not use this model."
+            ) from None
+        raise
+    for key, value in metadata.items():
+        if key.startswith("tokenizer.chat_template"):
+            if not isinstance(value, str):
+                raise InspectionRefused(f"{path}: a chat template that is no text.", "Do not use it.")
+            yield f"{name}#{key.removeprefix('tokenizer.')}", value
 
 
 def _disagreeing(look: _Look) -> Iterator[InspectionRefused]:

@@ -1,0 +1,21 @@
+"""A hidden file rides along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks._model import model, works_folder
+from attacks.case import Attack
+from stillroom.intake.inspect import require_safe
+
+
+def _attack(folder: Path) -> None:
+    place = model(folder)
+    (place / ".pth").write_text("import os")
+    require_safe(place)
+
+
+ATTACK = Attack(threat="import", says="a hidden file", works=works_folder, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()

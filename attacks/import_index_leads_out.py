@@ -1,0 +1,20 @@
+"""The index of shards names a file outside the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks._model import model, works_folder
+from attacks.case import Attack
+from stillroom.intake.inspect import require_safe
+
+
+def _attack(folder: Path) -> None:
+    index = {"weight_map": {"a.weight": "../../secrets/model.safetensors"}}
+    require_safe(model(folder, model__safetensors__index__json=index))
+
+
+ATTACK = Attack(threat="import", says="leads out of the folder", works=works_folder, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()

@@ -1,0 +1,20 @@
+"""The terms that a student carries name no teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attacks._model import gate, model, works_terms
+from attacks.case import Attack
+
+
+def _attack(folder: Path) -> None:
+    carried = gate(folder).as_dict() | {"teachers": []}
+    student = model(folder / "second", README__md="# A student", terms__json=carried)
+    gate(folder, student)
+
+
+ATTACK = Attack(threat="terms", says="is not one that Stillroom wrote", works=works_terms, attack=_attack)
+
+if __name__ == "__main__":
+    ATTACK.main()
