@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from stillroom.run import Run
 
-ORDER = ("teacher", "shrunk", "baseline", "student")
+ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
+UNTRAINED = ("shrunk", "repaired")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Subject:
     """A model to be measured.
 
     Attributes:
-        name: ``teacher``, ``shrunk``, ``baseline`` or ``student``.
+        name: One of ``ORDER``.
         digest: Changes when its files do.
         opener: Loads it.
     """
@@ -114,7 +115,7 @@ class Bench:
     @property
     def answering(self) -> list[str]:
         """The models whose answers are compared: teacher, baseline, student."""
-        return [name for name in self.names if name != "shrunk"]
+        return [name for name in self.names if name not in UNTRAINED]
 
     def load(self, name: str) -> Loaded:
         """A model, loaded once."""
@@ -140,7 +141,9 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     from stillroom.teacher.load import load_student, load_teacher, teacher_identity
 
     recipe = run.recipe
-    stages = {"shrunk": "shrink", "baseline": "baseline", "student": "distill"}
+    stages = {"shrunk": ("shrink", "model"), "baseline": ("baseline", "model"), "student": ("distill", "model")}
+    if (run.stage("shrink").path / "cut").is_dir():
+        stages |= {"shrunk": ("shrink", "cut"), "repaired": ("shrink", "model")}
     if not recipe.baseline:
         del stages["baseline"]
     vocabulary = run.stage("shrink").path / "vocabulary.safetensors"
@@ -157,9 +160,9 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         return Loaded(model, tokenizer, VocabularyMap.load(vocabulary), stored)
 
     subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), open_teacher)}
-    for name, stage in stages.items():
-        opener = functools.partial(open_student, run.stage(stage).path / "model")
-        subjects[name] = Subject(name, run.stage(stage).output_digest, opener)
+    for name, (stage, folder) in stages.items():
+        opener = functools.partial(open_student, run.stage(stage).path / folder)
+        subjects[name] = Subject(name, files.digest_json([run.stage(stage).output_digest, folder]), opener)
     corpus = run.stage("corpus").path
     kept = getattr(recipe.student, "vocabulary", None)
     return Bench(

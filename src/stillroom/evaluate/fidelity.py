@@ -69,7 +69,7 @@ def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions
     drawing = Drawing(config.bootstrap_samples, config.confidence, bench.seed)
     labels = {"source": bench.sources, "position": positions, "class": list(CLASSES)}
     compared = {}
-    for name in ("baseline", "shrunk"):
+    for name in ("baseline", "shrunk", "repaired"):
         if name in tallies:
             compared[f"student_minus_{name}"] = paired(tallies["student"], tallies[name], drawing)
     groups = tallies["teacher"].groups

@@ -23,7 +23,8 @@ WEAK_LANGUAGE = 0.5
 """A language whose whole interval of retention lies below this is said to be largely lost."""
 ROLES = {
     "teacher": "the large model",
-    "shrunk": "cut, not trained",
+    "shrunk": "cut, neither repaired nor trained",
+    "repaired": "the cut made up for in closed form; where training begins",
     "baseline": "the same start, trained on the same text without the teacher",
     "student": "trained on what the teacher says",
 }
@@ -43,8 +44,9 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     found = [
         f"The student has {student['parameters']:,} parameters, {share:.0%} of its teacher's, and says the same next "
         f"token in {student['top1_agreement']:.1%} of the held-out positions.",
-        f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; before training it was "
-        f"{shrunk['kl_to_teacher']:.3f}.",
+        f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; right after the cut it was "
+        f"{shrunk['kl_to_teacher']:.3f}"
+        + (f", repaired in closed form {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
     ]
     if "baseline" in summary:
         gap = summary["compared"]["student_minus_baseline"]
