@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
-from stillroom.errors import VerificationFailed
+from stillroom.errors import DiskFull, VerificationFailed
 from stillroom.package.manifest import CHUNK, Listed, Manifest
 
 BUFFER = 256 << 10
@@ -34,74 +36,93 @@ def copy_verified(source: Path, manifest: Manifest, target: Path, workers: int |
 
     Raises:
         VerificationFailed: Names the file, and the piece of it, that is not what was signed.
+        DiskFull: There is no room for the copy.
     """
+    size = sum(file.bytes for file in manifest.files)
+    free = shutil.disk_usage(target).free
+    if free < size:
+        raise DiskFull(
+            f"{target}: {free / 2**20:,.0f} MiB are free; the copy that is checked and loaded takes {size / 2**20:,.0f}.",
+            "Free some room, or name another folder.",
+        )
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count()))
-        tasks: list[Future[None]] = []
+        pieces: list[Callable[[], None]] = []
         # Largest first: the last pieces to finish are then small ones.
         for file in sorted(manifest.files, key=lambda entry: -entry.bytes):
             made = target / file.name
             made.parent.mkdir(parents=True, exist_ok=True)
-            reading = stack.enter_context(_opened(source, file))
-            writing = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if not file.chunks:
+                pieces.append(partial(_copy_small, source, file, made))
+                continue
+            reading = _open(source, file)
+            stack.callback(os.close, reading)
+            writing = _create(made)
             stack.callback(os.close, writing)
             cloned = _clone(reading, writing, file)
-            digests = file.chunks or (file.sha256,)
-            span = CHUNK if file.chunks else file.bytes
-            for index, digest in enumerate(digests):
-                start = index * span
-                end = min(start + span, file.bytes)
-                tasks.append(pool.submit(_copy, file.name, reading, writing, start, end, digest, cloned))
-        done, rest = wait(tasks, return_when=FIRST_EXCEPTION)
-        for task in rest:
-            task.cancel()
+            for index, digest in enumerate(file.chunks):
+                start, end = index * CHUNK, min((index + 1) * CHUNK, file.bytes)
+                pieces.append(partial(_copy, file.name, reading, writing, start, end, digest, cloned))
+        # The pool ends before any file is closed: a thread never meets a descriptor that has become another file's.
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            tasks = [pool.submit(piece) for piece in pieces]
+            done, rest = wait(tasks, return_when=FIRST_EXCEPTION)
+            for task in rest:
+                task.cancel()
         for task in done:
             task.result()
     for path in sorted(target.rglob("*"), reverse=True):
         path.chmod(0o500 if path.is_dir() else 0o400)
 
 
-@contextlib.contextmanager
-def _opened(source: Path, file: Listed) -> Iterator[int]:
-    """Open a listed file without following a link at any step of its name."""
+def _open(source: Path, file: Listed) -> int:
+    """Open a listed file without following a link at any step of its name; returns the descriptor."""
     folders: list[int] = []
-    descriptor = -1
     no_follow = getattr(os, "O_NOFOLLOW", 0)
+    folder_only = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
     try:
         *parts, last = file.name.split("/")
-        if os.open in os.supports_dir_fd:
-            folders.append(os.open(source, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)))
-            for part in parts:
-                folders.append(
-                    os.open(part, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | no_follow, dir_fd=folders[-1])
-                )
-            # Without O_NONBLOCK a pipe in a file's place would hold us for ever.
-            descriptor = os.open(last, os.O_RDONLY | no_follow | os.O_NONBLOCK, dir_fd=folders[-1])
-        else:
-            descriptor = os.open(source / file.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise VerificationFailed(f"{source}: `{file.name}` is not an ordinary file.", "Get the package again.")
-        if facts.st_size != file.bytes:
-            raise VerificationFailed(
-                f"{source}: `{file.name}` has {facts.st_size:,} bytes; {file.bytes:,} were signed.",
-                "Get the package again.",
-            )
-        yield descriptor
+        folders.append(os.open(source, folder_only))
+        for part in parts:
+            folders.append(os.open(part, folder_only | no_follow, dir_fd=folders[-1]))
+        # Without O_NONBLOCK a pipe in a file's place would hold us for ever.
+        descriptor = os.open(last, os.O_RDONLY | no_follow | os.O_NONBLOCK, dir_fd=folders[-1])
     except OSError as error:
         raise VerificationFailed(
             f"{source}: `{file.name}` cannot be opened as the file that was signed: {error.strerror}.",
             "It may have been replaced by a link; get the package again.",
         ) from None
     finally:
-        for opened in (descriptor, *folders):
-            if opened >= 0:
-                os.close(opened)
+        for opened in folders:
+            os.close(opened)
+    facts = os.fstat(descriptor)
+    trouble = None
+    if not stat.S_ISREG(facts.st_mode):
+        trouble = "is not an ordinary file"
+    elif facts.st_size != file.bytes:
+        trouble = f"has {facts.st_size:,} bytes; {file.bytes:,} were signed"
+    if trouble:
+        os.close(descriptor)
+        raise VerificationFailed(f"{source}: `{file.name}` {trouble}.", "Get the package again.")
+    return descriptor
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _copy_small(source: Path, file: Listed, made: Path) -> None:
+    """Copy and digest a file of one piece; it is open for no longer than that."""
+    with contextlib.ExitStack() as stack:
+        reading = _open(source, file)
+        stack.callback(os.close, reading)
+        writing = _create(made)
+        stack.callback(os.close, writing)
+        _copy(file.name, reading, writing, 0, file.bytes, file.sha256, False)
 
 
 def _clone(reading: int, writing: int, file: Listed) -> bool:
     """Share the blocks of the source, where the file system can."""
-    if not file.chunks or os.name != "posix":
+    if os.name != "posix":
         return False
     try:
         import fcntl

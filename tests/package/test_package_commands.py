@@ -1,0 +1,142 @@
+"""The commands, from keys to a revoked package, as a publisher and a machine would give them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from attacks.workshop import PASSPHRASE, finished_run
+from stillroom.cli import app
+from stillroom.errors import UsageError, VerificationFailed
+from stillroom.package import keys as keys_module
+from stillroom.package import memory
+from stillroom.package.secret import passphrase
+
+RUNNER = CliRunner()
+
+
+def command(*words: Any, fails: type[Exception] | None = None) -> str:
+    result = RUNNER.invoke(app, [str(word) for word in words])
+    if fails is not None:
+        assert isinstance(result.exception, fails), result.output
+        return str(result.exception)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception}"
+    return result.stdout
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STILLROOM_PASSPHRASE", PASSPHRASE)
+    real = keys_module._derive
+    monkeypatch.setattr(keys_module, "_derive", lambda said, salt, _cost: real(said, salt, 2))
+    monkeypatch.setattr(memory, "trust_folder", lambda: tmp_path / "trust")
+    monkeypatch.setattr("stillroom.package.verification.trust_folder", lambda: tmp_path / "trust")
+    monkeypatch.setattr("stillroom.package.verification.state_folder", lambda: tmp_path / "state")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_from_keys_to_a_revoked_package(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "runs")
+    ring, repo, folder = tmp_path / "keys", tmp_path / "repo", run.path / "package"
+    shown = json.loads(command("keys", "init", ring, "--publisher", "acme", "--json"))
+    assert shown["roles"]["release"]["threshold"] == 2
+    command("repo", "init", repo, "--keys", ring)
+    assert "unsigned" in command("package", run.path)
+    assert "refuse" in command("package", run.path, "--at-expiry", "later", fails=UsageError)
+    assert "1 more" in command("sign", folder, "--keys", ring, "--key", "release-1")
+    digest = json.loads(command("sign", folder, "--keys", ring, "--json"))["digest"]
+    command("repo", "add", repo, folder, "--keys", ring)
+    assert "No publisher is trusted" in command("verify", folder, fails=VerificationFailed)
+    assert "is trusted" in command("repo", "trust", repo / "trust.json")
+    passport = json.loads(command("verify", folder, "--json"))
+    assert passport["digest"] == digest
+    assert "verified by 3 keys of acme" in command("verify", folder)
+    assert json.loads(command("inspect", folder, "--json"))["digest"] == digest
+    assert "Nothing is proven" in command("inspect", folder)
+    command("revoke", repo, "package", folder, "--reason", "a defect", "--keys", ring)
+    assert "a defect" in command("verify", folder, fails=VerificationFailed)
+    assert "revoked package" in command("inspect", repo)
+    command("reinstate", repo, digest, "--keys", ring)
+    command("verify", folder)
+    assert "cannot be revoked" in command(
+        "revoke", repo, "person", digest, "--reason", "x", "--keys", ring, fails=UsageError
+    )
+    assert "neither a digest" in command(
+        "revoke", repo, "teacher", "abc", "--reason", "x", "--keys", ring, fails=UsageError
+    )
+
+
+def test_rotation_and_thresholds(tmp_path: Path) -> None:
+    ring, repo = tmp_path / "keys", tmp_path / "repo"
+    command("keys", "init", ring, "--publisher", "acme")
+    command("repo", "init", repo, "--keys", ring)
+    assert "release-4" in command("keys", "rotate", ring, "release", "release-2")
+    assert "3 of 3 sign" in command("keys", "threshold", ring, "root", "3")
+    assert "release-4" in command("keys", "show", ring)
+    assert "holds until" in command("repo", "refresh", repo, "--keys", ring)
+    assert json.loads((repo / "metadata" / "2.root.json").read_text())["signed"]["roles"]["root"]["threshold"] == 3
+    assert "not a role" in command("keys", "rotate", ring, "king", "king-1", fails=UsageError)
+
+
+def test_keys_from_several_folders_sign_together(tmp_path: Path) -> None:
+    one, other, repo = tmp_path / "one", tmp_path / "other", tmp_path / "repo"
+    command("keys", "init", one, "--publisher", "acme")
+    other.mkdir()
+    (other / "private").mkdir()
+    (other / "ring.json").write_bytes((one / "ring.json").read_bytes())
+    (one / "private" / "root-1.key").rename(other / "private" / "root-1.key")
+    (one / "private" / "root-2.key").unlink()
+    assert "1 are at hand" in command("repo", "init", repo, "--keys", one, fails=UsageError)
+    command("repo", "init", repo, "--keys", one, "--keys", other)
+
+
+def test_served_folder_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that finds the repository over HTTP sees the same."""
+    import functools
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from attacks.workshop import workshop
+
+    shop = workshop(tmp_path / "shop")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    served: list[ThreadingHTTPServer] = []
+
+    def serve(server: ThreadingHTTPServer) -> None:
+        served.append(server)
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", serve)
+    assert "http://127.0.0.1:" in command("repo", "serve-dir", shop.repo, "--port", "0")
+    monkeypatch.undo()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(shop.repo))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        assert urllib.request.urlopen(f"{address}/metadata/timestamp.json").status == 200
+        shop.check(trust=shop.pin.model_copy(update={"repository": address}))
+        server.shutdown()
+    with shop.verify(trust=shop.pin.model_copy(update={"repository": address})) as verified:
+        assert "offline" in verified.warnings[0]
+
+
+def test_passphrase_comes_from_a_descriptor_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.write(write, b"from the pipe\nsecond line\n")
+    os.close(write)
+    assert passphrase(read) == "from the pipe"
+    os.close(read)
+    assert passphrase() == PASSPHRASE
+    monkeypatch.delenv("STILLROOM_PASSPHRASE")
+    with pytest.raises(UsageError, match="not a terminal"):
+        passphrase()
+    with pytest.raises(UsageError, match="gives no passphrase"):
+        passphrase(987)

@@ -1,0 +1,161 @@
+"""Packing: the layout, reproducibility, what is left out, lineage through generations, the export worksheet."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attacks.workshop import finished_run, third_generation, workshop
+from stillroom import files
+from stillroom.errors import RunError, TermsRefused
+from stillroom.package.claims import read_claims
+from stillroom.package.manifest import make_manifest, walk
+from stillroom.package.pack import PackOptions, pack, package_name
+from stillroom.package.provenance import operations, public_recipe
+from stillroom.package.worksheet import screen, worksheet
+
+DAY = datetime.date(2026, 11, 24)
+
+
+def test_layout(tmp_path: Path) -> None:
+    folder = pack(finished_run(tmp_path), options=PackOptions(safetensors=True))
+    assert walk(folder) == [
+        "LICENSES/Apache-2.0.txt",
+        "README.md",
+        "bom.cdx.json",
+        "config.json",
+        "eval.json",
+        "export.json",
+        "policy.json",
+        "provenance.json",
+        "template.jinja",
+        "terms.json",
+        "tokenizer.json",
+        "weights/model.safetensors",
+        "weights/small-Q8_0.gguf",
+    ]
+    claims = read_claims(folder)
+    assert claims.verdict == "allowed"
+    assert claims.scores["kl_to_teacher"] == 0.42
+    assert "SmolLM2-135M-Instruct" in (folder / "README.md").read_text()
+
+
+def test_same_run_packs_to_the_same_bytes(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    one = pack(run, tmp_path / "one", PackOptions(released=DAY))
+    other = pack(run, tmp_path / "other", PackOptions(released=DAY))
+    assert make_manifest(one, "small", 1) == make_manifest(other, "small", 1)
+
+
+def test_another_day_differs_only_where_it_says(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    one = pack(run, tmp_path / "one", PackOptions(released=DAY))
+    other = pack(run, tmp_path / "other", PackOptions(released=DAY + datetime.timedelta(days=1)))
+    dated = json.loads((one / "policy.json").read_text())["dated"]
+    differing = {name for name in walk(one) if (one / name).read_bytes() != (other / name).read_bytes()}
+    assert differing == {place.partition("#")[0] for place in dated}
+    for name in differing:
+        documents = [json.loads((folder / name).read_text()) for folder in (one, other)]
+        for place in dated:
+            file, _, pointer = place.partition("#")
+            if file == name:
+                for document in documents:
+                    _remove(document, pointer.strip("/").split("/"))
+        assert documents[0] == documents[1]
+
+
+def _remove(value: Any, keys: list[str]) -> None:
+    for key in keys[:-1]:
+        value = value[key]
+    del value[keys[-1]]
+
+
+def test_package_replaces_a_package_and_nothing_else(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    folder = pack(run)
+    (folder / "stray").write_text("x")
+    assert "stray" not in walk(pack(run))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("x")
+    with pytest.raises(RunError, match="not a package"):
+        pack(run, tmp_path / "photos")
+
+
+def test_unaccepted_weights_are_not_packed(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    with open(run.path / "export" / "small-Q8_0.gguf", "ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(RunError, match="not the file that was accepted"):
+        pack(run)
+
+
+def test_recipe_in_the_provenance_names_no_folder_and_no_secret(tmp_path: Path) -> None:
+    run = finished_run(
+        tmp_path, corpus={"sources": [{"kind": "text", "path": str(tmp_path / "private"), "licence": "MIT"}]}
+    )
+    shown = json.dumps(public_recipe(run))
+    assert str(tmp_path) not in shown
+    assert "private" in shown
+    folder = pack(run)
+    for name in walk(folder):
+        assert str(tmp_path).encode() not in (folder / name).read_bytes()
+
+
+def test_lineage_reaches_through_generations(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    ancestors = read_claims(third_generation(shop)).ancestors
+    teachers = {ancestor.generation: ancestor for ancestor in ancestors if ancestor.kind == "teacher"}
+    assert sorted(teachers) == [1, 2, 3]
+    assert teachers[3].digest == files.digest_bytes(b"teacher")
+    root = make_manifest(shop.package, "small", 2).root
+    assert root in teachers[2].aliases
+    datasets = [ancestor for ancestor in ancestors if ancestor.kind == "dataset"]
+    assert [ancestor.generation for ancestor in datasets] == [1]
+
+
+def test_run_as_a_teacher_passes_its_ancestors_on(tmp_path: Path) -> None:
+    first = finished_run(tmp_path, "first")
+    pack(first)
+    files.write_json(first.path / "terms.json", json.loads((first.path / "package" / "terms.json").read_text()))
+    weights = first.path / "export" / "first-Q8_0.gguf"
+    second = finished_run(
+        tmp_path,
+        "second",
+        {"name": "first", "digest": files.digest_file(weights)},
+        teacher={"kind": "gguf", "path": str(weights)},
+    )
+    ancestors = read_claims(pack(second)).ancestors
+    assert {ancestor.digest for ancestor in ancestors if ancestor.generation == 2} == {files.digest_bytes(b"teacher")}
+
+
+def test_operations_and_worksheet(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    run.event("distill", step=1, tokens=1000)
+    run.event("distill", step=2, tokens=2000)
+    spent = operations(run, files.read_json(run.path / "summary.json"))
+    assert spent["student_training"] == 6 * 1_000_000 * 2000
+    assert spent["teacher_inference"] == 2 * 2_000_000 * (4096 + 128)
+    sheet = worksheet(spent, 3e12, True, ["France"])
+    assert sheet["eu"]["modifier_threshold"] == 1e12
+    assert not sheet["eu"]["counts_as_provider_by_modification"]
+    assert not sheet["us"]["closed_weights_above_threshold"]
+    assert worksheet({"total": 2e26}, None, False, [])["us"]["closed_weights_above_threshold"]
+
+
+def test_destinations_are_screened(tmp_path: Path) -> None:
+    denied = tmp_path / "denied.txt"
+    denied.write_text("# from the operator\nAtlantis  # sunk\n")
+    screen(["France"], [denied])
+    with pytest.raises(TermsRefused, match="line 2"):
+        screen(["France", " ATLANTIS "], [denied])
+
+
+def test_names_take_the_prefix_that_terms_oblige() -> None:
+    assert package_name("small", None) == "small"
+    assert package_name("small", "Llama") == "Llama-small"
+    assert package_name("Llama-small", "Llama") == "Llama-small"
+    assert package_name("llama-small", "Llama") == "Llama-llama-small"
