@@ -51,6 +51,21 @@ class ChooseConfig(Section):
         return self
 
 
+class RecoverConfig(Section):
+    """Distillation after quantisation, for each type under Q8_0: a short training pass on weights rounded as the file holds
+    them. Its result is kept only where it lowers the measured KL to the PyTorch student.
+    """
+
+    steps: int = Field(default=24, ge=1)
+    """Steps of training."""
+    batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens of training text a step."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Largest learning rate."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of a gradient."""
+
+
 class ExportConfig(Section):
     """Files for devices, each checked against the PyTorch student before it is accepted."""
 
@@ -65,6 +80,8 @@ class ExportConfig(Section):
     """Held-out tokens on which a file is checked."""
     importance_tokens: int = Field(default=8192, ge=0)
     """Tokens of training text on which the importance matrix of the types under Q8_0 is measured; 0 does without."""
+    recover: RecoverConfig | None = None
+    """Distil after quantisation; null leaves the rounded weights as they are."""
     onnx: bool = False
     """Write ONNX too, with a cache of keys and values, for ONNX Runtime (extra ``onnx``)."""
 

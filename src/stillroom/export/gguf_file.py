@@ -154,6 +154,14 @@ def planned_bytes(
             writer.close()
 
 
+def tensor_types(
+    config: Any, shapes: dict[str, tuple[int, ...]], kind: str, *, rows: int | None = None, importance: bool = True
+) -> dict[str, GGMLQuantizationType]:
+    """The type that each tensor of a model gets in a file of a type, by its key."""
+    layout = _Layout.of(config, rows, kind, importance)
+    return {tensor.key: tensor.kind for tensor in layout.tensors(shapes)}
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What a file of a type holds for a config."""

@@ -19,8 +19,8 @@ from stillroom import files
 from stillroom.compute import prepare
 from stillroom.export.check import MOST_LISTED, Listed, Passage, agreement, file_says
 from stillroom.export.config import GgufType
+from stillroom.export.exporter import Exporter
 from stillroom.export.mixes import GGUF_TYPES, WEIGHTED
-from stillroom.export.stage import Exporter
 from stillroom.progress import Progress
 from stillroom.run import AnyPath, Run
 from stillroom.serve.engine import Engine, EngineOptions

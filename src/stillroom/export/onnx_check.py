@@ -88,7 +88,7 @@ def export_onnx(source: Path, target: Path, texts: list[Passage], used: int, pro
         found = check_onnx(source, beside, texts, used)
     size = files.folder_bytes(target)
     progress.say(f"  {target.name}: {size / 1e6:.1f} MB, KL to PyTorch {found['kl_to_pytorch']:.1e}")
-    return {"path": f"{target.parent.name}/{target.name}", "bytes": size, **found}
+    return {"bytes": size, **found}
 
 
 @torch.inference_mode()

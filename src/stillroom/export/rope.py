@@ -1,6 +1,7 @@
 """Rotary positions of a config as GGUF's keys and tensors. Knows nothing of weights.
 
-The numbers come from transformers' own functions, so that what is exported is what PyTorch computes with.
+The numbers come from transformers' own functions, so that what is exported is what PyTorch computes with. Of `longrope`'s two
+sets of factors, llama.cpp takes one by the context that it was started with, transformers by the length of the text.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_TENSOR, MODEL_TENSORS, GGUFWriter, RopeScalingType
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
 from stillroom.errors import UnsupportedModel
 
@@ -35,10 +36,10 @@ def add_rope(writer: GGUFWriter, arch: Any, config: Any) -> dict[str, Array]:
     if kind == "yarn":
         _yarn(writer, config, rope)
         return {}
-    if kind == "llama3" and MODEL_TENSOR.ROPE_FREQS in MODEL_TENSORS[arch]:
+    if kind == "llama3" and arch == MODEL_ARCH.LLAMA:
         plain = _frequencies(config, "default", rope)
         return {"rope_freqs.weight": plain / _frequencies(config, "llama3", rope)}
-    if kind == "longrope" and MODEL_TENSOR.ROPE_FACTORS_LONG in MODEL_TENSORS[arch]:
+    if kind == "longrope" and arch == MODEL_ARCH.PHI3:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         original = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
