@@ -22,7 +22,8 @@ from stillroom.errors import NotWritable
 from stillroom.switch.places import Places
 
 WORKER = "stillroom.serve.worker"
-"""The module that is an engine's process: it is recognised by that even when the list is lost."""
+"""The module that is an engine's process; with the folder of its switch's state after it, it is recognised by that even
+when the list is lost."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,8 @@ def listed(places: Places) -> list[tuple[Path | None, Entry]]:
         else:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-    if places == Places.of_user():
-        known = {entry.pid for _, entry in found}
-        found += [(None, entry) for entry in _workers() if entry.pid not in known]
-    return found
+    known = {entry.pid for _, entry in found}
+    return found + [(None, entry) for entry in _workers(places) if entry.pid not in known]
 
 
 def _read(path: Path) -> Entry | None:
@@ -113,20 +112,20 @@ def _read(path: Path) -> Entry | None:
     except (OSError, ValueError, KeyError, TypeError):
         # Half-written, or no line at all. Its name carries the number, so that it cannot hide a process.
         parts = path.stem.split("-")
-        if len(parts) == 3 and parts[1].isdigit() and _is_worker(int(parts[1])):
+        if len(parts) == 3 and parts[1].isdigit() and _is_worker(int(parts[1]), path.parent.parent):
             return Entry(parts[0], int(parts[1]), start_time(int(parts[1])) or 0.0, "unknown")
         return None
 
 
 def start_time(pid: int) -> float | None:
     """When a process started; None if there is none, or only its remains."""
-    if sys.platform == "linux":
+    if sys.platform.startswith("linux"):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         except OSError:
             return None
         return None if fields[0] in "ZX" else float(fields[19])
-    import psutil  # pragma: no cover
+    import psutil
 
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -140,21 +139,21 @@ def is_running(pid: int, started: float) -> bool:
     return start_time(pid) == started
 
 
-def _is_worker(pid: int) -> bool:
+def _is_worker(pid: int, state: Path) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return WORKER.encode() in words
+    return WORKER.encode() in words and os.fsencode(state) in words
 
 
-def _workers() -> Iterator[Entry]:
-    if sys.platform != "linux":
+def _workers(places: Places) -> Iterator[Entry]:
+    if not sys.platform.startswith("linux"):
         return
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if folder.stat().st_uid == os.getuid() and _is_worker(int(folder.name)):
+                if folder.stat().st_uid == os.getuid() and _is_worker(int(folder.name), places.state):
                     started = start_time(int(folder.name))
                     if started is not None:
                         yield Entry("engine", int(folder.name), started, "unknown")

@@ -120,6 +120,8 @@ class Switch:
                 files.write_json(path, value)
             except OSError as error:
                 failures.append(error)
+                if on:
+                    break  # the other copy goes on holding it off
         self._seen = None
         # On needs both files, since either one can hold it off. Off needs one of them; the other is as it was.
         if len(failures) == 2 or (failures and on):

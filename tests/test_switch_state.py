@@ -1,0 +1,262 @@
+"""The switch's state: what is kept, who wins, and what means off."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from stillroom import files, switch
+from stillroom.errors import NotWritable, SwitchedOff, UsageError
+from stillroom.switch import FEATURES, Places, Switch, purge, stopping
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Switch:
+    return Switch(Places.under(tmp_path))
+
+
+def test_a_fresh_installation_is_on(own: Switch) -> None:
+    own.require_on()
+    assert all(own.is_on(name) for name in FEATURES)
+    assert own.state().feature("tools") == "available"
+
+
+def test_off_blocks_all_that_is_and_all_that_will_be(own: Switch) -> None:
+    stopping.off(own)
+    for name in (*FEATURES, "a feature of next year"):
+        assert own.state().feature(name) == "blocked"
+        with pytest.raises(SwitchedOff, match="stillroom on"):
+            own.require_on(name)
+    stopping.on(own)
+    own.require_on("a feature of next year")
+
+
+def test_off_survives_another_process_and_a_reinstallation(own: Switch) -> None:
+    stopping.off(own)
+    assert not Switch(own.places).is_on()
+
+
+def test_single_features_are_blocked_and_enabled(own: Switch) -> None:
+    own.set_feature("tools", "blocked")
+    assert own.is_on("api")
+    with pytest.raises(SwitchedOff, match="tools"):
+        own.require_on("tools")
+    stopping.off(own)
+    stopping.on(own)
+    assert not own.is_on("tools"), "off and on change nothing that was said of single features"
+    own.set_feature("tools", "enabled")
+    assert own.state().feature("tools") == "enabled"
+    own.set_feature("engine", "blocked")
+    assert not own.is_on("api"), "without an engine nothing else goes"
+    with pytest.raises(UsageError, match="no feature"):
+        own.set_feature("teleport", "enabled")
+
+
+def test_setting_a_feature_while_off_turns_nothing_on(own: Switch) -> None:
+    stopping.off(own)
+    own.set_feature("tools", "enabled")
+    assert not own.is_on("tools")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_a_state_that_cannot_be_read_means_off(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = Switch(Places.under(tmp_path_factory.mktemp("switch")))
+    for path in own.places.switches:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        try:
+            value = json.loads(data)
+            good = isinstance(value, dict) and value.get("format") == 1 and value.get("switch") == "on"
+        except ValueError:
+            good = False
+        assert own.is_on() == good
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"format": 1, "switch": "maybe"},
+        {"format": 2, "switch": "on"},
+        {"format": 1, "switch": "on", "features": {"tools": "perhaps"}},
+        {"format": 1, "switch": "on", "features": []},
+        [],
+    ],
+)
+def test_a_state_that_says_something_else_means_off(own: Switch, value: Any) -> None:
+    files.write_json(own.places.switches[1], value)
+    assert not own.is_on()
+    assert own.state().held_by == "damage"
+    stopping.on(own)
+    assert own.is_on(), "the user can set it right"
+
+
+def test_a_folder_in_place_of_the_state_means_off(own: Switch) -> None:
+    own.places.switches[0].mkdir(parents=True)
+    assert not own.is_on()
+
+
+def test_one_of_two_copies_is_enough_for_off(own: Switch) -> None:
+    stopping.off(own)
+    for lost in own.places.switches:
+        kept = lost.read_bytes()
+        lost.unlink()
+        assert not own.is_on()
+        lost.write_bytes(kept)
+
+
+@pytest.mark.parametrize("ends_at", range(8))
+def test_a_power_cut_at_any_write_leaves_on_or_off_and_never_less(
+    own: Switch, ends_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that changes the disk may be the last one."""
+    stopping.off(own)
+    left = ends_at
+
+    class PowerCut(BaseException):
+        pass
+
+    def cutting(call: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise PowerCut
+            left -= 1
+            return call(*arguments, **options)
+
+        return run
+
+    for name in ("replace", "fsync", "open"):
+        monkeypatch.setattr(os, name, cutting(getattr(os, name)))
+    try:
+        own.write(True)
+        written = True
+    except PowerCut:
+        written = False
+    monkeypatch.undo()
+    assert Switch(own.places).state().held_by in ("nobody", "user"), "never damaged"
+    assert Switch(own.places).is_on() == written or all(
+        json.loads(path.read_text())["switch"] == "on" for path in own.places.switches
+    )
+    # The other way round: whatever was cut off, giving off again is off.
+    stopping.off(own)
+    assert not Switch(own.places).is_on()
+
+
+def test_off_in_a_folder_that_cannot_be_written(own: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[Path] = []
+
+    def refuse(path: Path, value: Any) -> None:
+        writes.append(path)
+        if path.is_relative_to(own.places.config):
+            raise PermissionError(13, "Permission denied", str(path))
+        original(path, value)
+
+    original = files.write_json
+    monkeypatch.setattr(files, "write_json", refuse)
+    stopping.off(own)  # the other copy is enough
+    assert not own.is_on()
+    with pytest.raises(NotWritable):
+        stopping.on(own)
+    assert not own.is_on()
+    stopping.off(own)  # needs no write: it is off already
+
+
+def test_off_that_cannot_be_kept_at_all_says_so(own: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, value: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "write_json", refuse)
+    with pytest.raises(NotWritable, match="0 engines were stopped"):
+        stopping.off(own)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_state_without_permission_means_off(own: Switch) -> None:
+    stopping.on(own)
+    own.places.switches[0].chmod(0)
+    assert not own.is_on()
+
+
+def test_the_administrator_wins_and_is_named(own: Switch) -> None:
+    stopping.on(own)
+    files.write_json(own.places.policy, {"format": 1, "switch": "off"})
+    assert not own.is_on()
+    assert stopping.status(own)["held_by"] == "administrator"
+    with pytest.raises(SwitchedOff, match="policy"):
+        own.require_on()
+    with pytest.raises(SwitchedOff, match="stays off"):
+        stopping.on(own)
+    files.write_json(own.places.policy, {"format": 1, "switch": "on", "features": {"tools": "blocked"}})
+    assert own.is_on("api")
+    own.set_feature("tools", "enabled")
+    assert not own.is_on("tools")
+    assert stopping.status(own)["features"]["tools"]["held_by"] == "administrator"
+    own.places.policy.write_text("{")
+    assert not own.is_on(), "a policy that cannot be read means off"
+
+
+def test_a_policy_cannot_take_off_away_from_the_user(own: Switch) -> None:
+    files.write_json(own.places.policy, {"format": 1, "switch": "on"})
+    stopping.off(own)
+    assert not own.is_on()
+
+
+def test_the_environment_does_not_move_the_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Places.of_user.cache_clear()
+    before = Places.of_user()
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    Places.of_user.cache_clear()
+    assert Places.of_user() == before
+
+
+def test_purge_lists_before_and_removes_after(own: Switch, tmp_path: Path) -> None:
+    from stillroom.serve.sessions import SessionStore
+
+    store = SessionStore(own.places.data / "sessions", keyring=False)
+    store.create("one", "model", "digest")
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF")
+    found = purge.listing(own.places, [weights])
+    assert {item.kind for item in found} == {"sessions", "weights"}
+    assert all(item.bytes for item in found)
+    assert weights.exists()
+    stopping.off(own)
+    assert len(purge.purge(own.places, found)) == 2
+    assert not weights.exists()
+    assert not (own.places.data / "sessions").exists()
+    assert not own.is_on(), "a purge turns nothing on"
+    with pytest.raises(UsageError, match="not a model"):
+        (tmp_path / "letters.txt").write_text("dear")
+        purge.listing(own.places, [tmp_path / "letters.txt"])
+
+
+def test_commands_and_library_are_the_same_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stillroom.cli import app
+
+    places = Places.under(tmp_path)
+    monkeypatch.setattr(Places, "of_user", classmethod(lambda cls: places))
+    runner = CliRunner()
+    shown = runner.invoke(app, ["off"])
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith("Off. 0 engines stopped")
+    assert not switch.is_on()
+    status = json.loads(runner.invoke(app, ["status", "--json"]).stdout)
+    assert status["switch"] == "off"
+    assert status["held_by"] == "user"
+    with pytest.raises(SwitchedOff):
+        switch.require_on()
+    assert runner.invoke(app, ["on"]).stdout == "On.\n"
+    switch.require_on()
+    assert "tools: blocked" in runner.invoke(app, ["off", "--feature", "tools"]).stdout
+    assert not switch.is_on("tools")
+    assert stat.S_IMODE(places.engines.parent.stat().st_mode) & 0o077 in (0, 0o055)
