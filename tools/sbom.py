@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tomllib
 import uuid
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +36,7 @@ def graph(root: str = "stillroom") -> dict[str, list[str]]:
             continue
         seen.add((name, extras))
         needs = found.setdefault(name, [])
-        for line in metadata.requires(name) or []:
+        for line in _own_needs() if name == root else metadata.requires(name) or []:
             requirement = Requirement(line)
             if requirement.marker and not any(
                 requirement.marker.evaluate({"extra": extra}) for extra in (extras or {""})
@@ -46,6 +47,13 @@ def graph(root: str = "stillroom") -> dict[str, list[str]]:
                 needs.append(need)
             queue.append((need, frozenset(requirement.extras)))
     return {name: sorted(needs) for name, needs in sorted(found.items())}
+
+
+def _own_needs() -> list[str]:
+    """From the checkout: what is installed may be older."""
+    with open(ROOT / "pyproject.toml", "rb") as stream:
+        needs: list[str] = tomllib.load(stream)["project"]["dependencies"]
+    return needs
 
 
 def bill() -> dict[str, Any]:

@@ -25,6 +25,7 @@ def test_layout(tmp_path: Path) -> None:
     folder = pack(finished_run(tmp_path), options=PackOptions(safetensors=True))
     assert walk(folder) == [
         "LICENSES/Apache-2.0.txt",
+        "NOTICE",
         "README.md",
         "bom.cdx.json",
         "config.json",

@@ -113,8 +113,10 @@ def test_policy_may_warn_after_the_grace(shop: Workshop) -> None:
     gone = shop.pin.model_copy(update={"repository": str(shop.folder / "gone")})
     with shop.verify(trust=gone, now=now() + 100 * DAY) as verified:
         assert "beyond the grace" in verified.warnings[0]
-    # The clock was believed only as far as the metadata vouches for it: the owner is not locked out.
-    shop.check()
+    # The clock was believed until the end of the grace and no further.
+    with pytest.raises(VerificationFailed, match="set back"):
+        shop.check(trust=gone, now=now() + 12 * DAY)
+    shop.check(trust=gone, now=now() + 16 * DAY)
 
 
 def test_a_mirror_on_a_medium_stands_in(shop: Workshop) -> None:

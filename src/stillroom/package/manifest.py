@@ -218,8 +218,11 @@ def check_names(names: list[str]) -> None:
                 raise VerificationFailed(
                     f"The name {name[:100]!r} does not hold on every system.", "Use letters, digits, `.`, `_`, `-`."
                 )
-        other = seen.setdefault(name.lower(), name)
-        if other is not name:
+        other = seen.get(name.lower())
+        seen[name.lower()] = name
+        if other == name:
+            raise VerificationFailed(f"The name {name!r} stands twice on the list.", "Get another package.")
+        if other is not None:
             raise VerificationFailed(
                 f"The names {other!r} and {name!r} differ in nothing but case.", "They are one file on other systems."
             )

@@ -76,7 +76,7 @@ class Remembered:
         if now + TOLERANCE < floor:
             raise VerificationFailed(
                 f"The clock shows {now:%Y-%m-%d %H:%M} UTC, but {floor:%Y-%m-%d %H:%M} UTC has passed: it was set back.",
-                "Set the clock.",
+                f"Set the clock. If it is right, and was wrong before, remove {self.folder}.",
             )
 
     def require_sequence(self, name: str, sequence: int, published: dict[str, int]) -> None:

@@ -184,8 +184,7 @@ def verify(
             _check_beside(path, folder, manifest, view, pin, remembered)
             warnings = _judge(question, remembered, manifest, claims, view, time)
             gguf = claims.require_all(folder)
-            # Time is remembered only as far as the metadata vouches for it: a clock gone wild must not lock the owner out.
-            known = time if view is None else min(time, max(view.expires, view.issued))
+            known = time if view is None else min(time, _end_of_grace(claims.policy, view))
             remembered.passed(manifest.name, manifest.sequence, known)
         except BaseException:
             _remove(private)
@@ -261,7 +260,7 @@ def _freshness(policy: Policy, view: View, now: datetime.datetime) -> list[str]:
             "or nobody renewed it.",
             "Ask the publisher to renew it (`stillroom repo refresh`), or use another mirror.",
         )
-    end = view.expires + datetime.timedelta(days=policy.offline_grace_days)
+    end = _end_of_grace(policy, view)
     if now < end:
         return [f"offline: {view.trouble}; the grace of {policy.offline_grace_days} days ends on {end:%Y-%m-%d}"]
     if policy.at_expiry == "warn":
@@ -271,6 +270,11 @@ def _freshness(policy: Policy, view: View, now: datetime.datetime) -> list[str]:
         f"{policy.offline_grace_days} days ended on {end:%Y-%m-%d} ({view.trouble}).",
         "Connect once, or bring the repository on a medium: stillroom verify PACKAGE --repository FOLDER.",
     )
+
+
+def _end_of_grace(policy: Policy, view: View) -> datetime.datetime:
+    """Until when the metadata vouches for a machine's clock: beyond it, no time is remembered."""
+    return view.expires + datetime.timedelta(days=policy.offline_grace_days)
 
 
 def _check_beside(
