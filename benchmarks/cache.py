@@ -203,40 +203,28 @@ def judge_sequences(judge: Judge, scores: list[torch.Tensor]) -> int:
 
 
 def bias_p_value(probabilities: torch.Tensor, estimates: Callable[[int], torch.Tensor]) -> float:
-    """The p-value of "the mean estimate is the teacher's distribution", over independent encodings.
+    """A bound on the p-value of "the mean estimate is the teacher's distribution", over independent encodings.
 
-    The statistic is the mean error in 256 groups of ids of about equal mass a position (single ids are too rare to be
-    told from chance), as z values with the variance that the encodings show; the smallest p-value, times the number of
-    groups (Bonferroni), is returned.
+    An estimate over its unit (tau for a rarer id; tau / 2, above a multiple of it, for another) lies in [0, 1] with mean q, so
+    that a mean m of n of them has a chance of at most 2 exp(−n KL(m ‖ q)) (Hoeffding 1963, theorem 1). The least bound of
+    all ids of all positions, times their number (Bonferroni), is returned.
 
     Args:
         probabilities: [N, V].
         estimates: Gives the estimate [N, V] of a seed.
     """
-    groups = 64
-    total = mean = square = None
-    order = probabilities.mean(0).argsort(descending=True)
-    edges = torch.searchsorted(probabilities.mean(0)[order].cumsum(0), torch.arange(1, groups) / groups)
-    group_of = torch.empty_like(order)
-    group_of[order] = torch.bucketize(torch.arange(len(order)), edges, right=True)
-
-    def grouped(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(values), groups, dtype=torch.float64).index_add_(1, group_of, values.double())
-
-    truth = grouped(probabilities)
+    truth = probabilities.double()
+    mean = torch.zeros_like(truth)
     for seed in range(ENCODINGS):
-        total = grouped(estimates(seed)) - truth
-        mean = total if mean is None else mean + total
-        square = total.square() if square is None else square + total.square()
-    assert mean is not None
-    assert square is not None
-    mean, square = mean / ENCODINGS, square / ENCODINGS
-    # A cell that no encoding changes has only the rounding of float32; a biased one has no variance either.
-    deviation = ((square - mean.square()).clamp_min(0) / (ENCODINGS - 1)).sqrt() + 1e-6
-    # Cells in which almost nothing is ever drawn are far from normal.
-    enough = truth * ENCODINGS >= 20 * RECOMMENDED
-    z = float((mean / deviation)[enough].abs().max())
-    return min(1.0, float(enough.sum()) * math.erfc(z / math.sqrt(2)))
+        mean += estimates(seed)
+    mean /= ENCODINGS
+    rare = truth < RECOMMENDED
+    unit = torch.where(rare, RECOMMENDED, RECOMMENDED / 2)
+    base = torch.where(rare, 0.0, (truth / unit + 1e-9).floor() * unit)
+    expected = ((truth - base) / unit).clamp(1e-9, 1 - 1e-9)
+    found = ((mean - base) / unit).clamp(0, 1)
+    divergence = torch.xlogy(found, found / expected) + torch.xlogy(1 - found, (1 - found) / (1 - expected))
+    return min(1.0, 2 * truth.numel() * math.exp(-ENCODINGS * float(divergence.max())))
 
 
 def bias(probabilities: torch.Tensor) -> dict[str, float]:

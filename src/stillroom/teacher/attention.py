@@ -171,7 +171,7 @@ def packed(model: Any) -> Iterator[None]:
 
 
 def _interface(
-    module: Any,
+    module: Any,  # noqa: ARG001
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

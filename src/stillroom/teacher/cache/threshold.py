@@ -78,7 +78,7 @@ class Threshold(SignalCodec[Entries]):
         """See :meth:`SignalCodec.sample`."""
         drawn: list[list[tuple[Numbers, Numbers, Numbers]]] = [[] for _ in range(self.draws)]
         for chunk in probabilities:
-            for draw in range(self.draws):
+            for draw in range(self.draws if len(chunk) else 0):
                 drawn[draw].append(self._draw(chunk.clone() if draw < self.draws - 1 else chunk, random))
         none = (np.zeros(0, np.int64),) * 3
         parts = [none, *(part for one in drawn for part in one)]
