@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from stillroom import files
 from stillroom.errors import NotWritable
 from stillroom.switch.places import Places
 
+_PROC = Path("/proc/self")
 WORKER = "stillroom.serve.worker"
 """The module that is an engine's process; with the folder of its switch's state after it, it is recognised by that even
 when the list is lost."""
@@ -119,7 +119,7 @@ def _read(path: Path) -> Entry | None:
 
 def start_time(pid: int) -> float | None:
     """When a process started; None if there is none, or only its remains."""
-    if sys.platform.startswith("linux"):
+    if _PROC.is_dir():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         except OSError:
@@ -148,7 +148,7 @@ def _is_worker(pid: int, state: Path) -> bool:
 
 
 def _workers(places: Places) -> Iterator[Entry]:
-    if not sys.platform.startswith("linux"):
+    if not _PROC.is_dir():
         return
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():

@@ -1,0 +1,161 @@
+"""The switch and a server: in every state, `off` ends it, nothing follows, and nothing starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_support import Running, running
+
+from stillroom import files
+from stillroom.errors import SwitchedOff
+from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.switch import Switch, stopping
+from stillroom.switch.engines import listed
+
+LONG = {"prompt": "Go", "max_tokens": 1500, "temperature": 1.5, "logit_bias": {"2": -100}}
+
+
+def engines(made: Running) -> list[int]:
+    return [entry.pid for _, entry in listed(made.switch.places) if entry.kind == "engine"]
+
+
+@pytest.mark.parametrize("streams", [0, 1, 4])
+@pytest.mark.parametrize("hung", [False, True])
+def test_off_ends_every_stream_with_an_error(tiny_gguf: Path, tmp_path: Path, streams: int, hung: bool) -> None:
+    with running([tiny_gguf], tmp_path, parallel=4, context=2048) as made:
+        made.chat("Go")
+        last = [0.0] * max(1, streams)
+        seen: list[list[dict[str, Any]]] = [[] for _ in last]
+
+        def listen(number: int) -> None:
+            for event in made.stream("/v1/completions", LONG):
+                seen[number].append(event)
+                if event.get("choices"):
+                    last[number] = time.perf_counter()
+
+        threads = [threading.Thread(target=listen, args=(number,)) for number in range(streams)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 20
+        while streams and not all(seen) and time.monotonic() < until:
+            time.sleep(0.005)
+        running_now = engines(made)
+        if hung:
+            for pid in running_now:
+                os.kill(pid, signal.SIGSTOP)
+        receipt = stopping.off(Switch(made.switch.places))
+        at = time.perf_counter()
+        assert len(receipt.stopped) == 1
+        assert not hung or receipt.stopped[0].killed
+        assert engines(made) == []
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        assert all(moment <= at for moment in last)
+        for events in seen[:streams]:
+            assert events[-1] == {"done": True} or events[-1].get("error", {}).get("code") == "switched_off"
+        status, answer = made.chat("Go")
+        assert status == 503
+        assert answer["error"]["code"] == "switched_off"
+        assert made.ask("GET", "/")[0] == 200, "the page holds the switch, so that it is there"
+        assert made.ask("GET", "/health")[0] == 503
+        assert made.ask("POST", "/switch/on")[0] == 200
+        assert made.chat("Go")[0] == 200
+
+
+def test_nothing_starts_while_it_is_off(tiny_gguf: Path, tmp_path: Path) -> None:
+    from stillroom.switch import Places
+
+    switch = Switch(Places.under(tmp_path))
+    stopping.off(switch)
+    with pytest.raises(SwitchedOff):
+        Engine(tiny_gguf, EngineOptions(context=128), switch)
+    assert not listed(switch.places)
+
+
+def test_an_engine_that_is_loading_is_stopped_too(tiny_gguf: Path, tmp_path: Path) -> None:
+    from stillroom.switch import Places
+
+    switch = Switch(Places.under(tmp_path))
+    found: list[BaseException | None] = []
+
+    def load() -> None:
+        try:
+            Engine(tiny_gguf, EngineOptions(context=128, threads=1), switch).stop()
+            found.append(None)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    until = time.monotonic() + 10
+    while not listed(switch.places) and time.monotonic() < until:
+        time.sleep(0.001)
+    stopping.off(switch)
+    thread.join(20)
+    assert isinstance(found[0], SwitchedOff)
+    assert not listed(switch.places)
+
+
+def test_a_worker_that_is_not_in_the_list_is_found(tiny_gguf: Path, tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("processes are listed as Linux does")
+    with running([tiny_gguf], tmp_path) as made:
+        made.chat("Go")
+        for path in made.switch.places.engines.glob("engine-*.json"):
+            path.unlink()
+        assert len(stopping.off(made.switch).stopped) == 1
+
+
+def test_a_policy_that_appears_stops_a_server(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path) as made:
+        made.chat("Go")
+        files.write_json(made.switch.places.policy, {"format": 1, "switch": "off"})
+        until = time.monotonic() + 10
+        while engines(made) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert engines(made) == []
+        _, status, _ = made.ask("GET", "/switch")
+        assert status["held_by"] == "administrator"
+        assert made.ask("POST", "/switch/on")[0] == 503
+
+
+def test_a_worker_asks_the_users_own_switch(tmp_path: Path) -> None:
+    """Whatever starts a worker by hand: it looks where the system says that the user lives."""
+    program = (
+        "import stillroom.switch as s, stillroom.serve.worker as w, sys\n"
+        "from pathlib import Path\n"
+        "places = s.Places.under(Path(sys.argv[1]))\n"
+        "s.Places.of_user = classmethod(lambda cls: places)\n"
+        "s.Switch(places).write(False)\n"
+        "w._require_on()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "SwitchedOff" in done.stderr
+
+
+def test_features_are_blocked_one_by_one(server: Running) -> None:
+    tool = {"type": "function", "function": {"name": "clock"}}
+    token = {"X-Stillroom-Page": server.service.page_token}
+    try:
+        assert server.ask("POST", "/switch/feature", {"feature": "tools", "state": "blocked"})[0] == 200
+        assert server.chat("Go", tools=[tool])[0] == 503
+        assert server.chat("Go")[0] == 200
+        server.ask("POST", "/switch/feature", {"feature": "api", "state": "blocked"})
+        assert server.ask("GET", "/v1/models")[0] == 503
+        assert server.ask("GET", "/v1/models", headers=token)[0] == 200, "the page is another feature"
+        server.ask("POST", "/switch/feature", {"feature": "chat", "state": "blocked"})
+        assert server.ask("GET", "/v1/models", headers=token)[0] == 503
+        assert server.ask("POST", "/switch/feature", {"feature": "no such", "state": "blocked"})[0] == 400
+    finally:
+        for name in ("tools", "api", "chat"):
+            server.switch.set_feature(name, "available")
