@@ -40,11 +40,11 @@ def test_the_rounded_weights_come_closer(kind: str) -> None:
     before = {key: value.clone() for key, value in student.named_parameters()}
     kinds = tensor_types(student.config, {key: tuple(value.shape) for key, value in before.items()}, kind)
     assert Type.F32 in kinds.values()
-    config = RecoverConfig(steps=20, batch_tokens=128, learning_rate=3e-4)
+    config = RecoverConfig(steps=20, batch_tokens=128, learning_rate=1e-4)
     task = Task("", 1, "")
     better = recover(student, kinds, None, sequences(80, 0), VocabularyMap.identity(64), config, task)
     assert task.done == 20
-    assert divergence(student, better, kinds) < 0.9 * divergence(student, student, kinds)
+    assert divergence(student, better, kinds) < 0.8 * divergence(student, student, kinds)
     assert all(torch.equal(value, before[key]) for key, value in student.named_parameters())
     assert not any(value.requires_grad for value in better.parameters())
 

@@ -109,7 +109,7 @@ def _backward(model: Any, student: Any, source: BatchSource, index: int) -> floa
         logprobs = torch.log_softmax(logits_from_hidden(model, states[part])[:, :used], dim=1)
         loss = torch.nn.functional.kl_div(logprobs, target.clone(), reduction="sum", log_target=True) / count
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss)
+        total += float(loss.detach())
     said.backward(states.grad)
     return total
 
