@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,6 +150,7 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
     until = time.monotonic() + seconds
     counts = {"streams": 0, "lost": 0, "duplicated": 0, "tokens": 0}
     seen: set[str] = set()
+    errors: Counter[str] = Counter()
     lock = threading.Lock()
 
     def client(number: int) -> None:
@@ -168,14 +170,16 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
                         numbers.add(event["id"])
                     pieces += sum(bool(choice.get("text")) for choice in event.get("choices", ()))
                     usage = (event.get("usage") or {}).get("completion_tokens", usage)
-            except (OSError, RuntimeError, ValueError):
+            except (OSError, RuntimeError, ValueError) as error:
                 done = False
+                with lock:
+                    errors[str(error)[:200]] += 1
             with lock:
                 counts["streams"] += 1
                 counts["tokens"] += usage
                 # A token may be half a character, and the end is one without text: fewer pieces than tokens, never more.
                 counts["lost"] += int(not done or not usage)
-                counts["duplicated"] += int(bool(numbers & seen) or len(numbers) > 1 or pieces > usage)
+                counts["duplicated"] += int(bool(numbers & seen) or len(numbers) > 1 or (done and pieces > usage))
                 seen.update(numbers)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
@@ -195,7 +199,14 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
     before, after = statistics.median(size[tenth : 2 * tenth]), statistics.median(size[-tenth:])
     figures = {"soak_memory_growth": after / before - 1}
     shown = samples[:: max(1, len(samples) // 40)]
-    return figures, {**counts, "seconds": seconds, "memory": shown, "before_bytes": before, "after_bytes": after}
+    return figures, {
+        **counts,
+        "errors": dict(errors),
+        "seconds": seconds,
+        "memory": shown,
+        "before_bytes": before,
+        "after_bytes": after,
+    }
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from stillroom.errors import EngineFailed
 from stillroom.serve import local, tools
+from stillroom.serve.engine import Engine
 from stillroom.serve.pool import Pool, ServedModel, Slot, restore_slot, save_slot
 from stillroom.serve.requests import ChatRequest, CompletionRequest, Message
 from stillroom.serve.schema import json_grammar
@@ -125,6 +126,7 @@ class Answerer:
         session = question.session
         async with model.slot(question.messages or [], session.id if session else None) as slot:
             begun, again = False, True
+            engine: Engine | None = None
             while True:
                 text: list[str] = []
                 try:
@@ -153,13 +155,13 @@ class Answerer:
                         if not ended:
                             raise local.EngineGone
                 except local.EngineGone:
+                    await model.lost(engine)
                     model.switch.require_on()
                     if begun or not again:
                         raise EngineFailed(
                             f"The runtime process of {model.name} ended.", "Ask again; it is started anew."
                         ) from None
                     again = False
-                    model.restarts += 1
                     continue
                 except local.EngineRefused as error:
                     if error.error.get("type") == _TOO_LONG:
@@ -178,7 +180,7 @@ class Answerer:
             if session is not None:
                 await self._keep(engine, slot, question, answer)
 
-    async def _keep(self, engine: Any, slot: Slot, question: Question, answer: str) -> None:
+    async def _keep(self, engine: Engine, slot: Slot, question: Question, answer: str) -> None:
         session = question.session
         assert session is not None
         said: dict[str, Any] = {"role": "assistant", "content": answer}

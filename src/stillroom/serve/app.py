@@ -152,7 +152,7 @@ class Service:
                 try:
                     return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
                 except local.EngineGone:
-                    model.restarts += 1
+                    await model.lost(engine)
                     engine = await self.pool.running(model)
                     return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
 

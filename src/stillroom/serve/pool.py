@@ -155,6 +155,14 @@ class ServedModel:
             async with self._free:
                 self._free.notify_all()
 
+    async def lost(self, engine: Engine | None) -> None:
+        """An engine no longer answers: make sure that it has ended, so that the next request gets another."""
+        async with self._loading:
+            if engine is not None and self.engine is engine:
+                self.engine = None
+                self.restarts += 1
+                await asyncio.to_thread(engine.stop, 0)
+
     async def unload(self, grace: float = 1.0) -> None:
         """Stop the engine; the next request loads it again."""
         async with self._loading:

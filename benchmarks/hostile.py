@@ -1,0 +1,194 @@
+"""A thousand hostile requests: no crash, no hang, no 5xx but 503, and memory back to where it was.
+
+Schemathesis can go over the published interface besides, from an environment of its own (``.venvs/openai``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.serve import default_model
+from benchmarks.serving import Serving, serving
+
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/sessions", "/switch/feature"]
+BOTH = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+GRAMMARS = ["root ::= root", "root ::= (", "x ::= y", 'root ::= "a"' * 500]
+PATTERNS = ["(a*)*b", "((((", "a{99999}", "(?R)"]
+HEADERS = ["X: \0\r\n", "Host: b\r\n", "Transfer-Encoding: chunked\r\n", "Y: " + "y" * 99_999 + "\r\n"]
+ADDRESSES = ["/%00", "/v1/sessions/..%2f..%2fkey", "/" + "a" * 50_000, "/v1/models/%ff"]
+USER = [{"role": "user", "content": "x"}]
+
+
+def raw(server: Serving, data: bytes, chunks: int = 1, leave: bool = False, seconds: float = 40) -> int:
+    """Bytes as they are; the status, 0 where the server closed without one, and -1 for silence."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as link:
+        try:
+            step = -(-len(data) // chunks)
+            for start in range(0, len(data), max(1, step)):
+                link.sendall(data[start : start + step])
+                if chunks > 1:
+                    time.sleep(0.01)
+            if leave:
+                return 0
+            answer = link.recv(1 << 16)
+        except TimeoutError:
+            return -1
+        except OSError:
+            return 0
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def post(path: str, body: bytes, length: int | None = None, extra: str = "") -> bytes:
+    """A request's bytes."""
+    size = len(body) if length is None else length
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\nConnection: close\r\n{extra}\r\n"
+    return head.encode() + body
+
+
+def chat(**options: Any) -> bytes:
+    """A chat completion's bytes."""
+    return post("/v1/chat/completions", json.dumps({"messages": USER, "max_tokens": 4, **options}).encode())
+
+
+def schema(value: Any) -> bytes:
+    """A chat completion under a schema."""
+    return chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": value}}, max_tokens=64)
+
+
+def junk(draw: random.Random, depth: int = 3) -> Any:
+    """Any JSON at all."""
+    kinds: list[Callable[[], Any]] = [
+        lambda: draw.randint(-(2**80), 2**80), lambda: draw.random() * 1e308, lambda: None, lambda: True,
+        lambda: "".join(chr(draw.choice([0, 7, 34, 92, 0x7F, 0xE9, 0x202E, 0xD7FF, 0x1F600])) for _ in range(9)),
+    ]  # fmt: skip
+    if depth:
+        words = ["messages", "role", "content", "tools", "function", "type", "name", "stop", "model", "x" * 99]
+        kinds += [
+            lambda: [junk(draw, depth - 1) for _ in range(draw.randint(0, 4))],
+            lambda: {draw.choice(words): junk(draw, depth - 1) for _ in range(4)},
+        ]
+    return draw.choice(kinds)()
+
+
+def attacks(draw: random.Random) -> dict[str, Callable[[Serving], int]]:
+    """One of each kind."""
+    path = draw.choice(PATHS)
+    deep: Any = {"type": "array"}
+    for _ in range(draw.choice([10, 60, 300])):
+        deep = {"type": "array", "items": deep}
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(1500)}}
+    good = json.dumps({"messages": USER, "max_tokens": 200, "stream": draw.random() < 0.5}).encode()
+    field = draw.choice(["messages", "temperature", "tools", "stop", "seed", "stream", "n", "session", "logit_bias"])
+    control = draw.choice(["a\0b", "a\nb", "\x1b[2J", "‮", "a" * 10_000, "", "../x"])
+    return {
+        "malformed JSON": lambda server: raw(server, post(path, good[: draw.randint(0, len(good) - 1)])),
+        "any JSON": lambda server: raw(server, post(path, json.dumps(junk(draw)).encode())),
+        "wrong type": lambda server: raw(server, chat(**{field: junk(draw)})),
+        "invalid UTF-8": lambda server: raw(server, post(path, bytes(draw.choices(range(256), k=200)))),
+        "deeply nested": lambda server: raw(server, post(path, b"[" * draw.choice([1000, 1_000_000]))),
+        "50 MB": lambda server: raw(server, post(path, b" " * (50 << 20))),
+        "50 MB announced": lambda server: raw(server, post(path, b"{", 50 << 20)),
+        "slow": lambda server: raw(server, post(path, good), chunks=40),
+        "leaves": lambda server: raw(server, post("/v1/chat/completions", good), leave=True),
+        "leaves in the body": lambda server: raw(server, post(path, b"{", 100), leave=True),
+        "nested schema": lambda server: raw(server, schema(deep)),
+        "wide schema": lambda server: raw(server, schema(wide)),
+        "impossible schema": lambda server: raw(server, schema({"type": "integer", "minimum": 9, "maximum": 1})),
+        "recursive schema": lambda server: raw(server, schema({"allOf": [{"$ref": "#"}, {"$ref": "#"}]})),
+        "mutual schema": lambda server: raw(
+            server, schema({"$defs": {"a": BOTH, "b": BOTH}, "$ref": "#/$defs/a"})
+        ),
+        "any schema": lambda server: raw(server, schema(junk(draw))),
+        "tool name": lambda server: raw(server, chat(tools=[{"type": "function", "function": {"name": control}}])),
+        "grammar": lambda server: raw(server, chat(grammar=draw.choice(GRAMMARS))),
+        "pattern": lambda server: raw(server, schema({"type": "string", "pattern": draw.choice(PATTERNS)})),
+        "strange header": lambda server: raw(server, post(path, good, extra=draw.choice(HEADERS))),
+        "strange path": lambda server: raw(server, post(draw.choice(ADDRESSES), b"")),
+        "long prompt": lambda server: raw(server, post("/v1/completions", json.dumps({"prompt": "x " * 400_000}).encode())),
+    }  # fmt: skip
+
+
+def memory(server: Serving) -> int:
+    """Resident bytes of the server and its engine."""
+    import psutil
+
+    main = psutil.Process(server.process.pid)
+    return sum(process.memory_info().rss for process in [main, *main.children(recursive=True)])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="200 requests.")
+    parser.add_argument("--requests", type=int)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    count = given.requests or (200 if given.quick else 1000)
+    draw = random.Random(3)
+    statuses: Counter[str] = Counter()
+    bad: list[str] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(given.model or default_model(), Path(folder), 4, 1024) as server,
+    ):
+        for warm in attacks(draw).values():
+            warm(server)
+        server.ask("POST", "/v1/completions", {"prompt": "x", "max_tokens": 4})
+        before = memory(server)
+        kinds = [list(attacks(random.Random(number)).items()) for number in range(count // 20 + 1)]
+        jobs = [job for row in kinds for job in row][:count]
+
+        def one(job: tuple[str, Callable[[Serving], int]]) -> tuple[str, int, float]:
+            begun = time.perf_counter()
+            return job[0], job[1](server), time.perf_counter() - begun
+
+        with ThreadPoolExecutor(8) as threads:
+            for kind, status, seconds in threads.map(one, jobs):
+                statuses[f"{kind}: {status}"] += 1
+                if status == -1 or (status >= 500 and status != 503) or seconds > 60:
+                    bad.append(f"{kind}: {status} after {seconds:.1f} s")
+        alive = server.process.poll() is None
+        time.sleep(3)
+        answers = server.ask("POST", "/v1/completions", {"prompt": "x", "max_tokens": 4})[0]
+        after = memory(server)
+        fuzzed = None
+        tool = Path(".venvs/openai/bin/schemathesis")
+        if tool.is_file():
+            words = [str(tool), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
+            words += [
+                "--exclude-path-regex",
+                "^/switch",
+                "--max-examples",
+                "20",
+                "--request-timeout",
+                "60",
+                "--workers",
+                "2",
+            ]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+            fuzzed = {"exit": done.returncode, "end": done.stdout[-1500:]}
+    figures = {
+        "hostile_requests": len(jobs),
+        "hostile_failures": len(bad) + int(not alive) + int(answers != 200),
+        "hostile_memory_growth": after / before - 1,
+    }
+    report.write(
+        figures, {"statuses": dict(sorted(statuses.items())), "bad": bad[:20], "schemathesis": fuzzed}, given.json
+    )
+
+
+if __name__ == "__main__":
+    main()
