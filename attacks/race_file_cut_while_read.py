@@ -16,10 +16,10 @@ def _attack(folder: Path) -> None:
     path = next((shop.package / "weights").iterdir())
     copy = copying._copy
 
-    def cut(name: str, *rest: Any) -> None:
+    def cut(name: str, *rest: Any, **options: Any) -> None:
         if name.startswith("weights/"):
             os.truncate(path, path.stat().st_size - 1)
-        copy(name, *rest)
+        copy(name, *rest, **options)
 
     copying._copy = cut
     try:
