@@ -63,7 +63,9 @@ def test_no_recipe(said: Any, tmp_path: Path) -> None:
     assert "none.yaml: no such recipe" in error
 
 
-def test_a_wrong_key_names_line_key_and_what_is_meant(said: Any, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+def test_a_wrong_key_names_line_key_and_what_is_meant(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
     settings = small_recipe(teacher)
     settings["distill"]["learning_rat"] = 1e-3
     code, error = said("run", write(tmp_path, settings))
@@ -124,7 +126,9 @@ def test_a_loss_that_is_not_finite(said: Any, small_recipe: Any, teacher: Path, 
     assert (tmp_path / "small" / "shrink" / "stage.json").exists()
 
 
-def test_a_cut_off_cache_is_named_and_captured_again(said: Any, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+def test_a_cut_off_cache_is_named_and_captured_again(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
     recipe = write(tmp_path, small_recipe(teacher, baseline=False, export={"gguf": []}))
     assert said("run", recipe, "--runs", tmp_path, "--until", "capture", "-q")[0] == 0
     shard = next((tmp_path / "small" / "capture" / "cache").glob("shard-*"))

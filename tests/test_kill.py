@@ -37,7 +37,9 @@ def digests(folder: Path) -> dict[str, str]:
 def children() -> Any:
     """Children that begin with everything imported, so that a kill meets the work and not the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stillroom.pipeline", "transformers", "stillroom.train.stage", "stillroom.evaluate.stage"])
+    context.set_forkserver_preload(
+        ["stillroom.pipeline", "transformers", "stillroom.train.stage", "stillroom.evaluate.stage"]
+    )
     return context
 
 

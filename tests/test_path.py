@@ -68,14 +68,14 @@ def test_a_windowed_family_cut_out_of_order_is_refused_by_name(small_recipe: Any
     teacher = tiny_model("gemma2", tmp_path / "teacher", layers=4)
     settings = small_recipe(teacher, student={"kind": "shrink", "layers": 3}, baseline=False)
     settings["corpus"]["sequence_length"] = 32
-    try:
-        made = run(Recipe.model_validate(settings), tmp_path, quiet=True, until="export")
-    except UnsupportedModel as error:
-        assert "gemma2" in str(error)
-        assert "order" in str(error)
+    # Which layers go is measured; with another order of windows than llama.cpp's own the file is refused.
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True, until="shrink")
+    kept = json.loads((made.path / "shrink" / "shrink.json").read_text())["layers"]["kept"]
+    if [index % 2 for index in kept] == [0, 1, 0]:
+        assert run(Recipe.model_validate(settings), tmp_path, quiet=True, until="export").stage("export").record
     else:
-        kept = json.loads((made.path / "shrink" / "shrink.json").read_text())["layers"]["kept"]
-        assert [index % 2 for index in kept] == [0, 1, 0]  # the order that llama.cpp has
+        with pytest.raises(UnsupportedModel, match=r"gemma2.*order"):
+            run(Recipe.model_validate(settings), tmp_path, quiet=True, until="export")
 
 
 def test_commands_say_the_same_as_the_library(small_recipe: Any, tmp_path: Path) -> None:

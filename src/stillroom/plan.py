@@ -7,24 +7,19 @@ from configs; times and memory come from a pilot on this machine (:mod:`stillroo
 
 from __future__ import annotations
 
-import copy
 import shutil
-import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stillroom import costs
 from stillroom.costs import Counts
+from stillroom.counting import Planned, Text, count_student, count_text
 from stillroom.errors import DiskFull, OutOfMemory, RunError
 from stillroom.files import read_json, release_memory, write_json
 from stillroom.progress import Progress, clock, say
 from stillroom.recipe import Recipe, load_recipe
 from stillroom.run import AnyPath, Run
-from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent
-from stillroom.teacher.config import GgufTeacher
 from stillroom.verbs import make_callable
 
 KEPT = "plan.json"
@@ -49,8 +44,8 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = Path(runs)
     begun = time.perf_counter()
-    text = _text(recipe, runs, Progress(quiet))
-    student = _student(recipe, text)
+    text = count_text(recipe, runs, Progress(quiet))
+    student = count_student(recipe, text)
     pilot = _pilot(recipe, text, student)
     counts = Counts(
         teacher=student.teacher_parameters,
@@ -102,208 +97,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     return plan | _verdict(recipe, plan, counts, pilot, runs)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The corpus, counted."""
-
-    train: Any
-    tokens: dict[str, int]
-    tokenizer: Any
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """The student, without weights."""
-
-    teacher_parameters: int
-    teacher_bytes: int
-    whole: Any
-    shape: Any
-    parameters: int
-    exact: bool
-    config: Any
-    vocabulary: Any
-    pieces: float
-    files: dict[str, int]
-
-
-def _text(recipe: Recipe, runs: Path, progress: Progress) -> _Text:
-    """The corpus of the run, if it is done; otherwise the text is read now."""
-    from stillroom.corpus.build import build_corpus
-    from stillroom.corpus.sequences import Sequences
-    from stillroom.corpus.split import SPLITS
-    from stillroom.pipeline import STAGES, inputs_of
-    from stillroom.teacher.load import load_tokenizer
-
-    tokenizer = load_tokenizer(recipe.teacher)
-    run = Run(runs / recipe.name, recipe)
-    stage = run.stage("corpus")
-    record = stage.record
-    if record is not None and stage.holds(inputs_of(run, STAGES[0])):
-        splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
-        seconds = record["seconds"]
-    else:
-        begun = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            splits = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder)).splits
-        seconds = time.perf_counter() - begun
-    tokens = {name: len(split) * split.length for name, split in splits.items()}
-    return _Text(splits["train"], tokens, tokenizer, seconds)
-
-
-def _student(recipe: Recipe, text: _Text) -> _Planned:
-    """The student's shape, parameters and files, from configs alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from stillroom.student.adapters import adapter_of
-    from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
-    from stillroom.student.trim import whole as whole_vocabulary
-    from stillroom.teacher.load import count_parameters, model_folder, quietly
-
-    config, stored = _teacher_config(recipe)
-    with torch.device("meta"):
-        teacher = AutoModelForCausalLM.from_config(config)
-    teacher.tie_weights()
-    rows = teacher.get_output_embeddings().weight.shape[0]
-    student = recipe.student
-    shape = None
-    exact = True
-    tokenizer, vocabulary, pieces = text.tokenizer, whole_vocabulary(text.tokenizer, rows), 1.0
-    if isinstance(student, ShrinkStudent | FreshStudent) and student.vocabulary.keep == "corpus":
-        tokenizer, vocabulary, pieces = _trimmed(student.vocabulary, text, rows)
-    whole = Shape(
-        config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads, config.hidden_size, rows
-    )
-    if isinstance(student, ShrinkStudent):
-        anatomy = Anatomy.of(teacher, adapter_of(teacher), tokenizer_bytes(tokenizer))
-        shape, exact = _shape(student, anatomy, vocabulary.student_size)
-        parameters = anatomy.parameters(shape)
-        changed = _config_of(config, whole, shape)
-    else:
-        if isinstance(student, FreshStudent):
-            changed = copy.deepcopy(config)
-            changed.vocab_size = vocabulary.student_size
-            for key, value in student.config.items():
-                setattr(changed, key, value)
-            _fit_layer_lists(changed, config.num_hidden_layers)
-        else:
-            assert isinstance(student, ExistingStudent)
-            with quietly():
-                changed = AutoConfig.from_pretrained(model_folder(student.name, student.revision))
-        with torch.device("meta"):
-            fresh = AutoModelForCausalLM.from_config(changed)
-        fresh.tie_weights()
-        parameters = count_parameters(fresh)
-    files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
-    return _Planned(
-        count_parameters(teacher), stored, whole, shape, parameters, exact, changed, vocabulary, pieces, files
-    )
-
-
-def _trimmed(config: Any, text: _Text, rows: int) -> tuple[Any, Any, float]:
-    """The smaller tokenizer, its map, and student tokens a teacher token of the training text."""
-    from stillroom.student.languages import language_counts, require_languages
-    from stillroom.student.trim import trim
-
-    require_languages(config.languages)
-    ids = text.train.ids[text.train.segments >= 0]
-    counts = Counter(ids.tolist())
-    counts.update(language_counts(text.tokenizer, config.languages))
-    trimmed = trim(text.tokenizer, counts, config.size, rows, config.multiple_of)
-    return trimmed.tokenizer, trimmed.vocabulary, float(trimmed.vocabulary.lengths[ids].double().mean())
-
-
-def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, bool]:
-    """The shape as given; with a target the largest that fits, for which one it will be is measured later."""
-    from stillroom.student.limits import limits_of
-    from stillroom.student.planning import AXIS_NAMES
-    from stillroom.student.solver import LossModel, grid, solve
-
-    whole = anatomy.teacher
-    given = dict(
-        zip(
-            ("layers", "channels", "groups", "hidden"),
-            (student.layers, student.ffn_width, student.key_value_groups, student.hidden_width),
-            strict=True,
-        )
-    )
-    fixed = {axis: size for axis, size in given.items() if size is not None}
-    if student.target is None:
-        return replace(whole, vocabulary=vocabulary, **fixed), True
-    axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
-    limits = limits_of(student.target)
-    shapes = grid(whole, fixed, axes, vocabulary)
-    solve(anatomy, limits, LossModel(whole, {}), shapes)  # says what binds where nothing fits
-    fitting = [shape for shape in shapes if not limits.broken(limits.measure(anatomy, shape))]
-    return max(fitting, key=anatomy.parameters), False
-
-
-def _config_of(config: Any, whole: Any, shape: Any) -> Any:
-    """The teacher's config in a smaller shape."""
-    from stillroom.student.adapters import cut_config, head_width
-
-    changed = copy.deepcopy(config)
-    width = head_width(config)
-    cut_config(changed, list(range(shape.layers)))
-    changed.intermediate_size = shape.channels
-    changed.num_attention_heads = config.num_attention_heads // whole.groups * shape.groups
-    changed.num_key_value_heads = shape.groups
-    changed.head_dim = width
-    changed.hidden_size = shape.hidden
-    changed.vocab_size = shape.vocabulary
-    return changed
-
-
-def _fit_layer_lists(config: Any, before: int) -> None:
-    from stillroom.student.adapters import LAYER_LISTS
-
-    for key in LAYER_LISTS:
-        value = getattr(config, key, None)
-        if isinstance(value, list) and len(value) == before != config.num_hidden_layers:
-            repeated = value * (1 + config.num_hidden_layers // max(1, len(value)))
-            setattr(config, key, repeated[: config.num_hidden_layers])
-
-
-def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[str, int]:
-    """Bytes of each file that is exported, exactly: its header is written, its tensors are counted."""
-    from stillroom.export.gguf_file import planned_bytes
-    from stillroom.export.mixes import WEIGHTED
-    from stillroom.teacher.load import stated_licence
-
-    licence = stated_licence(recipe.teacher)
-    weighed = recipe.export.importance_tokens > 0
-    return {
-        kind: planned_bytes(
-            config,
-            tokenizer,
-            kind,
-            name=recipe.name,
-            licence=licence,
-            rows=rows,
-            importance=weighed and kind in WEIGHTED,
-        )
-        for kind in recipe.export.gguf
-    }
-
-
-def _teacher_config(recipe: Recipe) -> tuple[Any, int]:
-    """The teacher's config and the bytes of its stored weights."""
-    from transformers import AutoConfig
-
-    from stillroom.teacher.load import gguf_path, model_folder, quietly
-
-    with quietly():
-        if isinstance(recipe.teacher, GgufTeacher):
-            path = gguf_path(recipe.teacher.path)
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), path.stat().st_size
-        folder = model_folder(recipe.teacher.name, recipe.teacher.revision)
-        config = AutoConfig.from_pretrained(folder)
-        return config, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _pilot(recipe: Recipe, text: _Text, student: _Planned) -> Any:
+def _pilot(recipe: Recipe, text: Text, student: Planned) -> Any:
     from stillroom.pilot import run_pilot
 
     pilot = run_pilot(recipe, text.train, student.vocabulary, student.config)
