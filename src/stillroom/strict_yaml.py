@@ -31,7 +31,7 @@ def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values.", "Write the values without aliases."
             )
         _refuse_duplicates(node, name, set())
-        value = yaml.safe_load(text)
+        value = _construct(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(
@@ -41,6 +41,17 @@ def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
         reason = str(error).splitlines()[0][:200] if str(error) else "nested too deep"
         raise RecipeError(f"{name}: not valid YAML: {reason}.", "Write it as plain UTF-8 text.") from None
     return node, value
+
+
+def _construct(node: yaml.Node | None) -> Any:
+    """The value of a tree that was composed already: parsing is what takes the time."""
+    if node is None:
+        return None
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _count(node: yaml.Node, name: str, known: dict[int, int | None], depth: int) -> int:
