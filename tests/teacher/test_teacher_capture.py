@@ -9,7 +9,7 @@ from models import make_model
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.errors import OutOfMemory, TeacherError
-from stillroom.progress import Task
+from stillroom.progress import Progress
 from stillroom.teacher import capture as capturing
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter
@@ -23,7 +23,8 @@ TEXT = sequences_of(5, 24)
 
 def captured(folder, model, codec=None, text=TEXT, temperature=1.0, batch=48, shard=48):
     writer = CacheWriter.open(folder, identity(codec or DenseCodec(), temperature=temperature))
-    capture(model, text, writer, temperature, CPU, batch, shard, Task("capture", text.tokens))
+    with Progress(quiet=True).task("capture", text.tokens) as task:
+        capture(model, text, writer, temperature, CPU, batch, shard, task)
     return TeacherCache.open(folder)
 
 
@@ -33,7 +34,7 @@ def test_what_is_stored_is_what_the_model_says(tmp_path, family, temperature):
     model = make_model(family, rows=100, layers=2)
     cache = captured(tmp_path, model, temperature=temperature)
     with torch.no_grad():
-        logits = model(input_ids=TEXT.ids, position_ids=TEXT.positions).logits
+        logits = model(input_ids=TEXT.ids, position_ids=TEXT.positions, use_cache=False).logits
     expected = torch.log_softmax(logits[TEXT.targets >= 0].float() / temperature, dim=1)
     assert torch.allclose(cache.read(TEXT.digests)[0].logprobs, expected, atol=2e-4)
 
@@ -115,5 +116,5 @@ def test_the_head_does_what_the_family_does_to_logits(family):
     model = make_model(family, rows=100, layers=2)
     with torch.no_grad():
         hidden = hidden_states(model, TEXT.ids, TEXT.positions)
-        expected = model(input_ids=TEXT.ids, position_ids=TEXT.positions).logits
+        expected = model(input_ids=TEXT.ids, position_ids=TEXT.positions, use_cache=False).logits
         assert torch.allclose(logits_from_hidden(model, hidden), expected, atol=1e-4)

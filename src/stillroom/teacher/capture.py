@@ -66,6 +66,7 @@ def teacher_scores(
         yield index, _scores(head, hidden[row, chosen], temperature)
 
 
+@torch.inference_mode()
 def _scores(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
     for part in torch.split(hidden, HEAD_POSITIONS):
         for raw in torch.split(torch.nn.functional.linear(part, head.matrix, head.bias), CHUNK):

@@ -251,7 +251,11 @@ def _unpack(model: EntryModel, records: list[bytes], rows: list[int]) -> list[En
         widths = np.concatenate([count_widths, model.widths(buckets), widths_of(level)])
         values = unpack_bits(bits, widths)
         inside = values[len(count) : len(count) + len(buckets)]
-        found.append(Entries(count, model.ids(buckets, inside), numbers_of(level, values[len(count) + len(buckets) :])))
+        ids = model.ids(buckets, inside)
+        numbers = numbers_of(level, values[len(count) + len(buckets) :])
+        # By id, so that sums over entries are the same to the bit whatever model the cache has.
+        order = np.argsort(np.repeat(np.arange(len(count)), count) * model.vocabulary_size + ids)
+        found.append(Entries(count, ids[order], numbers[order]))
     return found
 
 
