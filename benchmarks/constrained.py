@@ -123,7 +123,7 @@ def trials_of(count: int, seed: int) -> tuple[list[dict[str, Any]], str]:
                 {
                     "tools": list(unique.values()),
                     "tool_choice": "required",
-                    "parallel_tool_calls": bool(draw.getrandbits(1)),
+                    "parallel_tool_calls": draw.random() < 0.2,
                 }
             )
     return made, origin
@@ -140,7 +140,7 @@ def check(server: Serving, trial: dict[str, Any], number: int) -> str:
         "temperature": 0.9,
         "seed": number,
     }
-    status, answer = server.ask("POST", "/v1/chat/completions", body)
+    status, answer = server.ask("POST", "/v1/chat/completions", body, seconds=900)
     if status == 400 and answer["error"]["code"] == "unsupported_schema":
         return "refused"
     if status != 200:

@@ -41,9 +41,9 @@ class Serving:
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+    def ask(self, method: str, path: str, body: Any = None, seconds: float = 120) -> tuple[int, dict[str, Any]]:
         """One request; status and answer."""
-        connection = self.connect()
+        connection = self.connect(seconds)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             response = connection.getresponse()

@@ -12,6 +12,8 @@ from serve_support import Running, running
 
 from stillroom.recipe import Recipe
 
+OWN = {"kind": "own", "decided_by": "tests", "decided_at": "2026-11-24T00:00:00Z"}
+
 
 @pytest.fixture(scope="session")
 def tiny_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,6 +38,7 @@ def tiny_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "baseline": False,
         "export": {"gguf": ["F16"], "check_tokens": 64},
         "chat": {"prompt": None},
+        "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
     }
     return run(Recipe.model_validate(settings), folder, quiet=True, until="export").path
 

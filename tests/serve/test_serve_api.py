@@ -235,8 +235,6 @@ def test_another_host_or_origin_is_refused(server: Running) -> None:
 
 
 def test_a_body_that_is_too_long_is_refused(server: Running) -> None:
-    status, _, _ = server.ask("POST", "/v1/completions", b" " * (5 << 20))
-    assert status == 413
     with socket.create_connection(("127.0.0.1", server.port)) as link:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Length: 52428800\r\n\r\n"
         link.sendall(head.encode())

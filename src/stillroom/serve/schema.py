@@ -148,27 +148,24 @@ class SchemaCompiler:
         choices: list[str] = []
         for name in kinds:
             if name == "any":
+                self._require_known(schema, {"type"}, where)
                 return self._anything(2)
             if name not in _KEYWORDS:
                 raise UnsupportedSchema(f"{where}.type: {name!r} is no type of JSON schema.")
-            known = (
-                _KEYWORDS[name]
-                | _NOTES
-                | {"type"}
-                | set().union(*(_KEYWORDS[other] for other in kinds if other in _KEYWORDS))
-            )
-            for key in schema:
-                if key not in known:
-                    raise UnsupportedSchema(
-                        f"{where}: the keyword {key!r} cannot be guaranteed here.",
-                        "Leave it out, and check it yourself.",
-                    )
+            self._require_known(schema, {"type"}.union(*(_KEYWORDS.get(other, set()) for other in kinds)), where)
             try:
                 choices.append(self._typed(name, schema, where, depth, turns))
             except _Impossible:
                 if len(kinds) == 1:
                     raise
         return self._either(choices, where)
+
+    def _require_known(self, schema: dict[str, Any], known: set[str], where: str) -> None:
+        for key in schema:
+            if key not in known | _NOTES:
+                raise UnsupportedSchema(
+                    f"{where}: the keyword {key!r} cannot be guaranteed here.", "Leave it out, and check it yourself."
+                )
 
     def _typed(self, name: str, schema: dict[str, Any], where: str, depth: int, turns: int) -> str:
         if name == "string":
