@@ -171,24 +171,27 @@ def verify(
     pin = _choose(trust, key_ids(envelope, SIGNATURE))
     question = _Question(envelope, SIGNATURE, pin, state or state_folder(), repository)
     time = now or _now()
+    # The memory is locked for moments, not while files are copied: other packages of this publisher need not wait.
     with Remembered.open(question.state, pin) as remembered:
         view, signed, threshold = _trusted(question, remembered, time)
-        manifest = parse_statement(signed.payload)
-        require_exact(path, manifest)
-        private = _private_folder(copies)
-        try:
-            folder = private / manifest.name
-            folder.mkdir(mode=0o700)
-            copy_verified(path, manifest, folder)
-            claims = read_claims(folder)
+    manifest = parse_statement(signed.payload)
+    require_exact(path, manifest)
+    private = _private_folder(copies)
+    try:
+        folder = private / manifest.name
+        folder.mkdir(mode=0o700)
+        copy_verified(path, manifest, folder)
+        claims = read_claims(folder)
+        with Remembered.open(question.state, pin) as remembered:
             _check_beside(path, folder, manifest, view, pin, remembered)
             warnings = _judge(question, remembered, manifest, claims, view, time)
-            gguf = claims.require_all(folder)
-            known = time if view is None else min(time, _end_of_grace(claims.policy, view))
+        gguf = claims.require_all(folder)
+        known = time if view is None else min(time, _end_of_grace(claims.policy, view))
+        with Remembered.open(question.state, pin) as remembered:
             remembered.passed(manifest.name, manifest.sequence, known)
-        except BaseException:
-            _remove(private)
-            raise
+    except BaseException:
+        _remove(private)
+        raise
     return VerifiedPackage(
         folder=folder,
         gguf=gguf,
