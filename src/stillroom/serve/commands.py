@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -89,14 +90,16 @@ def serve(
     keys = read_keys(key_file) if key_file is not None else []
     require_key(host, keys)
     options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
-    served = [ServedModel(open_model(path), options, switch, queue) for path in models]
-    pool = Pool(served, memory << 20 if memory is not None else None, idle)
-    hosts = (*Limits().hosts, host.lower(), *(allow_host or ()))
-    service = Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts))
-    try:
-        run(service, host, port)
-    finally:
-        pool.close()
+    with contextlib.ExitStack() as opened:
+        found = [opened.enter_context(open_model(path)) for path in models]
+        pool = Pool(
+            [ServedModel(model, options, switch, queue) for model in found],
+            memory << 20 if memory is not None else None,
+            idle,
+        )
+        opened.callback(pool.close)
+        hosts = (*Limits().hosts, host.lower(), *(allow_host or ()))
+        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts)), host, port)
 
 
 def _ask(interactive: bool) -> str | None:
