@@ -134,7 +134,8 @@ def fuzz(inputs: int, seed: int = 0, only: str | None = None) -> dict[str, Any]:
 
     Returns:
         ``inputs`` (for each parser), ``escapes`` (errors that are not Stillroom's, and memory past 256 MiB)
-        in all, and under ``parsers`` the same for each, with the share that was accepted, memory gained in bytes, seconds and up to five examples of escapes.
+        in all, and under ``parsers`` the same for each, with the share that was accepted, memory gained in bytes, seconds
+        and up to five examples of escapes.
     """
     results = {name: _fuzz(name, parser, inputs, seed) for name, parser in parsers().items() if only in (None, name)}
     return {

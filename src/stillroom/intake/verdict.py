@@ -461,9 +461,8 @@ def _permitted_words(subject: Subject, permitted: Permitted) -> str:
 
 
 def _permission_record(permitted: Permitted) -> dict[str, Any]:
-    return {"file": permitted.file, "sha256": permitted.sha256, "text": permitted.words} | permitted.content.model_dump(
-        mode="json"
-    )
+    record = permitted.content.model_dump(mode="json")
+    return record | {"file": permitted.file, "sha256": permitted.sha256, "words": permitted.words}
 
 
 def _unique(values: Iterable[str]) -> list[str]:
