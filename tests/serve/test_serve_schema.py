@@ -229,7 +229,9 @@ def test_sentences_of_a_pattern_match_it(pattern: str) -> None:
         assert re.search(pattern, text)
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)b", r"(a)\1", r"\bword", '^["\\\\]$', "a" * 501, "[", "\x01", 7])
+@pytest.mark.parametrize(
+    "pattern", ["(?=a)b", r"(a)\1", r"\bword", '^["\\\\]$', "a" * 501, "(a{99}){99}", "[", "\x01", 7]
+)
 def test_patterns_that_cannot_be_held(pattern: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         pattern_rule(pattern)
@@ -280,3 +282,8 @@ def test_constants_that_must_be_escaped() -> None:
     grammar = json_grammar({"enum": values})
     seen = {json.dumps(json.loads(Sentences(grammar, seed).sentence())) for seed in range(60)}
     assert seen == {json.dumps(value) for value in values}
+
+
+def test_branches_that_refer_to_themselves_do_not_multiply_without_end() -> None:
+    with pytest.raises(UnsupportedSchema, match="too many ways"):
+        json_grammar({"anyOf": [*({"$ref": "#", "title": str(number)} for number in range(9)), {"type": "null"}]})

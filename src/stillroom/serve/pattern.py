@@ -11,6 +11,7 @@ from typing import Any
 
 MOST = 32
 """Repeats of what a pattern leaves open."""
+MOST_PARTS = 2000
 FORMATS = {
     "date": "^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$",
     "time": "^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
@@ -49,7 +50,27 @@ def pattern_rule(pattern: Any) -> str:
         parsed = parsed[1:]
     if parsed and parsed[-1][0] is _constants.AT and parsed[-1][1] in (_constants.AT_END, _constants.AT_END_STRING):
         parsed = parsed[:-1]
+    if _size(parsed) > MOST_PARTS:
+        raise ValueError(f"it repeats more than {MOST_PARTS} parts")
     return _sequence(parsed) or '""'
+
+
+def _size(parts: Any) -> int:
+    """How many characters a pattern can stand for at most: repeats of repeats multiply."""
+    total = 0
+    for operation, value in parts:
+        name = str(operation)
+        if name in ("MAX_REPEAT", "MIN_REPEAT"):
+            total += max(value[0], MOST if value[1] is _constants.MAXREPEAT else int(value[1])) * max(
+                1, _size(value[2])
+            )
+        elif name == "SUBPATTERN":
+            total += _size(value[3])
+        elif name == "BRANCH":
+            total += sum(_size(branch) for branch in value[1])
+        else:
+            total += 1
+    return total
 
 
 def _sequence(parts: Any) -> str:

@@ -18,6 +18,8 @@ from stillroom.serve.pattern import FORMATS, pattern_rule, quote
 
 LONGEST_SCHEMA = 1 << 17
 MOST_RULES = 4000
+MOST_STEPS = 20_000
+"""Parts of a schema that are looked at, references followed: branches that refer to themselves multiply."""
 DEEPEST = 48
 RECURSIONS = 5
 """How often references are followed on one path."""
@@ -71,6 +73,7 @@ class SchemaCompiler:
         self.rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._document: Any = None
+        self._steps = 0
 
     def add(self, schema: Any) -> str:
         """Add a schema; returns the expression that stands for its values.
@@ -109,6 +112,9 @@ class SchemaCompiler:
         return "\n".join([f"root ::= {root}", *(f"{name} ::= {body}" for name, body in self.rules.items())]) + "\n"
 
     def _value(self, schema: Any, where: str, depth: int, turns: int) -> str:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise UnsupportedSchema("The schema refers to itself in too many ways.", "Give it fewer branches.")
         if depth > DEEPEST:
             raise UnsupportedSchema(f"{where}: nested more than {DEEPEST} deep.")
         if schema is True or schema == {}:
