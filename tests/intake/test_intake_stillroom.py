@@ -87,9 +87,9 @@ def test_a_hub_that_cannot_be_reached_is_one_message_without_the_token(small_rec
 
 def test_no_source_trusts_code_or_reads_pickles() -> None:
     forbidden = re.compile(
-        r"trust_remote_code\s*=\s*(?!False)\w|(^|\s)import pickle\b|from pickle\b|pickle\.loads?\(|cPickle|import dill"
-        r"|import joblib|shelve|marshal\.loads?\(|torch\.load\(|torch\.save\(|allow_pickle\s*=\s*True|weights_only\s*=\s*False|\beval\("
-        r"|\bexec\(|yaml\.load\(|yaml\.unsafe|shell\s*=\s*True|os\.system\("
+        r"trust_remote_code\s*=\s*(?!False)\w|(^|\s)import pickle\b|from pickle\b|pickle\.loads?\(|cPickle"
+        r"|import dill|import joblib|shelve|marshal\.loads?\(|torch\.load\(|torch\.save\(|allow_pickle\s*=\s*True"
+        r"|weights_only\s*=\s*False|\beval\(|\bexec\(|yaml\.load\(|yaml\.unsafe|shell\s*=\s*True|os\.system\("
     )
     found = []
     for path in SOURCES:

@@ -28,7 +28,12 @@ def list_rows(table: Tables = None, as_json: Json = False) -> None:
         _echo(
             {
                 "tables": [
-                    {"name": item.name, "version": item.content.version, "date": str(item.content.date), "sha256": item.sha256}
+                    {
+                        "name": item.name,
+                        "version": item.content.version,
+                        "date": str(item.content.date),
+                        "sha256": item.sha256,
+                    }
                     for item in tables
                 ],
                 "rows": _rows(tables),
@@ -81,7 +86,9 @@ def show(
 
 
 def check(
-    path: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe, a run's folder, a model's folder or a GGUF file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="WHAT", help="A recipe, a run's folder, a model's folder or a GGUF file.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Give the verdict on a recipe, a run or a model, with reasons and obligations; exit code 1 when it is refused."""

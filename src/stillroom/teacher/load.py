@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md")
+MODEL_FILES = (
+    "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
+)  # fmt: skip
 
 # What the `tokenizer.ggml.pre` of a GGUF means as a pre-tokenizer: a name stands for the pattern that the model was
 # trained with. transformers' import of GGUF does not read it, so that digits of SmolLM2 would be merged.
