@@ -259,12 +259,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps-only", action="store_true", help="leave the memory of the loss out")
     parser.add_argument("--loss", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.loss:
         loss_peak(arguments.loss)
         return
-    growth, memory = loss_memory(arguments.quick)
+    growth, memory = (None, None) if arguments.steps_only else loss_memory(arguments.quick)
     details: dict[str, Any] = {"loss_memory": memory}
     with setting() as (student, batch, decode, teacher, _, folder):
         fused = FusedLoss(make_objective("forward_kl"))

@@ -49,6 +49,7 @@ def make_gkd():
         processing_class=AutoTokenizer.from_pretrained(FOLDER / "student"),
     )
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # what the loop of transformers sets
     batch = load_file(FOLDER / "batch.safetensors")
 
     def step():

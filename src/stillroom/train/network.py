@@ -68,5 +68,5 @@ class LossNetwork(nn.Module):
             torch._foreach_add_([own.grad for own, _ in added], [worker.grad.float() for _, worker in added])
         for own, worker in found:
             if own.grad is None:
-                own.grad = worker.grad.to(own.dtype)  # type: ignore[union-attr]
+                own.grad = worker.grad.to(own.dtype)
             worker.grad = None
