@@ -46,7 +46,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "validation_tokens": 128,
             "heldout_tokens": 640,
         },
-        "teacher": {"kind": "huggingface", "name": str(tiny_model("llama", folder / "teacher", layers=3))},
+        "teacher": {
+            "kind": "huggingface",
+            "name": str(tiny_model("llama", folder / "teacher", layers=3)),
+            "licence": "Apache-2.0",
+        },
         "student": {"kind": "shrink", "layers": 2, "vocabulary": {"keep": "all"}},
         "distill": {"batch_tokens": 256, "precision": "float32"},
         "evaluate": {

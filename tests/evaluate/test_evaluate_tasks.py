@@ -123,9 +123,9 @@ def _never() -> Any:
 def test_a_speaker_scores_what_it_writes(world: Any) -> None:
     _, teacher = world
     speaker = Speaker(teacher)
-    prompt = speaker.prompt([{"role": "user", "content": "How do I boil an egg?"}])
-    written = speaker.continue_ids([speaker.encode(prompt), speaker.encode("A")], 8)[0]
-    text = teacher.tokenizer.decode(written[:4])
+    # The prompt ends in a letter: white space at its end would be counted to the continuation.
+    prompt = speaker.prompt([{"role": "user", "content": "How do I boil an egg?"}]) + "This is how"
+    text = teacher.tokenizer.decode(speaker.continue_ids([speaker.encode(prompt), speaker.encode("A")], 4)[0])
     (nats, greedy), (worse, other) = speaker.log_likelihoods([(prompt, text), (prompt, "zzzz")])
     assert greedy
     assert not other

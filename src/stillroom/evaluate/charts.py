@@ -5,6 +5,7 @@ Knows nothing of what is drawn.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from html import escape
@@ -58,7 +59,7 @@ def line_chart(
         x_label: Under the scale.
         y_label: Beside it.
         x_names: Names of x = 0, 1, 2, … in place of numbers.
-        diagonal: Draw where x and y are equal.
+        diagonal: Both are shares; draw where they are equal.
         marked: Draw a mark at every point; each series has another.
     """
     series = [line for line in series if line.points]
@@ -68,6 +69,9 @@ def line_chart(
     ys = [y for line in series for _, y in line.points]
     x_low, x_high = min(xs), max(xs)
     y_ticks = ticks(min(0.0, *ys), max(ys))
+    if diagonal:
+        # Both scales are shares: whole and alike, so that the diagonal is one.
+        x_low, x_high, y_ticks = 0.0, 1.0, ticks(0.0, 1.0)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -84,7 +88,6 @@ def line_chart(
         low, high = max(x_low, y_low), min(x_high, y_high)
         (x1, y1), (x2, y2) = place(low, low), place(high, high)
         parts.append(f'<line class="diagonal" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
-    taken: list[float] = []
     for index, line in enumerate(series):
         path = " ".join(
             f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(place(*p) for p in line.points)
@@ -93,11 +96,10 @@ def line_chart(
         parts.append(f'<path class="line s{index % 4}" d="{path}"{dash}/>')
         if marked:
             parts += [_mark(index, *place(*point)) for point in line.points]
-        x, y = place(*line.points[-1])
-        while any(abs(y - other) < 14 for other in taken):
-            y -= 14
-        taken.append(y)
-        parts.append(f'<text class="label s{index % 4}" x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(line.name)}</text>')
+    ends = [place(*line.points[-1]) for line in series]
+    for index, y in enumerate(_apart([y for _, y in ends])):
+        name = escape(series[index].name)
+        parts.append(f'<text class="label s{index % 4}" x="{ends[index][0] + 8:.1f}" y="{y + 4:.1f}">{name}</text>')
     words = "; ".join(
         f"{line.name}: from {number(line.points[0][1])} to {number(line.points[-1][1])}" for line in series
     )
@@ -194,6 +196,19 @@ def bar_chart(values: list[float], marked: set[int], *, title: str, x_label: str
     named = ", ".join(str(index) for index in sorted(marked)) or "none"
     listed = ", ".join(number(value) for value in values)
     return _svg(parts, title, f"{y_label} by {x_label}. {marked_as}: {named}. Values: {listed}.")
+
+
+def _apart(heights: list[float], step: float = 14.0) -> list[float]:
+    """Heights of labels, moved as little as keeps them apart and inside the chart."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = list(heights)
+    for before, after in itertools.pairwise(order):
+        moved[after] = max(moved[after], moved[before] + step)
+    low = HEIGHT - BOTTOM
+    for after in reversed(order):
+        moved[after] = min(moved[after], low)
+        low = moved[after] - step
+    return moved
 
 
 def _mark(index: int, x: float, y: float) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stillroom import files
 from stillroom.evaluate import sections
@@ -177,6 +178,14 @@ def _points(run: Run, stage: str, key: str, *, validation: bool) -> list[tuple[f
     return sorted((float(step), value) for step, value in found.items())
 
 
+def _stacked(value: str) -> Markup:
+    """A cell with its interval on a line of its own, so that tables stay narrow."""
+    found = re.fullmatch(r"(.*?) (\[[^\]]*\])(.*)", value)
+    if found is None:
+        return escape(value)
+    return escape(found.group(1) + found.group(3)) + Markup("<small>{}</small>").format(found.group(2))
+
+
 @functools.cache
 def _environment(html: bool) -> Environment:
     environment = Environment(
@@ -190,6 +199,7 @@ def _environment(html: bool) -> Environment:
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
         "percent": lambda value: f"{value:.1%}",
+        "stacked": _stacked,
         "chart": lambda value: Markup(value),  # noqa: S704 - charts escape their texts
         "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
         "yaml": lambda value: json.dumps(str(value), ensure_ascii=False),

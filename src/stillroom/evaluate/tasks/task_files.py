@@ -147,7 +147,7 @@ def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
 
 
 def _renderer(path: Path) -> Any:
-    from jinja2 import StrictUndefined, TemplateError
+    from jinja2 import StrictUndefined, TemplateError, Undefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -159,6 +159,8 @@ def _renderer(path: Path) -> Any:
         try:
             if expression and template.strip().startswith("{{") and template.strip().endswith("}}"):
                 value = environment.compile_expression(template.strip()[2:-2], undefined_to_none=False)(**document)
+                if isinstance(value, Undefined):
+                    raise TemplateError(f"{template.strip()} is not in the data")
                 if not isinstance(value, str):
                     return value
             return environment.from_string(template).render(**document)
