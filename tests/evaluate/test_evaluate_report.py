@@ -24,6 +24,8 @@ from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.track import metrics_of, open_trackers
 
+OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,7 +51,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": {
             "kind": "huggingface",
             "name": str(tiny_model("llama", folder / "teacher", layers=3)),
-            "licence": "Apache-2.0",
         },
         "student": {"kind": "shrink", "layers": 2, "vocabulary": {"keep": "all"}},
         "distill": {"batch_tokens": 256, "precision": "float32"},
@@ -64,6 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "export": {"gguf": ["F16"], "check_tokens": 64},
         "chat": {"prompt": None},
+        "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(settings))
     shown = CliRunner().invoke(app, ["run", str(folder / "small.yaml"), "--runs", str(folder), "-q"])
