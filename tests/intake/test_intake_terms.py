@@ -16,10 +16,10 @@ from attacks import _model
 from stillroom.cli import app
 from stillroom.errors import RecipeError, TermsRefused
 from stillroom.intake.obligations import unmet
+from stillroom.intake.statements import Decided, Statement, Subject
 from stillroom.intake.table import PACKAGED, SCHEMA, packaged_table, read_table, schema
 from stillroom.intake.terms import judge, pass_gate, require_allowed, require_packable, verdict_of_recipe
 from stillroom.intake.texts import held_text, is_same
-from stillroom.intake.verdict import Decided, Statement, Subject
 from stillroom.pipeline import run as run_recipe
 from stillroom.pipeline import run_stage
 from stillroom.recipe import Recipe, load_recipe, parse_recipe

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from stillroom.errors import TermsRefused
 from stillroom.intake.obligations import Obligations
-from stillroom.intake.verdict import MOST_TEACHERS, Statement, Subject
+from stillroom.intake.statements import MOST_TEACHERS, Statement, Subject
 
 Short = Annotated[str, StringConstraints(max_length=2000)]
 Long = Annotated[str, StringConstraints(max_length=1 << 20)]

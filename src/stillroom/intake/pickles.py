@@ -12,7 +12,7 @@ SUFFIXES = (
 )  # fmt: skip
 """What pickles are called."""
 CODE = (
-    ".py", ".pyc", ".pyd", ".pyx", ".pth.py", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ps1", ".js", ".wasm",
+    ".py", ".pyc", ".pyd", ".pyx", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ps1", ".js", ".wasm",
     ".jar", ".whl", ".egg",
 )  # fmt: skip
 """What programs are called."""

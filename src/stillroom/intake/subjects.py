@@ -8,9 +8,9 @@ from typing import Any
 
 from stillroom import files
 from stillroom.errors import InspectionRefused, RecipeError
+from stillroom.intake.statements import KIND, Statement, Subject
 from stillroom.intake.strict_json import parse_json
 from stillroom.intake.table import read_licence
-from stillroom.intake.verdict import KIND, Statement, Subject
 from stillroom.recipe import Recipe
 from stillroom.strict_yaml import load_yaml
 from stillroom.student.config import ExistingStudent

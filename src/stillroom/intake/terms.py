@@ -13,9 +13,10 @@ from stillroom import files
 from stillroom.errors import TermsRefused
 from stillroom.intake.config import Decision, TermsConfig
 from stillroom.intake.obligations import unmet
+from stillroom.intake.statements import Decided
 from stillroom.intake.subjects import subjects_of
 from stillroom.intake.table import Table, packaged_table, read_licence, read_permission, read_table
-from stillroom.intake.verdict import Decided, Verdict, judge
+from stillroom.intake.verdict import Verdict, judge
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 

@@ -12,75 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stillroom.files import digest_bytes
+from stillroom.intake.carried import parse_carried
 from stillroom.intake.obligations import Obligations
+from stillroom.intake.statements import KIND, MOST_TEACHERS, Decided, Statement, Subject
 from stillroom.intake.table import Permitted, Row, Table
 from stillroom.intake.texts import held_text, is_same, normal
 
 Outcome = Literal["allowed", "allowed_with_conditions", "refused"]
 FORMAT = 1
-KIND = "stillroom-terms"
-MOST_TEACHERS = 10_000
-"""Models that a chain of students may name."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One thing that is said of a model or text.
-
-    Attributes:
-        kind: ``licence`` (a name), ``checkpoint`` (an exact name on the hub), ``service`` (a service's model), ``weights``
-            (a digest), or ``text`` (the text of a licence).
-        value: What is said.
-        where: Who says it; ``recipe`` is the operator's own word.
-    """
-
-    kind: Literal["licence", "checkpoint", "service", "weights", "text"]
-    value: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model whose outputs or weights are used, or a text.
-
-    Attributes:
-        role: ``teacher``, ``student`` (one that exists already) or ``text``.
-        name: How people call it; never a path.
-        statements: What is said of it.
-        policies: Texts of use policies that came with it, by file.
-        carried: The terms of a student of Stillroom's, as its ``terms.json`` has them.
-        digest: SHA-256 of its weights, where it was taken.
-    """
-
-    role: Literal["teacher", "student", "text"]
-    name: str
-    statements: tuple[Statement, ...] = ()
-    policies: tuple[tuple[str, str], ...] = ()
-    carried: dict[str, Any] | None = None
-    digest: str | None = None
-
-
-@dataclass(frozen=True)
-class Decided:
-    """An operator's decision, with the text of the licence that it is about."""
-
-    subject: str
-    kind: Literal["own", "licence"]
-    decided_by: str
-    decided_at: str
-    licence: str | None = None
-    text: str | None = None
-    text_sha256: str | None = None
-    sha256: str | None = None
-    name_prefix: str | None = None
-    notices: tuple[str, ...] = ()
-    non_commercial: bool = False
-    reason: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        """What is kept of it."""
-        kept = {key: value for key, value in vars(self).items() if key != "text" and value not in (None, (), False)}
-        return kept | ({"notices": list(self.notices)} if self.notices else {})
 
 
 @dataclass
@@ -208,8 +148,6 @@ def judge(
 
 def _with_ancestors(teacher: Subject, case: _Case) -> Iterable[tuple[int, Subject, dict[str, Any]]]:
     """A teacher, and everything that it carries, with its generation and what was decided about it before."""
-    from stillroom.intake.carried import parse_carried
-
     if teacher.carried is None:
         yield 1, teacher, {}
         return
@@ -349,8 +287,6 @@ def _recognise(case: _Case, item: Statement) -> tuple[list[Row], list[str]]:
         row = table.recognise(item.value)
         if row is None:
             continue
-        from stillroom.files import digest_bytes
-
         if row.text.holds is not None and not is_same(row.text.holds, item.value):
             return [row], [f"{item.where} begins as the {row.title} does and is another text"]
         if row.text.sha256 and digest_bytes(item.value.encode()) not in row.text.sha256:

@@ -1,0 +1,71 @@
+"""What is said of models and texts, and what an operator decided about them. Judges nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+KIND = "stillroom-terms"
+"""What a document of terms calls itself."""
+MOST_TEACHERS = 10_000
+"""Models that a chain of students may name."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that is said of a model or text.
+
+    Attributes:
+        kind: ``licence`` (a name), ``checkpoint`` (an exact name on the hub), ``service`` (a service's model), ``weights``
+            (a digest), or ``text`` (the text of a licence).
+        value: What is said.
+        where: Who says it; ``recipe`` is the operator's own word.
+    """
+
+    kind: Literal["licence", "checkpoint", "service", "weights", "text"]
+    value: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose outputs or weights are used, or a text.
+
+    Attributes:
+        role: ``teacher``, ``student`` (one that exists already) or ``text``.
+        name: How people call it; never a path.
+        statements: What is said of it.
+        policies: Texts of use policies that came with it, by file.
+        carried: The terms of a student of Stillroom's, as its ``terms.json`` has them.
+        digest: SHA-256 of its weights, where it was taken.
+    """
+
+    role: Literal["teacher", "student", "text"]
+    name: str
+    statements: tuple[Statement, ...] = ()
+    policies: tuple[tuple[str, str], ...] = ()
+    carried: dict[str, Any] | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """An operator's decision, with the text of the licence that it is about."""
+
+    subject: str
+    kind: Literal["own", "licence"]
+    decided_by: str
+    decided_at: str
+    licence: str | None = None
+    text: str | None = None
+    text_sha256: str | None = None
+    sha256: str | None = None
+    name_prefix: str | None = None
+    notices: tuple[str, ...] = ()
+    non_commercial: bool = False
+    reason: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it."""
+        kept = {key: value for key, value in vars(self).items() if key != "text" and value not in (None, (), False)}
+        return kept | ({"notices": list(self.notices)} if self.notices else {})
