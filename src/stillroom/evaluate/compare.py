@@ -112,8 +112,8 @@ def print_comparison(result: dict[str, Any]) -> None:
             cells.append(f"{run['student'][key] * factor:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
         table.add_row(title, *cells)
     for code in sorted({code for run in result["runs"] for code in run["retention"]}):
-        cells = [run["retention"].get(code) for run in result["runs"]]
-        table.add_row(f"retention {code}", *(f"{cell['value']:.1%}" if cell else "" for cell in cells))
+        kept = [run["retention"].get(code) for run in result["runs"]]
+        table.add_row(f"retention {code}", *(f"{entry['value']:.1%}" if entry else "" for entry in kept))
     console.print(table)
     for entry in result["compared"]:
         console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")

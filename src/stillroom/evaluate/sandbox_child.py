@@ -10,13 +10,14 @@ import platform
 import resource
 import struct
 import sys
+from typing import Any
 
 EPERM, ENOSYS = 1, 38
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 LOAD, EQUAL, BITS, RETURN, ATLEAST = 0x20, 0x15, 0x45, 0x06, 0x35
 WRITING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000
 NEW_THREAD = 0x10000
-NUMBERS = {
+NUMBERS: dict[str, dict[str, Any]] = {
     "x86_64": {
         "audit": 0xC000003E,
         "open": 2,

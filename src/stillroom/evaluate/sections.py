@@ -255,13 +255,15 @@ def _ratio(mine: dict[str, Any], theirs: dict[str, Any], key: str) -> str:
 
 
 def _dots(slices: dict[str, list[dict[str, Any]]], models: list[str], measure: str) -> list[Dot]:
-    return [
-        Dot(
-            slices["student"][index]["label"],
-            [(s[measure], *s[f"{measure}_interval"]) for s in (slices[name][index] for name in models)],
-        )
-        for index in range(len(slices["student"]))
-    ]
+    rows = []
+    for index, first in enumerate(slices["student"]):
+        values: list[tuple[float, float, float] | None] = []
+        for name in models:
+            entry = slices[name][index]
+            low, high = entry[f"{measure}_interval"]
+            values.append((entry[measure], low, high))
+        rows.append(Dot(first["label"], values))
+    return rows
 
 
 def _triple(entry: dict[str, Any]) -> tuple[float, float, float]:
