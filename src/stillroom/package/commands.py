@@ -138,7 +138,7 @@ def inspect(
 
 
 def _inspect_repository(path: Path, as_json: bool) -> None:
-    from stillroom.package.repository import read_repository
+    from stillroom.package.show import read_repository
 
     found = read_repository(path)
     text = [f"{path}: {len(found['releases'])} releases, {len(found['revocations'])} revocations"]

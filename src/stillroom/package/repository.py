@@ -388,18 +388,3 @@ def signers_of(rings: list[Ring], passphrase: str) -> Signers:
         return list(found.values())
 
     return signers
-
-
-def read_repository(folder: Path) -> dict[str, Any]:
-    """What a repository says, for a reader; nothing is proven by this."""
-    found = Repository(folder, None, lambda _role: [])
-    back = set(found.reinstatements().reinstated)
-    return {
-        "expires": found.expires().isoformat(),
-        "releases": [entry.model_dump(mode="json") for entry in found.releases().releases],
-        "least_sequences": dict(found.releases().least_sequences),
-        "revocations": [
-            entry.model_dump(mode="json") | {"reinstated": entry.id in back}
-            for entry in found.revocations().revocations
-        ],
-    }

@@ -1,4 +1,4 @@
-"""A package for a reader, unverified or verified, as a dictionary and as text. Decides nothing."""
+"""A package or a repository for a reader, as a dictionary and as text. Proves and decides nothing."""
 
 from __future__ import annotations
 
@@ -78,3 +78,20 @@ def lines(passport: dict[str, Any]) -> list[str]:
         found.append(f"  file        {file['name']} ({file['bytes']:,} bytes)")
     found += [f"  mind        {warning}" for warning in passport["warnings"]]
     return found
+
+
+def read_repository(folder: Path) -> dict[str, Any]:
+    """What a repository says, for a reader; nothing is proven by this."""
+    from stillroom.package.repository import Repository
+
+    found = Repository(folder, None, lambda _role: [])
+    back = set(found.reinstatements().reinstated)
+    return {
+        "expires": found.expires().isoformat(),
+        "releases": [entry.model_dump(mode="json") for entry in found.releases().releases],
+        "least_sequences": dict(found.releases().least_sequences),
+        "revocations": [
+            entry.model_dump(mode="json") | {"reinstated": entry.id in back}
+            for entry in found.revocations().revocations
+        ],
+    }
