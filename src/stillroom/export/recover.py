@@ -110,7 +110,7 @@ def _backward(model: Any, student: Any, source: BatchSource, index: int) -> floa
         loss = torch.nn.functional.kl_div(logprobs, target.clone(), reduction="sum", log_target=True) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    said.backward(states.grad)
+    said.backward(states.grad)  # type: ignore[no-untyped-call]
     return total
 
 
