@@ -105,7 +105,10 @@ def from_columns(table: dict[str, Array], drawing: Drawing) -> dict[str, Any]:
     for name, (value, weight, factor) in MEASURES.items():
         estimate = drawing.estimate(table[value] * factor, table[weight])
         result[name] = estimate.value
-        result[f"{name}_interval"] = [estimate.low, estimate.high]
+        # None of them can be below zero, and no share above one; the value itself stays inside.
+        low = min(estimate.value, max(0.0, estimate.low))
+        high = max(estimate.value, min(1.0, estimate.high)) if name.endswith("agreement") else estimate.high
+        result[f"{name}_interval"] = [low, high]
     return result
 
 
