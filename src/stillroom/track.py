@@ -48,12 +48,12 @@ def _tensorboard(run: Path) -> Log:
     _require("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run / "tensorboard"))
 
     def log(numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
-            writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
     return log
 

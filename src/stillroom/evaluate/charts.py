@@ -204,7 +204,7 @@ def _apart(heights: list[float], step: float = 14.0) -> list[float]:
     moved = list(heights)
     for before, after in itertools.pairwise(order):
         moved[after] = max(moved[after], moved[before] + step)
-    low = HEIGHT - BOTTOM
+    low: float = HEIGHT - BOTTOM
     for after in reversed(order):
         moved[after] = min(moved[after], low)
         low = moved[after] - step

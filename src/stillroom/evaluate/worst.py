@@ -43,7 +43,7 @@ class Worst:
         divergence, teacher, student = (torch.cat(column) for column in zip(*self._parts, strict=True))
         self._parts = []
         segments = row.segments[0][where]
-        for segment in segments.unique().tolist():
+        for segment in sorted(set(segments.tolist())):
             mine = (segments == segment).nonzero().squeeze(1)
             for window in mine.split(WINDOW):
                 if len(window) >= LEAST:

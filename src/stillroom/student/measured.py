@@ -73,7 +73,9 @@ class Measured:
                 found["block_influence"].tolist(),
                 found["leave_one_out_kl"].tolist(),
                 WidthImportance(
-                    *(found[name].double() for name in ("channels", "groups", "hidden")),
+                    found["channels"],
+                    found["groups"],
+                    found["hidden"],
                     found.get("channel_order"),
                     found.get("group_order"),
                 ),

@@ -41,7 +41,7 @@ def is_right_call(truth: dict[str, dict[str, list[Any]]], tools: Tools) -> Calla
         tools: What was offered.
     """
     (name, accepted), *_ = truth.items()
-    required = next((tool["parameters"].get("required", []) for tool in tools if tool["name"] == name), [])
+    required: list[str] = next((tool["parameters"].get("required", []) for tool in tools if tool["name"] == name), [])
 
     def check(answer: str) -> bool:
         calls = calls_in(answer, tools)
