@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+WORKERS ?= 2
 
 .PHONY: quickstart test check bench attacks sbom docs clean
 
@@ -10,7 +11,7 @@ quickstart: $(VENV)/teacher.stamp
 	$(BIN)/stillroom run recipes/quickstart.yaml
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
