@@ -148,7 +148,7 @@ def kl_difference(bench: Any, student: Any) -> float:
     heldout = bench.heldout
     tallies = [Tally({"all": 1}, heldout.documents) for _ in range(2)]
     contender = Contender("student", student.model, student.vocabulary, tallies[1])
-    compare(teacher.model, tallies[0], [contender], heldout, np.zeros(0), Task("", 1, ""))
+    compare(teacher.model, tallies[0], [contender], heldout, np.zeros(0), Task("", 1, "", quiet=True))
     total, count = 0.0, 0
     with torch.inference_mode():
         for index in range(len(heldout)):

@@ -39,7 +39,7 @@ def compare(folder: Path, file: Path, texts: list[Passage]) -> dict[str, float]:
     """How a file compares with its PyTorch model on passages."""
     model, tokenizer = load_student(folder, torch.float32)
     used = model.config.vocab_size
-    said = file_says(file, tokenizer, texts, used, Task("", 1, ""))
+    said = file_says(file, tokenizer, texts, used, Task("", 1, "", quiet=True))
     return vars(agreement(student_says(model.eval(), texts, used), said))
 
 

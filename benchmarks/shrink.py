@@ -211,7 +211,7 @@ def distilled(
         )
         writer = CacheWriter.open(cache_folder, identity)
         for split in (train, heldout):
-            capture(loaded.model, split, writer, 1.0, device, None, config.shard_tokens, Task("", 1, ""))
+            capture(loaded.model, split, writer, 1.0, device, None, config.shard_tokens, Task("", 1, "", quiet=True))
     cache = TeacherCache.open(cache_folder)
     training = Training(
         title=f"{name}, seed {seed}",

@@ -186,7 +186,7 @@ def stage_disk(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, float]
     checkpoint = 3 * student + student
     disk = {
         "corpus": 29.0 * (counts.train + counts.validation + counts.heldout),
-        "capture": pilot.bytes_per_position * (counts.train + counts.validation),
+        "capture": pilot.cache_bytes + pilot.bytes_per_position * (counts.train + counts.validation),
         "shrink": student,
         "distill": student + checkpoint,
     }

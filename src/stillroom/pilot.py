@@ -18,6 +18,7 @@ import torch
 
 from stillroom.compute import choose_dtype, prepare
 from stillroom.corpus.sequences import Sequences
+from stillroom.files import folder_bytes
 from stillroom.progress import Progress, Task
 from stillroom.recipe import Recipe
 from stillroom.run import MemoryMeter
@@ -46,7 +47,8 @@ class Pilot:
         load_seconds: To load the teacher.
         capture_rate: Tokens a second, from ids to encoded signals.
         capture_bytes: Memory that capturing took beyond the teacher's weights.
-        bytes_per_position: Of the cache.
+        bytes_per_position: Of the cache's shards.
+        cache_bytes: Of the cache besides, however much it holds.
         exact_rate: Tokens a second of the teacher's body in float32.
         matrix_rate: Operations a second of a large matrix product in float32.
         token_seconds: A training step's time for each token.
@@ -60,6 +62,7 @@ class Pilot:
     capture_rate: float
     capture_bytes: int
     bytes_per_position: float
+    cache_bytes: int
     exact_rate: float
     matrix_rate: float
     token_seconds: float
@@ -113,7 +116,9 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         exact_rate = _exact_rate(torch.nn.Module.float(teacher.model), one)
         del teacher
         cache = TeacherCache.open(Path(folder) / "cache")
-        bytes_per_position = cache.bytes_per_position
+        shards = sum(entry.bytes for entry in cache.manifest.shards)
+        bytes_per_position = shards / max(1, cache.positions)
+        cache_bytes = folder_bytes(cache.folder) - shards
         training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
         small, large = training.measure(1), training.measure(max(2, STEP_TOKENS // few.length))
     tokens = (large.tokens - small.tokens) or 1
@@ -126,6 +131,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         capture_rate=capture_rate,
         capture_bytes=max(0, meter.peak - loaded),
         bytes_per_position=bytes_per_position,
+        cache_bytes=cache_bytes,
         exact_rate=exact_rate,
         matrix_rate=matrix_rate(few.length),
         token_seconds=token_seconds,
@@ -137,7 +143,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
 
 def _captured(model: Any, sequences: Sequences, writer: CacheWriter, recipe: Recipe, device: torch.device) -> None:
     length = sequences.length
-    capture(model, sequences, writer, recipe.capture.temperature, device, length, 1 << 30, Task("", 1, ""))
+    capture(model, sequences, writer, recipe.capture.temperature, device, length, 1 << 30, Task("", 1, "", quiet=True))
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ class Task:
     unit: str
     done: float = 0.0
     note: str = ""
+    quiet: bool = False
     begun_at: float = 0.0
     started: float = field(default_factory=time.monotonic)
     _bar: Any = None
@@ -34,7 +35,7 @@ class Task:
             self.note = note
         if self._bar is not None:
             self._bar.update(self._bar_id, advance=amount, note=self.note, rate=self.rate)
-        elif time.monotonic() - self._said >= PLAIN_EVERY_SECONDS and self.done < self.total:
+        elif not self.quiet and time.monotonic() - self._said >= PLAIN_EVERY_SECONDS and self.done < self.total:
             self._said = time.monotonic()
             say(f"  {self.title}: {self.line()}")
 
@@ -71,7 +72,7 @@ class Progress:
     @contextlib.contextmanager
     def task(self, title: str, total: float, unit: str = "tokens") -> Iterator[Task]:
         """A task that is drawn while the body runs; a closing line says how long it took."""
-        task = Task(title, total, unit)
+        task = Task(title, total, unit, quiet=self.quiet)
         if self.quiet:
             yield task
             return
