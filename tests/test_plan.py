@@ -28,7 +28,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parameters_and_files_are_counted_exactly(family: str, small_recipe: Any, tmp_path: Path) -> None:
     model = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     recipe = Recipe.model_validate(
-        small_recipe(model, student={"kind": "shrink", "ffn_width": 64}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64})
+        small_recipe(
+            model, student={"kind": "shrink", "ffn_width": 64}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64}
+        )
     )
     plan = make_plan(recipe, tmp_path)
     assert plan["student_parameters_exact"]
