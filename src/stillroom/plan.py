@@ -78,17 +78,17 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "cache_bytes": round(disk["capture"]),
         "stages": {
             name: {
-                "seconds": round(seconds[name], 1),
+                "seconds": round(seconds[name], 3),
                 "memory_bytes": round(memory.get(name, 0)),
                 "disk_bytes": round(disk.get(name, 0)),
             }
             for name in seconds
         },
-        "seconds": round(sum(seconds.values()), 1),
+        "seconds": round(sum(seconds.values()), 3),
         "memory_bytes": round(max(memory.values())),
         "disk_bytes": round(sum(disk.values())),
         "baseline_adds": {
-            "seconds": round(seconds.get("baseline", 0), 1),
+            "seconds": round(seconds.get("baseline", 0), 3),
             "disk_bytes": round(disk.get("baseline", 0)),
         },
         "planned_in_seconds": round(time.perf_counter() - begun, 1),
