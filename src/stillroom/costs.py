@@ -39,7 +39,6 @@ class Counts:
         length: Tokens a sequence.
         pieces: Student tokens a teacher token of the training text.
         corpus_seconds: What reading the text took.
-        teacher_bytes: Of the stored teacher.
     """
 
     teacher: int
@@ -52,7 +51,6 @@ class Counts:
     length: int
     pieces: float
     corpus_seconds: float
-    teacher_bytes: int
 
     @property
     def ratio(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from stillroom.progress import Progress
 from stillroom.recipe import Recipe
 from stillroom.run import Run
-from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent
+from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.teacher.config import GgufTeacher
 
 
@@ -32,7 +31,6 @@ class Planned:
     """The student, without weights."""
 
     teacher_parameters: int
-    teacher_bytes: int
     whole: Any
     shape: Any
     parameters: int
@@ -74,10 +72,10 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
 
     from stillroom.student.adapters import adapter_of
     from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
-    from stillroom.student.trim import whole as whole_vocabulary
+    from stillroom.student.stage import choose_vocabulary, pieces_a_token
     from stillroom.teacher.load import count_parameters, model_folder, quietly
 
-    config, stored = _teacher_config(recipe)
+    config = _teacher_config(recipe)
     with torch.device("meta"):
         teacher = AutoModelForCausalLM.from_config(config)
     teacher.tie_weights()
@@ -85,9 +83,8 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     student = recipe.student
     shape = None
     exact = True
-    tokenizer, vocabulary, pieces = text.tokenizer, whole_vocabulary(text.tokenizer, rows), 1.0
-    if isinstance(student, ShrinkStudent | FreshStudent) and student.vocabulary.keep == "corpus":
-        tokenizer, vocabulary, pieces = _trimmed(student.vocabulary, text, rows)
+    asked = VocabularyConfig(keep="all") if isinstance(student, ExistingStudent) else student.vocabulary
+    tokenizer, vocabulary, _ = choose_vocabulary(asked, text.tokenizer, rows, text.train)
     whole = Shape(
         config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads, config.hidden_size, rows
     )
@@ -113,21 +110,16 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         parameters = count_parameters(fresh)
     files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
     return Planned(
-        count_parameters(teacher), stored, whole, shape, parameters, exact, changed, vocabulary, pieces, files
+        count_parameters(teacher),
+        whole,
+        shape,
+        parameters,
+        exact,
+        changed,
+        vocabulary,
+        pieces_a_token(vocabulary, text.train),
+        files,
     )
-
-
-def _trimmed(config: Any, text: Text, rows: int) -> tuple[Any, Any, float]:
-    """The smaller tokenizer, its map, and student tokens a teacher token of the training text."""
-    from stillroom.student.languages import language_counts, require_languages
-    from stillroom.student.trim import trim
-
-    require_languages(config.languages)
-    ids = text.train.ids[text.train.segments >= 0]
-    counts = Counter(ids.tolist())
-    counts.update(language_counts(text.tokenizer, config.languages))
-    trimmed = trim(text.tokenizer, counts, config.size, rows, config.multiple_of)
-    return trimmed.tokenizer, trimmed.vocabulary, float(trimmed.vocabulary.lengths[ids].double().mean())
 
 
 def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, bool]:
@@ -203,8 +195,7 @@ def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[
     }
 
 
-def _teacher_config(recipe: Recipe) -> tuple[Any, int]:
-    """The teacher's config and the bytes of its stored weights."""
+def _teacher_config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
     from stillroom.teacher.load import gguf_path, model_folder, quietly
@@ -212,7 +203,5 @@ def _teacher_config(recipe: Recipe) -> tuple[Any, int]:
     with quietly():
         if isinstance(recipe.teacher, GgufTeacher):
             path = gguf_path(recipe.teacher.path)
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), path.stat().st_size
-        folder = model_folder(recipe.teacher.name, recipe.teacher.revision)
-        config = AutoConfig.from_pretrained(folder)
-        return config, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoConfig.from_pretrained(model_folder(recipe.teacher.name, recipe.teacher.revision))

@@ -58,7 +58,6 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         length=text.train.length,
         pieces=student.pieces,
         corpus_seconds=text.seconds,
-        teacher_bytes=student.teacher_bytes,
     )
     seconds = costs.stage_seconds(recipe, counts, pilot)
     memory = costs.stage_memory(recipe, counts, pilot)

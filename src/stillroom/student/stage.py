@@ -59,7 +59,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             "teacher": vocabulary.teacher_size,
             "kept": vocabulary.student_used,
             "rows": vocabulary.student_size,
-            "pieces_a_training_token": round(_pieces(vocabulary, train), 5),
+            "pieces_a_training_token": round(pieces_a_token(vocabulary, train), 5),
         },
     }
     save_model(model, tokenizer, stage.path / "model")
@@ -75,7 +75,9 @@ def _shrink(
 ) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
     adapter = adapter_of(teacher.model)
     count = len(adapter.layers(teacher.model))
-    tokenizer, vocabulary, kept = _vocabulary(config.vocabulary, teacher, train)
+    tokenizer, vocabulary, kept = choose_vocabulary(
+        config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
+    )
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
@@ -191,7 +193,9 @@ def _fresh(
             if isinstance(value, list) and key not in config.config:
                 repeated = value * (1 + config.config["num_hidden_layers"] // max(1, len(value)))
                 setattr(changed, key, repeated[: config.config["num_hidden_layers"]])
-    tokenizer, vocabulary, kept = _vocabulary(config.vocabulary, teacher, train)
+    tokenizer, vocabulary, kept = choose_vocabulary(
+        config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
+    )
     try:
         for key, value in config.config.items():
             setattr(changed, key, value)
@@ -229,20 +233,27 @@ def _existing(config: ExistingStudent, teacher: LoadedTeacher) -> tuple[Any, Any
     return model, tokenizer, VocabularyMap.from_pieces(pieces, rows, used), {"name": config.name}
 
 
-def _vocabulary(
-    config: VocabularyConfig, teacher: LoadedTeacher, train: Sequences
+def choose_vocabulary(
+    config: VocabularyConfig, tokenizer: Any, rows: int, train: Sequences
 ) -> tuple[Any, VocabularyMap, list[int] | None]:
-    rows = teacher.model.get_output_embeddings().weight.shape[0]
+    """The student's tokenizer, the map to it, and the teacher's ids that it keeps; None where it keeps all.
+
+    Args:
+        config: The recipe's section.
+        tokenizer: The teacher's.
+        rows: Rows of the teacher's output layer.
+        train: The training text, whose ids are counted.
+    """
     if config.keep == "all":
-        return teacher.tokenizer, whole(teacher.tokenizer, rows), None
+        return tokenizer, whole(tokenizer, rows), None
     require_languages(config.languages)
     counts = Counter(train.ids[train.segments >= 0].tolist())
-    counts.update(language_counts(teacher.tokenizer, config.languages))
-    trimmed = trim(teacher.tokenizer, counts, config.size, rows, config.multiple_of)
+    counts.update(language_counts(tokenizer, config.languages))
+    trimmed = trim(tokenizer, counts, config.size, rows, config.multiple_of)
     return trimmed.tokenizer, trimmed.vocabulary, trimmed.kept
 
 
-def _pieces(vocabulary: VocabularyMap, train: Sequences) -> float:
+def pieces_a_token(vocabulary: VocabularyMap, train: Sequences) -> float:
     """Student tokens a teacher token of the training text."""
     lengths = vocabulary.lengths[train.ids[train.segments >= 0]]
     return float(lengths.double().mean())
