@@ -50,7 +50,7 @@ def test_a_trimmed_vocabulary_is_compared_exactly(pair: tuple[Any, Any]) -> None
         Task("", 1, ""),
     )
     assert documents == len(set(sequences.documents.unique().tolist()))
-    kl = agree = count = nats = 0.0
+    kl = agree = count = nats = tokens = 0.0
     for index in range(3):
         for segment in sequences.segments[index].unique().tolist():
             chosen = sequences.segments[index] == segment
@@ -68,9 +68,11 @@ def test_a_trimmed_vocabulary_is_compared_exactly(pair: tuple[Any, Any]) -> None
                 kl += float((row * (row.log() - q[last[place]])).sum())
                 agree += float(row.argmax() == q[last[place]].argmax())
                 count += 1
-            nats -= float(sum(q[place, expanded[place + 1]] for place in range(len(expanded) - 1)))
+            nats -= float(sum(q[place, expanded[place + 1]] for place in range(last[0], len(expanded) - 1)))
+            tokens += len(expanded) - 1 - int(last[0])
     own = tallies[1]
-    # The pieces of a segment's first token are predicted too, but for the first.
+    # The pieces of a segment's first token do not count, since its bytes do not: the teacher does not predict it.
+    assert own.of("tokens").sum() == own.reliability[..., 0].sum() == tokens
     assert own.of("compared").sum() == count
     assert own.of("kl").sum() / count == pytest.approx(kl / count, abs=1e-6)
     assert own.of("top1").sum() == agree

@@ -146,7 +146,8 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         stages |= {"shrunk": ("shrink", "cut"), "repaired": ("shrink", "model")}
     if not recipe.baseline:
         del stages["baseline"]
-    vocabulary = run.stage("shrink").path / "vocabulary.safetensors"
+    # One object for all students: what the teacher says is carried through it once for all of them.
+    open_vocabulary = functools.cache(lambda: VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors"))
 
     def open_teacher() -> Loaded:
         found = load_teacher(recipe.teacher, device, torch.float32)
@@ -157,7 +158,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         model, tokenizer = load_student(folder, torch.float32)
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         model = model.to(device).eval().requires_grad_(False)
-        return Loaded(model, tokenizer, VocabularyMap.load(vocabulary), stored)
+        return Loaded(model, tokenizer, open_vocabulary(), stored)
 
     subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), open_teacher)}
     for name, (stage, folder) in stages.items():

@@ -144,80 +144,97 @@ def compare(
         seen.update(row.documents[0][where].tolist())
         targets = row.targets[0][where].to(device)
         hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
-        students = [_Student(contender, row, device) for contender in contenders]
+        students = [_Student(contender, row, where, heldout, classes) for contender in contenders]
         for start in range(0, len(where), CHUNK):
             part = slice(start, min(start + CHUNK, len(where)))
-            logprobs = torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1)
+            said = _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
             here = {axis: bins[part] for axis, bins in places.items()}
-            nats = -logprobs.gather(1, targets[part, None]).squeeze(1)
+            nats = -said.logprobs.gather(1, targets[part, None]).squeeze(1)
             # The teacher against itself: said by the same sums, so that a slip in them would show.
-            zero = (logprobs.exp() * (logprobs - logprobs)).sum(1)
+            zero = (said.logprobs.exp() * (said.logprobs - said.logprobs)).sum(1)
             own.add(here, nats=_float(nats), kl=_float(zero), top1=1.0, top5=1.0, compared=1.0, tokens=1.0)
-            _reliability(own, here, logprobs, targets[part])
+            _reliability(own, here, said.logprobs.max(dim=1), targets[part])
             for student in students:
-                student.compare(logprobs, part, here, worst)
+                student.compare(said, part, here, worst)
         text_bytes = row.target_bytes[0][where].numpy()
         own.add(places, text_bytes=text_bytes)
         for student in students:
             student.contender.tally.add(places, text_bytes=text_bytes)
-            student.text(row, heldout, classes)
         if worst is not None:
             worst.close(row, where)
         task.advance(heldout.length)
     return len(seen)
 
 
-class _Student:
-    """One contender's pass over one sequence."""
+class _Said:
+    """What the teacher says at the positions of one chunk, as students with one vocabulary hear it; carried over once."""
 
-    def __init__(self, contender: Contender, row: Sequences, device: torch.device) -> None:
+    def __init__(self, logprobs: torch.Tensor) -> None:
+        self.logprobs = logprobs  # [P, V], in the teacher's ids
+        self._heard: dict[VocabularyMap, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and probabilities in the student's ids, both [P, V]."""
+        if vocabulary not in self._heard:
+            projected = vocabulary.project_dense(self.logprobs)[:, : vocabulary.student_used]
+            self._heard[vocabulary] = projected, projected.exp()
+        return self._heard[vocabulary]
+
+
+class _Student:
+    """One contender's pass over one sequence.
+
+    Its tokens that are predicted are its *rows*. Each lies in the place from which the teacher predicts the whole token that
+    it is a piece of; the first row of a place is where both predict the same.
+    """
+
+    def __init__(
+        self, contender: Contender, row: Sequences, where: torch.Tensor, heldout: HeldOut, classes: np.ndarray
+    ) -> None:
         self.contender = contender
         source = BatchSource(row, contender.vocabulary, None)
-        self.batch = source.batch([0]).to(device)
-        self.states = hidden_states(contender.model, self.batch.ids, self.batch.positions)[0]
-        self.speaking = source.speaking(0).to(device)
-        self.origin = source.origin(0)
+        batch = source.batch([0])
+        device = next(contender.model.parameters()).device
+        hidden = hidden_states(contender.model, batch.ids.to(device), batch.positions.to(device))[0]
+        keep = (row.segments[0] >= 0).nonzero().squeeze(1)
+        owner = keep[source.origin(0)[batch.rows + 1]] - 1
+        # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
+        counts = torch.isin(owner, where)
+        rows, owner = batch.rows[counts], owner[counts]
+        self.states = hidden[rows.to(device)]
+        self.targets = batch.targets[counts].to(device)
+        self.places = _places(row, owner.numpy(), heldout, classes, contender.tally)
+        self.begins = torch.searchsorted(owner, torch.cat([where, where[-1:] + 1]))
+        self.first = torch.searchsorted(rows, source.speaking(0))
 
-    def compare(self, teacher: torch.Tensor, part: slice, here: Places, worst: Worst | None) -> None:
-        """KL and agreement at the positions of one chunk; ``teacher`` holds log-probabilities [P, V] in its ids."""
-        vocabulary = self.contender.vocabulary
-        used = vocabulary.student_used
-        student = self._logprobs(self.states[self.speaking[part]])
-        projected = vocabulary.project_dense(teacher)[:, :used]
-        probabilities = projected.exp()
-        divergence = torch.where(probabilities > 0, probabilities * (projected - student), 0.0).sum(1)
-        said = projected.argmax(1)
-        best = student.topk(min(5, used), dim=1).indices
-        own = student.argmax(1)
-        self.contender.tally.add(
+    def compare(self, said: _Said, part: slice, here: Places, worst: Worst | None) -> None:
+        """Sums over the places of one chunk: closeness to the teacher, cross-entropy on the text, calibration."""
+        low, high = int(self.begins[part.start]), int(self.begins[part.stop])
+        vocabulary, tally = self.contender.vocabulary, self.contender.tally
+        logits = logits_from_hidden(self.contender.model, self.states[low:high])[:, : vocabulary.student_used]
+        logprobs = torch.log_softmax(logits, dim=1)
+        targets = self.targets[low:high]
+        best = logprobs.max(dim=1)
+        text = {axis: bins[low:high] for axis, bins in self.places.items()}
+        tally.add(text, nats=_float(-logprobs.gather(1, targets[:, None]).squeeze(1)), tokens=1.0)
+        _reliability(tally, text, best, targets)
+        first = (self.first[part] - low).to(logprobs.device)
+        if len(first) < len(logprobs):
+            logprobs = logprobs[first]
+        own = best.indices[first]
+        projected, probabilities = said.heard(vocabulary)
+        divergence = torch.where(probabilities > 0, probabilities * (projected - logprobs), 0.0).sum(1)
+        theirs = projected.argmax(1)
+        likeliest = logprobs.topk(min(5, logprobs.shape[1]), dim=1).indices
+        tally.add(
             here,
             kl=_float(divergence),
-            top1=_float(own == said),
-            top5=_float((best == said[:, None]).any(1)),
+            top1=_float(own == theirs),
+            top5=_float((likeliest == theirs[:, None]).any(1)),
             compared=1.0,
         )
         if worst is not None and self.contender.name == "student":
-            worst.add(divergence.cpu(), teacher.argmax(1).cpu(), own.cpu())
-
-    def text(self, row: Sequences, heldout: HeldOut, classes: np.ndarray) -> None:
-        """Cross-entropy on the text, and calibration, in the student's own tokens."""
-        rows = self.batch.rows.cpu()
-        # A piece belongs to the place from which its whole token is predicted.
-        token = self.origin[rows + 1].numpy()
-        keep = (row.segments[0] >= 0).nonzero().squeeze(1).numpy()
-        places = _places(row, keep[token] - 1, heldout, classes, self.contender.tally)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, min(start + CHUNK, len(rows)))
-            logprobs = self._logprobs(self.states[self.batch.rows[part]])
-            targets = self.batch.targets[part]
-            here = {axis: bins[part] for axis, bins in places.items()}
-            nats = -logprobs.gather(1, targets[:, None]).squeeze(1)
-            self.contender.tally.add(here, nats=_float(nats), tokens=1.0)
-            _reliability(self.contender.tally, here, logprobs, targets)
-
-    def _logprobs(self, states: torch.Tensor) -> torch.Tensor:
-        logits = logits_from_hidden(self.contender.model, states)[:, : self.contender.vocabulary.student_used]
-        return torch.log_softmax(logits, dim=1)
+            worst.add(divergence.cpu(), said.logprobs.argmax(1).cpu(), own.cpu())
 
 
 def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.ndarray, tally: Tally) -> Places:
@@ -235,8 +252,8 @@ def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.nda
     return places
 
 
-def _reliability(tally: Tally, here: Places, logprobs: torch.Tensor, targets: torch.Tensor) -> None:
-    best = logprobs.max(dim=1)
+def _reliability(tally: Tally, here: Places, best: Any, targets: torch.Tensor) -> None:
+    """Confidence in the likeliest token (``best``: log-probabilities and ids of the maxima), and whether it came."""
     tally.add_reliability(here["group"], _float(best.values.exp()), _float(best.indices == targets))
 
 

@@ -86,6 +86,14 @@ class VocabularyMap:
             and bool((self.lengths == 1).all())
         )
 
+    @functools.cached_property
+    def _kinds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's ids that occur, and those of them whose first piece is no other's; both ascending, int64."""
+        occurs = self.first != NEVER
+        sharing = torch.bincount(self.first[occurs], minlength=self.student_size)
+        alone = occurs & (sharing[self.first.clamp(min=0)] == 1)
+        return occurs.nonzero().squeeze(1), alone.nonzero().squeeze(1)
+
     def expand(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher's ids in the student's pieces.
 
@@ -127,19 +135,17 @@ class VocabularyMap:
         """
         if self.is_identity:
             return logprobs
+        occurs, alone = (ids.to(logprobs.device) for ids in self._kinds)
         first = self.first.to(logprobs.device)
-        occurs = first != NEVER
+        said = logprobs if len(occurs) == len(first) else logprobs.index_select(1, occurs)
         # Sums of probabilities lose the small ones to rounding; against the row's largest they keep their digits.
         largest = logprobs.max(dim=1, keepdim=True).values
         mass = torch.zeros(logprobs.shape[0], self.student_size, dtype=logprobs.dtype, device=logprobs.device)
-        mass.index_add_(1, first[occurs], (logprobs[:, occurs] - largest).exp())
+        mass.index_add_(1, first[occurs], (said - largest).exp_())
+        projected = mass.log_().add_(largest)
         # An id that stands alone keeps its own value, which may be smaller than a float's least exponential.
-        projected = mass.log() + largest
-        alone = torch.zeros(self.student_size, dtype=torch.int64, device=logprobs.device)
-        alone.index_add_(0, first[occurs], torch.ones_like(first[occurs]))
-        single = occurs & (alone[first.clamp(min=0)] == 1)
-        projected[:, first[single]] = logprobs[:, single]
-        return projected if bool(occurs.all()) else projected - projected.logsumexp(1, keepdim=True)
+        projected.index_copy_(1, first[alone], logprobs.index_select(1, alone))
+        return projected if said is logprobs else projected - projected.logsumexp(1, keepdim=True)
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically."""
