@@ -11,10 +11,10 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from models import FAMILIES, tiny_model
+from models import FAMILIES, WINDOWED, tiny_model
 from transformers import AutoConfig
 
-from stillroom.errors import ExportMismatch, UnsupportedModel
+from stillroom.errors import EngineFailed, ExportMismatch, UnsupportedModel
 from stillroom.export.check import (
     Agreement,
     Passage,
@@ -28,6 +28,7 @@ from stillroom.export.exporter import SAMPLES
 from stillroom.export.gguf_file import planned_bytes, write_gguf
 from stillroom.export.mixes import GGUF_TYPES
 from stillroom.progress import Task
+from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.teacher.load import load_student, open_tokenizer
 
 SCALING: dict[str, dict[str, Any]] = {
@@ -52,11 +53,15 @@ def write(folder: Path, target: Path, kind: str, **options: Any) -> Path:
     return target
 
 
-def measured(folder: Path, file: Path, positions: int = 40, rows: int | None = None) -> Agreement:
+def measured(folder: Path, file: Path, *positions: int, rows: int | None = None) -> Agreement:
+    """Agreement over random texts of so many positions each, one after the other; no two begin with the same token."""
     model, tokenizer = load_student(folder, torch.float32)
     used = rows or model.config.vocab_size
-    ids = torch.randint(3, used, (positions,), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = [Passage(ids, ids, list(range(positions)))]
+    generator = torch.Generator().manual_seed(0)
+    texts = []
+    for index, length in enumerate(positions or (40,)):
+        ids = [3 + index, *torch.randint(3, used, (length - 1,), generator=generator).tolist()]
+        texts.append(Passage(ids, ids, list(range(length))))
     said = file_says(file, tokenizer, texts, used, Task("", 1, ""))
     return agreement(student_says(model.eval(), texts, used), said)
 
@@ -80,6 +85,66 @@ def test_f16_says_what_pytorch_says(family: str, tmp_path: Path) -> None:
     assert found.positions == 40
     config, tokenizer = AutoConfig.from_pretrained(folder), open_tokenizer(folder)
     assert planned_bytes(config, tokenizer, "F16", name="tiny", licence="Apache-2.0") == file.stat().st_size
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_beyond_the_window_and_after_another_text(family: str, tmp_path: Path) -> None:
+    # Windows of 16. A text that shares no beginning with the one before must not be answered from what that one left.
+    folder = tiny_model(family, tmp_path / "model", layers=6 if family == "gemma3_text" else 2)
+    found = measured(folder, write(folder, tmp_path / "model.gguf", "F16"), 160, 64, 32)
+    assert found.positions == 256
+    assert found.largest_kl <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "qwen3"])
+def test_a_window_that_llama_cpp_lacks_ends_the_context(family: str, tmp_path: Path) -> None:
+    folder = tiny_model(family, tmp_path / "model", layers=2)
+
+    def set_window(window: int) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["sliding_window"] = window
+        if family == "qwen3":
+            config |= {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    set_window(256)
+    file = write(folder, tmp_path / "model.gguf", "F16")
+    name = GGUFReader(file).fields["general.architecture"].contents()
+    assert GGUFReader(file).fields[f"{name}.context_length"].contents() == 256
+    assert measured(folder, file, 255).kl <= 1e-4
+    tokens = list(range(5, 305))
+    with Engine(file, EngineOptions(context=1024)) as engine, pytest.raises(EngineFailed, match="256 tokens"):
+        engine.complete({"prompt": tokens, "max_tokens": 1})
+    set_window(16)
+    with pytest.raises(UnsupportedModel, match=rf"{family}.*after 16 tokens"):
+        write(folder, tmp_path / "small.gguf", "F16")
+    # A window that no text fills is none.
+    set_window(4096)
+    file = write(folder, tmp_path / "wide.gguf", "F16")
+    assert GGUFReader(file).fields[f"{name}.context_length"].contents() == 2048
+
+
+def test_what_llama_cpp_takes_for_granted_of_gemma(tmp_path: Path) -> None:
+    folder = tiny_model("gemma3_text", tmp_path / "model", layers=6)
+    original = json.loads((folder / "config.json").read_text())
+
+    def change(**values: Any) -> None:
+        config = json.loads(json.dumps(original))
+        config["rope_parameters"]["sliding_attention"] |= values.pop("local", {})
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    change(local={"rope_theta": 500.0})
+    assert measured(folder, write(folder, tmp_path / "local.gguf", "F16")).kl <= 1e-4
+    change(local={"rope_type": "linear", "factor": 4.0})
+    with pytest.raises(UnsupportedModel, match=r"windowed layers.*linear"):
+        write(folder, tmp_path / "refused.gguf", "F16")
+    change(query_pre_attn_scalar=40)
+    with pytest.raises(UnsupportedModel, match=r"query_pre_attn_scalar.*40"):
+        write(folder, tmp_path / "refused.gguf", "F16")
+    change(layer_types=["full_attention"] * 6)
+    with pytest.raises(UnsupportedModel, match=r"every 6\. layer"):
+        write(folder, tmp_path / "refused.gguf", "F16")
+    assert not (tmp_path / "refused.gguf").exists()
 
 
 @pytest.mark.parametrize(

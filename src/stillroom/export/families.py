@@ -13,7 +13,7 @@ import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter
 
 from stillroom.errors import UnsupportedModel
-from stillroom.export.rope import add_rope
+from stillroom.export.rope import add_rope, rope_parameters
 
 Array = np.ndarray
 
@@ -35,6 +35,10 @@ class Family:
     extra: Callable[[GGUFWriter, Any], None] | None = None
 
 
+LEAST_CONTEXT = 256
+"""Tokens of context below which a file is not worth having."""
+
+
 def _sliding(period: int) -> Callable[[GGUFWriter, Any], None]:
     """Every ``period``-th layer attends to everything, the others to a window: llama.cpp takes it for granted."""
 
@@ -54,8 +58,32 @@ def _sliding(period: int) -> Callable[[GGUFWriter, Any], None]:
 
 def _gemma2(writer: GGUFWriter, config: Any) -> None:
     _sliding(2)(writer, config)
+    _plain_scores(config)
     writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gemma3(writer: GGUFWriter, config: Any) -> None:
+    _sliding(6)(writer, config)
+    _plain_scores(config)
+    local = rope_parameters(config, "sliding_attention")
+    if local["rope_type"] != "default":
+        raise UnsupportedModel(
+            f"llama.cpp does not stretch the rotary positions of windowed layers in the family `{config.model_type}`, and "
+            f"the student's are of the type `{local['rope_type']}`.",
+            "Use a teacher without stretched context, or export nothing: `export: {gguf: []}`.",
+        )
+    writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+
+
+def _plain_scores(config: Any) -> None:
+    """llama.cpp divides Gemma's attention scores by the root of a head's width, whatever the config says."""
+    if config.query_pre_attn_scalar != config.head_dim:
+        raise UnsupportedModel(
+            f"llama.cpp divides attention scores of the family `{config.model_type}` by the root of a head's width "
+            f"({config.head_dim}), and the student by that of `query_pre_attn_scalar` ({config.query_pre_attn_scalar}).",
+            "Export nothing: `export: {gguf: []}`.",
+        )
 
 
 def _phi3(writer: GGUFWriter, config: Any) -> None:
@@ -85,12 +113,15 @@ FAMILIES = {
     "qwen2": Family(MODEL_ARCH.QWEN2),
     "qwen3": Family(MODEL_ARCH.QWEN3),
     "gemma2": Family(MODEL_ARCH.GEMMA2, norm_offset=1.0, extra=_gemma2),
-    "gemma3_text": Family(MODEL_ARCH.GEMMA3, norm_offset=1.0, extra=_sliding(6)),
+    "gemma3_text": Family(MODEL_ARCH.GEMMA3, norm_offset=1.0, extra=_gemma3),
     "phi3": Family(MODEL_ARCH.PHI3, extra=_phi3),
     "olmo2": Family(MODEL_ARCH.OLMO2),
     "smollm3": Family(MODEL_ARCH.SMOLLM3, permuted=True, extra=_smollm3),
     "granite": Family(MODEL_ARCH.GRANITE, permuted=True, extra=_granite),
 }
+
+WINDOWED = ("gemma2", "gemma3_text")
+"""Families whose windows llama.cpp knows."""
 
 
 def family_of(config: Any) -> Family:
@@ -112,7 +143,7 @@ def add_hyperparameters(writer: GGUFWriter, family: Family, config: Any) -> dict
     """Write the keys that all families share, then the family's own; returns tensors that belong to the keys."""
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(faithful_context(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -126,6 +157,30 @@ def add_hyperparameters(writer: GGUFWriter, family: Family, config: Any) -> dict
     if family.extra is not None:
         family.extra(writer, config)  # noqa: S610 - no database here
     return tensors
+
+
+def faithful_context(config: Any) -> int:
+    """Tokens up to which llama.cpp attends as the student does: what the file says its context is.
+
+    llama.cpp has windows in Gemma's layers only. In the other families every layer attends to everything, which is the
+    same as long as the text is no longer than the window; its server takes no longer text than the file says.
+
+    Raises:
+        UnsupportedModel: The window is too small to be the whole context.
+    """
+    length = int(config.max_position_embeddings)
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    windowed = kinds is None or "sliding_attention" in kinds
+    if window == 0 or not windowed or config.model_type in WINDOWED:
+        return length
+    if window < LEAST_CONTEXT:
+        raise UnsupportedModel(
+            f"llama.cpp has no window of attention in the family `{config.model_type}`, so that the file's context would end "
+            f"with the student's window, after {window} tokens.",
+            f"Use a model whose `sliding_window` is at least {LEAST_CONTEXT}, or export nothing: `export: {{gguf: []}}`.",
+        )
+    return min(length, window)
 
 
 def lay_out(family: Family, config: Any, name: str, tensor: Array) -> Array:

@@ -55,10 +55,10 @@ def add_rope(writer: GGUFWriter, arch: Any, config: Any) -> dict[str, Array]:
     )
 
 
-def rope_parameters(config: Any) -> dict[str, Any]:
-    """The parameters, with their type and base; of families with two kinds of attention, the global one's."""
+def rope_parameters(config: Any, attention: str = "full_attention") -> dict[str, Any]:
+    """The parameters, with their type and base; of families with two kinds of ``attention``, of that one."""
     parameters = dict(getattr(config, "rope_parameters", None) or {})
-    parameters = dict(parameters.get("full_attention", parameters))
+    parameters = dict(parameters.get(attention, parameters))
     parameters.setdefault("rope_type", "default")
     parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
     return parameters

@@ -76,6 +76,10 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     parameters.embedding = settings["embedding"]
     parameters.cache_ram_mib = 0
     parameters.cache_idle_slots = False
+    # Layers that see a window keep the whole context all the same, and no state is put back from checkpoints: llama.cpp
+    # takes those of an earlier text that began otherwise, and answers from them.
+    parameters.swa_full = True
+    parameters.n_ctx_checkpoints = 0
     parameters.warmup = False
     parameters.ui = False
     parameters.timeout_read = parameters.timeout_write = 3600
