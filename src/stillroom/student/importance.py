@@ -18,6 +18,8 @@ from stillroom.teacher.forward import hidden_states, logits_from_hidden
 
 POSITIONS = 1024
 """Positions on which a candidate's KL is measured."""
+JUDGED_AT_ONCE = 128
+"""Of them, held at the same time."""
 LEFT_OUT_POSITIONS = 256
 """Positions on which the KL without a single layer is measured: there is one such student a layer."""
 
@@ -160,14 +162,30 @@ def leave_one_out_kl(model: Any, adapter: Adapter, sample: Sequences) -> list[fl
 @torch.no_grad()
 def judged_logprobs(model: Any, sample: Sequences) -> torch.Tensor:
     """Log-probabilities of the sample's first positions with a target, [P, V] float32; P is at most 1,024."""
-    hidden = hidden_states(model, sample.ids, sample.positions).flatten(0, 1)
-    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
-    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
-    return torch.log_softmax(logits_from_hidden(model, hidden[chosen]), dim=1)
+    return torch.cat(list(_judged_parts(model, sample)))
 
 
 @torch.no_grad()
 def judged_kl(teacher: torch.Tensor, model: Any, sample: Sequences) -> float:
     """Mean KL(teacher ‖ model) in nats a token on the same positions as ``teacher``, [P, V] log-probabilities."""
-    student = judged_logprobs(model, sample)
-    return float((teacher.exp() * (teacher - student)).sum(1).mean())
+    divergence, begin = 0.0, 0
+    for student in _judged_parts(model, sample):
+        mine = teacher[begin : begin + len(student)]
+        # In place: at a large vocabulary each of these is large.
+        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=torch.float64))
+        begin += len(mine)
+    return divergence / len(teacher)
+
+
+def _judged_parts(model: Any, sample: Sequences) -> Iterator[torch.Tensor]:
+    """Log-probabilities of the positions that judge, a few rows at a time."""
+    hidden = torch.cat(
+        [
+            hidden_states(model, sample.ids[one : one + 1], sample.positions[one : one + 1]).flatten(0, 1)
+            for one in range(len(sample))
+        ]
+    )
+    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
+    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
+    for begin in range(0, len(chosen), JUDGED_AT_ONCE):
+        yield torch.log_softmax(logits_from_hidden(model, hidden[chosen[begin : begin + JUDGED_AT_ONCE]]), dim=1)

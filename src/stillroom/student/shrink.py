@@ -127,6 +127,7 @@ def shrink(
         if foldable:
             healed_kl = _heal(model, teacher, adapter, kept, measured, shape, sample.screen, lambda: None, False)
         candidates.append(Candidate(name, kept, kl, healed_kl))
+        del model  # before the next one is made
     best = min(candidates, key=lambda candidate: candidate.best_kl)
     widths = _widths(teacher, measured, shape, best.kept)
     model = _cut(teacher, adapter, best.kept, widths)
