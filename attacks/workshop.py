@@ -24,6 +24,7 @@ from securesystemslib.dsse import Envelope
 from attacks.case import SCRATCH
 from stillroom import files
 from stillroom.errors import StillroomError
+from stillroom.package import verification
 from stillroom.package.documents import Pin
 from stillroom.package.envelope import PAYLOAD_TYPE
 from stillroom.package.keys import Ring, Role
@@ -34,6 +35,8 @@ from stillroom.package.strict import parse
 from stillroom.package.verification import VerifiedPackage, verify
 from stillroom.recipe import parse_recipe
 from stillroom.run import Run
+from stillroom.serve.models import open_model
+from stillroom.teacher.config import GgufTeacher
 
 PASSPHRASE = "correct horse battery"
 DAY = datetime.timedelta(days=1)
@@ -152,6 +155,38 @@ def just_before(module: Any, name: str, act: Callable[[], None]) -> Iterator[Non
         yield
     finally:
         setattr(module, name, function)
+
+
+@contextlib.contextmanager
+def used_here(shop: Workshop) -> Iterator[None]:
+    """While it lasts, this process is the machine: what names neither pins nor memory uses the workshop's."""
+    files.write_json(shop.folder / "trust" / "acme.json", shop.pin.model_dump(mode="json"))
+    places = {"trust_folder": shop.folder / "trust", "state_folder": shop.folder / "state"}
+    own = {name: getattr(verification, name) for name in places}
+    for name, place in places.items():
+        setattr(verification, name, lambda place=place: place)
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(verification, name, function)
+
+
+def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
+    """Every way to name a file inside the package instead of the package."""
+    file = next((shop.package / "weights").glob("*.gguf"))
+    link = shop.folder / "link.gguf"
+    link.symlink_to(file)
+    elsewhere = shop.package / "weights" / ".." / "weights" / file.name
+    for name in (file, link, elsewhere):
+        yield lambda name=name: open_model(name).close()
+    yield lambda: _load(file)
+
+
+def _load(file: Path) -> None:
+    from stillroom.teacher.load import load_tokenizer
+
+    load_tokenizer(GgufTeacher(kind="gguf", path=str(file)))
 
 
 def resign(

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.workshop import DAY, PASSPHRASE, Workshop, finished_run, workshop
+from attacks.workshop import DAY, PASSPHRASE, Workshop, finished_run, used_here, workshop
 from stillroom import files, package, switch
 from stillroom.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
-from stillroom.package import verification
+from stillroom.package import door, verification
 from stillroom.package.copying import copy_verified
 from stillroom.package.keys import Ring
 from stillroom.package.lineage import Ancestor, Identity, index_of, inherit, reached_by
-from stillroom.package.manifest import CHUNK, check_names, make_manifest, parse_statement
+from stillroom.package.manifest import CHUNK, SIGNATURE, check_names, make_manifest, parse_statement
 from stillroom.package.pack import PackOptions, pack
 from stillroom.package.sign import sign_package
 from stillroom.package.strict import parse_json
+from stillroom.serve.models import open_model
 
 
 @pytest.fixture
@@ -49,6 +50,41 @@ def test_the_copy_is_private_read_only_and_goes_away(shop: Workshop) -> None:
         shop.check()
         assert private.exists()
     assert not private.exists()
+
+
+def test_a_file_inside_is_opened_as_its_package_is(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = next((shop.package / "weights").glob("*.gguf"))
+    assert door.package_around(file) == shop.package
+    link = shop.folder / "link.gguf"
+    link.symlink_to(file)
+    assert door.package_around(link) == shop.package
+    out = shop.package / "weights" / "out.gguf"
+    alone = shop.folder / "alone.gguf"
+    alone.write_bytes(file.read_bytes())
+    out.symlink_to(alone)
+    assert door.package_around(out) == shop.package
+    out.unlink()
+    # Who stands in a package and names a file beside it means that file.
+    monkeypatch.chdir(shop.package / "weights")
+    assert door.package_around(Path("../../alone.gguf")) is None
+    assert door.package_around(Path(file.name)) == shop.package
+    with used_here(shop):
+        with door.checked(alone) as path:
+            assert path == alone
+        for name in (file, link, Path(file.name)):
+            with door.checked(name) as path:
+                assert path.read_bytes() == file.read_bytes()
+                assert not path.resolve().is_relative_to(shop.package)
+            assert not path.exists()
+            with open_model(name) as opened:
+                assert opened.passport()["kind"] == "package"
+                opened.recheck()
+            assert not opened.gguf.exists()
+        with pytest.raises(VerificationFailed, match="not on the signed list"), door.checked(shop.package / SIGNATURE):
+            pass
+        (shop.package / SIGNATURE).unlink()
+        with pytest.raises(VerificationFailed, match="nobody has signed it"):
+            open_model(file)
 
 
 def test_copies_of_dead_processes_are_removed(shop: Workshop) -> None:

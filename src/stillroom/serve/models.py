@@ -67,7 +67,8 @@ def open_model(path: str | Path) -> OpenedModel:
     """The model behind a name, looked over before anything loads it. This is the only way to an engine.
 
     Args:
-        path: A package's folder, a run's folder (its smallest accepted file is taken), or a GGUF file.
+        path: A package's folder, a run's folder (its smallest accepted file is taken), or a GGUF file. A file inside a
+            package is opened as the package is.
 
     Raises:
         SwitchedOff: The owner's switch is off; nothing was opened.
@@ -83,8 +84,14 @@ def open_model(path: str | Path) -> OpenedModel:
         package = verify(path)
         return OpenedModel(package.gguf, package.name, path, package)
     if path.is_file():
+        from stillroom.package.door import open_inside, package_around
+
         if path.suffix.lower() != ".gguf":
             raise RunError(f"{path} is not a GGUF file.", "Give a package, a run's folder or a GGUF file.")
+        around = package_around(path)
+        if around is not None:
+            package, file = open_inside(around, path)
+            return OpenedModel(file, package.name, path, package)
         require_safe(path)
         return OpenedModel(path, path.stem, path, _passport=passport_of_file(path))
     run = Run.open(path)

@@ -82,16 +82,16 @@ def load_teacher(
     Raises:
         TeacherError: It is missing or cannot be read.
         InspectionRefused: It is not safe to open.
+        VerificationFailed: It lies inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
     if isinstance(config, GgufTeacher):
-        path = gguf_path(config.path)
-        require_safe(path)
-        model = _from_pretrained(path.parent, dtype, gguf_file=path.name)
-        tokenizer = _gguf_tokenizer(path)
-        facts = _gguf_facts(path, path.stat().st_mtime_ns)
-        name = str(facts.get("general.name") or path.stem)
-        digest, stored = files.digest_file(path), path.stat().st_size
+        with _gguf_checked(config) as path:
+            model = _from_pretrained(path.parent, dtype, gguf_file=path.name)
+            tokenizer = _gguf_tokenizer(path)
+            facts = _gguf_facts(path, path.stat().st_mtime_ns)
+            name = str(facts.get("general.name") or path.stem)
+            digest, stored = files.digest_file(path), path.stat().st_size
     else:
         folder = model_folder(config.name, config.revision)
         model = _from_pretrained(folder, dtype)
@@ -139,9 +139,8 @@ def teacher_identity(config: HuggingFaceTeacher | GgufTeacher) -> dict[str, str]
 def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokenizerFast:
     """The teacher's tokenizer alone. Errors as in :func:`load_teacher`."""
     if isinstance(config, GgufTeacher):
-        path = gguf_path(config.path)
-        require_safe(path)
-        return _gguf_tokenizer(path)
+        with _gguf_checked(config) as path:
+            return _gguf_tokenizer(path)
     return open_tokenizer(model_folder(config.name, config.revision))
 
 
@@ -205,6 +204,16 @@ def gguf_path(path: str) -> Path:
             f"{path}: no such GGUF file.", "Check the path; relative paths start at the recipe's folder."
         )
     return file
+
+
+@contextlib.contextmanager
+def _gguf_checked(config: GgufTeacher) -> Iterator[Path]:
+    """The file to load; of a package, the copy that was verified."""
+    from stillroom.package.door import checked
+
+    with checked(gguf_path(config.path)) as path:
+        require_safe(path)
+        yield path
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
