@@ -224,6 +224,18 @@ def test_embeddings_of_a_text_model_are_refused(server: Running) -> None:
     assert "embeddings" in answer["error"]["message"]
 
 
+def test_a_client_that_leaves_while_it_asks_is_no_failure(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", server.port)) as link:
+        link.sendall(head)
+    until = time.monotonic() + 10
+    counted = 'path="/v1/sessions",status="499"'
+    while counted not in server.ask("GET", "/metrics")[1] and time.monotonic() < until:
+        time.sleep(0.02)
+    assert counted in server.ask("GET", "/metrics")[1]
+    assert not caplog.records
+
+
 def test_another_host_or_origin_is_refused(server: Running) -> None:
     assert server.ask("GET", "/health", headers={"Host": "evil.example"})[0] == 421
     assert server.ask("GET", "/v1/models", headers={"Origin": "http://evil.example"})[0] == 403

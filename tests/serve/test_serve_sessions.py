@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import stat
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -59,6 +61,119 @@ def test_without_the_key_nothing_is_read(store: SessionStore) -> None:
         (store.folder / name).write_bytes(data)
     with pytest.raises(SessionDamaged):
         SessionStore(store.folder, keyring=False).load(session.id)
+
+
+class Keyring:
+    """A keyring in memory; what a desktop's own does for us."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], str] = {}
+        self.locked = False
+
+    def get_password(self, service: str, user: str) -> str | None:
+        self._require_open()
+        return self.kept.get((service, user))
+
+    def set_password(self, service: str, user: str, password: str) -> None:
+        self._require_open()
+        self.kept[service, user] = password
+
+    def delete_password(self, service: str, user: str) -> None:
+        self._require_open()
+        del self.kept[service, user]
+
+    def _require_open(self) -> None:
+        if self.locked:
+            raise RuntimeError("the keyring is locked")
+
+
+@pytest.fixture
+def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
+    """A keyring of the user, whether or not the package is installed here."""
+    chosen = Keyring()
+    names = ("keyring", "keyring.backends", "keyring.backends.fail", "keyring.backends.null")
+    package, backends, fail, null = (ModuleType(name) for name in names)
+    vars(package).update(get_keyring=lambda: chosen, backends=backends)
+    vars(backends).update(fail=fail, null=null)
+    for module in (fail, null):
+        vars(module).update(Keyring=type("Keyring", (), {}))
+    for name, module in zip(names, (package, backends, fail, null), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
+    return chosen
+
+
+def test_the_key_is_in_the_keyring_where_there_is_one(tmp_path: Path, keyring: Keyring) -> None:
+    store = SessionStore(tmp_path / "sessions")
+    session = store.create("a", "model", "digest")
+    store.save_state(session, b"state")
+    assert not (store.folder / "key").exists()
+    ((service, _), key), *others = keyring.kept.items()
+    assert service == "stillroom-sessions"
+    assert not others
+    assert len(bytes.fromhex(key)) == 32
+    for path in store.folder.iterdir():
+        assert bytes.fromhex(key) not in path.read_bytes()
+    again = SessionStore(store.folder)
+    assert again.load(session.id) == session
+    assert again.load_state(session, "digest") == b"state"
+    # Another folder of sessions has a key of its own.
+    other = SessionStore(tmp_path / "other")
+    other.create("b", "model", "digest")
+    assert len(set(keyring.kept.values())) == 2
+    # Purging takes the key out of the keyring, and copies of the files are worth nothing.
+    kept = {path.name: path.read_bytes() for path in store.folder.iterdir()}
+    assert store.purge() == 2
+    assert len(keyring.kept) == 1
+    for name, data in kept.items():
+        (store.folder / name).write_bytes(data)
+    with pytest.raises(SessionDamaged):
+        SessionStore(store.folder).load(session.id)
+
+
+def test_a_locked_keyring_leaves_the_key_to_a_file(tmp_path: Path, keyring: Keyring) -> None:
+    keyring.locked = True
+    store = SessionStore(tmp_path / "sessions")
+    session = store.create("a", "model", "digest")
+    assert stat.S_IMODE((store.folder / "key").stat().st_mode) == 0o600
+    # Once it is open again the file's key still opens what was sealed under it, and no second key is made.
+    keyring.locked = False
+    assert SessionStore(store.folder).load(session.id) == session
+    assert not keyring.kept
+
+
+def test_a_keyring_that_was_locked_for_a_while_loses_nothing(tmp_path: Path, keyring: Keyring) -> None:
+    before = SessionStore(tmp_path / "sessions").create("before", "model", "digest")
+    keyring.locked = True
+    locked = SessionStore(tmp_path / "sessions")
+    meanwhile = locked.create("meanwhile", "model", "digest")
+    with pytest.raises(SessionDamaged):
+        locked.load(before.id)
+    keyring.locked = False
+    store = SessionStore(tmp_path / "sessions")
+    assert store.load(before.id) == before
+    assert store.load(meanwhile.id) == meanwhile
+    assert store.purge() == 2
+    assert not keyring.kept
+    assert not list(store.folder.iterdir())
+
+
+def test_a_keyring_that_is_none_is_not_used(tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = sys.modules["keyring.backends.fail"].Keyring()
+    monkeypatch.setattr(sys.modules["keyring"], "get_keyring", lambda: none)
+    store = SessionStore(tmp_path / "sessions")
+    store.create("a", "model", "digest")
+    assert (store.folder / "key").is_file()
+    assert not keyring.kept
+
+
+def test_a_key_that_was_changed_in_the_keyring_is_not_replaced(tmp_path: Path, keyring: Keyring) -> None:
+    store = SessionStore(tmp_path / "sessions")
+    session = store.create("a", "model", "digest")
+    name = next(iter(keyring.kept))
+    keyring.kept[name] = "no hex digits"
+    with pytest.raises(SessionDamaged):
+        SessionStore(store.folder).load(session.id)
+    assert keyring.kept[name] == "no hex digits"
 
 
 @pytest.mark.parametrize("number", ["", "../../../etc/passwd", "0" * 31, "G" * 32, "0" * 32])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -22,7 +22,8 @@ from stillroom.errors import StillroomError, UsageError
 from stillroom.run import tool_version
 from stillroom.serve import answers, local, page, problems
 from stillroom.serve.deliver import LOOK_SECONDS, ClientGone, Delivery, EventStream
-from stillroom.serve.guard import BodyRefused, Guard
+from stillroom.serve.embeddings import embed, require_kind
+from stillroom.serve.guard import BodyRefused, Guard, is_loopback
 from stillroom.serve.metrics import Metrics
 from stillroom.serve.openapi import describe
 from stillroom.serve.pool import Pool, ServedModel
@@ -109,7 +110,7 @@ class Service:
         asked = await _parse(request, ChatRequest)
         if asked.uses_tools():
             self.switch.require_on("tools")
-        model = self.pool.model(asked.model)
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
         session = None
         if asked.session is not None:
             self.switch.require_on("sessions")
@@ -128,7 +129,7 @@ class Service:
         """A completion of a text."""
         self.require(request)
         asked = await _parse(request, CompletionRequest)
-        model = self.pool.model(asked.model)
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
         question = answers.completion_question(asked)
         events = self.answerer.events(model, question)
         if not asked.stream:
@@ -141,23 +142,8 @@ class Service:
         """Embeddings of texts."""
         self.require(request, "embeddings")
         asked = await _parse(request, EmbeddingRequest)
-        model = self.pool.model(asked.model)
-        if not model.embedding:
-            raise NoEmbeddings(f"{model.name} is a model of text, not of embeddings.", "Serve one that is.")
-
-        async def work() -> dict[str, Any]:
-            async with model.slot([]):
-                engine = await self.pool.running(model)
-                wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
-                try:
-                    return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
-                except local.EngineGone:
-                    await model.lost(engine)
-                    engine = await self.pool.running(model)
-                    return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
-
-        found = await self.delivery.race(request, work())
-        found["model"] = model.name
+        model = require_kind(self.pool.model(asked.model), embeddings=True)
+        found = await self.delivery.race(request, embed(self.pool, model, asked))
         return self._whole(lambda: found)
 
     async def list_sessions(self, request: Request) -> Response:
@@ -169,7 +155,7 @@ class Service:
         """Begin a conversation that is kept."""
         self.require(request, "sessions")
         asked = await _parse(request, NewSession)
-        model = self.pool.model(asked.model)
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
         made = await asyncio.to_thread(self.sessions.create, asked.name, model.name, model.digest, asked.system)
         return JSONResponse(asdict(made), 201)
 
@@ -237,8 +223,6 @@ class Service:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
 
     def _require_here(self, request: Request) -> None:
-        from stillroom.serve.guard import is_loopback
-
         if request.client is None or not is_loopback(request.client.host):
             raise NotFromAfar("From another machine the switch can only be turned off.", "Turn it on where it runs.")
 
@@ -287,10 +271,6 @@ class Service:
 
 async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     return await anext(events)
-
-
-class NoEmbeddings(UsageError):
-    """The model has none."""
 
 
 class NotFromAfar(UsageError):
@@ -355,11 +335,11 @@ def _caught(endpoint: Endpoint, service: Service) -> Endpoint:
             answer = await endpoint(request)
             status = answer.status_code
             return answer
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             return Response(status_code=status)
         except BodyRefused:
             raise
-        except (NoEmbeddings, NotFromAfar, UsageError) as error:
+        except UsageError as error:
             known = problems.explain(error)
             code, name = (known[0], known[1]) if known[1] != "engine_failed" else (400, "invalid_request")
             status = 403 if isinstance(error, NotFromAfar) else code

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,10 @@ class ServedModel:
     def __init__(self, opened: OpenedModel, options: EngineOptions, switch: Switch, queue: int) -> None:
         self.opened = opened
         self.name = opened.name
-        self.options = options
+        self.embedding = is_embedding_model(opened.gguf)
+        # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
+        whole = replace(options, embedding=True, parallel=1, batch=options.context)
+        self.options = whole if self.embedding else options
         self.switch = switch
         self.queue = queue
         self.engine: Engine | None = None
@@ -75,7 +78,6 @@ class ServedModel:
         self.refusal: StillroomError | None = None
         stat = opened.gguf.stat()
         self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
-        self.embedding = is_embedding_model(opened.gguf)
         self._bytes = int(stat.st_size * 1.3) + (64 << 20)
         self._free = asyncio.Condition()
         self._loading = asyncio.Lock()
@@ -117,12 +119,11 @@ class ServedModel:
                 await asyncio.to_thread(self.engine.stop, 0)
                 self.engine = None
             if self.engine is None:
-                options = EngineOptions(**{**self.options.__dict__, "embedding": self.embedding})
-                self.engine = await asyncio.to_thread(Engine, self.opened.gguf, options, self.switch)
+                self.engine = await asyncio.to_thread(Engine, self.opened.gguf, self.options, self.switch)
                 # A place that is taken stays taken: its request is the one that loads.
                 busy = {slot.number for slot in self.slots if slot.busy}
                 kept = {slot.number: slot for slot in self.slots if slot.number in busy}
-                self.slots = [kept.get(number, Slot(number)) for number in range(options.parallel)]
+                self.slots = [kept.get(number, Slot(number)) for number in range(self.options.parallel)]
                 for slot in self.slots:
                     slot.messages, slot.session = [], None
             return self.engine

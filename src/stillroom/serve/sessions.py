@@ -165,12 +165,14 @@ class SessionStore:
             data = path.read_bytes()
         except FileNotFoundError:
             raise NoSession(f"There is no session {path.stem}.") from None
-        try:
-            return AESGCM(self._secret()).decrypt(data[:12], data[12:], bound_to.encode())
-        except (InvalidTag, ValueError):
-            raise SessionDamaged(
-                f"{path}: it was changed, or sealed under another key.", "Delete it, or bring its key back."
-            ) from None
+        # A keyring that was locked for a while left a key in a file; what was sealed under the keyring's stays readable.
+        for key in (self._secret, self._kept):
+            with contextlib.suppress(InvalidTag, ValueError):
+                return AESGCM(key() or b"").decrypt(data[:12], data[12:], bound_to.encode())
+        raise SessionDamaged(
+            f"{path}: it was changed, or sealed under another key.",
+            "Unlock your keyring if it is locked; otherwise delete it, or bring its key back.",
+        )
 
     def _secret(self) -> bytes:
         if self._key is None:
@@ -193,18 +195,29 @@ class SessionStore:
         return None if isinstance(backend, fail.Keyring | null.Keyring) else backend
 
     def _from_keyring(self) -> bytes | None:
+        """The keyring's key, made if there is none; None where a file has the key, or the keyring is locked or broken."""
+        if (self.folder / "key").is_file():
+            return None
         backend = self._backend()
-        if backend is None or (self.folder / "key").is_file():
+        if backend is None:
             return None
         try:
-            kept = backend.get_password(SERVICE, self._owner())
-            if kept is None:
-                kept = secrets.token_hex(KEY_BYTES)
-                backend.set_password(SERVICE, self._owner(), kept)
-            return bytes.fromhex(kept)
+            if backend.get_password(SERVICE, self._owner()) is None:
+                backend.set_password(SERVICE, self._owner(), secrets.token_hex(KEY_BYTES))
         except Exception:
-            # A locked or broken keyring: the file serves.
             return None
+        return self._kept()
+
+    def _kept(self) -> bytes | None:
+        """The key in the keyring; None where there is none, or it cannot be read."""
+        backend = self._backend()
+        if backend is None:
+            return None
+        try:
+            key = bytes.fromhex(backend.get_password(SERVICE, self._owner()) or "")
+        except Exception:
+            return None
+        return key if len(key) == KEY_BYTES else None
 
     def _from_file(self) -> bytes:
         path = self.folder / "key"
