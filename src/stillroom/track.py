@@ -2,16 +2,18 @@
 
 Everything that a run writes into ``events.jsonl`` with a step goes there too, as ``stage/name``. The trackers are the user's
 own packages and go by their own settings (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``); nothing is sent anywhere unless asked for.
+A tracker that fails in the middle is left alone from then on, with a warning: training goes on.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.errors import MissingDependency
+from stillroom.errors import EnvironmentProblem, MissingDependency, StillroomError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Log = Callable[[dict[str, float], int], None]
@@ -26,8 +28,38 @@ def open_trackers(names: tuple[Tracker, ...], run: Path) -> list[Log]:
 
     Raises:
         MissingDependency: A tracker is not installed.
+        EnvironmentProblem: A tracker does not start.
     """
-    return [_OPENERS[name](run) for name in names]
+    return [_open(name, run) for name in names]
+
+
+def _open(name: Tracker, run: Path) -> Log:
+    try:
+        log = _OPENERS[name](run)
+    except StillroomError:
+        raise
+    except Exception as error:
+        raise EnvironmentProblem(
+            f"The tracker `{name}` does not start: {_first_line(error)}",
+            "See to its settings, or take it out of the recipe's `track`.",
+        ) from error
+    failed = False
+
+    def careful(numbers: dict[str, float], step: int) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            log(numbers, step)
+        except Exception as error:
+            failed = True
+            warnings.warn(f"The tracker `{name}` failed and gets no more numbers: {_first_line(error)}", stacklevel=2)
+
+    return careful
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def metrics_of(stage: str, values: dict[str, Any]) -> tuple[dict[str, float], int] | None:
@@ -71,6 +103,8 @@ def _wandb(run: Path) -> Log:
 
 def _mlflow(run: Path) -> Log:
     mlflow = _require("mlflow", "mlflow")
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(f"sqlite:///{(run / 'mlflow.db').absolute().as_posix()}")
     mlflow.set_experiment("stillroom")
     if mlflow.active_run() is None:
         mlflow.start_run(run_name=run.name)

@@ -182,6 +182,7 @@ def test_trackers_get_every_number_with_a_step(
     assert metrics_of("distill", {"event": "begun", "resumed": False}) is None
     logged: list[Any] = []
     fake = types.ModuleType("mlflow")
+    fake.is_tracking_uri_set = lambda: True  # type: ignore[attr-defined]
     fake.set_experiment = lambda name: logged.append(name)  # type: ignore[attr-defined]
     fake.active_run = lambda: None  # type: ignore[attr-defined]
     fake.start_run = lambda run_name: logged.append(run_name)  # type: ignore[attr-defined]

@@ -41,6 +41,9 @@ class TasksConfig(Section):
     lm-evaluation-harness knows."""
     files: tuple[Path, ...] = ()
     """Task files of one's own (docs/tasks.md)."""
+    include_path: Path | None = None
+    """A folder with tasks of one's own in lm-evaluation-harness's whole form; their names come to be known besides the
+    harness's. What its files hold may run as code: take only your own."""
     items: int | None = Field(default=100, ge=1)
     """At most this many problems a task: the first ones; null takes all."""
     max_tokens: int = Field(default=256, ge=1)

@@ -100,6 +100,10 @@ def inputs_of(bench: Bench, spec: MeasureSpec) -> dict[str, str]:
     if spec.name in ("tasks", "safeguards"):
         named = bench.config.tasks.files if spec.name == "tasks" else bench.config.safeguards.files
         settings["files"] = [files.digest_file(path) for path in named if path.is_file()]
+    if spec.name == "tasks" and bench.config.tasks.include_path is not None:
+        from stillroom.evaluate.tasks.harness import folder_digest
+
+        settings["include"] = folder_digest(bench.config.tasks.include_path)
     return {
         "settings": files.digest_json([spec.name, spec.version, settings, bench.seed]),
         "text": bench.text_digest,

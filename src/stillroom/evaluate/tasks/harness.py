@@ -6,8 +6,10 @@ The harness makes the requests and judges the answers; a thin class of its kind 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
+from stillroom import files
 from stillroom.errors import MissingDependency, RecipeError, translate
 from stillroom.evaluate.answers import Speaker
 
@@ -15,14 +17,18 @@ METRICS = ("exact_match", "pass@1", "acc", "acc_norm", "em", "f1")
 """Which number says whether an item is right, by preference; it must be 0 or 1 for each."""
 
 
-def require_names(names: list[str]) -> None:
+def require_names(names: list[str], include: Path | None = None) -> None:
     """Refuse names that no task has.
+
+    Args:
+        names: Tasks or groups of them.
+        include: A folder with more of them.
 
     Raises:
         MissingDependency: The harness is not installed.
-        RecipeError: A name is not known.
+        RecipeError: A name is not known, or the folder is missing.
     """
-    known = set(_manager(names).all_tasks)
+    known = set(_manager(names[0], include).all_tasks)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise RecipeError(
@@ -32,8 +38,14 @@ def require_names(names: list[str]) -> None:
         )
 
 
-def run_task(name: str, speaker: Speaker, limit: int | None, seed: int) -> dict[str, Any]:
-    """One of the harness's tasks (or group of them).
+def folder_digest(include: Path) -> str:
+    """Changes when a file of the folder does."""
+    found = sorted(path for path in include.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return files.digest_json([[path.relative_to(include).as_posix(), files.digest_file(path)] for path in found])
+
+
+def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include: Path | None = None) -> dict[str, Any]:
+    """One of the harness's tasks (or group of them), or one of the folder ``include``.
 
     Returns:
         By task: ``metric`` and, in the order of the data, ``items`` with ``right``.
@@ -41,7 +53,7 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int) -> dict[
     Raises:
         RecipeError: The task has no number that says of each item whether it is right, or its data is not to be had.
     """
-    manager = _manager([name])
+    manager = _manager(name, include)
     import lm_eval
 
     try:
@@ -79,15 +91,17 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int) -> dict[
     return found
 
 
-def _manager(names: list[str]) -> Any:
+def _manager(name: str, include: Path | None) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise MissingDependency(
-            f"The task `{names[0]}` is neither built in nor a file; lm-evaluation-harness, which may know it, is not there.",
+            f"The task `{name}` is neither built in nor a file; lm-evaluation-harness, which may know it, is not there.",
             "Install it: pip install 'stillroom[tasks]'",
         ) from None
-    return TaskManager()
+    if include is not None and not include.is_dir():
+        raise RecipeError(f"`evaluate.tasks.include_path`: there is no folder {include}.", "Check the path.")
+    return TaskManager(include_path=str(include) if include else None)
 
 
 @functools.cache

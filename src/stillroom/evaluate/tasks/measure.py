@@ -31,7 +31,7 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
     if any(isinstance(task, str) for task in tasks):
         from stillroom.evaluate.tasks.harness import require_names
 
-        require_names([task for task in tasks if isinstance(task, str)])
+        require_names([task for task in tasks if isinstance(task, str)], config.include_path)
     found: dict[str, Any] = {}
     for task in tasks:
         if isinstance(task, str):
@@ -94,7 +94,7 @@ def _one(bench: Bench, task: Task) -> dict[str, Any]:
             "model": bench.subjects[name].digest,
             "task": task.digest,
             "settings": files.digest_json(
-                [bench.config.tasks.model_dump(mode="json", exclude={"names", "files"}), VERSION]
+                [bench.config.tasks.model_dump(mode="json", exclude={"names", "files", "include_path"}), VERSION]
             ),
         }
 
@@ -136,19 +136,21 @@ def _bits(answers: dict[str, list[dict[str, Any]]], drawing: Drawing) -> dict[st
 
 def _harness(bench: Bench, name: str) -> dict[str, Any]:
     """A task of lm-evaluation-harness; one name may stand for several tasks."""
-    from stillroom.evaluate.tasks.harness import run_task
+    from stillroom.evaluate.tasks.harness import folder_digest, run_task
 
+    config = bench.config.tasks
     by_model: dict[str, dict[str, Any]] = {}
     for model in bench.answering:
         inputs = {
             "model": bench.subjects[model].digest,
-            "items": bench.config.tasks.items,
+            "items": config.items,
             "seed": bench.seed,
             "version": VERSION,
+            "include": folder_digest(config.include_path) if config.include_path else None,
         }
 
         def compute(model: str = model) -> dict[str, Any]:
-            return run_task(name, Speaker(bench.load(model)), bench.config.tasks.items, bench.seed)
+            return run_task(name, Speaker(bench.load(model)), config.items, bench.seed, config.include_path)
 
         by_model[model] = bench.part("tasks", f"{name} {model}", inputs, compute)
     found = {}
