@@ -14,18 +14,18 @@ from stillroom.package import copying
 def _attack(folder: Path) -> None:
     shop = workshop(folder)
     path = next((shop.package / "weights").iterdir())
-    copy = copying._copy
+    check = copying._check
 
     def cut(name: str, *rest: Any, **options: Any) -> None:
         if name.startswith("weights/"):
             os.truncate(path, path.stat().st_size - 1)
-        copy(name, *rest, **options)
+        check(name, *rest, **options)
 
-    copying._copy = cut
+    copying._check = cut
     try:
         shop.check()
     finally:
-        copying._copy = copy
+        copying._check = check
 
 
 ATTACK = Attack(

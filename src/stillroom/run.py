@@ -7,6 +7,7 @@ outputs, the tool's version, seeds, wall time and peak memory. A stage whose inp
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ RECORD = "stage.json"
 FORMAT = 1
 
 
+@functools.cache
 def tool_version() -> str:
     """The installed version of Stillroom."""
     from importlib.metadata import version

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from attacks.workshop import DAY, PASSPHRASE, Workshop, finished_run, used_here, workshop
 from stillroom import files, package, switch
 from stillroom.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
-from stillroom.package import door, verification
+from stillroom.package import copying, door, verification
 from stillroom.package.copying import copy_verified
 from stillroom.package.keys import Ring
 from stillroom.package.lineage import Ancestor, Identity, index_of, inherit, reached_by
@@ -257,6 +257,38 @@ def test_large_files_are_checked_in_pieces(tmp_path: Path, size: int) -> None:
         again.mkdir()
         with pytest.raises(VerificationFailed, match=f"to {size:,} differ"):
             copy_verified(source, manifest, again)
+
+
+@pytest.mark.parametrize("grown", [0, 1000])
+def test_where_files_can_share_blocks_the_clone_itself_is_digested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: int
+) -> None:
+    # No file system that clones is at hand everywhere: the call is stood in for by a copy, as `ioctl_ficlone(2)` says it acts.
+    fcntl = pytest.importorskip("fcntl")
+    source = tmp_path / "source"
+    source.mkdir()
+    data = os.urandom(CHUNK + 5)
+    (source / "file").write_bytes(data)
+    manifest = make_manifest(source, "name", 1)
+    found = data
+
+    def clone(writing: int, request: int, reading: int) -> int:
+        assert request == copying.FICLONE
+        assert os.fstat(reading).st_size == len(data)
+        os.pwrite(writing, found + bytes(grown), 0)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", clone)
+    for name in ("whole", "changed"):
+        target = tmp_path / name
+        target.mkdir()
+        if name == "changed":
+            found = data[:-1] + bytes([data[-1] ^ 1])  # the source at the moment of cloning, whatever it is afterwards
+            with pytest.raises(VerificationFailed, match="is not the file that was signed"):
+                copy_verified(source, manifest, target)
+        else:
+            copy_verified(source, manifest, target)
+            assert (target / "file").read_bytes() == data
 
 
 @given(st.binary(max_size=300))

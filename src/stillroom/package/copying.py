@@ -1,14 +1,15 @@
 """Copies a package's files to a private place and digests what it copies, on all cores. Knows nothing of signatures.
 
 What is digested is what was written, so nothing can change between the check and the use. Where the file system can share
-blocks between two files (Btrfs, XFS), the system makes such a copy by itself and it costs nothing.
+blocks between two files (Btrfs, XFS), the copy is a clone: it costs nothing, and its own bytes are digested. Elsewhere every
+byte is read into a buffer that the processor's cache holds, digested there and written from there. Memory beyond that buffer
+is the page cache's, which the system takes back as it needs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import shutil
 import stat
@@ -22,7 +23,9 @@ from stillroom.errors import DiskFull, VerificationFailed
 from stillroom.package.manifest import CHUNK, Listed, Manifest
 
 STEP = 1 << 20
-"""Bytes that are copied and then digested: they are still in the processor's cache."""
+"""Bytes that are read, digested and written at a time: the processor's cache holds them in between."""
+FICLONE = 0x40049409
+"""Linux: let one file share the blocks of another (``ioctl_ficlone(2)``)."""
 
 
 def copy_verified(source: Path, manifest: Manifest, target: Path, workers: int | None = None) -> None:
@@ -58,10 +61,16 @@ def copy_verified(source: Path, manifest: Manifest, target: Path, workers: int |
             stack.callback(os.close, reading)
             writing = _create(made)
             stack.callback(os.close, writing)
-            _reserve(writing, file.bytes)
+            cloned = _clone(reading, writing, file.bytes)
+            if not cloned:
+                _reserve(writing, file.bytes)
             for index, digest in enumerate(file.chunks):
                 start, end = index * CHUNK, min((index + 1) * CHUNK, file.bytes)
-                pieces.append(partial(_copy, file.name, reading, writing, start, end, digest))
+                pieces.append(
+                    partial(_check, file.name, writing, start, end, digest)
+                    if cloned
+                    else partial(_check, file.name, reading, start, end, digest, writing)
+                )
         # The pool ends before any file is closed: a thread never meets a descriptor that has become another file's.
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             tasks = [pool.submit(piece) for piece in pieces]
@@ -117,7 +126,7 @@ def _copy_small(source: Path, file: Listed, made: Path) -> None:
         stack.callback(os.close, reading)
         writing = _create(made)
         stack.callback(os.close, writing)
-        _copy(file.name, reading, writing, 0, file.bytes, file.sha256, whole=True)
+        _check(file.name, reading, 0, file.bytes, file.sha256, writing)
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -128,52 +137,41 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _copy(name: str, reading: int, writing: int, start: int, end: int, digest: str, whole: bool = False) -> None:
-    """Copy and digest one piece, [start, end)."""
-    found = None
-    if not whole and hasattr(os, "copy_file_range"):
-        # Other file systems on both sides, or one that cannot: the plain way can.
-        with contextlib.suppress(OSError):
-            found = _copy_in_kernel(reading, writing, start, end)
-    if (found or _copy_plainly(reading, writing, start, end)) != digest:
-        raise VerificationFailed(
-            f"`{name}` is not the file that was signed: bytes {start:,} to {end:,} differ.", "Get the package again."
-        )
+def _clone(reading: int, writing: int, size: int) -> bool:
+    """Let the empty file share the other's blocks as they are now; says whether the file systems can."""
+    try:
+        import fcntl
+
+        fcntl.ioctl(writing, FICLONE, reading)
+    except (ImportError, OSError):  # no such call on this system, or not between these file systems
+        return False
+    os.ftruncate(writing, size)  # the other may have grown since it was opened
+    return True
 
 
-def _copy_in_kernel(reading: int, writing: int, start: int, end: int) -> str:
-    """Let the system copy, or share blocks where it can, and digest what has arrived in our own file."""
-    hasher = hashlib.sha256()
-    position = start
-    with (
-        mmap.mmap(writing, end - start, prot=mmap.PROT_READ, offset=start) as mapped,
-        memoryview(mapped) as arrived,
-    ):
-        while position < end:
-            count = os.copy_file_range(reading, writing, min(STEP, end - position), position, position)
-            if count == 0:
-                break
-            with arrived[position - start : position - start + count] as piece:
-                hasher.update(piece)
-            position += count
-    return hasher.hexdigest() if position == end else "cut short"
-
-
-def _copy_plainly(reading: int, writing: int, start: int, end: int) -> str:
-    """Read, digest and write, a buffer at a time."""
+def _check(name: str, reading: int, start: int, end: int, digest: str, writing: int | None = None) -> None:
+    """Digest the bytes [start, end) of a file, and write what was digested to the other file if there is one."""
     buffer = _buffer()
     hasher = hashlib.sha256()
     position = start
     while position < end:
         count = os.preadv(reading, [buffer[: min(STEP, end - position)]], position)
         if count == 0:
-            return "cut short"
+            break  # cut short while it was read: the digest will tell
         hasher.update(buffer[:count])
-        written = 0
-        while written < count:
-            written += os.pwrite(writing, buffer[written:count], position + written)
+        if writing is not None:
+            _write(writing, buffer[:count], position)
         position += count
-    return hasher.hexdigest()
+    if position < end or hasher.hexdigest() != digest:
+        raise VerificationFailed(
+            f"`{name}` is not the file that was signed: bytes {start:,} to {end:,} differ.", "Get the package again."
+        )
+
+
+def _write(writing: int, data: memoryview, position: int) -> None:
+    while data:
+        count = os.pwrite(writing, data, position)
+        data, position = data[count:], position + count
 
 
 _local = threading.local()
