@@ -96,6 +96,31 @@ def plain_keys() -> list[bytes]:
     ]
 
 
+def proto(number: int, value: bytes | str | int) -> bytes:
+    """One field of a protobuf message: a number, or bytes with their length."""
+
+    def varint(rest: int) -> bytes:
+        head = bytearray()
+        while rest > 127:
+            head.append(rest & 127 | 128)
+            rest >>= 7
+        return bytes([*head, rest])
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    content = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def onnx(location: str | None = "model.onnx.data", offset: int = 0, length: int = 16, more: bytes = b"") -> bytes:
+    """An ONNX graph of one tensor of four numbers, which lies in another file unless ``location`` is None."""
+    places = {"location": location, "offset": str(offset), "length": str(length)} if location is not None else {}
+    entries = b"".join(proto(13, proto(1, name) + proto(2, str(value))) for name, value in places.items())
+    held = proto(14, 1) if places else proto(9, bytes(16))
+    tensor_ = proto(1, 4) + proto(2, 1) + proto(8, "w") + entries + held + more
+    return proto(1, 10) + proto(7, proto(2, "g") + proto(5, tensor_)) + proto(8, proto(1, "") + proto(2, 20))
+
+
 def look_at_gguf(folder: Path, content: bytes) -> None:
     """Write a GGUF file and look it over."""
     (folder / "model.gguf").write_bytes(content)

@@ -21,7 +21,7 @@ from typing import Any
 from attacks import _model
 from benchmarks.report import write
 from stillroom.errors import StillroomError
-from stillroom.intake import gguf_header, safetensors_header
+from stillroom.intake import gguf_header, onnx_graph, safetensors_header
 from stillroom.intake.table import Permission, Rows, parse_terms
 from stillroom.recipe import parse_recipe
 
@@ -183,6 +183,7 @@ def parsers() -> dict[str, Parser]:
     return {
         "gguf": Parser(gguf_header.parse_bytes, _gguf_seeds(), mutate_gguf),
         "safetensors": Parser(safetensors_header.parse_bytes, _safetensors_seeds(), mutate_safetensors),
+        "onnx": Parser(onnx_graph.parse_bytes, _onnx_seeds(), mutate_onnx),
         "recipe": Parser(
             lambda data: parse_recipe(data.decode("utf-8", "surrogateescape")), _recipe_seeds(), mutate_yaml
         ),
@@ -298,6 +299,20 @@ def _mutate_entry(rng: random.Random, value: dict[str, Any]) -> None:
         value[name] = odd
 
 
+def mutate_onnx(rng: random.Random, data: bytes, seeds: tuple[bytes, ...]) -> bytes:
+    """Numbers and places are exchanged, messages are put into messages, and bytes are flipped."""
+    choice = rng.random()
+    if choice < 0.4:
+        return mutate_bytes(rng, data, seeds)
+    if choice < 0.7:
+        place = rng.choice((None, "", "..", "../x", "/x", "x" * 300, "model.onnx.data", "pyproject.toml"))
+        return _model.onnx(place, rng.choice((0, 8, *NUMBERS)), rng.choice((0, 16, *NUMBERS)), rng.randbytes(2))
+    message = rng.choice(seeds)
+    for _ in range(rng.choice((1, 2, 30))):
+        message = _model.proto(rng.choice((1, 2, 5, 6, 7, 10, 11, 13, 15, 20, 22, 25)), message)
+    return data + message if rng.random() < 0.5 else _model.proto(7, message)
+
+
 def mutate_yaml(rng: random.Random, data: bytes, seeds: tuple[bytes, ...]) -> bytes:
     """Lines are doubled, moved, indented and cut, values are exchanged, and bytes are flipped now and then."""
     if rng.random() < 0.15:
@@ -352,6 +367,11 @@ def _safetensors_seeds() -> tuple[bytes, ...]:
         "flag": {"dtype": "BOOL", "shape": [], "data_offsets": [12, 13]},
     }
     return _model.safetensors(), _model.safetensors(metadata, bytes(13)), _model.safetensors({}, b"")
+
+
+def _onnx_seeds() -> tuple[bytes, ...]:
+    inner = _model.proto(5, _model.proto(6, _model.proto(5, _model.proto(8, "w"))))
+    return _model.onnx(None), _model.proto(1, 10) + _model.proto(7, _model.proto(1, inner))
 
 
 def _recipe_seeds() -> tuple[bytes, ...]:

@@ -12,10 +12,12 @@ from models import tiny_model
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
+from stillroom import files
 from stillroom.errors import ExportMismatch, MissingDependency
 from stillroom.export import onnx_file
 from stillroom.export.check import Passage
 from stillroom.export.onnx_check import OnnxModel, check_onnx, export_onnx
+from stillroom.intake.inspect import require_safe
 from stillroom.progress import Progress
 from stillroom.teacher.load import load_student
 
@@ -28,6 +30,8 @@ def test_it_says_and_generates_what_pytorch_does(tmp_path: Path) -> None:
     folder = tiny_model("gemma2", tmp_path / "model", layers=2)
     found = export_onnx(folder, tmp_path / "onnx", TEXTS, 500, Progress(True))
     assert found["kl_to_pytorch"] < 1e-6
+    require_safe(tmp_path / "onnx")  # what a package carries has to pass what its verification looks over
+    assert found["files"] == {file.name: files.digest_file(file) for file in (tmp_path / "onnx").iterdir()}
     model, _ = load_student(folder, torch.float32)
     graph = OnnxModel(tmp_path / "onnx", 1)
     mine = model.eval().generate(

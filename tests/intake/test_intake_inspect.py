@@ -18,7 +18,7 @@ from models import FAMILIES, tiny_model
 import attacks
 from attacks import _model
 from stillroom.errors import InspectionRefused, StillroomError
-from stillroom.intake import gguf_header, safetensors_header
+from stillroom.intake import gguf_header, onnx_graph, safetensors_header
 from stillroom.intake.inspect import report, require_safe
 from stillroom.intake.pickles import betrayed
 from stillroom.intake.strict_json import parse_json
@@ -128,7 +128,7 @@ def test_headers_are_read_as_the_common_libraries_read_them(tmp_path: Path) -> N
 
 @given(st.binary(max_size=400))
 def test_any_bytes_give_a_header_or_a_refusal(data: bytes) -> None:
-    for parse in (gguf_header.parse_bytes, safetensors_header.parse_bytes):
+    for parse in (gguf_header.parse_bytes, safetensors_header.parse_bytes, onnx_graph.parse_bytes):
         for start in (b"", b"GGUF\x03\0\0\0", len(data).to_bytes(8, "little") + b"{"):
             try:
                 parse(start + data)
@@ -150,3 +150,43 @@ def test_fuzzing_finds_nothing_in_short() -> None:
     for result in found["parsers"].values():
         assert result["accepted"] > 0
         assert result["refused"] > 0
+
+
+def test_an_onnx_graph_passes_with_its_weights_beside_it(tmp_path: Path) -> None:
+    for name in ("model.onnx.data", "model.onnx_data"):
+        place = _model.model(tmp_path / name, model__onnx=_model.onnx(name))
+        (place / name).write_bytes(bytes(16))
+        assert report(place)["safe"], report(place)
+        (place / name).write_bytes(bytes(15))
+        (refused,) = report(place)["refused"]
+        assert refused["file"] == "model.onnx"
+        assert "goes past the end" in refused["reason"]
+        assert refused["offset"] is not None
+        (place / name).unlink()
+        with pytest.raises(InspectionRefused, match="not beside it"):
+            require_safe(place)
+
+
+def test_tensors_are_found_however_deep_they_lie(tmp_path: Path) -> None:
+    tensor = _model.proto(13, _model.proto(1, "location") + _model.proto(2, "../secret"))
+    attribute = _model.proto(5, _model.proto(6, _model.proto(1, _model.proto(5, _model.proto(5, tensor)))))
+    ways = {
+        "initializer": _model.proto(7, _model.proto(5, tensor)),
+        "sparse": _model.proto(7, _model.proto(15, _model.proto(1, tensor))),
+        "subgraph": _model.proto(7, _model.proto(1, attribute)),
+        "function": _model.proto(7, b"") + _model.proto(25, _model.proto(7, _model.proto(5, _model.proto(10, tensor)))),
+        "training": _model.proto(7, b"") + _model.proto(20, _model.proto(1, _model.proto(5, tensor))),
+    }
+    for way, graph in ways.items():
+        place = _model.model(tmp_path / way, model__onnx=_model.proto(1, 10) + graph)
+        with pytest.raises(InspectionRefused, match="no plain name beside it"):
+            require_safe(place)
+
+
+def test_onnx_says_the_same_of_our_graphs(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    (tmp_path / "model.onnx").write_bytes(_model.onnx())
+    (tmp_path / "model.onnx.data").write_bytes(bytes(16))
+    (tensor,) = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert onnx.numpy_helper.to_array(tensor).tolist() == [0.0] * 4
+    onnx_graph.read_onnx(tmp_path / "model.onnx")

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from attacks.workshop import finished_run, third_generation, workshop
+from attacks import _model
+from attacks.workshop import finished_run, flip, third_generation, workshop
 from stillroom import files
-from stillroom.errors import RunError, TermsRefused
+from stillroom.errors import InspectionRefused, RunError, TermsRefused, VerificationFailed
 from stillroom.package.claims import read_claims
 from stillroom.package.manifest import make_manifest, walk
 from stillroom.package.pack import PackOptions, pack, package_name
 from stillroom.package.provenance import operations, public_recipe
+from stillroom.package.show import passport_of
 from stillroom.package.worksheet import screen, worksheet
+from stillroom.run import Run
 
 DAY = datetime.date(2026, 11, 24)
 
@@ -91,6 +94,60 @@ def test_unaccepted_weights_are_not_packed(tmp_path: Path) -> None:
     with open(run.path / "export" / "small-Q8_0.gguf", "ab") as stream:
         stream.write(b"x")
     with pytest.raises(RunError, match="not the file that was accepted"):
+        pack(run)
+
+
+def _with_onnx(run: Run, weights: bytes = bytes(16)) -> Run:
+    """A run that exported ONNX too."""
+    folder = run.path / "export" / "onnx"
+    for name, content in {"model.onnx": _model.onnx(), "model.onnx.data": weights, "config.json": b"{}"}.items():
+        files.write_bytes(folder / name, content)
+    record = run.path / "export" / "export.json"
+    digests = {file.name: files.digest_file(file) for file in sorted(folder.iterdir())}
+    files.write_json(record, files.read_json(record) | {"onnx": {"path": "export/onnx", "files": digests}})
+    return run
+
+
+def test_onnx_is_packed_named_and_verified(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    run = _with_onnx(finished_run(tmp_path / "runs"))
+    folder = pack(run, tmp_path / "with", PackOptions(sequence=3))
+    packed = ["weights/onnx/config.json", "weights/onnx/model.onnx", "weights/onnx/model.onnx.data"]
+    assert [name for name in walk(folder) if "onnx" in name] == packed
+    bom = files.read_json(folder / "bom.cdx.json")
+    named = {part["name"]: part["hashes"][0]["content"] for part in bom["components"] if part["type"] == "file"}
+    subjects = files.read_json(folder / "provenance.json")["subject"]
+    for name in packed:
+        assert named[name] == files.digest_file(folder / name)
+        assert {"name": name, "digest": {"sha256": named[name]}} in subjects
+        assert name in (folder / "README.md").read_text()
+    references = [part["bom-ref"] for part in bom["components"]]
+    assert len(references) == len(set(references))
+    shop.sign(folder)
+    assert set(packed) <= {file["name"] for file in passport_of(folder)["files"]}
+    with shop.verify(folder) as verified:
+        assert (verified.folder / packed[1]).read_bytes() == _model.onnx()
+    flip(folder / packed[2])
+    with pytest.raises(VerificationFailed, match=r"model\.onnx\.data"):
+        shop.check(folder)
+
+
+def test_a_signed_graph_whose_weights_are_cut_is_refused(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    folder = pack(_with_onnx(finished_run(tmp_path / "runs"), bytes(8)), tmp_path / "cut", PackOptions(sequence=3))
+    shop.sign(folder)
+    with pytest.raises(InspectionRefused, match="goes past the end"):
+        shop.check(folder)
+
+
+def test_a_graph_that_was_not_accepted_is_not_packed(tmp_path: Path) -> None:
+    run = _with_onnx(finished_run(tmp_path))
+    flip(run.path / "export" / "onnx" / "model.onnx.data")
+    with pytest.raises(RunError, match="not the file that was accepted"):
+        pack(run)
+    record = run.path / "export" / "export.json"
+    files.write_json(record, files.read_json(record) | {"onnx": {"path": "export/onnx"}})
+    with pytest.raises(RunError, match="recorded no digests"):
         pack(run)
 
 

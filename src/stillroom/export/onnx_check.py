@@ -79,6 +79,9 @@ def export_onnx(source: Path, target: Path, texts: list[Passage], used: int, pro
         used: Rows of the output that are real ids.
         progress: Draws what takes time.
 
+    Returns:
+        ``bytes``, ``files`` (SHA-256 of each by name), and what the check measured.
+
     Raises:
         ExportMismatch: It says something else than its student.
     """
@@ -88,7 +91,8 @@ def export_onnx(source: Path, target: Path, texts: list[Passage], used: int, pro
         found = check_onnx(source, beside, texts, used)
     size = files.folder_bytes(target)
     progress.say(f"  {target.name}: {size / 1e6:.1f} MB, KL to PyTorch {found['kl_to_pytorch']:.1e}")
-    return {"bytes": size, **found}
+    digests = {file.name: files.digest_file(file) for file in sorted(target.iterdir())}
+    return {"bytes": size, "files": digests, **found}
 
 
 @torch.inference_mode()

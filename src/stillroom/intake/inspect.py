@@ -18,6 +18,7 @@ from typing import Any
 
 from stillroom.errors import InspectionRefused
 from stillroom.intake.gguf_header import MAGIC, read_gguf
+from stillroom.intake.onnx_graph import read_onnx
 from stillroom.intake.pickles import CODE, SUFFIXES, betrayed
 from stillroom.intake.safetensors_header import read_safetensors
 
@@ -127,10 +128,16 @@ def _single(look: _Look, path: Path) -> Iterator[InspectionRefused]:
         magic = stream.read(4)
     if magic == MAGIC or path.suffix.lower() == ".gguf":
         yield from _file(look, path, path.name, ".gguf")
-    elif path.suffix.lower() in LISTED:
-        yield from _file(look, path, path.name, path.suffix.lower())
+    elif _suffix(path.name) in LISTED:
+        yield from _file(look, path, path.name, _suffix(path.name))
     else:
         yield from _by_name(path, path.name)
+
+
+def _suffix(name: str) -> str:
+    """What a file is by its name. Exporters write weights beside a graph as ``.onnx.data`` or ``.onnx_data``."""
+    lower = name.lower()
+    return ".onnx_data" if lower.endswith(".onnx.data") else Path(lower).suffix
 
 
 def _folder(look: _Look, folder: Path, prefix: str, depth: int) -> Iterator[InspectionRefused]:
@@ -162,7 +169,7 @@ def _folder(look: _Look, folder: Path, prefix: str, depth: int) -> Iterator[Insp
             continue
         if _passed_over(name):
             continue
-        suffix = Path(entry.name).suffix.lower()
+        suffix = _suffix(entry.name)
         look.files.append({"name": name, "bytes": path.stat().st_size})
         if suffix in LISTED or _NAMED.fullmatch(entry.name):
             yield from _file(look, path, name, suffix)
@@ -234,7 +241,9 @@ def _file(look: _Look, path: Path, name: str, suffix: str) -> Iterator[Inspectio
         found = betrayed(path)
         if found is not None:
             raise InspectionRefused(f"{path}: {found[0]} (byte {found[1]:,}).", "Do not use this model.")
-        if suffix == ".json":
+        if suffix == ".onnx":
+            read_onnx(path)
+        elif suffix == ".json":
             for where, template in look_at_json(path, name):
                 require_template(template, str(path), look.accepted if where.endswith("#chat_template") else None)
                 look.templates[where] = template

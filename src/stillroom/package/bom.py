@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import files
+from stillroom.package.claims import weights_of
 from stillroom.run import tool_version
 
 SOFTWARE = ("stillroom", "torch", "transformers", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
@@ -102,11 +103,11 @@ def bill_of_materials(
             *(
                 {
                     "type": "file",
-                    "bom-ref": f"file-{file.name}",
+                    "bom-ref": f"file-{file.relative_to(folder / 'weights').as_posix()}",
                     "name": file.relative_to(folder).as_posix(),
                     "hashes": [{"alg": "SHA-256", "content": files.digest_file(file)}],
                 }
-                for file in sorted((folder / "weights").iterdir())
+                for file in weights_of(folder)
             ),
             *(
                 {

@@ -199,6 +199,11 @@ def licence_file(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] + ".txt"
 
 
+def weights_of(folder: Path) -> list[Path]:
+    """Every file under a package's ``weights/``, sorted."""
+    return sorted(file for file in (folder / "weights").rglob("*") if file.is_file())
+
+
 def _require_safe(folder: Path) -> Path:
     """Every weights file is looked over; returns the smallest GGUF file."""
     from stillroom.intake.inspect import require_safe

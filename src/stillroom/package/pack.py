@@ -26,6 +26,7 @@ from stillroom.package.claims import (
     TEMPLATE,
     TERMS,
     licence_file,
+    weights_of,
 )
 from stillroom.package.documents import Policy
 from stillroom.package.provenance import operations, statement, student_digests
@@ -169,16 +170,16 @@ def _numbers(scores: dict[str, Any]) -> dict[str, Any]:
 def _copy_model(run: Run, folder: Path, safetensors: bool) -> None:
     weights = folder / "weights"
     weights.mkdir()
-    exported = files.read_json(run.stage("export").path / "export.json")["files"]
-    if not exported:
+    exported = files.read_json(run.stage("export").path / "export.json")
+    if not exported["files"]:
         raise RunError(
             f"{run.path}: the recipe exports no GGUF file.", "Add `export: {gguf: [Q8_0]}` and run it again."
         )
-    for entry in exported:
+    for entry in exported["files"]:
         source = run.path / entry["path"]
-        if not source.is_file() or files.digest_file(source) != entry["sha256"]:
-            raise RunError(f"{source} is not the file that was accepted.", f"Export again: stillroom export {run.path}")
-        shutil.copyfile(source, weights / source.name)
+        _copy_accepted(run, source, weights / source.name, entry["sha256"])
+    if "onnx" in exported:
+        _copy_onnx(run, exported["onnx"], weights / "onnx")
     model = run.stage("distill").path / "model"
     for name in FROM_MODEL:
         if (model / name).is_file():
@@ -188,6 +189,26 @@ def _copy_model(run: Run, folder: Path, safetensors: bool) -> None:
     if safetensors:
         for source in sorted(model.glob("*.safetensors*")):
             shutil.copyfile(source, weights / source.name)
+
+
+def _copy_onnx(run: Run, entry: dict[str, Any], target: Path) -> None:
+    """The graph and what a reader needs beside it: its weights, the tokenizer, the config."""
+    source = run.path / entry["path"]
+    accepted = entry.get("files")
+    if not accepted:
+        raise RunError(
+            f"{source}: its export recorded no digests; an older Stillroom wrote it.",
+            f"Export again: stillroom export {run.path}",
+        )
+    target.mkdir()
+    for name, digest in accepted.items():
+        _copy_accepted(run, source / name, target / name, digest)
+
+
+def _copy_accepted(run: Run, source: Path, target: Path, digest: str) -> None:
+    if not source.is_file() or files.digest_file(source) != digest:
+        raise RunError(f"{source} is not the file that was accepted.", f"Export again: stillroom export {run.path}")
+    shutil.copyfile(source, target)
 
 
 def _write_obliged(folder: Path, obligations: dict[str, Any]) -> None:
@@ -230,7 +251,7 @@ def _card(
         reasons=terms["reasons"],
         notices=obliged["notices"],
         licences=[named["name"] for named in (*obliged["licences"], *obliged["use_policies"])],
-        weights=[file.relative_to(folder).as_posix() for file in sorted((folder / "weights").iterdir())],
+        weights=[file.relative_to(folder).as_posix() for file in weights_of(folder)],
     )
 
 

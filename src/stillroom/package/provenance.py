@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom import files
 from stillroom.errors import RunError
+from stillroom.package.claims import weights_of
 from stillroom.package.lineage import Ancestor, inherit
 from stillroom.run import Run, tool_version
 
@@ -28,7 +29,7 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [
             {"name": file.relative_to(folder).as_posix(), "digest": {"sha256": files.digest_file(file)}}
-            for file in sorted((folder / "weights").iterdir())
+            for file in weights_of(folder)
         ],
         "predicateType": PREDICATE,
         "predicate": {
