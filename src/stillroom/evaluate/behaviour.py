@@ -21,6 +21,7 @@ from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluate.answers import Answer, Speaker
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.paired import mcnemar, paired_share, share
+from stillroom.evaluate.words import percent
 from stillroom.student.vocabulary import VocabularyMap
 
 REPETITIVE = 0.5
@@ -121,7 +122,12 @@ def summarize(seen: dict[str, dict[str, list[bool]]], confidence: float) -> dict
         kind: [models["student"][kind]["value"], *(models["student"][kind]["interval"] or [None, None])]
         for kind in KINDS
     }
-    return {"models": models, "compared": compared, "interval": f"{confidence:.0%} Wilson over texts", "bounds": bounds}
+    return {
+        "models": models,
+        "compared": compared,
+        "interval": f"{percent(confidence)} Wilson over texts",
+        "bounds": bounds,
+    }
 
 
 def of_answers(answers: list[Answer]) -> dict[str, list[bool]]:

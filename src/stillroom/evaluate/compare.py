@@ -11,6 +11,7 @@ from stillroom import files
 from stillroom.errors import RunError
 from stillroom.evaluate.paired import mcnemar
 from stillroom.evaluate.tally import MEASURES, Drawing
+from stillroom.evaluate.words import percent
 
 ROWS = (
     ("KL to teacher, nats a token", "kl_to_teacher", 3, 1.0, ""),
@@ -113,7 +114,7 @@ def print_comparison(result: dict[str, Any]) -> None:
         table.add_row(title, *cells)
     for code in sorted({code for run in result["runs"] for code in run["retention"]}):
         kept = [run["retention"].get(code) for run in result["runs"]]
-        table.add_row(f"retention {code}", *(f"{entry['value']:.1%}" if entry else "" for entry in kept))
+        table.add_row(f"retention {code}", *(percent(entry["value"], 1) if entry else "" for entry in kept))
     console.print(table)
     for entry in result["compared"]:
         console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")

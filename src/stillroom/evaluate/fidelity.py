@@ -19,6 +19,7 @@ from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.heldout import HeldOut
 from stillroom.evaluate.tally import GROUPS, MEASURES, Drawing, Places, Tally, calibration, headline, sliced
 from stillroom.evaluate.tokens import CLASSES, position_edges, position_labels, token_classes
+from stillroom.evaluate.words import percent
 from stillroom.evaluate.worst import Worst
 from stillroom.progress import Task
 from stillroom.student.vocabulary import VocabularyMap
@@ -263,4 +264,4 @@ def _float(values: torch.Tensor) -> np.ndarray:
 
 def _interval(drawing: Drawing, documents: int, groups: int) -> str:
     over = "documents" if documents <= groups else f"{groups} groups of documents"
-    return f"{drawing.confidence:.0%} bootstrap-t over {over}, {drawing.samples} resamplings"
+    return f"{percent(drawing.confidence)} bootstrap-t over {over}, {drawing.samples} resamplings"

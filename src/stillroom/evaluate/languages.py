@@ -20,6 +20,7 @@ from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.fidelity import Contender, compare
 from stillroom.evaluate.heldout import InMemory
 from stillroom.evaluate.tally import Drawing, Tally, headline
+from stillroom.evaluate.words import percent
 from stillroom.student.languages import samples, tokens_per_byte
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
             bounds[f"{code}.{measure}"] = [model[measure], *model[f"{measure}_interval"]]
     return {
         "languages": found,
-        "interval": f"{drawing.confidence:.0%} bootstrap-t over paragraphs, {drawing.samples} resamplings",
+        "interval": f"{percent(drawing.confidence)} bootstrap-t over paragraphs, {drawing.samples} resamplings",
         "bounds": bounds,
     }
 

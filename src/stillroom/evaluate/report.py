@@ -17,11 +17,15 @@ from stillroom.evaluate.charts import Series, bar_chart, line_chart
 from stillroom.evaluate.floors import sentence
 from stillroom.evaluate.stage import extras
 from stillroom.evaluate.summary import MODELS, cells
+from stillroom.evaluate.words import percent
 from stillroom.progress import clock
 from stillroom.run import Run
 
 WEAK_LANGUAGE = 0.5
 """A language whose whole interval of retention lies below this is said to be largely lost."""
+Curves = dict[str, list[tuple[float, float]]]
+LOSS_POINTS = 24
+"""At most this many points of the loss curve."""
 ROLES = {
     "teacher": "the large model",
     "shrunk": "cut, neither repaired nor trained",
@@ -43,8 +47,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     student, shrunk = summary["student"], summary["shrunk"]
     share = student["parameters"] / summary["teacher"]["parameters"]
     found = [
-        f"The student has {student['parameters']:,} parameters, {share:.0%} of its teacher's, and says the same next "
-        f"token in {student['top1_agreement']:.1%} of the held-out positions.",
+        f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and says the same next "
+        f"token in {percent(student['top1_agreement'], 1)} of the held-out positions.",
         f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; right after the cut it was "
         f"{shrunk['kl_to_teacher']:.3f}"
         + (f", repaired in closed form {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
@@ -52,7 +56,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     if "baseline" in summary:
         gap = summary["compared"]["student_minus_baseline"]
         low, high = gap["kl_to_teacher_interval"]
-        amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired difference {low:.3f} to {high:.3f})"
+        least, most = sorted((abs(low), abs(high)))
+        amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired, {least:.3f} to {most:.3f})"
         if high < 0:
             found.append(f"Learning from the teacher paid: the same training without it ends {amount} further away.")
         elif low > 0:
@@ -65,7 +70,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     teacher_bits, bits = summary["teacher"]["bits_per_byte"], student["bits_per_byte"]
     word = "more" if bits > teacher_bits else "fewer"
     found.append(
-        f"On the text itself it needs {bits:.3f} bits a byte, {abs(bits / teacher_bits - 1):.0%} {word} than its teacher "
+        f"On the text itself it needs {bits:.3f} bits a byte, {percent(abs(bits / teacher_bits - 1))} {word} than its teacher "
         f"({teacher_bits:.3f})."
     )
     return found
@@ -81,7 +86,7 @@ def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
             worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
             found.append(
                 f"Furthest from its teacher on {words.format(worst['label'])}: "
-                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {worst['top1_agreement']:.1%}."
+                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
             )
     mine, theirs = (fidelity["calibration"][name]["ece"] for name in ("student", "teacher"))
     if mine is not None and mine > theirs:
@@ -92,8 +97,8 @@ def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
         kept = entry["retention"]["student"]
         if kept["interval"][1] < WEAK_LANGUAGE:
             found.append(
-                f"{entry['name']} is largely lost: retention {kept['value']:.0%} "
-                f"({kept['interval'][0]:.0%} to {kept['interval'][1]:.0%})."
+                f"{entry['name']} is largely lost: retention {percent(kept['value'])} "
+                f"({percent(kept['interval'][0])} to {percent(kept['interval'][1])})."
             )
     for name, entry in measures.get("tasks", {}).get("tasks", {}).items():
         test = entry["compared"]["student_minus_teacher"]
@@ -103,7 +108,7 @@ def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
     for kind, words in sections.CALLED.items():
         test = measures.get("behaviour", {}).get("compared", {}).get("student_minus_teacher", {}).get(kind)
         if test and test["difference"] > 0 and test["p_value"] < 0.05:
-            found.append(f"More {words} than its teacher's: {sections.paired(test)}.")
+            found.append(f"More {words} than its teacher's: {sections.paired(test, right=False)}.")
     return found
 
 
@@ -114,6 +119,10 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     record = run.stage("distill").record or {}
     measures = files.read_json(run.stage("evaluate").path / "evaluation.json")["measures"] | extras(run)
     parts = {name: getattr(sections, name)(result) for name, result in measures.items()}
+    trained = [name for name in ("distill", "baseline") if run.stage(name).record]
+    losses = {name: _points(run, name, "cross_entropy", validation=False) for name in trained}
+    # The mean of so many steps is one point of the loss curve, so that its noise does not hide it.
+    pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
     return {
         "parts": parts,
         "measures": measures,
@@ -130,25 +139,31 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "ledger": ledger,
         "shrunk": shrunk,
         "training": record.get("notes", {}),
-        "charts": _charts(run, shrunk),
+        "charts": _charts(run, shrunk, losses, pooled),
+        "pooled": pooled,
         "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
         "seconds": sum(stage["seconds"] for stage in summary["stages"].values()),
         "peak": max(stage["peak_memory_bytes"] for stage in summary["stages"].values()),
     }
 
 
-def _charts(run: Run, shrunk: dict[str, Any]) -> dict[str, Any]:
-    trained = [name for name in ("distill", "baseline") if run.stage(name).record]
+def _charts(run: Run, shrunk: dict[str, Any], losses: Curves, pooled: int) -> dict[str, Any]:
     called = {"distill": "student", "baseline": "baseline"}
     charts = {
         "heldout": line_chart(
-            [Series(called[name], _points(run, name, "kl", validation=True)) for name in trained],
+            [
+                Series(called[name], _points(run, name, "kl", validation=True), sections.STYLES[called[name]])
+                for name in losses
+            ],
             title="Distance from the teacher while training",
             x_label="training step",
             y_label="validation KL, nats a token",
         ),
         "loss": line_chart(
-            [Series(called[name], _points(run, name, "cross_entropy", validation=False)) for name in trained],
+            [
+                Series(called[name], _means(points, pooled), sections.STYLES[called[name]])
+                for name, points in losses.items()
+            ],
             title="Cross-entropy on the training text",
             x_label="training step",
             y_label="nats a token",
@@ -178,6 +193,12 @@ def _points(run: Run, stage: str, key: str, *, validation: bool) -> list[tuple[f
     return sorted((float(step), value) for step, value in found.items())
 
 
+def _means(points: list[tuple[float, float]], pooled: int) -> list[tuple[float, float]]:
+    """Means of so many points each, at the last step of each."""
+    parts = [points[start : start + pooled] for start in range(0, len(points), pooled)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
 def _stacked(value: str) -> Markup:
     """A cell with its interval on a line of its own, so that tables stay narrow."""
     found = re.fullmatch(r"(.*?) (\[[^\]]*\])(.*)", value)
@@ -198,7 +219,7 @@ def _environment(html: bool) -> Environment:
     filters: dict[str, Callable[..., str]] = {
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
-        "percent": lambda value: f"{value:.1%}",
+        "percent": lambda value: percent(value, 1),
         "stacked": _stacked,
         "chart": lambda value: Markup(value),  # noqa: S704 - charts escape their texts
         "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.evaluate.charts import Dot, Series, dot_chart, line_chart
+from stillroom.evaluate.words import percent
 
 Table = dict[str, Any]
 """``head`` (texts), ``rows`` (lists of texts, the first one the row's name)."""
+STYLES = {"student": 0, "baseline": 1, "teacher": 2}
+"""How each model looks in charts of lines."""
 CALLED = {
     "memorised": "training text repeated word for word",
     "repetitive": "repetitive answers",
@@ -69,7 +72,11 @@ def fidelity(result: dict[str, Any]) -> dict[str, Any]:
     labels = [entry["label"] for entry in by_position["student"]]
     found["charts"]["position"] = line_chart(
         [
-            Series(name, [(float(index), entry["bits_per_byte"]) for index, entry in enumerate(by_position[name])])
+            Series(
+                name,
+                [(float(index), entry["bits_per_byte"]) for index, entry in enumerate(by_position[name])],
+                STYLES[name],
+            )
             for name in ("teacher", *models)
         ],
         title="Bits a byte by position in the context",
@@ -81,7 +88,9 @@ def fidelity(result: dict[str, Any]) -> dict[str, Any]:
     reliability = result["calibration"]
     found["charts"]["reliability"] = line_chart(
         [
-            Series(name, [(point["confidence"], point["accuracy"]) for point in reliability[name]["bins"]])
+            Series(
+                name, [(point["confidence"], point["accuracy"]) for point in reliability[name]["bins"]], STYLES[name]
+            )
             for name in ("teacher", "student")
         ],
         title="Reliability: how often the likeliest token is right, by how sure the model is",
@@ -149,10 +158,13 @@ def tasks(result: dict[str, Any]) -> Table:
                 cells.append(interval(found["value"], found["interval"], 1, 100, " %"))
         for other in ("teacher", "baseline"):
             cells.append(paired(entry["compared"].get(f"student_minus_{other}")))
+        chance = entry.get("chance")
+        cells.insert(0, "–" if chance is None else percent(chance))
         rows.append([f"{name} ({entry['items']})", *cells])
     return {
         "head": [
             "task (items)",
+            "chance",
             "teacher",
             "baseline",
             "student",
@@ -163,13 +175,14 @@ def tasks(result: dict[str, Any]) -> Table:
     }
 
 
-def paired(test: dict[str, Any] | None) -> str:
-    """A paired comparison in words."""
+def paired(test: dict[str, Any] | None, *, right: bool = True) -> str:
+    """A paired comparison in words; ``right`` says that what is counted is an item solved, not a habit."""
     if test is None:
         return "–"
     if "p_value" not in test:
         return interval(test["difference"], test["interval"])
-    return f"{test['only_first']} won, {test['only_second']} lost, p = {test['p_value']:.2g}"
+    first, second, p = test["only_first"], test["only_second"], f"[p = {test['p_value']:.2g}]"
+    return f"{first} won, {second} lost {p}" if right else f"student alone {first}, teacher alone {second} {p}"
 
 
 def safeguards(result: dict[str, Any]) -> dict[str, Any]:
@@ -182,13 +195,14 @@ def safeguards(result: dict[str, Any]) -> dict[str, Any]:
             found = result["models"].get(model)
             cells.append(interval(found[key]["value"], found[key]["interval"], 0, 100, " %") if found else "–")
         items = result["models"]["student"][key]["items"]
-        rows.append([f"{name} ({items})", *cells, paired(tests["student_minus_teacher"][key])])
+        rows.append([f"{name} ({items})", *cells, paired(tests["student_minus_teacher"][key], right=False)])
     rule = result["rule"]
+    low, high = (percent(bound, 1) for bound in rule["interval"])
     return {
         "table": {"head": ["prompts", "teacher", "baseline", "student", "student against teacher"], "rows": rows},
         "warnings": result["warnings"],
-        "rule": f"The rule agrees with hand labels in {rule['value']:.1%} of {rule['items']} answers "
-        f"(95 % interval {rule['interval'][0]:.1%} to {rule['interval'][1]:.1%}, Cohen's kappa {rule['kappa']:.2f}): of "
+        "rule": f"The rule agrees with hand labels in {percent(rule['value'], 1)} of {rule['items']} answers "
+        f"(95 % interval {low} to {high}, Cohen's kappa {rule['kappa']:.2f}): of "
         f"{rule['refusals']} refusals it misses {rule['missed']}, and it takes {rule['false']} other answers for one.",
     }
 
@@ -202,7 +216,9 @@ def behaviour(result: dict[str, Any]) -> Table:
             found = result["models"].get(model)
             cells.append(interval(found[kind]["value"], found[kind]["interval"], 0, 100, " %") if found else "–")
         items = result["models"]["student"][kind]["items"]
-        rows.append([f"{name} ({items})", *cells, paired(result["compared"]["student_minus_teacher"].get(kind))])
+        rows.append(
+            [f"{name} ({items})", *cells, paired(result["compared"]["student_minus_teacher"].get(kind), right=False)]
+        )
     return {"head": ["", "teacher", "baseline", "student", "student against teacher"], "rows": rows}
 
 

@@ -83,24 +83,60 @@ def brief(measures: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_measures(measures: dict[str, dict[str, Any]]) -> None:
-    """The student's numbers of some measures on standard output, each with its interval."""
+    """Some measures on standard output: teacher, baseline, student with its interval, McNemar's test where there is one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("student")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table.add_column("")
+    for heading in ("teacher", "baseline", "student", "p"):
+        table.add_column(heading, justify="right")
+    tested = False
     for name, result in measures.items():
         for key, (value, low, high) in result["bounds"].items():
             if value is not None and not key.startswith(("source.", "position.", "class.")):
-                interval = "" if low is None else f"{low:,.4g} to {high:,.4g}"
-                table.add_row(f"{name}.{key}", f"{value:,.4g}", interval)
+                others = [_value(result, key, model) for model in ("teacher", "baseline")]
+                p_value = _p_value(result, key)
+                tested = tested or p_value is not None
+                table.add_row(
+                    f"{name}.{key}",
+                    *("" if other is None else f"{other:,.4g}" for other in others),
+                    # The interval stands under its value, so that the table fits a narrow terminal.
+                    f"{value:,.4g}" + ("" if low is None else f"\n[{low:,.3g}, {high:,.3g}]"),
+                    "" if p_value is None else f"{p_value:.2g}",
+                )
     console = Console(highlight=False)
     console.print(table)
+    if tested:
+        console.print("p: McNemar's test, the student against its teacher on the same items.", style="dim")
     for warning in measures.get("safeguards", {}).get("warnings", ()):
         console.print(f"Warning: {warning}")
+
+
+def _value(result: dict[str, Any], key: str, model: str) -> float | None:
+    """What another model has in the place of a number of the student; None where it was not measured."""
+    if key in result.get("tasks", {}):
+        found = result["tasks"][key]["models"].get(model, {})
+    elif "languages" in result:
+        code, _, name = key.rpartition(".")
+        entry = result["languages"][code]
+        found = entry["retention"] if name == "retention" else entry["models"].get(model, {})
+        found = found.get(model if name == "retention" else name)
+    elif key == "ece":
+        found = result["calibration"].get(model, {}).get("ece")
+    else:
+        found = result["models"].get(model, {}).get(key)
+    if isinstance(found, dict):
+        found = found.get("value")
+    return None if found is None else float(found)
+
+
+def _p_value(result: dict[str, Any], key: str) -> float | None:
+    """McNemar's test of a number of the student against its teacher's."""
+    compared = result.get("tasks", {}).get(key, result).get("compared", {}).get("student_minus_teacher", {})
+    found: float | None = compared.get(key, compared).get("p_value")
+    return found
 
 
 def print_table(summary: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class Task:
         normalise: Compare exact answers without case, punctuation and spare white space.
         by_length: Choose by log-likelihood a byte of the choice (``acc_norm``) instead of the sum (``acc``).
         pattern: What of an answer is compared: its first group, or the whole match; the last one that is found.
+        never_called: Problems that are right when nothing is called, so that a model that calls nothing gets them all.
         digest: Changes when the problems do.
     """
 
@@ -60,7 +61,15 @@ class Task:
     normalise: bool = False
     by_length: bool = False
     pattern: str | None = None
+    never_called: bool = False
     digest: str = field(default="")
+
+    @property
+    def chance(self) -> float:
+        """The share that is right without reading the problem: by guessing among choices, or by never calling."""
+        if self.kind == "choice" and self.items:
+            return sum(1 / len(item.choices) for item in self.items) / len(self.items)
+        return 1.0 if self.never_called else 0.0
 
 
 def choose(scores: list[float], choices: tuple[str, ...], by_length: bool) -> int:

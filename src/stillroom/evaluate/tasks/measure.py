@@ -16,6 +16,7 @@ from stillroom.evaluate.tally import Drawing
 from stillroom.evaluate.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluate.tasks.packages import package_task
 from stillroom.evaluate.tasks.task_files import read_task
+from stillroom.evaluate.words import percent
 
 VERSION = 1
 
@@ -44,15 +45,18 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
         bounds[name] = [student["value"], *(student["interval"] or [None, None])]
     return {
         "tasks": found,
-        "interval": f"{bench.config.confidence:.0%} Wilson over items (bits a byte: bootstrap-t over items)",
+        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits a byte: bootstrap-t over items)",
         "bounds": bounds,
     }
 
 
-def answer_task(speaker: Speaker, task: Task, bench: Bench) -> list[dict[str, Any]]:
-    """What one model does with every problem: ``right`` and what it wrote or chose, or ``nats`` and ``bytes``."""
+def answer_task(speaker: Speaker, task: Task, bench: Bench, called: str) -> list[dict[str, Any]]:
+    """What one model does with every problem: ``right`` and what it wrote or chose, or ``nats`` and ``bytes``.
+
+    Progress calls the model ``called``.
+    """
     config = bench.config.tasks
-    with bench.progress.task(task.name, total=len(task.items), unit="items") as drawn:
+    with bench.progress.task(f"{task.name} {called}", total=len(task.items), unit="items") as drawn:
         if task.kind == "rolling":
             rows = []
             for item in task.items:
@@ -99,12 +103,13 @@ def _one(bench: Bench, task: Task) -> dict[str, Any]:
         }
 
         def compute(name: str = name) -> list[dict[str, Any]]:
-            return answer_task(Speaker(bench.load(name)), task, bench)
+            return answer_task(Speaker(bench.load(name)), task, bench, name)
 
         answers[name] = bench.part("tasks", f"{task.name} {name}", inputs, compute)
     about = {"kind": task.kind, "source": task.source, "items": len(task.items), "digest": task.digest}
     if task.kind == "rolling":
         return about | _bits(answers, Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed))
+    about["chance"] = task.chance
     examples = [
         {"item": index, **{name: rows[index].get("answer", "") for name, rows in answers.items()}}
         for index in range(min(2, len(task.items)))

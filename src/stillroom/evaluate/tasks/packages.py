@@ -77,6 +77,7 @@ def _bfcl(name: str, limit: int | None) -> Task:
         kind="check",
         items=tuple(items),
         source="Berkeley Function Calling Leaderboard v4, package bfcl-eval, Apache-2.0; our own prompt and checker",
+        never_called=name == "bfcl_irrelevance",
         digest=files.digest_json([files.digest_file(path), limit]),
     )
 
