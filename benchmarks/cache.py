@@ -279,31 +279,45 @@ def capture_ratio(loaded: Any, text: Sequences, rounds: int) -> list[float]:
 
 
 def plot(table: dict[str, dict[str, float]], path: Path) -> None:
-    """Bytes against error, both logarithmic, as SVG."""
+    """Bytes against both errors, all logarithmic, as SVG."""
     import matplotlib as mpl
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
     mpl.rcParams |= {"svg.hashsalt": "stillroom", "svg.fonttype": "none", "font.size": 10}
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5))
     families = (
-        ("threshold", "o", "#0b6e4f", "threshold sampling"),
-        ("top-k", "s", "#8a4f00", "top-k in our container"),
-        ("", "^", "#444444", "others' layouts"),
+        ("threshold", "o", "#0b6e4f", "threshold sampling (unbiased)"),
+        ("50 draws", "D", "#3b5bdb", "draws with replacement (unbiased)"),
+        ("top-k", "s", "#8a4f00", "top-k in our container (biased)"),
+        ("", "^", "#444444", "others' layouts (biased)"),
     )
-    left = dict(table)
-    for prefix, marker, colour, label in families:
-        points = sorted((left.pop(name)["bytes_per_position"], name) for name in list(left) if name.startswith(prefix))
-        found = [(size, table[name]["mean_squared_error"]) for size, name in points]
-        axes.plot(*zip(*found, strict=True), marker=marker, color=colour, linestyle="none", label=label)
-        for (size, error), (_, name) in zip(found, points, strict=True):
-            axes.annotate(
-                name.removeprefix("threshold "), (size, error), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
-    axes.set(xscale="log", yscale="log", xlabel="bytes a position", ylabel="mean squared error of the distribution")
-    axes.legend(frameon=False)
-    axes.grid(visible=True, which="both", linewidth=0.3)
+    measures = (
+        ("mean_squared_error", "mean squared error of the distribution"),
+        ("gradient_error", "relative error of the output layer's gradient"),
+    )
+    for axes, (measure, label) in zip(panels, measures, strict=True):
+        left = dict(table)
+        for prefix, marker, colour, family in families:
+            names = [name for name in list(left) if name.startswith(prefix)]
+            found = [(left.pop(name)["bytes_per_position"], table[name][measure]) for name in names]
+            axes.plot(*zip(*found, strict=True), marker=marker, color=colour, linestyle="none", label=family)
+            for name, place in zip(names, found, strict=True):
+                # Where the place above on the right is a neighbour's, or outside.
+                below, middle = "head" in name or name.startswith("DistillKit"), name.startswith("Megatron")
+                axes.annotate(
+                    name.removeprefix("threshold "),
+                    place,
+                    xytext=(0, -14) if below else (0, 6) if middle else (5, 5),
+                    textcoords="offset points",
+                    ha="center" if below or middle else "left",
+                    fontsize=8,
+                )
+        axes.set(xscale="log", yscale="log", xlabel="bytes a position", ylabel=label)
+        axes.grid(visible=True, which="both", linewidth=0.3)
+        axes.margins(0.18)
+    panels[0].legend(frameon=False, loc="lower left", fontsize=9)
     figure.tight_layout()
     with files.replacing(path) as beside:
         figure.savefig(beside, format="svg", metadata={"Date": None})
