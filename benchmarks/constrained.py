@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found, details = run(given.trials or (40 if given.quick else 500), given.model)
+    details["model"] = (given.model or default_model()).name
     report.write({"constrained_valid": found["valid"], "constrained_total": found["total"]}, details, given.json)
 
 

@@ -31,6 +31,8 @@ from stillroom.switch.state import Switch
 
 START_SECONDS = 120.0
 STOP_SECONDS = 1.0
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+"""For glibc: memory that a long request took goes back to the system once it is answered."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Engine:
             stdout=subprocess.PIPE,
             cwd=self.folder,
             # Nothing of the parent's environment is the model's business: it may hold keys.
-            env={**kept, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**kept, **MALLOC, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )
 
