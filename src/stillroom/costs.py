@@ -20,8 +20,20 @@ BYTES_A_SECOND = 400e6
 """At which weights are written and digested."""
 CHECK_POSITIONS_A_SECOND = 25.0
 """Of an exported file, position by position through the runtime."""
+OUTPUT_LAYER = 1.6
+"""A forward pass with its output layer, over one without."""
+LANGUAGE_TOKENS = 700
+"""Of one language's sample; its paragraphs are short."""
+PROMPT_TOKENS = 256
+"""Of the measure `cost`."""
+DECODED_BYTES_A_SECOND = 9e9
+"""Weights read while decoding token by token."""
+LAYER_SECONDS = 4e-4
+"""Of one layer for one token, besides its weights."""
 JUDGED_BYTES = 4 * 1024
 """Of one id's float32 log-probabilities on the judging part."""
+HEALED_COPIES = 5
+"""Of a layer's inputs and outputs, held while it is repaired."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Counts:
     Attributes:
         teacher: Parameters of the teacher.
         student: Parameters of the student.
+        uncut: Parameters of the student with the teacher's vocabulary.
         whole: The teacher's shape.
         shape: The student's shape; None for one that is not cut from the teacher.
         train: Tokens to train on.
@@ -43,6 +56,7 @@ class Counts:
 
     teacher: int
     student: int
+    uncut: int
     whole: Shape
     shape: Shape | None
     train: int
@@ -72,14 +86,7 @@ def stage_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, flo
         MODEL_SECONDS + _written(counts, 1) + recipe.export.check_tokens / CHECK_POSITIONS_A_SECOND
         for _ in recipe.export.gguf
     )
-    models = 3 if recipe.baseline else 2
-    forward = (1 + models * counts.ratio) * 1.25 / pilot.exact_rate
-    seconds["evaluate"] = (
-        pilot.load_seconds
-        + models * MODEL_SECONDS
-        + counts.heldout * forward
-        + recipe.evaluate.speed_tokens * 40 / pilot.exact_rate
-    )
+    seconds["evaluate"] = pilot.load_seconds + _evaluate_seconds(recipe, counts, pilot)
     return seconds
 
 
@@ -97,6 +104,26 @@ def training_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
     work = tokens * counts.pieces * pilot.token_seconds + steps * pilot.step_seconds
     checkpoints = 3 * work / max(recipe.distill.checkpoint_seconds, 1.0)
     return MODEL_SECONDS + work + _written(counts, validations + checkpoints + 1)
+
+
+def _evaluate_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
+    """All models over the held-out text and one language's sample, and what the measure `cost` decodes."""
+    models = _students(recipe)
+    body = 1 / pilot.exact_rate
+    teacher, student = body * OUTPUT_LAYER, body * OUTPUT_LAYER * counts.ratio
+    seconds = models * MODEL_SECONDS + (counts.heldout + LANGUAGE_TOKENS) * (teacher + models * student)
+    if recipe.evaluate.speed_tokens:
+        seconds += 6 * PROMPT_TOKENS * body * (1 + counts.ratio)
+        layers = counts.whole.layers * (1 + counts.ratio)
+        token = 4 * (counts.teacher + counts.student) / DECODED_BYTES_A_SECOND + layers * LAYER_SECONDS
+        seconds += 5 * recipe.evaluate.speed_tokens * token
+    return seconds
+
+
+def _students(recipe: Recipe) -> int:
+    """Models beside the teacher: the student, its start before and after the repair, and the baseline."""
+    repaired = isinstance(recipe.student, ShrinkStudent) and recipe.student.heal
+    return 2 + int(repaired) + int(recipe.baseline)
 
 
 def training_operations(recipe: Recipe, counts: Counts) -> int:
@@ -149,24 +176,26 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
     rows = counts.whole.vocabulary
     captured = teacher // 2 if pilot.capture_rate and _narrow(recipe) else teacher
     judged = JUDGED_BYTES * rows
-    kept = teacher * (counts.shape.layers / counts.whole.layers) if counts.shape else student
-    shrinking = teacher + 2 * kept + 4 * judged
+    uncut = 4 * counts.uncut
+    # What loading needed at its peak stays with the process, and is little use to what comes after.
+    loaded = base + teacher + pilot.load_bytes
+    shrinking = loaded + 2 * uncut + judged
     if isinstance(recipe.student, ShrinkStudent) and recipe.student.heal:
         sample = min(recipe.student.importance.tokens, counts.train)
-        shrinking = max(shrinking, teacher + 2 * kept + judged + 4 * sample * (4 * counts.whole.channels))
+        shrinking += HEALED_COPIES * 4 * sample * (counts.whole.channels + counts.whole.hidden)
     forward_tokens = min(recipe.distill.micro_batch_tokens or recipe.distill.batch_tokens, counts.train)
     training = pilot.train_bytes + forward_tokens * counts.pieces * pilot.token_bytes
     memory = {
         "corpus": base + 40.0 * (counts.train + counts.validation + counts.heldout),
-        "capture": base + captured + pilot.capture_bytes,
-        "shrink": base + shrinking,
-        "distill": base + training,
+        "capture": base + captured + max(pilot.load_bytes, pilot.capture_bytes),
+        "shrink": shrinking,
+        # In the end the best weights are read back.
+        "distill": base + training + student,
     }
     if recipe.baseline:
         memory["baseline"] = memory["distill"]
-    memory["export"] = base + 2.5 * student
-    models = 3 if recipe.baseline else 2
-    memory["evaluate"] = base + teacher + models * student + 5 * 4 * 256 * rows
+    memory["export"] = base + 3 * student
+    memory["evaluate"] = loaded + _students(recipe) * student + 5 * 4 * 256 * rows
     return memory
 
 

@@ -34,6 +34,7 @@ class Planned:
     whole: Any
     shape: Any
     parameters: int
+    uncut: int
     exact: bool
     config: Any
     vocabulary: Any
@@ -92,6 +93,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         anatomy = Anatomy.of(teacher, adapter_of(teacher), tokenizer_bytes(tokenizer))
         shape, exact = _shape(student, anatomy, vocabulary.student_size)
         parameters = anatomy.parameters(shape)
+        uncut = anatomy.parameters(replace(shape, vocabulary=rows))
         changed = _config_of(config, whole, shape)
     else:
         if isinstance(student, FreshStudent):
@@ -107,13 +109,14 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         with torch.device("meta"):
             fresh = AutoModelForCausalLM.from_config(changed)
         fresh.tie_weights()
-        parameters = count_parameters(fresh)
+        parameters = uncut = count_parameters(fresh)
     files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
     return Planned(
         count_parameters(teacher),
         whole,
         shape,
         parameters,
+        uncut,
         exact,
         changed,
         vocabulary,

@@ -43,8 +43,9 @@ class Pilot:
     """What was measured.
 
     Attributes:
-        base_bytes: Memory of this process with its libraries, before any model.
+        base_bytes: Memory of this process with its libraries, without any model.
         load_seconds: To load the teacher.
+        load_bytes: Memory that loading it took at its peak, beyond its weights.
         capture_rate: Tokens a second, from ids to encoded signals.
         capture_bytes: Memory that capturing took beyond the teacher's weights.
         bytes_per_position: Of the cache's shards.
@@ -59,6 +60,7 @@ class Pilot:
 
     base_bytes: int
     load_seconds: float
+    load_bytes: int
     capture_rate: float
     capture_bytes: int
     bytes_per_position: float
@@ -87,13 +89,15 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
 
     device = prepare(recipe.compute, recipe.seed)
     few = sequences.take(CAPTURED)
-    base = psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         dtype = choose_dtype(recipe.teacher.dtype, device.type)
-        teacher = load_teacher(recipe.teacher, device, dtype)
+        with MemoryMeter() as loading:
+            teacher = load_teacher(recipe.teacher, device, dtype)
         load_seconds = time.perf_counter() - begun
         loaded = psutil.Process().memory_info().rss
+        # Libraries are loaded with the first model.
+        base = loaded - sum(parameter.nbytes for parameter in teacher.model.parameters())
         identity = CacheIdentity(
             teacher_digest=teacher.digest,
             tokenizer_digest=teacher.tokenizer_digest,
@@ -128,6 +132,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     return Pilot(
         base_bytes=base,
         load_seconds=load_seconds,
+        load_bytes=max(0, loading.peak - loaded),
         capture_rate=capture_rate,
         capture_bytes=max(0, meter.peak - loaded),
         bytes_per_position=bytes_per_position,

@@ -50,6 +50,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     counts = Counts(
         teacher=student.teacher_parameters,
         student=student.parameters,
+        uncut=student.uncut,
         whole=student.whole,
         shape=student.shape,
         train=text.tokens["train"],
