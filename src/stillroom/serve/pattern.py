@@ -82,9 +82,9 @@ def _part(operation: Any, value: Any) -> str:
     if name == "LITERAL":
         return _literal(value)
     if name == "NOT_LITERAL":
-        return f'[^{_in_class(value)}"\\\\\\x00-\\x1F\\x7F-\\x9F]'
+        return f'[^{_in_class(value)}"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
     if name == "ANY":
-        return '[^"\\\\\\x00-\\x1F\\x7F-\\x9F]'
+        return '[^"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
     if name == "IN":
         return _class(value)
     if name in ("MAX_REPEAT", "MIN_REPEAT"):
@@ -126,7 +126,7 @@ def _class(parts: Any) -> str:
             raise ValueError(f"{str(value).lower()} cannot be guaranteed in a class")
     if negated:
         inside = "".join(f"{_in_class(low)}-{_in_class(high)}" for low, high in pieces)
-        return f'[^{inside}"\\\\\\x00-\\x1F\\x7F-\\x9F]'
+        return f'[^{inside}"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
     # A quote, a backslash and control characters would have to be escaped in JSON: leave them out.
     kept = [part for low, high in pieces for part in _without(low, high)]
     if not kept:

@@ -258,7 +258,9 @@ class SchemaCompiler:
             raise _Impossible(f"{where}: minLength is above maxLength")
         if least > MOST_REPEATS:
             raise UnsupportedSchema(f"{where}.minLength: at most {MOST_REPEATS}.")
-        character = self.rule('[^"\\\\\\x00-\\x1F\\x7F-\\x9F] | "\\\\" ["\\\\/bfnrt]')
+        character = self.rule(
+            '[^"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF] | "\\\\" ["\\\\/bfnrt]'
+        )
         return self.rule(f'"\\"" {character}{{{least},{min(most, MOST_REPEATS)}}} "\\""')
 
     def _number(self, schema: dict[str, Any], where: str, whole: bool) -> str:
