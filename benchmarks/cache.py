@@ -1,6 +1,6 @@
 """What a position of the teacher cache costs and how well it keeps the teacher's distribution, against other layouts.
 
-    .venv/bin/python -m benchmarks.cache [--quick] [--json FILE] [--plot FILE]
+    .venv/bin/python -m benchmarks.cache [--quick] [--json FILE] [--plot FILE]        (a plot needs the extra `bench`)
 
 SmolLM2-135M-Instruct on Python's own documentation. Bytes are those of the first shard, with its index and the codec's
 model; errors are measured on some of its positions. Others' layouts are written again from their descriptions:

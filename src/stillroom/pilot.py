@@ -32,8 +32,8 @@ from stillroom.teacher.load import load_teacher
 from stillroom.train.batches import BatchSource
 from stillroom.train.loop import Training
 
-CAPTURED = 2
-"""Sequences that the pilot captures."""
+CAPTURED_TOKENS = 2048
+"""Tokens that the pilot captures: the codec's model is fitted to them, and to fewer it does not fit well."""
 STEP_TOKENS = 1024
 """Tokens of the pilot's larger training step."""
 
@@ -88,7 +88,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     import psutil
 
     device = prepare(recipe.compute, recipe.seed)
-    few = sequences.take(CAPTURED)
+    few = sequences.take(max(2, CAPTURED_TOKENS // sequences.length))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         dtype = choose_dtype(recipe.teacher.dtype, device.type)
@@ -108,14 +108,14 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
             dtype=str(dtype).removeprefix("torch."),
             sequence_length=few.length,
         )
-        writer = CacheWriter.open(Path(folder) / "cache", identity)
+        one = few.take(1)
         with MemoryMeter() as meter:
-            one, rest = few.take(1), few
-            _captured(teacher.model, one, writer, recipe, device)
+            _captured(teacher.model, one, CacheWriter.open(Path(folder) / "first", identity), recipe, device)
+            writer = CacheWriter.open(Path(folder) / "cache", identity)
             begun = time.perf_counter()
-            _captured(teacher.model, rest, writer, recipe, device)
+            _captured(teacher.model, few, writer, recipe, device)
             seconds = time.perf_counter() - begun
-        capture_rate = max(1, len(rest) - 1) * few.length / seconds
+        capture_rate = len(few) * few.length / seconds
         # A model read from GGUF refuses its own `float`, though its weights are ordinary by now.
         exact_rate = _exact_rate(torch.nn.Module.float(teacher.model), one)
         del teacher
