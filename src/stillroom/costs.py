@@ -20,6 +20,8 @@ BYTES_A_SECOND = 400e6
 """At which weights are written and digested."""
 CHECK_POSITIONS_A_SECOND = 25.0
 """Of an exported file, position by position through the runtime."""
+RECOVERY = 4 / 3
+"""A step of recovery, which runs the unrounded student too, over one of training."""
 OUTPUT_LAYER = 1.6
 """A forward pass with its output layer, over one without."""
 LANGUAGE_TOKENS = 700
@@ -82,10 +84,7 @@ def stage_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, flo
     seconds["distill"] = training_seconds(recipe, counts, pilot)
     if recipe.baseline:
         seconds["baseline"] = seconds["distill"]
-    seconds["export"] = MODEL_SECONDS + sum(
-        MODEL_SECONDS + _written(counts, 1) + recipe.export.check_tokens / CHECK_POSITIONS_A_SECOND
-        for _ in recipe.export.gguf
-    )
+    seconds["export"] = _export_seconds(recipe, counts, pilot)
     seconds["evaluate"] = pilot.load_seconds + _evaluate_seconds(recipe, counts, pilot)
     return seconds
 
@@ -104,6 +103,23 @@ def training_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
     work = tokens * counts.pieces * pilot.token_seconds + steps * pilot.step_seconds
     checkpoints = 3 * work / max(recipe.distill.checkpoint_seconds, 1.0)
     return MODEL_SECONDS + work + _written(counts, validations + checkpoints + 1)
+
+
+def _export_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
+    """Every GGUF file written and checked; one more where it is chosen; importance and recovery where a type takes them."""
+    from stillroom.export.mixes import WEIGHTED
+
+    config = recipe.export
+    files = len(config.gguf) + int(config.choose is not None)
+    weighted = sum(kind in WEIGHTED for kind in config.gguf)
+    each = MODEL_SECONDS + _written(counts, 1) + config.check_tokens / CHECK_POSITIONS_A_SECOND
+    seconds = MODEL_SECONDS + files * each
+    if weighted or config.choose is not None:
+        seconds += min(config.importance_tokens, counts.train) * counts.ratio / pilot.exact_rate
+    if config.recover is not None:
+        tokens = config.recover.steps * config.recover.batch_tokens
+        seconds += weighted * tokens * counts.pieces * pilot.token_seconds * RECOVERY
+    return seconds
 
 
 def _evaluate_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
