@@ -79,6 +79,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     gemma = random_teacher(
         folder,
         "gemma2",
+        query_pre_attn_scalar=64,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=6,
