@@ -124,8 +124,10 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         bytes_per_position = shards / max(1, cache.positions)
         cache_bytes = folder_bytes(cache.folder) - shards
         training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
-        small, large = training.measure(1), training.measure(max(2, STEP_TOKENS // few.length))
-    tokens = (large.tokens - small.tokens) or 1
+        # From a whole chunk of the loss on, memory grows with tokens alone.
+        fewest = max(1, min(recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+        small, large = training.measure(fewest), training.measure(max(2 * fewest, STEP_TOKENS // few.length))
+    tokens = max(1, large.tokens - small.tokens)
     slope = (large.seconds - small.seconds) / tokens
     token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
     token_bytes = max(0.0, (large.peak - small.peak) / tokens)
