@@ -62,11 +62,12 @@ def test_the_same_seed_says_the_same(server: Running) -> None:
 
 
 def test_logprobs_of_both_kinds(server: Running) -> None:
-    _, answer = server.chat("Go", logprobs=True, top_logprobs=3, max_tokens=3)
+    _, answer = server.chat("Go", logprobs=True, top_logprobs=3, max_tokens=3, temperature=0)
     entries = answer["choices"][0]["logprobs"]["content"]
     assert entries
     assert all(len(entry["top_logprobs"]) == 3 and entry["logprob"] <= 0 for entry in entries)
-    _, answer, _ = server.ask("POST", "/v1/completions", {"prompt": "Go", "max_tokens": 3, "logprobs": 2})
+    body = {"prompt": "Go", "max_tokens": 3, "logprobs": 2, "temperature": 0}
+    _, answer, _ = server.ask("POST", "/v1/completions", body)
     old = answer["choices"][0]["logprobs"]
     assert len(old["tokens"]) == len(old["token_logprobs"]) == len(old["top_logprobs"])
 
