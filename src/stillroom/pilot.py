@@ -18,7 +18,7 @@ import torch
 
 from stillroom.compute import choose_dtype, prepare
 from stillroom.corpus.sequences import Sequences
-from stillroom.files import folder_bytes
+from stillroom.files import folder_bytes, release_memory
 from stillroom.progress import Progress, Task
 from stillroom.recipe import Recipe
 from stillroom.run import MemoryMeter
@@ -216,6 +216,7 @@ class _Trial:
             if "event" not in values:
                 moments.append(time.perf_counter())
 
+        release_memory()  # of the step before
         with MemoryMeter() as meter:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(self.student), dtype=torch.float32).to(self.device)
             folder = self.folder / f"trial-{per_step}"
