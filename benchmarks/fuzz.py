@@ -115,6 +115,10 @@ JSON_WORDS = (
 )
 
 
+MOST_GROWTH = 256 << 20
+"""Bytes that the process may grow by while all inputs pass through."""
+
+
 @dataclass(frozen=True)
 class Parser:
     """A parser, valid inputs, and how they are mutated."""
@@ -125,22 +129,30 @@ class Parser:
 
 
 def fuzz(inputs: int, seed: int = 0, only: str | None = None) -> dict[str, Any]:
-    """Throw mutated inputs at every parser.
+    """Throw mutated inputs at every parser of this module; see :func:`throw`."""
+    return throw(parsers(), inputs, seed, only)
+
+
+def throw(targets: dict[str, Parser], inputs: int, seed: int = 0, only: str | None = None) -> dict[str, Any]:
+    """Throw mutated inputs at parsers.
 
     Args:
+        targets: Parsers by name.
         inputs: How many for each parser.
         seed: Of the mutations; the same seed gives the same inputs.
         only: One parser by name.
 
     Returns:
-        ``inputs`` (for each parser), ``escapes`` (errors that are not Stillroom's, and memory past 256 MiB)
-        in all, and under ``parsers`` the same for each, with the share that was accepted, memory gained in bytes, seconds
-        and up to five examples of escapes.
+        ``inputs`` (for each parser), ``escapes`` (errors that are not Stillroom's, and memory past :data:`MOST_GROWTH`, of one
+        parser or of all) in all, and under ``parsers`` the same for each, with the share that was accepted, memory gained
+        in bytes, seconds and up to five examples of escapes.
     """
-    results = {name: _fuzz(name, parser, inputs, seed) for name, parser in parsers().items() if only in (None, name)}
+    results = {name: _fuzz(name, parser, inputs, seed) for name, parser in targets.items() if only in (None, name)}
+    gained = sum(result["memory_gained_bytes"] for result in results.values())
     return {
         "inputs": inputs,
-        "escapes": sum(result["escapes"] for result in results.values()),
+        "escapes": sum(result["escapes"] for result in results.values()) + (gained > MOST_GROWTH),
+        "memory_gained_bytes": gained,
         "parsers": results,
     }
 
@@ -169,7 +181,7 @@ def _fuzz(name: str, parser: Parser, inputs: int, seed: int) -> dict[str, Any]:
     gained = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     return {
         "inputs": inputs,
-        "escapes": outcomes["escaped"] + outcomes["endless message"] + (gained > 256 << 20),
+        "escapes": outcomes["escaped"] + outcomes["endless message"] + (gained > MOST_GROWTH),
         "accepted": outcomes["accepted"],
         "refused": outcomes["refused"],
         "memory_gained_bytes": gained,
@@ -394,18 +406,18 @@ def _terms_seeds() -> tuple[bytes, ...]:
     )
 
 
-def main() -> None:
-    """Fuzz, print and write."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(title: str | None, targets: dict[str, Parser]) -> None:
+    """Fuzz as the command line says, print and write."""
+    arguments = argparse.ArgumentParser(description=title, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--json", type=Path)
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--inputs", type=int, default=200_000)
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--parser", choices=sorted(parsers()))
+    arguments.add_argument("--parser", choices=sorted(targets), help="one parser alone")
     options = arguments.parse_args()
-    found = fuzz(5_000 if options.quick else options.inputs, options.seed, options.parser)
+    found = throw(targets, 5_000 if options.quick else options.inputs, options.seed, options.parser)
     write({"fuzz_inputs": found["inputs"], "fuzz_escapes": found["escapes"]}, found["parsers"], options.json)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, parsers())

@@ -7,20 +7,16 @@ Stillroom error; anything else is an escape.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import random
-import resource
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attacks.workshop import workshop
-from benchmarks.report import write
-from stillroom.errors import StillroomError
+from benchmarks.fuzz import Parser, command, throw
 from stillroom.package.claims import EVALUATION, POLICY, TERMS
 from stillroom.package.client import pinned_keys
 from stillroom.package.documents import Memory, Pin, Policy, Reinstatements, Releases, RevocationList
@@ -36,54 +32,9 @@ STRANGE: tuple[Any, ...] = (
 PIECES = (b"{", b"[" * 2000, b'"', b"\\u0000", b"1e999", b"NaN", b"9" * 6000, b",", b"\xff")
 
 
-MOST_GROWTH = 256 << 20
-"""Bytes that the process may grow by while all inputs pass through."""
-
-
 def fuzz(inputs: int, seed: int = 0, only: str | None = None) -> dict[str, Any]:
-    """Give every parser ``inputs`` damaged documents.
-
-    Args:
-        inputs: How many for each parser.
-        seed: Of the damage; the same seed gives the same inputs.
-        only: One parser by name.
-
-    Returns:
-        ``inputs`` (per parser), ``escapes`` (other errors than Stillroom's, and memory past :data:`MOST_GROWTH`), ``parsers``
-        (accepted, refused and escaped of each) and ``peak_growth_bytes``.
-    """
-    parsers = {name: parser for name, parser in _parsers().items() if only in (None, name)}
-    results: dict[str, dict[str, Any]] = {}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, (document, read) in parsers.items():
-        random_ = random.Random(f"{name}:{seed}")
-        started = time.monotonic()
-        read(document)  # A parser that refuses what is right would make the rest worthless.
-        accepted = refused = 0
-        escaped: list[str] = []
-        for _ in range(inputs):
-            data = damage(document, random_)
-            try:
-                read(data)
-                accepted += 1
-            except StillroomError:
-                refused += 1
-            except Exception as error:
-                escaped.append(f"{type(error).__name__}: {error} on {data[:120]!r}")
-        results[name] = {
-            "accepted": accepted,
-            "refused": refused,
-            "escapes": len(escaped),
-            "first": escaped[:1],
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    return {
-        "inputs": inputs,
-        "escapes": sum(result["escapes"] for result in results.values()) + (growth > MOST_GROWTH),
-        "parsers": results,
-        "peak_growth_bytes": growth,
-    }
+    """Throw damaged documents at every parser of this module; see :func:`benchmarks.fuzz.throw`."""
+    return throw(parsers(), inputs, seed, only)
 
 
 def damage(document: bytes, random_: random.Random) -> bytes:
@@ -140,7 +91,7 @@ def _change(value: Any, random_: random.Random) -> None:
             node[key] = random_.choice(STRANGE)
 
 
-def _parsers() -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
+def parsers() -> dict[str, Parser]:
     """Every parser with a document that it accepts."""
     with tempfile.TemporaryDirectory() as folder:
         shop = workshop(Path(folder))
@@ -163,7 +114,7 @@ def _parsers() -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
                 (Releases, repository.releases()),
             )
         }
-    return {
+    targets: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
         "manifest": (parse_envelope(envelope, "fuzz").payload, parse_statement),
         "envelope": (envelope, lambda data: open_envelope(data, "fuzz", keys, 2, frozenset())),
         "bundle": (bundle, lambda data: check_bundle(data, manifest)),
@@ -173,20 +124,11 @@ def _parsers() -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
         **{kind.__name__: (data, lambda data, kind=kind: parse(kind, data, "fuzz")) for kind, data in lists.items()},
         **{name: (data, lambda data: parse_json(data, "fuzz")) for name, data in others.items()},
     }
-
-
-def main() -> None:
-    """Fuzz, print and write."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--json", type=Path)
-    arguments.add_argument("--quick", action="store_true")
-    arguments.add_argument("--inputs", type=int, default=200_000)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--parser", help="one parser alone")
-    options = arguments.parse_args()
-    found = fuzz(5_000 if options.quick else options.inputs, options.seed, options.parser)
-    write({"fuzz_inputs": found["inputs"], "fuzz_escapes": found["escapes"]}, found, options.json)
+    return {
+        name: Parser(read, (document,), lambda rng, data, _: damage(data, rng))
+        for name, (document, read) in targets.items()
+    }
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, parsers())

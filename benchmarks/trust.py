@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from attacks.workshop import workshop
+from benchmarks.fuzz import fuzz
 from benchmarks.fuzz_package import fuzz as fuzz_package
 from benchmarks.report import write
 from stillroom import files
@@ -133,12 +133,7 @@ def family(seed: int = 0) -> dict[str, Any]:
 
 def fuzzing(inputs: int) -> dict[str, Any]:
     """Every parser of untrusted bytes, of packages and of models from elsewhere."""
-    found = {"package": fuzz_package(inputs)}
-    if importlib.util.find_spec("benchmarks.fuzz") is not None:
-        from benchmarks.fuzz import fuzz
-
-        found["intake"] = fuzz(inputs)
-    return found
+    return {"package": fuzz_package(inputs), "intake": fuzz(inputs)}
 
 
 def _grow(path: Path, size: int) -> None:
