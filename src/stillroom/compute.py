@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from stillroom import files
 from stillroom.section import Section
 
 if TYPE_CHECKING:
     import torch
-
-
-# Of glibc's malloc.h; larger thresholds are refused there.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD, _LARGEST_TRIM_THRESHOLD = 32 << 20, (1 << 31) - 1
 
 
 class ComputeConfig(Section):
@@ -79,19 +75,5 @@ def prepare(config: ComputeConfig, seed: int) -> torch.device:
     # Nothing reads memory that nothing wrote; filling all of it first costs a tenth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
-    keep_freed_memory()
+    files.keep_freed_memory()
     return choose_device(config)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free for the next ones; else every step asks the system for its memory page by page.
-
-    :func:`stillroom.files.release_memory` gives it back. Does nothing with other C libraries.
-    """
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        library.mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM_THRESHOLD)

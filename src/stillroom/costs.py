@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stillroom.evaluate.cost import PROMPT_TOKENS
+from stillroom.evaluate.fidelity import CHUNK
+from stillroom.evaluate.speed import REPETITIONS
 from stillroom.pilot import Pilot
 from stillroom.recipe import Recipe
 from stillroom.student.config import ShrinkStudent
+from stillroom.student.importance import POSITIONS
 from stillroom.student.shape import Shape
 
 MODEL_SECONDS = 1.5
@@ -26,14 +30,12 @@ OUTPUT_LAYER = 1.6
 """A forward pass with its output layer, over one without."""
 LANGUAGE_TOKENS = 700
 """Of one language's sample; its paragraphs are short."""
-PROMPT_TOKENS = 256
-"""Of the measure `cost`."""
 DECODED_BYTES_A_SECOND = 9e9
 """Weights read while decoding token by token."""
 LAYER_SECONDS = 4e-4
 """Of one layer for one token, besides its weights."""
-JUDGED_BYTES = 4 * 1024
-"""Of one id's float32 log-probabilities on the judging part."""
+FLOAT = 4
+"""Bytes of a float32."""
 HEALED_COPIES = 5
 """Of a layer's inputs and outputs, held while it is repaired."""
 
@@ -129,10 +131,10 @@ def _evaluate_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
     teacher, student = body * OUTPUT_LAYER, body * OUTPUT_LAYER * counts.ratio
     seconds = models * MODEL_SECONDS + (counts.heldout + LANGUAGE_TOKENS) * (teacher + models * student)
     if recipe.evaluate.speed_tokens:
-        seconds += 6 * PROMPT_TOKENS * body * (1 + counts.ratio)
+        seconds += (1 + REPETITIONS) * PROMPT_TOKENS * body * (1 + counts.ratio)
         layers = counts.whole.layers * (1 + counts.ratio)
         token = 4 * (counts.teacher + counts.student) / DECODED_BYTES_A_SECOND + layers * LAYER_SECONDS
-        seconds += 5 * recipe.evaluate.speed_tokens * token
+        seconds += REPETITIONS * recipe.evaluate.speed_tokens * token
     return seconds
 
 
@@ -191,7 +193,7 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
     teacher, student = 4 * counts.teacher, 4 * counts.student
     rows = counts.whole.vocabulary
     captured = teacher // 2 if pilot.capture_rate and _narrow(recipe) else teacher
-    judged = JUDGED_BYTES * rows
+    judged = FLOAT * POSITIONS * rows
     uncut = 4 * counts.uncut
     # What loading needed at its peak stays with the process, and is little use to what comes after.
     loaded = base + teacher + pilot.load_bytes
@@ -211,7 +213,7 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
     if recipe.baseline:
         memory["baseline"] = memory["distill"]
     memory["export"] = base + 3 * student
-    memory["evaluate"] = loaded + _students(recipe) * student + 5 * 4 * 256 * rows
+    memory["evaluate"] = loaded + _students(recipe) * student + 5 * FLOAT * CHUNK * rows
     return memory
 
 

@@ -71,7 +71,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stillroom.student.adapters import adapter_of
+    from stillroom.student.adapters import adapter_of, fit_layer_lists
     from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
     from stillroom.student.stage import choose_vocabulary, pieces_a_token
     from stillroom.teacher.load import count_parameters, model_folder, quietly
@@ -101,7 +101,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
             changed.vocab_size = vocabulary.student_size
             for key, value in student.config.items():
                 setattr(changed, key, value)
-            _fit_layer_lists(changed, config.num_hidden_layers)
+            fit_layer_lists(changed, changed.num_hidden_layers, student.config)
         else:
             assert isinstance(student, ExistingStudent)
             with quietly():
@@ -164,16 +164,6 @@ def _config_of(config: Any, whole: Any, shape: Any) -> Any:
     changed.hidden_size = shape.hidden
     changed.vocab_size = shape.vocabulary
     return changed
-
-
-def _fit_layer_lists(config: Any, before: int) -> None:
-    from stillroom.student.adapters import LAYER_LISTS
-
-    for key in LAYER_LISTS:
-        value = getattr(config, key, None)
-        if isinstance(value, list) and len(value) == before != config.num_hidden_layers:
-            repeated = value * (1 + config.num_hidden_layers // max(1, len(value)))
-            setattr(config, key, repeated[: config.num_hidden_layers])
 
 
 def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[str, int]:

@@ -21,6 +21,8 @@ FORMATS = {
     "ipv4": "^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])[.]){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$",
 }
 """A pattern for each format of JSON schema that is held to; other formats are notes to the reader."""
+NEVER_PLAIN = '"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF'
+"""What no character of a string is as it stands, inside a class: it would have to be escaped, or is no character."""
 _CLASSES = {"CATEGORY_DIGIT": "0-9", "CATEGORY_WORD": "a-zA-Z0-9_", "CATEGORY_SPACE": " "}
 
 
@@ -82,9 +84,9 @@ def _part(operation: Any, value: Any) -> str:
     if name == "LITERAL":
         return _literal(value)
     if name == "NOT_LITERAL":
-        return f'[^{_in_class(value)}"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
+        return f"[^{_in_class(value)}{NEVER_PLAIN}]"
     if name == "ANY":
-        return '[^"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
+        return f"[^{NEVER_PLAIN}]"
     if name == "IN":
         return _class(value)
     if name in ("MAX_REPEAT", "MIN_REPEAT"):
@@ -126,7 +128,7 @@ def _class(parts: Any) -> str:
             raise ValueError(f"{str(value).lower()} cannot be guaranteed in a class")
     if negated:
         inside = "".join(f"{_in_class(low)}-{_in_class(high)}" for low, high in pieces)
-        return f'[^{inside}"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF]'
+        return f"[^{inside}{NEVER_PLAIN}]"
     # A quote, a backslash and control characters would have to be escaped in JSON: leave them out.
     kept = [part for low, high in pieces for part in _without(low, high)]
     if not kept:

@@ -14,7 +14,7 @@ from typing import Any
 
 from stillroom.errors import UsageError
 from stillroom.serve.numerals import integers, numbers
-from stillroom.serve.pattern import FORMATS, pattern_rule, quote
+from stillroom.serve.pattern import FORMATS, NEVER_PLAIN, pattern_rule, quote
 
 LONGEST_SCHEMA = 1 << 17
 MOST_RULES = 4000
@@ -258,9 +258,7 @@ class SchemaCompiler:
             raise _Impossible(f"{where}: minLength is above maxLength")
         if least > MOST_REPEATS:
             raise UnsupportedSchema(f"{where}.minLength: at most {MOST_REPEATS}.")
-        character = self.rule(
-            '[^"\\\\\\x00-\\x1F\\x7F-\\x9F\\uD800-\\uDFFF\\U00110000-\\U001FFFFF] | "\\\\" ["\\\\/bfnrt]'
-        )
+        character = self.rule(f'[^{NEVER_PLAIN}] | "\\\\" ["\\\\/bfnrt]')
         return self.rule(f'"\\"" {character}{{{least},{min(most, MOST_REPEATS)}}} "\\""')
 
     def _number(self, schema: dict[str, Any], where: str, whole: bool) -> str:

@@ -7,6 +7,7 @@ parameter of a layer, what its rows and columns count.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,15 @@ class Adapter:
                     module.layer_idx = number  # type: ignore[assignment]
         model.base_model.layers = remaining
         cut_config(model.config, kept)
+
+
+def fit_layer_lists(config: Any, layers: int, given: Collection[str]) -> None:
+    """Repeat or cut the lists of a config that hold one entry a layer, but for those that were given."""
+    for key in LAYER_LISTS:
+        value = getattr(config, key, None)
+        if isinstance(value, list) and key not in given:
+            repeated = value * (1 + layers // max(1, len(value)))
+            setattr(config, key, repeated[:layers])
 
 
 def cut_config(config: Any, kept: list[int]) -> None:

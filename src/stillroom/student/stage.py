@@ -13,7 +13,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.errors import UnsupportedModel, VocabularyMismatch
 from stillroom.progress import Progress
 from stillroom.run import Run, Stage
-from stillroom.student.adapters import Adapter, adapter_of
+from stillroom.student.adapters import Adapter, adapter_of, fit_layer_lists
 from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
@@ -187,12 +187,7 @@ def _fresh(
             f"`student.config.{unknown[0]}` is not a key of the family `{teacher.family}`.",
             "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
         )
-    if "num_hidden_layers" in config.config:
-        for key in ("layer_types", "no_rope_layers"):
-            value = getattr(changed, key, None)
-            if isinstance(value, list) and key not in config.config:
-                repeated = value * (1 + config.config["num_hidden_layers"] // max(1, len(value)))
-                setattr(changed, key, repeated[: config.config["num_hidden_layers"]])
+    fit_layer_lists(changed, config.config.get("num_hidden_layers", changed.num_hidden_layers), config.config)
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )

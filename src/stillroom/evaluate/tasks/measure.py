@@ -144,6 +144,7 @@ def _harness(bench: Bench, name: str) -> dict[str, Any]:
     from stillroom.evaluate.tasks.harness import folder_digest, run_task
 
     config = bench.config.tasks
+    include = folder_digest(config.include_path) if config.include_path else None
     by_model: dict[str, dict[str, Any]] = {}
     for model in bench.answering:
         inputs = {
@@ -151,7 +152,7 @@ def _harness(bench: Bench, name: str) -> dict[str, Any]:
             "items": config.items,
             "seed": bench.seed,
             "version": VERSION,
-            "include": folder_digest(config.include_path) if config.include_path else None,
+            "include": include,
         }
 
         def compute(model: str = model) -> dict[str, Any]:
