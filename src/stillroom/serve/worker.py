@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import sys
 from pathlib import Path
 from typing import Any
 
 SOCKET = "engine.sock"
+RELEASE_SECONDS = 5.0
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
         _say(messages, failed=str(error) or type(error).__name__)
         os._exit(1)
     _say(messages, ready=True, confined=report)
-    sys.stdin.read()
+    _wait_for_the_end()
     del server
     os._exit(0)
 
@@ -53,10 +55,20 @@ def _say(messages: Any, **values: Any) -> None:
     messages.flush()
 
 
+def _wait_for_the_end() -> None:
+    """Until the parent is gone; meanwhile what requests left behind is given back to the system."""
+    from stillroom.files import release_memory
+
+    while not select.select([0], [], [], RELEASE_SECONDS)[0] or os.read(0, 1 << 16):
+        release_memory()
+
+
 def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     folder, model = Path(settings["folder"]), Path(settings["model"]).resolve()
     import xllamacpp
 
+    # Loaded while files can still be read.
+    import stillroom.files  # noqa: F401
     from stillroom.serve.confine import confine
 
     report = {}

@@ -1,0 +1,100 @@
+"""What the parent of an engine has to know of a GGUF file: whether it embeds, and which tokens break the text.
+
+Knows nothing of requests or grammars.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stillroom.intake.gguf_header import GgufHeader, read_gguf
+
+_BYTE_TOKEN = 6
+_SPELLED_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_TEXT_TOKENS = (1, 4)
+"""Types of ordinary and added tokens (llama.h)."""
+
+
+@dataclass(frozen=True)
+class GgufFacts:
+    """What a file says of itself.
+
+    Attributes:
+        embedding: It is a model of embeddings: it says how states are pooled.
+        breaking: Ids of tokens from which a character's overlong form could be put together, see :func:`breaks_text`.
+    """
+
+    embedding: bool
+    breaking: tuple[int, ...]
+
+
+def read_facts(path: Path) -> GgufFacts:
+    """Read a file's header and vocabulary.
+
+    Raises:
+        InspectionRefused: It is not a whole GGUF file.
+    """
+    header = read_gguf(path)
+    pooling = header.metadata.get(f"{header.metadata.get('general.architecture')}.pooling_type")
+    embedding = isinstance(pooling, int) and pooling > 0
+    with open(path, "rb") as stream:
+        pieces = _pieces(header, stream)
+        return GgufFacts(embedding, tuple(index for index, piece in pieces if breaks_text(piece)))
+
+
+def breaks_text(piece: bytes) -> bool:
+    """Whether a token's bytes are, or can go on to, a character in more bytes than it takes.
+
+    llama.cpp holds a grammar against characters and takes an overlong form, such as ``F0 82 82 82``, for the one character
+    that it spells; every reader of UTF-8 takes it for several. Where lengths are limited, they would not agree. ``E0`` and
+    ``F0`` may stand only before a byte that rules this out (Unicode 15, table 3-7).
+    """
+    for at, byte in enumerate(piece):
+        if byte in (0xC0, 0xC1) or byte >= 0xF5:
+            return True
+        if byte in (0xE0, 0xF0):
+            least = 0xA0 if byte == 0xE0 else 0x90
+            if at + 1 == len(piece) or piece[at + 1] < least:
+                return True
+    return False
+
+
+def _pieces(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Ids and bytes of the tokens that stand for bytes."""
+    tokens, types = header.metadata.get("tokenizer.ggml.tokens"), header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, dict) or tokens["type"] != 8:
+        return
+    kinds = _numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
+    byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
+    decoder = _decoder()
+    for index, text in enumerate(_texts(stream, tokens)):
+        kind = kinds[index] if index < len(kinds) else 1
+        if byte_level and kind in _TEXT_TOKENS:
+            # What is no spelling of bytes is an added token, which stands for itself.
+            yield index, bytes(decoder[char] for char in text) if all(char in decoder for char in text) else b""
+        elif kind == _BYTE_TOKEN and (found := _SPELLED_BYTE.fullmatch(text)):
+            yield index, bytes.fromhex(found[1])
+
+
+def _texts(stream: BinaryIO, array: dict[str, Any]) -> Iterator[str]:
+    stream.seek(array["offset"] + 12)
+    for _ in range(array["count"]):
+        yield stream.read(int.from_bytes(stream.read(8), "little")).decode(errors="replace")
+
+
+def _numbers(stream: BinaryIO, array: dict[str, Any]) -> list[int]:
+    stream.seek(array["offset"] + 12)
+    return list(memoryview(stream.read(4 * array["count"])).cast("i"))
+
+
+@functools.cache
+def _decoder() -> dict[str, int]:
+    """From the characters that byte-level vocabularies are written in to bytes (Radford et al. 2019, GPT-2)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
