@@ -63,6 +63,7 @@ def written(folder: Path, kind: str, tokens: list[str], types: list[int], poolin
     writer.add_token_types(types)
     if pooling is not None:
         writer.add_uint32("llama.pooling_type", pooling)
+        writer.add_context_length(512)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -73,9 +74,9 @@ def written(folder: Path, kind: str, tokens: list[str], types: list[int], poolin
 def test_byte_level_and_spelled_bytes(tmp_path: Path) -> None:
     # "ð" and "Ġð" are F0 alone and behind a space, "ðŁ" is F0 9F; an added token of the same spelling is no bytes.
     byte_level = written(tmp_path, "gpt2", ["a", "ð", "Ġð", "ðŁ", "à", "ð", "<|end|>"], [1, 1, 1, 1, 1, 3, 3])
-    assert read_facts(byte_level) == GgufFacts(False, (1, 2, 4))
+    assert read_facts(byte_level) == GgufFacts(False, None, (1, 2, 4))
     spelled = written(tmp_path, "llama", ["<0xC0>", "<0x41>", "<0xF0>", "<0xzz>", "▁ð"], [6, 6, 6, 6, 1], pooling=1)
-    assert read_facts(spelled) == GgufFacts(True, (0, 2))
+    assert read_facts(spelled) == GgufFacts(True, 512, (0, 2))
 
 
 def test_a_real_vocabulary_is_read_as_the_library_reads_it(tiny_gguf: Path) -> None:

@@ -111,7 +111,7 @@ def parse_gguf(stream: BinaryIO, size: int, name: str) -> GgufHeader:
     """
     reader = _Reader(stream, size, name)
     if size < 4 or reader.take(4, "the magic") != MAGIC:
-        raise InspectionRefused(f"{name} does not begin as a GGUF file does.", "Get a whole GGUF file.")
+        raise InspectionRefused(f"{name} does not begin as a GGUF file does (byte 0).", "Get a whole GGUF file.")
     version = reader.number("<I", "the version")
     if version not in (2, 3):
         raise reader.refused(f"version {version} of the format is not known (2 and 3 are)", 4)

@@ -176,7 +176,7 @@ class Answerer:
                         raise ContextFull(
                             f"The prompt has {error.error.get('n_prompt_tokens')} tokens, and the context "
                             f"{error.error.get('n_ctx')}.",
-                            "Shorten it, or serve the model with a larger --context.",
+                            model.if_too_long,
                         ) from None
                     raise
                 break

@@ -49,7 +49,7 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict
             if "too large to process" in str(error) or "context size" in str(error):
                 raise ContextFull(
                     f"A text is longer than the context of {model.options.context} tokens.",
-                    "Shorten it, or serve the model with a larger --context.",
+                    model.if_too_long,
                 ) from None
             raise
     found["model"] = model.name

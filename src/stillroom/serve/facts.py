@@ -1,4 +1,4 @@
-"""What the parent of an engine has to know of a GGUF file: whether it embeds, and which tokens break the text.
+"""What the parent of an engine has to know of a GGUF file: whether it embeds, its longest context, which tokens break text.
 
 Knows nothing of requests or grammars.
 """
@@ -26,10 +26,12 @@ class GgufFacts:
 
     Attributes:
         embedding: It is a model of embeddings: it says how states are pooled.
+        context: Tokens of the longest context it was made for; None where it does not say.
         breaking: Ids of tokens from which a character's overlong form could be put together, see :func:`breaks_text`.
     """
 
     embedding: bool
+    context: int | None
     breaking: tuple[int, ...]
 
 
@@ -40,11 +42,13 @@ def read_facts(path: Path) -> GgufFacts:
         InspectionRefused: It is not a whole GGUF file.
     """
     header = read_gguf(path)
-    pooling = header.metadata.get(f"{header.metadata.get('general.architecture')}.pooling_type")
+    architecture = header.metadata.get("general.architecture")
+    pooling, context = (header.metadata.get(f"{architecture}.{key}") for key in ("pooling_type", "context_length"))
     embedding = isinstance(pooling, int) and pooling > 0
+    longest = context if isinstance(context, int) and context > 0 else None
     with open(path, "rb") as stream:
         pieces = _pieces(header, stream)
-        return GgufFacts(embedding, tuple(index for index, piece in pieces if breaks_text(piece)))
+        return GgufFacts(embedding, longest, tuple(index for index, piece in pieces if breaks_text(piece)))
 
 
 def breaks_text(piece: bytes) -> bool:

@@ -67,6 +67,9 @@ class ServedModel:
         facts = read_facts(opened.gguf)
         self.embedding = facts.embedding
         self.breaking = facts.breaking
+        # llama.cpp goes no further than the file says.
+        self._longest = facts.context
+        options = replace(options, context=min(options.context, facts.context or options.context))
         # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
         whole = replace(options, embedding=True, parallel=1, batch=options.context)
         self.options = whole if self.embedding else options
@@ -90,6 +93,13 @@ class ServedModel:
     def busy(self) -> int:
         """How many requests are being answered."""
         return sum(slot.busy for slot in self.slots)
+
+    @property
+    def if_too_long(self) -> str:
+        """What to do about a text that does not fit the context."""
+        if self._longest is None or self.options.context < self._longest:
+            return "Shorten it, or serve the model with a larger --context."
+        return "Shorten it: the model was made for no longer context."
 
     @property
     def bytes(self) -> int:
