@@ -5,7 +5,7 @@
 For each family a tiny random model is written in every type, loaded by llama.cpp and compared position by position; so is
 SmolLM2-135M-Instruct in F16 on Python's documentation. Quantised tensors are compared with those that llama.cpp's own
 ``llama_model_quantize`` makes of the same F32 file, byte by byte, where its library is found (``STILLROOM_LIBLLAMA``, or under
-``.venvs/llama``; :mod:`benchmarks.llama_reference` says how to get it). With ``--run``, the ladder of that run is measured.
+``.venvs/llama*``; :mod:`benchmarks.llama_reference` says how to get it). With ``--run``, the ladder of that run is measured.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def reference_library() -> Path | None:
     if named:
         return Path(named)
     # One that was built here comes first: a wheel may need a newer system.
-    found = sorted(Path(".venvs/llama").rglob("libllama.so"), key=lambda path: "site-packages" in path.parts)
+    found = sorted(Path(".venvs").glob("llama*/**/libllama.so"), key=lambda path: "site-packages" in path.parts)
     return found[0] if found else None
 
 
