@@ -36,6 +36,8 @@ LAYER_SECONDS = 4e-4
 """Of one layer for one token, besides its weights."""
 FLOAT = 4
 """Bytes of a float32."""
+COMPARED = 9
+"""Distributions of a chunk of positions that exist at once while models are compared."""
 HEALED_COPIES = 5
 """Of a layer's inputs and outputs, held while it is repaired."""
 
@@ -213,7 +215,7 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
     if recipe.baseline:
         memory["baseline"] = memory["distill"]
     memory["export"] = base + 3 * student
-    memory["evaluate"] = loaded + _students(recipe) * student + 5 * FLOAT * CHUNK * rows
+    memory["evaluate"] = loaded + _students(recipe) * student + COMPARED * FLOAT * CHUNK * rows
     return memory
 
 
