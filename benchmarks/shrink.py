@@ -291,9 +291,14 @@ def main() -> None:
     file = options.work / "importance.safetensors" if options.work else None
     measured = Measured.of(teacher, adapter, sample, leave_one_out=True, file=file, digest=loaded.digest)
     heldout = splits["heldout"]
-    details: dict[str, Any] = {"vocabulary": vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)}
-    details["depth"] = depth(teacher, adapter, measured, heldout)
-    details["channels"] = channels(teacher, adapter, measured, heldout)
+    kept = options.work / "untrained.json" if options.work else None
+    details: dict[str, Any] = read_json(kept) if kept and kept.is_file() else {}
+    if not details:
+        details["vocabulary"] = vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)
+        details["depth"] = depth(teacher, adapter, measured, heldout)
+        details["channels"] = channels(teacher, adapter, measured, heldout)
+        if kept:
+            write_json(kept, details)
     by_depth, by_channels = details["depth"], details["channels"]
     figures = {
         "healed_over_unhealed_kl": by_depth["healed"] / by_depth["unhealed"],
