@@ -105,6 +105,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         }
 
     shrink: dict[str, Any] = {"kind": "shrink"}
+    sampled = {"importance": {"tokens": 4096}}
     return {
         "llama-depth": recipe(llama, 16_384, student=shrink | {"layers": 4}),
         "qwen3-width-top-k": recipe(
@@ -129,7 +130,9 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "smollm2-all-axes": recipe(
             None,
             16_384,
-            student=shrink | {"layers": 20, "ffn_width": 1024, "key_value_groups": 2, "vocabulary": {"size": 8192}},
+            student=shrink
+            | sampled
+            | {"layers": 20, "ffn_width": 1024, "key_value_groups": 2, "vocabulary": {"size": 8192}},
             distill={"batch_tokens": 1024},
             baseline=False,
         ),
@@ -140,7 +143,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
             None,
             8_192,
             128,
-            student=shrink | {"layers": 12, "hidden_width": 512},
+            student=shrink | sampled | {"layers": 12, "hidden_width": 512},
             distill={"batch_tokens": 256},
             export={"gguf": ["Q8_0"]},
         ),
