@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from models import tiny_model
 
 import stillroom as st
+from stillroom import cli
 
 
 def test_everything_public_is_there_and_documented() -> None:
@@ -66,3 +69,13 @@ def test_a_run_by_its_verbs(small_recipe: Any, tmp_path: Path) -> None:
     assert st.report(made)["student"]["parameters"] > 0
     assert isinstance(st.answer(made, "What is a list?", 4), str)
     assert "recipe" in inspect.signature(stillroom.run).parameters
+
+
+def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    cli.main()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    cli.main()
+    assert os.environ["GOMP_SPINCOUNT"] == cli.SPINS

@@ -88,3 +88,21 @@ def test_an_engine_says_what_is_in_force(tiny_gguf: Path, tmp_path: Path) -> Non
         folder = engine.folder
     assert not folder.exists()
     assert not list(switch.places.engines.glob("*.json"))
+
+
+def test_while_it_waits_a_worker_gives_memory_back_and_it_ends_with_its_parent() -> None:
+    code = (
+        "import stillroom.files, stillroom.serve.worker as worker\n"
+        "worker.RELEASE_SECONDS = 0.01\n"
+        "stillroom.files.release_memory = lambda: print('released', flush=True)\n"
+        "worker._wait_for_the_end()\n"
+        "print('ended')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == ["released\n"] * 3
+        process.stdin.close()
+        assert process.stdout.read().endswith("ended\n")
