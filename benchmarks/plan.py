@@ -143,7 +143,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
             None,
             8_192,
             128,
-            student=shrink | sampled | {"layers": 12, "hidden_width": 512},
+            student=shrink | sampled | {"layers": 12, "key_value_groups": 2, "hidden_width": 480},
             distill={"batch_tokens": 256},
             export={"gguf": ["Q8_0"]},
         ),
@@ -155,13 +155,8 @@ def compare(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings | {"name": name}), encoding="utf-8")
     command = [sys.executable, "-m", "stillroom"]
-    planned = subprocess.run(
-        [*command, "plan", str(path), "--runs", str(folder), "--json"], capture_output=True, text=True, check=True
-    )
-    plan = json.loads(planned.stdout)
-    subprocess.run(
-        [*command, "run", str(path), "--runs", str(folder), "-q"], capture_output=True, text=True, check=True
-    )
+    plan = json.loads(_said([*command, "plan", str(path), "--runs", str(folder), "--json"]))
+    _said([*command, "run", str(path), "--runs", str(folder), "-q"])
     summary = read_json(folder / name / "summary.json")
     cache = read_json(folder / name / "capture" / "stage.json")
     captured = sum(entry["bytes"] for file, entry in cache["outputs"].items() if file.startswith("cache/"))
@@ -184,6 +179,14 @@ def compare(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]
         "planned_in_seconds": plan["planned_in_seconds"],
         "stages": stages,
     }
+
+
+def _said(command: list[str]) -> str:
+    """What a command prints; where it fails, the benchmark ends with what it complained of."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[2:])}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def error(pair: list[float]) -> float:

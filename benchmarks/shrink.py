@@ -166,6 +166,7 @@ def starts(
         save_model(teacher, loaded.tokenizer, whole)
     beside = work / "starts" / "torch_pruning.partial"
     if not peer.is_dir() and torch_pruning_peer.cut(whole, beside):
+        loaded.tokenizer.save_pretrained(beside)
         beside.rename(peer)
     if peer.is_dir():
         found["torch_pruning"] = peer, "cut by Torch-Pruning"

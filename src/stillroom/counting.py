@@ -141,12 +141,16 @@ def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, 
     )
     fixed = {axis: size for axis, size in given.items() if size is not None}
     if student.target is None:
-        return replace(whole, vocabulary=vocabulary, **fixed), True
+        asked = replace(whole, vocabulary=vocabulary, **fixed)
+        anatomy.require_possible(asked)
+        return asked, True
     axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
     limits = limits_of(student.target)
     shapes = grid(whole, fixed, axes, vocabulary)
     solve(anatomy, limits, LossModel(whole, {}), shapes)  # says what binds where nothing fits
-    fitting = [shape for shape in shapes if not limits.broken(limits.measure(anatomy, shape))]
+    fitting = [
+        shape for shape in shapes if anatomy.possible(shape) and not limits.broken(limits.measure(anatomy, shape))
+    ]
     return max(fitting, key=anatomy.parameters), False
 
 

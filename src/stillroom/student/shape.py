@@ -8,9 +8,13 @@ Legend: rows × columns of a matrix.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
+from stillroom.errors import RecipeError
 from stillroom.student.adapters import Adapter, head_width
 
 BLOCKS = {"F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q4_0": (32, 18)}
@@ -72,6 +76,7 @@ class Anatomy:
         head: Width of a head.
         tied: Whether the output matrix is the embedding.
         tokenizer_bytes_per_id: Bytes of a GGUF's metadata for one id and its merge.
+        divided: Whether transformers' configuration takes only hidden widths that its query heads divide (Llama, Gemma).
     """
 
     teacher: Shape
@@ -80,6 +85,7 @@ class Anatomy:
     tied: bool
     tokenizer_bytes_per_id: float
     terms: tuple[_Term, ...]
+    divided: bool = False
 
     @classmethod
     def of(cls, model: Any, adapter: Adapter, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
@@ -102,7 +108,29 @@ class Anatomy:
             model.get_output_embeddings().weight.shape[0],
         )
         share = config.num_attention_heads // config.num_key_value_heads
-        return cls(shape, share, head_width(config), tied, tokenizer_bytes_per_id, tuple(terms))
+        return cls(shape, share, head_width(config), tied, tokenizer_bytes_per_id, tuple(terms), _divided(config))
+
+    def require_possible(self, shape: Shape) -> None:
+        """Refuse a shape that transformers would not load.
+
+        Raises:
+            RecipeError: Says which hidden widths there are beside it.
+        """
+        heads = shape.groups * self.share
+        if self.possible(shape):
+            return
+        below = shape.hidden // heads * heads
+        nearest = [width for width in (below, below + heads) if 0 < width <= self.teacher.hidden]
+        raise RecipeError(
+            f"`student.hidden_width` is {shape.hidden}; with {heads} query heads, this family's configuration takes "
+            f"multiples of {heads} only.",
+            f"Nearest: {' or '.join(map(str, nearest))}.",
+        )
+
+    def possible(self, shape: Shape) -> bool:
+        """Whether transformers loads a model of this shape; more than the teacher has is refused elsewhere."""
+        more = shape.hidden > self.teacher.hidden or shape.groups > self.teacher.groups
+        return more or not self.divided or shape.hidden % (shape.groups * self.share) == 0
 
     def parameters(self, shape: Shape) -> int:
         """Parameters, exactly; tied ones once."""
@@ -195,3 +223,14 @@ def tokenizer_bytes(tokenizer: Any) -> float:
     vocabulary = tokenizer.get_vocab()
     text = sum(len(token.encode()) for token in vocabulary)
     return (2 * text + len(vocabulary) * (8 + 4 + 4 + 9)) / len(vocabulary)
+
+
+def _divided(config: Any) -> bool:
+    """Whether a configuration with a head too many for its width is refused."""
+    probe = copy.deepcopy(config)
+    probe.num_attention_heads = config.hidden_size + 1
+    try:
+        probe.validate()
+    except (StrictDataclassError, ValueError):
+        return True
+    return False

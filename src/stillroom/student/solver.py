@@ -112,9 +112,13 @@ def solve(anatomy: Anatomy, limits: Limits, model: LossModel, shapes: list[Shape
     """The shape of least predicted loss that fits; of equals the one with more parameters.
 
     Raises:
-        RecipeError: Nothing fits; names the limit that binds and the nearest value that could be met.
+        RecipeError: Nothing fits; names the limit that binds and the nearest value that could be met. Or the given sizes
+            do not go together.
     """
-    choices = [Choice(shape, limits.measure(anatomy, shape), model.predict(shape)) for shape in shapes]
+    possible = [shape for shape in shapes if anatomy.possible(shape)]
+    if not possible:
+        anatomy.require_possible(shapes[-1])
+    choices = [Choice(shape, limits.measure(anatomy, shape), model.predict(shape)) for shape in possible]
     fitting = [choice for choice in choices if not limits.broken(choice.measured)]
     if not fitting:
         raise _infeasible(limits, choices)

@@ -166,6 +166,7 @@ def _shape(
         vocabulary.student_size,
     )
     if config.target is None:
+        anatomy.require_possible(asked)
         return asked, None
     plan = plan_shape(
         teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
