@@ -85,7 +85,8 @@ class ShrinkStudent(Section):
     key_value_groups: int | None = Field(default=None, ge=1)
     """Key/value heads of every layer, each with the query heads that share it; without it, all."""
     hidden_width: int | None = Field(default=None, ge=1)
-    """Width of the residual stream; without it, the teacher's. Multiples of 256 quantise well."""
+    """Width of the residual stream; without it, the teacher's. Multiples of 256 quantise well; Llama and Gemma take only
+    multiples of the query heads that stay."""
     target: Target | None = None
     """What the device allows; the solver then chooses what is not given above."""
     vocabulary: VocabularyConfig = VocabularyConfig()
