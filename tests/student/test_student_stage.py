@@ -130,6 +130,8 @@ def test_more_than_the_teacher_has_is_refused(text: Path, tmp_path: Path) -> Non
     for key, value in (("layers", 5), ("ffn_width", 999), ("key_value_groups", 9), ("hidden_width", 999)):
         with pytest.raises(UnsupportedModel, match=rf"`student\.{key}` is {value}"):
             made(tmp_path / key, text, teacher, {"kind": "shrink", key: value, "importance": {"tokens": 128}})
+    with pytest.raises(RecipeError, match=r"`student\.hidden_width` is 62; with 4 query heads.*multiples of 4 only"):
+        made(tmp_path / "62", text, teacher, {"kind": "shrink", "hidden_width": 62, "importance": {"tokens": 128}})
     with pytest.raises(RecipeError, match="no sample of 'xx'"):
         made(tmp_path / "xx", text, teacher, {"kind": "shrink", "vocabulary": {"languages": ["xx"]}})
 

@@ -78,6 +78,9 @@ def _shrink(
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
+    anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
+    if config.target is None:
+        anatomy.require_possible(_asked(config, anatomy.teacher, vocabulary.student_size))
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
@@ -88,7 +91,6 @@ def _shrink(
         file=config.importance.path or stage.run.path / "importance.safetensors",
         digest=teacher.digest,
     )
-    anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
     shape, planned = _shape(config, teacher, adapter, anatomy, vocabulary, measured, progress)
     progress.say(f"  cutting to {shape.words()}")
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
@@ -140,6 +142,17 @@ def _shrink(
     return model, tokenizer, vocabulary, facts
 
 
+def _asked(config: ShrinkStudent, whole: Shape, rows: int) -> Shape:
+    """The shape whose sizes the recipe gives; the teacher's where it gives none."""
+    return Shape(
+        config.layers or whole.layers,
+        config.ffn_width or whole.channels,
+        config.key_value_groups or whole.groups,
+        config.hidden_width or whole.hidden,
+        rows,
+    )
+
+
 def _shape(
     config: ShrinkStudent,
     teacher: LoadedTeacher,
@@ -158,16 +171,8 @@ def _shape(
         "hidden": config.hidden_width,
     }
     fixed = {axis: size for axis, size in given.items() if size is not None}
-    asked = Shape(
-        config.layers or whole.layers,
-        config.ffn_width or whole.channels,
-        config.key_value_groups or whole.groups,
-        config.hidden_width or whole.hidden,
-        vocabulary.student_size,
-    )
     if config.target is None:
-        anatomy.require_possible(asked)
-        return asked, None
+        return _asked(config, whole, vocabulary.student_size), None
     plan = plan_shape(
         teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
     )
