@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.serving import Serving, serving
+from benchmarks.serving import Serving, free_port, serving
 from stillroom.switch.places import Places
 
 TEXT = "A list is a collection of values that keeps their order. "
@@ -87,21 +86,14 @@ def llama_server(path: Path, folder: Path, parallel: int, context: int, batch: i
         print(f"llama-server is left out: it is not in {LLAMA_SERVER}", file=sys.stderr)
         yield None
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [str(binary.absolute()), "--model", str(path), "--host", "127.0.0.1", "--port", str(port)]
     words += ["--ctx-size", str(context * parallel), "--parallel", str(parallel), "--threads", str(default_threads())]
     words += ["--batch-size", str(batch), "--ubatch-size", str(batch), "--poll", "0", "--cache-ram", "0", "--no-warmup"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     try:
         made = Serving(process, port, Places.under(folder))
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            with contextlib.suppress(OSError):
-                if made.ask("GET", "/health")[0] == 200:
-                    break
-            time.sleep(0.1)
+        made.wait()
         yield made
     finally:
         process.kill()

@@ -67,6 +67,22 @@ class Serving:
         finally:
             connection.close()
 
+    def wait(self, seconds: float = 60) -> None:
+        """Until it is healthy, has ended, or the time is up."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/health")[0] == 200:
+                    return
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
 
 @contextlib.contextmanager
 def serving(model: Path, folder: Path, parallel: int, context: int, batch: int = 256) -> Iterator[Serving]:
@@ -77,12 +93,7 @@ def serving(model: Path, folder: Path, parallel: int, context: int, batch: int =
         assert process.stdout is not None
         port = int(process.stdout.readline())
         made = Serving(process, port, Places.under(folder))
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                made.ask("GET", "/health")
-                break
-            time.sleep(0.05)
+        made.wait()
         yield made
     finally:
         process.terminate()
@@ -101,9 +112,7 @@ def main(model: str, folder: str, parallel: str, context: str, batch: str = "256
     from stillroom.serve.running import run
     from stillroom.switch.state import Switch
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     switch = Switch(Places.under(Path(folder)))
     options = EngineOptions(context=int(context), parallel=int(parallel), batch=int(batch))
     served = ServedModel(open_model(model), options, switch, queue=32)

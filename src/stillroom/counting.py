@@ -128,18 +128,11 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
 def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, bool]:
     """The shape as given; with a target the largest that fits, for which one it will be is measured later."""
     from stillroom.student.limits import limits_of
-    from stillroom.student.planning import AXIS_NAMES
+    from stillroom.student.planning import AXIS_NAMES, given_sizes
     from stillroom.student.solver import LossModel, grid, solve
 
     whole = anatomy.teacher
-    given = dict(
-        zip(
-            ("layers", "channels", "groups", "hidden"),
-            (student.layers, student.ffn_width, student.key_value_groups, student.hidden_width),
-            strict=True,
-        )
-    )
-    fixed = {axis: size for axis, size in given.items() if size is not None}
+    fixed = given_sizes(student)
     if student.target is None:
         asked = replace(whole, vocabulary=vocabulary, **fixed)
         anatomy.require_possible(asked)

@@ -92,9 +92,9 @@ def test_an_engine_says_what_is_in_force(tiny_gguf: Path, tmp_path: Path) -> Non
 
 def test_while_it_waits_a_worker_gives_memory_back_and_it_ends_with_its_parent() -> None:
     code = (
-        "import stillroom.files, stillroom.serve.worker as worker\n"
+        "import stillroom.serve.worker as worker\n"
         "worker.RELEASE_SECONDS = 0.01\n"
-        "stillroom.files.release_memory = lambda: print('released', flush=True)\n"
+        "worker.release_memory = lambda: print('released', flush=True)\n"
         "worker._wait_for_the_end()\n"
         "print('ended')"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,8 @@ _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_ARRAY_HEAD = 12
+"""Bytes of an array in front of its entries: their type and their count."""
 # Values and bytes of a block of each type (ggml.h; the same numbers as gguf.constants.GGML_QUANT_SIZES, under test).
 BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40), 10: (256, 84),
@@ -91,6 +94,19 @@ def read_gguf(path: Path) -> GgufHeader:
     """Check a whole file's header. Errors as in :func:`parse_gguf`."""
     with open(path, "rb") as stream:
         return parse_gguf(stream, path.stat().st_size, str(path))
+
+
+def read_texts(stream: BinaryIO, array: dict[str, Any]) -> Iterator[str]:
+    """The texts of an array that a checked header stands for."""
+    stream.seek(array["offset"] + _ARRAY_HEAD)
+    for _ in range(array["count"]):
+        yield stream.read(int.from_bytes(stream.read(8), "little")).decode(errors="replace")
+
+
+def read_numbers(stream: BinaryIO, array: dict[str, Any]) -> list[int]:
+    """The 32-bit whole numbers of an array that a checked header stands for."""
+    stream.seek(array["offset"] + _ARRAY_HEAD)
+    return list(struct.unpack(f"<{array['count']}i", stream.read(4 * array["count"])))
 
 
 def parse_bytes(data: bytes, name: str = "gguf") -> GgufHeader:

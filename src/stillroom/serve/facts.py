@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from stillroom.intake.gguf_header import GgufHeader, read_gguf
+from stillroom.intake.gguf_header import GgufHeader, read_gguf, read_numbers, read_texts
 
 _BYTE_TOKEN = 6
 _SPELLED_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -73,27 +73,16 @@ def _pieces(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[int, bytes]]
     tokens, types = header.metadata.get("tokenizer.ggml.tokens"), header.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, dict) or tokens["type"] != 8:
         return
-    kinds = _numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
+    kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
     byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
     decoder = _decoder()
-    for index, text in enumerate(_texts(stream, tokens)):
+    for index, text in enumerate(read_texts(stream, tokens)):
         kind = kinds[index] if index < len(kinds) else 1
         if byte_level and kind in _TEXT_TOKENS:
             # What is no spelling of bytes is an added token, which stands for itself.
             yield index, bytes(decoder[char] for char in text) if all(char in decoder for char in text) else b""
         elif kind == _BYTE_TOKEN and (found := _SPELLED_BYTE.fullmatch(text)):
             yield index, bytes.fromhex(found[1])
-
-
-def _texts(stream: BinaryIO, array: dict[str, Any]) -> Iterator[str]:
-    stream.seek(array["offset"] + 12)
-    for _ in range(array["count"]):
-        yield stream.read(int.from_bytes(stream.read(8), "little")).decode(errors="replace")
-
-
-def _numbers(stream: BinaryIO, array: dict[str, Any]) -> list[int]:
-    stream.seek(array["offset"] + 12)
-    return list(memoryview(stream.read(4 * array["count"])).cast("i"))
 
 
 @functools.cache

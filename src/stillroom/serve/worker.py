@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stillroom.files import release_memory
+
 SOCKET = "engine.sock"
 RELEASE_SECONDS = 5.0
 
@@ -57,8 +59,6 @@ def _say(messages: Any, **values: Any) -> None:
 
 def _wait_for_the_end() -> None:
     """Until the parent is gone; meanwhile what requests left behind is given back to the system."""
-    from stillroom.files import release_memory
-
     while not select.select([0], [], [], RELEASE_SECONDS)[0] or os.read(0, 1 << 16):
         release_memory()
 
@@ -67,8 +67,6 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     folder, model = Path(settings["folder"]), Path(settings["model"]).resolve()
     import xllamacpp
 
-    # Loaded while files can still be read.
-    import stillroom.files  # noqa: F401
     from stillroom.serve.confine import confine
 
     report = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.progress import Progress
 from stillroom.student.adapters import Adapter
-from stillroom.student.config import Target
+from stillroom.student.config import ShrinkStudent, Target
 from stillroom.student.limits import Limits, limits_of
 from stillroom.student.measured import Measured
 from stillroom.student.shape import Anatomy, Shape
@@ -17,6 +17,7 @@ from stillroom.student.shrink import shrink
 from stillroom.student.solver import Choice, LossModel, Solution, grid, shortlist, solve
 
 AXIS_NAMES = {"layers": "layers", "ffn_width": "channels", "key_value_groups": "groups", "hidden_width": "hidden"}
+"""A recipe's keys, and the axes of a shape that they size."""
 SHARES = (0.75, 0.5)
 """Sizes of an axis, as shares of the teacher's, at which its cost is measured."""
 JUDGED = 3
@@ -64,6 +65,11 @@ class ShapePlan:
         if self.solution.chosen.shape != self.shape:
             turned_down["least predicted"] = row(self.solution.chosen)
         return {"limits": limits, "chosen": row(chosen), "turned_down": turned_down, "curves": self.model.curves}
+
+
+def given_sizes(student: ShrinkStudent) -> dict[str, int]:
+    """The sizes that a recipe gives, by a shape's axis."""
+    return {axis: size for key, axis in AXIS_NAMES.items() if (size := getattr(student, key)) is not None}
 
 
 def plan_shape(

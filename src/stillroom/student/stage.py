@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.student.measured import Measured
-from stillroom.student.planning import plan_shape
+from stillroom.student.planning import given_sizes, plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.student.shrink import shrink
 from stillroom.student.trim import trim, whole
@@ -80,7 +81,7 @@ def _shrink(
     )
     anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
     if config.target is None:
-        anatomy.require_possible(_asked(config, anatomy.teacher, vocabulary.student_size))
+        anatomy.require_possible(replace(anatomy.teacher, **given_sizes(config)))
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
@@ -142,17 +143,6 @@ def _shrink(
     return model, tokenizer, vocabulary, facts
 
 
-def _asked(config: ShrinkStudent, whole: Shape, rows: int) -> Shape:
-    """The shape whose sizes the recipe gives; the teacher's where it gives none."""
-    return Shape(
-        config.layers or whole.layers,
-        config.ffn_width or whole.channels,
-        config.key_value_groups or whole.groups,
-        config.hidden_width or whole.hidden,
-        rows,
-    )
-
-
 def _shape(
     config: ShrinkStudent,
     teacher: LoadedTeacher,
@@ -163,16 +153,9 @@ def _shape(
     progress: Progress,
 ) -> tuple[Shape, dict[str, Any] | None]:
     """The asked shape, or the one that the solver finds within the target."""
-    whole = anatomy.teacher
-    given = {
-        "layers": config.layers,
-        "channels": config.ffn_width,
-        "groups": config.key_value_groups,
-        "hidden": config.hidden_width,
-    }
-    fixed = {axis: size for axis, size in given.items() if size is not None}
+    fixed = given_sizes(config)
     if config.target is None:
-        return _asked(config, whole, vocabulary.student_size), None
+        return replace(anatomy.teacher, vocabulary=vocabulary.student_size, **fixed), None
     plan = plan_shape(
         teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
     )
