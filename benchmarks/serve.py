@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import secrets
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,8 @@ def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, float]]:
 def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[dict[str, Any]]:
     """Prompts that no cache has seen."""
     for number in range(count):
-        text = f"{round_number}-{number}-{time.perf_counter_ns()}: " + TEXT * words
+        # Chance comes first: a clock's first digits stay, and a server would take them from what it holds.
+        text = f"{secrets.token_hex(8)} {round_number}-{number}: " + TEXT * words
         yield {"prompt": text, "max_tokens": tokens, "temperature": 0, "seed": 0}
 
 

@@ -56,6 +56,33 @@ def test_a_stream_says_the_same_as_one_answer(server: Running) -> None:
     assert all("usage" not in event or event["usage"] is None for event in without)
 
 
+def test_conversations_that_begin_alike_keep_a_place_each(server: Running) -> None:
+    def chat(messages: list[dict[str, str]]) -> Any:
+        return server.ask("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 4})[1]
+
+    system = {"role": "system", "content": "You answer in few words. " * 4}
+    talks = [[system, {"role": "user", "content": word * 25}] for word in ("bread ", "stone ")]
+    read = []
+    for talk in talks:
+        first = chat(talk)
+        read.append(first["usage"]["prompt_tokens"])
+        answer = first["choices"][0]["message"]["content"]
+        talk += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
+    for talk, before in zip(talks, read, strict=True):
+        assert chat(talk)["usage"]["prompt_tokens_details"]["cached_tokens"] >= 0.9 * before
+
+
+def test_a_prompt_that_goes_on_finds_its_place(server: Running) -> None:
+    def complete(prompt: str) -> Any:
+        return server.ask("POST", "/v1/completions", {"prompt": prompt, "max_tokens": 1})[1]["usage"]
+
+    texts = [word * 30 for word in ("wind ", "snow ")]
+    read = [complete(text)["prompt_tokens"] for text in texts]
+    # The latest first: the place that was left alone longest would be the other one's.
+    for text, before in reversed(list(zip(texts, read, strict=True))):
+        assert complete(text + "falls")["prompt_tokens_details"]["cached_tokens"] >= 0.9 * before
+
+
 def test_the_same_seed_says_the_same(server: Running) -> None:
     texts = {server.chat("Go", seed=5, temperature=1.5)[1]["choices"][0]["message"]["content"] for _ in range(3)}
     assert len(texts) == 1

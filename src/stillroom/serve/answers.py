@@ -57,6 +57,17 @@ class Question:
     said: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
 
+    @property
+    def text(self) -> str:
+        """All that it puts into a context, as one text that grows with the conversation."""
+        if self.messages is not None:
+            return "".join(_turn(message["role"], message["content"]) for message in self.messages)
+        return self.prompt if isinstance(self.prompt, str) else " ".join(map(str, self.prompt))
+
+
+def _turn(role: str, content: str) -> str:
+    return f"{role}\n{content}\n"
+
 
 def chat_question(request: ChatRequest, session: Session | None) -> Question:
     """What a chat completion asks.
@@ -127,7 +138,7 @@ class Answerer:
             EngineFailed: The engine died twice, or after the answer had begun.
         """
         session = question.session
-        async with model.slot(question.messages or [], session.id if session else None) as slot:
+        async with model.slot(question.text, session.id if session else None) as slot:
             begun, again = False, True
             engine: Engine | None = None
             while True:
@@ -147,7 +158,7 @@ class Answerer:
                         body["messages"] = question.messages
                     else:
                         body["prompt"] = question.prompt
-                    slot.session = None
+                    slot.held, slot.session = question.text, None
                     async with local.request(engine.socket, engine.key, "POST", question.path, body) as lines:
                         ended = False
                         async for event in _events(lines):
@@ -181,8 +192,7 @@ class Answerer:
                     raise
                 break
             answer = "".join(text)
-            if question.messages is not None:
-                slot.messages = [*question.messages, {"role": "assistant", "content": answer}]
+            slot.held += answer if question.messages is None else _turn("assistant", answer)
             if session is not None:
                 await self._keep(engine, slot, question, answer)
 

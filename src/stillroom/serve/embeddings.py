@@ -35,7 +35,7 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict
         EngineFailed: The engine could not be started.
     """
     wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
-    async with model.slot([]):
+    async with model.slot(""):
         engine = await pool.running(model)
         try:
             try:

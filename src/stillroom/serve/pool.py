@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from stillroom.serve.models import OpenedModel
 from stillroom.switch.state import Switch
 
 RECHECK_SECONDS = 60.0
+KEPT_SHARE = 0.75
+"""How much of what a place holds has to stay of use for a request to take it over."""
 
 
 class QueueFull(UsageError):
@@ -38,14 +40,14 @@ class Slot:
 
     Attributes:
         number: Its number in the engine.
-        messages: What its context holds.
+        held: The text that its context holds.
         session: The session whose context it holds.
         used: When it was last used.
         busy: Whether a request has it.
     """
 
     number: int
-    messages: list[Any] = field(default_factory=list)
+    held: str = ""
     session: str | None = None
     used: float = 0.0
     busy: bool = False
@@ -138,11 +140,11 @@ class ServedModel:
                 kept = {slot.number: slot for slot in self.slots if slot.number in busy}
                 self.slots = [kept.get(number, Slot(number)) for number in range(self.options.parallel)]
                 for slot in self.slots:
-                    slot.messages, slot.session = [], None
+                    slot.held, slot.session = "", None
             return self.engine
 
     @contextlib.asynccontextmanager
-    async def slot(self, messages: list[Any], session: str | None = None) -> AsyncIterator[Slot]:
+    async def slot(self, text: str, session: str | None = None) -> AsyncIterator[Slot]:
         """A place for one request; the one whose context the request goes on from, if it is free.
 
         Raises:
@@ -159,7 +161,7 @@ class ServedModel:
                     await self._free.wait_for(lambda: not all(slot.busy for slot in self.slots))
                 finally:
                     self.waiting -= 1
-            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(messages, session))
+            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session))
             chosen.busy = True
         try:
             yield chosen
@@ -200,20 +202,29 @@ class ServedModel:
         }
 
 
-def _fits(messages: list[Any], session: str | None) -> Callable[[Slot], tuple[int, float]]:
-    """How well a request goes on from a slot: its own session, then the longest common beginning, then the oldest."""
+def _fits(text: str, session: str | None) -> Callable[[Slot], tuple[int, float]]:
+    """How well a request goes on from a slot: its own session, then what the slot holds of it, then the oldest.
+
+    A slot counts only where the request keeps most of what it holds: another conversation that merely begins likewise
+    goes to a place of its own, or the two would drive each other out at every turn.
+    """
 
     def score(slot: Slot) -> tuple[int, float]:
         if session is not None and slot.session == session:
             return (1 << 30, -slot.used)
-        same = 0
-        for mine, theirs in zip(messages, slot.messages, strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        return (same, -slot.used)
+        same = _common(text, slot.held)
+        return (same if same >= KEPT_SHARE * len(slot.held) else 0, -slot.used)
 
     return score
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the common beginning of two texts."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 class Pool:
