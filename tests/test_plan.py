@@ -11,7 +11,7 @@ import yaml
 from models import FAMILIES, tiny_model
 from typer.testing import CliRunner
 
-from stillroom import files, pipeline
+from stillroom import costs, files, pipeline
 from stillroom.cli import app
 from stillroom.errors import DiskFull, OutOfMemory, RunError
 from stillroom.plan import KEPT, make_plan
@@ -99,6 +99,22 @@ def test_what_the_plan_says_of_everything(small_recipe: Any, teacher: Path, tmp_
     assert "baseline" not in without["stages"]
     assert without["baseline_adds"]["seconds"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    def planned(onnx: bool, layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        export = {"gguf": ["F16"], "onnx": onnx}
+        recipe = small_recipe(teacher, student={"kind": "shrink", "layers": layers}, export=export)
+        plan = make_plan(Recipe.model_validate(recipe), tmp_path)
+        return plan, plan["stages"]["export"]
+
+    plan, without = planned(False, 2)
+    _, graph = planned(True, 2)
+    _, deeper = planned(True, 4)
+    weights = 4 * plan["student_parameters"]
+    assert graph["disk_bytes"] - without["disk_bytes"] > weights
+    assert graph["seconds"] > without["seconds"] + costs.ONNX_LAYER_SECONDS
+    assert deeper["seconds"] > graph["seconds"] + costs.ONNX_LAYER_SECONDS
 
 
 def test_broken_limits_and_the_nearest_recipe(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ OUTPUT_LAYER = 1.6
 """A forward pass with its output layer, over one without."""
 LANGUAGE_TOKENS = 700
 """Of one language's sample; its paragraphs are short."""
+ONNX_LAYER_SECONDS = 2.2
+"""To trace one layer and write it as a graph: work of Python, whatever its width."""
+ONNX_LAYER_BYTES = 130e3
+"""Of the graph, weights left out."""
+ONNX_COPIES = 4
+"""Of the student's weights, while its graph is written and set beside it."""
 DECODED_BYTES_A_SECOND = 9e9
 """Weights read while decoding token by token."""
 LAYER_SECONDS = 4e-4
@@ -52,6 +58,7 @@ class Counts:
         uncut: Parameters of the student with the teacher's vocabulary.
         whole: The teacher's shape.
         shape: The student's shape; None for one that is not cut from the teacher.
+        layers: The student's layers.
         train: Tokens to train on.
         validation: Tokens that choose the checkpoint.
         heldout: Tokens of the final numbers.
@@ -65,6 +72,7 @@ class Counts:
     uncut: int
     whole: Shape
     shape: Shape | None
+    layers: int
     train: int
     validation: int
     heldout: int
@@ -110,7 +118,7 @@ def training_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
 
 
 def _export_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
-    """Every GGUF file written and checked; one more where it is chosen; importance and recovery where a type takes them."""
+    """Every GGUF file written and checked, one more where one is chosen; importance, recovery and the graph where asked."""
     from stillroom.export.mixes import WEIGHTED
 
     config = recipe.export
@@ -123,6 +131,8 @@ def _export_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
     if config.recover is not None:
         tokens = config.recover.steps * config.recover.batch_tokens
         seconds += weighted * tokens * counts.pieces * pilot.token_seconds * RECOVERY
+    if config.onnx:
+        seconds += 2 * MODEL_SECONDS + counts.layers * ONNX_LAYER_SECONDS + _written(counts, 1)
     return seconds
 
 
@@ -214,7 +224,7 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
     }
     if recipe.baseline:
         memory["baseline"] = memory["distill"]
-    memory["export"] = base + 3 * student
+    memory["export"] = base + (ONNX_COPIES if recipe.export.onnx else 3) * student
     memory["evaluate"] = loaded + _students(recipe) * student + COMPARED * FLOAT * CHUNK * rows
     return memory
 
@@ -228,7 +238,7 @@ def _narrow(recipe: Recipe) -> bool:
 
 
 def stage_disk(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, float]:
-    """Bytes that each stage writes; checkpoints are gone when it ends."""
+    """Bytes that each stage writes; checkpoints are gone when it ends. GGUF files are counted elsewhere."""
     student = 4 * counts.student
     checkpoint = 3 * student + student
     disk = {
@@ -236,6 +246,7 @@ def stage_disk(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, float]
         "capture": pilot.cache_bytes + pilot.bytes_per_position * (counts.train + counts.validation),
         "shrink": student,
         "distill": student + checkpoint,
+        "export": student + counts.layers * ONNX_LAYER_BYTES if recipe.export.onnx else 0.0,
     }
     if recipe.baseline:
         disk["baseline"] = student + checkpoint

@@ -53,6 +53,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         uncut=student.uncut,
         whole=student.whole,
         shape=student.shape,
+        layers=student.config.num_hidden_layers,
         train=text.tokens["train"],
         validation=text.tokens["validation"],
         heldout=text.tokens["heldout"],
@@ -63,7 +64,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     seconds = costs.stage_seconds(recipe, counts, pilot)
     memory = costs.stage_memory(recipe, counts, pilot)
     disk = costs.stage_disk(recipe, counts, pilot)
-    disk["export"] = float(sum(student.files.values()))
+    disk["export"] += float(sum(student.files.values()))
     plan: dict[str, Any] = {
         "name": recipe.name,
         "teacher_parameters": counts.teacher,
