@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct.
     .venv/bin/python -m benchmarks.shrink [--quick] [--work FOLDER] [--json FILE]
 
 Everything is fitted on training documents of Python's documentation and judged on held-out ones: KL(teacher ‖ student)
-in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds. `--quick`
+in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds or six. `--quick`
 leaves the solver out.
 """
 
@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ CHANNEL_SHARE = 0.75
 TRIMMED = 16_384
 SAMPLE_TOKENS = 16_384
 SEEDS = (0, 1, 2)
+MORE_SEEDS = (0, 1, 2, 3, 4, 5)
+CLOSE = ("solver", "width_only")
+"""What three seeds do not tell apart gets more, at its better rate."""
+STUDENT_T = {3: 4.303, 6: 2.571}
+"""Quantile at 97.5 %, by how many values there are."""
+RATES = (5e-4, 1e-4)
+"""Peak learning rates; each student is judged at the one that is better for it."""
 
 
 @torch.no_grad()
@@ -123,22 +131,29 @@ def vocabulary(teacher: Any, tokenizer: Any, train: Sequences, heldout: Sequence
     }
 
 
+def no_smaller(anatomy: Anatomy, than: Shape, shapes: Iterable[Shape]) -> Shape:
+    """The first of growing shapes that has at least as many parameters."""
+    asked = anatomy.parameters(than)
+    return next(shape for shape in shapes if anatomy.parameters(shape) >= asked)
+
+
 def chosen_shapes(
     loaded: Any, adapter: Adapter, anatomy: Anatomy, measured: Measured, size: int, work: Path
 ) -> dict[str, Shape]:
-    """What the solver finds for at most half the teacher's parameters, on both axes and on each alone."""
+    """What the solver finds for at most half the teacher's parameters; and, on each axis alone, the smallest student
+    that has no fewer parameters than the solver's.
+    """
     kept = work / "shapes.json"
     if kept.is_file():
         return {name: Shape(**shape) for name, shape in read_json(kept).items()}
-    target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2)
-    shapes = {}
-    for name, axes in {
-        "solver": ("layers", "ffn_width"),
-        "depth_only": ("layers",),
-        "width_only": ("ffn_width",),
-    }.items():
-        asked = target.model_copy(update={"axes": axes})
-        shapes[name] = plan_shape(loaded.model, adapter, anatomy, asked, {}, size, measured, True, Progress()).shape
+    target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2, axes=("layers", "ffn_width"))
+    found = plan_shape(loaded.model, adapter, anatomy, target, {}, size, measured, True, Progress()).shape
+    whole = replace(anatomy.teacher, vocabulary=size)
+    shapes = {
+        "solver": found,
+        "depth_only": no_smaller(anatomy, found, (replace(whole, layers=n) for n in range(1, whole.layers + 1))),
+        "width_only": no_smaller(anatomy, found, (replace(whole, channels=n) for n in range(1, whole.channels + 1))),
+    }
     shapes["even"] = shapes["depth_only"]
     write_json(kept, {name: asdict(shape) for name, shape in shapes.items()})
     return shapes
@@ -176,99 +191,127 @@ def starts(
 def solver(
     loaded: Any, adapter: Adapter, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path
 ) -> dict[str, dict[str, Any]]:
-    """Students of at most half the teacher's parameters, each distilled on the same tokens; KL on held-out text."""
+    """The solver's student and others of no fewer parameters, each distilled on the same tokens; KL on held-out text."""
     train = splits["train"].take(max(1, tokens // splits["train"].length))
     rows = loaded.model.get_output_embeddings().weight.shape[0]
     counts = Counter(splits["train"].ids[splits["train"].segments >= 0].tolist())
     trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
     size = trimmed.vocabulary.student_size
     anatomy = Anatomy.of(loaded.model, adapter, tokenizer_bytes(loaded.tokenizer))
-    kept = work / f"distilled-{tokens}.json"
-    done: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
+    distilling = Distilling(loaded, trimmed, train, splits["heldout"], work)
     results: dict[str, dict[str, Any]] = {}
+    best: dict[str, list[float]] = {}
     for name, (folder, words) in starts(loaded, adapter, anatomy, measured, size, work).items():
         start = load_student(folder, torch.float32)[0]
         keep_rows(start, trimmed.kept, size)
-        for seed in SEEDS:
-            if str(seed) not in done.get(name, {}):
-                kl = distilled(loaded, start, trimmed, train, splits, work, name, seed)
-                done.setdefault(name, {})[str(seed)] = kl
-                write_json(kept, done)
-                print(f"{name} ({words}), seed {seed}: KL {kl:.4f}", file=sys.stderr, flush=True)
-        kls = [done[name][str(seed)] for seed in SEEDS]
-        mean, spread = statistics.mean(kls), statistics.stdev(kls) if len(kls) > 1 else 0.0
-        # Student's t at 95 % for three seeds.
-        half = 4.303 * spread / 3**0.5
+        by_rate = {rate: [distilling.kl(name, start, rate, seed) for seed in SEEDS] for rate in RATES}
+        rate = min(RATES, key=lambda rate: statistics.mean(by_rate[rate]))
+        seeds = MORE_SEEDS if name in CLOSE else SEEDS
+        best[name] = [distilling.kl(name, start, rate, seed) for seed in seeds]
+        more = [kl - least for kl, least in zip(best[name], best["solver"], strict=False)]
         results[name] = {
             "shape": words,
             "parameters": count_parameters(start),
-            "kl": mean,
-            "kls": kls,
-            "interval": [mean - half, mean + half],
+            "learning_rate": rate,
+            "kl": statistics.mean(best[name]),
+            "kls": best[name],
+            "interval": interval(best[name]),
+            "more_than_solver": statistics.mean(more),
+            "more_than_solver_interval": interval(more),
+            "by_rate": {f"{rate:g}": statistics.mean(kls) for rate, kls in by_rate.items()},
         }
     return results
 
 
-def distilled(
-    loaded: Any,
-    start: Any,
-    trimmed: Trimmed,
-    train: Sequences,
-    splits: dict[str, Sequences],
-    folder: Path,
-    name: str,
-    seed: int,
-) -> float:
-    """KL on held-out text of a student after distillation from one start with one seed."""
-    import copy
+def interval(values: list[float]) -> list[float]:
+    """Student's t interval of the mean at 95 %."""
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return [statistics.mean(values) - half, statistics.mean(values) + half]
 
-    from stillroom.progress import Task
-    from stillroom.teacher.cache.identity import CacheIdentity
-    from stillroom.teacher.cache.reader import TeacherCache
-    from stillroom.teacher.cache.writer import CacheWriter
-    from stillroom.teacher.capture import capture
-    from stillroom.train.batches import BatchSource
-    from stillroom.train.config import DistillConfig
-    from stillroom.train.loop import Training
 
-    device = torch.device("cpu")
-    config = CaptureConfig()
-    cache_folder = folder / f"cache-{len(train)}"
-    heldout = splits["heldout"]
-    if not cache_folder.exists():
-        identity = CacheIdentity(
-            teacher_digest=loaded.digest,
-            tokenizer_digest=loaded.tokenizer_digest,
-            vocabulary_size=loaded.model.get_output_embeddings().weight.shape[0],
-            temperature=1.0,
-            codec=config.codec,
-            seed=0,
-            dtype="float32",
-            sequence_length=train.length,
+@dataclass
+class Distilling:
+    """Distillation of one start after another, all on the same tokens; what is done is kept in the folder.
+
+    Attributes:
+        loaded: The teacher.
+        trimmed: The students' vocabulary.
+        train: What they are distilled on.
+        heldout: What they are judged on.
+        folder: Keeps the teacher's signals and each student's KL.
+    """
+
+    loaded: Any
+    trimmed: Trimmed
+    train: Sequences
+    heldout: Sequences
+    folder: Path
+
+    def kl(self, name: str, start: Any, rate: float, seed: int) -> float:
+        """KL on held-out text of a start after distillation with one learning rate and seed."""
+        kept = self.folder / f"distilled-{len(self.train) * self.train.length}.json"
+        done: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
+        key = f"{rate:g}, {seed}"
+        if key not in done.setdefault(name, {}):
+            done[name][key] = self._distil(name, start, rate, seed)
+            write_json(kept, done)
+            print(f"{name}, {key}: KL {done[name][key]:.4f}", file=sys.stderr, flush=True)
+        return done[name][key]
+
+    def _distil(self, name: str, start: Any, rate: float, seed: int) -> float:
+        import copy
+
+        from stillroom.train.batches import BatchSource
+        from stillroom.train.config import DistillConfig
+        from stillroom.train.loop import Training
+
+        cache = self._cache()
+        training = Training(
+            title=f"{name}, {rate:g}, seed {seed}",
+            model=copy.deepcopy(start).float(),
+            config=DistillConfig(evaluate_every=10_000, learning_rate=rate),
+            train=BatchSource(self.train, self.trimmed.vocabulary, cache),
+            validation=BatchSource(self.heldout, self.trimmed.vocabulary, cache),
+            distill=True,
+            folder=self.folder / f"{name}-{seed}",
+            seed=seed,
+            device=torch.device("cpu"),
+            used=self.trimmed.vocabulary.student_used,
+            progress=Progress(),
+            event=lambda **_: None,
         )
-        writer = CacheWriter.open(cache_folder, identity)
-        for split in (train, heldout):
-            capture(loaded.model, split, writer, 1.0, device, None, config.shard_tokens, Task("", 1, "", quiet=True))
-    cache = TeacherCache.open(cache_folder)
-    training = Training(
-        title=f"{name}, seed {seed}",
-        model=copy.deepcopy(start).float(),
-        config=DistillConfig(evaluate_every=10_000),
-        train=BatchSource(train, trimmed.vocabulary, cache),
-        validation=BatchSource(heldout, trimmed.vocabulary, cache),
-        distill=True,
-        folder=folder / f"{name}-{seed}",
-        seed=seed,
-        device=device,
-        used=trimmed.vocabulary.student_used,
-        progress=Progress(),
-        event=lambda **_: None,
-    )
-    shutil.rmtree(training.folder, ignore_errors=True)
-    training.folder.mkdir(parents=True)
-    state = training.run()
-    shutil.rmtree(training.folder)
-    return float(state.history[-1]["kl"])
+        shutil.rmtree(training.folder, ignore_errors=True)
+        training.folder.mkdir(parents=True)
+        state = training.run()
+        shutil.rmtree(training.folder)
+        return float(state.history[-1]["kl"])
+
+    def _cache(self) -> Any:
+        """What the teacher says of both texts, captured once."""
+        from stillroom.progress import Task
+        from stillroom.teacher.cache.identity import CacheIdentity
+        from stillroom.teacher.cache.reader import TeacherCache
+        from stillroom.teacher.cache.writer import CacheWriter
+        from stillroom.teacher.capture import capture
+
+        config = CaptureConfig()
+        folder = self.folder / f"cache-{len(self.train)}"
+        if not folder.exists():
+            identity = CacheIdentity(
+                teacher_digest=self.loaded.digest,
+                tokenizer_digest=self.loaded.tokenizer_digest,
+                vocabulary_size=self.loaded.model.get_output_embeddings().weight.shape[0],
+                temperature=1.0,
+                codec=config.codec,
+                seed=0,
+                dtype="float32",
+                sequence_length=self.train.length,
+            )
+            writer = CacheWriter.open(folder, identity)
+            for split in (self.train, self.heldout):
+                quiet = Task("", 1, "", quiet=True)
+                capture(self.loaded.model, split, writer, 1.0, torch.device("cpu"), None, config.shard_tokens, quiet)
+        return TeacherCache.open(folder)
 
 
 def main() -> None:
