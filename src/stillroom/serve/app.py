@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from stillroom.errors import StillroomError, UsageError
+from stillroom.files import release_memory
 from stillroom.run import tool_version
 from stillroom.serve import answers, local, page, problems
 from stillroom.serve.deliver import LOOK_SECONDS, ClientGone, Delivery, EventStream
@@ -37,6 +38,7 @@ from stillroom.serve.requests import (
     parse_json,
 )
 from stillroom.serve.sessions import SessionStore
+from stillroom.serve.worker import RELEASE_SECONDS
 from stillroom.switch import stopping
 from stillroom.switch.state import Switch
 
@@ -404,7 +406,7 @@ def make_app(service: Service) -> Starlette:
 
 async def _watch(service: Service) -> None:
     """Look at the switch all the time, and at everything else once a second."""
-    tended = on = time.monotonic()
+    tended = on = released = time.monotonic()
     while True:
         if not await service.delivery.look():
             # `off` stops the engines itself, and its receipt names them; a policy that appears has nobody to do it.
@@ -413,6 +415,10 @@ async def _watch(service: Service) -> None:
         elif time.monotonic() - tended > 1:
             tended = on = time.monotonic()
             await service.pool.tend()
+            if tended - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
+                # Long bodies leave memory behind that is not given back by itself; it takes a moment, so nobody must wait.
+                await asyncio.to_thread(release_memory)
+                released = time.monotonic()
         else:
             on = time.monotonic()
         await asyncio.sleep(LOOK_SECONDS)
