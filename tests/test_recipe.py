@@ -104,7 +104,7 @@ def test_a_hub_name_stays_a_name(tmp_path):
     assert load_recipe(tmp_path / "r.yaml").teacher.name == "owner/model"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.text(max_size=200), st.text(alphabet=" \n:-[]{}'\"&*!|>%@a1", max_size=80)))
 def test_any_text_gives_a_recipe_or_a_message(text):
     with contextlib.suppress(StillroomError):

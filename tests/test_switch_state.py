@@ -66,7 +66,7 @@ def test_setting_a_feature_while_off_turns_nothing_on(own: Switch) -> None:
     assert not own.is_on("tools")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=200))
 def test_a_state_that_cannot_be_read_means_off(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     own = Switch(Places.under(tmp_path_factory.mktemp("switch")))

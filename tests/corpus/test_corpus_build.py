@@ -48,7 +48,7 @@ def read_back(corpus: Corpus) -> dict[str, list[str]]:
     return found
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     count=st.integers(3, 60), salt=st.text("abc", max_size=3), seed=st.integers(0, 5), length=st.sampled_from([16, 64])
 )

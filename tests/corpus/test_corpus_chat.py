@@ -149,7 +149,7 @@ def test_a_template_that_drops_or_changes_the_words(template: str) -> None:
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     turns=st.lists(WORDS, min_size=2, max_size=6),
     system=WORDS,
@@ -167,7 +167,7 @@ def test_spans_hold_the_contents_whatever_they_are(turns: list[str], system: str
         end_of_last = end
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(turns=st.lists(WORDS, min_size=2, max_size=4), kind=st.sampled_from(["bpe", "qwen", "unigram", "bpe_fallback"]))
 def test_learned_tokens_spell_the_answers(turns: list[str], kind: Any) -> None:
     """Tokens may reach over the border between template and words; those are left out, never the reverse."""

@@ -33,7 +33,7 @@ def packed(
     return packer.finish(keep_tail=tail)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=LENGTHS, length=st.integers(8, 20), cross=st.booleans())
 def test_every_token_once_and_in_order(lengths: list[int], length: int, cross: bool) -> None:
     found = packed(lengths, length, cross)
@@ -49,7 +49,7 @@ def test_every_token_once_and_in_order(lengths: list[int], length: int, cross: b
     assert (found.documents[~real] == -1).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=LENGTHS, length=st.integers(8, 20))
 def test_a_segment_is_one_documents_piece(lengths: list[int], length: int) -> None:
     found = packed(lengths, length)
@@ -65,7 +65,7 @@ def test_a_segment_is_one_documents_piece(lengths: list[int], length: int) -> No
     assert (found.documents[rows, columns] == found.documents[rows, columns + 1]).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=LENGTHS, length=st.integers(8, 20))
 def test_no_waste(lengths: list[int], length: int) -> None:
     found = packed(lengths, length)
@@ -85,7 +85,7 @@ def test_no_waste(lengths: list[int], length: int) -> None:
         assert size > 1 or seen[owner] == lengths[owner]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, length=st.integers(8, 20))
 def test_across_documents_a_sequence_is_one_segment(lengths: list[int], length: int) -> None:
     found = packed(lengths, length, cross=True)
@@ -95,7 +95,7 @@ def test_across_documents_a_sequence_is_one_segment(lengths: list[int], length: 
     assert (found.positions == torch.arange(length))[real].all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, length=st.integers(8, 20), limit=st.integers(1, 5))
 def test_a_limit_is_a_beginning(lengths: list[int], length: int, limit: int) -> None:
     everything = packed(lengths, length)

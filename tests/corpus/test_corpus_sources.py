@@ -165,7 +165,7 @@ def test_json_lines_by_key(tmp_path: Path) -> None:
     assert read(JsonlSource(path=path, messages_key="talk"))[0].messages == tuple(CHAT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5), escape=st.booleans())
 def test_json_lines_give_back_any_text(texts: list[str], escape: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

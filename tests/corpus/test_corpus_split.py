@@ -16,7 +16,7 @@ def digests(count: int, salt: str = "") -> list[str]:
     return [hashlib.sha256(f"{salt}{index}".encode()).hexdigest() for index in range(count)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(count=st.integers(0, 60), salt=st.text(max_size=3), validation=SHARES, heldout=SHARES)
 def test_every_document_has_one_side_and_no_side_is_empty(
     count: int, salt: str, validation: float, heldout: float
@@ -29,7 +29,7 @@ def test_every_document_has_one_side_and_no_side_is_empty(
         assert set(sides.values()) == set(SPLITS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(salt=st.text(max_size=3), more=st.integers(1, 300))
 def test_a_corpus_that_grows_keeps_its_split(salt: str, more: int) -> None:
     small = split_of(digests(200, salt), 0.1, 0.15)

@@ -19,7 +19,7 @@ ENCODERS = {kind: Encoder(make_tokenizer(kind), add_bos=False, add_eos=False) fo
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(text=TEXT, kind=st.sampled_from(KINDS))
 @example(text="日本語 😀 e\u0301 \u2581 ﷺ 👩‍👩‍👧", kind="qwen")
 @example(text=" \t\n  \n", kind="bpe")
@@ -32,7 +32,7 @@ def test_bytes_sum_to_the_texts_bytes(text: str, kind: str) -> None:
     assert tokens.bytes.sum() == (len(text.encode()) if len(tokens.ids) else 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(TEXT, max_size=5), kind=st.sampled_from(KINDS))
 def test_a_batch_is_its_documents(texts: list[str], kind: str) -> None:
     encoder = ENCODERS[kind]
@@ -93,7 +93,7 @@ def test_a_truncating_tokenizer_loses_nothing() -> None:
     assert tokenizer.decode(tokens.ids) == "one two three four five six"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lines=st.lists(st.text("ab 1\t\r'é.", max_size=12), min_size=1, max_size=60), kind=st.sampled_from(KINDS))
 def test_a_long_text_in_pieces_has_the_ids_of_the_whole(lines: list[str], kind: str) -> None:
     text = "\n".join(lines)

@@ -41,7 +41,7 @@ def test_a_difference_is_found_where_there_is_one() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 100)), min_size=1, max_size=30), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_interval_holds_its_value_and_ignores_empty_documents(rows: list[tuple[float, float]], seed: int) -> None:
     weights = np.asarray([weight for _, weight in rows])
     values = np.asarray([rate for rate, _ in rows]) * weights

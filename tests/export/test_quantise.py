@@ -37,7 +37,7 @@ def test_llama_cpp_and_libgguf_make_the_same_bytes(kind: Type, weighted: bool) -
 
 @pytest.mark.parametrize("kind", TYPES)
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 3), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_decoding_brings_the_numbers_back(kind: Type, rows: int, blocks: int, scale: float, seed: int) -> None:
     data = (np.random.default_rng(seed).standard_normal((rows, blocks * 256)) * scale).astype(np.float32)
     encoded = quantise(data, kind)

@@ -292,7 +292,7 @@ def test_where_files_can_share_blocks_the_clone_itself_is_digested(
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_only_stillroom_errors_come_out_of_parsers(data: bytes) -> None:
     for read in (lambda: parse_statement(data), lambda: parse_json(data, "input")):
         with contextlib.suppress(StillroomError):
@@ -300,7 +300,7 @@ def test_only_stillroom_errors_come_out_of_parsers(data: bytes) -> None:
 
 
 @given(st.lists(st.text(max_size=12), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_names_that_pass_stay_inside_and_apart(names: list[str]) -> None:
     try:
         check_names(names)
@@ -316,7 +316,7 @@ DIGESTS = [files.digest_bytes(bytes([number])) for number in range(12)]
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_revocation_reaches_exactly_the_descendants(data: st.DataObject) -> None:
     """In any family tree: a student is refused if and only if a path leads from it to the revoked teacher."""
     lineage: dict[str, tuple[Ancestor, ...]] = {DIGESTS[0]: ()}

@@ -183,7 +183,7 @@ schemas = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(schema=schemas, seed=st.integers(0, 1 << 30))
 def test_every_sentence_is_a_value_of_the_schema(schema: Any, seed: int) -> None:
     try:
@@ -195,7 +195,7 @@ def test_every_sentence_is_a_value_of_the_schema(schema: Any, seed: int) -> None
         jsonschema.validate(json.loads(text), schema)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(low=st.integers(-5000, 5000), width=st.integers(0, 5000), seed=st.integers(0, 1 << 30))
 def test_integers_within_limits(low: int, width: int, seed: int) -> None:
     made = integers({"minimum": low, "maximum": low + width})
@@ -206,7 +206,7 @@ def test_integers_within_limits(low: int, width: int, seed: int) -> None:
 
 
 @given(low=st.integers(0, 300), width=st.integers(0, 120))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_integer_is_left_out(low: int, width: int) -> None:
     made = integers({"minimum": low, "maximum": low + width})
     assert made is not None

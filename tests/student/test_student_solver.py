@@ -95,7 +95,7 @@ def test_file_bytes_follow_the_block_sizes() -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_feasible_targets_are_met(data: st.DataObject) -> None:
     body = anatomy(data.draw(st.sampled_from(FAMILIES)))
     axes = data.draw(st.sets(st.sampled_from(AXES), min_size=1))
@@ -125,7 +125,7 @@ def test_feasible_targets_are_met(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_infeasible_targets_name_the_limit_and_the_nearest_that_is_feasible(data: st.DataObject) -> None:
     body = anatomy()
     axes = data.draw(st.sets(st.sampled_from(AXES), min_size=1))

@@ -39,7 +39,7 @@ WORDS = TEXT.split()
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_kept_text_is_tokenized_the_same(kind: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)
     text = " ".join(data.draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8)))
@@ -53,7 +53,7 @@ def test_kept_text_is_tokenized_the_same(kind: str, data: st.DataObject) -> None
 
 @pytest.mark.parametrize("kind", ["byte_level", "whole_words", "byte_fallback"])
 @given(text=st.text(min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_can_still_be_said(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
     assume("<" not in text)

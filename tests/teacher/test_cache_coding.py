@@ -21,7 +21,7 @@ from stillroom.teacher.cache.entry_model import (
 from stillroom.teacher.cache.rans import TOTAL, Decoder, FrequencyTable, encode
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 300), st.integers(1, 5))
 def test_columns_of_several_records_come_back(seed, records, alphabet, contexts):
     random = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_classes_of_counts():
     assert classes_of(np.asarray([0, 1, 24, 27, 28, 5000])).tolist() == [0, 1, 24, 24, 25, len(CLASSES)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 129, 5000]), st.integers(0, 30))
 def test_every_id_has_a_place_and_the_model_survives_its_file(seed, size, rows):
     random = np.random.default_rng(seed)

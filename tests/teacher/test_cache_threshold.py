@@ -33,7 +33,7 @@ def sampled(codec, probabilities, seed):
     return torch.zeros(probabilities.shape).index_put_((row, torch.from_numpy(entries.ids)), weights, accumulate=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     inverse=st.sampled_from([1, 3, 20, 500]),
@@ -133,7 +133,7 @@ def test_chunks_and_the_same_generator_give_the_same_bytes():
     assert not np.array_equal(other.ids, samples[0].ids)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.data())
 def test_damaged_records_are_refused_or_stay_in_range(seed, data):
     codec = Threshold(1 / 10, 200)

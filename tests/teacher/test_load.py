@@ -204,7 +204,7 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(mine: Path) -> None:
 
 
 @given(cut=st.floats(0, 1, exclude_max=True))
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_gguf_cut_anywhere_is_refused(gguf: Path, tmp_path: Path, cut: float) -> None:
     whole = gguf.read_bytes()
     part = tmp_path / "part.gguf"

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.errors import SignalError, VocabularyMismatch
@@ -53,14 +53,12 @@ def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torc
 
 
 @given(sparse_signals(), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_entries_means_nothing(signal: SparseSignal, random: object) -> None:
     order = torch.randperm(signal.ids.shape[1], generator=torch.Generator().manual_seed(random.randrange(99)))  # type: ignore[attr-defined]
     assert same(said(signal), said(SparseSignal(signal.ids[:, order], signal.weights[:, order])))
 
 
 @given(sparse_signals(), st.integers(0, IDS - 1), st.integers(1, 3))
-@settings(deadline=None)
 def test_filling_with_weight_zero_and_any_id_means_nothing(signal: SparseSignal, filler: int, entries: int) -> None:
     ids = torch.cat([signal.ids, torch.full((len(signal), entries), filler)], dim=1)
     weights = torch.cat([signal.weights, torch.zeros(len(signal), entries)], dim=1)
@@ -68,7 +66,6 @@ def test_filling_with_weight_zero_and_any_id_means_nothing(signal: SparseSignal,
 
 
 @given(sparse_signals())
-@settings(deadline=None)
 def test_entries_of_one_id_add_up_and_missing_ids_have_probability_zero(signal: SparseSignal) -> None:
     whole = SparseSignal(torch.arange(IDS).expand(len(signal), -1), spread(signal))
     assert same(said(signal), said(whole))
@@ -82,7 +79,6 @@ def test_entries_of_one_id_add_up_and_missing_ids_have_probability_zero(signal: 
 
 
 @given(st.integers(1, 4), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_a_dense_signal_and_all_its_entries_teach_the_same(positions: int, seed: int) -> None:
     whole = dense(positions, seed)
     entries = SparseSignal(torch.arange(IDS).expand(positions, -1), whole.logprobs.exp())
@@ -94,7 +90,6 @@ def test_a_dense_signal_and_all_its_entries_teach_the_same(positions: int, seed:
 
 
 @given(sparse_signals(), st.data())
-@settings(deadline=None)
 def test_cut_anywhere_and_put_together_a_signal_is_the_same(signal: SparseSignal, data: st.DataObject) -> None:
     middle = data.draw(st.integers(0, len(signal)))
     parts = [rows_of(signal, 0, middle), rows_of(signal, middle, len(signal))]
@@ -109,7 +104,6 @@ def test_cut_anywhere_and_put_together_a_signal_is_the_same(signal: SparseSignal
 
 
 @given(sparse_signals(), st.data())
-@settings(deadline=None)
 def test_projection_keeps_the_mass_of_what_the_student_can_say(signal: SparseSignal, data: st.DataObject) -> None:
     used = data.draw(st.integers(1, 6))
     piece = st.lists(st.integers(0, used - 1), max_size=3)

@@ -18,7 +18,7 @@ def packed_positions(lengths, total):
     return parts[:total]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.integers(1, 200), min_size=3, max_size=8),
     st.integers(1, 3),

@@ -42,7 +42,7 @@ def relative(a, b):
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
     positions=st.integers(1, 23),
