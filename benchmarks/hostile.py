@@ -32,7 +32,7 @@ ADDRESSES = ["/%00", "/v1/sessions/..%2f..%2fkey", "/" + "a" * 50_000, "/v1/mode
 FUZZ_SECONDS = 270
 """For how long schemathesis goes on."""
 SETTLE_SECONDS = 12
-"""Until memory is looked at: engines give it back every five seconds."""
+"""Until memory is looked at: engines and server give it back every five seconds."""
 USER = [{"role": "user", "content": "x"}]
 
 

@@ -47,8 +47,6 @@ CONFIG = DistillConfig(learning_rate=1e-3)
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
-STUDENT_T = {2: 12.71, 3: 4.303}
-"""Quantile 0.975 of Student's t for so many seeds."""
 
 
 class TopKWithRest(Objective):
@@ -208,17 +206,9 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             "kl": statistics.mean(kls),
             "kls": kls,
             "over_dense": statistics.mean(ratios),
-            "over_dense_interval": interval(ratios),
+            "over_dense_interval": report.interval(ratios),
         }
     return table
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """95 % interval of a mean."""
-    if len(values) not in STUDENT_T:
-        return None
-    half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return [statistics.mean(values) - half, statistics.mean(values) + half]
 
 
 def main() -> None:

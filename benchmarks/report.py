@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from stillroom import files
+from stillroom.evaluate.bootstrap import student_t
 from stillroom.evaluate.summary import machine
 
 
@@ -24,3 +27,12 @@ def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if path is not None:
         files.write_json(path, result)
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """Student's 95 % interval of a mean; None of a single value."""
+    if len(values) < 2:
+        return None
+    mean = statistics.mean(values)
+    half = student_t(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean - half, mean + half]

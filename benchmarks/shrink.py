@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import torch_pruning_peer
-from benchmarks.report import write
+from benchmarks.report import interval, write
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.config import CorpusConfig, PythonDocsSource
 from stillroom.corpus.sequences import IGNORED, Sequences
@@ -52,11 +52,9 @@ CHANNEL_SHARE = 0.75
 TRIMMED = 16_384
 SAMPLE_TOKENS = 16_384
 SEEDS = (0, 1, 2)
-MORE_SEEDS = (0, 1, 2, 3, 4, 5)
+MORE_SEEDS = (*SEEDS, 3, 4, 5)
 CLOSE = ("solver", "width_only")
 """What three seeds do not tell apart gets more, at its better rate."""
-STUDENT_T = {3: 4.303, 6: 2.571}
-"""Quantile at 97.5 %, by how many values there are."""
 RATES = (5e-4, 1e-4)
 """Peak learning rates; each student is judged at the one that is better for it."""
 
@@ -221,12 +219,6 @@ def solver(
             "by_rate": {f"{rate:g}": statistics.mean(kls) for rate, kls in by_rate.items()},
         }
     return results
-
-
-def interval(values: list[float]) -> list[float]:
-    """Student's t interval of the mean at 95 %."""
-    half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return [statistics.mean(values) - half, statistics.mean(values) + half]
 
 
 @dataclass
