@@ -10,8 +10,8 @@ from typing import Any
 from stillroom.intake.inspect import require_safe
 from stillroom.intake.template import render_chat
 from stillroom.intake.terms import Verdict, pass_gate
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 MESSAGES = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]

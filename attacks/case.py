@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.errors import StillroomError
+from stillroom.core.errors import StillroomError
 
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Thousands of small files live for a moment: in memory where there is such a place."""

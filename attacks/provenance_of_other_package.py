@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import finished_run, works, workshop
-from stillroom.files import digest_bytes
+from stillroom.core.files import digest_bytes
 from stillroom.package.pack import PackOptions, pack
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import signed_by_thief, works, workshop
-from stillroom.errors import VerificationFailed
-from stillroom.files import digest_bytes
+from stillroom.core.errors import VerificationFailed
+from stillroom.core.files import digest_bytes
 from stillroom.package.documents import RevocationList
 from stillroom.package.repository import REVOCATIONS
 

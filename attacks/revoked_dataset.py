@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import works, workshop
-from stillroom.files import digest_bytes
+from stillroom.core.files import digest_bytes
 
 
 def _attack(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import third_generation, workshop
-from stillroom.files import digest_bytes
+from stillroom.core.files import digest_bytes
 
 
 def _works(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attacks.case import Attack
 from attacks.workshop import resign, works, workshop
-from stillroom.files import digest_bytes
+from stillroom.core.files import digest_bytes
 
 
 def _attack(folder: Path) -> None:

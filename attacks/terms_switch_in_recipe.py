@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import works_terms
 from attacks.case import Attack
-from stillroom.recipe import parse_recipe
+from stillroom.recipe.reading import parse_recipe
 
 
 def _attack(_: Path) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 from securesystemslib.dsse import Envelope
 
 from attacks.case import SCRATCH
-from stillroom import files
-from stillroom.errors import StillroomError
+from stillroom.core import files
+from stillroom.core.errors import StillroomError
 from stillroom.package import verification
 from stillroom.package.documents import Pin
 from stillroom.package.envelope import PAYLOAD_TYPE
@@ -33,10 +33,10 @@ from stillroom.package.repository import Repository, signers_of
 from stillroom.package.sign import sign_package
 from stillroom.package.strict import parse
 from stillroom.package.verification import VerifiedPackage, verify
-from stillroom.recipe import parse_recipe
-from stillroom.run import Run
+from stillroom.recipe.reading import parse_recipe
+from stillroom.recipe.teacher import GgufTeacher
+from stillroom.runs.run import Run
 from stillroom.serve.models import open_model
-from stillroom.teacher.config import GgufTeacher
 
 PASSPHRASE = "correct horse battery"
 DAY = datetime.timedelta(days=1)

@@ -27,15 +27,15 @@ import numpy as np
 import torch
 
 from benchmarks import material, report
-from stillroom import files
+from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
+from stillroom.recipe.capture import Codec, ThresholdCodec, TopKCodec
 from stillroom.student.adapters import adapter_of
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.threshold import Threshold
 from stillroom.teacher.cache.writer import CacheWriter
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.config import Codec, ThresholdCodec, TopKCodec
 from stillroom.teacher.forward import hidden_states
 from stillroom.teacher.signal import SparseSignal
 

@@ -139,10 +139,10 @@ def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:
 
 def kl_difference(bench: Any, student: Any) -> float:
     """KL by the measure, and directly from both models' whole distributions in float64."""
+    from stillroom.core.progress import Task
     from stillroom.corpus.sequences import IGNORED
     from stillroom.evaluate.fidelity import Contender, compare
     from stillroom.evaluate.tally import Tally
-    from stillroom.progress import Task
 
     teacher = bench.load("teacher")
     heldout = bench.heldout

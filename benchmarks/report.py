@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.evaluate.bootstrap import student_t
 from stillroom.evaluate.summary import machine
 

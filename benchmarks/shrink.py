@@ -27,13 +27,15 @@ import torch
 
 from benchmarks import torch_pruning_peer
 from benchmarks.report import interval, write
+from stillroom.core.files import read_json, write_json
+from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
-from stillroom.corpus.config import CorpusConfig, PythonDocsSource
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.files import read_json, write_json
-from stillroom.progress import Progress
+from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
+from stillroom.recipe.student import Target
+from stillroom.recipe.teacher import GgufTeacher
 from stillroom.student.adapters import Adapter, adapter_of
-from stillroom.student.config import Target
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs
@@ -43,7 +45,6 @@ from stillroom.student.planning import plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.student.shrink import _cut, evenly_spaced, shrink
 from stillroom.student.trim import Trimmed, trim
-from stillroom.teacher.config import CaptureConfig, GgufTeacher
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
 from stillroom.teacher.load import count_parameters, load_student, load_teacher, save_model
 
@@ -253,8 +254,8 @@ class Distilling:
     def _distil(self, name: str, start: Any, rate: float, seed: int) -> float:
         import copy
 
+        from stillroom.recipe.training import DistillConfig
         from stillroom.train.batches import BatchSource
-        from stillroom.train.config import DistillConfig
         from stillroom.train.loop import Training
 
         cache = self._cache()
@@ -280,7 +281,7 @@ class Distilling:
 
     def _cache(self) -> Any:
         """What the teacher says of both texts, captured once."""
-        from stillroom.progress import Task
+        from stillroom.core.progress import Task
         from stillroom.teacher.cache.identity import CacheIdentity
         from stillroom.teacher.cache.reader import TeacherCache
         from stillroom.teacher.cache.writer import CacheWriter

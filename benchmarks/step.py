@@ -29,18 +29,18 @@ from typing import Any
 import torch
 
 from benchmarks import material, report
+from stillroom.core.memory import MemoryMeter
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.run import MemoryMeter
+from stillroom.recipe.capture import ThresholdCodec
+from stillroom.recipe.training import DistillConfig
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.config import ThresholdCodec
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
 from stillroom.teacher.load import save_model
 from stillroom.teacher.signal import DenseSignal
 from stillroom.train.batches import Batch, BatchSource
-from stillroom.train.config import DistillConfig
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 from stillroom.train.network import LossNetwork

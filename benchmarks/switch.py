@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.serve import default_model
 from benchmarks.serving import Serving, serving
-from stillroom.errors import StillroomError, SwitchedOff
+from stillroom.core.errors import StillroomError, SwitchedOff
 from stillroom.switch import stopping
 from stillroom.switch.engines import listed
 from stillroom.switch.state import Switch

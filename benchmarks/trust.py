@@ -26,7 +26,7 @@ from attacks.workshop import workshop
 from benchmarks.fuzz import fuzz
 from benchmarks.fuzz_package import fuzz as fuzz_package
 from benchmarks.report import write
-from stillroom import files
+from stillroom.core import files
 from stillroom.package.documents import Revocation
 from stillroom.package.lineage import Ancestor, Identity, index_of, inherit, reached_by
 from stillroom.package.manifest import CHUNK, OUTSIDE, walk

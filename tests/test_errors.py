@@ -13,7 +13,7 @@ import pytest
 import yaml
 from models import tiny_model
 
-from stillroom import cli
+from stillroom.cli import app as cli
 
 NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
 
@@ -149,8 +149,8 @@ def test_chat_with_what_cannot_be_run(said: Any, tmp_path: Path) -> None:
 
 
 def test_a_busy_run_keeps_others_out(said: Any, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
-    from stillroom.recipe import Recipe
-    from stillroom.run import Run
+    from stillroom.recipe.recipe import Recipe
+    from stillroom.runs.run import Run
 
     settings = small_recipe(teacher)
     with Run.create(Recipe.model_validate(settings), tmp_path).locked():
@@ -161,7 +161,7 @@ def test_a_busy_run_keeps_others_out(said: Any, small_recipe: Any, teacher: Path
 
 SMALL_DISK = """
 mount -t tmpfs -o size={size} none {disk} || exit 99
-{python} -c 'import stillroom.pipeline as p; p.SPARE_BYTES = {spare}; from stillroom.cli import main; main()' \
+{python} -c 'import stillroom.pipeline as p; p.SPARE_BYTES = {spare}; from stillroom.cli.app import main; main()' \
     run {recipe} --runs {disk} -q
 echo "CODE $?"
 ls {disk}/small/*/stage.json 2>/dev/null

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from models import tiny_model
 
-from stillroom import files
+from stillroom.core import files
 
 TRIALS = 10
 WEIGHTS = ("shrink/model/model.safetensors", "distill/model/model.safetensors", "baseline/model/model.safetensors")
@@ -24,7 +24,7 @@ WEIGHTS = ("shrink/model/model.safetensors", "distill/model/model.safetensors", 
 def whole_run(settings: dict[str, Any], root: str) -> None:
     """What the command does, in a child of its own."""
     from stillroom.pipeline import run
-    from stillroom.recipe import Recipe
+    from stillroom.recipe.recipe import Recipe
 
     run(Recipe.model_validate(settings), root, quiet=True)
 

@@ -11,10 +11,10 @@ import pytest
 from models import FAMILIES, WINDOWED, tiny_model
 from typer.testing import CliRunner
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.pipeline import finish, run
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 from stillroom.serve.ask import answer
 
 
@@ -81,7 +81,7 @@ def test_a_windowed_family_cut_out_of_order_is_refused_by_name(small_recipe: Any
 def test_commands_say_the_same_as_the_library(small_recipe: Any, tmp_path: Path) -> None:
     import yaml
 
-    from stillroom.cli import app
+    from stillroom.cli.app import app
 
     teacher = tiny_model("llama", tmp_path / "teacher", layers=3)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_recipe(teacher, chat={"prompt": "Say it."})))

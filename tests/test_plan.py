@@ -11,12 +11,13 @@ import yaml
 from models import FAMILIES, tiny_model
 from typer.testing import CliRunner
 
-from stillroom import costs, files, pipeline
-from stillroom.cli import app
-from stillroom.errors import DiskFull, OutOfMemory, RunError
+from stillroom import costs, pipeline
+from stillroom.cli.app import app
+from stillroom.core import files
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError
 from stillroom.plan import KEPT, make_plan
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 
 @pytest.fixture(scope="module")

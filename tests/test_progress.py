@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stillroom import progress
-from stillroom.progress import Progress, clock
+from stillroom.core import progress
+from stillroom.core.progress import Progress, clock
 
 
 @pytest.mark.parametrize("quiet", [True, False])

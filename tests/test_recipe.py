@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.errors import RecipeError, StillroomError
-from stillroom.recipe import dump_recipe, load_recipe, parse_recipe
+from stillroom.core.errors import RecipeError, StillroomError
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
 
 GOOD = """\
 name: small

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from stillroom import files
-from stillroom.errors import DiskFull, NotWritable, OutOfMemory, RunError, translate
-from stillroom.recipe import parse_recipe
-from stillroom.run import Run
+from stillroom.core import files
+from stillroom.core.errors import DiskFull, NotWritable, OutOfMemory, RunError, translate
+from stillroom.recipe.reading import parse_recipe
+from stillroom.runs.run import Run
 
 TEXT = "name: small\ncorpus: {sources: [{kind: python_docs}]}\nteacher: {kind: gguf, path: 'package:a/b'}\n"
 

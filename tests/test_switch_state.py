@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from stillroom import files, switch
-from stillroom.errors import NotWritable, SwitchedOff, UsageError
+from stillroom import switch
+from stillroom.core import files
+from stillroom.core.errors import NotWritable, SwitchedOff, UsageError
 from stillroom.switch import FEATURES, Places, Switch, purge, stopping
 
 
@@ -241,7 +242,7 @@ def test_purge_lists_before_and_removes_after(own: Switch, tmp_path: Path) -> No
 
 
 def test_commands_and_library_are_the_same_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stillroom.cli import app
+    from stillroom.cli.app import app
 
     places = Places.under(tmp_path)
     monkeypatch.setattr(Places, "of_user", classmethod(lambda cls: places))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import track
-from stillroom.errors import EnvironmentProblem
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.core import tracking as track
+from stillroom.core.errors import EnvironmentProblem
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 LOSSES = {1: 3.0, 2: 2.5, 3: 2.25}
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from stillroom.recipe import Recipe, _all_sections, _models, _tag
+from stillroom.recipe.reading import _all_sections, _models, _tag
+from stillroom.recipe.recipe import Recipe
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 HEAD = """# Recipe reference

@@ -17,30 +17,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.errors import StillroomError as StillroomError
+    from stillroom.core.errors import StillroomError as StillroomError
     from stillroom.pipeline import capture as capture
     from stillroom.pipeline import distill as distill
     from stillroom.pipeline import report as report
     from stillroom.pipeline import shrink as shrink
-    from stillroom.recipe import Recipe as Recipe
-    from stillroom.recipe import load_recipe as load_recipe
-    from stillroom.run import Run as Run
+    from stillroom.recipe.reading import load_recipe as load_recipe
+    from stillroom.recipe.recipe import Recipe as Recipe
+    from stillroom.runs.run import Run as Run
     from stillroom.serve.ask import answer as answer
     from stillroom.teacher.cache.reader import TeacherCache as TeacherCache
 
 _WHERE = {
-    "Recipe": "stillroom.recipe:Recipe",
-    "Run": "stillroom.run:Run",
-    "StillroomError": "stillroom.errors:StillroomError",
+    "Recipe": "stillroom.recipe.recipe:Recipe",
+    "Run": "stillroom.runs.run:Run",
+    "StillroomError": "stillroom.core.errors:StillroomError",
     "TeacherCache": "stillroom.teacher.cache.reader:TeacherCache",
     "answer": "stillroom.serve.ask:answer",
     "capture": "stillroom.pipeline:capture",
     "distill": "stillroom.pipeline:distill",
-    "load_recipe": "stillroom.recipe:load_recipe",
+    "load_recipe": "stillroom.recipe.reading:load_recipe",
     "report": "stillroom.pipeline:report",
+    "run": "stillroom.pipeline:run",
     "shrink": "stillroom.pipeline:shrink",
 }
-_MODULES = ("evaluate", "export", "plan", "run")
+_MODULES = ("evaluate", "export", "plan")
 """Verbs that are modules too (:mod:`stillroom.verbs`)."""
 
 __all__ = [

@@ -1,5 +1,5 @@
 """``python -m stillroom`` is the command ``stillroom``."""
 
-from stillroom.cli import main
+from stillroom.cli.app import main
 
 main()

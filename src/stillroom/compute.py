@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from stillroom import files
-from stillroom.section import Section
+from stillroom.core import memory
+from stillroom.recipe.compute import ComputeConfig
 
 if TYPE_CHECKING:
     import torch
-
-
-class ComputeConfig(Section):
-    """Where and how numbers are computed."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the processor."""
-    threads: int | None = Field(default=None, ge=1)
-    """Threads on the processor; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
-    deterministic: bool = True
-    """Refuse operations whose result depends on the order of execution."""
 
 
 @functools.cache
@@ -75,5 +62,5 @@ def prepare(config: ComputeConfig, seed: int) -> torch.device:
     # Nothing reads memory that nothing wrote; filling all of it first costs a tenth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
-    files.keep_freed_memory()
+    memory.keep_freed_memory()
     return choose_device(config)

@@ -13,8 +13,8 @@ from stillroom.evaluate.cost import PROMPT_TOKENS
 from stillroom.evaluate.fidelity import CHUNK
 from stillroom.evaluate.speed import REPETITIONS
 from stillroom.pilot import Pilot
-from stillroom.recipe import Recipe
-from stillroom.student.config import ShrinkStudent
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ShrinkStudent
 from stillroom.student.importance import POSITIONS
 from stillroom.student.shape import Shape
 

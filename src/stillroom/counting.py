@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.progress import Progress
-from stillroom.recipe import Recipe
-from stillroom.run import Run
-from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
-from stillroom.teacher.config import GgufTeacher
+from stillroom.core.progress import Progress
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.teacher import GgufTeacher
+from stillroom.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     from stillroom.corpus.build import build_corpus
     from stillroom.corpus.sequences import Sequences
     from stillroom.corpus.split import SPLITS
-    from stillroom.pipeline import STAGES, inputs_of
+    from stillroom.runs.stages import STAGES, inputs_of
     from stillroom.teacher.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.teacher)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from stillroom.compute import choose_dtype, prepare
+from stillroom.core.files import folder_bytes
+from stillroom.core.memory import MemoryMeter, release_memory
+from stillroom.core.progress import Progress, Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.files import folder_bytes, release_memory
-from stillroom.progress import Progress, Task
-from stillroom.recipe import Recipe
-from stillroom.run import MemoryMeter
+from stillroom.recipe.recipe import Recipe
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.reader import TeacherCache

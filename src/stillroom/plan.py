@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import costs
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError
+from stillroom.core.files import read_json, write_json
+from stillroom.core.memory import release_memory
+from stillroom.core.progress import Progress, clock, say
 from stillroom.costs import Counts
 from stillroom.counting import Planned, Text, count_student, count_text
-from stillroom.errors import DiskFull, OutOfMemory, RunError
-from stillroom.files import read_json, release_memory, write_json
-from stillroom.progress import Progress, clock, say
-from stillroom.recipe import Recipe, load_recipe
-from stillroom.run import AnyPath, Run
+from stillroom.recipe.reading import load_recipe
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import AnyPath, Run
 from stillroom.verbs import make_callable
 
 KEPT = "plan.json"

@@ -1,4 +1,4 @@
-"""Verbs that share their name with a module: ``stillroom.run`` is the floor's module, and calling it runs a recipe.
+"""Verbs that share their name with a module: ``stillroom.runs.run`` is the floor's module, and calling it runs a recipe.
 
 The import system puts a submodule's name on its package, so that a function of the same name would be hidden as soon as
 anything imports the module. A module that can be called serves both. Knows nothing of what the verbs do.

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import make_tokenizer
 
+from stillroom.core.errors import CorpusError
+from stillroom.core.progress import Progress
 from stillroom.corpus.build import Corpus, build_corpus
-from stillroom.corpus.config import CorpusConfig, JsonlSource, TextSource
 from stillroom.corpus.split import SPLITS
-from stillroom.errors import CorpusError
-from stillroom.progress import Progress
+from stillroom.recipe.corpus import CorpusConfig, JsonlSource, TextSource
 
 TOKENIZER = make_tokenizer("bpe")
 QUIET = Progress(quiet=True)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CHAT_TEMPLATE, make_tokenizer
 
+from stillroom.core.errors import CorpusError
 from stillroom.corpus.chat import ChatTemplate
 from stillroom.corpus.documents import Document
 from stillroom.corpus.tokens import Encoder
-from stillroom.errors import CorpusError
 
 TOKENIZER = make_tokenizer("bpe")
 

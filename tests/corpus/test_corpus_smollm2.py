@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 
+from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
-from stillroom.corpus.config import CorpusConfig, PythonDocsSource, ReasoningGymSource
 from stillroom.corpus.documents import Document
 from stillroom.corpus.tokens import Encoder
-from stillroom.progress import Progress
-from stillroom.teacher.config import GgufTeacher
+from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource, ReasoningGymSource
+from stillroom.recipe.teacher import GgufTeacher
 from stillroom.teacher.load import load_tokenizer
 
 pytestmark = pytest.mark.smollm2

@@ -15,7 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.corpus.config import (
+from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError
+from stillroom.corpus.documents import Document
+from stillroom.corpus.sources import name_of, read_source
+from stillroom.recipe.corpus import (
     DatasetSource,
     JsonlSource,
     ParquetSource,
@@ -24,9 +27,6 @@ from stillroom.corpus.config import (
     Source,
     TextSource,
 )
-from stillroom.corpus.documents import Document
-from stillroom.corpus.sources import name_of, read_source
-from stillroom.errors import CorpusError, MissingDependency, NotWritable, StillroomError
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -323,9 +323,9 @@ def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
     # In a process of its own: the library reads once, when it is imported, whether there is a network.
     code = (
-        "from stillroom.corpus.config import DatasetSource\n"
+        "from stillroom.recipe.corpus import DatasetSource\n"
         "from stillroom.corpus.sources import read_source\n"
-        "from stillroom.errors import CorpusError\n"
+        "from stillroom.core.errors import CorpusError\n"
         "try:\n"
         "    list(read_source(DatasetSource(name='nobody/nothing')))\n"
         "except CorpusError as error:\n"
@@ -368,7 +368,7 @@ def test_missing_packages(module: str, source: Source, wanted: str, monkeypatch:
 def test_pythons_documentation_without_importing_it() -> None:
     code = (
         "import sys\n"
-        "from stillroom.corpus.config import PythonDocsSource\n"
+        "from stillroom.recipe.corpus import PythonDocsSource\n"
         "from stillroom.corpus.sources import read_source\n"
         "import hashlib\n"
         "before = set(sys.modules)\n"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from models import make_tokenizer, tiny_model
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.errors import CorpusError
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.stage import run_stage
-from stillroom.errors import CorpusError
-from stillroom.progress import Progress
-from stillroom.recipe import parse_recipe
-from stillroom.run import Run
+from stillroom.recipe.reading import parse_recipe
+from stillroom.runs.run import Run
 from stillroom.teacher.load import open_tokenizer, tokenizer_digest
 
 RECIPE = """

@@ -15,6 +15,7 @@ from models import make_model, make_tokenizer
 from student.tiny_families import tiny_sequences
 
 from benchmarks.faults import bench_with
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluate.bench import Loaded
 from stillroom.evaluate.fidelity import Contender, compare
@@ -22,7 +23,6 @@ from stillroom.evaluate.heldout import HeldOut, InMemory
 from stillroom.evaluate.measures import MEASURES, do_measures
 from stillroom.evaluate.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
 from stillroom.evaluate.tokens import CLASSES, class_of, position_edges, position_labels
-from stillroom.progress import Task
 from stillroom.student.vocabulary import VocabularyMap
 
 IDS = 96

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval", reason="the extra tasks (lm-evaluation-harness) is not installed")
 
-from stillroom import files
-from stillroom.cli import app
-from stillroom.errors import RecipeError
+from stillroom.cli.app import app
+from stillroom.core import files
+from stillroom.core.errors import RecipeError
 from stillroom.evaluate.tasks.harness import require_names
 from stillroom.pipeline import run
-from stillroom.recipe import Recipe
+from stillroom.recipe.recipe import Recipe
 
 CHOICE = """
 task: {name}

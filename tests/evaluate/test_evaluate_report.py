@@ -15,14 +15,14 @@ import yaml
 from models import tiny_model
 from typer.testing import CliRunner
 
-from stillroom.cli import app
-from stillroom.errors import FloorMissed, MissingDependency, RunError
+from stillroom.cli.app import app
+from stillroom.core.errors import FloorMissed, MissingDependency, RunError
+from stillroom.core.tracking import metrics_of, open_trackers
 from stillroom.evaluate.charts import Dot, Series, dot_chart, line_chart
 from stillroom.evaluate.compare import compare_runs
 from stillroom.pipeline import run
-from stillroom.recipe import Recipe
-from stillroom.run import Run
-from stillroom.track import metrics_of, open_trackers
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
 

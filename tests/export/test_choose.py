@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stillroom.errors import RecipeError
+from stillroom.core.errors import RecipeError
 from stillroom.export.choose import byte_limit, cache_bytes, candidates
-from stillroom.export.config import MAX_KL, ChooseConfig, ExportConfig
+from stillroom.recipe.export import MAX_KL, ChooseConfig, ExportConfig
 from stillroom.student.limits import load_profiles
 
 CONFIG = SimpleNamespace(

@@ -12,10 +12,10 @@ from models import tiny_model
 from typer.testing import CliRunner
 
 from stillroom import pipeline
-from stillroom.cli import app
-from stillroom.errors import ExportMismatch
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.cli.app import app
+from stillroom.core.errors import ExportMismatch
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 
 @pytest.fixture(scope="module")

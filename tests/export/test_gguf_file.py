@@ -14,7 +14,8 @@ from gguf.quants import dequantize
 from models import FAMILIES, WINDOWED, tiny_model
 from transformers import AutoConfig
 
-from stillroom.errors import EngineFailed, ExportMismatch, UnsupportedModel
+from stillroom.core.errors import EngineFailed, ExportMismatch, UnsupportedModel
+from stillroom.core.progress import Task
 from stillroom.export.check import (
     Agreement,
     Passage,
@@ -27,7 +28,6 @@ from stillroom.export.check import (
 from stillroom.export.exporter import SAMPLES
 from stillroom.export.gguf_file import planned_bytes, write_gguf
 from stillroom.export.mixes import GGUF_TYPES
-from stillroom.progress import Task
 from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.teacher.load import load_student, open_tokenizer
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from models import make_model
 
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.export.importance import load_importance, measure_importance, save_importance
-from stillroom.progress import Task
 from stillroom.student.vocabulary import VocabularyMap
 
 

@@ -12,13 +12,13 @@ from models import tiny_model
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
-from stillroom import files
-from stillroom.errors import ExportMismatch, MissingDependency
+from stillroom.core import files
+from stillroom.core.errors import ExportMismatch, MissingDependency
+from stillroom.core.progress import Progress
 from stillroom.export import onnx_file
 from stillroom.export.check import Passage
 from stillroom.export.onnx_check import OnnxModel, check_onnx, export_onnx
 from stillroom.intake.inspect import require_safe
-from stillroom.progress import Progress
 from stillroom.teacher.load import load_student
 
 IDS = torch.randint(5, 400, (40,), generator=torch.Generator().manual_seed(0)).tolist()

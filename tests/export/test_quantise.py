@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.errors import MissingDependency
+from stillroom.core.errors import MissingDependency
 from stillroom.export import quantise as room
 from stillroom.export.quantise import block, libgguf_encoder, llama_cpp_encoder, quantise, tensor_bytes
 

@@ -9,11 +9,11 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from models import make_model
 
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.export.config import RecoverConfig
 from stillroom.export.gguf_file import tensor_types
 from stillroom.export.recover import recover, rounded
-from stillroom.progress import Task
+from stillroom.recipe.export import RecoverConfig
 from stillroom.student.vocabulary import VocabularyMap
 
 

@@ -17,11 +17,11 @@ from models import FAMILIES, tiny_model
 
 import attacks
 from attacks import _model
-from stillroom.errors import InspectionRefused, StillroomError
+from stillroom.core.errors import InspectionRefused, StillroomError
+from stillroom.core.strict_json import parse_json
 from stillroom.intake import gguf_header, onnx_graph, safetensors_header
 from stillroom.intake.inspect import report, require_safe
 from stillroom.intake.pickles import betrayed
-from stillroom.intake.strict_json import parse_json
 from stillroom.teacher.load import model_folder
 
 MINE = sorted(

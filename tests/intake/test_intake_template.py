@@ -18,7 +18,7 @@ from models import make_tokenizer
 
 import attacks
 from attacks import _model
-from stillroom.errors import CorpusError, InspectionRefused
+from stillroom.core.errors import CorpusError, InspectionRefused
 from stillroom.intake import template
 from stillroom.intake.template import render_chat
 from stillroom.intake.template_rules import require_template

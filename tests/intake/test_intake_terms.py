@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from attacks import _model
-from stillroom.cli import app
-from stillroom.errors import RecipeError, TermsRefused
+from stillroom.cli.app import app
+from stillroom.core.errors import RecipeError, TermsRefused
 from stillroom.intake.obligations import unmet
 from stillroom.intake.statements import Decided, Statement, Subject
 from stillroom.intake.table import PACKAGED, SCHEMA, packaged_table, read_table, schema
@@ -22,8 +22,9 @@ from stillroom.intake.terms import judge, pass_gate, require_allowed, require_pa
 from stillroom.intake.texts import held_text, is_same
 from stillroom.pipeline import run as run_recipe
 from stillroom.pipeline import run_stage
-from stillroom.recipe import Recipe, load_recipe, parse_recipe
-from stillroom.run import Run
+from stillroom.recipe.reading import load_recipe, parse_recipe
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
 
 TABLE = [packaged_table()]
 ALLOWED, CONDITIONS, REFUSED = "allowed", "allowed_with_conditions", "refused"

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from attacks.workshop import PASSPHRASE, finished_run
-from stillroom.cli import app
-from stillroom.errors import UsageError, VerificationFailed
+from stillroom.cli.app import app
+from stillroom.core.errors import UsageError, VerificationFailed
 from stillroom.package import keys as keys_module
 from stillroom.package import memory
 from stillroom.package.secret import passphrase

@@ -15,7 +15,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.ngclient import Updater
 
 from attacks.workshop import Workshop, workshop
-from stillroom import files
+from stillroom.core import files
 from stillroom.package.client import _fetcher
 from stillroom.package.manifest import OUTSIDE
 

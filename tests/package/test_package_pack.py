@@ -11,15 +11,15 @@ import pytest
 
 from attacks import _model
 from attacks.workshop import finished_run, flip, third_generation, workshop
-from stillroom import files
-from stillroom.errors import InspectionRefused, RunError, TermsRefused, VerificationFailed
+from stillroom.core import files
+from stillroom.core.errors import InspectionRefused, RunError, TermsRefused, VerificationFailed
 from stillroom.package.claims import read_claims
 from stillroom.package.manifest import make_manifest, walk
 from stillroom.package.pack import PackOptions, pack, package_name
 from stillroom.package.provenance import operations, public_recipe
 from stillroom.package.show import passport_of
 from stillroom.package.worksheet import screen, worksheet
-from stillroom.run import Run
+from stillroom.runs.run import Run
 
 DAY = datetime.date(2026, 11, 24)
 

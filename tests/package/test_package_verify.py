@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.workshop import DAY, PASSPHRASE, Workshop, finished_run, used_here, workshop
-from stillroom import files, package, switch
-from stillroom.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
+from stillroom import package, switch
+from stillroom.core import files
+from stillroom.core.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
 from stillroom.package import copying, door, verification
 from stillroom.package.copying import copy_verified
 from stillroom.package.keys import Ring

@@ -10,7 +10,7 @@ import pytest
 from models import tiny_model
 from serve_support import Running, running
 
-from stillroom.recipe import Recipe
+from stillroom.recipe.recipe import Recipe
 
 OWN = {"kind": "own", "decided_by": "tests", "decided_at": "2026-11-24T00:00:00Z"}
 

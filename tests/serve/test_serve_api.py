@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from serve_support import Running, running
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 from stillroom.serve.app import Limits
 from stillroom.serve.guard import is_loopback, require_key
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.switch import Places, Switch
 
 ATTACK = """

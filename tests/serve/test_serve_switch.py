@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from serve_support import Running, running
 
-from stillroom import files
-from stillroom.errors import SwitchedOff
+from stillroom.core import files
+from stillroom.core.errors import SwitchedOff
 from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.switch import Switch, stopping
 from stillroom.switch.engines import listed

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, bpe_tokenizer, tiny, tiny_sequences
 
-from stillroom.errors import RecipeError
-from stillroom.progress import Progress
+from stillroom.core.errors import RecipeError
+from stillroom.core.progress import Progress
+from stillroom.recipe.student import Target
 from stillroom.student.adapters import adapter_of
-from stillroom.student.config import Target
 from stillroom.student.importance import Sample
 from stillroom.student.limits import Limits, limits_of, load_profiles, measure_bandwidth
 from stillroom.student.measured import Measured

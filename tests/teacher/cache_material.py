@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from stillroom.corpus.sequences import Sequences
+from stillroom.recipe.capture import Codec
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.writer import CacheWriter
-from stillroom.teacher.config import Codec
 
 
 def sequences_of(count: int, length: int, vocabulary_size: int = 100, seed: int = 0) -> Sequences:

@@ -10,12 +10,12 @@ import torch
 from cache_material import identity, logprobs_of, scores_of, sequences_of, write_cache
 from typer.testing import CliRunner
 
-from stillroom import files
-from stillroom.cli import app
-from stillroom.errors import CacheDamaged, SignalError
+from stillroom.cli.app import app
+from stillroom.core import files
+from stillroom.core.errors import CacheDamaged, SignalError
+from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter, summed_entropy
-from stillroom.teacher.config import DenseCodec, ThresholdCodec, TopKCodec
 
 SPARSE = ThresholdCodec(tau=0.1)
 

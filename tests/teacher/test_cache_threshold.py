@@ -11,12 +11,12 @@ from cache_material import logprobs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged
+from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
 from stillroom.teacher.cache.codec import make_codec, sampling_generator
 from stillroom.teacher.cache.dense import Dense
 from stillroom.teacher.cache.threshold import Threshold
 from stillroom.teacher.cache.top_k import TopK
-from stillroom.teacher.config import DenseCodec, ThresholdCodec, TopKCodec
 
 SMALLEST_P = 1e-4
 

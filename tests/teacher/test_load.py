@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import tiny_model
 
-from stillroom.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
+from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
+from stillroom.core.files import digest_file
 from stillroom.export.gguf_file import write_gguf
-from stillroom.files import digest_file
-from stillroom.teacher.config import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.teacher.load import (
     count_parameters,
     gguf_path,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.errors import SignalError, VocabularyMismatch
+from stillroom.core.errors import SignalError, VocabularyMismatch
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
 from stillroom.train.losses.forward_kl import ForwardKL

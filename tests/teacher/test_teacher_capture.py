@@ -7,14 +7,14 @@ import torch
 from cache_material import identity, sequences_of
 from models import make_model
 
+from stillroom.core.errors import OutOfMemory, TeacherError
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import OutOfMemory, TeacherError
-from stillroom.progress import Progress
+from stillroom.recipe.capture import DenseCodec, ThresholdCodec
 from stillroom.teacher import capture as capturing
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter
 from stillroom.teacher.capture import batch_tokens, capture
-from stillroom.teacher.config import DenseCodec, ThresholdCodec
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from stillroom.errors import SignalError, VocabularyMismatch
+from stillroom.core.errors import SignalError, VocabularyMismatch
 from stillroom.teacher.forward import Head
 from stillroom.teacher.signal import DenseSignal, SparseSignal
 from stillroom.train.losses.fused import FusedLoss

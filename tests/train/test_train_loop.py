@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from models import make_model
 from torch import nn
 
+from stillroom.core.errors import CorpusError, TrainingDiverged
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import CorpusError, TrainingDiverged
-from stillroom.progress import Progress
+from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.recipe.training import DistillConfig
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.config import DenseCodec, ThresholdCodec
 from stillroom.train.batches import BatchSource
 from stillroom.train.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
-from stillroom.train.config import DistillConfig
 from stillroom.train.loop import Training
 from stillroom.train.optimizer import clip_gradients, make_optimizer
 from stillroom.train.schedule import batch_order, learning_rate

@@ -8,7 +8,7 @@ from models import FAMILIES, make_model
 from torch import nn
 from torch.nn import functional
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.teacher.signal import DenseSignal, SparseSignal
 from stillroom.train.batches import Batch
 from stillroom.train.losses.fused import FusedLoss

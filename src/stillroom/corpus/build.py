@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stillroom import files
-from stillroom.corpus.config import CorpusConfig
+from stillroom.core import files
+from stillroom.core.errors import CorpusError
+from stillroom.core.progress import Progress
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
 from stillroom.corpus.split import RULE, SPLITS, split_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.corpus.tokens import Encoder
-from stillroom.errors import CorpusError
-from stillroom.progress import Progress
+from stillroom.recipe.corpus import CorpusConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import CorpusError
+from stillroom.core.errors import CorpusError
 from stillroom.intake.template import render_chat
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.errors import CorpusError
+from stillroom.core.errors import CorpusError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

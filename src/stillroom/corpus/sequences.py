@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from stillroom import files
-from stillroom.errors import CorpusError
+from stillroom.core import files
+from stillroom.core.errors import CorpusError
 
 IGNORED = -100
 

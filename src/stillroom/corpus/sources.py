@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.corpus.config import (
+from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError, translate
+from stillroom.corpus.documents import Document, document_of
+from stillroom.recipe.corpus import (
     DatasetSource,
     JsonlSource,
     ParquetSource,
@@ -21,8 +23,6 @@ from stillroom.corpus.config import (
     Source,
     TextSource,
 )
-from stillroom.corpus.documents import Document, document_of
-from stillroom.errors import CorpusError, MissingDependency, NotWritable, StillroomError, translate
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""

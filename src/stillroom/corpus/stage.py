@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
-from stillroom.progress import Progress
-from stillroom.run import Run, Stage
+from stillroom.runs.run import Run, Stage
 from stillroom.teacher.load import load_tokenizer
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluate.answers import Answer, Speaker
 from stillroom.evaluate.bench import Bench

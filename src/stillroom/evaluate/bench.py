@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom import files
-from stillroom.errors import MissingDependency
-from stillroom.evaluate.config import EvaluateConfig
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency
+from stillroom.core.progress import Progress
 from stillroom.evaluate.heldout import HeldOut
-from stillroom.progress import Progress
+from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.student.vocabulary import VocabularyMap
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from stillroom.run import Run
+    from stillroom.runs.run import Run
 
 ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
 UNTRAINED = ("shrunk", "repaired")

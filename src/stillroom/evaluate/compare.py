@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stillroom import files
-from stillroom.errors import RunError
+from stillroom.core import files
+from stillroom.core.errors import RunError
 from stillroom.evaluate.paired import mcnemar
 from stillroom.evaluate.tally import MEASURES, Drawing
 from stillroom.evaluate.words import percent

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.heldout import HeldOut
@@ -21,7 +22,6 @@ from stillroom.evaluate.tally import GROUPS, MEASURES, Drawing, Places, Tally, c
 from stillroom.evaluate.tokens import CLASSES, position_edges, position_labels, token_classes
 from stillroom.evaluate.words import percent
 from stillroom.evaluate.worst import Worst
-from stillroom.progress import Task
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
 from stillroom.train.batches import BatchSource

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from stillroom.errors import FloorMissed, RecipeError
-from stillroom.evaluate.config import EvaluateConfig
+from stillroom.core.errors import FloorMissed, RecipeError
+from stillroom.recipe.evaluation import EvaluateConfig
 
 
 def check_bounds(config: EvaluateConfig, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from stillroom.core.errors import CorpusError
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import CorpusError
 
 
 class HeldOut:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stillroom.core.errors import CorpusError, RecipeError
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
-from stillroom.errors import CorpusError, RecipeError
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.fidelity import Contender, compare
 from stillroom.evaluate.heldout import InMemory

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import UsageError
+from stillroom.core import files
+from stillroom.core.errors import UsageError
 from stillroom.evaluate.bench import Bench
 
 FORMAT = 1

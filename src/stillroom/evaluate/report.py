@@ -11,15 +11,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.progress import clock
 from stillroom.evaluate import sections
 from stillroom.evaluate.charts import Series, bar_chart, line_chart
 from stillroom.evaluate.floors import sentence
 from stillroom.evaluate.stage import extras
 from stillroom.evaluate.summary import MODELS, cells
 from stillroom.evaluate.words import percent
-from stillroom.progress import clock
-from stillroom.run import Run
+from stillroom.runs.run import Run
 
 WEAK_LANGUAGE = 0.5
 """A language whose whole interval of retention lies below this is said to be largely lost."""

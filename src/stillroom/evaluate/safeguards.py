@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import RecipeError
+from stillroom.core import files
+from stillroom.core.errors import RecipeError
 from stillroom.evaluate.answers import Speaker
 from stillroom.evaluate.bench import Bench, package_folder
 from stillroom.evaluate.paired import mcnemar, paired_share, share

@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.errors import EnvironmentProblem
+from stillroom.core.errors import EnvironmentProblem
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 MACHINES = ("x86_64", "aarch64")

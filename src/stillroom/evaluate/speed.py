@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stillroom.run import MemoryMeter
+from stillroom.core.memory import MemoryMeter
 
 REPETITIONS = 5
 STUDENT_T = 2.776

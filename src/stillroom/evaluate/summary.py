@@ -6,10 +6,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.version import tool_version
 from stillroom.evaluate.floors import sentence
 from stillroom.evaluate.stage import extras
-from stillroom.run import Run, tool_version
+from stillroom.runs.run import Run
 
 FORMAT = 1
 MODELS = ("teacher", "shrunk", "repaired", "baseline", "student")
@@ -219,7 +220,7 @@ def _processor() -> str:
 
 
 def _names(run: Run) -> list[str]:
-    from stillroom.pipeline import stages_of
+    from stillroom.runs.stages import stages_of
 
     return [spec.name for spec in stages_of(run.recipe)]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from stillroom.core.errors import ExportMismatch
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import ExportMismatch
-from stillroom.progress import Task
 from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.student.vocabulary import VocabularyMap
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stillroom.errors import RecipeError
-from stillroom.export.config import ChooseConfig, GgufType
+from stillroom.core.errors import RecipeError
+from stillroom.recipe.export import ChooseConfig, GgufType
 
 CACHE_BYTES = 2
 """Bytes of one number in the runtime's cache of keys and values."""

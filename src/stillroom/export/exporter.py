@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.errors import ExportMismatch
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import ExportMismatch
 from stillroom.export.check import (
     Agreement,
     agreement,
@@ -24,12 +25,11 @@ from stillroom.export.check import (
     student_says,
 )
 from stillroom.export.choose import byte_limit, candidates
-from stillroom.export.config import ChooseConfig, GgufType
 from stillroom.export.gguf_file import planned_bytes, tensor_types, write_gguf
 from stillroom.export.importance import load_importance, measure_importance, save_importance
 from stillroom.export.mixes import WEIGHTED
-from stillroom.progress import Progress
-from stillroom.run import Run
+from stillroom.recipe.export import ChooseConfig, GgufType
+from stillroom.runs.run import Run
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.load import load_student, save_model
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.export.rope import add_rope, rope_parameters
 
 Array = np.ndarray

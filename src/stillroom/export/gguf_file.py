@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 
-from stillroom import files
-from stillroom.errors import UnsupportedModel
+from stillroom.core import files
+from stillroom.core.errors import UnsupportedModel
 from stillroom.export.families import Family, add_hyperparameters, family_of, lay_out
 from stillroom.export.mixes import TYPES, Setting, tensor_type
 from stillroom.export.quantise import quantise, tensor_bytes

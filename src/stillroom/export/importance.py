@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.progress import Task
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.forward import hidden_states
 from stillroom.train.batches import BatchSource

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from stillroom import files
 from stillroom.compute import prepare
+from stillroom.core import files
+from stillroom.core.progress import Progress
 from stillroom.export.check import MOST_LISTED, Listed, Passage, agreement, file_says
-from stillroom.export.config import GgufType
 from stillroom.export.exporter import Exporter
 from stillroom.export.mixes import GGUF_TYPES, WEIGHTED
-from stillroom.progress import Progress
-from stillroom.run import AnyPath, Run
+from stillroom.recipe.export import GgufType
+from stillroom.runs.run import AnyPath, Run
 from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.forward import hidden_states, logits_from_hidden

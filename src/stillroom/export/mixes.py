@@ -20,8 +20,8 @@ from typing import get_args
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
-from stillroom.export.config import GgufType
 from stillroom.export.quantise import block
+from stillroom.recipe.export import GgufType
 
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 """The types of a file, finest first."""

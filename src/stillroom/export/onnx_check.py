@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillroom import files
-from stillroom.errors import ExportMismatch
+from stillroom.core import files
+from stillroom.core.errors import ExportMismatch
+from stillroom.core.progress import Progress
 from stillroom.export.check import Passage, student_says
 from stillroom.export.onnx_file import MODEL, empty_cache, require_onnx, write_onnx
-from stillroom.progress import Progress
 from stillroom.teacher.load import load_student
 
 MAX_KL = 1e-4

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom import files
-from stillroom.errors import MissingDependency, UnsupportedModel
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency, UnsupportedModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MODEL = "model.onnx"

@@ -21,7 +21,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from stillroom.errors import MissingDependency
+from stillroom.core.errors import MissingDependency
 
 Array = np.ndarray
 Encoder = Callable[[Array, int, "Array | None", Array], None]

@@ -20,11 +20,11 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.export.config import RecoverConfig
 from stillroom.export.gguf_file import Importance
 from stillroom.export.quantise import PLAIN, quantise
-from stillroom.progress import Task
+from stillroom.recipe.export import RecoverConfig
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.forward import hidden_states, logits_from_hidden
 from stillroom.train.batches import BatchSource

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 
 Array = np.ndarray
 

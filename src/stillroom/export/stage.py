@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from stillroom import files
 from stillroom.compute import prepare
+from stillroom.core import files
+from stillroom.core.progress import Progress
 from stillroom.export.exporter import Exporter
-from stillroom.progress import Progress
-from stillroom.run import Run, Stage
+from stillroom.runs.run import Run, Stage
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFWriter, TokenType
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from stillroom.errors import TermsRefused
+from stillroom.core.errors import TermsRefused
 from stillroom.intake.obligations import Obligations
 from stillroom.intake.statements import MOST_TEACHERS, Statement, Subject
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stillroom.errors import InspectionRefused
+from stillroom.core.errors import InspectionRefused
 
 MAGIC = b"GGUF"
 MOST_KEYS = 65_536

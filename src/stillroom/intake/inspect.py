@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import InspectionRefused
+from stillroom.core.errors import InspectionRefused
 from stillroom.intake.gguf_header import MAGIC, read_gguf
 from stillroom.intake.onnx_graph import read_onnx
 from stillroom.intake.pickles import CODE, SUFFIXES, betrayed
@@ -69,7 +69,7 @@ def report(path: Path) -> dict[str, Any]:
     Raises:
         InspectionRefused: There is nothing at this path.
     """
-    from stillroom import files
+    from stillroom.core import files
 
     if not path.exists() and not path.is_symlink():
         raise InspectionRefused(

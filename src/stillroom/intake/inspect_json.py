@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from stillroom.errors import InspectionRefused
-from stillroom.intake.strict_json import parse_json
+from stillroom.core.errors import InspectionRefused
+from stillroom.core.strict_json import parse_json
 
 LARGEST_CONFIG = 64 << 20
 LARGEST_OTHER = 1 << 20

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.errors import InspectionRefused
+from stillroom.core.errors import InspectionRefused
 
 MOST_FIELDS = 5_000_000
 """Fields that are looked at: a graph of a hundred layers has some ten thousand."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from stillroom.errors import InspectionRefused
-from stillroom.intake.strict_json import parse_json
+from stillroom.core.errors import InspectionRefused
+from stillroom.core.strict_json import parse_json
 
 LARGEST_HEADER = 100_000_000
 """Bytes, as in the format's own library."""

@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import InspectionRefused, RecipeError
+from stillroom.core import files
+from stillroom.core.errors import InspectionRefused, RecipeError
+from stillroom.core.strict_json import parse_json
+from stillroom.core.strict_yaml import load_yaml
 from stillroom.intake.statements import KIND, Statement, Subject
-from stillroom.intake.strict_json import parse_json
 from stillroom.intake.table import read_licence
-from stillroom.recipe import Recipe
-from stillroom.strict_yaml import load_yaml
-from stillroom.student.config import ExistingStudent
-from stillroom.teacher.config import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ExistingStudent
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 
 LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20

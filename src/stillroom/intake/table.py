@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from stillroom import files
-from stillroom.errors import RecipeError, StillroomError
+from stillroom.core import files
+from stillroom.core.errors import RecipeError, StillroomError
 from stillroom.intake.texts import marks_of, normal
 
 PACKAGED = Path(__file__).parent / "terms_table.yaml"
@@ -253,7 +253,7 @@ def parse_terms(data: bytes, model: Any, name: str) -> Any:
     Raises:
         RecipeError: Names the file and the key.
     """
-    from stillroom.strict_yaml import load_yaml
+    from stillroom.core.strict_yaml import load_yaml
 
     try:
         text = data.decode("utf-8")

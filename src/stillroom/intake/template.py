@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import CorpusError, EngineFailed, InspectionRefused
+from stillroom.core.errors import CorpusError, EngineFailed, InspectionRefused
 
 WALL_SECONDS = 120.0
 """After this time the child is ended even if it did nothing: the machine may be busy, so it is long."""

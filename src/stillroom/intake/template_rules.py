@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stillroom.errors import InspectionRefused
+from stillroom.core.errors import InspectionRefused
 
 LONGEST = 256 << 10
 """Characters of a template; the longest in use have some thirty thousand."""

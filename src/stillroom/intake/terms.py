@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from stillroom import files
-from stillroom.errors import TermsRefused
-from stillroom.intake.config import Decision, TermsConfig
+from stillroom.core import files
+from stillroom.core.errors import TermsRefused
 from stillroom.intake.obligations import unmet
 from stillroom.intake.statements import Decided
 from stillroom.intake.subjects import subjects_of
 from stillroom.intake.table import Table, packaged_table, read_licence, read_permission, read_table
 from stillroom.intake.verdict import Verdict, judge
-from stillroom.recipe import Recipe
-from stillroom.run import Run
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.terms import Decision, TermsConfig
+from stillroom.runs.run import Run
 
 __all__ = [
     "Verdict",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stillroom.files import digest_bytes
+from stillroom.core.files import digest_bytes
 from stillroom.intake.carried import parse_carried
 from stillroom.intake.obligations import Obligations
 from stillroom.intake.statements import KIND, MOST_TEACHERS, Decided, Statement, Subject

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
+from stillroom.core import files
+from stillroom.core.version import tool_version
 from stillroom.package.claims import weights_of
-from stillroom.run import tool_version
 
 SOFTWARE = ("stillroom", "torch", "transformers", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
 NAMESPACE = uuid.UUID("7d3d9a51-9e3b-5c55-8f6f-5c1d1ce0a9a1")

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.errors import FloorMissed, TermsRefused, VerificationFailed
+from stillroom.core.errors import FloorMissed, TermsRefused, VerificationFailed
 from stillroom.package.documents import Policy
 from stillroom.package.lineage import Ancestor
 from stillroom.package.strict import Closed, parse, parse_json, read_bytes, validate
@@ -116,7 +116,7 @@ class Claims(Closed):
         return gguf
 
     def _require_runtime(self) -> None:
-        from stillroom.run import tool_version
+        from stillroom.core.version import tool_version
 
         mine, least = tool_version(), self.policy.minimum_runtime
         if _version(mine) < _version(least):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import VerificationFailed
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.documents import Pin, Reinstatements, Releases, RevocationList
 from stillroom.package.repository import REINSTATEMENTS, RELEASES, REVOCATIONS
 from stillroom.package.strict import parse, read_bytes

@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from stillroom.errors import DiskFull, VerificationFailed
+from stillroom.core.errors import DiskFull, VerificationFailed
 from stillroom.package.manifest import CHUNK, Listed, Manifest
 
 STEP = 1 << 20

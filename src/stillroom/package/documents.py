@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.package.manifest import Digest, Name, Sequence
 from stillroom.package.strict import Closed
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.errors import VerificationFailed
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.manifest import OUTSIDE
 from stillroom.package.verification import VerifiedPackage, verify
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import VerificationFailed
+from stillroom.core import files
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.strict import parse_json
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from stillroom import files
-from stillroom.errors import UsageError
+from stillroom.core import files
+from stillroom.core.errors import UsageError
 from stillroom.package.manifest import Digest, Name
 from stillroom.package.strict import Closed, parse, read_bytes
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from stillroom import files
-from stillroom.errors import VerificationFailed
+from stillroom.core import files
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.strict import Closed, parse_json, validate
 
 SIGNATURE = "package.dsse"

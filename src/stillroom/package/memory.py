@@ -10,8 +10,8 @@ import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom import files
-from stillroom.errors import VerificationFailed
+from stillroom.core import files
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.documents import Memory, Pin, Revocation
 from stillroom.package.strict import parse, read_bytes
 

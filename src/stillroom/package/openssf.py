@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import MissingDependency, VerificationFailed
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency, VerificationFailed
 from stillroom.package.keys import OPENSSF, Ring
 from stillroom.package.manifest import OPENSSF_SIGNATURE, OUTSIDE, Manifest
 from stillroom.package.strict import parse_json

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom import files
-from stillroom.errors import RunError
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.core.version import tool_version
 from stillroom.package.bom import bill_of_materials
 from stillroom.package.claims import (
     BOM,
@@ -31,7 +32,7 @@ from stillroom.package.claims import (
 from stillroom.package.documents import Policy
 from stillroom.package.provenance import operations, statement, student_digests
 from stillroom.package.worksheet import screen, worksheet
-from stillroom.run import Run, tool_version
+from stillroom.runs.run import Run
 
 FROM_MODEL = (
     "config.json",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import RunError
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.core.version import tool_version
 from stillroom.package.claims import weights_of
 from stillroom.package.lineage import Ancestor, inherit
-from stillroom.run import Run, tool_version
+from stillroom.runs.run import Run
 
 BUILD_TYPE = "urn:stillroom:run:1"
 PREDICATE = "https://slsa.dev/provenance/v1"

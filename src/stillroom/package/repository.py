@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import UsageError
+from stillroom.core import files
+from stillroom.core.errors import UsageError
 from stillroom.package.documents import (
     Kind,
     Pin,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 
 VARIABLE = "STILLROOM_PASSPHRASE"
 

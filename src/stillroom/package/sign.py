@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 from stillroom.package.documents import Policy
 from stillroom.package.envelope import parse_envelope, sign_envelope
 from stillroom.package.keys import Ring

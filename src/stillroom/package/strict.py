@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stillroom.errors import VerificationFailed
+from stillroom.core.errors import VerificationFailed
 
 LARGEST = 64 << 20
 """Bytes that a JSON document of a package or of a repository may have. A manifest of 100 GB of weights takes one."""

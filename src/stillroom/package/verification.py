@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stillroom.errors import VerificationFailed
+from stillroom.core.errors import VerificationFailed
 from stillroom.package.claims import Claims, read_claims
 from stillroom.package.client import View, look, pinned_keys
 from stillroom.package.copying import copy_verified

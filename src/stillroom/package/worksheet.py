@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import RecipeError, TermsRefused
+from stillroom.core.errors import RecipeError, TermsRefused
 
 US_CLOSED_WEIGHTS = 1e26
 """ECCN 4E091 speaks of closed weights trained with more operations than this."""

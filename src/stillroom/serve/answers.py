@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillroom.errors import EngineFailed
+from stillroom.core.errors import EngineFailed
 from stillroom.serve import local, tools
 from stillroom.serve.engine import Engine
 from stillroom.serve.pool import Pool, ServedModel, Slot, restore_slot, save_slot

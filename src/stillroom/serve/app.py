@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from stillroom.errors import StillroomError, UsageError
-from stillroom.files import release_memory
-from stillroom.run import tool_version
+from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.memory import release_memory
+from stillroom.core.version import tool_version
 from stillroom.serve import answers, local, page, problems
 from stillroom.serve.deliver import LOOK_SECONDS, ClientGone, Delivery, EventStream
 from stillroom.serve.embeddings import embed, require_kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 from stillroom.serve import local
 from stillroom.serve.answers import ContextFull
 from stillroom.serve.pool import Pool, ServedModel

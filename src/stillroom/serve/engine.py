@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom.errors import EngineFailed
+from stillroom.core.errors import EngineFailed
 from stillroom.serve.worker import SOCKET
 from stillroom.switch.engines import WORKER, Registration
 from stillroom.switch.state import Switch

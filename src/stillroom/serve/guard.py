@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 from stillroom.serve.problems import problem
 
 OPEN_PATHS = ("/", "/health", "/favicon.ico")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import StillroomError
+from stillroom.core.errors import StillroomError
 
 LONGEST_LINE = 1 << 24
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import RunError
+from stillroom.core import files
+from stillroom.core.errors import RunError
 from stillroom.intake.inspect import require_safe
-from stillroom.run import Run
+from stillroom.runs.run import Run
 from stillroom.serve.passport import passport_of_file, passport_of_run
 from stillroom.switch import require_on
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from stillroom.run import tool_version
+from stillroom.core.version import tool_version
 from stillroom.serve.requests import (
     ChatRequest,
     CompletionRequest,

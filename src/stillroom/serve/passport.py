@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.run import Run
+from stillroom.core import files
+from stillroom.runs.run import Run
 
 MEASURES = ("kl_to_teacher", "top1_agreement", "top5_agreement", "cross_entropy", "bits_per_byte")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import StillroomError, UsageError
+from stillroom.core.errors import StillroomError, UsageError
 from stillroom.serve import local
 from stillroom.serve.engine import Engine, EngineOptions
 from stillroom.serve.facts import read_facts

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from stillroom.errors import StillroomError, SwitchedOff, VerificationFailed
+from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
 from stillroom.serve.answers import ContextFull
 from stillroom.serve.local import EngineRefused
 from stillroom.serve.pool import NoModel, NoRoom, QueueFull

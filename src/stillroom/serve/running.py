@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 
-from stillroom.errors import StillroomError
+from stillroom.core.errors import StillroomError
 from stillroom.serve.app import Service, make_app
 
 

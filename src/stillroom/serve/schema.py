@@ -12,7 +12,7 @@ import math
 from itertools import permutations
 from typing import Any
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 from stillroom.serve.numerals import integers, numbers
 from stillroom.serve.pattern import FORMATS, NEVER_PLAIN, pattern_rule, quote
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import CheckFailed, UsageError
+from stillroom.core import files
+from stillroom.core.errors import CheckFailed, UsageError
 
 KEY_BYTES = 32
 SERVICE = "stillroom-sessions"

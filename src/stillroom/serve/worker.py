@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stillroom.files import release_memory
+from stillroom.core.memory import release_memory
 
 SOCKET = "engine.sock"
 RELEASE_SECONDS = 5.0

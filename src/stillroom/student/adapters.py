@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Keys of a config that hold one entry a layer."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from stillroom.errors import RecipeError, UnsupportedModel
+from stillroom.core.errors import RecipeError, UnsupportedModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files as resources
 from typing import TYPE_CHECKING
 
-from stillroom.errors import RecipeError
+from stillroom.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

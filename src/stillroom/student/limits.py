@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stillroom.errors import RecipeError
-from stillroom.student.config import Quantisation, Target
+from stillroom.core.errors import RecipeError
+from stillroom.recipe.student import Quantisation, Target
 from stillroom.student.shape import Anatomy, Shape
 
 DECODING_SHARE = 0.6

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.student.adapters import Adapter
 from stillroom.student.importance import Sample, block_influence, judged_logprobs, leave_one_out_kl
 from stillroom.student.widths import WidthImportance, measure_orders, measure_widths

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.student.adapters import Adapter, head_width
 
 

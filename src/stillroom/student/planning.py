@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stillroom.progress import Progress
+from stillroom.core.progress import Progress
+from stillroom.recipe.student import ShrinkStudent, Target
 from stillroom.student.adapters import Adapter
-from stillroom.student.config import ShrinkStudent, Target
 from stillroom.student.limits import Limits, limits_of
 from stillroom.student.measured import Measured
 from stillroom.student.shape import Anatomy, Shape

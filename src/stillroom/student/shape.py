@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from stillroom.errors import RecipeError
+from stillroom.core.errors import RecipeError
 from stillroom.student.adapters import Adapter, head_width
 
 BLOCKS = {"F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q4_0": (32, 18)}

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import UnsupportedModel
 from stillroom.student.adapters import Adapter
 from stillroom.student.heal import heal
 from stillroom.student.importance import judged_kl

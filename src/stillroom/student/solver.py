@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from stillroom.errors import RecipeError
+from stillroom.core.errors import RecipeError
 from stillroom.student.limits import Limits
 from stillroom.student.shape import Anatomy, Shape
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from stillroom import files
 from stillroom.compute import prepare
+from stillroom.core import files
+from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import UnsupportedModel, VocabularyMismatch
-from stillroom.progress import Progress
-from stillroom.run import Run, Stage
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.runs.run import Run, Stage
 from stillroom.student.adapters import Adapter, adapter_of, fit_layer_lists
-from stillroom.student.config import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs, language_counts, require_languages

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.student.keep import choose, read_rules
 from stillroom.student.vocabulary import VocabularyMap
 

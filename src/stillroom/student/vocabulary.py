@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from stillroom import files
-from stillroom.errors import VocabularyMismatch
+from stillroom.core import files
+from stillroom.core.errors import VocabularyMismatch
 from stillroom.teacher.signal import SparseSignal
 
 NEVER = -1

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.errors import UnsupportedModel
 from stillroom.student.adapters import Adapter, head_width
 from stillroom.student.layerwise import Layerwise
 from stillroom.student.narrow import Widths, blocks

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom import files
-from stillroom.errors import NotWritable
+from stillroom.core import files
+from stillroom.core.errors import NotWritable
 from stillroom.switch.places import Places
 
 _PROC = Path("/proc/self")

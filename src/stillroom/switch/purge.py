@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom import files
-from stillroom.errors import UsageError
+from stillroom.core import files
+from stillroom.core.errors import UsageError
 from stillroom.switch.places import Places
 
 

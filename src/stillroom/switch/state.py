@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom import files
-from stillroom.errors import NotWritable, SwitchedOff, UsageError
+from stillroom.core import files
+from stillroom.core.errors import NotWritable, SwitchedOff, UsageError
 from stillroom.switch.places import Places
 
 Feature = Literal["available", "enabled", "blocked"]

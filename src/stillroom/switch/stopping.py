@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import EngineFailed, NotWritable, SwitchedOff
+from stillroom.core.errors import EngineFailed, NotWritable, SwitchedOff
 from stillroom.switch.engines import Entry, is_running, listed
 from stillroom.switch.state import FEATURES, Switch
 

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import torch
 
+from stillroom.core.errors import OutOfMemory, TeacherError, translate
+from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.errors import OutOfMemory, TeacherError, translate
-from stillroom.progress import Task
 from stillroom.teacher.cache.writer import CHUNK, CacheWriter
 from stillroom.teacher.forward import Head, hidden_states, output_head
 

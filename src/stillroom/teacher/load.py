@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom import files
-from stillroom.errors import MissingDependency, TeacherError, UnsupportedModel, translate
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency, TeacherError, UnsupportedModel, translate
 from stillroom.intake.inspect import require_safe
-from stillroom.teacher.config import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 
 if TYPE_CHECKING:
     import torch

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from stillroom import files
 from stillroom.compute import choose_dtype, prepare
+from stillroom.core import files
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.progress import Progress
-from stillroom.run import Run, Stage
+from stillroom.runs.run import Run, Stage
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.cache.writer import CacheWriter

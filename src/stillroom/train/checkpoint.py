@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom import files
+from stillroom.core import files
 
 
 @dataclass

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from stillroom import files
 from stillroom.compute import choose_dtype
-from stillroom.errors import CorpusError, TrainingDiverged
-from stillroom.progress import Progress
+from stillroom.core import files
+from stillroom.core.errors import CorpusError, TrainingDiverged
+from stillroom.core.progress import Progress
+from stillroom.recipe.training import DistillConfig
 from stillroom.train.batches import Batch, BatchSource
 from stillroom.train.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
-from stillroom.train.config import DistillConfig
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 from stillroom.train.network import LossNetwork

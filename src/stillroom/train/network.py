@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
 from stillroom.teacher.forward import hidden_states, output_head
 from stillroom.train.batches import Batch
 from stillroom.train.losses.fused import FusedLoss, Loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stillroom.train.config import DistillConfig
+from stillroom.recipe.training import DistillConfig
 
 
 def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:

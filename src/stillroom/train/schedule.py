@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from stillroom.train.config import DistillConfig
+from stillroom.recipe.training import DistillConfig
 
 
 def learning_rate(config: DistillConfig, step: int, steps: int) -> float:

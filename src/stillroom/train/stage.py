@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from stillroom import files
 from stillroom.compute import prepare
+from stillroom.core import files
+from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.progress import Progress
-from stillroom.run import Run, Stage
+from stillroom.runs.run import Run, Stage
 from stillroom.student.vocabulary import VocabularyMap
 from stillroom.teacher.cache.reader import TeacherCache
 from stillroom.teacher.load import load_student, save_model

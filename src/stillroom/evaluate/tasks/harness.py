@@ -9,8 +9,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import MissingDependency, RecipeError, translate
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency, RecipeError, translate
 from stillroom.evaluate.answers import Speaker
 
 METRICS = ("exact_match", "pass@1", "acc", "acc_norm", "em", "f1")

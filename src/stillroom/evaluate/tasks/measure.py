@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stillroom import files
+from stillroom.core import files
 from stillroom.evaluate.answers import Speaker
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.paired import mcnemar, paired_share, share

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.errors import MissingDependency, RecipeError
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency, RecipeError
 from stillroom.evaluate.bench import package_folder
 from stillroom.evaluate.tasks.items import Item, Task
 from stillroom.evaluate.tasks.tool_calls import instructions, is_right_call, makes_no_call

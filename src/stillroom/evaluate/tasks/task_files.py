@@ -12,8 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stillroom import files
-from stillroom.errors import RecipeError
+from stillroom.core import files
+from stillroom.core.errors import RecipeError
 from stillroom.evaluate.tasks.items import Item, Task
 
 EXAMPLE = "docs/tasks.md shows the form."

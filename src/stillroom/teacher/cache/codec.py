@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from stillroom.teacher.config import Codec as CodecConfig
-from stillroom.teacher.config import DenseCodec, TopKCodec
+from stillroom.recipe.capture import Codec as CodecConfig
+from stillroom.recipe.capture import DenseCodec, TopKCodec
 from stillroom.teacher.signal import Signal
 
 Sample = TypeVar("Sample")

@@ -11,7 +11,7 @@ import struct
 import numpy as np
 import zstandard
 
-from stillroom.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged
 
 LEVEL = 3
 RAW, PACKED = 0, 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from stillroom.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged
 from stillroom.teacher.cache.codec import SignalCodec
 from stillroom.teacher.signal import DenseSignal
 

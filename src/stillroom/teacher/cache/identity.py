@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stillroom.section import Section
-from stillroom.teacher.config import Codec
+from stillroom.recipe.capture import Codec
+from stillroom.recipe.section import Section
 
 
 class CacheIdentity(Section):

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stillroom import files
-from stillroom.errors import CacheDamaged, SignalError
+from stillroom.core import files
+from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.teacher.cache.identity import CacheIdentity
 
 FORMAT = "stillroom-teacher-cache"

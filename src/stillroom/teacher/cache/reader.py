@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom import files
-from stillroom.errors import SignalError
+from stillroom.core import files
+from stillroom.core.errors import SignalError
 from stillroom.teacher.cache.codec import make_codec
 from stillroom.teacher.cache.manifest import NAME, FileEntry, Manifest, read_model
 from stillroom.teacher.cache.shard import ShardReader

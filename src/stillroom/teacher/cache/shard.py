@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from stillroom import files
-from stillroom.errors import CacheDamaged, translate
+from stillroom.core import files
+from stillroom.core.errors import CacheDamaged, translate
 from stillroom.teacher.cache.manifest import ShardEntry
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stillroom.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged
 from stillroom.teacher.cache.bits import pack_bits, unpack_bits
 from stillroom.teacher.cache.codec import SignalCodec
 from stillroom.teacher.cache.entry_model import (

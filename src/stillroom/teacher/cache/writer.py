@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillroom import files
-from stillroom.errors import SignalError
+from stillroom.core import files
+from stillroom.core.errors import SignalError
 from stillroom.teacher.cache.codec import make_codec, sampling_generator
 from stillroom.teacher.cache.identity import CacheIdentity
 from stillroom.teacher.cache.manifest import NAME, Manifest, read_model, write_model

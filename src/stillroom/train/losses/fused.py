@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from stillroom.errors import SignalError
+from stillroom.core.errors import SignalError
 from stillroom.teacher.forward import Head
 from stillroom.teacher.signal import Signal
 from stillroom.train.losses.cross_entropy import cross_entropy_chunk

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from stillroom.errors import SignalError, VocabularyMismatch
+from stillroom.core.errors import SignalError, VocabularyMismatch
 from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.errors import SignalError
+from stillroom.core.errors import SignalError
 from stillroom.teacher.signal import DenseSignal, Signal
 from stillroom.train.losses.objective import Objective
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.section import Section
+from stillroom.recipe.section import Section
 
 
 class _Source(Section):

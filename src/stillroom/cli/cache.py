@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stillroom.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A cache's folder, such as runs/quickstart/capture/cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.errors import UsageError
+from stillroom.core.errors import UsageError
 
 Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package's folder.")]
 Repo = Annotated[Path, typer.Argument(metavar="REPO", help="A repository's folder.")]
@@ -53,7 +53,7 @@ def package(
 
     from stillroom.package.pack import PackOptions, pack
     from stillroom.package.show import lines, passport_of
-    from stillroom.run import Run
+    from stillroom.runs.run import Run
 
     if at_expiry not in ("refuse", "warn"):
         raise UsageError(f"--at-expiry {at_expiry} is not known.", "Give refuse or warn.")
@@ -277,7 +277,7 @@ def repo_trust(
     file: Annotated[Path, typer.Argument(metavar="TRUST.JSON", help="From the publisher, over a way you trust.")],
 ) -> None:
     """Pin a publisher on this machine."""
-    from stillroom import files
+    from stillroom.core import files
     from stillroom.package.client import pinned_keys
     from stillroom.package.documents import Pin
     from stillroom.package.memory import trust_folder

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.errors import EnvironmentProblem, MissingDependency, StillroomError
+from stillroom.core.errors import EnvironmentProblem, MissingDependency, StillroomError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Log = Callable[[dict[str, float], int], None]

@@ -74,7 +74,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
-    from stillroom.errors import UsageError
+    from stillroom.core.errors import UsageError
     from stillroom.serve.app import Limits, Service, read_keys
     from stillroom.serve.engine import EngineOptions
     from stillroom.serve.guard import require_key

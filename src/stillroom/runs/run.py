@@ -7,37 +7,29 @@ outputs, the tool's version, seeds, wall time and peak memory. A stage whose inp
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom import files
-from stillroom.errors import RunError
-from stillroom.recipe import Recipe, dump_recipe, load_recipe
-from stillroom.verbs import make_callable
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.core.memory import MemoryMeter
+from stillroom.core.version import tool_version
+from stillroom.recipe.reading import dump_recipe, load_recipe
+from stillroom.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from stillroom.track import Log
+    from stillroom.core.tracking import Log
 
 AnyPath = str | os.PathLike[str]
 """A path, or a run: it stands for its folder."""
 RECORD = "stage.json"
 FORMAT = 1
-
-
-@functools.cache
-def tool_version() -> str:
-    """The installed version of Stillroom."""
-    from importlib.metadata import version
-
-    return version("stillroom")
 
 
 class Run:
@@ -107,7 +99,7 @@ class Run:
         """Pass numbers on to the trackers that the recipe asks for; they are opened at the first event."""
         if not self.recipe.track:
             return
-        from stillroom.track import metrics_of, open_trackers
+        from stillroom.core.tracking import metrics_of, open_trackers
 
         if self._trackers is None:
             self._trackers = open_trackers(self.recipe.track, self.path)
@@ -236,34 +228,3 @@ class Stage:
                 f"{self.run.path}: the stage `{self.name}` is not finished.", "Run `stillroom run` on its recipe."
             )
         return files.digest_json({name: entry["sha256"] for name, entry in record["outputs"].items()})
-
-
-class MemoryMeter:
-    """Peak resident memory of this process while the body runs, in bytes (sampled every 20 ms)."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> MemoryMeter:
-        import psutil
-
-        process = psutil.Process(os.getpid())
-        self.peak = process.memory_info().rss
-
-        def watch() -> None:
-            while not self._stop.wait(0.02):
-                self.peak = max(self.peak, process.memory_info().rss)
-
-        self._thread = threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-
-make_callable(__name__, "stillroom.pipeline:run")

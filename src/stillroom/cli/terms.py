@@ -53,7 +53,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the rows that a licence's, a service's or a model's name finds."""
-    from stillroom.errors import TermsRefused
+    from stillroom.core.errors import TermsRefused
 
     found: dict[str, Any] = {}
     for item in _tables(table):
@@ -105,9 +105,9 @@ def _verdict(path: Path) -> Any:
     from stillroom.intake.subjects import model_subject
     from stillroom.intake.table import packaged_table
     from stillroom.intake.terms import judge, run_verdict, verdict_of_recipe
-    from stillroom.recipe import load_recipe
-    from stillroom.run import Run
-    from stillroom.teacher.config import GgufTeacher, HuggingFaceTeacher
+    from stillroom.recipe.reading import load_recipe
+    from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+    from stillroom.runs.run import Run
 
     if (path / "recipe.yaml").is_file():
         return run_verdict(Run.open(path))
@@ -143,8 +143,8 @@ def _show(verdict: Any) -> None:
 
 
 def _tables(paths: list[Path] | None) -> list[Any]:
-    from stillroom.intake.config import TermsConfig
     from stillroom.intake.terms import tables_of
+    from stillroom.recipe.terms import TermsConfig
 
     return tables_of(TermsConfig(tables=tuple(paths or ())))
 

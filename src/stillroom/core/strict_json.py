@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from stillroom.errors import InspectionRefused
+from stillroom.core.errors import InspectionRefused
 
 
 class _Wrong(ValueError):

@@ -24,7 +24,7 @@ def ladder(
     """Measure a run's student in every GGUF type: bytes, KL to student and teacher, decode speed."""
     import json
 
-    from stillroom.errors import UsageError
+    from stillroom.core.errors import UsageError
     from stillroom.export.ladder import ladder as measure
     from stillroom.export.ladder import table
     from stillroom.export.mixes import GGUF_TYPES

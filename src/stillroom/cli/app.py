@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.errors import FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.errors import FloorMissed, Interrupted, StillroomError, translate
 
 app = typer.Typer(
     name="stillroom",
@@ -39,7 +39,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
 ) -> None:
     if version:
-        from stillroom.run import tool_version
+        from stillroom.core.version import tool_version
 
         typer.echo(tool_version())
         raise typer.Exit
@@ -57,8 +57,8 @@ def run(
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
-    from stillroom.recipe import load_recipe
-    from stillroom.run import Run
+    from stillroom.recipe.reading import load_recipe
+    from stillroom.runs.run import Run
 
     loaded = load_recipe(recipe)
     missed = None
@@ -77,7 +77,7 @@ def run(
 def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
     from stillroom.plan import make_plan, show_plan
-    from stillroom.recipe import load_recipe
+    from stillroom.recipe.reading import load_recipe
 
     made = make_plan(load_recipe(recipe), runs, quiet=quiet or as_json)
     if as_json:
@@ -125,7 +125,7 @@ def export(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None
 
 def _show_run(made: Any, as_json: bool) -> None:
     """What a finished run prints: the table, an answer by the student, and where to go on."""
-    from stillroom import files
+    from stillroom.core import files
     from stillroom.evaluate.summary import print_table
 
     summary = files.read_json(made.path / "summary.json")
@@ -160,11 +160,11 @@ def _echo_json(value: Any) -> None:
 
 
 def _register() -> None:
-    """Add the commands of the rooms; their modules import nothing heavy."""
+    """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for room in ("teacher.cache", "evaluate", "export", "serve", "switch", "intake", "package"):
-        importlib.import_module(f"stillroom.{room}.commands").register(app)
+    for group in ("cache", "evaluate", "ladder", "serve", "switch", "terms", "package"):
+        importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 
 _register()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.section import Section
+from stillroom.recipe.section import Section
 
 MeasureName = Literal["fidelity", "languages", "cost", "tasks", "safeguards", "behaviour"]
 

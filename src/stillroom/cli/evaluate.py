@@ -39,9 +39,9 @@ def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: 
         return
     import json
 
+    from stillroom.core.progress import Progress
     from stillroom.evaluate.stage import measure_only
-    from stillroom.progress import Progress
-    from stillroom.run import Run
+    from stillroom.runs.run import Run
 
     run = Run.open(folder)
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -85,7 +85,7 @@ def _finish(folder: Path, as_json: bool, strict: bool) -> None:
     from stillroom import pipeline
     from stillroom.evaluate.floors import require_bounds
     from stillroom.evaluate.summary import print_table
-    from stillroom.run import Run
+    from stillroom.runs.run import Run
 
     summary = pipeline.finish(Run.open(folder))
     if as_json:

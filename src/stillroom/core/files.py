@@ -115,31 +115,6 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free for the next ones; else every step asks the system for its memory page by page.
-
-    :func:`release_memory` gives it back.
-    """
-    import ctypes
-
-    # The names' numbers are of glibc's malloc.h; larger thresholds are refused there.
-    trim_threshold, mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(mmap_threshold, 32 << 20)
-        library.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, where its C library can: what follows is measured and limited by what is held."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def folder_bytes(path: Path) -> int:
     """Bytes of a file, or of all files under a folder."""
     if path.is_file():

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.section import Section
+from stillroom.recipe.section import Section
 
 
 class DistillConfig(Section):

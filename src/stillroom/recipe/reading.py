@@ -1,4 +1,4 @@
-"""A recipe: one closed tree of settings, read from YAML. Knows what may be asked, not how it is done."""
+"""Reads a recipe from YAML, and explains what is wrong with one."""
 
 from __future__ import annotations
 
@@ -10,66 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from stillroom.compute import ComputeConfig
-from stillroom.corpus.config import CorpusConfig
-from stillroom.errors import RecipeError
-from stillroom.evaluate.config import EvaluateConfig
-from stillroom.export.config import ChatConfig, ExportConfig
-from stillroom.intake.config import TermsConfig
-from stillroom.section import Section
-from stillroom.strict_yaml import load_yaml
-from stillroom.student.config import ShrinkStudent, Student
-from stillroom.teacher.config import CaptureConfig, Teacher
-from stillroom.track import Tracker
-from stillroom.train.config import DistillConfig
-
-
-class LimitsConfig(Section):
-    """What a run may take at most. The plan is held against it, and so is every stage before it begins."""
-
-    memory_bytes: int | None = Field(default=None, gt=0)
-    """Memory; without it, what is free."""
-    disk_bytes: int | None = Field(default=None, gt=0)
-    """Disk; without it, what is free."""
-    seconds: float | None = Field(default=None, gt=0)
-    """Time, as planned; without it, any."""
-
-
-class Recipe(Section):
-    """One run, whole: from text and a teacher to a student that answers."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of the run and of its folder."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of everything random."""
-    compute: ComputeConfig = ComputeConfig()
-    """Where and how numbers are computed."""
-    limits: LimitsConfig = LimitsConfig()
-    """What it may take at most."""
-    corpus: CorpusConfig
-    """Text."""
-    teacher: Teacher
-    """The model to learn from."""
-    capture: CaptureConfig = CaptureConfig()
-    """How the teacher's signal is stored."""
-    student: Student = ShrinkStudent()
-    """The model to make."""
-    distill: DistillConfig = DistillConfig()
-    """How it is trained."""
-    baseline: bool = True
-    """Train the same start on the same tokens with plain cross-entropy too, so that the gain can be told."""
-    evaluate: EvaluateConfig = EvaluateConfig()
-    """How it is measured."""
-    export: ExportConfig = ExportConfig()
-    """Files for devices."""
-    chat: ChatConfig = ChatConfig()
-    """The question that the run ends with."""
-    track: tuple[Tracker, ...] = ()
-    """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
-    terms: TermsConfig = TermsConfig()
-    """What the operator adds to the packaged table of terms."""
+from stillroom.core.errors import RecipeError
+from stillroom.core.strict_yaml import load_yaml
+from stillroom.recipe.recipe import Recipe
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

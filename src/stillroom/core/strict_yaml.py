@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from stillroom.errors import RecipeError
+from stillroom.core.errors import RecipeError
 
 LARGEST = 4 << 20
 """Characters that a file may have."""

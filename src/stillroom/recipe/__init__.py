@@ -1,0 +1,1 @@
+"""Everything that a recipe may say, and reading it."""

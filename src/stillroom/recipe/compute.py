@@ -1,0 +1,23 @@
+"""Recipe keys of the section `compute`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stillroom.recipe.section import Section
+
+if TYPE_CHECKING:
+    pass
+
+
+class ComputeConfig(Section):
+    """Where and how numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the processor."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads on the processor; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
+    deterministic: bool = True
+    """Refuse operations whose result depends on the order of execution."""

@@ -1,0 +1,98 @@
+"""The table of stages: their order, where their functions are, and what each depends on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stillroom.core import files
+from stillroom.core.progress import Progress
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run, Stage
+
+StageFunction = Callable[[Run, Stage, Progress], None]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage: where its function is, and what its result depends on.
+
+    Attributes:
+        name: Name of the stage and of its folder.
+        function: ``module:function`` inside ``stillroom``, imported when it is needed.
+        sections: Parts of the recipe that it reads.
+        needs: Stages whose output it reads.
+        teacher: Whether it opens the teacher.
+        gated: Whether it uses the teacher, so that the terms have to allow it.
+    """
+
+    name: str
+    function: str
+    sections: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    teacher: bool = False
+    gated: bool = False
+
+    def load(self) -> StageFunction:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(importlib.import_module(f"stillroom.{module}"), name)
+        return function
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("corpus", "corpus.stage:run_stage", ("corpus",), teacher=True),
+    StageSpec(
+        "capture", "teacher.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True, gated=True
+    ),
+    StageSpec(
+        "shrink", "student.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True, gated=True
+    ),
+    StageSpec(
+        "distill", "train.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+    ),
+    StageSpec(
+        "baseline", "train.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+    ),
+    StageSpec("export", "export.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
+    StageSpec(
+        "evaluate",
+        "evaluate.stage:run_stage",
+        ("teacher", "evaluate", "compute"),
+        ("corpus", "shrink", "distill", "baseline"),
+        teacher=True,
+    ),
+)
+
+
+def stages_of(recipe: Recipe) -> list[StageSpec]:
+    """The stages that a recipe asks for, in order."""
+    return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
+
+
+def _with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
+    """A stage and everything that it needs, in order."""
+    by_name = {spec.name: spec for spec in specs}
+    wanted = {name}
+    queue = [name]
+    while queue:
+        for need in by_name[queue.pop()].needs:
+            if need in by_name and need not in wanted:
+                wanted.add(need)
+                queue.append(need)
+    return [spec for spec in specs if spec.name in wanted]
+
+
+def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
+    """Digests of everything that a stage's result depends on."""
+    sections = made.recipe.model_dump(mode="json", include={*spec.sections, "seed"})
+    inputs = {"recipe": files.digest_json(sections)}
+    if spec.teacher:
+        from stillroom.teacher.load import teacher_identity
+
+        inputs |= teacher_identity(made.recipe.teacher)
+    for need in spec.needs:
+        if need != "baseline" or made.recipe.baseline:
+            inputs[need] = made.stage(need).output_digest
+    return inputs
