@@ -184,7 +184,7 @@ def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
 
 
 def _load(file: Path) -> None:
-    from stillroom.teacher.load import load_tokenizer
+    from stillroom.models.load import load_tokenizer
 
     load_tokenizer(GgufTeacher(kind="gguf", path=str(file)))
 

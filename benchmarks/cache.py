@@ -29,15 +29,15 @@ import torch
 from benchmarks import material, report
 from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.families.registry import family_of
+from stillroom.models.forward import hidden_states
 from stillroom.recipe.capture import Codec, ThresholdCodec, TopKCodec
-from stillroom.student.adapters import adapter_of
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.threshold import Threshold
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.threshold import Threshold
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.signal import SparseSignal
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.forward import hidden_states
-from stillroom.teacher.signal import SparseSignal
 
 LENGTH = 512
 RECOMMENDED = 1 / 36
@@ -129,7 +129,7 @@ class Judge:
     def __init__(self, model: Any, text: Sequences, probabilities: torch.Tensor, sequences: int) -> None:
         self.truth = probabilities
         cut = copy.deepcopy(model)
-        adapter = adapter_of(cut)
+        adapter = family_of(cut)
         count = len(adapter.layers(cut))
         adapter.keep_layers(cut, [index for index in range(count) if index not in (count // 3, 2 * count // 3)])
         rows = (text.targets[:sequences] >= 0).flatten()

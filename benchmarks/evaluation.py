@@ -100,9 +100,9 @@ def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:
     """Our log-likelihoods and bits a byte against the harness's, on the same model and items."""
     from stillroom.evaluate.answers import Speaker
     from stillroom.evaluate.bench import Loaded
+    from stillroom.models.load import load_student
+    from stillroom.signals.vocabulary_map import VocabularyMap
     from stillroom.student.languages import samples
-    from stillroom.student.vocabulary import VocabularyMap
-    from stillroom.teacher.load import load_student
     from tests.models import tiny_model
 
     tiny_model("llama", folder / "model", layers=3, seed=3)
@@ -193,7 +193,7 @@ def evaluate_text(count: int, folder: Path) -> None:
     from stillroom.evaluate.bench import Loaded
     from stillroom.evaluate.heldout import HeldOut
     from stillroom.evaluate.measures import MEASURES
-    from stillroom.student.vocabulary import VocabularyMap
+    from stillroom.signals.vocabulary_map import VocabularyMap
     from tests.models import make_model, make_tokenizer
     from tests.student.tiny_families import tiny_sequences
 

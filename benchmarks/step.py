@@ -31,16 +31,16 @@ import torch
 from benchmarks import material, report
 from stillroom.core.memory import MemoryMeter
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.load import save_model
 from stillroom.recipe.capture import ThresholdCodec
 from stillroom.recipe.training import DistillConfig
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.batches import Batch, BatchSource
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.signal import DenseSignal
 from stillroom.teacher.capture import teacher_scores
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.teacher.load import save_model
-from stillroom.teacher.signal import DenseSignal
-from stillroom.train.batches import Batch, BatchSource
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 from stillroom.train.network import LossNetwork
@@ -194,8 +194,8 @@ def loss_peak(positions: int) -> None:
     """In a process of its own: the fused loss on so many positions; prints the peak in bytes."""
     import resource
 
-    from stillroom.teacher.forward import Head
-    from stillroom.teacher.signal import SparseSignal
+    from stillroom.models.forward import Head
+    from stillroom.signals.signal import SparseSignal
 
     hidden = torch.randn(positions, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     matrix = torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16, requires_grad=True)

@@ -9,7 +9,7 @@ import torch
 from models import FAMILIES, default_tokenizer, make_tokenizer, tiny_model
 
 from stillroom.core.files import digest_file
-from stillroom.teacher.load import load_student
+from stillroom.models.load import load_student
 
 TEXT = "Hello 12345 wörld\n  def f(x): return '日本😀'\t a  b"
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from stillroom.recipe.recipe import Recipe as Recipe
     from stillroom.runs.run import Run as Run
     from stillroom.serve.ask import answer as answer
-    from stillroom.teacher.cache.reader import TeacherCache as TeacherCache
+    from stillroom.signals.cache.reader import TeacherCache as TeacherCache
 
 _WHERE = {
     "Recipe": "stillroom.recipe.recipe:Recipe",
     "Run": "stillroom.runs.run:Run",
     "StillroomError": "stillroom.core.errors:StillroomError",
-    "TeacherCache": "stillroom.teacher.cache.reader:TeacherCache",
+    "TeacherCache": "stillroom.signals.cache.reader:TeacherCache",
     "answer": "stillroom.serve.ask:answer",
     "capture": "stillroom.pipeline:capture",
     "distill": "stillroom.pipeline:distill",

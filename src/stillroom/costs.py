@@ -232,7 +232,7 @@ def stage_memory(recipe: Recipe, counts: Counts, pilot: Pilot) -> dict[str, floa
 def _narrow(recipe: Recipe) -> bool:
     import torch
 
-    from stillroom.compute import choose_dtype
+    from stillroom.models.compute import choose_dtype
 
     return choose_dtype(recipe.teacher.dtype, "cpu") == torch.bfloat16
 

@@ -47,8 +47,8 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     from stillroom.corpus.build import build_corpus
     from stillroom.corpus.sequences import Sequences
     from stillroom.corpus.split import SPLITS
+    from stillroom.models.load import load_tokenizer
     from stillroom.runs.stages import STAGES, inputs_of
-    from stillroom.teacher.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.teacher)
     run = Run(runs / recipe.name, recipe)
@@ -71,10 +71,12 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stillroom.student.adapters import adapter_of, fit_layer_lists
+    from stillroom.models.families.family import fit_layer_lists
+    from stillroom.models.families.registry import family_of
+    from stillroom.models.load import count_parameters, model_folder
+    from stillroom.models.tokenizer import quietly
     from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
     from stillroom.student.stage import choose_vocabulary, pieces_a_token
-    from stillroom.teacher.load import count_parameters, model_folder, quietly
 
     config = _teacher_config(recipe)
     with torch.device("meta"):
@@ -90,7 +92,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads, config.hidden_size, rows
     )
     if isinstance(student, ShrinkStudent):
-        anatomy = Anatomy.of(teacher, adapter_of(teacher), tokenizer_bytes(tokenizer))
+        anatomy = Anatomy.of(teacher, family_of(teacher), tokenizer_bytes(tokenizer))
         shape, exact = _shape(student, anatomy, vocabulary.student_size)
         parameters = anatomy.parameters(shape)
         uncut = anatomy.parameters(replace(shape, vocabulary=rows))
@@ -149,7 +151,7 @@ def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, 
 
 def _config_of(config: Any, whole: Any, shape: Any) -> Any:
     """The teacher's config in a smaller shape."""
-    from stillroom.student.adapters import cut_config, head_width
+    from stillroom.models.families.family import cut_config, head_width
 
     changed = copy.deepcopy(config)
     width = head_width(config)
@@ -167,7 +169,7 @@ def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[
     """Bytes of each file that is exported, exactly: its header is written, its tensors are counted."""
     from stillroom.export.gguf_file import planned_bytes
     from stillroom.export.mixes import WEIGHTED
-    from stillroom.teacher.load import stated_licence
+    from stillroom.models.load import stated_licence
 
     licence = stated_licence(recipe.teacher)
     weighed = recipe.export.importance_tokens > 0
@@ -188,7 +190,9 @@ def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[
 def _teacher_config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
-    from stillroom.teacher.load import gguf_path, model_folder, quietly
+    from stillroom.models.gguf_source import gguf_path
+    from stillroom.models.load import model_folder
+    from stillroom.models.tokenizer import quietly
 
     with quietly():
         if isinstance(recipe.teacher, GgufTeacher):

@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from stillroom.compute import choose_dtype, prepare
 from stillroom.core.files import folder_bytes
 from stillroom.core.memory import MemoryMeter, release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import choose_dtype, prepare
+from stillroom.models.forward import hidden_states
+from stillroom.models.load import load_teacher
 from stillroom.recipe.recipe import Recipe
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teacher.capture import capture
-from stillroom.teacher.forward import hidden_states
-from stillroom.teacher.load import load_teacher
-from stillroom.train.batches import BatchSource
 from stillroom.train.loop import Training
 
 CAPTURED_TOKENS = 2048

@@ -10,9 +10,9 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.documents import Document
 from stillroom.corpus.tokens import Encoder
+from stillroom.models.load import load_tokenizer
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource, ReasoningGymSource
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.teacher.load import load_tokenizer
 
 pytestmark = pytest.mark.smollm2
 

@@ -14,9 +14,9 @@ from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.stage import run_stage
+from stillroom.models.tokenizer import open_tokenizer, tokenizer_digest
 from stillroom.recipe.reading import parse_recipe
 from stillroom.runs.run import Run
-from stillroom.teacher.load import open_tokenizer, tokenizer_digest
 
 RECIPE = """
 name: small

@@ -23,7 +23,7 @@ from stillroom.evaluate.heldout import HeldOut, InMemory
 from stillroom.evaluate.measures import MEASURES, do_measures
 from stillroom.evaluate.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
 from stillroom.evaluate.tokens import CLASSES, class_of, position_edges, position_labels
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 IDS = 96
 

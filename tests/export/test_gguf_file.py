@@ -28,8 +28,9 @@ from stillroom.export.check import (
 from stillroom.export.exporter import SAMPLES
 from stillroom.export.gguf_file import planned_bytes, write_gguf
 from stillroom.export.mixes import GGUF_TYPES
+from stillroom.models.load import load_student
+from stillroom.models.tokenizer import open_tokenizer
 from stillroom.serve.engine import Engine, EngineOptions
-from stillroom.teacher.load import load_student, open_tokenizer
 
 SCALING: dict[str, dict[str, Any]] = {
     "llama3": {

@@ -11,7 +11,7 @@ from models import make_model
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.export.importance import load_importance, measure_importance, save_importance
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 
 def text(sequences: int = 3, length: int = 16, padding: int = 4) -> Sequences:

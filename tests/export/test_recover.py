@@ -14,7 +14,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.export.gguf_file import tensor_types
 from stillroom.export.recover import recover, rounded
 from stillroom.recipe.export import RecoverConfig
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 
 def sequences(count: int, seed: int) -> Sequences:

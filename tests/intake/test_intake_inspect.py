@@ -22,7 +22,7 @@ from stillroom.core.strict_json import parse_json
 from stillroom.intake import gguf_header, onnx_graph, safetensors_header
 from stillroom.intake.inspect import report, require_safe
 from stillroom.intake.pickles import betrayed
-from stillroom.teacher.load import model_folder
+from stillroom.models.load import model_folder
 
 MINE = sorted(
     module.name

@@ -15,7 +15,7 @@ from models import tiny_model
 from serve_support import Running, running
 
 from stillroom.export import gguf_file
-from stillroom.teacher.load import load_student
+from stillroom.models.load import load_student
 
 TEXTS = ["A list is a sequence.", "import os", "größer"]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from tiny_families import CHANNELS, FAMILIES, GROUPS, HEAD, HEADS, IDS, LAYERS, WIDTH, tiny
 
-from stillroom.student.adapters import adapter_of, copy_model
+from stillroom.models.families.registry import family_of
+from stillroom.models.forward import hidden_states, logits_from_hidden, output_head
 from stillroom.student.embeddings import keep_rows
 from stillroom.student.narrow import Widths, blocks, narrow
-from stillroom.teacher.forward import hidden_states, logits_from_hidden, output_head
 
 pytestmark = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
@@ -62,7 +63,7 @@ def test_dead_channels_groups_and_widths_can_go(family: str, tied: bool, seed: i
                 layer.self_attn.q_proj.weight[queries] = 0
                 layer.self_attn.k_proj.weight[others(blocks(groups[number], HEAD), GROUPS * HEAD)] = 0
     before = logits(model, some_ids(seed))
-    smaller = narrow(model, adapter_of(model), Widths(channels, groups, hidden))
+    smaller = narrow(model, family_of(model), Widths(channels, groups, hidden))
     after = logits(smaller, some_ids(seed))
     assert before.abs().max() > 0.1
     assert (before - after).abs().max() < 1e-5
@@ -79,7 +80,7 @@ def test_dead_channels_groups_and_widths_can_go(family: str, tied: bool, seed: i
 def test_a_dead_width_that_is_kept_changes_the_result(family: str, tied: bool) -> None:
     model = tiny(family, tied)
     hidden = chosen(24, WIDTH, 0)
-    smaller = narrow(model, adapter_of(model), Widths(hidden=hidden))
+    smaller = narrow(model, family_of(model), Widths(hidden=hidden))
     assert (logits(model, some_ids()) - logits(smaller, some_ids())).abs().max() > 1e-3
 
 
@@ -92,9 +93,9 @@ def test_dead_layers_can_go(family: str, tied: bool) -> None:
             model.base_model.layers[index].mlp.down_proj.weight.zero_()
             model.base_model.layers[index].self_attn.o_proj.weight.zero_()
     before = logits(model, some_ids())
-    smaller = copy_model(model)
+    smaller = copy.deepcopy(model)
     kept = [index for index in range(LAYERS) if index not in dead]
-    adapter_of(smaller).keep_layers(smaller, kept)
+    family_of(smaller).keep_layers(smaller, kept)
     assert smaller.config.num_hidden_layers == 3
     for key in ("layer_types", "no_rope_layers"):
         whole = getattr(model.config, key, None)
@@ -109,7 +110,7 @@ def test_a_smaller_vocabulary_keeps_the_logits_of_what_it_keeps(family: str, tie
     kept = chosen(60, IDS, 3).tolist()
     ids = torch.randint(0, 60, (2, 20), generator=torch.Generator().manual_seed(1))
     before = logits(model, torch.tensor(kept)[ids])[..., kept]
-    smaller = copy_model(model)
+    smaller = copy.deepcopy(model)
     keep_rows(smaller, kept, 64)
     after = logits(smaller, ids)
     assert after.shape[-1] == 64

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, tiny_sequences
 
-from stillroom.student.adapters import ADAPTERS, adapter_of
+from stillroom.models.families.registry import families, family_of
+from stillroom.models.forward import hidden_states
 from stillroom.student.heal import heal, ridge_change
 from stillroom.student.importance import Sample, judged_kl, judged_logprobs
 from stillroom.student.layerwise import Layerwise
@@ -15,7 +16,6 @@ from stillroom.student.narrow import Widths
 from stillroom.student.shape import Shape
 from stillroom.student.shrink import evenly_spaced, layer_choices, shrink
 from stillroom.student.widths import measure_orders, measure_widths, removal_order
-from stillroom.teacher.forward import hidden_states
 
 SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)
 
@@ -25,12 +25,12 @@ def test_the_walk_gives_what_the_whole_model_gives(family: str) -> None:
     model = tiny(family)
     part = tiny_sequences(3)
     with torch.no_grad():
-        walk = Layerwise(model, adapter_of(model), part)
+        walk = Layerwise(model, family_of(model), part)
         walk.advance(LAYERS)
         normed = torch.cat([model.base_model.norm(state) for state in walk.states])
         assert torch.allclose(normed, hidden_states(model, part.ids, part.positions), atol=1e-6)
     # The model is as it was.
-    assert all("forward" not in vars(layer) for layer in adapter_of(model).layers(model))
+    assert all("forward" not in vars(layer) for layer in family_of(model).layers(model))
 
 
 def test_ridge_change_is_the_minimum() -> None:
@@ -55,7 +55,7 @@ def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
     model = tiny(family, seed=1)
     half = CHANNELS // 2
     with torch.no_grad():
-        for layer in adapter_of(model).layers(model):
+        for layer in family_of(model).layers(model):
             if family == "phi3":
                 fused = layer.mlp.gate_up_proj.weight
                 fused[half:CHANNELS] = fused[:half]
@@ -63,7 +63,7 @@ def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
             else:
                 layer.mlp.gate_proj.weight[half:] = layer.mlp.gate_proj.weight[:half]
                 layer.mlp.up_proj.weight[half:] = layer.mlp.up_proj.weight[:half]
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     reference = judged_logprobs(model, SAMPLE.judge)
     kept = list(range(LAYERS))
     widths = Widths(channels=[torch.arange(half)] * LAYERS)
@@ -75,12 +75,12 @@ def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
     assert judged_kl(reference, student, SAMPLE.judge) < 0.35 * before
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if not ADAPTERS[family].norm_after])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not families()[family].norm_after])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_linear_run_of_layers_is_replaced(family: str, everywhere: bool) -> None:
     """Removed layers whose effect is nearly linear in the stream are stood in for by the layer before them."""
     model = tiny(family, seed=2)
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     with torch.no_grad():
         for index in (2, 3):
             adapter.layers(model)[index].self_attn.o_proj.weight.mul_(0.05)
@@ -95,22 +95,22 @@ def test_a_linear_run_of_layers_is_replaced(family: str, everywhere: bool) -> No
 def shrink_plainly(model: object, kept: list[int]) -> object:
     from stillroom.student.shrink import _cut
 
-    return _cut(model, adapter_of(model), kept, Widths())
+    return _cut(model, family_of(model), kept, Widths())
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if ADAPTERS[family].norm_after])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if families()[family].norm_after])
 def test_families_with_a_norm_behind_are_left_alone_in_depth(family: str) -> None:
     model = tiny(family)
     student = shrink_plainly(model, [0, 1, 4, 5])
     old = {name: value.clone() for name, value in student.state_dict().items()}
-    assert heal(student, model, adapter_of(model), [0, 1, 4, 5], SAMPLE.fit, everywhere=True) == 0
+    assert heal(student, model, family_of(model), [0, 1, 4, 5], SAMPLE.fit, everywhere=True) == 0
     assert all(torch.equal(value, old[name]) for name, value in student.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shrink_gives_the_shape_and_never_a_worse_repair(family: str) -> None:
     model = tiny(family, seed=3)
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     measured = Measured.of(model, adapter, SAMPLE)
     shape = Shape(4, 32, 1, 24, IDS)
     cut = shrink(model, adapter, shape, measured, True)
@@ -127,8 +127,8 @@ def test_shrink_gives_the_shape_and_never_a_worse_repair(family: str) -> None:
 
 def test_uncut_shape_is_the_teacher() -> None:
     model = tiny("llama")
-    measured = Measured.of(model, adapter_of(model), SAMPLE)
-    cut = shrink(model, adapter_of(model), Shape(LAYERS, CHANNELS, GROUPS, WIDTH, IDS), measured, True)
+    measured = Measured.of(model, family_of(model), SAMPLE)
+    cut = shrink(model, family_of(model), Shape(LAYERS, CHANNELS, GROUPS, WIDTH, IDS), measured, True)
     assert cut.kl == 0.0
     assert judged_kl(measured.reference, cut.model, SAMPLE.judge) == pytest.approx(0.0, abs=1e-6)
 
@@ -138,11 +138,11 @@ def test_importance_finds_what_does_nothing() -> None:
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[:, 7] = 0
         model.model.layers[3].self_attn.o_proj.weight[:, 16:] = 0
-    importance = measure_widths(model, adapter_of(model), SAMPLE.fit)
+    importance = measure_widths(model, family_of(model), SAMPLE.fit)
     assert importance.channels[2, 7] == 0
     assert importance.groups[3].tolist() == pytest.approx([1.0, 0.0])
     assert torch.allclose(importance.hidden.sum(), torch.tensor(1.0, dtype=torch.float64))
-    orders = measure_orders(model, adapter_of(model), SAMPLE.fit, importance)
+    orders = measure_orders(model, family_of(model), SAMPLE.fit, importance)
     assert orders.channel_order is not None
     assert orders.group_order is not None
     assert 7 in orders.channel_order[2, :2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from tiny_families import FAMILIES, LAYERS, tiny, tiny_sequences
 
+from stillroom.models.families.registry import family_of
 from stillroom.student import measured as module
-from stillroom.student.adapters import adapter_of, copy_model
 from stillroom.student.importance import Sample, judged_kl, judged_logprobs, leave_one_out_kl
 from stillroom.student.measured import Measured
 
@@ -20,12 +21,12 @@ SAMPLE = Sample.of(tiny_sequences(6), 144)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_leave_one_out_is_the_kl_of_the_model_without_the_layer(family: str) -> None:
     model = tiny(family, seed=4)
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     found = leave_one_out_kl(model, adapter, SAMPLE.judge)
     assert len(found) == LAYERS
     reference = judged_logprobs(model, SAMPLE.judge)
     for index in (0, LAYERS // 2, LAYERS - 1):
-        without = copy_model(model)
+        without = copy.deepcopy(model)
         # Layers keep what they are (a window, say); only the one is gone.
         layers = without.base_model.layers
         without.base_model.layers = torch.nn.ModuleList(layer for number, layer in enumerate(layers) if number != index)
@@ -43,14 +44,14 @@ def test_a_layer_that_does_nothing_costs_nothing() -> None:
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.zero_()
         model.model.layers[2].self_attn.o_proj.weight.zero_()
-    found = leave_one_out_kl(model, adapter_of(model), SAMPLE.judge)
+    found = leave_one_out_kl(model, family_of(model), SAMPLE.judge)
     assert found[2] == pytest.approx(0, abs=1e-6)
     assert min(value for index, value in enumerate(found) if index != 2) > 1e-5
 
 
 def test_it_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     file = tmp_path / "importance.safetensors"
     first = Measured.of(model, adapter, SAMPLE, leave_one_out=True, file=file, digest="a")
     first.order(model, adapter)
@@ -73,9 +74,9 @@ def test_it_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_cut_off_file_is_measured_anew(tmp_path: Path) -> None:
     model = tiny("llama")
     file = tmp_path / "importance.safetensors"
-    first = Measured.of(model, adapter_of(model), SAMPLE, file=file, digest="a")
+    first = Measured.of(model, family_of(model), SAMPLE, file=file, digest="a")
     whole = file.read_bytes()
     file.write_bytes(whole[:-20])
-    again = Measured.of(model, adapter_of(model), SAMPLE, file=file, digest="a")
+    again = Measured.of(model, family_of(model), SAMPLE, file=file, digest="a")
     assert again.influence == first.influence
     assert file.read_bytes() == whole

@@ -18,8 +18,9 @@ from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, bpe_to
 
 from stillroom.core.errors import RecipeError
 from stillroom.core.progress import Progress
+from stillroom.models.families.registry import family_of
+from stillroom.models.load import count_parameters
 from stillroom.recipe.student import Target
-from stillroom.student.adapters import adapter_of
 from stillroom.student.importance import Sample
 from stillroom.student.limits import Limits, limits_of, load_profiles, measure_bandwidth
 from stillroom.student.measured import Measured
@@ -27,7 +28,6 @@ from stillroom.student.planning import plan_shape
 from stillroom.student.shape import BLOCKS, Anatomy, Shape, tokenizer_bytes
 from stillroom.student.shrink import shrink
 from stillroom.student.solver import LossModel, grid, monotone, solve
-from stillroom.teacher.load import count_parameters
 
 AXES = ("layers", "channels", "groups", "hidden")
 LIMITS = ("parameters", "file_bytes", "memory_bytes", "decode_tokens_per_second")
@@ -36,7 +36,7 @@ LIMITS = ("parameters", "file_bytes", "memory_bytes", "decode_tokens_per_second"
 @functools.cache
 def anatomy(family: str = "llama") -> Anatomy:
     model = tiny(family)
-    return Anatomy.of(model, adapter_of(model))
+    return Anatomy.of(model, family_of(model))
 
 
 def no_limits(**given: object) -> Limits:
@@ -48,7 +48,7 @@ def no_limits(**given: object) -> Limits:
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_counted_exactly(family: str, tied: bool) -> None:
     model = tiny(family, tied)
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     counted = Anatomy.of(model, adapter)
     assert counted.parameters(counted.teacher) == count_parameters(model)
     measured = Measured.of(model, adapter, Sample.of(tiny_sequences(2), 48))
@@ -165,7 +165,7 @@ def test_predicted_loss_never_rises_with_size(points: list[tuple[int, float]], s
 
 def test_a_target_is_planned_cut_and_met() -> None:
     model = tiny("llama", dtype=torch.float32)
-    adapter = adapter_of(model)
+    adapter = family_of(model)
     body = Anatomy.of(model, adapter)
     measured = Measured.of(model, adapter, Sample.of(tiny_sequences(6), 144))
     target = Target(parameters=body.parameters(body.teacher) * 2 // 3, axes=("layers", "ffn_width", "hidden_width"))

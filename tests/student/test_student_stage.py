@@ -12,11 +12,11 @@ from models import FAMILIES, tiny_model
 
 from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.families.registry import families
+from stillroom.models.load import load_student, load_tokenizer
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
-from stillroom.student.adapters import ADAPTERS
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.load import load_student, load_tokenizer
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 LAYERS = 4
 
@@ -74,7 +74,7 @@ def test_a_student_of_every_family(family: str, text: Path, tmp_path: Path) -> N
     assert all(cost["after"] >= cost["before"] > 0 for cost in facts["languages"].values())
     assert (folder / "importance.safetensors").is_file()
     assert len(facts["layers"]["leave_one_out_kl"]) == len(facts["layers"]["block_influence"]) == LAYERS
-    assert bool(facts["layers"]["note"]) == ADAPTERS[family].norm_after
+    assert bool(facts["layers"]["note"]) == families()[family].norm_after
     assert (folder / "shrink" / "cut" / "model.safetensors").is_file() == facts["layers"]["healed"]
     # The tokenizer that the folder opens with gives the ids that the map gives.
     original = load_tokenizer(recipe(text, teacher, student).teacher)

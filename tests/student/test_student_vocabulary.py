@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.core.errors import VocabularyMismatch
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.signal import SparseSignal
+from stillroom.signals.signal import SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 
 @st.composite

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.adapters import ADAPTERS
+from stillroom.models.families.registry import families
 
-FAMILIES = sorted(ADAPTERS)
+FAMILIES = sorted(families())
 LAYERS, WIDTH, CHANNELS, HEADS, GROUPS, HEAD, IDS = 6, 32, 48, 4, 2, 8, 96
 
 

@@ -8,8 +8,8 @@ import torch
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.writer import CacheWriter
 
 
 def sequences_of(count: int, length: int, vocabulary_size: int = 100, seed: int = 0) -> Sequences:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.teacher.cache.bits import pack_bits, unpack_bits
-from stillroom.teacher.cache.columns import ColumnReader, id_width, pack_columns
-from stillroom.teacher.cache.entry_model import (
+from stillroom.signals.cache.bits import pack_bits, unpack_bits
+from stillroom.signals.cache.columns import ColumnReader, id_width, pack_columns
+from stillroom.signals.cache.entry_model import (
     CLASSES,
     EntryModel,
     alphabet_of,
@@ -18,7 +18,7 @@ from stillroom.teacher.cache.entry_model import (
     symbols_of,
     widths_of,
 )
-from stillroom.teacher.cache.rans import TOTAL, Decoder, FrequencyTable, encode
+from stillroom.signals.cache.rans import TOTAL, Decoder, FrequencyTable, encode
 
 
 @settings(max_examples=40)

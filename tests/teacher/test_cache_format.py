@@ -13,7 +13,7 @@ from cache_material import identity, sequences_of, write_cache
 from safetensors.numpy import load
 
 from stillroom.recipe.capture import ThresholdCodec
-from stillroom.teacher.cache.reader import TeacherCache
+from stillroom.signals.cache.reader import TeacherCache
 
 BOUNDS = [*range(1, 25), 28, 32, 40, 48, 64, 96, 128, 192, 256, 512, 1024, 4096]
 

@@ -14,8 +14,8 @@ from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter, summed_entropy
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter, summed_entropy
 
 SPARSE = ThresholdCodec(tau=0.1)
 

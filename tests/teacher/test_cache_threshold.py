@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from stillroom.core.errors import CacheDamaged
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
-from stillroom.teacher.cache.codec import make_codec, sampling_generator
-from stillroom.teacher.cache.dense import Dense
-from stillroom.teacher.cache.threshold import Threshold
-from stillroom.teacher.cache.top_k import TopK
+from stillroom.signals.cache.codec import sampling_generator
+from stillroom.signals.cache.dense import Dense
+from stillroom.signals.cache.registry import make_codec
+from stillroom.signals.cache.threshold import Threshold
+from stillroom.signals.cache.top_k import TopK
 
 SMALLEST_P = 1e-4
 

@@ -15,20 +15,19 @@ from models import tiny_model
 from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
 from stillroom.core.files import digest_file
 from stillroom.export.gguf_file import write_gguf
-from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
-from stillroom.teacher.load import (
+from stillroom.models.gguf_source import gguf_path
+from stillroom.models.load import (
     count_parameters,
-    gguf_path,
     load_student,
     load_teacher,
     load_tokenizer,
     model_folder,
-    open_tokenizer,
     save_model,
     stated_licence,
     teacher_identity,
-    tokenizer_digest,
 )
+from stillroom.models.tokenizer import open_tokenizer, tokenizer_digest
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 
 TEXT = "Hello 12345 wörld\n  def f(x): return 'x'"
 IDS = torch.randint(5, 400, (1, 24), generator=torch.Generator().manual_seed(0))

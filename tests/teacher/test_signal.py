@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.train.losses.forward_kl import ForwardKL
 from stillroom.train.losses.objective import rows_of
 from stillroom.train.losses.reverse_kl import ReverseKL

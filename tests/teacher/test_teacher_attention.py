@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from models import FAMILIES, make_model
 from torch.nn import functional
 
-from stillroom.teacher.attention import applies, blocks_of, packed_attention
-from stillroom.teacher.forward import hidden_states
+from stillroom.models.attention import applies, blocks_of, packed_attention
+from stillroom.models.forward import hidden_states
 
 
 def packed_positions(lengths, total):

@@ -10,12 +10,12 @@ from models import make_model
 from stillroom.core.errors import OutOfMemory, TeacherError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
 from stillroom.teacher import capture as capturing
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter
 from stillroom.teacher.capture import batch_tokens, capture
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
 
 CPU = torch.device("cpu")
 TEXT = sequences_of(5, 24)

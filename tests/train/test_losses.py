@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.teacher.forward import Head
-from stillroom.teacher.signal import DenseSignal, SparseSignal
+from stillroom.models.forward import Head
+from stillroom.signals.signal import DenseSignal, SparseSignal
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import OBJECTIVES, make_objective
 

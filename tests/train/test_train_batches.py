@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.signal import DenseSignal, SparseSignal
-from stillroom.train.batches import BatchSource
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.signal import DenseSignal, SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 ROWS = 12
 

@@ -16,12 +16,12 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
 from stillroom.recipe.training import DistillConfig
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teacher.capture import teacher_scores
-from stillroom.train.batches import BatchSource
 from stillroom.train.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.train.loop import Training
 from stillroom.train.optimizer import clip_gradients, make_optimizer

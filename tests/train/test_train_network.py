@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from stillroom.core.errors import UnsupportedModel
-from stillroom.teacher.signal import DenseSignal, SparseSignal
-from stillroom.train.batches import Batch
+from stillroom.signals.batches import Batch
+from stillroom.signals.signal import DenseSignal, SparseSignal
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 from stillroom.train.network import LossNetwork

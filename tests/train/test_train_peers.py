@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stillroom.teacher.forward import Head
-from stillroom.teacher.signal import DenseSignal
+from stillroom.models.forward import Head
+from stillroom.signals.signal import DenseSignal
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective
 

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def info(folder: Folder, as_json: Json = False) -> None:
     """Say what a cache holds."""
-    from stillroom.teacher.cache.reader import TeacherCache
+    from stillroom.signals.cache.reader import TeacherCache
 
     cache = TeacherCache.open(folder)
     facts = {
@@ -43,7 +43,7 @@ def info(folder: Folder, as_json: Json = False) -> None:
 
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Check every shard; what is damaged is named and quarantined, and the next capture makes it again."""
-    from stillroom.teacher.cache.reader import TeacherCache
+    from stillroom.signals.cache.reader import TeacherCache
 
     damages = TeacherCache.verify_folder(folder)
     whole = TeacherCache.open(folder)

@@ -223,3 +223,9 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
 
 def _at(what: str, where: str) -> str:
     return f"{where}: {what}." if where else f"{what[0].upper()}{what[1:]}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, as a sentence; the error's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.core.errors import EnvironmentProblem, MissingDependency, StillroomError
+from stillroom.core.errors import EnvironmentProblem, MissingDependency, StillroomError, first_line
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Log = Callable[[dict[str, float], int], None]
@@ -40,7 +40,7 @@ def _open(name: Tracker, run: Path) -> Log:
         raise
     except Exception as error:
         raise EnvironmentProblem(
-            f"The tracker `{name}` does not start: {_first_line(error)}",
+            f"The tracker `{name}` does not start: {first_line(error)}",
             "See to its settings, or take it out of the recipe's `track`.",
         ) from error
     failed = False
@@ -53,13 +53,9 @@ def _open(name: Tracker, run: Path) -> Log:
             log(numbers, step)
         except Exception as error:
             failed = True
-            warnings.warn(f"The tracker `{name}` failed and gets no more numbers: {_first_line(error)}", stacklevel=2)
+            warnings.warn(f"The tracker `{name}` failed and gets no more numbers: {first_line(error)}", stacklevel=2)
 
     return careful
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def metrics_of(stage: str, values: dict[str, Any]) -> tuple[dict[str, float], int] | None:

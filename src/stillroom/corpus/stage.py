@@ -5,8 +5,8 @@ from __future__ import annotations
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
+from stillroom.models.load import load_tokenizer
 from stillroom.runs.run import Run, Stage
-from stillroom.teacher.load import load_tokenizer
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:

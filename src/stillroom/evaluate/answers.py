@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stillroom.evaluate.bench import Loaded
-from stillroom.teacher.forward import logits_from_hidden
+from stillroom.models.forward import logits_from_hidden
 
 BATCH = 16
 
@@ -125,7 +125,7 @@ class Speaker:
         advance: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
         """Greedy continuations in tokens; the end token is kept where there is one."""
-        from stillroom.teacher.load import quietly
+        from stillroom.models.tokenizer import quietly
 
         room = max(1, self.window - max_tokens)
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

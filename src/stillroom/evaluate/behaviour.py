@@ -22,7 +22,7 @@ from stillroom.evaluate.answers import Answer, Speaker
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.paired import mcnemar, paired_share, share
 from stillroom.evaluate.words import percent
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 REPETITIVE = 0.5
 GROUP = 4

@@ -17,7 +17,7 @@ from stillroom.core.errors import MissingDependency
 from stillroom.core.progress import Progress
 from stillroom.evaluate.heldout import HeldOut
 from stillroom.recipe.evaluation import EvaluateConfig
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     """The bench of a run whose students are made."""
     import torch
 
-    from stillroom.teacher.load import load_student, load_teacher, teacher_identity
+    from stillroom.models.load import load_student, load_teacher, teacher_identity
 
     recipe = run.recipe
     stages = {"shrunk": ("shrink", "model"), "baseline": ("baseline", "model"), "student": ("distill", "model")}

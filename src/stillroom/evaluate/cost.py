@@ -6,7 +6,7 @@ from typing import Any
 
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.speed import REPETITIONS, measure_speed, working_memory
-from stillroom.teacher.load import count_parameters
+from stillroom.models.load import count_parameters
 
 PROMPT_TOKENS = 256
 

@@ -22,9 +22,9 @@ from stillroom.evaluate.tally import GROUPS, MEASURES, Drawing, Places, Tally, c
 from stillroom.evaluate.tokens import CLASSES, position_edges, position_labels, token_classes
 from stillroom.evaluate.words import percent
 from stillroom.evaluate.worst import Worst
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.train.batches import BatchSource
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""

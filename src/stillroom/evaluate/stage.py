@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from stillroom.compute import prepare
 from stillroom.core import files
 from stillroom.core.errors import RunError
 from stillroom.core.progress import Progress
 from stillroom.evaluate.bench import Bench, bench_of
 from stillroom.evaluate.floors import check_bounds
 from stillroom.evaluate.measures import MEASURES, do_measures, finished, require_measures
+from stillroom.models.compute import prepare
 from stillroom.runs.run import Run, Stage
 
 

@@ -17,7 +17,7 @@ from stillroom.core.errors import ExportMismatch
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.serve.engine import Engine, EngineOptions
-from stillroom.student.vocabulary import VocabularyMap
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 MOST_LISTED = 4096
 """Ids whose log-probability the runtime lists at a position; the mass of the others is compared as one."""

@@ -28,10 +28,10 @@ from stillroom.export.choose import byte_limit, candidates
 from stillroom.export.gguf_file import planned_bytes, tensor_types, write_gguf
 from stillroom.export.importance import load_importance, measure_importance, save_importance
 from stillroom.export.mixes import WEIGHTED
+from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig, GgufType
 from stillroom.runs.run import Run
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.load import load_student, save_model
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 SAMPLES = (
     "def f(x):\n    return x + 2024",

@@ -17,10 +17,12 @@ from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 
 from stillroom.core import files
 from stillroom.core.errors import UnsupportedModel
-from stillroom.export.families import Family, add_hyperparameters, family_of, lay_out
 from stillroom.export.mixes import TYPES, Setting, tensor_type
 from stillroom.export.quantise import quantise, tensor_bytes
 from stillroom.export.vocabulary import add_tokenizer
+from stillroom.models.families.family import GgufLayout
+from stillroom.models.families.gguf_keys import add_hyperparameters, lay_out
+from stillroom.models.families.registry import gguf_layout_of
 
 Array = np.ndarray
 Importance = dict[str, Array]
@@ -71,7 +73,7 @@ def write_gguf(
     from safetensors import safe_open
     from transformers import AutoConfig
 
-    from stillroom.teacher.load import open_tokenizer, quietly
+    from stillroom.models.tokenizer import open_tokenizer, quietly
 
     with quietly():
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -91,7 +93,7 @@ def write_gguf(
                 with safe_open(shard, framework="pt") as tensors:
                     for key in sorted(planned.keys() & tensors.keys()):
                         tensor = planned[key]
-                        data = lay_out(layout.family, layout.config, key, tensors.get_tensor(key).float().numpy())
+                        data = lay_out(layout.gguf, layout.config, key, tensors.get_tensor(key).float().numpy())
                         weight = importance.get(key) if importance else None
                         encoded = quantise(data[: tensor.shape[0]], tensor.kind, weight)
                         writer.add_tensor(tensor.name, encoded, raw_dtype=tensor.kind)
@@ -166,7 +168,7 @@ def tensor_types(
 class _Layout:
     """What a file of a type holds for a config."""
 
-    family: Family
+    gguf: GgufLayout
     config: Any
     kind: str
     importance: bool
@@ -174,17 +176,15 @@ class _Layout:
 
     @classmethod
     def of(cls, config: Any, rows: int | None, kind: str, importance: bool) -> _Layout:
-        family = family_of(config)
+        gguf = gguf_layout_of(config)
         config = copy.deepcopy(config)
         padded = config.vocab_size
         config.vocab_size = min(rows or padded, padded)
-        return cls(family, config, kind, importance, padded)
+        return cls(gguf, config, kind, importance, padded)
 
     @property
     def arch_name(self) -> str:
-        from gguf import MODEL_ARCH_NAMES
-
-        return str(MODEL_ARCH_NAMES[self.family.arch])
+        return self.gguf.arch
 
     def describe(self, writer: GGUFWriter, tokenizer: Any, name: str, licence: str | None) -> dict[str, Array]:
         """Write all metadata; returns the tensors that belong to it."""
@@ -193,14 +193,14 @@ class _Layout:
             writer.add_license(licence)
         writer.add_file_type(TYPES[self.kind][1])
         writer.add_quantization_version(2)
-        extra = add_hyperparameters(writer, self.family, self.config)
+        extra = add_hyperparameters(writer, self.gguf, self.config)
         add_tokenizer(writer, tokenizer, self.config.vocab_size)
         return extra
 
     def tensors(self, shapes: dict[str, tuple[int, ...]]) -> Iterable[Tensor]:
         """Every tensor, from the shapes by key."""
         config = self.config
-        names = get_tensor_name_map(self.family.arch, config.num_hidden_layers)
+        names = get_tensor_name_map(self.gguf.model_arch, config.num_hidden_layers)
         tied = bool(config.tie_word_embeddings)
         groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         setting = Setting(

@@ -20,9 +20,9 @@ from torch import nn
 from stillroom.core import files
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.forward import hidden_states
-from stillroom.train.batches import BatchSource
+from stillroom.models.forward import hidden_states
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 
 @torch.inference_mode()

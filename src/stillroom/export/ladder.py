@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from stillroom.compute import prepare
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.export.check import MOST_LISTED, Listed, Passage, agreement, file_says
 from stillroom.export.exporter import Exporter
 from stillroom.export.mixes import GGUF_TYPES, WEIGHTED
+from stillroom.models.compute import prepare
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.load import load_teacher
 from stillroom.recipe.export import GgufType
 from stillroom.runs.run import AnyPath, Run
 from stillroom.serve.engine import Engine, EngineOptions
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.teacher.load import load_teacher
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 ROUNDS = 3
 """Times that each file's speed is measured, in turns; the median counts."""

@@ -16,7 +16,7 @@ from stillroom.core.errors import ExportMismatch
 from stillroom.core.progress import Progress
 from stillroom.export.check import Passage, student_says
 from stillroom.export.onnx_file import MODEL, empty_cache, require_onnx, write_onnx
-from stillroom.teacher.load import load_student
+from stillroom.models.load import load_student
 
 MAX_KL = 1e-4
 """Largest mean KL(PyTorch ‖ ONNX Runtime), nats a token: both compute in float32."""

@@ -97,7 +97,8 @@ def write_onnx(folder: Path, target: Path) -> None:
         UnsupportedModel: PyTorch's exporter cannot trace this model.
     """
     require_onnx()
-    from stillroom.teacher.load import load_student, quietly
+    from stillroom.models.load import load_student
+    from stillroom.models.tokenizer import quietly
 
     model, tokenizer = load_student(folder, torch.float32)
     model.eval().requires_grad_(requires_grad=False)

@@ -24,10 +24,10 @@ from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.export.gguf_file import Importance
 from stillroom.export.quantise import PLAIN, quantise
+from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.recipe.export import RecoverConfig
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
-from stillroom.train.batches import BatchSource
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""

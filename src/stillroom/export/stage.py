@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from stillroom.compute import prepare
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.export.exporter import Exporter
+from stillroom.models.compute import prepare
 from stillroom.runs.run import Run, Stage
 
 

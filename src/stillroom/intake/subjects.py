@@ -53,7 +53,8 @@ def generator_subject(name: str) -> Subject:
 
 def model_subject(config: HuggingFaceTeacher | GgufTeacher, role: Any, digests: bool = False) -> Subject:
     """What a model says of itself, and what the recipe says of it. Errors as when it is loaded."""
-    from stillroom.teacher.load import gguf_path, model_folder
+    from stillroom.models.gguf_source import gguf_path
+    from stillroom.models.load import model_folder
 
     if isinstance(config, GgufTeacher):
         path = gguf_path(config.path)

@@ -89,7 +89,7 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     sections = made.recipe.model_dump(mode="json", include={*spec.sections, "seed"})
     inputs = {"recipe": files.digest_json(sections)}
     if spec.teacher:
-        from stillroom.teacher.load import teacher_identity
+        from stillroom.models.load import teacher_identity
 
         inputs |= teacher_identity(made.recipe.teacher)
     for need in spec.needs:

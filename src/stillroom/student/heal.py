@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.adapters import Adapter
+from stillroom.models.families.family import Family
 from stillroom.student.layerwise import Layerwise
 from stillroom.student.narrow import Widths
 
@@ -36,7 +36,7 @@ POWER = 0.5
 def heal(
     student: Any,
     teacher: Any,
-    adapter: Adapter,
+    family: Family,
     kept: list[int],
     sample: Sequences,
     widths: Widths | None = None,
@@ -48,7 +48,7 @@ def heal(
     Args:
         student: The cut teacher; changed in place.
         teacher: The teacher.
-        adapter: Their family. Where a norm stands behind a matrix, what removed layers did cannot be folded into it;
+        family: Their family. Where a norm stands behind a matrix, what removed layers did cannot be folded into it;
             removed channels, heads and widths are made up for all the same.
         kept: Indices of the teacher's layers that the student has.
         sample: Sequences to fit on.
@@ -58,16 +58,16 @@ def heal(
             takes back more of the errors that run through.
     """
     widths = widths or Widths()
-    ours, theirs = Layerwise(student, adapter, sample), Layerwise(teacher, adapter, sample)
+    ours, theirs = Layerwise(student, family, sample), Layerwise(teacher, family, sample)
     scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
     narrowed = widths.narrows
-    everywhere = everywhere and not adapter.norm_after and len(kept) < len(theirs.layers)
+    everywhere = everywhere and not family.norm_after and len(kept) < len(theirs.layers)
     narrow_ffn = widths.channels is not None or widths.hidden is not None or everywhere
     narrow_attention = widths.groups is not None or widths.hidden is not None or everywhere
     hidden = widths.hidden
     ends = [*kept[1:], len(theirs.layers)]
     fitted = 0
-    first, last = _to_fit(kept, ends, narrowed, everywhere, adapter)
+    first, last = _to_fit(kept, ends, narrowed, everywhere, family)
     if first > 0:
         # Below the first run of removed layers the student is the teacher.
         theirs.advance(first)
@@ -78,15 +78,15 @@ def heal(
         theirs.advance(index)
         layer = ours.layers[place]
         incoming = theirs.stream if narrow_attention else None
-        their_results, seen = theirs.run(outputs=_outputs(adapter, narrow_attention, narrow_ffn))
+        their_results, seen = theirs.run(outputs=_outputs(family, narrow_attention, narrow_ffn))
         # Where the stream is still the teacher's, attention has nothing to make up for.
         attention_too = narrow_attention and (narrowed or place > first or kept[0] != 0)
         if attention_too:
-            module = layer.get_submodule(adapter.attention_output)
-            name = adapter.attention_output
+            module = layer.get_submodule(family.attention_output)
+            name = family.attention_output
             _, caught = ours.run(inputs=[name], outputs=[name])
             theirs_out = _cut(seen[f"out:{name}"], hidden)
-            if adapter.norm_after:
+            if family.norm_after:
                 missing, weigh = theirs_out - caught[f"out:{name}"], theirs_out
             else:
                 weigh = _cut(incoming, hidden) + scale * theirs_out  # type: ignore[arg-type]
@@ -95,12 +95,12 @@ def heal(
             fitted += 1
         theirs.move(their_results)
         theirs.advance(end)
-        name = adapter.feed_forward_output
-        gap = end > index + 1 and not adapter.norm_after
+        name = family.feed_forward_output
+        gap = end > index + 1 and not family.norm_after
         if gap or narrow_ffn:
             module = layer.get_submodule(name)
             results, caught = ours.run(inputs=[name], outputs=[name])
-            if adapter.norm_after:
+            if family.norm_after:
                 weigh = _cut(seen[f"out:{name}"], hidden)
                 missing = weigh - caught[f"out:{name}"]
             else:
@@ -109,7 +109,7 @@ def heal(
             change = _fit(module, caught[f"in:{name}"], missing, weigh)
             fitted += 1
             # The layer's new output follows from its inputs to the matrix; behind a norm it has to be run again.
-            if adapter.norm_after:
+            if family.norm_after:
                 results = ours.run()[0]
             else:
                 results = ours.add(scale * caught[f"in:{name}"] @ change.T, results)
@@ -120,21 +120,21 @@ def heal(
     return fitted
 
 
-def _to_fit(kept: list[int], ends: list[int], narrowed: bool, everywhere: bool, adapter: Adapter) -> tuple[int, int]:
+def _to_fit(kept: list[int], ends: list[int], narrowed: bool, everywhere: bool, family: Family) -> tuple[int, int]:
     """The first and the last layer of the student that is fitted; the first behind the last where none is."""
     if narrowed:
         return 0, len(kept) - 1
     gaps = [place for place, (index, end) in enumerate(zip(kept, ends, strict=True)) if end > index + 1]
-    if adapter.norm_after or not gaps:
+    if family.norm_after or not gaps:
         return 0, -1
     # With the first layer gone already, nothing below is the teacher's.
     return (gaps[0] if kept[0] == 0 else 0), (len(kept) - 1 if everywhere else gaps[-1])
 
 
-def _outputs(adapter: Adapter, attention: bool, feed_forward: bool) -> list[str]:
+def _outputs(family: Family, attention: bool, feed_forward: bool) -> list[str]:
     """Modules of the teacher whose own output is a target."""
-    wanted = [adapter.attention_output] if attention else []
-    return wanted + ([adapter.feed_forward_output] if feed_forward and adapter.norm_after else [])
+    wanted = [family.attention_output] if attention else []
+    return wanted + ([family.feed_forward_output] if feed_forward and family.norm_after else [])
 
 
 def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.student.adapters import Adapter
-from stillroom.teacher.forward import hidden_states, logits_from_hidden
+from stillroom.models.families.family import Family
+from stillroom.models.forward import hidden_states, logits_from_hidden
 
 POSITIONS = 1024
 """Positions on which a candidate's KL is measured."""
@@ -98,15 +98,15 @@ def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict
 
 
 @torch.no_grad()
-def block_influence(model: Any, adapter: Adapter, sample: Sequences) -> list[float]:
+def block_influence(model: Any, family: Family, sample: Sequences) -> list[float]:
     """One minus the cosine between a layer's input and output, mean over tokens (Men et al. 2024, arXiv 2403.03853).
 
     Args:
         model: The teacher.
-        adapter: Its family.
+        family: Its family.
         sample: Sequences to measure on.
     """
-    layers = adapter.layers(model)
+    layers = family.layers(model)
     real = (sample.segments >= 0).flatten()
     sums = torch.zeros(len(layers), dtype=torch.float64)
     named = {str(index): layer for index, layer in enumerate(layers)}
@@ -123,7 +123,7 @@ def block_influence(model: Any, adapter: Adapter, sample: Sequences) -> list[flo
 
 
 @torch.no_grad()
-def leave_one_out_kl(model: Any, adapter: Adapter, sample: Sequences) -> list[float]:
+def leave_one_out_kl(model: Any, family: Family, sample: Sequences) -> list[float]:
     """KL(model ‖ model without one layer) in nats a token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
     measure a layer by the loss without it).
 
@@ -131,14 +131,14 @@ def leave_one_out_kl(model: Any, adapter: Adapter, sample: Sequences) -> list[fl
 
     Args:
         model: The teacher.
-        adapter: Its family.
+        family: Its family.
         sample: Sequences to measure on; the first ones, up to 256 positions with a target.
     """
     from stillroom.student.layerwise import Layerwise
 
     enough = (sample.targets != IGNORED).sum(1).cumsum(0) >= LEFT_OUT_POSITIONS
     sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
-    walk = Layerwise(model, adapter, sample)
+    walk = Layerwise(model, family, sample)
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
     count = len(walk.layers)
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.adapters import Adapter
-from stillroom.teacher.forward import hidden_states
+from stillroom.models.families.family import Family
+from stillroom.models.forward import hidden_states
 
 
 class Layerwise:
@@ -22,12 +22,12 @@ class Layerwise:
 
     Args:
         model: A causal language model.
-        adapter: Its family.
+        family: Its family.
         sample: Sequences; each is run by itself, so that memory holds one sequence's activations.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, sample: Sequences) -> None:
-        self.layers = adapter.layers(model)
+    def __init__(self, model: Any, family: Family, sample: Sequences) -> None:
+        self.layers = family.layers(model)
         self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""

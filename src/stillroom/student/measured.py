@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stillroom.core import files
-from stillroom.student.adapters import Adapter
+from stillroom.models.families.family import Family
 from stillroom.student.importance import Sample, block_influence, judged_logprobs, leave_one_out_kl
 from stillroom.student.widths import WidthImportance, measure_orders, measure_widths
 
@@ -45,7 +45,7 @@ class Measured:
     def of(
         cls,
         teacher: Any,
-        adapter: Adapter,
+        family: Family,
         sample: Sample,
         *,
         leave_one_out: bool = False,
@@ -56,7 +56,7 @@ class Measured:
 
         Args:
             teacher: The teacher, float32.
-            adapter: Its family.
+            family: Its family.
             sample: What to measure on.
             leave_one_out: Measure the KL without each single layer too; it takes as long as a few passes.
             file: A safetensors file to keep it in. One of another teacher, sample or format is replaced.
@@ -66,8 +66,8 @@ class Measured:
         found = _read(file, identity)
         reference = judged_logprobs(teacher, sample.judge)
         if found is None:
-            measured = cls([], [], measure_widths(teacher, adapter, sample.screen), reference, sample, file, identity)
-            measured.influence = block_influence(teacher, adapter, sample.screen)
+            measured = cls([], [], measure_widths(teacher, family, sample.screen), reference, sample, file, identity)
+            measured.influence = block_influence(teacher, family, sample.screen)
         else:
             measured = cls(
                 found["block_influence"].tolist(),
@@ -85,16 +85,16 @@ class Measured:
                 identity,
             )
         if leave_one_out and not measured.leave_one_out:
-            measured.leave_one_out = leave_one_out_kl(teacher, adapter, sample.judge)
+            measured.leave_one_out = leave_one_out_kl(teacher, family, sample.judge)
             found = None
         if found is None:
             measured.save()
         return measured
 
-    def order(self, teacher: Any, adapter: Adapter) -> None:
+    def order(self, teacher: Any, family: Family) -> None:
         """Measure the order in which channels and groups can go, once: it takes longer than the rest."""
         if self.widths.channel_order is None:
-            self.widths = measure_orders(teacher, adapter, self.sample.fit, self.widths)
+            self.widths = measure_orders(teacher, family, self.sample.fit, self.widths)
             self.save()
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stillroom.core.errors import UnsupportedModel
-from stillroom.student.adapters import Adapter, head_width
+from stillroom.models.families.family import Family, head_width
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Widths:
 
 
 @torch.no_grad()
-def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:
+def narrow(model: Any, family: Family, widths: Widths) -> Any:
     """A new model with these widths.
 
     Args:
         model: A causal language model; left as it is.
-        adapter: Its family.
+        family: Its family.
         widths: What stays.
 
     Raises:
@@ -62,18 +62,18 @@ def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:
         if name.startswith(layer_prefix):
             number, _, inside = name.removeprefix(layer_prefix).partition(".")
             module, _, kind = inside.rpartition(".")
-            if module not in adapter.axes:
+            if module not in family.axes:
                 raise UnsupportedModel(
-                    f"`{name}` is a parameter that Stillroom does not know of the family `{adapter.family}`.",
+                    f"`{name}` is a parameter that Stillroom does not know of the family `{family.name}`.",
                     "Cut this model's layers and vocabulary only.",
                 )
-            rows, columns = (_axis(axis, model.config, widths, int(number)) for axis in adapter.axes[module])
+            rows, columns = (_axis(axis, model.config, widths, int(number)) for axis in family.axes[module])
             cut[name] = _pick(tensor, rows, columns if kind == "weight" else None)
-            cut[name] = cut[name] * _before_norm(adapter.axes, module, rows, config.rms_norm_eps / old_epsilon)
-            if adapter.axes[module][0] in ("norm", "query_norm", "key_norm") and rows is not None:
-                cut[name] = (cut[name] + adapter.norm_offset) * rows.root - adapter.norm_offset
+            cut[name] = cut[name] * _before_norm(family.axes, module, rows, config.rms_norm_eps / old_epsilon)
+            if family.axes[module][0] in ("norm", "query_norm", "key_norm") and rows is not None:
+                cut[name] = (cut[name] + family.norm_offset) * rows.root - family.norm_offset
         elif name.endswith("embed_tokens.weight"):
-            scale = hidden.root if adapter.scaled_embedding and hidden is not None else 1.0
+            scale = hidden.root if family.scaled_embedding and hidden is not None else 1.0
             cut[name] = _pick(tensor, None, hidden) * scale
         elif name.endswith("lm_head.weight"):
             cut[name] = _pick(tensor, None, hidden)
@@ -81,9 +81,9 @@ def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:
             cut[name] = tensor
             if hidden is not None:
                 # A tied output matrix carries the embedding's new scale, which the last norm takes back.
-                tied = adapter.scaled_embedding and model.config.tie_word_embeddings
+                tied = family.scaled_embedding and model.config.tie_word_embeddings
                 scale = 1.0 if tied else hidden.root
-                cut[name] = (_pick(tensor, hidden, None) + adapter.norm_offset) * scale - adapter.norm_offset
+                cut[name] = (_pick(tensor, hidden, None) + family.norm_offset) * scale - family.norm_offset
         else:
             cut[name] = tensor
     if model.config.tie_word_embeddings:
@@ -92,7 +92,7 @@ def narrow(model: Any, adapter: Adapter, widths: Widths) -> Any:
     missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
     lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
     if lost:
-        raise UnsupportedModel(f"The family `{adapter.family}` cannot be narrowed: `{lost[0]}` does not fit.", "")
+        raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")
     smaller.tie_weights()
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.to(next(model.parameters()).device).train(model.training)

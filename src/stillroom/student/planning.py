@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stillroom.core.progress import Progress
+from stillroom.models.families.family import Family
 from stillroom.recipe.student import ShrinkStudent, Target
-from stillroom.student.adapters import Adapter
 from stillroom.student.limits import Limits, limits_of
 from stillroom.student.measured import Measured
 from stillroom.student.shape import Anatomy, Shape
@@ -74,7 +74,7 @@ def given_sizes(student: ShrinkStudent) -> dict[str, int]:
 
 def plan_shape(
     teacher: Any,
-    adapter: Adapter,
+    family: Family,
     anatomy: Anatomy,
     target: Target,
     fixed: dict[str, int],
@@ -87,7 +87,7 @@ def plan_shape(
 
     Args:
         teacher: The teacher, float32.
-        adapter: Its family.
+        family: Its family.
         anatomy: What shapes of it take.
         target: The recipe's.
         fixed: Sizes that the recipe gives.
@@ -104,13 +104,13 @@ def plan_shape(
     shapes = grid(anatomy.teacher, fixed, axes, vocabulary)
     # Whether anything fits at all is known before anything is measured.
     solve(anatomy, limits, LossModel(anatomy.teacher, {}), shapes)
-    model = measure_curves(teacher, adapter, anatomy.teacher, axes, measured, repair, progress)
+    model = measure_curves(teacher, family, anatomy.teacher, axes, measured, repair, progress)
     solution = solve(anatomy, limits, model, shapes)
     judged = []
     best = shortlist(solution, JUDGED)
     with progress.task("judging shapes", total=len(best), unit="shapes") as task:
         for choice in best:
-            cut = shrink(teacher, adapter, choice.shape, measured, repair, screen_only=True)
+            cut = shrink(teacher, family, choice.shape, measured, repair, screen_only=True)
             judged.append((choice, cut.best_kl))
             task.advance(1, note=f"KL {cut.best_kl:.2f}")
     judged.sort(key=lambda pair: pair[1])
@@ -123,7 +123,7 @@ def plan_shape(
 
 def measure_curves(
     teacher: Any,
-    adapter: Adapter,
+    family: Family,
     whole: Shape,
     axes: list[str],
     measured: Measured,
@@ -135,7 +135,7 @@ def measure_curves(
     points = [(axis, size) for axis in axes for size in _points(getattr(whole, axis))]
     with progress.task("measuring axes", total=len(points), unit="cuts") as task:
         for axis, size in points:
-            cut = shrink(teacher, adapter, replace(whole, **{axis: size}), measured, repair, screen_only=True)
+            cut = shrink(teacher, family, replace(whole, **{axis: size}), measured, repair, screen_only=True)
             curves.setdefault(axis, []).append((size, cut.best_kl))
             task.advance(1, note=f"{axis} {size}: KL {cut.best_kl:.2f}")
     return LossModel(whole, {axis: sorted(points) for axis, points in curves.items()})

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from stillroom.core.errors import RecipeError
-from stillroom.student.adapters import Adapter, head_width
+from stillroom.models.families.family import Family, head_width
 
 BLOCKS = {"F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q4_0": (32, 18)}
 """Weights and bytes of a block."""
@@ -88,16 +88,16 @@ class Anatomy:
     divided: bool = False
 
     @classmethod
-    def of(cls, model: Any, adapter: Adapter, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
+    def of(cls, model: Any, family: Family, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
         """Read a teacher."""
         config = model.config
         tied = bool(config.tie_word_embeddings)
         terms = [_Term("vocabulary", "hidden", False, fine=tied), _Term("hidden", None, False)]
         if not tied:
             terms.append(_Term("vocabulary", "hidden", False, fine=True))
-        for name, parameter in adapter.layers(model)[0].named_parameters():
+        for name, parameter in family.layers(model)[0].named_parameters():
             module, _, kind = name.rpartition(".")
-            rows, columns = adapter.axes[module]
+            rows, columns = family.axes[module]
             fine = module.endswith(("v_proj", "down_proj", "qkv_proj"))
             terms.append(_Term(rows, columns if kind == "weight" and parameter.dim() == 2 else None, True, fine))
         shape = Shape(

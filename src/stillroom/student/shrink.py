@@ -15,7 +15,7 @@ from typing import Any
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.adapters import Adapter
+from stillroom.models.families.family import Family
 from stillroom.student.heal import heal
 from stillroom.student.importance import judged_kl
 from stillroom.student.measured import Measured
@@ -83,7 +83,7 @@ class Shrunk:
 
 def shrink(
     teacher: Any,
-    adapter: Adapter,
+    family: Family,
     shape: Shape,
     measured: Measured,
     repair: bool,
@@ -95,7 +95,7 @@ def shrink(
 
     Args:
         teacher: The teacher, float32.
-        adapter: Its family.
+        family: Its family.
         shape: Layers, channels, groups and hidden width to keep.
         measured: What was measured of the teacher.
         repair: Whether to repair in closed form; a repair is kept only where it lowers the KL on the judging part.
@@ -105,32 +105,32 @@ def shrink(
     Raises:
         UnsupportedModel: The teacher has less than is asked.
     """
-    count = len(adapter.layers(teacher))
+    count = len(family.layers(teacher))
     if shape.layers > count:
         raise UnsupportedModel(
             f"`student.layers` is {shape.layers}, and the teacher has {count} layers.", f"Ask for at most {count}."
         )
     sample = measured.sample
     if shape.channels < teacher.config.intermediate_size or shape.groups < teacher.config.num_key_value_heads:
-        measured.order(teacher, adapter)
+        measured.order(teacher, family)
     choices = layer_choices(measured.influence, shape.layers, measured.leave_one_out)
     candidates: list[Candidate] = []
     narrowed = _widths(teacher, measured, shape, next(iter(choices.values()))).narrows
-    foldable = repair and (narrowed or (shape.layers < count and not adapter.norm_after))
+    foldable = repair and (narrowed or (shape.layers < count and not family.norm_after))
     for name, kept in choices.items():
         if len(choices) == 1:
             candidates.append(Candidate(name, kept, 0.0, None))
             break
-        model = _cut(teacher, adapter, kept, _widths(teacher, measured, shape, kept))
+        model = _cut(teacher, family, kept, _widths(teacher, measured, shape, kept))
         kl = judged_kl(measured.reference, model, sample.judge)
         healed_kl = None
         if foldable:
-            healed_kl = _heal(model, teacher, adapter, kept, measured, shape, sample.screen, lambda: None, False)
+            healed_kl = _heal(model, teacher, family, kept, measured, shape, sample.screen, lambda: None, False)
         candidates.append(Candidate(name, kept, kl, healed_kl))
         del model  # before the next one is made
     best = min(candidates, key=lambda candidate: candidate.best_kl)
     widths = _widths(teacher, measured, shape, best.kept)
-    model = _cut(teacher, adapter, best.kept, widths)
+    model = _cut(teacher, family, best.kept, widths)
     if shape.layers == count and not narrowed:
         return Shrunk(model, best.kept, best.name, 0.0, None, False)
     kl = judged_kl(measured.reference, model, sample.judge)
@@ -138,7 +138,7 @@ def shrink(
     if foldable:
         repaired = copy.deepcopy(model)
         part = sample.screen if screen_only else sample.fit
-        healed_kl = _heal(repaired, teacher, adapter, best.kept, measured, shape, part, moved, not screen_only)
+        healed_kl = _heal(repaired, teacher, family, best.kept, measured, shape, part, moved, not screen_only)
         if healed_kl < kl:
             model, unrepaired, healed = repaired, model, True
     lost = measured.widths.lost(best.kept, widths)
@@ -216,7 +216,7 @@ def _widths(teacher: Any, measured: Measured, shape: Shape, kept: list[int]) -> 
 def _heal(
     model: Any,
     teacher: Any,
-    adapter: Adapter,
+    family: Family,
     kept: list[int],
     measured: Measured,
     shape: Shape,
@@ -225,17 +225,17 @@ def _heal(
     everywhere: bool,
 ) -> float:
     """Repair a model in place; returns its KL on the judging part."""
-    heal(model, teacher, adapter, kept, part, _widths(teacher, measured, shape, kept), moved, everywhere)
+    heal(model, teacher, family, kept, part, _widths(teacher, measured, shape, kept), moved, everywhere)
     return judged_kl(measured.reference, model, measured.sample.judge)
 
 
-def _cut(teacher: Any, adapter: Adapter, kept: list[int], widths: Widths) -> Any:
+def _cut(teacher: Any, family: Family, kept: list[int], widths: Widths) -> Any:
     """A copy of the teacher with these layers and widths; removed layers are never copied."""
-    layers = adapter.layers(teacher)
+    layers = family.layers(teacher)
     dropped = [layer for index, layer in enumerate(layers) if index not in kept]
     model = copy.deepcopy(teacher, {id(layer): layer for layer in dropped})
-    adapter.keep_layers(model, kept)
+    family.keep_layers(model, kept)
     if widths.narrows:
-        model = narrow(model, adapter, widths)
+        model = narrow(model, family, widths)
     model.requires_grad_(requires_grad=True)
     return model.eval()

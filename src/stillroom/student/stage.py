@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
-from stillroom.compute import prepare
 from stillroom.core import files
 from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import prepare
+from stillroom.models.families.family import Family, fit_layer_lists
+from stillroom.models.families.registry import family_of
+from stillroom.models.load import LoadedTeacher, count_parameters, load_student, load_teacher, model_folder, save_model
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.runs.run import Run, Stage
-from stillroom.student.adapters import Adapter, adapter_of, fit_layer_lists
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.student.embeddings import keep_rows, renumber_config
 from stillroom.student.importance import Sample
 from stillroom.student.languages import as_record, language_costs, language_counts, require_languages
@@ -24,15 +27,6 @@ from stillroom.student.planning import given_sizes, plan_shape
 from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.student.shrink import shrink
 from stillroom.student.trim import trim, whole
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.load import (
-    LoadedTeacher,
-    count_parameters,
-    load_student,
-    load_teacher,
-    model_folder,
-    save_model,
-)
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -74,28 +68,28 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
 def _shrink(
     config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
 ) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
-    adapter = adapter_of(teacher.model)
-    count = len(adapter.layers(teacher.model))
+    family = family_of(teacher.model)
+    count = len(family.layers(teacher.model))
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
-    anatomy = Anatomy.of(teacher.model, adapter, tokenizer_bytes(teacher.tokenizer))
+    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(teacher.tokenizer))
     if config.target is None:
         anatomy.require_possible(replace(anatomy.teacher, **given_sizes(config)))
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
         teacher.model,
-        adapter,
+        family,
         sample,
         leave_one_out=config.importance.leave_one_out and config.layers != count,
         file=config.importance.path or stage.run.path / "importance.safetensors",
         digest=teacher.digest,
     )
-    shape, planned = _shape(config, teacher, adapter, anatomy, vocabulary, measured, progress)
+    shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress)
     progress.say(f"  cutting to {shape.words()}")
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
-        cut = shrink(teacher.model, adapter, shape, measured, config.heal, moved=lambda: task.advance(1))
+        cut = shrink(teacher.model, family, shape, measured, config.heal, moved=lambda: task.advance(1))
     model = cut.model
     for version in filter(None, (model, cut.unrepaired)):
         if kept is not None:
@@ -109,9 +103,9 @@ def _shrink(
         + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
     )
     note = ""
-    if config.heal and adapter.norm_after and removed:
+    if config.heal and family.norm_after and removed:
         note = (
-            f"in the family {adapter.family} a norm follows what layers add, "
+            f"in the family {family.name} a norm follows what layers add, "
             "so that nothing can stand in for removed layers"
         )
         progress.say(f"  {note}")
@@ -146,7 +140,7 @@ def _shrink(
 def _shape(
     config: ShrinkStudent,
     teacher: LoadedTeacher,
-    adapter: Adapter,
+    family: Family,
     anatomy: Anatomy,
     vocabulary: VocabularyMap,
     measured: Measured,
@@ -157,7 +151,7 @@ def _shape(
     if config.target is None:
         return replace(anatomy.teacher, vocabulary=vocabulary.student_size, **fixed), None
     plan = plan_shape(
-        teacher.model, adapter, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
+        teacher.model, family, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
     )
     return plan.shape, plan.record()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import UnsupportedModel
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.student.keep import choose, read_rules
-from stillroom.student.vocabulary import VocabularyMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

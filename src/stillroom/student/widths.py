@@ -19,10 +19,10 @@ from torch import nn
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.student.adapters import Adapter, head_width
+from stillroom.models.families.family import Family, head_width
+from stillroom.models.forward import hidden_states
 from stillroom.student.layerwise import Layerwise
 from stillroom.student.narrow import Widths, blocks
-from stillroom.teacher.forward import hidden_states
 
 ORDER_RIDGE = 0.01
 """Added to the inputs' second moments, as a share of their mean."""
@@ -61,15 +61,15 @@ class WidthImportance:
 
 
 @torch.no_grad()
-def measure_widths(model: Any, adapter: Adapter, sample: Sequences) -> WidthImportance:
+def measure_widths(model: Any, family: Family, sample: Sequences) -> WidthImportance:
     """Measure a model in one pass over a sample.
 
     Args:
         model: The teacher.
-        adapter: Its family.
+        family: Its family.
         sample: Sequences.
     """
-    layers = adapter.layers(model)
+    layers = family.layers(model)
     config = model.config
     device = next(model.parameters()).device
     channels = torch.zeros(len(layers), config.intermediate_size, dtype=torch.float64)
@@ -87,8 +87,8 @@ def measure_widths(model: Any, adapter: Adapter, sample: Sequences) -> WidthImpo
 
     watched: list[tuple[nn.Module, Callable[[torch.Tensor], None]]] = []
     for number, layer in enumerate(layers):
-        watched.append((layer.get_submodule(adapter.feed_forward_output), into(channels[number], False)))
-        watched.append((layer.get_submodule(adapter.attention_output), into(heads[number], False)))
+        watched.append((layer.get_submodule(family.feed_forward_output), into(channels[number], False)))
+        watched.append((layer.get_submodule(family.attention_output), into(heads[number], False)))
         watched.append((layer, into(hidden, True)))
     for index in range(len(sample)):
         one = slice(index, index + 1)
@@ -96,8 +96,8 @@ def measure_widths(model: Any, adapter: Adapter, sample: Sequences) -> WidthImpo
         with _inputs(watched, rows):
             hidden_states(model, sample.ids[one].to(device), sample.positions[one].to(device))
     for number, layer in enumerate(layers):
-        channels[number] *= _column_energy(layer.get_submodule(adapter.feed_forward_output))
-        heads[number] *= _column_energy(layer.get_submodule(adapter.attention_output))
+        channels[number] *= _column_energy(layer.get_submodule(family.feed_forward_output))
+        heads[number] *= _column_energy(layer.get_submodule(family.attention_output))
     groups = heads.view(len(layers), config.num_key_value_heads, -1).sum(2)
     return WidthImportance(_shares(channels), _shares(groups), _shares(hidden))
 
@@ -138,7 +138,7 @@ def choose_widths(
 @torch.no_grad()
 def measure_orders(
     model: Any,
-    adapter: Adapter,
+    family: Family,
     sample: Sequences,
     importance: WidthImportance,
     moved: Callable[[], None] = lambda: None,
@@ -151,19 +151,19 @@ def measure_orders(
 
     Args:
         model: The teacher.
-        adapter: Its family.
+        family: Its family.
         sample: Sequences.
         importance: As measured before.
         moved: Called after every layer.
     """
-    walk = Layerwise(model, adapter, sample)
+    walk = Layerwise(model, family, sample)
     config = model.config
     block = config.num_attention_heads // config.num_key_value_heads * head_width(config)
     channels, groups = [], []
     for layer in walk.layers:
-        down: Any = layer.get_submodule(adapter.feed_forward_output)
-        output: Any = layer.get_submodule(adapter.attention_output)
-        names = [adapter.feed_forward_output, adapter.attention_output]
+        down: Any = layer.get_submodule(family.feed_forward_output)
+        output: Any = layer.get_submodule(family.attention_output)
+        names = [family.feed_forward_output, family.attention_output]
         results, caught = walk.run(inputs=names)
         ffn, attention = (caught[f"in:{name}"] for name in names)
         weights = 1.0 / walk.pick(results).square().mean(1).clamp_min(1e-12)

@@ -14,8 +14,8 @@ import torch
 from stillroom.core.errors import OutOfMemory, TeacherError, translate
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.teacher.cache.writer import CHUNK, CacheWriter
-from stillroom.teacher.forward import Head, hidden_states, output_head
+from stillroom.models.forward import Head, hidden_states, output_head
+from stillroom.signals.cache.writer import CHUNK, CacheWriter
 
 MOST_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 HEAD_POSITIONS = 256

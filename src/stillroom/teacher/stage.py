@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 
-from stillroom.compute import choose_dtype, prepare
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import choose_dtype, prepare
+from stillroom.models.load import load_teacher
 from stillroom.runs.run import Run, Stage
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.writer import CacheWriter
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
 from stillroom.teacher.capture import capture
-from stillroom.teacher.load import load_teacher
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from stillroom.compute import choose_dtype
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, TrainingDiverged
 from stillroom.core.progress import Progress
+from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
-from stillroom.train.batches import Batch, BatchSource
+from stillroom.signals.batches import Batch, BatchSource
 from stillroom.train.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.train.losses.fused import FusedLoss
 from stillroom.train.losses.registry import make_objective

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from stillroom.core.errors import UnsupportedModel
-from stillroom.teacher.forward import hidden_states, output_head
-from stillroom.train.batches import Batch
+from stillroom.models.forward import hidden_states, output_head
+from stillroom.signals.batches import Batch
 from stillroom.train.losses.fused import FusedLoss, Loss
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.compute import prepare
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import prepare
+from stillroom.models.load import load_student, save_model
 from stillroom.runs.run import Run, Stage
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.load import load_student, save_model
-from stillroom.train.batches import BatchSource
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.train.loop import Training
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.teacher.signal import Signal, SparseSignal
+from stillroom.signals.signal import Signal, SparseSignal
 from stillroom.train.losses.objective import Objective
 
 

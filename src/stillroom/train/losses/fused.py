@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional
 
 from stillroom.core.errors import SignalError
-from stillroom.teacher.forward import Head
-from stillroom.teacher.signal import Signal
+from stillroom.models.forward import Head
+from stillroom.signals.signal import Signal
 from stillroom.train.losses.cross_entropy import cross_entropy_chunk
 from stillroom.train.losses.objective import Objective, rows_of
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from stillroom.teacher.signal import Signal
+from stillroom.signals.signal import Signal
 from stillroom.train.losses.objective import Objective
 from stillroom.train.losses.reverse_kl import dense
 

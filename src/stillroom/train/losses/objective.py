@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 
 
 class Objective(ABC):

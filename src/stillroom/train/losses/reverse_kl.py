@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stillroom.core.errors import SignalError
-from stillroom.teacher.signal import DenseSignal, Signal
+from stillroom.signals.signal import DenseSignal, Signal
 from stillroom.train.losses.objective import Objective
 
 LOG_FLOOR = -1e4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.teacher.signal import Signal
+from stillroom.signals.signal import Signal
 from stillroom.train.losses.objective import Objective
 from stillroom.train.losses.reverse_kl import dense
 

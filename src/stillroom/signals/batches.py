@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.student.vocabulary import VocabularyMap
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
 
 PREFETCHED = 2
 

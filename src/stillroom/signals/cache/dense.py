@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from stillroom.core.errors import CacheDamaged
-from stillroom.teacher.cache.codec import SignalCodec
-from stillroom.teacher.signal import DenseSignal
+from stillroom.signals.cache.codec import SignalCodec
+from stillroom.signals.signal import DenseSignal
 
 LEAST = 1e-38
 """A probability below this, which a float32 cannot tell from zero, is stored as it."""

@@ -23,18 +23,11 @@ import numpy as np
 import torch
 
 from stillroom.core.errors import CacheDamaged
-from stillroom.teacher.cache.bits import pack_bits, unpack_bits
-from stillroom.teacher.cache.codec import SignalCodec
-from stillroom.teacher.cache.entry_model import (
-    EntryModel,
-    Numbers,
-    classes_of,
-    numbers_of,
-    symbols_of,
-    widths_of,
-)
-from stillroom.teacher.cache.rans import LANES, Decoder, encode
-from stillroom.teacher.signal import SparseSignal
+from stillroom.signals.cache.bits import pack_bits, unpack_bits
+from stillroom.signals.cache.codec import SignalCodec
+from stillroom.signals.cache.entry_model import EntryModel, Numbers, classes_of, numbers_of, symbols_of, widths_of
+from stillroom.signals.cache.rans import LANES, Decoder, encode
+from stillroom.signals.signal import SparseSignal
 
 LEVELS_OF_TAU = 2
 """Levels that make up tau."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from stillroom.teacher.cache.rans import FrequencyTable
+from stillroom.signals.cache.rans import FrequencyTable
 
 BUCKETS = 128
 REST = BUCKETS - 1

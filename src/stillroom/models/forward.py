@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom.teacher.attention import applies, blocks_of, packed
+from stillroom.models.attention import applies, blocks_of, packed
 
 
 def body(model: nn.Module) -> nn.Module:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from stillroom.core import files
 from stillroom.core.errors import SignalError
-from stillroom.teacher.cache.codec import make_codec
-from stillroom.teacher.cache.manifest import NAME, FileEntry, Manifest, read_model
-from stillroom.teacher.cache.shard import ShardReader
-from stillroom.teacher.signal import Signal
+from stillroom.signals.cache.manifest import NAME, FileEntry, Manifest, read_model
+from stillroom.signals.cache.registry import make_codec
+from stillroom.signals.cache.shard import ShardReader
+from stillroom.signals.signal import Signal
 
 QUARANTINE = "quarantine"
 

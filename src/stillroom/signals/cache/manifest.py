@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
-from stillroom.teacher.cache.identity import CacheIdentity
+from stillroom.signals.cache.identity import CacheIdentity
 
 FORMAT = "stillroom-teacher-cache"
 VERSION = 2

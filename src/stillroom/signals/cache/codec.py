@@ -12,14 +12,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
-from stillroom.recipe.capture import Codec as CodecConfig
-from stillroom.recipe.capture import DenseCodec, TopKCodec
-from stillroom.teacher.signal import Signal
+from stillroom.signals.signal import Signal
 
 Sample = TypeVar("Sample")
 
@@ -62,21 +60,6 @@ class SignalCodec(ABC, Generic[Sample]):
         Raises:
             CacheDamaged: The bytes are not an encoding of that many positions.
         """
-
-
-def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec[Any]:
-    """The codec that a recipe or a manifest describes."""
-    if isinstance(config, DenseCodec):
-        from stillroom.teacher.cache.dense import Dense
-
-        return Dense(vocabulary_size)
-    if isinstance(config, TopKCodec):
-        from stillroom.teacher.cache.top_k import TopK
-
-        return TopK(config.k, vocabulary_size)
-    from stillroom.teacher.cache.threshold import Threshold
-
-    return Threshold(config.tau, vocabulary_size, config.draws, config.head)
 
 
 def sampling_generator(seed: int, digest: str) -> np.random.Generator:

@@ -13,11 +13,12 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import SignalError
-from stillroom.teacher.cache.codec import make_codec, sampling_generator
-from stillroom.teacher.cache.identity import CacheIdentity
-from stillroom.teacher.cache.manifest import NAME, Manifest, read_model, write_model
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.cache.shard import Encoded, write_shard
+from stillroom.signals.cache.codec import sampling_generator
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.manifest import NAME, Manifest, read_model, write_model
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.registry import make_codec
+from stillroom.signals.cache.shard import Encoded, write_shard
 
 CHUNK = 64
 """Positions whose probabilities exist at the same time: they stay in the processor's cache."""

@@ -21,7 +21,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import VocabularyMismatch
-from stillroom.teacher.signal import SparseSignal
+from stillroom.signals.signal import SparseSignal
 
 NEVER = -1
 

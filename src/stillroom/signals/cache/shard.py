@@ -13,7 +13,7 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, translate
-from stillroom.teacher.cache.manifest import ShardEntry
+from stillroom.signals.cache.manifest import ShardEntry
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from stillroom.teacher.cache.codec import SignalCodec
-from stillroom.teacher.cache.columns import ColumnReader, id_width, pack_columns
-from stillroom.teacher.signal import SparseSignal
+from stillroom.signals.cache.codec import SignalCodec
+from stillroom.signals.cache.columns import ColumnReader, id_width, pack_columns
+from stillroom.signals.signal import SparseSignal
 
 
 class TopK(SignalCodec[bytes]):

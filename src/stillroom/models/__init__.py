@@ -1,0 +1,1 @@
+"""Language models in memory: opening, tokenizers, forward passes, devices, families."""

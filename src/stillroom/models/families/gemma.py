@@ -1,0 +1,80 @@
+"""Gemma 2 and Gemma 3 (text)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stillroom.core.errors import UnsupportedModel
+from stillroom.models.families.family import ATTENTION, FEED_FORWARD, HEAD_NORMS, NORMS_AROUND, Family, GgufLayout
+from stillroom.models.families.rope import rope_parameters
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+def _sliding(period: int) -> Callable[[GGUFWriter, Any], None]:
+    """Every ``period``-th layer attends to everything, the others to a window: llama.cpp takes it for granted."""
+
+    def write(writer: GGUFWriter, config: Any) -> None:
+        types = getattr(config, "layer_types", None) or []
+        wanted = ["full_attention" if (index + 1) % period == 0 else "sliding_attention" for index in range(len(types))]
+        if types != wanted:
+            raise UnsupportedModel(
+                f"llama.cpp expects every {period}. layer of the family `{config.model_type}` to attend to everything, "
+                "and the student's layers are in another order.",
+                "Keep whole groups of layers, or export nothing: `export: {gguf: []}`.",
+            )
+        writer.add_sliding_window(config.sliding_window)
+
+    return write
+
+
+def _gemma2(writer: GGUFWriter, config: Any) -> None:
+    _sliding(2)(writer, config)
+    _plain_scores(config)
+    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gemma3(writer: GGUFWriter, config: Any) -> None:
+    _sliding(6)(writer, config)
+    _plain_scores(config)
+    local = rope_parameters(config, "sliding_attention")
+    if local["rope_type"] != "default":
+        raise UnsupportedModel(
+            f"llama.cpp does not stretch the rotary positions of windowed layers in the family `{config.model_type}`, and "
+            f"the student's are of the type `{local['rope_type']}`.",
+            "Use a teacher without stretched context, or export nothing: `export: {gguf: []}`.",
+        )
+    writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+
+
+def _plain_scores(config: Any) -> None:
+    """llama.cpp divides Gemma's attention scores by the root of a head's width, whatever the config says."""
+    if config.query_pre_attn_scalar != config.head_dim:
+        raise UnsupportedModel(
+            f"llama.cpp divides attention scores of the family `{config.model_type}` by the root of a head's width "
+            f"({config.head_dim}), and the student by that of `query_pre_attn_scalar` ({config.query_pre_attn_scalar}).",
+            "Export nothing: `export: {gguf: []}`.",
+        )
+
+
+FAMILIES = (
+    Family(
+        "gemma2",
+        ATTENTION | FEED_FORWARD | NORMS_AROUND,
+        norm_after=True,
+        norm_offset=1.0,
+        scaled_embedding=True,
+        gguf=GgufLayout("gemma2", norm_offset=1.0, windows=True, extra=_gemma2),
+    ),
+    Family(
+        "gemma3_text",
+        ATTENTION | FEED_FORWARD | NORMS_AROUND | HEAD_NORMS,
+        norm_after=True,
+        norm_offset=1.0,
+        scaled_embedding=True,
+        gguf=GgufLayout("gemma3", norm_offset=1.0, windows=True, extra=_gemma3),
+    ),
+)

@@ -1,0 +1,20 @@
+"""Granite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stillroom.models.families.family import Family, GgufLayout
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+def _granite(writer: GGUFWriter, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+FAMILIES = (Family("granite", gguf=GgufLayout("granite", permuted=True, extra=_granite)),)

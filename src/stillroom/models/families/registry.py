@@ -1,0 +1,86 @@
+"""Families by name: the files of this package, and what other packages name under ``stillroom.families``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any
+
+from stillroom.core.errors import EnvironmentProblem, UnsupportedModel
+from stillroom.models.families.family import Family, GgufLayout
+
+GROUP = "stillroom.families"
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """Every family by its Hugging Face ``model_type``.
+
+    Raises:
+        EnvironmentProblem: An installed package names something else as a family.
+    """
+    found: dict[str, Family] = {}
+    package = importlib.import_module("stillroom.models.families")
+    for module in pkgutil.iter_modules(package.__path__):
+        declared = importlib.import_module(f"{package.__name__}.{module.name}")
+        for family in getattr(declared, "FAMILIES", ()):
+            found[family.name] = family
+    for point in entry_points(group=GROUP):
+        for family in _plugged(point.load(), f"{point.name} = {point.value}"):
+            found[family.name] = family
+    return found
+
+
+def _plugged(value: Any, where: str) -> tuple[Family, ...]:
+    """What an entry point names: a family or several."""
+    named = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(family, Family) for family in named):
+        raise EnvironmentProblem(
+            f"The entry point `{where}` in the group `{GROUP}` is no family.",
+            "It has to name a stillroom.models.families.family.Family or a tuple of them; or uninstall its package.",
+        )
+    return named
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model, for pruning.
+
+    Raises:
+        UnsupportedModel: There is none for it.
+    """
+    return family_for(model.config)
+
+
+def family_for(config: Any) -> Family:
+    """The family of a model's config. Errors as in :func:`family_of`."""
+    name = config.model_type
+    family = families().get(name)
+    if family is None:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        experts = (
+            " It is a mixture of experts, which cannot be cut yet." if any(hasattr(config, key) for key in keys) else ""
+        )
+        raise UnsupportedModel(
+            f"The family `{name}` cannot be shrunk.{experts}",
+            f"Families that can: {', '.join(sorted(families()))}. "
+            "Or give an existing smaller model: `student: {kind: existing}`.",
+        )
+    return family
+
+
+def gguf_layout_of(config: Any) -> GgufLayout:
+    """How llama.cpp stores the family of a config.
+
+    Raises:
+        UnsupportedModel: GGUF export does not know it.
+    """
+    family = families().get(config.model_type)
+    if family is None or family.gguf is None:
+        raise UnsupportedModel(
+            f"The family `{config.model_type}` cannot be exported to GGUF.",
+            f"Families that can: {', '.join(sorted(name for name, family in families().items() if family.gguf))}. "
+            "Or export nothing: `export: {gguf: []}`.",
+        )
+    return family.gguf

@@ -1,0 +1,1 @@
+"""What a teacher predicts, between capture and training: signals, vocabularies, batches and the cache."""
