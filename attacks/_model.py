@@ -7,11 +7,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from stillroom.intake.inspect import require_safe
-from stillroom.intake.template import render_chat
-from stillroom.intake.terms import Verdict, pass_gate
+from stillroom.inspection.inspect import require_safe
+from stillroom.inspection.template import render_chat
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
+from stillroom.terms.gate import Verdict, pass_gate
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 MESSAGES = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import each, flip, works, workshop
-from stillroom.package.manifest import OUTSIDE, walk
+from stillroom.verification.manifest import OUTSIDE, walk
 
 
 def _attack(folder: Path) -> None:

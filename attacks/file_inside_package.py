@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import each, flip, named_inside, used_here, workshop
-from stillroom.serve.models import open_model
+from stillroom.serving.models import open_model
 
 
 def _works(folder: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import each, flip, named_inside, used_here, workshop
-from stillroom.package.manifest import OUTSIDE
-from stillroom.serve.models import open_model
+from stillroom.serving.models import open_model
+from stillroom.verification.manifest import OUTSIDE
 
 
 def _works(folder: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import PASSPHRASE, works, workshop, write_gguf
-from stillroom.package.keys import Ring
-from stillroom.package.sign import sign_package
+from stillroom.packages.keys import Ring
+from stillroom.packages.sign import sign_package
 
 
 def _attack(folder: Path) -> None:

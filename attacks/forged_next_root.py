@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import PASSPHRASE, works, workshop
-from stillroom.package.keys import Ring
-from stillroom.package.repository import Repository, signers_of
+from stillroom.packages.keys import Ring
+from stillroom.packages.repository import Repository, signers_of
 
 
 def _attack(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import STRING, TEMPLATE, gguf, key, plain_keys, text, works_gguf
 from attacks.case import Attack
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 
 
 def _attack(folder: Path) -> None:

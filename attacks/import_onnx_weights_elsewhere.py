@@ -7,7 +7,7 @@ from pathlib import Path
 from attacks._model import model, onnx
 from attacks.case import Attack
 from attacks.workshop import each
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 
 SAYS = "which is no plain name beside it"
 PLACES = ("../../secret", "/etc/passwd", "..", "a/b", "\\\\server\\share", "C:secret", "x\x00y", "")

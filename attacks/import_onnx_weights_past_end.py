@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import model, onnx
 from attacks.case import Attack
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 
 
 def _works(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import model, works_folder
 from attacks.case import Attack
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 
 
 def _attack(folder: Path) -> None:

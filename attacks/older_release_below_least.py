@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import finished_run, works, workshop
-from stillroom.package.pack import PackOptions, pack
+from stillroom.packages.pack import PackOptions, pack
 
 
 def _attack(folder: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from attacks.case import Attack
 from attacks.workshop import signed_by_thief, works, workshop
 from stillroom.core.files import digest_bytes
-from stillroom.package.documents import RevocationList
-from stillroom.package.repository import REVOCATIONS
+from stillroom.verification.documents import REVOCATIONS, RevocationList
 
 
 def _attack(folder: Path) -> None:

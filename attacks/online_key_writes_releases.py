@@ -7,8 +7,7 @@ from pathlib import Path
 from attacks.case import Attack
 from attacks.workshop import signed_by_thief, works, workshop
 from stillroom.core.files import digest_bytes
-from stillroom.package.documents import Reinstatements
-from stillroom.package.repository import REINSTATEMENTS
+from stillroom.verification.documents import REINSTATEMENTS, Reinstatements
 
 
 def _attack(folder: Path) -> None:

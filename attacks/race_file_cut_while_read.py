@@ -8,7 +8,7 @@ from typing import Any
 
 from attacks.case import Attack
 from attacks.workshop import works, workshop
-from stillroom.package import copying
+from stillroom.verification import copying
 
 
 def _attack(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import flip, just_before, works, workshop
-from stillroom.package import verification
+from stillroom.verification import verification
 
 
 def _attack(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import gate, model, works_terms
 from attacks.case import Attack
-from stillroom.intake.texts import held_text
+from stillroom.terms.texts import held_text
 
 
 def _attack(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks._model import gate, model, works_terms
 from attacks.case import Attack
-from stillroom.intake.terms import require_packable
+from stillroom.terms.gate import require_packable
 
 
 def _attack(folder: Path) -> None:

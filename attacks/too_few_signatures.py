@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks.case import Attack
 from attacks.workshop import works, workshop
-from stillroom.package.manifest import OUTSIDE
+from stillroom.verification.manifest import OUTSIDE
 
 
 def _attack(folder: Path) -> None:

@@ -24,19 +24,19 @@ from securesystemslib.dsse import Envelope
 from attacks.case import SCRATCH
 from stillroom.core import files
 from stillroom.core.errors import StillroomError
-from stillroom.package import verification
-from stillroom.package.documents import Pin
-from stillroom.package.envelope import PAYLOAD_TYPE
-from stillroom.package.keys import Ring, Role
-from stillroom.package.pack import PackOptions, pack
-from stillroom.package.repository import Repository, signers_of
-from stillroom.package.sign import sign_package
-from stillroom.package.strict import parse
-from stillroom.package.verification import VerifiedPackage, verify
+from stillroom.packages.keys import Ring, Role
+from stillroom.packages.pack import PackOptions, pack
+from stillroom.packages.repository import Repository, signers_of
+from stillroom.packages.sign import sign_package
 from stillroom.recipe.reading import parse_recipe
 from stillroom.recipe.teacher import GgufTeacher
 from stillroom.runs.run import Run
-from stillroom.serve.models import open_model
+from stillroom.serving.models import open_model
+from stillroom.verification import verification
+from stillroom.verification.closed import parse
+from stillroom.verification.documents import Pin
+from stillroom.verification.envelope import PAYLOAD_TYPE
+from stillroom.verification.verification import VerifiedPackage, verify
 
 PASSPHRASE = "correct horse battery"
 DAY = datetime.timedelta(days=1)

@@ -21,9 +21,9 @@ from typing import Any
 from attacks import _model
 from benchmarks.report import write
 from stillroom.core.errors import StillroomError
-from stillroom.intake import gguf_header, onnx_graph, safetensors_header
-from stillroom.intake.table import Permission, Rows, parse_terms
+from stillroom.inspection import gguf_header, onnx_graph, safetensors_header
 from stillroom.recipe.reading import parse_recipe
+from stillroom.terms.table import Permission, Rows, parse_terms
 
 NUMBERS = (
     0,

@@ -17,13 +17,13 @@ from typing import Any
 
 from attacks.workshop import workshop
 from benchmarks.fuzz import Parser, command, throw
-from stillroom.package.claims import EVALUATION, POLICY, TERMS
-from stillroom.package.client import pinned_keys
-from stillroom.package.documents import Memory, Pin, Policy, Reinstatements, Releases, RevocationList
-from stillroom.package.envelope import open_envelope, parse_envelope
-from stillroom.package.manifest import parse_statement
-from stillroom.package.openssf import check_bundle
-from stillroom.package.strict import parse, parse_json
+from stillroom.verification.claims import EVALUATION, POLICY, TERMS
+from stillroom.verification.client import pinned_keys
+from stillroom.verification.closed import parse, parse_json
+from stillroom.verification.documents import Memory, Pin, Policy, Reinstatements, Releases, RevocationList
+from stillroom.verification.envelope import open_envelope, parse_envelope
+from stillroom.verification.manifest import parse_statement
+from stillroom.verification.openssf import check_bundle
 
 STRANGE: tuple[Any, ...] = (
     None, True, 0, -1, 2**63, 1e308, "", "\x00", "../x", "a" * 5000, [], {}, [[[[]]]], {"": {}}, "0" * 64, "９", "\ud83d\ude00",

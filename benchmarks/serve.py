@@ -47,7 +47,7 @@ class Bare:
     def __init__(self, path: Path, parallel: int, context: int, batch: int) -> None:
         import xllamacpp
 
-        from stillroom.serve.engine import default_threads
+        from stillroom.runtime.engine import default_threads
 
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
@@ -80,7 +80,7 @@ LLAMA_SERVER = Path(".venvs/llama-server")
 @contextlib.contextmanager
 def llama_server(path: Path, folder: Path, parallel: int, context: int, batch: int) -> Iterator[Serving | None]:
     """llama.cpp's own server with the same settings, for as long as the block lasts; None where it is not installed."""
-    from stillroom.serve.engine import default_threads
+    from stillroom.runtime.engine import default_threads
 
     binary = next((found for found in LLAMA_SERVER.rglob("llama-server") if found.is_file()), None)
     if binary is None:
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    from stillroom.serve.models import open_model
+    from stillroom.serving.models import open_model
 
     model = given.model or default_model()
     rounds = given.rounds if given.rounds is not None else 5 if given.quick else 15

@@ -105,11 +105,11 @@ def serving(model: Path, folder: Path, parallel: int, context: int, batch: int =
 
 def main(model: str, folder: str, parallel: str, context: str, batch: str = "256") -> None:
     """Serve until told to end."""
-    from stillroom.serve.app import Limits, Service
-    from stillroom.serve.engine import EngineOptions
-    from stillroom.serve.models import open_model
-    from stillroom.serve.pool import Pool, ServedModel
-    from stillroom.serve.running import run
+    from stillroom.runtime.engine import EngineOptions
+    from stillroom.serving.app import Limits, Service
+    from stillroom.serving.models import open_model
+    from stillroom.serving.pool import Pool, ServedModel
+    from stillroom.serving.running import run
     from stillroom.switch.state import Switch
 
     port = free_port()

@@ -91,7 +91,7 @@ def bring(server: Serving, state: str, number: int) -> list[Listener]:
 
 def trial(server: Serving, model: Path, state: str, number: int) -> dict[str, Any]:
     """One trial: what was stopped, when, and what went wrong."""
-    from stillroom.serve.engine import Engine, EngineOptions
+    from stillroom.runtime.engine import Engine, EngineOptions
 
     switch = Switch(server.places)
     listeners = bring(server, state, number)
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    from stillroom.serve.models import open_model
+    from stillroom.serving.models import open_model
 
     model = given.model or default_model()
     count = given.trials or (36 if given.quick else 200)

@@ -27,10 +27,10 @@ from benchmarks.fuzz import fuzz
 from benchmarks.fuzz_package import fuzz as fuzz_package
 from benchmarks.report import write
 from stillroom.core import files
-from stillroom.package.documents import Revocation
-from stillroom.package.lineage import Ancestor, Identity, index_of, inherit, reached_by
-from stillroom.package.manifest import CHUNK, OUTSIDE, walk
-from stillroom.package.strict import parse_json
+from stillroom.verification.closed import parse_json
+from stillroom.verification.documents import Revocation
+from stillroom.verification.lineage import Ancestor, Identity, index_of, inherit, reached_by
+from stillroom.verification.manifest import CHUNK, OUTSIDE, walk
 
 REPEATS = 5
 FAMILY, GENERATIONS = 1000, 5

@@ -15,7 +15,7 @@ from stillroom.core.errors import UnsupportedModel
 from stillroom.pipeline import finish, run
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
-from stillroom.serve.ask import answer
+from stillroom.serving.ask import answer
 
 
 def require_whole(summary: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from stillroom import switch
 from stillroom.core import files
 from stillroom.core.errors import NotWritable, SwitchedOff, UsageError
-from stillroom.switch import FEATURES, Places, Switch, purge, stopping
+from stillroom.serving import purge
+from stillroom.switch import FEATURES, Places, Switch, stopping
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_the_environment_does_not_move_the_state(monkeypatch: pytest.MonkeyPatch
 
 
 def test_purge_lists_before_and_removes_after(own: Switch, tmp_path: Path) -> None:
-    from stillroom.serve.sessions import SessionStore
+    from stillroom.serving.sessions import SessionStore
 
     store = SessionStore(own.places.data / "sessions", keyring=False)
     store.create("one", "model", "digest")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stillroom.recipe.reading import load_recipe as load_recipe
     from stillroom.recipe.recipe import Recipe as Recipe
     from stillroom.runs.run import Run as Run
-    from stillroom.serve.ask import answer as answer
+    from stillroom.serving.ask import answer as answer
     from stillroom.signals.cache.reader import TeacherCache as TeacherCache
 
 _WHERE = {
@@ -33,7 +33,7 @@ _WHERE = {
     "Run": "stillroom.runs.run:Run",
     "StillroomError": "stillroom.core.errors:StillroomError",
     "TeacherCache": "stillroom.signals.cache.reader:TeacherCache",
-    "answer": "stillroom.serve.ask:answer",
+    "answer": "stillroom.serving.ask:answer",
     "capture": "stillroom.pipeline:capture",
     "distill": "stillroom.pipeline:distill",
     "load_recipe": "stillroom.recipe.reading:load_recipe",

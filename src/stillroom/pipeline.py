@@ -106,7 +106,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
     wanted = specs if until is None else _with_needs(specs, until)
     if any(spec.gated for spec in wanted):
         # Before anything is spent, and every time: what is allowed today may be forbidden tomorrow.
-        from stillroom.intake.terms import pass_gate
+        from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
     for spec in wanted:

@@ -109,7 +109,7 @@ def _pilot(recipe: Recipe, text: Text, student: Planned) -> Any:
 
 
 def _terms(recipe: Recipe) -> dict[str, Any] | None:
-    from stillroom.intake.terms import verdict_of_recipe
+    from stillroom.terms.gate import verdict_of_recipe
 
     return verdict_of_recipe(recipe).as_dict()
 

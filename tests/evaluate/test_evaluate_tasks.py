@@ -14,10 +14,10 @@ import pytest
 from benchmarks.evaluation import harness_python, lm_eval_difference
 from benchmarks.faults import with_student
 from stillroom.core.errors import MissingDependency, RecipeError, UsageError
+from stillroom.core.sandbox.programs import Limits, run_program
 from stillroom.evaluate.answers import Speaker
 from stillroom.evaluate.bench import package_folder
 from stillroom.evaluate.measures import do_measures, require_measures
-from stillroom.evaluate.sandbox import Limits, run_program
 from stillroom.evaluate.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluate.tasks.packages import package_task
 from stillroom.evaluate.tasks.task_files import read_task

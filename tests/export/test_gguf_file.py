@@ -30,7 +30,7 @@ from stillroom.export.gguf_file import planned_bytes, write_gguf
 from stillroom.export.mixes import GGUF_TYPES
 from stillroom.models.load import load_student
 from stillroom.models.tokenizer import open_tokenizer
-from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.runtime.engine import Engine, EngineOptions
 
 SCALING: dict[str, dict[str, Any]] = {
     "llama3": {

@@ -18,7 +18,7 @@ from stillroom.core.progress import Progress
 from stillroom.export import onnx_file
 from stillroom.export.check import Passage
 from stillroom.export.onnx_check import OnnxModel, check_onnx, export_onnx
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 from stillroom.models.load import load_student
 
 IDS = torch.randint(5, 400, (40,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -19,9 +19,9 @@ import attacks
 from attacks import _model
 from stillroom.core.errors import InspectionRefused, StillroomError
 from stillroom.core.strict_json import parse_json
-from stillroom.intake import gguf_header, onnx_graph, safetensors_header
-from stillroom.intake.inspect import report, require_safe
-from stillroom.intake.pickles import betrayed
+from stillroom.inspection import gguf_header, onnx_graph, safetensors_header
+from stillroom.inspection.inspect import report, require_safe
+from stillroom.inspection.pickles import betrayed
 from stillroom.models.load import model_folder
 
 MINE = sorted(
@@ -96,7 +96,7 @@ def test_torch_files_are_pickles_whatever_they_are_called(tmp_path: Path) -> Non
     st.integers(2, 5),
 )
 def test_every_pickle_with_a_magic_is_found(value: object, protocol: int) -> None:
-    from stillroom.intake.pickles import is_pickle
+    from stillroom.inspection.pickles import is_pickle
 
     assert is_pickle(pickle.dumps(value, protocol=protocol))
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from models import tiny_model
 
-from stillroom.intake.pickles import betrayed
+from stillroom.inspection.pickles import betrayed
 
 SOURCES = sorted((Path(__file__).parent.parent.parent / "src" / "stillroom").rglob("*.py"))
-RUNS_PROGRAMS = ("sandbox_child.py",)
+RUNS_PROGRAMS = ("programs_child.py",)
 """The child that runs a model's answers as programs when they are scored: in a sandbox, and for that alone."""
 NAMESPACE = ["unshare", "-rn"]
 

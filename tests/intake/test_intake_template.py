@@ -19,9 +19,9 @@ from models import make_tokenizer
 import attacks
 from attacks import _model
 from stillroom.core.errors import CorpusError, InspectionRefused
-from stillroom.intake import template
-from stillroom.intake.template import render_chat
-from stillroom.intake.template_rules import require_template
+from stillroom.inspection import template
+from stillroom.inspection.template import render_chat
+from stillroom.inspection.template_rules import require_template
 
 ATTACKS = sorted(
     module.name for module in pkgutil.iter_modules(attacks.__path__) if module.name.startswith("template_")

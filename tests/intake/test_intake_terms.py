@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 from attacks import _model
 from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, TermsRefused
-from stillroom.intake.obligations import unmet
-from stillroom.intake.statements import Decided, Statement, Subject
-from stillroom.intake.table import PACKAGED, SCHEMA, packaged_table, read_table, schema
-from stillroom.intake.terms import judge, pass_gate, require_allowed, require_packable, verdict_of_recipe
-from stillroom.intake.texts import held_text, is_same
 from stillroom.pipeline import run as run_recipe
 from stillroom.pipeline import run_stage
 from stillroom.recipe.reading import load_recipe, parse_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
+from stillroom.terms.gate import judge, pass_gate, require_allowed, require_packable, verdict_of_recipe
+from stillroom.terms.statements import Decided, Statement, Subject
+from stillroom.terms.table import PACKAGED, SCHEMA, packaged_table, read_table, schema
+from stillroom.terms.texts import held_text, is_same
+from stillroom.verification.obligations import unmet
 
 TABLE = [packaged_table()]
 ALLOWED, CONDITIONS, REFUSED = "allowed", "allowed_with_conditions", "refused"

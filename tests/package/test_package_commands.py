@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from attacks.workshop import PASSPHRASE, finished_run
 from stillroom.cli.app import app
 from stillroom.core.errors import UsageError, VerificationFailed
-from stillroom.package import keys as keys_module
-from stillroom.package import memory
-from stillroom.package.secret import passphrase
+from stillroom.packages import keys as keys_module
+from stillroom.packages.secret import passphrase
+from stillroom.verification import remembered as memory
 
 RUNNER = CliRunner()
 
@@ -37,8 +37,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = keys_module._derive
     monkeypatch.setattr(keys_module, "_derive", lambda said, salt, _cost: real(said, salt, 2))
     monkeypatch.setattr(memory, "trust_folder", lambda: tmp_path / "trust")
-    monkeypatch.setattr("stillroom.package.verification.trust_folder", lambda: tmp_path / "trust")
-    monkeypatch.setattr("stillroom.package.verification.state_folder", lambda: tmp_path / "state")
+    monkeypatch.setattr("stillroom.verification.verification.trust_folder", lambda: tmp_path / "trust")
+    monkeypatch.setattr("stillroom.verification.verification.state_folder", lambda: tmp_path / "state")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -16,8 +16,8 @@ from tuf.ngclient import Updater
 
 from attacks.workshop import Workshop, workshop
 from stillroom.core import files
-from stillroom.package.client import _fetcher
-from stillroom.package.manifest import OUTSIDE
+from stillroom.verification.client import _fetcher
+from stillroom.verification.manifest import OUTSIDE
 
 
 @pytest.fixture

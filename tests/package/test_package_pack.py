@@ -13,13 +13,13 @@ from attacks import _model
 from attacks.workshop import finished_run, flip, third_generation, workshop
 from stillroom.core import files
 from stillroom.core.errors import InspectionRefused, RunError, TermsRefused, VerificationFailed
-from stillroom.package.claims import read_claims
-from stillroom.package.manifest import make_manifest, walk
-from stillroom.package.pack import PackOptions, pack, package_name
-from stillroom.package.provenance import operations, public_recipe
-from stillroom.package.show import passport_of
-from stillroom.package.worksheet import screen, worksheet
+from stillroom.packages.pack import PackOptions, pack, package_name
+from stillroom.packages.provenance import operations, public_recipe
+from stillroom.packages.show import passport_of
+from stillroom.packages.worksheet import screen, worksheet
 from stillroom.runs.run import Run
+from stillroom.verification.claims import read_claims
+from stillroom.verification.manifest import make_manifest, walk
 
 DAY = datetime.date(2026, 11, 24)
 

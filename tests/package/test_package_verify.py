@@ -13,18 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.workshop import DAY, PASSPHRASE, Workshop, finished_run, used_here, workshop
-from stillroom import package, switch
+from stillroom import switch
+from stillroom import verification as package
 from stillroom.core import files
 from stillroom.core.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
-from stillroom.package import copying, door, verification
-from stillroom.package.copying import copy_verified
-from stillroom.package.keys import Ring
-from stillroom.package.lineage import Ancestor, Identity, index_of, inherit, reached_by
-from stillroom.package.manifest import CHUNK, SIGNATURE, check_names, make_manifest, parse_statement
-from stillroom.package.pack import PackOptions, pack
-from stillroom.package.sign import sign_package
-from stillroom.package.strict import parse_json
-from stillroom.serve.models import open_model
+from stillroom.packages.keys import Ring
+from stillroom.packages.pack import PackOptions, pack
+from stillroom.packages.sign import sign_package
+from stillroom.serving.models import open_model
+from stillroom.verification import copying, verification
+from stillroom.verification import inside as door
+from stillroom.verification.closed import parse_json
+from stillroom.verification.copying import copy_verified
+from stillroom.verification.lineage import Ancestor, Identity, index_of, inherit, reached_by
+from stillroom.verification.manifest import CHUNK, SIGNATURE, check_names, make_manifest, parse_statement
 
 
 @pytest.fixture

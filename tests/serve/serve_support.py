@@ -15,11 +15,11 @@ from typing import Any
 
 import uvicorn
 
-from stillroom.serve.app import Limits, Service, make_app
-from stillroom.serve.engine import EngineOptions
-from stillroom.serve.models import OpenedModel
-from stillroom.serve.pool import Pool, ServedModel
-from stillroom.serve.sessions import SessionStore
+from stillroom.runtime.engine import EngineOptions
+from stillroom.serving.app import Limits, Service, make_app
+from stillroom.serving.models import OpenedModel
+from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.sessions import SessionStore
 from stillroom.switch import Places, Switch
 
 

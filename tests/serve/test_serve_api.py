@@ -16,8 +16,8 @@ import pytest
 from serve_support import Running, running
 
 from stillroom.core.errors import UsageError
-from stillroom.serve.app import Limits
-from stillroom.serve.guard import is_loopback, require_key
+from stillroom.serving.app import Limits
+from stillroom.serving.guard import is_loopback, require_key
 
 WEATHER = {
     "type": "function",

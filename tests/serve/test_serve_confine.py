@@ -16,7 +16,7 @@ ATTACK = """
 import ctypes, json, os, signal, socket, sys
 from pathlib import Path
 import xllamacpp  # an engine has it loaded
-from stillroom.serve.confine import confine
+from stillroom.core.sandbox.confine import confine
 folder, victim, *switches = sys.argv[1:]
 target = Path(folder) / "private"
 target.mkdir()
@@ -78,7 +78,7 @@ def test_the_model_reaches_neither_the_switch_nor_anybody_else(tmp_path: Path) -
 
 
 def test_an_engine_says_what_is_in_force(tiny_gguf: Path, tmp_path: Path) -> None:
-    from stillroom.serve.engine import Engine, EngineOptions
+    from stillroom.runtime.engine import Engine, EngineOptions
 
     switch = Switch(Places.under(tmp_path))
     with Engine(tiny_gguf, EngineOptions(context=128, threads=1), switch) as engine:
@@ -92,7 +92,7 @@ def test_an_engine_says_what_is_in_force(tiny_gguf: Path, tmp_path: Path) -> Non
 
 def test_while_it_waits_a_worker_gives_memory_back_and_it_ends_with_its_parent() -> None:
     code = (
-        "import stillroom.serve.worker as worker\n"
+        "import stillroom.runtime.worker as worker\n"
         "worker.RELEASE_SECONDS = 0.01\n"
         "worker.release_memory = lambda: print('released', flush=True)\n"
         "worker._wait_for_the_end()\n"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.serve.numerals import integers, numbers
-from stillroom.serve.pattern import FORMATS, pattern_rule
-from stillroom.serve.schema import UnsupportedSchema, json_grammar
+from stillroom.serving.numerals import integers, numbers
+from stillroom.serving.pattern import FORMATS, pattern_rule
+from stillroom.serving.schema import UnsupportedSchema, json_grammar
 
 
 class Sentences:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from serve_support import Running, running
 
-from stillroom.serve.sessions import NoSession, SessionDamaged, SessionStore
+from stillroom.serving.sessions import NoSession, SessionDamaged, SessionStore
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from serve_support import Running, running
 
 from stillroom.core import files
 from stillroom.core.errors import SwitchedOff
-from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.switch import Switch, stopping
 from stillroom.switch.engines import listed
 
@@ -131,7 +131,7 @@ def test_a_policy_that_appears_stops_a_server(tiny_gguf: Path, tmp_path: Path) -
 def test_a_worker_asks_the_users_own_switch(tmp_path: Path) -> None:
     """Whatever starts a worker by hand: it looks where the system says that the user lives."""
     program = (
-        "import stillroom.switch as s, stillroom.serve.worker as w, sys\n"
+        "import stillroom.switch as s, stillroom.runtime.worker as w, sys\n"
         "from pathlib import Path\n"
         "places = s.Places.under(Path(sys.argv[1]))\n"
         "s.Places.of_user = classmethod(lambda cls: places)\n"

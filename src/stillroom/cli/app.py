@@ -135,7 +135,7 @@ def _show_run(made: Any, as_json: bool) -> None:
     print_table(summary)
     prompt = made.recipe.chat.prompt
     if prompt and made.recipe.export.gguf:
-        from stillroom.serve.ask import answer
+        from stillroom.serving.ask import answer
 
         typer.echo(f"\nAsked: {prompt}")
         typer.echo(f"The student: {answer(made.path, prompt, made.recipe.chat.max_tokens)}")

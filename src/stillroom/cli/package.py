@@ -51,8 +51,8 @@ def package(
     """Write a run's package: files, bill of materials, provenance, terms, scores, policy, licences."""
     import datetime
 
-    from stillroom.package.pack import PackOptions, pack
-    from stillroom.package.show import lines, passport_of
+    from stillroom.packages.pack import PackOptions, pack
+    from stillroom.packages.show import lines, passport_of
     from stillroom.runs.run import Run
 
     if at_expiry not in ("refuse", "warn"):
@@ -85,9 +85,9 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Sign a package with every release key at hand, or add signatures to it."""
-    from stillroom.package.keys import Ring
-    from stillroom.package.secret import passphrase
-    from stillroom.package.sign import sign_package
+    from stillroom.packages.keys import Ring
+    from stillroom.packages.secret import passphrase
+    from stillroom.packages.sign import sign_package
 
     ring = Ring.open(keys)
     done = sign_package(folder, ring, passphrase(passphrase_fd), key)
@@ -108,8 +108,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Let a package prove itself; exit code 1 when it does not."""
-    from stillroom.package.show import lines
-    from stillroom.package.verification import verify as prove
+    from stillroom.packages.show import lines
+    from stillroom.verification.verification import verify as prove
 
     with prove(folder, trust=trust, state=state, repository=repository) as verified:
         passport = verified.passport()
@@ -121,7 +121,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a package says of itself, or look over a model from elsewhere; nothing is loaded."""
-    from stillroom.package.show import is_package, lines, passport_of
+    from stillroom.packages.show import is_package, lines, passport_of
 
     if is_package(path):
         passport = passport_of(path)
@@ -129,7 +129,7 @@ def inspect(
     elif (path / "metadata" / "timestamp.json").is_file():
         _inspect_repository(path, as_json)
     else:
-        from stillroom.intake.inspect import report
+        from stillroom.inspection.inspect import report
 
         found: dict[str, Any] = report(path)
         _show(found, _plain(found), as_json)
@@ -138,7 +138,7 @@ def inspect(
 
 
 def _inspect_repository(path: Path, as_json: bool) -> None:
-    from stillroom.package.show import read_repository
+    from stillroom.packages.show import read_repository
 
     found = read_repository(path)
     text = [f"{path}: {len(found['releases'])} releases, {len(found['revocations'])} revocations"]
@@ -190,8 +190,8 @@ def keys_init(
     as_json: Json = False,
 ) -> None:
     """Make keys: three for root and three for release, of which two must sign; one for revoke, one online."""
-    from stillroom.package.keys import Ring, describe
-    from stillroom.package.secret import passphrase
+    from stillroom.packages.keys import Ring, describe
+    from stillroom.packages.secret import passphrase
 
     ring = Ring.create(folder, publisher, passphrase(passphrase_fd, again=True))
     _show(describe(ring), _ring_lines(ring), as_json)
@@ -200,7 +200,7 @@ def keys_init(
 @keys_app.command("show")
 def keys_show(folder: Annotated[Path, typer.Argument(metavar="KEYS")], as_json: Json = False) -> None:
     """Show keys, roles and thresholds; only what is public."""
-    from stillroom.package.keys import Ring, describe
+    from stillroom.packages.keys import Ring, describe
 
     ring = Ring.open(folder)
     _show(describe(ring), _ring_lines(ring), as_json)
@@ -215,8 +215,8 @@ def keys_rotate(
     as_json: Json = False,
 ) -> None:
     """Put a new key in the place of another; `stillroom repo refresh` publishes it."""
-    from stillroom.package.keys import Ring, describe
-    from stillroom.package.secret import passphrase
+    from stillroom.packages.keys import Ring, describe
+    from stillroom.packages.secret import passphrase
 
     ring = Ring.open(folder)
     new = ring.rotate(_role(role), name, passphrase(passphrase_fd))
@@ -231,7 +231,7 @@ def keys_threshold(
     as_json: Json = False,
 ) -> None:
     """Say how many keys of a role must sign; `stillroom repo refresh` publishes it."""
-    from stillroom.package.keys import Ring, describe
+    from stillroom.packages.keys import Ring, describe
 
     ring = Ring.open(folder)
     ring.set_threshold(_role(role), number)
@@ -278,10 +278,10 @@ def repo_trust(
 ) -> None:
     """Pin a publisher on this machine."""
     from stillroom.core import files
-    from stillroom.package.client import pinned_keys
-    from stillroom.package.documents import Pin
-    from stillroom.package.memory import trust_folder
-    from stillroom.package.strict import parse, read_bytes
+    from stillroom.verification.client import pinned_keys
+    from stillroom.verification.closed import parse, read_bytes
+    from stillroom.verification.documents import Pin
+    from stillroom.verification.remembered import trust_folder
 
     data = read_bytes(file)
     pin = parse(Pin, data, str(file))
@@ -314,9 +314,9 @@ def repo_serve_dir(
 
 
 def _repository(folder: Path, keys: list[Path], descriptor: int | None) -> Any:
-    from stillroom.package.keys import Ring
-    from stillroom.package.repository import Repository, signers_of
-    from stillroom.package.secret import passphrase
+    from stillroom.packages.keys import Ring
+    from stillroom.packages.repository import Repository, signers_of
+    from stillroom.packages.secret import passphrase
 
     rings = [Ring.open(path) for path in keys]
     return Repository(folder, rings[0], signers_of(rings, passphrase(descriptor)))
@@ -328,7 +328,7 @@ def _digest(value: str) -> str:
 
     if re.fullmatch(r"[0-9a-f]{64}", value):
         return value
-    from stillroom.package.show import is_package, passport_of
+    from stillroom.packages.show import is_package, passport_of
 
     if is_package(Path(value)):
         digest: str = passport_of(Path(value))["digest"]
@@ -339,7 +339,7 @@ def _digest(value: str) -> str:
 
 
 def _role(text: str) -> Any:
-    from stillroom.package.keys import ROLES
+    from stillroom.packages.keys import ROLES
 
     if text not in ROLES:
         raise UsageError(f"{text} is not a role.", f"Give {ROLE_WORDS}.")
@@ -347,7 +347,7 @@ def _role(text: str) -> Any:
 
 
 def _ring_lines(ring: Any) -> list[str]:
-    from stillroom.package.keys import describe
+    from stillroom.packages.keys import describe
 
     found = [f"Keys of {ring.publisher} in {ring.folder}"]
     for role, entry in describe(ring)["roles"].items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from stillroom.serve.engine import Engine
+    from stillroom.runtime.engine import Engine
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A package, a run's folder or a GGUF file.")]
 
@@ -32,8 +32,8 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
-    from stillroom.serve.engine import Engine, EngineOptions
-    from stillroom.serve.models import open_model
+    from stillroom.runtime.engine import Engine, EngineOptions
+    from stillroom.serving.models import open_model
     from stillroom.switch import require_on
 
     require_on("chat")
@@ -75,12 +75,12 @@ def serve(
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
-    from stillroom.serve.app import Limits, Service, read_keys
-    from stillroom.serve.engine import EngineOptions
-    from stillroom.serve.guard import require_key
-    from stillroom.serve.models import open_model
-    from stillroom.serve.pool import Pool, ServedModel
-    from stillroom.serve.running import run
+    from stillroom.runtime.engine import EngineOptions
+    from stillroom.serving.app import Limits, Service, read_keys
+    from stillroom.serving.guard import require_key
+    from stillroom.serving.models import open_model
+    from stillroom.serving.pool import Pool, ServedModel
+    from stillroom.serving.running import run
     from stillroom.switch import Switch
 
     switch = Switch()

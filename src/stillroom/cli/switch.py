@@ -28,7 +28,7 @@ def off(
 ) -> None:
     """Turn everything off: returns when every running engine has stopped."""
     from stillroom import switch
-    from stillroom.switch import purge as purging
+    from stillroom.serving import purge as purging
 
     if feature is not None:
         switch.set_feature(feature, "blocked")

@@ -102,12 +102,12 @@ def check(
 
 
 def _verdict(path: Path) -> Any:
-    from stillroom.intake.subjects import model_subject
-    from stillroom.intake.table import packaged_table
-    from stillroom.intake.terms import judge, run_verdict, verdict_of_recipe
     from stillroom.recipe.reading import load_recipe
     from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
     from stillroom.runs.run import Run
+    from stillroom.terms.gate import judge, run_verdict, verdict_of_recipe
+    from stillroom.terms.subjects import model_subject
+    from stillroom.terms.table import packaged_table
 
     if (path / "recipe.yaml").is_file():
         return run_verdict(Run.open(path))
@@ -143,14 +143,14 @@ def _show(verdict: Any) -> None:
 
 
 def _tables(paths: list[Path] | None) -> list[Any]:
-    from stillroom.intake.terms import tables_of
     from stillroom.recipe.terms import TermsConfig
+    from stillroom.terms.gate import tables_of
 
     return tables_of(TermsConfig(tables=tuple(paths or ())))
 
 
 def _rows(tables: list[Any]) -> list[dict[str, object]]:
-    from stillroom.intake.terms import rows_as_dicts
+    from stillroom.terms.gate import rows_as_dicts
 
     return rows_as_dicts(tables)
 

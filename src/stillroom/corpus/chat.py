@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.intake.template import render_chat
+from stillroom.inspection.template import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -164,7 +164,7 @@ class Speaker:
         if not isinstance(template, str):
             said = "\n".join(str(message["content"]) for message in messages)
             return f"{said}\n"
-        from stillroom.intake.template import render_chat
+        from stillroom.inspection.template import render_chat
 
         special = {
             key: value or "" for key, value in self.tokenizer.special_tokens_map.items() if key.endswith("_token")

@@ -16,7 +16,7 @@ import torch
 from stillroom.core.errors import ExportMismatch
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 MOST_LISTED = 4096

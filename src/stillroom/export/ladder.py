@@ -25,7 +25,7 @@ from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.models.load import load_teacher
 from stillroom.recipe.export import GgufType
 from stillroom.runs.run import AnyPath, Run
-from stillroom.serve.engine import Engine, EngineOptions
+from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 ROUNDS = 3

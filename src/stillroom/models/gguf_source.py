@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import MissingDependency, TeacherError
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.teacher import GgufTeacher
 
@@ -60,7 +60,7 @@ def gguf_path(path: str) -> Path:
 @contextlib.contextmanager
 def gguf_checked(config: GgufTeacher) -> Iterator[Path]:
     """The file to load; of a package, the copy that was verified."""
-    from stillroom.package.door import checked
+    from stillroom.verification.inside import checked
 
     with checked(gguf_path(config.path)) as path:
         require_safe(path)

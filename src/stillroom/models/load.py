@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
-from stillroom.intake.inspect import require_safe
+from stillroom.inspection.inspect import require_safe
 from stillroom.models.gguf_source import gguf_checked, gguf_facts, gguf_path, gguf_tokenizer
 from stillroom.models.tokenizer import open_tokenizer, quietly, tokenizer_digest
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher

@@ -21,9 +21,11 @@ from stillroom.core.errors import NotWritable
 from stillroom.switch.places import Places
 
 _PROC = Path("/proc/self")
-WORKER = "stillroom.serve.worker"
+WORKER = "stillroom.runtime.worker"
 """The module that is an engine's process; with the folder of its switch's state after it, it is recognised by that even
 when the list is lost."""
+WORKERS = frozenset({WORKER.encode(), b"stillroom.serve.worker"})
+"""The module's name now and in every earlier release (0.1.0: ``stillroom.serve.worker``), as it is in a command line."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _is_worker(pid: int, state: Path) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return WORKER.encode() in words and os.fsencode(state) in words
+    return not WORKERS.isdisjoint(words) and os.fsencode(state) in words
 
 
 def _workers(places: Places) -> Iterator[Entry]:

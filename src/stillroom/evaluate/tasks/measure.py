@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from stillroom.core import files
+from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program
 from stillroom.evaluate.answers import Speaker
 from stillroom.evaluate.bench import Bench
 from stillroom.evaluate.paired import mcnemar, paired_share, share
-from stillroom.evaluate.sandbox import Limits, require_sandbox, run_program
 from stillroom.evaluate.tally import Drawing
 from stillroom.evaluate.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluate.tasks.packages import package_task

@@ -1,0 +1,1 @@
+"""Takes from a process what it does not need."""

@@ -1,0 +1,198 @@
+"""Where a run's student came from, as an in-toto statement in the shape of SLSA. Knows nothing of signatures.
+
+The ancestors of a teacher that is itself a Stillroom package, or that lies in another run's folder, are inherited.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.core.version import tool_version
+from stillroom.runs.run import Run
+from stillroom.verification.claims import weights_of
+from stillroom.verification.lineage import Ancestor, inherit
+
+BUILD_TYPE = "urn:stillroom:run:1"
+PREDICATE = "https://slsa.dev/provenance/v1"
+SECRET = ("token", "secret", "password", "api_key", "authorization")
+
+
+def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The in-toto statement of a finished run, over the weights that lie in a package's folder."""
+    records = {name: run.stage(name).record for name in summary["stages"]}
+    finished = [record["finished"] for record in records.values() if record]
+    begun = run.events()
+    started = min((event["time"] for event in begun), default=None)
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [
+            {"name": file.relative_to(folder).as_posix(), "digest": {"sha256": files.digest_file(file)}}
+            for file in weights_of(folder)
+        ],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": public_recipe(run), "seed": run.recipe.seed},
+                "internalParameters": {
+                    "recipe_digest": run.recipe_digest,
+                    "ancestors": [ancestor.model_dump(mode="json") for ancestor in ancestors(run)],
+                    "operations": operations(run, summary),
+                },
+                "resolvedDependencies": dependencies(run, summary),
+            },
+            "runDetails": {
+                "builder": {"id": "urn:stillroom", "version": {"stillroom": tool_version()}},
+                "metadata": {
+                    "invocationId": run.recipe_digest,
+                    **({"startedOn": _time(started)} if started is not None else {}),
+                    **({"finishedOn": max(finished)} if finished else {}),
+                },
+                "byproducts": [
+                    {
+                        "name": f"stage/{name}",
+                        "digest": {"sha256": run.stage(name).output_digest},
+                        "annotations": {"seed": record["seed"], "seconds": record["seconds"]},
+                    }
+                    for name, record in records.items()
+                    if record
+                ],
+            },
+        },
+    }
+
+
+def dependencies(run: Run, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything that went in: teacher, tokenizer and datasets, each with its digest."""
+    teacher = _teacher(run)
+    found = [
+        {
+            "name": f"teacher/{teacher['name']}",
+            "digest": {"sha256": teacher["digest"]},
+            "annotations": {"licence": teacher.get("licence"), "family": summary["teacher"].get("family")},
+        }
+    ]
+    if teacher.get("tokenizer_digest"):
+        found.append({"name": "tokenizer", "digest": {"sha256": teacher["tokenizer_digest"]}, "annotations": {}})
+    for source in _ledger(run)["sources"]:
+        found.append(
+            {
+                "name": f"dataset/{Path(source['name']).name}",
+                "digest": {"sha256": source["digest"]},
+                "annotations": {"licence": source.get("licence"), "documents": source.get("documents")},
+            }
+        )
+    return found
+
+
+def ancestors(run: Run) -> tuple[Ancestor, ...]:
+    """What the student of a run learnt from, through any number of generations."""
+    teacher = _teacher(run)
+    origin = _origin(run)
+    aliases, inherited = ((), ()) if origin is None else origin
+    direct = [
+        Ancestor(
+            kind="teacher",
+            name=str(teacher["name"])[:500],
+            digest=teacher["digest"],
+            aliases=tuple(sorted(set(aliases) - {teacher["digest"]})),
+            generation=1,
+        ),
+        *(
+            Ancestor(kind="dataset", name=Path(source["name"]).name[:500], digest=source["digest"], generation=1)
+            for source in _ledger(run)["sources"]
+        ),
+    ]
+    return inherit(direct, [inherited])
+
+
+def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """Arithmetic operations of the run, estimated as 2 a parameter and token forward and 6 for training."""
+    tokens = summary["tokens"]
+    teacher, student = summary["teacher"]["parameters"], summary["student"]["parameters"]
+    steps = [int(event["tokens"]) for event in run.events("distill") if "step" in event and "tokens" in event]
+    seen = max(steps, default=int(tokens.get("train", 0)))
+    capture = 2 * teacher * (tokens.get("train", 0) + tokens.get("validation", 0))
+    return {
+        "student_training": 6 * student * seen,
+        "teacher_inference": capture,
+        "total": 6 * student * seen + capture,
+        "teacher_training": None,
+        "estimate": "6 x parameters x tokens for training, 2 x parameters x tokens for the teacher's signal",
+        "training_tokens": seen,
+    }
+
+
+def public_recipe(run: Run) -> dict[str, Any]:
+    """The resolved recipe without what belongs to one machine: folders of paths, and anything that looks like a secret."""
+
+    def clean(value: Any, key: str = "") -> Any:
+        if any(word in key.lower() for word in SECRET) and isinstance(value, str):
+            return "(left out)"
+        if isinstance(value, dict):
+            return {name: clean(item, name) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item, key) for item in value]
+        if isinstance(value, str) and (value.startswith(("/", "~")) or Path(value).is_absolute()):
+            return Path(value).name
+        return value
+
+    cleaned: dict[str, Any] = clean(run.recipe.model_dump(mode="json"))
+    return cleaned
+
+
+def student_digests(run: Run) -> list[str]:
+    """Every digest by which a later generation may know this run's student as its teacher."""
+    weights = sorted((run.stage("distill").path / "model").glob("*.safetensors"))
+    record = run.stage("export").path / "export.json"
+    exported = files.read_json(record)["files"] if record.is_file() else []
+    whole = files.digest_json({file.name: files.digest_file(file) for file in weights})
+    return [whole, *(entry["sha256"] for entry in exported)]
+
+
+def _origin(run: Run) -> tuple[tuple[str, ...], tuple[Ancestor, ...]] | None:
+    """Other digests of the teacher, and its own ancestors, where it is a package's or a run's student."""
+    place = getattr(run.recipe.teacher, "path", None) or getattr(run.recipe.teacher, "name", None)
+    if not isinstance(place, str) or not Path(place).exists():
+        return None
+    for parent in (Path(place).absolute(), *Path(place).absolute().parents):
+        if (parent / "provenance.json").is_file() and (parent / "policy.json").is_file():
+            from stillroom.verification.claims import read_claims
+            from stillroom.verification.manifest import make_manifest
+
+            claims = read_claims(parent)
+            manifest = make_manifest(parent, claims.policy.name, claims.policy.sequence)
+            weights = [file.sha256 for file in manifest.files if file.name.startswith("weights/")]
+            named = _student_of(parent)
+            return (manifest.root, *weights, *named), claims.ancestors
+        if (parent / "recipe.yaml").is_file() and (parent / "summary.json").is_file() and parent != run.path.absolute():
+            other = Run.open(parent)
+            return tuple(student_digests(other)), ancestors(other)
+    return None
+
+
+def _student_of(package: Path) -> list[str]:
+    """The digests of a packaged student before packing, as its own worksheet names them."""
+    return [str(digest) for digest in files.read_json(package / "export.json").get("student_digests", ())]
+
+
+def _teacher(run: Run) -> dict[str, Any]:
+    path = run.stage("capture").path / "teacher.json"
+    if not path.is_file():
+        raise RunError(f"{run.path}: the run has no captured teacher.", "Finish it: stillroom run RECIPE.")
+    teacher: dict[str, Any] = files.read_json(path)
+    return teacher
+
+
+def _ledger(run: Run) -> dict[str, Any]:
+    ledger: dict[str, Any] = files.read_json(run.stage("corpus").path / "ledger.json")
+    return ledger
+
+
+def _time(seconds: float) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

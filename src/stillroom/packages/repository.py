@@ -1,0 +1,390 @@
+"""A publisher's repository: TUF metadata for releases and revocations, in a folder. Knows nothing of who reads it.
+
+    REPO/metadata/    N.root.json, N.targets.json (release), N.revoke.json, N.snapshot.json, timestamp.json (online)
+    REPO/targets/     releases.json, reinstatements.json, revocations/list.json, releases/NAME/N/package.dsse
+    REPO/trust.json   what to ship with an application: the first root, where the repository is, the time it was made
+
+Any static web server or a medium can carry the folder. Every change writes new versions and keeps the old files.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stillroom.core import files
+from stillroom.core.errors import UsageError
+from stillroom.packages.keys import Ring, Role
+from stillroom.verification.closed import parse, read_bytes
+from stillroom.verification.documents import (
+    REINSTATEMENTS,
+    RELEASES,
+    REVOCATIONS,
+    Kind,
+    Pin,
+    Reinstatements,
+    Release,
+    Releases,
+    Revocation,
+    RevocationList,
+)
+from stillroom.verification.envelope import open_envelope
+from stillroom.verification.manifest import SIGNATURE, parse_statement
+
+VALID_DAYS = {"root": 730, "targets": 730, "revoke": 730, "snapshot": 14, "timestamp": 14}
+"""The online role renews the last two; whoever holds back newer metadata is noticed when they expire."""
+Signers = Callable[[Role], list[Any]]
+"""Gives the signers of a role whose private keys are at hand."""
+
+
+class Repository:
+    """A repository that its publisher writes.
+
+    Args:
+        folder: Where it is.
+        ring: The publisher's keys; None to look only.
+        signers: Opens the private keys of a role.
+        now: The time to write into the metadata; the present without it.
+    """
+
+    def __init__(self, folder: Path, ring: Ring | None, signers: Signers, now: datetime.datetime | None = None) -> None:
+        self.folder = folder
+        self._ring = ring
+        self._signers = signers
+        self.now = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def ring(self) -> Ring:
+        """The publisher's keys; needed for everything but looking."""
+        if self._ring is None:
+            raise UsageError(f"{self.folder}: no keys were given.", "Give the folder of keys with --keys.")
+        return self._ring
+
+    def init(self, address: str | None) -> None:
+        """Write the first metadata and ``trust.json``.
+
+        Args:
+            address: Where machines will find the repository: an https address or a folder; this folder without it.
+
+        Raises:
+            UsageError: There is a repository already, or too few private keys are at hand.
+        """
+        from tuf.api.metadata import (
+            DelegatedRole,
+            Delegations,
+            Metadata,
+            MetaFile,
+            Root,
+            Snapshot,
+            Targets,
+            Timestamp,
+        )
+
+        if (self.folder / "metadata").exists():
+            raise UsageError(f"{self.folder} is a repository already.", "Choose another folder; nothing was changed.")
+        root = Root(consistent_snapshot=True, expires=self._expiry("root"))
+        self._fill_root(root)
+        revoke_keys = [self.ring.public_key(name) for name in self.ring.names("revoke")]
+        targets = Targets(expires=self._expiry("targets"))
+        targets.delegations = Delegations(
+            {key.keyid: key for key in revoke_keys},
+            {
+                "revoke": DelegatedRole(
+                    "revoke",
+                    [key.keyid for key in revoke_keys],
+                    self.ring.threshold("revoke"),
+                    True,
+                    paths=["revocations/*"],
+                )
+            },
+        )
+        snapshot = Snapshot(expires=self._expiry("snapshot"))
+        snapshot.meta["revoke.json"] = MetaFile(1)
+        self._loaded = {
+            "root": Metadata(root),
+            "targets": Metadata(targets),
+            "revoke": Metadata(Targets(expires=self._expiry("revoke"))),
+            "snapshot": Metadata(snapshot),
+            "timestamp": Metadata(Timestamp(expires=self._expiry("timestamp"))),
+        }
+        self._put("targets", RELEASES, Releases(format=1, releases=(), least_sequences={}))
+        self._put("targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=()))
+        self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=()))
+        for role in ("root", "targets", "revoke"):
+            self._sign(role)
+        self._publish(first=True)
+        self.write_pin(address)
+
+    def write_pin(self, address: str | None = None) -> Pin:
+        """Write ``trust.json`` from the present root: what new installations begin with."""
+        root = self._metadata("root")
+        least = self.releases().least_sequences
+        pin = Pin(
+            format=1,
+            publisher=self.ring.publisher,
+            root=root.to_dict(),
+            repository=address or str(self.folder.absolute()),
+            least_sequences=least,
+            not_before=self.now,
+        )
+        files.write_json(self.folder / "trust.json", pin.model_dump(mode="json"))
+        return pin
+
+    def add(self, package: Path, least: bool = False) -> Release:
+        """Publish a signed package.
+
+        Args:
+            package: Its folder.
+            least: No earlier release of this name may run any more.
+
+        Raises:
+            UsageError: A release of this number, or a later one, is there already.
+            VerificationFailed: The package is not signed by enough release keys.
+        """
+        from tuf.api.metadata import TargetFile
+
+        data = read_bytes(package / SIGNATURE)
+        keys = [self.ring.public_key(name) for name in self.ring.names("release")]
+        signed = open_envelope(data, str(package / SIGNATURE), keys, self.ring.threshold("release"), frozenset())
+        manifest = parse_statement(signed.payload)
+        known = self.releases()
+        highest = max((entry.sequence for entry in known.releases if entry.name == manifest.name), default=0)
+        if manifest.sequence <= highest:
+            raise UsageError(
+                f"{manifest.name}: release {manifest.sequence} does not follow release {highest}.",
+                f"Pack it again: stillroom package RUN --sequence {highest + 1}.",
+            )
+        release = Release(name=manifest.name, sequence=manifest.sequence, digest=manifest.root)
+        floors = known.least_sequences | ({manifest.name: manifest.sequence} if least else {})
+        self._put(
+            "targets",
+            RELEASES,
+            Releases(format=1, releases=(*known.releases, release), least_sequences=floors),
+        )
+        path = f"releases/{release.name}/{release.sequence}/{SIGNATURE}"
+        self._write_target(path, data)
+        self._metadata("targets").signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+        self._change("targets")
+        return release
+
+    def revoke(self, kind: Kind, value: str, reason: str) -> Revocation:
+        """Withdraw a package, key, teacher or dataset by its digest. The role revoke signs."""
+        known = self.revocations()
+        serial = max((entry.serial for entry in known.revocations), default=0) + 1
+        entry = Revocation(kind=kind, value=value, reason=reason, date=self.now.date(), serial=serial)
+        self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=(*known.revocations, entry)))
+        self._change("revoke")
+        return entry
+
+    def reinstate(self, value: str) -> list[Revocation]:
+        """Take back every revocation of a digest. The role release signs; revoke alone cannot.
+
+        Raises:
+            UsageError: Nothing of this digest is revoked.
+        """
+        done = set(self.reinstatements().reinstated)
+        chosen = [entry for entry in self.revocations().revocations if entry.value == value and entry.id not in done]
+        if not chosen:
+            raise UsageError(f"{value[:12]}… is not revoked.", "`stillroom inspect REPO` shows what is.")
+        reinstated = tuple(sorted(done | {entry.id for entry in chosen}))
+        self._put("targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=reinstated))
+        self._change("targets")
+        return chosen
+
+    def refresh(self) -> None:
+        """Renew dates with the online key; where the ring's keys changed, write the next root first."""
+        root = self._metadata("root")
+        wanted = copy.deepcopy(root.signed)
+        self._fill_root(wanted)
+        if wanted.to_dict() != root.signed.to_dict():
+            wanted.version += 1
+            wanted.expires = self._expiry("root")
+            self._next_root(root, wanted)
+        if self._delegate() or self._metadata("root") is not root:
+            # What the old keys signed must be signed by those that hold the roles now.
+            for role in ("targets", "revoke"):
+                self._metadata(role).signed.version += 1
+                self._sign(role)
+        self._publish()
+
+    def expires(self) -> datetime.datetime:
+        """When the first part of the metadata expires."""
+        roles = ("root", "targets", "revoke", "snapshot", "timestamp")
+        moment: datetime.datetime = min(self._metadata(role).signed.expires for role in roles)
+        return moment
+
+    def releases(self) -> Releases:
+        """What was published."""
+        return parse(Releases, self._read_target("targets", RELEASES), RELEASES)
+
+    def revocations(self) -> RevocationList:
+        """What was withdrawn."""
+        return parse(RevocationList, self._read_target("revoke", REVOCATIONS), REVOCATIONS)
+
+    def reinstatements(self) -> Reinstatements:
+        """What was taken back."""
+        return parse(Reinstatements, self._read_target("targets", REINSTATEMENTS), REINSTATEMENTS)
+
+    def _fill_root(self, root: Any) -> None:
+        """Give a root the ring's keys and thresholds; tuf's names of the roles are its own."""
+        names = {"root": ("root",), "release": ("targets",), "online": ("snapshot", "timestamp")}
+        root.keys.clear()
+        for role, theirs in names.items():
+            keys = [self.ring.public_key(name) for name in self.ring.names(role)]  # type: ignore[arg-type]
+            for their in theirs:
+                root.roles[their].keyids = []
+                root.roles[their].threshold = self.ring.threshold(role)  # type: ignore[arg-type]
+                for key in keys:
+                    root.add_key(key, their)
+
+    def _next_root(self, before: Any, wanted: Any) -> None:
+        """Sign the next root by enough of its own keys and enough of the last one's."""
+        from tuf.api.metadata import Metadata
+
+        fresh = Metadata(wanted)
+        held = {key.keyid: name for name, key in self.ring.content.keys.items()}
+        signers = {signer.public_key.keyid: signer for signer in self._signers("root")}
+        counted = sum(keyid in signers for keyid in before.signed.roles["root"].keyids)
+        if counted < before.signed.roles["root"].threshold:
+            missing = [
+                held.get(keyid, keyid[:12]) for keyid in before.signed.roles["root"].keyids if keyid not in signers
+            ]
+            raise UsageError(
+                f"The next root needs {before.signed.roles['root'].threshold} of the last root's keys; {counted} are at "
+                "hand.",
+                f"Missing: {', '.join(missing)}.",
+            )
+        for signer in signers.values():
+            fresh.sign(signer, append=True)
+        self._loaded["root"] = fresh
+        self._require_signed(fresh)
+        self._write_metadata("root")
+
+    def _delegate(self) -> bool:
+        """Give the role revoke the ring's keys; returns whether that changes anything."""
+        keys = {key.keyid: key for key in map(self.ring.public_key, self.ring.names("revoke"))}
+        delegations = self._metadata("targets").signed.delegations
+        role = delegations.roles["revoke"]
+        before = (sorted(role.keyids), role.threshold)
+        delegations.keys = keys
+        role.keyids, role.threshold = list(keys), self.ring.threshold("revoke")
+        return before != (sorted(keys), role.threshold)
+
+    def _change(self, role: str) -> None:
+        self._metadata(role).signed.version += 1
+        self._metadata(role).signed.expires = self._expiry(role)
+        self._sign(role)
+        self._publish()
+
+    def _publish(self, first: bool = False) -> None:
+        """Write snapshot and timestamp over what was signed; the timestamp comes last, so a reader sees all or nothing."""
+        from tuf.api.metadata import MetaFile
+
+        snapshot, timestamp = self._metadata("snapshot"), self._metadata("timestamp")
+        if not first:
+            snapshot.signed.version += 1
+            timestamp.signed.version += 1
+        snapshot.signed.expires = self._expiry("snapshot")
+        timestamp.signed.expires = self._expiry("timestamp")
+        # A machine can tell from this that its clock was set back.
+        timestamp.signed.unrecognized_fields["x-stillroom-issued"] = self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        for role in ("targets", "revoke"):
+            data = self._metadata(role).to_bytes()
+            snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(
+                self._metadata(role).signed.version, data, ["sha256"]
+            )
+        self._sign("snapshot")
+        timestamp.signed.snapshot_meta = MetaFile.from_data(snapshot.signed.version, snapshot.to_bytes(), ["sha256"])
+        self._sign("timestamp")
+        for role in ("root", "targets", "revoke", "snapshot", "timestamp"):
+            self._write_metadata(role)
+
+    def _sign(self, role: str) -> None:
+        ours: dict[str, Role] = {"root": "root", "targets": "release", "revoke": "revoke"}
+        name = ours.get(role, "online")
+        metadata = self._metadata(role)
+        metadata.signatures.clear()
+        keys = {self.ring.content.keys[key].keyid for key in self.ring.names(name)}
+        signers = [signer for signer in self._signers(name) if signer.public_key.keyid in keys]
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        if len(signers) < self.ring.threshold(name):
+            raise UsageError(
+                f"{self.ring.threshold(name)} keys of the role {name} must sign; {len(signers)} are at hand.",
+                "Give the folder that holds the private keys with --keys.",
+            )
+
+    def _require_signed(self, root: Any) -> None:
+        from tuf.api.exceptions import UnsignedMetadataError
+
+        try:
+            root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        except UnsignedMetadataError:
+            raise UsageError(
+                "The next root has too few signatures of its own keys.", "Bring the new private keys here too."
+            ) from None
+
+    def _expiry(self, role: str) -> datetime.datetime:
+        return self.now + datetime.timedelta(days=VALID_DAYS[role])
+
+    def _metadata(self, role: str) -> Any:
+        """The newest metadata of a role."""
+        from tuf.api.exceptions import RepositoryError
+        from tuf.api.metadata import Metadata
+
+        if role not in self._loaded:
+            folder = self.folder / "metadata"
+            if role == "timestamp":
+                found = folder / "timestamp.json"
+            else:
+                versions = [int(path.name.partition(".")[0]) for path in folder.glob(f"[0-9]*.{role}.json")]
+                found = folder / f"{max(versions, default=0)}.{role}.json"
+            if not found.is_file():
+                raise UsageError(f"{self.folder} is not a repository.", "Make one: stillroom repo init FOLDER.")
+            try:
+                self._loaded[role] = Metadata.from_bytes(found.read_bytes())
+            except RepositoryError as error:
+                raise UsageError(f"{found} cannot be read: {error}.", "Restore it from a copy.") from None
+        return self._loaded[role]
+
+    def _write_metadata(self, role: str) -> None:
+        metadata = self._metadata(role)
+        name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
+        files.write_bytes(self.folder / "metadata" / name, metadata.to_bytes())
+
+    def _put(self, role: str, path: str, document: Any) -> None:
+        from tuf.api.metadata import TargetFile
+
+        data = files.canonical_json(document.model_dump(mode="json")) + b"\n"
+        self._write_target(path, data)
+        self._metadata(role).signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+
+    def _write_target(self, path: str, data: bytes) -> None:
+        place = self.folder / "targets" / path
+        files.write_bytes(place.with_name(f"{files.digest_bytes(data)}.{place.name}"), data)
+
+    def _read_target(self, role: str, path: str) -> bytes:
+        digest = self._metadata(role).signed.targets[path].hashes["sha256"]
+        place = self.folder / "targets" / path
+        return read_bytes(place.with_name(f"{digest}.{place.name}"))
+
+
+def signers_of(rings: list[Ring], passphrase: str) -> Signers:
+    """Signers from several folders of keys, each private key once; rotated root keys count while they are there."""
+
+    def signers(role: Role) -> list[Any]:
+        found: dict[str, Any] = {}
+        for ring in rings:
+            names = ring.names(role)
+            if role == "root":
+                names = tuple(name for name in ring.content.keys if name.startswith("root-"))
+            for name in names:
+                if ring.has_private(name) and name not in found:
+                    found[name] = ring.signer(name, passphrase)
+        return list(found.values())
+
+    return signers

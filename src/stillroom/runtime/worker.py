@@ -1,0 +1,111 @@
+"""The process that holds one model: it gives up what it can, loads, and answers on a local socket in a private folder.
+
+Run by :mod:`stillroom.runtime.engine` as ``python -m stillroom.runtime.worker``. Its settings come as one line of JSON on
+standard input; when that input ends, its parent is gone, and so is it. Knows nothing of users, keys or sessions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import sys
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.memory import release_memory
+
+SOCKET = "engine.sock"
+RELEASE_SECONDS = 5.0
+
+
+def main() -> None:
+    """The child's life."""
+    import signal
+
+    # Ctrl-C is for the parent. An order to end needs no thought: there is nothing to be saved here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The library writes where it likes; the two messages go through a handle that it does not know.
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    settings = json.loads(sys.stdin.readline())
+    try:
+        _require_on()
+        server, report = _start(settings)
+    except BaseException as error:
+        _say(messages, failed=str(error) or type(error).__name__)
+        os._exit(1)
+    _say(messages, ready=True, confined=report)
+    _wait_for_the_end()
+    del server
+    os._exit(0)
+
+
+def _require_on() -> None:
+    """Whatever starts an engine, the user's own switch is asked."""
+    from stillroom.switch import require_on
+
+    require_on()
+
+
+def _say(messages: Any, **values: Any) -> None:
+    messages.write(json.dumps(values) + "\n")
+    messages.flush()
+
+
+def _wait_for_the_end() -> None:
+    """Until the parent is gone; meanwhile what requests left behind is given back to the system."""
+    while not select.select([0], [], [], RELEASE_SECONDS)[0] or os.read(0, 1 << 16):
+        release_memory()
+
+
+def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    folder, model = Path(settings["folder"]), Path(settings["model"]).resolve()
+    import xllamacpp
+
+    from stillroom.core.sandbox.confine import confine
+
+    report = {}
+    if settings["confine"]:
+        system = ("/sys/devices/system", "/proc/cpuinfo", "/proc/meminfo", "/proc/self", "/dev/null", "/dev/urandom")
+        needed = [model, *(Path(path) for path in system), *_shards(model)]
+        report = confine(needed, folder, settings["memory"])
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(model)
+    parameters.n_ctx = settings["context"] * settings["parallel"]
+    parameters.n_parallel = settings["parallel"]
+    parameters.n_batch = parameters.n_ubatch = settings["batch"]
+    for processor in (parameters.cpuparams, parameters.cpuparams_batch):
+        processor.n_threads = settings["threads"]
+        # Waiting threads sleep: spinning ones starve each other on a busy machine.
+        processor.poll = 0
+    parameters.embedding = settings["embedding"]
+    parameters.cache_ram_mib = 0
+    parameters.cache_idle_slots = False
+    # Layers that see a window keep the whole context all the same, and no state is put back from checkpoints: llama.cpp
+    # takes those of an earlier text that began otherwise, and answers from them.
+    parameters.swa_full = True
+    parameters.n_ctx_checkpoints = 0
+    parameters.warmup = False
+    parameters.ui = False
+    parameters.timeout_read = parameters.timeout_write = 3600
+    parameters.slot_save_path = f"{folder}/"
+    # A local socket in a folder that only this user can enter, and a key besides.
+    parameters.hostnames = [str(folder / SOCKET)]
+    parameters.api_keys = [settings["key"] or secrets.token_hex(32)]
+    return xllamacpp.Server(parameters), report
+
+
+def _shards(model: Path) -> list[Path]:
+    """The other parts of a model that was split into several files."""
+    if "-of-" not in model.name:
+        return []
+    return sorted(model.parent.glob(f"{model.name.rpartition('-of-')[0].rpartition('-')[0]}-*-of-*.gguf"))
+
+
+if __name__ == "__main__":
+    main()

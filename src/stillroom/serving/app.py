@@ -1,0 +1,430 @@
+"""The server: the OpenAI API, sessions, the chat page, the switch, health and metrics. Knows nothing of how models run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.memory import release_memory
+from stillroom.core.version import tool_version
+from stillroom.runtime import transport as local
+from stillroom.runtime.worker import RELEASE_SECONDS
+from stillroom.serving import answers, page, problems
+from stillroom.serving.deliver import LOOK_SECONDS, ClientGone, Delivery, EventStream
+from stillroom.serving.embeddings import embed, require_kind
+from stillroom.serving.guard import BodyRefused, Guard, is_loopback
+from stillroom.serving.metrics import Metrics
+from stillroom.serving.openapi import describe
+from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    NewSession,
+    SessionName,
+    SwitchFeature,
+    parse_json,
+)
+from stillroom.serving.sessions import SessionStore
+from stillroom.switch import stopping
+from stillroom.switch.state import Switch
+
+M = TypeVar("M", bound=BaseModel)
+OFF_SECONDS = 0.3
+"""How long engines may run after the switch was seen to be off."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes.
+
+    Attributes:
+        body_bytes: Longest body.
+        body_seconds: Longest time that a body may take to arrive.
+        seconds: Longest time that a request may take.
+        keys: Keys of which a client must have one.
+        hosts: Names by which the server may be called.
+    """
+
+    body_bytes: int = 4 << 20
+    body_seconds: float = 20.0
+    seconds: float = 600.0
+    keys: list[str] = field(default_factory=list)
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Service:
+    """Everything that the endpoints share.
+
+    Args:
+        pool: The models.
+        switch: The switch that governs all of it.
+        limits: What is taken.
+        sessions: The kept conversations; None takes the user's.
+    """
+
+    def __init__(self, pool: Pool, switch: Switch, limits: Limits, sessions: SessionStore | None = None) -> None:
+        self.pool = pool
+        self.switch = switch
+        self.limits = limits
+        self.sessions = sessions or SessionStore(switch.places.data / "sessions")
+        self.answerer = answers.Answerer(pool, self.sessions)
+        self.delivery = Delivery(switch, limits.seconds)
+        self.metrics = Metrics(pool, self.answerer, switch)
+        self.page_token = secrets.token_hex(16)
+        self.started = time.time()
+
+    def require(self, request: Request, feature: str | None = None) -> None:
+        """Ask the switch: for the page's own requests as chat, for everybody else's as API."""
+        given = request.headers.get("x-stillroom-page", "")
+        self.switch.require_on("chat" if secrets.compare_digest(given.encode(), self.page_token.encode()) else "api")
+        if feature is not None:
+            self.switch.require_on(feature)
+
+    async def models(self, request: Request) -> Response:
+        """The models."""
+        self.require(request)
+        found = [_model(model) for model in self.pool.models.values()]
+        return JSONResponse({"object": "list", "data": found})
+
+    async def one_model(self, request: Request) -> Response:
+        """One model, and its passport."""
+        self.require(request)
+        model = self.pool.model(request.path_params["name"])
+        return JSONResponse({**_model(model), "passport": model.opened.passport()})
+
+    async def chat(self, request: Request) -> Response:
+        """A chat completion."""
+        self.require(request)
+        asked = await _parse(request, ChatRequest)
+        if asked.uses_tools():
+            self.switch.require_on("tools")
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
+        session = None
+        if asked.session is not None:
+            self.switch.require_on("sessions")
+            session = await asyncio.to_thread(self.sessions.load, asked.session)
+        # Compiling a large schema takes a while, and others are being answered.
+        question = await asyncio.to_thread(answers.chat_question, asked, session)
+        events = self.answerer.events(model, question)
+        if not asked.stream:
+            whole = await self._collect(request, events)
+            return self._whole(lambda: answers.join_chat(whole, question, model.name))
+        turn = answers.CallStream().turn if question.calls else None
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return await self._stream(request, events, model, question, usage, turn)
+
+    async def complete(self, request: Request) -> Response:
+        """A completion of a text."""
+        self.require(request)
+        asked = await _parse(request, CompletionRequest)
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
+        question = answers.completion_question(asked)
+        events = self.answerer.events(model, question)
+        if not asked.stream:
+            whole = [answers.public(event, model.name) for event in await self._collect(request, events)]
+            return self._whole(lambda: answers.join_completion(whole, model.name))
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return await self._stream(request, events, model, question, usage, None)
+
+    async def embed(self, request: Request) -> Response:
+        """Embeddings of texts."""
+        self.require(request, "embeddings")
+        asked = await _parse(request, EmbeddingRequest)
+        model = require_kind(self.pool.model(asked.model), embeddings=True)
+        found = await self.delivery.race(request, embed(self.pool, model, asked))
+        return self._whole(lambda: found)
+
+    async def list_sessions(self, request: Request) -> Response:
+        """The kept conversations."""
+        self.require(request, "sessions")
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(self.sessions.list)})
+
+    async def new_session(self, request: Request) -> Response:
+        """Begin a conversation that is kept."""
+        self.require(request, "sessions")
+        asked = await _parse(request, NewSession)
+        model = require_kind(self.pool.model(asked.model), embeddings=False)
+        made = await asyncio.to_thread(self.sessions.create, asked.name, model.name, model.digest, asked.system)
+        return JSONResponse(asdict(made), 201)
+
+    async def one_session(self, request: Request) -> Response:
+        """Export, rename or delete a conversation."""
+        self.require(request, "sessions")
+        number = request.path_params["number"]
+        if request.method == "DELETE":
+            await asyncio.to_thread(self.sessions.delete, number)
+            return JSONResponse({"id": number, "deleted": True})
+        found = await asyncio.to_thread(self.sessions.load, number)
+        if request.method == "PATCH":
+            found.name = (await _parse(request, SessionName)).name
+            await asyncio.to_thread(self.sessions.save, found)
+        return JSONResponse(asdict(found))
+
+    async def switch_status(self, _: Request) -> Response:
+        """What the switch says."""
+        return JSONResponse(await asyncio.to_thread(stopping.status, self.switch))
+
+    async def switch_off(self, _: Request) -> Response:
+        """Turn everything off, and say what was stopped."""
+        receipt = await asyncio.to_thread(stopping.off, self.switch)
+        await self.delivery.look()
+        return JSONResponse(receipt.as_dict())
+
+    async def switch_on(self, request: Request) -> Response:
+        """Turn it on again: only from this machine. From afar it can only be turned off."""
+        self._require_here(request)
+        await asyncio.to_thread(stopping.on, self.switch)
+        await self.delivery.look()
+        return await self.switch_status(request)
+
+    async def switch_feature(self, request: Request) -> Response:
+        """Make one feature available, enabled or blocked; from afar only blocked."""
+        asked = await _parse(request, SwitchFeature)
+        if asked.state != "blocked":
+            self._require_here(request)
+        await asyncio.to_thread(self.switch.set_feature, asked.feature, asked.state)
+        return await self.switch_status(request)
+
+    async def health(self, _: Request) -> Response:
+        """Whether the server lives, what the switch says, and what confines each engine."""
+        on = self.switch.is_on()
+        said = {
+            "status": "ok" if on else "switched_off",
+            "version": tool_version(),
+            "switch": "on" if on else "off",
+            "context_policy": answers.CONTEXT_POLICY,
+            "models": [model.describe() for model in self.pool.models.values()],
+        }
+        return JSONResponse(said, 200 if on else 503)
+
+    async def prometheus(self, _: Request) -> Response:
+        """Figures for Prometheus."""
+        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """This interface, described."""
+        return JSONResponse(describe())
+
+    async def show_page(self, _: Request) -> Response:
+        """The chat page; it is there even when all is off, as it holds the switch."""
+        html, policy = page.render(self.page_token, bool(self.limits.keys))
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
+
+    def _require_here(self, request: Request) -> None:
+        if request.client is None or not is_loopback(request.client.host):
+            raise NotFromAfar("From another machine the switch can only be turned off.", "Turn it on where it runs.")
+
+    async def _collect(self, request: Request, events: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        async def work() -> list[dict[str, Any]]:
+            found = []
+            async for event in events:
+                if "error" in event:
+                    raise local.EngineRefused(500, event["error"])
+                found.append(event)
+            return found
+
+        return await self.delivery.race(request, work())
+
+    def _whole(self, make: Callable[[], dict[str, Any]]) -> Response:
+        answer = JSONResponse(make())
+        return _Guarded(answer, self.delivery)
+
+    async def _stream(
+        self,
+        request: Request,
+        events: AsyncIterator[dict[str, Any]],
+        model: ServedModel,
+        question: answers.Question,
+        usage: bool,
+        turn: Callable[[dict[str, Any]], list[dict[str, Any]]] | None,
+    ) -> Response:
+        begun = time.perf_counter()
+        # What goes wrong before the first event still has its own status.
+        first: dict[str, Any] = await self.delivery.race(request, _first(events))
+        self.metrics.first_event.observe(time.perf_counter() - begun)
+
+        async def all_events() -> AsyncIterator[dict[str, Any]]:
+            try:
+                said = answers.notes(question)
+                for event in _public(first, model.name, usage, turn):
+                    yield {**event, **said}
+                async for event in events:
+                    for each in _public(event, model.name, usage, turn):
+                        yield each
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]
+
+        return EventStream(self.delivery, all_events())
+
+
+async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(events)
+
+
+class NotFromAfar(UsageError):
+    """Only this machine may do that."""
+
+
+class _Guarded(Response):
+    """An answer that is handed over under the switch's lock, after one more look at the switch."""
+
+    def __init__(self, answer: Response, delivery: Delivery) -> None:
+        self.answer = answer
+        self.delivery = delivery
+        super().__init__()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        answer = self.answer
+        with self.delivery.registration.delivering():
+            try:
+                self.delivery.switch.require_on()
+            except StillroomError as error:
+                answer = problems.answer(error)
+            await answer(scope, receive, send)
+
+
+def _public(
+    event: dict[str, Any], model: str, usage: bool, turn: Callable[[dict[str, Any]], list[dict[str, Any]]] | None
+) -> list[dict[str, Any]]:
+    if "error" in event:
+        raise local.EngineRefused(500, event["error"])
+    if not usage and not event.get("choices"):
+        return []
+    event = answers.public(event, model)
+    return turn(event) if turn is not None else [event]
+
+
+def _model(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "local",
+        "context_length": model.options.context,
+        "embeddings": model.embedding,
+        "loaded": model.engine is not None,
+    }
+
+
+async def _parse(request: Request, kind: type[M]) -> M:
+    value = parse_json(await request.body())
+    if not isinstance(value, dict):
+        raise ValueError("an object is expected")
+    return kind.model_validate(value)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _caught(endpoint: Endpoint, service: Service) -> Endpoint:
+    async def run(request: Request) -> Response:
+        status = 499
+        try:
+            answer = await endpoint(request)
+            status = answer.status_code
+            return answer
+        except (ClientGone, ClientDisconnect):
+            return Response(status_code=status)
+        except BodyRefused:
+            raise
+        except UsageError as error:
+            known = problems.explain(error)
+            code, name = (known[0], known[1]) if known[1] != "engine_failed" else (400, "invalid_request")
+            status = 403 if isinstance(error, NotFromAfar) else code
+            return problems.problem(status, name, str(error))
+        except Exception as error:
+            answer = problems.answer(error)
+            status = answer.status_code
+            return answer
+        finally:
+            service.metrics.requests.labels(request.scope["route"].path, str(status)).inc()
+
+    return run
+
+
+def make_app(service: Service) -> Starlette:
+    """The application."""
+    routes: list[tuple[str, Endpoint, list[str]]] = [
+        ("/", service.show_page, ["GET"]),
+        ("/health", service.health, ["GET"]),
+        ("/metrics", service.prometheus, ["GET"]),
+        ("/openapi.json", service.openapi, ["GET"]),
+        ("/v1/models", service.models, ["GET"]),
+        ("/v1/models/{name}", service.one_model, ["GET"]),
+        ("/v1/chat/completions", service.chat, ["POST"]),
+        ("/v1/completions", service.complete, ["POST"]),
+        ("/v1/embeddings", service.embed, ["POST"]),
+        ("/v1/sessions", service.list_sessions, ["GET"]),
+        ("/v1/sessions", service.new_session, ["POST"]),
+        ("/v1/sessions/{number}", service.one_session, ["GET", "PATCH", "DELETE"]),
+        ("/switch", service.switch_status, ["GET"]),
+        ("/switch/off", service.switch_off, ["POST"]),
+        ("/switch/on", service.switch_on, ["POST"]),
+        ("/switch/feature", service.switch_feature, ["POST"]),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(_watch(service))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await service.pool.stop()
+            service.delivery.close()
+
+    limits = service.limits
+    guard = Middleware(
+        Guard, hosts=limits.hosts, keys=limits.keys, body_bytes=limits.body_bytes, body_seconds=limits.body_seconds
+    )
+
+    async def not_found(_: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return problems.problem(status, "not_found" if status == 404 else "invalid_request", "There is nothing here.")
+
+    return Starlette(
+        routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
+        middleware=[guard],
+        lifespan=lifespan,
+        exception_handlers={404: not_found, 405: not_found},
+    )
+
+
+async def _watch(service: Service) -> None:
+    """Look at the switch all the time, and at everything else once a second."""
+    tended = on = released = time.monotonic()
+    while True:
+        if not await service.delivery.look():
+            # `off` stops the engines itself, and its receipt names them; a policy that appears has nobody to do it.
+            if time.monotonic() - on > OFF_SECONDS:
+                await service.pool.stop(grace=False)
+        elif time.monotonic() - tended > 1:
+            tended = on = time.monotonic()
+            await service.pool.tend()
+            if tended - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
+                # Long bodies leave memory behind that is not given back by itself; it takes a moment, so nobody must wait.
+                await asyncio.to_thread(release_memory)
+                released = time.monotonic()
+        else:
+            on = time.monotonic()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def read_keys(path: Path) -> list[str]:
+    """Keys of a file, one a line."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,56 @@
+"""Embeddings of texts by a model that has them. Knows nothing of HTTP towards the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillroom.core.errors import UsageError
+from stillroom.runtime import transport as local
+from stillroom.serving.answers import ContextFull
+from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.requests import EmbeddingRequest
+
+
+class WrongKind(UsageError):
+    """A model was asked for what it does not do."""
+
+
+def require_kind(model: ServedModel, embeddings: bool) -> ServedModel:
+    """The model, if it does what it is asked for.
+
+    Raises:
+        WrongKind: It writes text and is asked for embeddings, or the other way round.
+    """
+    if model.embedding != embeddings:
+        does, asked = ("embeddings", "text") if model.embedding else ("text", "embeddings")
+        raise WrongKind(f"{model.name} is a model of {does}, not of {asked}.", "Serve one that is.")
+    return model
+
+
+async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict[str, Any]:
+    """One embedding a text, in the words of the OpenAI API.
+
+    Raises:
+        ContextFull: A text is longer than the context.
+        EngineFailed: The engine could not be started.
+    """
+    wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
+    async with model.slot(""):
+        engine = await pool.running(model)
+        try:
+            try:
+                found = await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
+            except local.EngineGone:
+                await model.lost(engine)
+                engine = await pool.running(model)
+                found = await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
+        except local.EngineRefused as error:
+            # A text is embedded in one step, and the step is as long as the context.
+            if "too large to process" in str(error) or "context size" in str(error):
+                raise ContextFull(
+                    f"A text is longer than the context of {model.options.context} tokens.",
+                    model.if_too_long,
+                ) from None
+            raise
+    found["model"] = model.name
+    return found

@@ -1,0 +1,156 @@
+"""What every request passes first: host, origin, key, size, time. Knows nothing of models.
+
+A web page of somebody else must not reach a server on this machine: its requests carry another origin, or, after the
+name of its host was bound to this machine, another host (DNS rebinding). Both are refused; no answer allows sharing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stillroom.core.errors import UsageError
+from stillroom.serving.problems import problem
+
+OPEN_PATHS = ("/", "/health", "/favicon.ico")
+"""What needs no key: the page itself, which says nothing of the models, and whether the server lives."""
+CONTENT_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; script-src {script}; style-src {style}"
+)
+
+
+class Guard:
+    """Checks requests before anything else does.
+
+    Args:
+        app: What comes after.
+        hosts: Names by which the server may be called, without port.
+        keys: Keys of which a client must have one; none means that none is asked for.
+        body_bytes: Longest body.
+        body_seconds: Longest time that a body may take to arrive.
+    """
+
+    def __init__(
+        self, app: ASGIApp, hosts: Iterable[str], keys: Iterable[str], body_bytes: int, body_seconds: float
+    ) -> None:
+        self.app = app
+        self.hosts = {host.lower() for host in hosts}
+        self.keys = [key.encode() for key in keys]
+        self.body_bytes = body_bytes
+        self.body_seconds = body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in (b"host", b"origin", b"authorization", b"content-length") and name in headers:
+                await problem(400, "invalid_request", f"Two headers {name.decode()}.")(scope, receive, send)
+                return
+            headers[name] = value
+        refused = self._refused(scope, headers)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        left, until = self.body_bytes, asyncio.get_running_loop().time() + self.body_seconds
+        complete = False
+
+        async def limited() -> Message:
+            nonlocal left, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyRefused(408, "The body took too long to arrive.") from None
+            if message["type"] == "http.request":
+                left -= len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if left < 0:
+                    raise BodyRefused(413, f"The body has more than {self.body_bytes:,} bytes.")
+            return message
+
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cross-origin-resource-policy", b"same-origin"),
+                    (b"cache-control", b"no-store"),
+                ]
+            await send(message)
+
+        try:
+            await self.app(scope, limited, hardened)
+        except BodyRefused as error:
+            await problem(error.status, "invalid_request", str(error), close=True)(scope, receive, send)
+
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if _name(host) not in self.hosts:
+            return problem(421, "wrong_host", "This server does not answer under that name.")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
+            return problem(403, "wrong_origin", "Pages from elsewhere may not use this server.")
+        # Following a link to the page is not using it.
+        opens_page = scope["path"] == "/" and headers.get(b"sec-fetch-mode") == b"navigate"
+        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and not opens_page:
+            return problem(403, "wrong_origin", "Pages from elsewhere may not use this server.")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.body_bytes:
+            return problem(413, "invalid_request", f"The body has more than {self.body_bytes:,} bytes.", close=True)
+        if self.keys and scope["path"] not in OPEN_PATHS:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            known = [hmac.compare_digest(given.strip(), key) for key in self.keys]
+            if scheme.lower() != b"bearer" or not any(known):
+                return problem(401, "invalid_api_key", "A key is needed: Authorization: Bearer KEY.")
+        return None
+
+
+class BodyRefused(Exception):
+    """A body that is too long or too slow."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+def _name(host: str) -> str:
+    """A host without its port."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_key(host: str, keys: list[str]) -> None:
+    """Refuse to be reached from other machines without a key.
+
+    Raises:
+        UsageError: Says what to do.
+    """
+    if not is_loopback(host) and not keys:
+        raise UsageError(
+            f"Serving on {host} would let other machines in, and there is no key.",
+            "Write one into a file and give it: --key-file FILE.",
+        )
+    for key in keys:
+        if len(key) < 16 or not key.isascii() or not key.isprintable():
+            raise UsageError("A key has at least 16 characters, all of them plain ASCII.", "Write a longer one.")

@@ -1,0 +1,336 @@
+"""Models that are served: loading, unloading, slots, the queue. Knows nothing of HTTP's words to clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.errors import StillroomError, UsageError
+from stillroom.runtime import transport as local
+from stillroom.runtime.engine import Engine, EngineOptions
+from stillroom.runtime.facts import read_facts
+from stillroom.serving.models import OpenedModel
+from stillroom.switch.state import Switch
+
+RECHECK_SECONDS = 60.0
+KEPT_SHARE = 0.75
+"""How much of what a place holds has to stay of use for a request to take it over."""
+
+
+class QueueFull(UsageError):
+    """As many requests wait as may."""
+
+
+class NoRoom(UsageError):
+    """The memory limit is reached, and no loaded model is idle."""
+
+
+class NoModel(UsageError):
+    """No model of this name is served."""
+
+
+@dataclass
+class Slot:
+    """One place of an engine, for one request at a time.
+
+    Attributes:
+        number: Its number in the engine.
+        held: The text that its context holds.
+        session: The session whose context it holds.
+        used: When it was last used.
+        busy: Whether a request has it.
+    """
+
+    number: int
+    held: str = ""
+    session: str | None = None
+    used: float = 0.0
+    busy: bool = False
+
+
+class ServedModel:
+    """One model and its engine, which comes and goes.
+
+    Args:
+        opened: The model.
+        options: How it is run.
+        switch: The switch that governs it.
+        queue: How many requests may wait.
+    """
+
+    def __init__(self, opened: OpenedModel, options: EngineOptions, switch: Switch, queue: int) -> None:
+        self.opened = opened
+        self.name = opened.name
+        facts = read_facts(opened.gguf)
+        self.embedding = facts.embedding
+        self.breaking = facts.breaking
+        # llama.cpp goes no further than the file says.
+        self._longest = facts.context
+        options = replace(options, context=min(options.context, facts.context or options.context))
+        # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
+        whole = replace(options, embedding=True, parallel=1, batch=options.context)
+        self.options = whole if self.embedding else options
+        self.switch = switch
+        self.queue = queue
+        self.engine: Engine | None = None
+        self.slots: list[Slot] = []
+        self.waiting = 0
+        self.restarts = 0
+        self.used = time.monotonic()
+        self.created = int(time.time())
+        self.refusal: StillroomError | None = None
+        stat = opened.gguf.stat()
+        self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
+        self._bytes = int(stat.st_size * 1.3) + (64 << 20)
+        self._free = asyncio.Condition()
+        self._loading = asyncio.Lock()
+        self._starting: asyncio.Task[Engine] | None = None
+
+    @property
+    def busy(self) -> int:
+        """How many requests are being answered."""
+        return sum(slot.busy for slot in self.slots)
+
+    @property
+    def if_too_long(self) -> str:
+        """What to do about a text that does not fit the context."""
+        if self._longest is None or self.options.context < self._longest:
+            return "Shorten it, or serve the model with a larger --context."
+        return "Shorten it: the model was made for no longer context."
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the engine; an estimate until it was loaded once."""
+        if self.engine is not None and self.engine.pid:
+            import psutil
+
+            with contextlib.suppress(psutil.Error):
+                self._bytes = int(psutil.Process(self.engine.pid).memory_info().rss)
+        return self._bytes
+
+    async def running(self) -> Engine:
+        """The engine, loaded if it is not, and anew if it died.
+
+        Raises:
+            SwitchedOff: The switch is off.
+            EngineFailed: It does not load.
+        """
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._run())
+        # Whoever asked may go away: the engine that is being loaded must not be lost with it.
+        return await asyncio.shield(self._starting)
+
+    async def _run(self) -> Engine:
+        async with self._loading:
+            if self.refusal is not None:
+                raise self.refusal
+            self.switch.require_on()
+            if self.engine is not None and not self.engine.alive:
+                await asyncio.to_thread(self.engine.stop, 0)
+                self.engine = None
+            if self.engine is None:
+                self.engine = await asyncio.to_thread(Engine, self.opened.gguf, self.options, self.switch)
+                # A place that is taken stays taken: its request is the one that loads.
+                busy = {slot.number for slot in self.slots if slot.busy}
+                kept = {slot.number: slot for slot in self.slots if slot.number in busy}
+                self.slots = [kept.get(number, Slot(number)) for number in range(self.options.parallel)]
+                for slot in self.slots:
+                    slot.held, slot.session = "", None
+            return self.engine
+
+    @contextlib.asynccontextmanager
+    async def slot(self, text: str, session: str | None = None) -> AsyncIterator[Slot]:
+        """A place for one request; the one whose context the request goes on from, if it is free.
+
+        Raises:
+            QueueFull: As many requests wait as may.
+        """
+        if not self.slots:
+            self.slots = [Slot(number) for number in range(self.options.parallel)]
+        async with self._free:
+            if all(slot.busy for slot in self.slots):
+                if self.waiting >= self.queue:
+                    raise QueueFull(f"{self.waiting} requests are waiting already.", "Ask again in a moment.")
+                self.waiting += 1
+                try:
+                    await self._free.wait_for(lambda: not all(slot.busy for slot in self.slots))
+                finally:
+                    self.waiting -= 1
+            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session))
+            chosen.busy = True
+        try:
+            yield chosen
+        finally:
+            chosen.busy = False
+            chosen.used = self.used = time.monotonic()
+            async with self._free:
+                self._free.notify_all()
+
+    async def lost(self, engine: Engine | None) -> None:
+        """An engine no longer answers: make sure that it has ended, so that the next request gets another."""
+        async with self._loading:
+            if engine is not None and self.engine is engine:
+                self.engine = None
+                self.restarts += 1
+                await asyncio.to_thread(engine.stop, 0)
+
+    async def unload(self, grace: float = 1.0) -> None:
+        """Stop the engine; the next request loads it again."""
+        async with self._loading:
+            engine, self.engine = self.engine, None
+            if engine is not None:
+                await asyncio.to_thread(engine.stop, grace)
+
+    def describe(self) -> dict[str, Any]:
+        """State, for ``/health``."""
+        engine = self.engine
+        return {
+            "name": self.name,
+            "loaded": engine is not None and engine.alive,
+            "busy": self.busy,
+            "waiting": self.waiting,
+            "parallel": self.options.parallel,
+            "context": self.options.context,
+            "confined": engine.confined if engine is not None else {},
+            "bytes": self.bytes if engine is not None else 0,
+            "refused": str(self.refusal) if self.refusal is not None else None,
+        }
+
+
+def _fits(text: str, session: str | None) -> Callable[[Slot], tuple[int, float]]:
+    """How well a request goes on from a slot: its own session, then what the slot holds of it, then the oldest.
+
+    A slot counts only where the request keeps most of what it holds: another conversation that merely begins likewise
+    goes to a place of its own, or the two would drive each other out at every turn.
+    """
+
+    def score(slot: Slot) -> tuple[int, float]:
+        if session is not None and slot.session == session:
+            return (1 << 30, -slot.used)
+        same = _common(text, slot.held)
+        return (same if same >= KEPT_SHARE * len(slot.held) else 0, -slot.used)
+
+    return score
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the common beginning of two texts."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
+
+
+class Pool:
+    """All models that are served, within a memory limit.
+
+    Args:
+        models: The models.
+        memory: Bytes that loaded engines may take together; None sets no limit.
+        idle: Seconds after which an unused engine is stopped; None keeps it.
+    """
+
+    def __init__(self, models: list[ServedModel], memory: int | None = None, idle: float | None = None) -> None:
+        self.models = {model.name: model for model in models}
+        if len(self.models) != len(models):
+            raise UsageError("Two models have the same name.", "Rename one, or serve them separately.")
+        self.memory = memory
+        self.idle = idle
+        self._making_room = asyncio.Lock()
+        self._checked = time.monotonic()
+
+    def model(self, name: str) -> ServedModel:
+        """The model of a name; the only one, if none is named.
+
+        Raises:
+            NoModel: There is none.
+        """
+        if not name and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise NoModel(f"No model {name[:100]!r} is served.", f"Served: {', '.join(self.models)}.")
+        return self.models[name]
+
+    async def running(self, model: ServedModel) -> Engine:
+        """A model's engine, after room was made for it.
+
+        Raises:
+            NoRoom: The memory limit is reached and nothing is idle.
+        """
+        if (model.engine is None or not model.engine.alive) and self.memory is not None:
+            async with self._making_room:
+                others = [other for other in self.models.values() if other is not model and other.engine is not None]
+                for other in sorted(others, key=lambda other: other.used):
+                    if sum(one.bytes for one in others if one.engine) + model.bytes <= self.memory:
+                        break
+                    if not other.busy and not other.waiting:
+                        await other.unload()
+                if sum(one.bytes for one in others if one.engine) + model.bytes > self.memory:
+                    raise NoRoom(
+                        f"{model.name} needs about {model.bytes >> 20:,} MiB, and {self.memory >> 20:,} MiB is the limit "
+                        "for all models together.",
+                        "Ask again when another model is idle, or raise --memory.",
+                    )
+                return await model.running()
+        return await model.running()
+
+    async def tend(self) -> None:
+        """One look at everything: stop what is idle or may no longer run."""
+        recheck = time.monotonic() - self._checked > RECHECK_SECONDS
+        if recheck:
+            self._checked = time.monotonic()
+        for model in self.models.values():
+            if recheck and model.refusal is None:
+                try:
+                    await asyncio.to_thread(model.opened.recheck)
+                except StillroomError as error:
+                    model.refusal = error
+                    await model.unload()
+            idle = self.idle is not None and time.monotonic() - model.used > self.idle
+            if idle and model.engine is not None and not model.busy and not model.waiting:
+                await model.unload()
+
+    async def stop(self, grace: bool = True) -> None:
+        """Stop every engine."""
+        for model in self.models.values():
+            await model.unload(1.0 if grace else 0)
+
+    def close(self) -> None:
+        """Stop every engine and give up what was opened."""
+        for model in self.models.values():
+            if model.engine is not None:
+                model.engine.stop()
+            model.opened.close()
+
+
+async def save_slot(engine: Engine, slot: Slot) -> bytes | None:
+    """An engine's state of a slot; None where it cannot be had."""
+    name = f"{slot.number}.state"
+    path: Path = engine.folder / name
+    try:
+        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=save", {"filename": name})
+        return await asyncio.to_thread(path.read_bytes)
+    except (local.EngineGone, local.EngineRefused, OSError):
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def restore_slot(engine: Engine, slot: Slot, state: bytes) -> bool:
+    """Put a state back into a slot; False where the engine does not take it."""
+    name = f"{slot.number}.state"
+    path = engine.folder / name
+    try:
+        await asyncio.to_thread(path.write_bytes, state)
+        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=restore", {"filename": name})
+        return True
+    except (local.EngineRefused, OSError):
+        return False
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""Errors as clients get them, in the words of the OpenAI API. Knows nothing of requests.
+
+A client's mistake is 4xx; what this machine cannot do now is 503, and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
+from stillroom.runtime.transport import EngineRefused
+from stillroom.serving.answers import ContextFull
+from stillroom.serving.pool import NoModel, NoRoom, QueueFull
+from stillroom.serving.schema import UnsupportedSchema
+from stillroom.serving.sessions import NoSession, SessionDamaged
+
+_KNOWN: list[tuple[type[Exception], int, str]] = [
+    (SwitchedOff, 503, "switched_off"),
+    (VerificationFailed, 503, "verification_failed"),
+    (QueueFull, 429, "queue_full"),
+    (NoRoom, 503, "no_room"),
+    (NoModel, 404, "model_not_found"),
+    (NoSession, 404, "session_not_found"),
+    (SessionDamaged, 409, "session_damaged"),
+    (ContextFull, 400, "context_length_exceeded"),
+    (UnsupportedSchema, 400, "unsupported_schema"),
+    (TimeoutError, 503, "timeout"),
+]
+
+
+def problem(status: int, code: str, message: str, close: bool = False) -> JSONResponse:
+    """An error's answer."""
+    headers = {"Retry-After": "1"} if status == 429 or code == "no_room" else {}
+    if close:
+        headers["Connection"] = "close"
+    return JSONResponse(body(status, code, message), status, headers)
+
+
+def body(status: int, code: str, message: str) -> dict[str, Any]:
+    """An error's words."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "code": code, "param": None}}
+
+
+def explain(error: BaseException) -> tuple[int, str, str]:
+    """Status, code and message of whatever was raised."""
+    for kind, status, code in _KNOWN:
+        if isinstance(error, kind):
+            return status, code, str(error) or "It took too long."
+    if isinstance(error, EngineRefused):
+        # The engine's own faults are this machine's; everything else was the client's.
+        return (400, "invalid_request", str(error)) if error.status < 500 else (503, "engine_failed", str(error))
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        return 400, "invalid_request", f"{where}: {first['msg']}" if where else str(first["msg"])
+    if isinstance(error, ValueError | UnicodeError):
+        return 400, "invalid_request", f"The body is not JSON: {str(error)[:200]}"
+    if isinstance(error, StillroomError):
+        return 503, "engine_failed", str(error)
+    logging.getLogger("stillroom.serving").exception("a request failed", exc_info=error)
+    return 503, "internal_error", "The server could not answer this request."
+
+
+def answer(error: BaseException) -> JSONResponse:
+    """The answer to whatever was raised."""
+    return problem(*explain(error))

@@ -1,0 +1,1 @@
+"""Licences and terms: may a model be used so, and what comes with it."""

@@ -1,0 +1,234 @@
+"""A machine's view of a publisher's repository: fetched with tuf, kept, and read again offline. Judges no package.
+
+tuf's own client fetches and stores. What it stored is then read by the same strict path whether a connection was there or not,
+so that being offline changes nothing but the freshness.
+"""
+
+from __future__ import annotations
+
+import datetime
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.errors import VerificationFailed
+from stillroom.verification.closed import parse, read_bytes
+from stillroom.verification.documents import (
+    REINSTATEMENTS,
+    RELEASES,
+    REVOCATIONS,
+    Pin,
+    Reinstatements,
+    Releases,
+    RevocationList,
+)
+
+LARGEST_METADATA = 32 << 20
+
+
+@dataclass(frozen=True)
+class View:
+    """What the metadata says.
+
+    Attributes:
+        release_keys: Keys that may sign packages.
+        threshold: How many of them must.
+        releases: Published packages and least sequences.
+        revocations: The present list.
+        reinstatements: What the release role took back.
+        issued: When the newest timestamp was signed.
+        expires: When the first part of the metadata expires.
+        fetched: Whether the repository was reached just now.
+        trouble: Why it was not, in words.
+    """
+
+    release_keys: list[Any]
+    threshold: int
+    releases: Releases
+    revocations: RevocationList
+    reinstatements: Reinstatements
+    issued: datetime.datetime
+    expires: datetime.datetime
+    fetched: bool
+    trouble: str = ""
+
+
+def look(pin: Pin, folder: Path, repository: str | None = None) -> View:
+    """Fetch what is new, if the repository can be reached, and read what is kept.
+
+    Args:
+        pin: What is trusted from the start.
+        folder: Where the metadata is kept.
+        repository: Read from here instead of the pinned place: a mirror on a medium.
+
+    Raises:
+        VerificationFailed: The repository says what cannot be true, or nothing is kept and nothing can be reached.
+    """
+    trouble = _fetch(pin, folder, repository or pin.repository or "")
+    return _read(pin, folder, trouble)
+
+
+def pinned_keys(pin: Pin) -> tuple[list[Any], int]:
+    """Release keys and threshold of the pinned root alone: all there is without a repository."""
+    root = _root(pin)
+    role = root.signed.roles["targets"]
+    return [root.signed.keys[keyid] for keyid in role.keyids], role.threshold
+
+
+def _fetch(pin: Pin, folder: Path, address: str) -> str:
+    """Let tuf's client renew what is kept; returns why the repository could not be reached, or nothing."""
+    from tuf.api.exceptions import DownloadError, RepositoryError
+    from tuf.ngclient import Updater, UpdaterConfig
+
+    base = address if "://" in address else Path(address).absolute().as_uri()
+    targets = folder / "targets"
+    targets.mkdir(parents=True, exist_ok=True)
+    try:
+        updater = Updater(
+            metadata_dir=str(folder),
+            metadata_base_url=f"{base}/metadata/",
+            target_dir=str(targets),
+            target_base_url=f"{base}/targets/",
+            fetcher=_fetcher(base),
+            config=UpdaterConfig(
+                root_max_length=LARGEST_METADATA,
+                timestamp_max_length=1 << 20,
+                snapshot_max_length=LARGEST_METADATA,
+                targets_max_length=LARGEST_METADATA,
+            ),
+            bootstrap=pin.root_bytes(),
+        )
+        updater.refresh()
+        for path in (RELEASES, REINSTATEMENTS, REVOCATIONS):
+            info = updater.get_targetinfo(path)
+            if info is None:
+                raise VerificationFailed(f"{address}: the metadata names no {path}.", "Ask the publisher.")
+            if updater.find_cached_target(info) is None:
+                updater.download_target(info)
+    except DownloadError as error:
+        return f"{address} cannot be reached ({error})"
+    except RepositoryError as error:
+        raise _explain(error, address) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{address} cannot be read ({error})"
+    return ""
+
+
+def _explain(error: Exception, address: str) -> VerificationFailed:
+    """Tuf's refusal in words that say which attack it looks like."""
+    from tuf.api import exceptions
+
+    text = str(error)
+    if isinstance(error, exceptions.ExpiredMetadataError):
+        what, todo = (
+            "its metadata has expired: somebody holds back newer metadata, or nobody renewed it",
+            ("Ask the publisher to renew it (`stillroom repo refresh`), or use another mirror."),
+        )
+    elif isinstance(error, exceptions.BadVersionNumberError):
+        what, todo = (
+            "its metadata is older than what was seen before, or of another version than announced",
+            ("This looks like a rollback; use another mirror."),
+        )
+    elif isinstance(error, exceptions.UnsignedMetadataError):
+        what, todo = "its metadata is not signed by enough trusted keys", "Do not use this mirror; ask the publisher."
+    elif isinstance(error, exceptions.LengthOrHashMismatchError):
+        what, todo = "its parts do not belong together", "This looks like a mix of several states; use another mirror."
+    else:
+        what, todo = "its metadata cannot be read", "Do not use this mirror; ask the publisher."
+    return VerificationFailed(f"{address}: {what} ({text[:300]}).", todo)
+
+
+def _fetcher(base: str) -> Any:
+    """Tuf's own fetcher for the web, and one for folders."""
+    if not base.startswith("file:"):
+        return None
+    from tuf.api.exceptions import DownloadError, DownloadHTTPError
+    from tuf.ngclient import FetcherInterface
+
+    class FolderFetcher(FetcherInterface):  # type: ignore[misc]
+        """Reads a repository from a folder; a missing file is what a web server would answer 404 to."""
+
+        def _fetch(self, url: str) -> Iterator[bytes]:
+            path = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+            root = Path(urllib.parse.unquote(urllib.parse.urlsplit(base).path))
+            if not root.is_dir():
+                raise DownloadError(f"no folder {root}")
+            if not path.is_file():
+                raise DownloadHTTPError(f"no file {path.name}", 404)
+            with open(path, "rb") as stream:
+                while data := stream.read(1 << 20):
+                    yield data
+
+    return FolderFetcher()
+
+
+def _root(pin: Pin) -> Any:
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Root
+
+    try:
+        root = Metadata[Root].from_bytes(pin.root_bytes())
+        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+    except (RepositoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationFailed(
+            f"The pinned root of {pin.publisher} is not valid ({str(error)[:200]}).", "Pin the right trust.json."
+        ) from None
+    return root
+
+
+def _read(pin: Pin, folder: Path, trouble: str) -> View:
+    """Verify what is kept, from the pinned root on; expiry is reported, not judged."""
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata
+
+    if not (folder / "timestamp.json").is_file():
+        raise VerificationFailed(
+            f"Nothing is known yet of what {pin.publisher} has revoked: {trouble or 'no metadata is kept'}.",
+            "Connect once, or bring the repository on a medium: stillroom verify PACKAGE --repository FOLDER.",
+        )
+    try:
+        root = _root(pin)
+        while (following := folder / "root_history" / f"{root.signed.version + 1}.root.json").is_file():
+            following_root = Metadata.from_bytes(read_bytes(following))
+            root.signed.verify_delegate("root", following_root.signed_bytes, following_root.signatures)
+            following_root.signed.verify_delegate("root", following_root.signed_bytes, following_root.signatures)
+            if following_root.signed.version != root.signed.version + 1:
+                raise VerificationFailed(f"{following} has another version than its name.", "Remove it.")
+            root = following_root
+        parts: dict[str, Any] = {"root": root}
+        above: Any = root
+        for role in ("timestamp", "snapshot", "targets", "revoke"):
+            data = read_bytes(folder / f"{role}.json")
+            if role == "snapshot":
+                parts["timestamp"].signed.snapshot_meta.verify_length_and_hashes(data)
+            elif role in ("targets", "revoke"):
+                parts["snapshot"].signed.meta[f"{role}.json"].verify_length_and_hashes(data)
+            parts[role] = Metadata.from_bytes(data)
+            above = parts["targets"] if role == "revoke" else root
+            above.signed.verify_delegate(role, parts[role].signed_bytes, parts[role].signatures)
+        documents = {}
+        for role, path in (("targets", RELEASES), ("targets", REINSTATEMENTS), ("revoke", REVOCATIONS)):
+            documents[path] = read_bytes(folder / "targets" / urllib.parse.quote(path, ""))
+            parts[role].signed.targets[path].verify_length_and_hashes(documents[path])
+        issued = datetime.datetime.fromisoformat(parts["timestamp"].signed.unrecognized_fields["x-stillroom-issued"])
+    except VerificationFailed:
+        raise
+    except (RepositoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationFailed(
+            f"{folder}: the kept metadata of {pin.publisher} does not verify ({str(error)[:200]}).",
+            "Remove this folder, connect, and verify again.",
+        ) from None
+    keys = [root.signed.keys[keyid] for keyid in root.signed.roles["targets"].keyids]
+    return View(
+        release_keys=keys,
+        threshold=root.signed.roles["targets"].threshold,
+        releases=parse(Releases, documents[RELEASES], RELEASES),
+        revocations=parse(RevocationList, documents[REVOCATIONS], REVOCATIONS),
+        reinstatements=parse(Reinstatements, documents[REINSTATEMENTS], REINSTATEMENTS),
+        issued=issued,
+        expires=min(part.signed.expires for part in parts.values()),
+        fetched=not trouble,
+        trouble=trouble,
+    )
