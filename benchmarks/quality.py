@@ -32,13 +32,13 @@ from stillroom.signals.cache.threshold import Entries, Threshold
 from stillroom.signals.cache.top_k import TopK
 from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.teacher.capture import teacher_scores
-from stillroom.train.losses.fused import FusedLoss
-from stillroom.train.losses.objective import Objective
-from stillroom.train.losses.registry import make_objective
-from stillroom.train.network import LossNetwork
-from stillroom.train.optimizer import clip_gradients, make_optimizer
-from stillroom.train.schedule import batch_order, learning_rate
+from stillroom.teachers.capture import teacher_scores
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.objective import Objective
+from stillroom.training.losses.registry import make_objective
+from stillroom.training.network import LossNetwork
+from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.schedule import batch_order, learning_rate
 
 LAYERS, LENGTH, BATCH = 8, 256, 4
 TRAIN_TOKENS, HELDOUT_TOKENS = 24_576, 4096

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
-from stillroom.evaluate.bootstrap import student_t
-from stillroom.evaluate.summary import machine
+from stillroom.evaluation.bootstrap import student_t
+from stillroom.reporting.summary import machine
 
 
 def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:

@@ -39,15 +39,15 @@ from stillroom.recipe.capture import CaptureConfig
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.student import Target
 from stillroom.recipe.teacher import GgufTeacher
-from stillroom.student.embeddings import keep_rows
-from stillroom.student.importance import Sample
-from stillroom.student.languages import as_record, language_costs
-from stillroom.student.measured import Measured
-from stillroom.student.narrow import Widths
-from stillroom.student.planning import plan_shape
-from stillroom.student.shape import Anatomy, Shape, tokenizer_bytes
-from stillroom.student.shrink import _cut, evenly_spaced, shrink
-from stillroom.student.trim import Trimmed, trim
+from stillroom.students.embeddings import keep_rows
+from stillroom.students.importance import Sample
+from stillroom.students.languages import as_record, language_costs
+from stillroom.students.measured import Measured
+from stillroom.students.narrow import Widths
+from stillroom.students.planning import plan_shape
+from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
+from stillroom.students.shrink import _cut, evenly_spaced, shrink
+from stillroom.students.trim import Trimmed, trim
 
 REMOVED_LAYERS = 8
 CHANNEL_SHARE = 0.75
@@ -257,7 +257,7 @@ class Distilling:
 
         from stillroom.recipe.training import DistillConfig
         from stillroom.signals.batches import BatchSource
-        from stillroom.train.loop import Training
+        from stillroom.training.loop import Training
 
         cache = self._cache()
         training = Training(
@@ -286,7 +286,7 @@ class Distilling:
         from stillroom.signals.cache.identity import CacheIdentity
         from stillroom.signals.cache.reader import TeacherCache
         from stillroom.signals.cache.writer import CacheWriter
-        from stillroom.teacher.capture import capture
+        from stillroom.teachers.capture import capture
 
         config = CaptureConfig()
         folder = self.folder / f"cache-{len(self.train)}"

@@ -40,11 +40,11 @@ from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import DenseSignal
-from stillroom.teacher.capture import teacher_scores
-from stillroom.train.losses.fused import FusedLoss
-from stillroom.train.losses.registry import make_objective
-from stillroom.train.network import LossNetwork
-from stillroom.train.optimizer import clip_gradients, make_optimizer
+from stillroom.teachers.capture import teacher_scores
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import make_objective
+from stillroom.training.network import LossNetwork
+from stillroom.training.optimizer import clip_gradients, make_optimizer
 
 LAYERS, LENGTH, BATCH = 16, 512, 4
 TAU = 1 / 36

@@ -38,7 +38,7 @@ def children() -> Any:
     """Children that begin with everything imported, so that a kill meets the work and not the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["stillroom.pipeline", "transformers", "stillroom.train.stage", "stillroom.evaluate.stage"]
+        ["stillroom.pipeline", "transformers", "stillroom.training.stage", "stillroom.evaluation.stage"]
     )
     return context
 

@@ -11,11 +11,12 @@ import yaml
 from models import FAMILIES, tiny_model
 from typer.testing import CliRunner
 
-from stillroom import costs, pipeline
+from stillroom import pipeline
 from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError
-from stillroom.plan import KEPT, make_plan
+from stillroom.planning import costs
+from stillroom.planning.plan import KEPT, make_plan
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 

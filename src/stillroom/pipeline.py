@@ -1,56 +1,106 @@
-"""The order of the stages, and what each depends on. Knows nothing of how a stage does its work."""
+"""Runs a recipe's stages in order; what is finished and still holds is skipped."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, translate
 from stillroom.core.progress import Progress
-from stillroom.recipe.reading import load_recipe
+from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
-from stillroom.runs.run import AnyPath, Run
-from stillroom.runs.stages import _with_needs, inputs_of, stages_of
+from stillroom.runs.run import AnyPath, Callback, Run
+from stillroom.runs.stages import inputs_of, stages_of, with_needs
 
 SPARE_BYTES = 64 << 20
 """Room on the disk without which no stage is begun."""
 
 
-def run(
-    recipe: str | Path | Recipe, root: str | Path = "runs", *, until: str | None = None, quiet: bool = False
-) -> Run:
-    """Do a recipe's whole path, or go on with it.
+AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run
+"""What a verb takes: a recipe's file, a run's folder, a dict, a recipe, or a run."""
 
-    Finished stages whose inputs still hold are skipped; one that was cut off is resumed.
 
-    Args:
-        recipe: A recipe's file, or a recipe.
-        root: The folder that holds runs.
-        until: The last stage to do; all of them without it.
-        quiet: Draw no progress.
-
-    Returns:
-        The run, with ``summary.json`` and ``report.html`` in its folder when all stages are done.
+def recipe_and_root(
+    source: AnyRecipe, root: AnyPath = "runs", overrides: Mapping[str, Any] | None = None
+) -> tuple[Recipe, Path]:
+    """The recipe that is meant, and the folder that holds its run.
 
     Raises:
-        StillroomError: With a message for the user; nothing that was finished is lost.
+        RecipeError: There is none, or a key or value of it is wrong.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    progress = Progress(quiet)
     root = Path(root)
-    with _translated(root):
-        made = Run.create(loaded, root)
-        with made.locked():
-            _do(made, until, progress)
+    if isinstance(source, Recipe):
+        recipe = source
+    elif isinstance(source, Mapping):
+        recipe = recipe_of(source)
+    elif isinstance(source, Run) or (Path(source) / "recipe.yaml").is_file():
+        existing = Run.open(source)
+        recipe, root = existing.recipe, existing.path.parent
+    else:
+        recipe = load_recipe(source)
+    return (with_overrides(recipe, overrides) if overrides else recipe), root
+
+
+def opened(
+    source: AnyRecipe,
+    root: AnyPath = "runs",
+    overrides: Mapping[str, Any] | None = None,
+    on_stage: Callback | None = None,
+    on_step: Callback | None = None,
+) -> Run:
+    """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
+    if not isinstance(source, (Recipe, Mapping)) and (
+        isinstance(source, Run) or (Path(source) / "recipe.yaml").is_file()
+    ):
+        made = Run.open(source)
+        if overrides:
+            made.change(with_overrides(made.recipe, overrides))
+    else:
+        recipe, folder = recipe_and_root(source, root, overrides)
+        made = Run.create(recipe, folder)
+    made.listen(on_stage, on_step)
     return made
 
 
-def run_stage(folder: AnyPath, name: str, *, quiet: bool = False) -> Run:
-    """Do one stage of an existing run, and what it needs."""
-    made = Run.open(folder)
+def run(
+    recipe: AnyRecipe,
+    root: AnyPath = "runs",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    until: str | None = None,
+    quiet: bool = False,
+    on_stage: Callback | None = None,
+    on_step: Callback | None = None,
+) -> Run:
+    """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
+    with _translated(Path(root)):
+        made = opened(recipe, root, overrides, on_stage, on_step)
+        with made.locked():
+            _do(made, until, Progress(quiet))
+    return made
+
+
+def run_stage(
+    source: AnyRecipe,
+    name: str,
+    root: AnyPath = "runs",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    on_stage: Callback | None = None,
+    on_step: Callback | None = None,
+) -> Run:
+    """Do one stage of a run, and what it needs.
+
+    Raises:
+        RunError: The recipe has no such stage.
+    """
+    made = opened(source, root, overrides, on_stage, on_step)
     names = [spec.name for spec in stages_of(made.recipe)]
     if name not in names:
         raise RunError(f"{made.path}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
@@ -59,40 +109,10 @@ def run_stage(folder: AnyPath, name: str, *, quiet: bool = False) -> Run:
     return made
 
 
-def capture(folder: AnyPath, *, quiet: bool = False) -> Run:
-    """Do the stage `capture` of a run (its folder, or the run), and what it needs."""
-    return run_stage(folder, "capture", quiet=quiet)
-
-
-def shrink(folder: AnyPath, *, quiet: bool = False) -> Run:
-    """Do the stage `shrink` of a run (its folder, or the run), and what it needs."""
-    return run_stage(folder, "shrink", quiet=quiet)
-
-
-def distill(folder: AnyPath, *, quiet: bool = False) -> Run:
-    """Do the stage `distill` of a run (its folder, or the run), and what it needs."""
-    return run_stage(folder, "distill", quiet=quiet)
-
-
-def evaluate(folder: AnyPath, *, quiet: bool = False) -> Run:
-    """Do the stage `evaluate` of a run (its folder, or the run), and what it needs."""
-    return run_stage(folder, "evaluate", quiet=quiet)
-
-
-def export(folder: AnyPath, *, quiet: bool = False) -> Run:
-    """Do the stage `export` of a run (its folder, or the run), and what it needs."""
-    return run_stage(folder, "export", quiet=quiet)
-
-
-def report(folder: AnyPath) -> dict[str, Any]:
-    """Write ``summary.json`` and ``report.html`` of a finished run again; returns the summary."""
-    return finish(Run.open(folder))
-
-
 def finish(made: Run) -> dict[str, Any]:
     """Write ``summary.json`` and ``report.html`` of a finished run again; returns the summary."""
-    from stillroom.evaluate.report import write_report
-    from stillroom.evaluate.summary import write_summary
+    from stillroom.reporting.report import write_report
+    from stillroom.reporting.summary import write_summary
 
     summary = write_summary(made)
     write_report(made, summary)
@@ -100,10 +120,10 @@ def finish(made: Run) -> dict[str, Any]:
 
 
 def _do(made: Run, until: str | None, progress: Progress) -> None:
-    from stillroom.plan import begin_with_plan
+    from stillroom.planning.plan import begin_with_plan
 
     specs = stages_of(made.recipe)
-    wanted = specs if until is None else _with_needs(specs, until)
+    wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
         # Before anything is spent, and every time: what is allowed today may be forbidden tomorrow.
         from stillroom.terms.gate import pass_gate
@@ -125,7 +145,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
             spec.load()(made, stage, progress)
         shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     if until is None:
-        from stillroom.evaluate.floors import require_bounds
+        from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
 
@@ -134,7 +154,7 @@ def _check_room(made: Run, name: str) -> None:
     """Refuse to begin a stage for which there is too little disk or memory, by the plan where one was kept."""
     import psutil
 
-    from stillroom.plan import planned_needs
+    from stillroom.planning.plan import planned_needs
 
     needs = planned_needs(made, name) or {}
     limits = made.recipe.limits
@@ -149,30 +169,26 @@ def _check_room(made: Run, name: str) -> None:
             "Free some room and give the same command again: finished stages are kept.",
         )
     held = psutil.Process().memory_info().rss
-    memory = limits.memory_bytes or psutil.virtual_memory().available + held
+    available = limits.memory_bytes or psutil.virtual_memory().available + held
     # A plan is right to a fifth; what may just fit is tried.
-    if needs and needs["memory_bytes"] * (1.0 if limits.memory_bytes else 0.8) > memory:
+    if needs and needs["memory_bytes"] * (1.0 if limits.memory_bytes else 0.8) > available:
         raise OutOfMemory(
             f"The stage `{name}` needs about {needs['memory_bytes'] / 1e9:.1f} GB of memory, and there are "
-            f"{memory / 1e9:.1f} GB.",
+            f"{available / 1e9:.1f} GB.",
             "Close other programs, lower `distill.micro_batch_tokens`, or choose a smaller student; then give the same "
             "command again: finished stages are kept.",
         )
 
 
-class _translated:  # noqa: N801 - used like a function
+@contextlib.contextmanager
+def _translated(where: Path) -> Iterator[None]:
     """Turn low-level failures of the body into errors that a user can act on."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):
-            return
-        place = "" if isinstance(error, OSError) and error.filename else str(self.where)
-        known = translate(error, place)
-        if known is not None and known is not error:
-            raise known from error
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    except Exception as error:
+        named = isinstance(error, OSError) and error.filename
+        known = translate(error, "" if named else str(where))
+        if known is None or known is error:
+            raise
+        raise known from error

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.core.errors import FloorMissed, RecipeError
-from stillroom.evaluate.answers import Answer
-from stillroom.evaluate.behaviour import is_verbatim, of_answers, repetition
-from stillroom.evaluate.behaviour import summarize as behave
-from stillroom.evaluate.floors import check_bounds, require_bounds
-from stillroom.evaluate.refusals import agreement, labelled, refuses
-from stillroom.evaluate.safeguards import _read_file, choose_prompts, judge
+from stillroom.evaluation.answers import Answer
+from stillroom.evaluation.behaviour import is_verbatim, of_answers, repetition
+from stillroom.evaluation.behaviour import summarize as behave
+from stillroom.evaluation.floors import check_bounds, require_bounds
+from stillroom.evaluation.refusals import agreement, labelled, refuses
+from stillroom.evaluation.safeguards import _read_file, choose_prompts, judge
 from stillroom.recipe.evaluation import EvaluateConfig
 
 

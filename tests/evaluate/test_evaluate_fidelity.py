@@ -17,12 +17,12 @@ from student.tiny_families import tiny_sequences
 from benchmarks.faults import bench_with
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED
-from stillroom.evaluate.bench import Loaded
-from stillroom.evaluate.fidelity import Contender, compare
-from stillroom.evaluate.heldout import HeldOut, InMemory
-from stillroom.evaluate.measures import MEASURES, do_measures
-from stillroom.evaluate.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
-from stillroom.evaluate.tokens import CLASSES, class_of, position_edges, position_labels
+from stillroom.evaluation.bench import Loaded
+from stillroom.evaluation.fidelity import Contender, compare
+from stillroom.evaluation.heldout import HeldOut, InMemory
+from stillroom.evaluation.measures import MEASURES, do_measures
+from stillroom.evaluation.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
+from stillroom.evaluation.tokens import CLASSES, class_of, position_edges, position_labels
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 IDS = 96

@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval", reason="the extra tasks (lm-evaluation-harness) i
 from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import RecipeError
-from stillroom.evaluate.tasks.harness import require_names
+from stillroom.evaluation.tasks.harness import require_names
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
 
@@ -93,7 +93,7 @@ def test_a_run_names_tasks_of_the_harness(
 
 
 def test_what_the_harness_cannot_do_is_said(folder: Path) -> None:
-    from stillroom.evaluate.tasks.harness import run_task
+    from stillroom.evaluation.tasks.harness import run_task
 
     with pytest.raises(RecipeError, match="no_such_task: no such task"):
         require_names(["doors", "no_such_task"], folder / "tasks")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.evaluation import coverage, rejection
-from stillroom.evaluate.bootstrap import difference, ratio, student_t
-from stillroom.evaluate.paired import mcnemar, paired_share, share
+from stillroom.evaluation.bootstrap import difference, ratio, student_t
+from stillroom.evaluation.paired import mcnemar, paired_share, share
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

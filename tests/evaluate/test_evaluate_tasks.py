@@ -15,13 +15,13 @@ from benchmarks.evaluation import harness_python, lm_eval_difference
 from benchmarks.faults import with_student
 from stillroom.core.errors import MissingDependency, RecipeError, UsageError
 from stillroom.core.sandbox.programs import Limits, run_program
-from stillroom.evaluate.answers import Speaker
-from stillroom.evaluate.bench import package_folder
-from stillroom.evaluate.measures import do_measures, require_measures
-from stillroom.evaluate.tasks.items import Item, Task, choose, is_exact
-from stillroom.evaluate.tasks.packages import package_task
-from stillroom.evaluate.tasks.task_files import read_task
-from stillroom.evaluate.tasks.tool_calls import calls_in, is_right_call, makes_no_call
+from stillroom.evaluation.answers import Speaker
+from stillroom.evaluation.bench import package_folder
+from stillroom.evaluation.measures import do_measures, require_measures
+from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
+from stillroom.evaluation.tasks.packages import package_task
+from stillroom.evaluation.tasks.task_files import read_task
+from stillroom.evaluation.tasks.tool_calls import calls_in, is_right_call, makes_no_call
 from stillroom.recipe.evaluation import EvaluateConfig
 
 LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
@@ -213,7 +213,7 @@ def test_names_that_nobody_knows() -> None:
     with pytest.raises(MissingDependency, match="no_such_package"):
         package_folder("no_such_package", "no-such-package==1")
     if importlib.util.find_spec("lm_eval") is None:
-        from stillroom.evaluate.tasks.harness import require_names
+        from stillroom.evaluation.tasks.harness import require_names
 
         with pytest.raises(MissingDependency, match="lm-evaluation-harness"):
             require_names(["hellaswag"])

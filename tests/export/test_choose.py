@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stillroom.core.errors import RecipeError
-from stillroom.export.choose import byte_limit, cache_bytes, candidates
+from stillroom.formats.choose import byte_limit, cache_bytes, candidates
 from stillroom.recipe.export import MAX_KL, ChooseConfig, ExportConfig
-from stillroom.student.limits import load_profiles
+from stillroom.students.limits import load_profiles
 
 CONFIG = SimpleNamespace(
     hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, head_dim=None

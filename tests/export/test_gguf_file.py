@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from stillroom.core.errors import EngineFailed, ExportMismatch, UnsupportedModel
 from stillroom.core.progress import Task
-from stillroom.export.check import (
+from stillroom.formats.check import (
     Agreement,
     Passage,
     agreement,
@@ -25,9 +25,9 @@ from stillroom.export.check import (
     require_same_tokens,
     student_says,
 )
-from stillroom.export.exporter import SAMPLES
-from stillroom.export.gguf_file import planned_bytes, write_gguf
-from stillroom.export.mixes import GGUF_TYPES
+from stillroom.formats.exporter import SAMPLES
+from stillroom.formats.gguf_file import planned_bytes, write_gguf
+from stillroom.formats.mixes import GGUF_TYPES
 from stillroom.models.load import load_student
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.runtime.engine import Engine, EngineOptions

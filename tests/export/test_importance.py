@@ -10,7 +10,7 @@ from models import make_model
 
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.export.importance import load_importance, measure_importance, save_importance
+from stillroom.formats.importance import load_importance, measure_importance, save_importance
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 

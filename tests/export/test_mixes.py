@@ -7,8 +7,8 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.export.mixes import GGUF_TYPES, OWN_OUTPUT, TYPES, Setting, tensor_type
-from stillroom.export.quantise import block
+from stillroom.formats.mixes import GGUF_TYPES, OWN_OUTPUT, TYPES, Setting, tensor_type
+from stillroom.formats.quantise import block
 
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 

@@ -15,9 +15,9 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 from stillroom.core import files
 from stillroom.core.errors import ExportMismatch, MissingDependency
 from stillroom.core.progress import Progress
-from stillroom.export import onnx_file
-from stillroom.export.check import Passage
-from stillroom.export.onnx_check import OnnxModel, check_onnx, export_onnx
+from stillroom.formats import onnx_file
+from stillroom.formats.check import Passage
+from stillroom.formats.onnx_check import OnnxModel, check_onnx, export_onnx
 from stillroom.inspection.inspect import require_safe
 from stillroom.models.load import load_student
 
@@ -51,7 +51,7 @@ def test_it_says_and_generates_what_pytorch_does(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stillroom.export import onnx_check
+    from stillroom.formats import onnx_check
 
     def copied(_source: Path, target: Path) -> None:
         target.mkdir()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.core.errors import MissingDependency
-from stillroom.export import quantise as room
-from stillroom.export.quantise import block, libgguf_encoder, llama_cpp_encoder, quantise, tensor_bytes
+from stillroom.formats import quantise as room
+from stillroom.formats.quantise import block, libgguf_encoder, llama_cpp_encoder, quantise, tensor_bytes
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.IQ4_NL, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 # Root mean square error against that of the numbers, by bits a weight.

@@ -11,8 +11,8 @@ from models import make_model
 
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.export.gguf_file import tensor_types
-from stillroom.export.recover import recover, rounded
+from stillroom.formats.gguf_file import tensor_types
+from stillroom.formats.recover import recover, rounded
 from stillroom.recipe.export import RecoverConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
 

@@ -14,7 +14,7 @@ from gguf import GGUFWriter, PoolingType
 from models import tiny_model
 from serve_support import Running, running
 
-from stillroom.export import gguf_file
+from stillroom.formats import gguf_file
 from stillroom.models.load import load_student
 
 TEXTS = ["A list is a sequence.", "import os", "größer"]

@@ -11,8 +11,8 @@ from tiny_families import CHANNELS, FAMILIES, GROUPS, HEAD, HEADS, IDS, LAYERS, 
 
 from stillroom.models.families.registry import family_of
 from stillroom.models.forward import hidden_states, logits_from_hidden, output_head
-from stillroom.student.embeddings import keep_rows
-from stillroom.student.narrow import Widths, blocks, narrow
+from stillroom.students.embeddings import keep_rows
+from stillroom.students.narrow import Widths, blocks, narrow
 
 pytestmark = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 

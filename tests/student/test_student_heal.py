@@ -8,14 +8,14 @@ from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, 
 
 from stillroom.models.families.registry import families, family_of
 from stillroom.models.forward import hidden_states
-from stillroom.student.heal import heal, ridge_change
-from stillroom.student.importance import Sample, judged_kl, judged_logprobs
-from stillroom.student.layerwise import Layerwise
-from stillroom.student.measured import Measured
-from stillroom.student.narrow import Widths
-from stillroom.student.shape import Shape
-from stillroom.student.shrink import evenly_spaced, layer_choices, shrink
-from stillroom.student.widths import measure_orders, measure_widths, removal_order
+from stillroom.students.heal import heal, ridge_change
+from stillroom.students.importance import Sample, judged_kl, judged_logprobs
+from stillroom.students.layerwise import Layerwise
+from stillroom.students.measured import Measured
+from stillroom.students.narrow import Widths
+from stillroom.students.shape import Shape
+from stillroom.students.shrink import evenly_spaced, layer_choices, shrink
+from stillroom.students.widths import measure_orders, measure_widths, removal_order
 
 SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)
 
@@ -67,7 +67,7 @@ def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
     reference = judged_logprobs(model, SAMPLE.judge)
     kept = list(range(LAYERS))
     widths = Widths(channels=[torch.arange(half)] * LAYERS)
-    from stillroom.student.narrow import narrow
+    from stillroom.students.narrow import narrow
 
     student = narrow(model, adapter, widths)
     before = judged_kl(reference, student, SAMPLE.judge)
@@ -93,7 +93,7 @@ def test_a_linear_run_of_layers_is_replaced(family: str, everywhere: bool) -> No
 
 
 def shrink_plainly(model: object, kept: list[int]) -> object:
-    from stillroom.student.shrink import _cut
+    from stillroom.students.shrink import _cut
 
     return _cut(model, family_of(model), kept, Widths())
 

@@ -11,9 +11,9 @@ import torch
 from tiny_families import FAMILIES, LAYERS, tiny, tiny_sequences
 
 from stillroom.models.families.registry import family_of
-from stillroom.student import measured as module
-from stillroom.student.importance import Sample, judged_kl, judged_logprobs, leave_one_out_kl
-from stillroom.student.measured import Measured
+from stillroom.students import measured as module
+from stillroom.students.importance import Sample, judged_kl, judged_logprobs, leave_one_out_kl
+from stillroom.students.measured import Measured
 
 SAMPLE = Sample.of(tiny_sequences(6), 144)
 

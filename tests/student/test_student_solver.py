@@ -21,13 +21,13 @@ from stillroom.core.progress import Progress
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import count_parameters
 from stillroom.recipe.student import Target
-from stillroom.student.importance import Sample
-from stillroom.student.limits import Limits, limits_of, load_profiles, measure_bandwidth
-from stillroom.student.measured import Measured
-from stillroom.student.planning import plan_shape
-from stillroom.student.shape import BLOCKS, Anatomy, Shape, tokenizer_bytes
-from stillroom.student.shrink import shrink
-from stillroom.student.solver import LossModel, grid, monotone, solve
+from stillroom.students.importance import Sample
+from stillroom.students.limits import Limits, limits_of, load_profiles, measure_bandwidth
+from stillroom.students.measured import Measured
+from stillroom.students.planning import plan_shape
+from stillroom.students.shape import BLOCKS, Anatomy, Shape, tokenizer_bytes
+from stillroom.students.shrink import shrink
+from stillroom.students.solver import LossModel, grid, monotone, solve
 
 AXES = ("layers", "channels", "groups", "hidden")
 LIMITS = ("parameters", "file_bytes", "memory_bytes", "decode_tokens_per_second")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_families import TEXT, bpe_tokenizer, unigram_tokenizer
 
 from stillroom.core.errors import RecipeError, UnsupportedModel
-from stillroom.student.keep import merge_path
-from stillroom.student.trim import trim
+from stillroom.students.keep import merge_path
+from stillroom.students.trim import trim
 
 MAKERS = {
     "byte_level": bpe_tokenizer,

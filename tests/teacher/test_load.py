@@ -14,7 +14,7 @@ from models import tiny_model
 
 from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
 from stillroom.core.files import digest_file
-from stillroom.export.gguf_file import write_gguf
+from stillroom.formats.gguf_file import write_gguf
 from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import (
     count_parameters,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stillroom.core.errors import SignalError, VocabularyMismatch
 from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.train.losses.forward_kl import ForwardKL
-from stillroom.train.losses.objective import rows_of
-from stillroom.train.losses.reverse_kl import ReverseKL
+from stillroom.training.losses.forward_kl import ForwardKL
+from stillroom.training.losses.objective import rows_of
+from stillroom.training.losses.reverse_kl import ReverseKL
 
 IDS = 11
 """Ids of the vocabulary."""

@@ -14,8 +14,8 @@ from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
-from stillroom.teacher import capture as capturing
-from stillroom.teacher.capture import batch_tokens, capture
+from stillroom.teachers import capture as capturing
+from stillroom.teachers.capture import batch_tokens, capture
 
 CPU = torch.device("cpu")
 TEXT = sequences_of(5, 24)

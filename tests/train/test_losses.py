@@ -11,8 +11,8 @@ from torch.nn import functional
 from stillroom.core.errors import SignalError, VocabularyMismatch
 from stillroom.models.forward import Head
 from stillroom.signals.signal import DenseSignal, SparseSignal
-from stillroom.train.losses.fused import FusedLoss
-from stillroom.train.losses.registry import OBJECTIVES, make_objective
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import OBJECTIVES, make_objective
 
 NAMES = sorted(OBJECTIVES)
 

@@ -21,11 +21,11 @@ from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.teacher.capture import teacher_scores
-from stillroom.train.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
-from stillroom.train.loop import Training
-from stillroom.train.optimizer import clip_gradients, make_optimizer
-from stillroom.train.schedule import batch_order, learning_rate
+from stillroom.teachers.capture import teacher_scores
+from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
+from stillroom.training.loop import Training
+from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.schedule import batch_order, learning_rate
 
 ROWS, LENGTH, CPU = 48, 16, torch.device("cpu")
 CONFIG = DistillConfig(

@@ -11,9 +11,9 @@ from torch.nn import functional
 from stillroom.core.errors import UnsupportedModel
 from stillroom.signals.batches import Batch
 from stillroom.signals.signal import DenseSignal, SparseSignal
-from stillroom.train.losses.fused import FusedLoss
-from stillroom.train.losses.registry import make_objective
-from stillroom.train.network import LossNetwork
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import make_objective
+from stillroom.training.network import LossNetwork
 
 
 def a_batch(vocabulary_size: int, signal: str = "dense", seed: int = 0) -> Batch:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from stillroom.models.forward import Head
 from stillroom.signals.signal import DenseSignal
-from stillroom.train.losses.fused import FusedLoss
-from stillroom.train.losses.registry import make_objective
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import make_objective
 
 PYTHON = Path(__file__).parents[2] / ".venvs/trl/bin/python"
 # TRL's beta runs from the teacher (0: KL(teacher ‖ student)) to the student (1); a half is the Jensen-Shannon divergence.

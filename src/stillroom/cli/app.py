@@ -76,7 +76,7 @@ def run(
 @app.command()
 def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
-    from stillroom.plan import make_plan, show_plan
+    from stillroom.planning.plan import make_plan, show_plan
     from stillroom.recipe.reading import load_recipe
 
     made = make_plan(load_recipe(recipe), runs, quiet=quiet or as_json)
@@ -126,7 +126,7 @@ def export(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None
 def _show_run(made: Any, as_json: bool) -> None:
     """What a finished run prints: the table, an answer by the student, and where to go on."""
     from stillroom.core import files
-    from stillroom.evaluate.summary import print_table
+    from stillroom.reporting.summary import print_table
 
     summary = files.read_json(made.path / "summary.json")
     if as_json:

@@ -40,7 +40,7 @@ def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: 
     import json
 
     from stillroom.core.progress import Progress
-    from stillroom.evaluate.stage import measure_only
+    from stillroom.evaluation.stage import measure_only
     from stillroom.runs.run import Run
 
     run = Run.open(folder)
@@ -53,7 +53,7 @@ def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: 
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    from stillroom.evaluate.summary import print_measures
+    from stillroom.reporting.summary import print_measures
 
     print_measures(found)
     typer.echo(f"Numbers: {folder / 'measures'}")
@@ -70,7 +70,7 @@ def compare(folders: RunPaths, as_json: Json = False) -> None:
     """Set the students of several runs side by side, paired with the first."""
     import json
 
-    from stillroom.evaluate.compare import compare_runs, print_comparison
+    from stillroom.evaluation.compare import compare_runs, print_comparison
 
     result = compare_runs(folders)
     if as_json:
@@ -83,8 +83,8 @@ def _finish(folder: Path, as_json: bool, strict: bool) -> None:
     import json
 
     from stillroom import pipeline
-    from stillroom.evaluate.floors import require_bounds
-    from stillroom.evaluate.summary import print_table
+    from stillroom.evaluation.floors import require_bounds
+    from stillroom.reporting.summary import print_table
     from stillroom.runs.run import Run
 
     summary = pipeline.finish(Run.open(folder))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from stillroom.runtime.engine import Engine
+    from stillroom.serving.ask import Chat
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A package, a run's folder or a GGUF file.")]
 
@@ -32,26 +31,20 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
-    from stillroom.runtime.engine import Engine, EngineOptions
-    from stillroom.serving.models import open_model
-    from stillroom.switch import require_on
+    from stillroom.serving.ask import Chat
 
-    require_on("chat")
     interactive = sys.stdin.isatty() and prompt is None
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with open_model(model) as opened, Engine(opened.gguf, EngineOptions(context=context)) as engine:
+    with Chat(model, system=system, context=context) as talk:
         if interactive:
-            typer.echo(f"{opened.name} ({opened.passport()['signature']['state']}).", err=True)
-            _show_confinement(engine)
+            typer.echo(f"{talk.name} ({talk.passport()['signature']['state']}).", err=True)
+            _show_confinement(talk.engine)
             typer.echo("Ctrl-C stops an answer, Ctrl-D ends.", err=True)
         while True:
             asked = prompt if prompt is not None else _ask(interactive)
             if asked is None:
                 return
             if asked.strip():
-                messages.append({"role": "user", "content": asked})
-                said = _say(engine, messages, temperature, max_tokens, seed)
-                messages.append({"role": "assistant", "content": said})
+                _say(talk, asked, temperature, max_tokens, seed)
             if prompt is not None:
                 return
 
@@ -75,31 +68,26 @@ def serve(
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
-    from stillroom.runtime.engine import EngineOptions
-    from stillroom.serving.app import Limits, Service, read_keys
-    from stillroom.serving.guard import require_key
-    from stillroom.serving.models import open_model
-    from stillroom.serving.pool import Pool, ServedModel
-    from stillroom.serving.running import run
-    from stillroom.switch import Switch
+    from stillroom.serving.app import read_keys
+    from stillroom.serving.running import serve_models
 
-    switch = Switch()
-    switch.require_on()
     if key_file is not None and not key_file.is_file():
         raise UsageError(f"{key_file} is not a file of keys.", "Write one key a line into it.")
-    keys = read_keys(key_file) if key_file is not None else []
-    require_key(host, keys)
-    options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
-    with contextlib.ExitStack() as opened:
-        found = [opened.enter_context(open_model(path)) for path in models]
-        pool = Pool(
-            [ServedModel(model, options, switch, queue) for model in found],
-            memory << 20 if memory is not None else None,
-            idle,
-        )
-        opened.callback(pool.close)
-        hosts = (*Limits().hosts, host.lower(), *(allow_host or ()))
-        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts)), host, port)
+    serve_models(
+        models,
+        host,
+        port,
+        keys=read_keys(key_file) if key_file is not None else [],
+        allow_hosts=allow_host or [],
+        context=context,
+        parallel=parallel,
+        queue=queue,
+        threads=threads,
+        batch=batch,
+        memory_bytes=memory << 20 if memory is not None else None,
+        idle_seconds=idle,
+        timeout=timeout,
+    )
 
 
 def _ask(interactive: bool) -> str | None:
@@ -115,20 +103,16 @@ def _ask(interactive: bool) -> str | None:
         return None
 
 
-def _say(engine: Engine, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> str:
-    """Stream an answer to standard output; returns it."""
-    said: list[str] = []
-    pieces = engine.stream(messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    assert isinstance(pieces, Generator)
+def _say(talk: Chat, asked: str, temperature: float, max_tokens: int, seed: int) -> None:
+    """Stream an answer to standard output."""
+    tokens = talk.stream(asked, temperature=temperature, max_tokens=max_tokens, seed=seed)
     try:
-        for piece in pieces:
-            said.append(piece)
-            sys.stdout.write(piece)
+        for text in tokens:
+            sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        pieces.close()
+        tokens.close()
     sys.stdout.write("\n")
-    return "".join(said)
 
 
 def _show_confinement(engine: Engine) -> None:

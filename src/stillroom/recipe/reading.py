@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,47 @@ def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None) ->
     return _resolve_paths(recipe, folder) if folder is not None else recipe
 
 
+def recipe_of(value: Mapping[str, Any], name: str = "recipe", folder: Path | None = None) -> Recipe:
+    """A recipe from a mapping, as YAML would give it; relative paths are resolved against the working directory.
+
+    Raises:
+        RecipeError: A key or value is wrong; names it, what was found and what is allowed.
+    """
+    try:
+        recipe = Recipe.model_validate(dict(value))
+    except ValidationError as error:
+        # The tree of keys, so that a mistake is explained as one in a file is.
+        node = yaml.compose(yaml.safe_dump(json.loads(json.dumps(value, default=str))), Loader=yaml.SafeLoader)
+        raise RecipeError(*_explain(error, node, name, lines=False)) from None
+    return _resolve_paths(recipe, folder or Path.cwd())
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe with some values changed.
+
+    Args:
+        recipe: The recipe.
+        overrides: Values by dotted keys, such as ``{"distill.epochs": 2}``; a section may be given whole.
+
+    Raises:
+        RecipeError: A key or value is wrong; names it, what was found and what is allowed.
+    """
+    tree = recipe.model_dump(mode="json")
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        at = tree
+        for section in sections:
+            below = at.get(section)
+            if not isinstance(below, dict):
+                raise RecipeError(
+                    f"override `{key}`: `{section}` is not a section here.",
+                    f"Sections here: {', '.join(name for name, found in at.items() if isinstance(found, dict)) or 'none'}.",
+                )
+            at = below
+        at[last] = value
+    return recipe_of(tree, "overrides")
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -85,14 +128,14 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update=fixed)
 
 
-def _explain(error: ValidationError, node: yaml.Node | None, name: str) -> tuple[str, str]:
+def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: bool = True) -> tuple[str, str]:
     """What, where and what to do, of the first mistake (and how many more there are)."""
     mistakes = error.errors(include_url=False)
     # An unknown key often explains the missing one.
     mistake = min(mistakes, key=lambda item: item["type"] != "extra_forbidden")
     keys = list(mistake["loc"])
     line, path, section = _locate(node, keys, Recipe)
-    place = f"{name}, line {line}: `{path}`"
+    place = f"{name}, line {line}: `{path}`" if lines else f"{name}: `{path}`"
     allowed = ""
     kind = mistake["type"]
     if kind == "extra_forbidden":

@@ -7,11 +7,12 @@ outputs, the tool's version, seeds, wall time and peak memory. A stage whose inp
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,25 @@ from stillroom.recipe.reading import dump_recipe, load_recipe
 from stillroom.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
     from stillroom.core.tracking import Log
 
 AnyPath = str | os.PathLike[str]
 """A path, or a run: it stands for its folder."""
+Callback = Callable[[str, Mapping[str, Any]], None]
+"""Called with the name of a stage and an event's values."""
 RECORD = "stage.json"
+SUMMARY = "summary.json"
+MODELS = ("teacher", "shrunk", "repaired", "baseline", "student")
+"""Models of a summary, from the teacher to the student."""
+COLUMNS = {
+    "parameters": "parameters",
+    "KL to teacher": "kl_to_teacher",
+    "same next token": "top1_agreement",
+    "bits per byte": "bits_per_byte",
+}
+"""Columns of the table that a notebook shows, and their keys in a summary."""
 FORMAT = 1
 
 
@@ -44,6 +59,26 @@ class Run:
         self.path = path
         self.recipe = recipe
         self._trackers: list[Log] | None = None
+        self._on_stage: Callback | None = None
+        self._on_step: Callback | None = None
+
+    def __repr__(self) -> str:
+        done = [
+            path.parent.name for path in sorted(self.path.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+        ]
+        return f"Run({str(self.path)!r}, finished: {', '.join(done) or 'nothing yet'})"
+
+    def _repr_html_(self) -> str:
+        """A table of the summary's models, for notebooks."""
+        if not (self.path / SUMMARY).is_file():
+            return f"<code>{html.escape(repr(self))}</code>"
+        rows = [f"<tr><th>{html.escape(self.recipe.name)}</th>{''.join(f'<th>{name}</th>' for name in COLUMNS)}</tr>"]
+        for model in MODELS:
+            numbers = self.summary.get(model)
+            if numbers is not None:
+                cells = "".join(f"<td>{_cell(numbers.get(key))}</td>" for key in COLUMNS.values())
+                rows.append(f"<tr><td>{model}</td>{cells}</tr>")
+        return f"<table>{''.join(rows)}</table>"
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -71,13 +106,59 @@ class Run:
         Raises:
             RunError: There is no run in this folder.
         """
-        path = Path(path)
+        path = path.path if isinstance(path, Run) else Path(path)
         if not (path / "recipe.yaml").is_file():
             raise RunError(
                 f"{path} is not a run: it has no recipe.yaml.",
                 "Give the folder that `stillroom run` made, such as runs/quickstart.",
             )
         return cls(path, load_recipe(path / "recipe.yaml"))
+
+    def change(self, recipe: Recipe) -> None:
+        """Give the run another recipe; stages that depend on what changed are done again."""
+        self.recipe = recipe
+        files.write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+
+    def listen(self, on_stage: Callback | None, on_step: Callback | None) -> None:
+        """Call these with the name of a stage and its events: when it begins and ends, and after each step of training."""
+        self._on_stage, self._on_step = on_stage, on_step
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers of a finished run, as ``summary.json`` holds them.
+
+        Raises:
+            RunError: The run is not finished.
+        """
+        path = self.path / SUMMARY
+        if not path.is_file():
+            raise RunError(f"{self.path}: there is no summary yet.", f"Finish the run: stillroom run {self.path}")
+        found: dict[str, Any] = files.read_json(path)
+        return found
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every event that has a step, in order: ``stage``, ``time``, ``step`` and its numbers."""
+        return [event for event in self.events() if "step" in event]
+
+    def student(self, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """The student as transformers has it: the trained model where there is one, else the pruned one.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            RunError: There is no student yet.
+        """
+        import torch
+
+        from stillroom.models.load import load_student
+
+        for name in ("distill", "shrink"):
+            stage = self.stage(name)
+            if stage.record is not None:
+                return load_student(stage.path / "model", getattr(torch, dtype))
+        raise RunError(f"{self.path}: there is no student yet.", f"Make it: stillroom distill {self.path}")
 
     @property
     def recipe_digest(self) -> str:
@@ -94,6 +175,10 @@ class Run:
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as stream:
             stream.write(line)
         self._track(stage, values)
+        if self._on_step is not None and "step" in values:
+            self._on_step(stage, values)
+        if self._on_stage is not None and values.get("event") in ("begun", "finished"):
+            self._on_stage(stage, values)
 
     def _track(self, stage: str, values: dict[str, Any]) -> None:
         """Pass numbers on to the trackers that the recipe asks for; they are opened at the first event."""
@@ -228,3 +313,10 @@ class Stage:
                 f"{self.run.path}: the stage `{self.name}` is not finished.", "Run `stillroom run` on its recipe."
             )
         return files.digest_json({name: entry["sha256"] for name, entry in record["outputs"].items()})
+
+
+def _cell(value: object) -> str:
+    """A number of a summary as a notebook's table shows it."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else ""

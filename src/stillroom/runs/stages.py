@@ -44,21 +44,21 @@ class StageSpec:
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "corpus.stage:run_stage", ("corpus",), teacher=True),
     StageSpec(
-        "capture", "teacher.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True, gated=True
+        "capture", "teachers.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True, gated=True
     ),
     StageSpec(
-        "shrink", "student.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True, gated=True
+        "shrink", "students.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True, gated=True
     ),
     StageSpec(
-        "distill", "train.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+        "distill", "training.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
     ),
     StageSpec(
-        "baseline", "train.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+        "baseline", "training.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
     ),
-    StageSpec("export", "export.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
+    StageSpec("export", "formats.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
     StageSpec(
         "evaluate",
-        "evaluate.stage:run_stage",
+        "evaluation.stage:run_stage",
         ("teacher", "evaluate", "compute"),
         ("corpus", "shrink", "distill", "baseline"),
         teacher=True,
@@ -71,7 +71,7 @@ def stages_of(recipe: Recipe) -> list[StageSpec]:
     return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
 
 
-def _with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
+def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
     """A stage and everything that it needs, in order."""
     by_name = {spec.name: spec for spec in specs}
     wanted = {name}

@@ -1,25 +1,96 @@
-"""One question, one answer. Knows nothing of conversations."""
+"""A conversation with a model, and a single question."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Generator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.serving.models import open_model
+from stillroom.switch import require_on
 
 
-def answer(path: str | Path, prompt: str, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0) -> str:
-    """Ask a model once.
+class Chat:
+    """A conversation with a model, which runs in a process of its own until it is closed. Use it as a context manager.
 
     Args:
-        path: A package, a run's folder or a GGUF file.
-        prompt: The question.
-        max_tokens: Longest answer.
-        temperature: 0 always takes the most probable token.
-        seed: Seed of the sampling.
+        model: A package, a run or its folder, or a GGUF file.
+        system: What the model is told before the conversation.
+        context: Tokens of context.
+
+    Attributes:
+        messages: What was said so far, each with ``role`` and ``content``.
+        name: What the model is called.
+        engine: The model's process.
+
+    Raises:
+        SwitchedOff: The owner's switch is off.
+        StillroomError: The model cannot be opened.
     """
-    with open_model(path) as model, Engine(model.gguf, EngineOptions()) as engine:
-        pieces = engine.stream(
+
+    def __init__(self, model: str | os.PathLike[str], *, system: str | None = None, context: int = 2048) -> None:
+        require_on("chat")
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        with contextlib.ExitStack() as stack:
+            self._model = stack.enter_context(open_model(Path(model)))
+            self.engine = stack.enter_context(Engine(self._model.gguf, EngineOptions(context=context)))
+            self._stack = stack.pop_all()
+        self.name = self._model.name
+
+    def passport(self) -> dict[str, Any]:
+        """What is known of the model, and who says so."""
+        return self._model.passport()
+
+    def say(self, prompt: str, *, temperature: float = 0.7, max_tokens: int = 256, seed: int = 0) -> str:
+        """Say something; returns the whole answer, and keeps both for what follows."""
+        return "".join(self.stream(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed))
+
+    def stream(
+        self, prompt: str, *, temperature: float = 0.7, max_tokens: int = 256, seed: int = 0
+    ) -> Generator[str, None, None]:
+        """Say something; yields the answer as it is written. Closing the generator stops the answer; what was written is kept.
+
+        Args:
+            prompt: What is said.
+            temperature: 0 always takes the most probable token.
+            max_tokens: Longest answer, in tokens.
+            seed: Seed of the sampling.
+        """
+        self.messages.append({"role": "user", "content": prompt})
+        written: list[str] = []
+        tokens = self.engine.stream(self.messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        try:
+            for text in tokens:
+                written.append(text)
+                yield text
+        finally:
+            if isinstance(tokens, Generator):
+                tokens.close()
+            self.messages.append({"role": "assistant", "content": "".join(written)})
+
+    def close(self) -> None:
+        """End the model's process."""
+        self._stack.close()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def answer(
+    model: str | os.PathLike[str], prompt: str, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+) -> str:
+    """Ask a model once: what :func:`stillroom.answer` does."""
+    with open_model(Path(model)) as opened, Engine(opened.gguf, EngineOptions()) as engine:
+        tokens = engine.stream(
             [{"role": "user", "content": prompt}], max_tokens=max_tokens, temperature=temperature, seed=seed
         )
-        return "".join(pieces).strip()
+        return "".join(tokens).strip()

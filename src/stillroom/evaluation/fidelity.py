@@ -1,0 +1,267 @@
+"""How closely students follow their teacher on held-out text, exactly: dense teacher, no sampling.
+
+The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence and one chunk
+of logits are in memory at a time. Knows nothing of files.
+
+Legend: P positions where teacher and student predict the same thing, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillroom.core.progress import Task
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.heldout import HeldOut
+from stillroom.evaluation.tally import GROUPS, MEASURES, Drawing, Places, Tally, calibration, headline, sliced
+from stillroom.evaluation.tokens import CLASSES, position_edges, position_labels, token_classes
+from stillroom.evaluation.words import percent
+from stillroom.evaluation.worst import Worst
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.vocabulary_map import VocabularyMap
+
+CHUNK = 256
+"""Positions whose distributions over the vocabulary exist at the same time."""
+
+
+@dataclass
+class Contender:
+    """A model to compare with the teacher, how its ids relate to the teacher's, and its sums."""
+
+    name: str
+    model: Any
+    vocabulary: VocabularyMap
+    tally: Tally
+
+
+def measure_fidelity(bench: Bench) -> dict[str, Any]:
+    """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
+    teacher = bench.load("teacher")
+    heldout = bench.heldout
+    groups = min(GROUPS, max(1, heldout.documents))
+    axes = {
+        "all": 1,
+        "source": len(bench.sources),
+        "position": len(position_edges(heldout.length)),
+        "class": len(CLASSES),
+    }
+    own = Tally(axes, groups)
+    contenders = []
+    for name in bench.names[1:]:
+        loaded = bench.load(name)
+        contenders.append(Contender(name, loaded.model, loaded.vocabulary, Tally(axes, groups)))
+    worst = Worst(teacher.tokenizer, bench.load("student").tokenizer, bench.sources)
+    classes = token_classes(teacher.tokenizer, teacher.vocabulary.teacher_size)
+    with bench.progress.task("fidelity", total=len(heldout) * heldout.length) as task:
+        documents = compare(teacher.model, own, contenders, heldout, classes, task, worst)
+    tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
+    return summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
+
+
+def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions: list[str]) -> dict[str, Any]:
+    """Values with intervals, slices, calibration and paired comparisons with the student."""
+    config = bench.config
+    drawing = Drawing(config.bootstrap_samples, config.confidence, bench.seed)
+    labels = {"source": bench.sources, "position": positions, "class": list(CLASSES)}
+    compared = {}
+    for name in ("baseline", "shrunk", "repaired"):
+        if name in tallies:
+            compared[f"student_minus_{name}"] = paired(tallies["student"], tallies[name], drawing)
+    groups = tallies["teacher"].groups
+    models = {name: headline(tally, drawing) for name, tally in tallies.items()}
+    reliability = {name: calibration(tally, drawing) for name, tally in tallies.items()}
+    slices = {
+        axis: {name: sliced(tally, axis, labels[axis], drawing) for name, tally in tallies.items()} for axis in labels
+    }
+    bounds = {name: [models["student"][name], *models["student"][f"{name}_interval"]] for name in MEASURES}
+    bounds["ece"] = [reliability["student"]["ece"], *reliability["student"]["ece_interval"]]
+    for axis, by_model in slices.items():
+        for entry in by_model["student"]:
+            for name in MEASURES:
+                bounds[f"{axis}.{entry['label']}.{name}"] = [entry[name], *entry[f"{name}_interval"]]
+    return {
+        "models": models,
+        "compared": compared,
+        "calibration": reliability,
+        "slices": slices,
+        "documents": documents,
+        "positions": int(tallies["student"].of("compared").sum()),
+        "tokens": {name: int(tally.of("tokens").sum()) for name, tally in tallies.items()},
+        "groups": groups,
+        "interval": _interval(drawing, documents, groups),
+        "sums": {name: tally.as_dict() for name, tally in tallies.items()},
+        "text": bench.text_digest,
+        "bounds": bounds,
+    }
+
+
+def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
+    """First minus second on the same documents, for every measure whose weights they share."""
+    result: dict[str, Any] = {}
+    for name, (value, weight, factor) in MEASURES.items():
+        if np.array_equal(first.of(weight), second.of(weight)):
+            estimate = drawing.estimate((first.of(value) - second.of(value)) * factor, first.of(weight))
+            result[name] = estimate.value
+            result[f"{name}_interval"] = [estimate.low, estimate.high]
+    return result
+
+
+@torch.inference_mode()
+def compare(
+    teacher: Any,
+    own: Tally,
+    contenders: list[Contender],
+    heldout: HeldOut,
+    classes: np.ndarray,
+    task: Task,
+    worst: Worst | None = None,
+) -> int:
+    """Compare models with their teacher, adding to their tallies.
+
+    Args:
+        teacher: The teacher, float32.
+        own: Takes the teacher's sums.
+        contenders: The students.
+        heldout: Text in the teacher's ids.
+        classes: The class of each teacher's id, [V].
+        task: Takes progress in tokens.
+        worst: Watches the contender called ``student``.
+
+    Returns:
+        Documents that had a position to compare.
+    """
+    seen: set[int] = set()
+    device = next(teacher.parameters()).device
+    for index in range(len(heldout)):
+        row = heldout.row(index)
+        where = (row.targets[0] != IGNORED).nonzero().squeeze(1)
+        places = _places(row, where.numpy(), heldout, classes, own)
+        seen.update(row.documents[0][where].tolist())
+        targets = row.targets[0][where].to(device)
+        hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
+        students = [_Student(contender, row, where, heldout, classes) for contender in contenders]
+        for start in range(0, len(where), CHUNK):
+            part = slice(start, min(start + CHUNK, len(where)))
+            said = _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
+            here = {axis: bins[part] for axis, bins in places.items()}
+            nats = -said.logprobs.gather(1, targets[part, None]).squeeze(1)
+            # The teacher against itself: said by the same sums, so that a slip in them would show.
+            zero = (said.logprobs.exp() * (said.logprobs - said.logprobs)).sum(1)
+            own.add(here, nats=_float(nats), kl=_float(zero), top1=1.0, top5=1.0, compared=1.0, tokens=1.0)
+            _reliability(own, here, said.logprobs.max(dim=1), targets[part])
+            for student in students:
+                student.compare(said, part, here, worst)
+        text_bytes = row.target_bytes[0][where].numpy()
+        own.add(places, text_bytes=text_bytes)
+        for student in students:
+            student.contender.tally.add(places, text_bytes=text_bytes)
+        if worst is not None:
+            worst.close(row, where)
+        task.advance(heldout.length)
+    return len(seen)
+
+
+class _Said:
+    """What the teacher says at the positions of one chunk, as students with one vocabulary hear it; carried over once."""
+
+    def __init__(self, logprobs: torch.Tensor) -> None:
+        self.logprobs = logprobs  # [P, V], in the teacher's ids
+        self._heard: dict[VocabularyMap, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and probabilities in the student's ids, both [P, V]."""
+        if vocabulary not in self._heard:
+            projected = vocabulary.project_dense(self.logprobs)[:, : vocabulary.student_used]
+            self._heard[vocabulary] = projected, projected.exp()
+        return self._heard[vocabulary]
+
+
+class _Student:
+    """One contender's pass over one sequence.
+
+    Its tokens that are predicted are its *rows*. Each lies in the place from which the teacher predicts the whole token that
+    it is a piece of; the first row of a place is where both predict the same.
+    """
+
+    def __init__(
+        self, contender: Contender, row: Sequences, where: torch.Tensor, heldout: HeldOut, classes: np.ndarray
+    ) -> None:
+        self.contender = contender
+        source = BatchSource(row, contender.vocabulary, None)
+        batch = source.batch([0])
+        device = next(contender.model.parameters()).device
+        hidden = hidden_states(contender.model, batch.ids.to(device), batch.positions.to(device))[0]
+        keep = (row.segments[0] >= 0).nonzero().squeeze(1)
+        owner = keep[source.origin(0)[batch.rows + 1]] - 1
+        # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
+        counts = torch.isin(owner, where)
+        rows, owner = batch.rows[counts], owner[counts]
+        self.states = hidden[rows.to(device)]
+        self.targets = batch.targets[counts].to(device)
+        self.places = _places(row, owner.numpy(), heldout, classes, contender.tally)
+        self.begins = torch.searchsorted(owner, torch.cat([where, where[-1:] + 1]))
+        self.first = torch.searchsorted(rows, source.speaking(0))
+
+    def compare(self, said: _Said, part: slice, here: Places, worst: Worst | None) -> None:
+        """Sums over the places of one chunk: closeness to the teacher, cross-entropy on the text, calibration."""
+        low, high = int(self.begins[part.start]), int(self.begins[part.stop])
+        vocabulary, tally = self.contender.vocabulary, self.contender.tally
+        logits = logits_from_hidden(self.contender.model, self.states[low:high])[:, : vocabulary.student_used]
+        logprobs = torch.log_softmax(logits, dim=1)
+        targets = self.targets[low:high]
+        best = logprobs.max(dim=1)
+        text = {axis: bins[low:high] for axis, bins in self.places.items()}
+        tally.add(text, nats=_float(-logprobs.gather(1, targets[:, None]).squeeze(1)), tokens=1.0)
+        _reliability(tally, text, best, targets)
+        first = (self.first[part] - low).to(logprobs.device)
+        if len(first) < len(logprobs):
+            logprobs = logprobs[first]
+        own = best.indices[first]
+        projected, probabilities = said.heard(vocabulary)
+        divergence = torch.where(probabilities > 0, probabilities * (projected - logprobs), 0.0).sum(1)
+        theirs = projected.argmax(1)
+        likeliest = logprobs.topk(min(5, logprobs.shape[1]), dim=1).indices
+        tally.add(
+            here,
+            kl=_float(divergence),
+            top1=_float(own == theirs),
+            top5=_float((likeliest == theirs[:, None]).any(1)),
+            compared=1.0,
+        )
+        if worst is not None and self.contender.name == "student":
+            worst.add(divergence.cpu(), said.logprobs.argmax(1).cpu(), own.cpu())
+
+
+def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.ndarray, tally: Tally) -> Places:
+    """Group and bins of predicting positions; a token's class is that of the text's token which is predicted."""
+    documents = row.documents[0].numpy()[where]
+    edges = position_edges(heldout.length)
+    places: Places = {
+        "group": documents % tally.groups,
+        "all": np.zeros(len(where), dtype=np.int64),
+    }
+    if "source" in tally.axes:
+        places["source"] = heldout.document_sources.numpy()[documents].astype(np.int64)
+        places["position"] = np.searchsorted(edges, row.positions[0].numpy()[where], side="right") - 1
+        places["class"] = classes[row.ids[0].numpy()[where + 1]]
+    return places
+
+
+def _reliability(tally: Tally, here: Places, best: Any, targets: torch.Tensor) -> None:
+    """Confidence in the likeliest token (``best``: log-probabilities and ids of the maxima), and whether it came."""
+    tally.add_reliability(here["group"], _float(best.values.exp()), _float(best.indices == targets))
+
+
+def _float(values: torch.Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
+
+
+def _interval(drawing: Drawing, documents: int, groups: int) -> str:
+    over = "documents" if documents <= groups else f"{groups} groups of documents"
+    return f"{percent(drawing.confidence)} bootstrap-t over {over}, {drawing.samples} resamplings"

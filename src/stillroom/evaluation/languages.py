@@ -1,0 +1,165 @@
+"""What is kept of each language: bits a byte, agreement, tokens a byte, and retention against the teacher.
+
+*Retention* is the teacher's bits a byte divided by the model's over the same bytes: 1 where it predicts the text as well
+as its teacher, 0.5 where it needs twice the bits. It can pass 1. The text is the beginning of the Universal Declaration
+of Human Rights, or the user's own. Paragraphs are resampled for intervals. Knows nothing of the corpus.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stillroom.core.errors import CorpusError, RecipeError
+from stillroom.corpus.documents import Document
+from stillroom.corpus.sequences import Sequences
+from stillroom.corpus.tokens import Encoder
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.fidelity import Contender, compare
+from stillroom.evaluation.heldout import InMemory
+from stillroom.evaluation.tally import Drawing, Tally, headline
+from stillroom.evaluation.words import percent
+from stillroom.students.languages import samples, tokens_per_byte
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def codes_of(bench: Bench) -> list[str]:
+    """The languages that are measured, own texts included.
+
+    Raises:
+        RecipeError: There is no sample of one.
+    """
+    config = bench.config.languages
+    own = [text.code for text in config.texts]
+    if config.codes == "all":
+        codes = list(samples())
+    elif config.codes == "student":
+        bounded = [
+            name.split(".")[1]
+            for name in (*bench.config.floors, *bench.config.ceilings)
+            if name.startswith("languages.") and name.count(".") > 1
+        ]
+        codes = ["en", *bench.student_languages, *bounded]
+    else:
+        codes = list(config.codes)
+    codes = list(dict.fromkeys([*codes, *own]))
+    for code in codes:
+        if code not in samples() and code not in own:
+            raise RecipeError(
+                f"`evaluate.languages`: there is no sample of {code!r}.",
+                f"Give a text of it under `texts`. Known: {', '.join(sorted(samples()))}.",
+            )
+    return codes
+
+
+def measure_languages(bench: Bench) -> dict[str, Any]:
+    """The measure `languages`."""
+    texts = _texts(bench)
+    teacher = bench.load("teacher")
+    drawing = Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed)
+    found: dict[str, Any] = {}
+    length = bench.heldout.length
+    total = sum(len(text.encode()) for _, text in texts.values())
+    with bench.progress.task("languages", total=total, unit="bytes") as task:
+        for code, (name, text) in texts.items():
+            sequences = sequences_of(text, teacher.tokenizer, length)
+            own = Tally({"all": 1}, len(sequences.document_sources))
+            contenders = [
+                Contender(other, bench.load(other).model, bench.load(other).vocabulary, Tally({"all": 1}, own.groups))
+                for other in bench.answering[1:]
+            ]
+            quiet = type(task)(task.title, 0, "tokens")
+            paragraphs = compare(teacher.model, own, contenders, InMemory(sequences), np.zeros(0), quiet)
+            tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
+            found[code] = {
+                "name": name,
+                "bytes": len(text.encode()),
+                "paragraphs": paragraphs,
+                "tokens_per_byte": {
+                    other: tokens_per_byte(bench.load(other).tokenizer, text) for other in ("teacher", "student")
+                },
+                "models": {other: headline(tally, drawing) for other, tally in tallies.items()},
+                "retention": {other: retention(own, tally, drawing) for other, tally in tallies.items()},
+            }
+            if "baseline" in tallies:
+                found[code]["student_minus_baseline"] = _gain(tallies, drawing)
+            task.advance(len(text.encode()))
+    bounds = {}
+    for code, entry in found.items():
+        bounds[f"{code}.retention"] = [
+            entry["retention"]["student"]["value"],
+            *entry["retention"]["student"]["interval"],
+        ]
+        for measure in ("top1_agreement", "bits_per_byte", "kl_to_teacher"):
+            model = entry["models"]["student"]
+            bounds[f"{code}.{measure}"] = [model[measure], *model[f"{measure}_interval"]]
+    return {
+        "languages": found,
+        "interval": f"{percent(drawing.confidence)} bootstrap-t over paragraphs, {drawing.samples} resamplings",
+        "bounds": bounds,
+    }
+
+
+def retention(teacher: Tally, model: Tally, drawing: Drawing) -> dict[str, Any]:
+    """Teacher's bits a byte over the model's, on the same bytes."""
+    estimate = drawing.estimate(teacher.of("nats"), model.of("nats"))
+    return {"value": estimate.value, "interval": [estimate.low, estimate.high]}
+
+
+def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> Sequences:
+    """A text in the teacher's ids, in pieces of at most ``length`` tokens; its documents are its paragraphs."""
+    tokens = Encoder(tokenizer, add_bos=False, add_eos=False).encode([Document(text)])[0]
+    ids, sizes = torch.from_numpy(tokens.ids.astype(np.int64)), tokens.bytes
+    ends = np.cumsum([len(line.encode()) + 1 for line in text.split("\n")])
+    # A token belongs to the paragraph that its first byte lies in.
+    owners = np.searchsorted(ends, np.cumsum(sizes) - sizes, side="right").clip(max=len(ends) - 1)
+    length = max(2, min(length, len(ids)))
+    rows = -(-len(ids) // length)
+
+    def lay(values: Any, fill: int, dtype: torch.dtype) -> torch.Tensor:
+        flat = torch.full((rows * length,), fill, dtype=dtype)
+        flat[: len(ids)] = torch.as_tensor(np.asarray(values), dtype=dtype)
+        return flat.view(rows, length)
+
+    return Sequences(
+        ids=lay(tokens.ids, 0, torch.int64),
+        segments=lay(np.zeros(len(ids)), -1, torch.int32),
+        loss_mask=lay(np.ones(len(ids)), 0, torch.bool),
+        documents=lay(owners, -1, torch.int32),
+        token_bytes=lay(sizes, 0, torch.int32),
+        document_sources=torch.zeros(len(ends), dtype=torch.int32),
+    )
+
+
+def _texts(bench: Bench) -> dict[str, tuple[str, str]]:
+    """Name and text of every language, no longer than asked, cut at a line's end where there is one."""
+    config = bench.config.languages
+    own = {}
+    for entry in config.texts:
+        try:
+            own[entry.code] = (entry.code, entry.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(f"`evaluate.languages.texts`: {entry.path} is missing.", "Check the path.") from None
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{entry.path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+    found = {}
+    for code in codes_of(bench):
+        name, text = own.get(code) or samples()[code]
+        if len(text.encode()) > config.bytes:
+            text = text.encode()[: config.bytes].decode(errors="ignore")
+            text = text[: text.rindex("\n")] if "\n" in text[len(text) // 2 :] else text
+        if not text.strip():
+            raise CorpusError(f"`evaluate.languages`: the text of {code!r} is empty.", "Give a text with words in it.")
+        found[code] = (name, text)
+    return found
+
+
+def _gain(tallies: dict[str, Tally], drawing: Drawing) -> dict[str, Any]:
+    """Bits a byte of the student minus those of the baseline, paired by paragraph."""
+    first, second = tallies["student"], tallies["baseline"]
+    estimate = drawing.estimate((first.of("nats") - second.of("nats")) / np.log(2), first.of("text_bytes"))
+    return {"bits_per_byte": estimate.value, "bits_per_byte_interval": [estimate.low, estimate.high]}

@@ -1,0 +1,69 @@
+"""The stage `evaluate`: the recipe's measures of teacher, shrunk, student and baseline. Knows nothing of how they were made.
+
+What is measured lies in the run's folder ``measures``, a file a measure, and outlives the stage: a changed recipe repeats
+only the measures that it touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillroom.core import files
+from stillroom.core.errors import RunError
+from stillroom.core.progress import Progress
+from stillroom.evaluation.bench import Bench, bench_of
+from stillroom.evaluation.floors import check_bounds
+from stillroom.evaluation.measures import MEASURES, do_measures, finished, require_measures
+from stillroom.models.compute import prepare
+from stillroom.runs.run import Run, Stage
+
+
+def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
+    """Measure; what an earlier process finished is not measured again."""
+    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.seed))
+    files.remove_leftovers(bench.folder)
+    results = do_measures(bench, run.recipe.evaluate.measures)
+    files.write_json(stage.path / "evaluation.json", gather(results, bench))
+
+
+def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Any]:
+    """Do some measures of a run whose student is made, whatever its recipe asks for.
+
+    Raises:
+        UsageError: A name is not a measure's.
+        RunError: The student is not made yet.
+    """
+    require_measures(names)
+    if run.stage("distill").record is None:
+        raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
+    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.seed))
+    return do_measures(bench, names)
+
+
+def gather(results: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
+    """What the summary and the report are made of."""
+    fidelity, cost = results["fidelity"], results.get("cost", {"models": {}})
+    return {
+        "models": {name: cost["models"].get(name, {}) | fidelity["models"][name] for name in bench.names},
+        "compared": fidelity["compared"],
+        "documents": fidelity["documents"],
+        "interval": fidelity["interval"],
+        "seed": bench.seed,
+        "expansion": round(fidelity["tokens"]["student"] / fidelity["tokens"]["teacher"], 5),
+        "bounds": check_bounds(bench.config, results),
+        "measures": results,
+    }
+
+
+def extras(run: Run) -> dict[str, Any]:
+    """Results of measures that were done beside the recipe's and still hold for the run's models."""
+    import torch
+
+    bench = bench_of(run, Progress(quiet=True), torch.device("cpu"))
+    found = {}
+    for name, spec in MEASURES.items():
+        if name not in run.recipe.evaluate.measures:
+            record = finished(bench, spec)
+            if record is not None:
+                found[name] = record["result"]
+    return found

@@ -1,0 +1,196 @@
+"""The measure `tasks`: teacher, baseline and student on the same problems. Knows nothing of where problems come from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from stillroom.core import files
+from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program
+from stillroom.evaluation.answers import Speaker
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.paired import mcnemar, paired_share, share
+from stillroom.evaluation.tally import Drawing
+from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
+from stillroom.evaluation.tasks.packages import package_task
+from stillroom.evaluation.tasks.task_files import read_task
+from stillroom.evaluation.words import percent
+
+VERSION = 1
+
+
+def measure_tasks(bench: Bench) -> dict[str, Any]:
+    """Every task of the recipe. What one model answered to one task is kept as soon as it is had."""
+    config = bench.config.tasks
+    tasks: list[Task | str] = [read_task(path, config.items) for path in config.files]
+    # What cannot be had is said before anything is spent.
+    tasks += [package_task(name, config.items, bench.seed) or name for name in config.names]
+    if any(isinstance(task, Task) and task.kind == "code" for task in tasks):
+        require_sandbox()
+    if any(isinstance(task, str) for task in tasks):
+        from stillroom.evaluation.tasks.harness import require_names
+
+        require_names([task for task in tasks if isinstance(task, str)], config.include_path)
+    found: dict[str, Any] = {}
+    for task in tasks:
+        if isinstance(task, str):
+            found |= _harness(bench, task)
+        else:
+            found[task.name] = _one(bench, task)
+    bounds = {}
+    for name, entry in found.items():
+        student = entry["models"]["student"]
+        bounds[name] = [student["value"], *(student["interval"] or [None, None])]
+    return {
+        "tasks": found,
+        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits a byte: bootstrap-t over items)",
+        "bounds": bounds,
+    }
+
+
+def answer_task(speaker: Speaker, task: Task, bench: Bench, called: str) -> list[dict[str, Any]]:
+    """What one model does with every problem: ``right`` and what it wrote or chose, or ``nats`` and ``bytes``.
+
+    Progress calls the model ``called``.
+    """
+    config = bench.config.tasks
+    with bench.progress.task(f"{task.name} {called}", total=len(task.items), unit="items") as drawn:
+        if task.kind == "rolling":
+            rows = []
+            for item in task.items:
+                rows.append({"nats": -speaker.rolling(item.prompt), "bytes": len(item.prompt.encode())})
+                drawn.advance(1)
+            return rows
+        if task.kind == "choice":
+            return _choices(speaker, task, drawn.advance)
+        prompts = [_prompt(speaker, item) for item in task.items]
+        written = speaker.write(prompts, task.max_tokens or config.max_tokens, task.stops, drawn.advance)
+    limits = Limits(config.code_seconds, config.code_memory_bytes)
+    return [
+        {"right": _judge(task, item, answer.text, limits), "answer": answer.text[:400]}
+        for item, answer in zip(task.items, written, strict=True)
+    ]
+
+
+def compare_answers(answers: dict[str, list[dict[str, Any]]], confidence: float) -> dict[str, Any]:
+    """Shares and McNemar's test of the student against teacher and baseline."""
+    right = {name: [bool(row["right"]) for row in rows] for name, rows in answers.items()}
+    compared = {}
+    for other in right:
+        if other != "student":
+            test = mcnemar(right["student"], right[other])
+            compared[f"student_minus_{other}"] = test | {
+                "interval": paired_share(right["student"], right[other], confidence)
+            }
+    return {
+        "models": {name: share(sum(rows), len(rows), confidence) for name, rows in right.items()},
+        "compared": compared,
+        "right": {name: [int(value) for value in rows] for name, rows in right.items()},
+    }
+
+
+def _one(bench: Bench, task: Task) -> dict[str, Any]:
+    answers = {}
+    for name in bench.answering:
+        inputs = {
+            "model": bench.subjects[name].digest,
+            "task": task.digest,
+            "settings": files.digest_json(
+                [bench.config.tasks.model_dump(mode="json", exclude={"names", "files", "include_path"}), VERSION]
+            ),
+        }
+
+        def compute(name: str = name) -> list[dict[str, Any]]:
+            return answer_task(Speaker(bench.load(name)), task, bench, name)
+
+        answers[name] = bench.part("tasks", f"{task.name} {name}", inputs, compute)
+    about = {"kind": task.kind, "source": task.source, "items": len(task.items), "digest": task.digest}
+    if task.kind == "rolling":
+        return about | _bits(answers, Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed))
+    about["chance"] = task.chance
+    examples = [
+        {"item": index, **{name: rows[index].get("answer", "") for name, rows in answers.items()}}
+        for index in range(min(2, len(task.items)))
+    ]
+    return about | compare_answers(answers, bench.config.confidence) | {"examples": examples}
+
+
+def _bits(answers: dict[str, list[dict[str, Any]]], drawing: Drawing) -> dict[str, Any]:
+    """Bits a byte of every model, and the student's paired with the others'."""
+    sizes = np.asarray([row["bytes"] for row in answers["student"]], dtype=np.float64)
+    bits = {
+        name: np.asarray([row["nats"] for row in rows], dtype=np.float64) / math.log(2)
+        for name, rows in answers.items()
+    }
+    models = {}
+    for name, values in bits.items():
+        estimate = drawing.estimate(values, sizes)
+        models[name] = {"value": estimate.value, "interval": [estimate.low, estimate.high], "items": len(sizes)}
+    compared = {}
+    for name in bits:
+        if name != "student":
+            estimate = drawing.estimate(bits["student"] - bits[name], sizes)
+            compared[f"student_minus_{name}"] = {
+                "difference": estimate.value,
+                "interval": [estimate.low, estimate.high],
+            }
+    return {"models": models, "compared": compared}
+
+
+def _harness(bench: Bench, name: str) -> dict[str, Any]:
+    """A task of lm-evaluation-harness; one name may stand for several tasks."""
+    from stillroom.evaluation.tasks.harness import folder_digest, run_task
+
+    config = bench.config.tasks
+    include = folder_digest(config.include_path) if config.include_path else None
+    by_model: dict[str, dict[str, Any]] = {}
+    for model in bench.answering:
+        inputs = {
+            "model": bench.subjects[model].digest,
+            "items": config.items,
+            "seed": bench.seed,
+            "version": VERSION,
+            "include": include,
+        }
+
+        def compute(model: str = model) -> dict[str, Any]:
+            return run_task(name, Speaker(bench.load(model)), config.items, bench.seed, config.include_path)
+
+        by_model[model] = bench.part("tasks", f"{name} {model}", inputs, compute)
+    found = {}
+    for task in by_model["student"]:
+        answers = {model: results[task]["items"] for model, results in by_model.items()}
+        about = {
+            "kind": by_model["student"][task]["metric"],
+            "source": "lm-evaluation-harness",
+            "items": len(answers["student"]),
+            "digest": files.digest_json([task, len(answers["student"])]),
+        }
+        found[task] = about | compare_answers(answers, bench.config.confidence)
+    return found
+
+
+def _choices(speaker: Speaker, task: Task, advance: Any) -> list[dict[str, Any]]:
+    pairs = [(_prompt(speaker, item), choice) for item in task.items for choice in item.choices]
+    scores = iter(speaker.log_likelihoods(pairs))
+    rows = []
+    for item in task.items:
+        mine = [next(scores)[0] for _ in item.choices]
+        picked = choose(mine, item.choices, task.by_length)
+        rows.append({"right": picked == item.right, "answer": item.choices[picked].strip(), "scores": mine})
+        advance(1)
+    return rows
+
+
+def _prompt(speaker: Speaker, item: Item) -> str:
+    return speaker.prompt(list(item.messages)) if item.messages else item.prompt
+
+
+def _judge(task: Task, item: Item, answer: str, limits: Limits) -> bool:
+    if task.kind == "code":
+        return run_program(item.test.replace("{answer}", answer), limits) == "passed"
+    if task.kind == "check" and item.check is not None:
+        return bool(item.check(answer))
+    return is_exact(answer, item.right if isinstance(item.right, tuple) else (), task)

@@ -1,0 +1,209 @@
+"""Task files of one's own, in the YAML form of lm-evaluation-harness: the part of it that needs no code (docs/tasks.md).
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stillroom.core import files
+from stillroom.core.errors import RecipeError
+from stillroom.evaluation.tasks.items import Item, Task
+
+EXAMPLE = "docs/tasks.md shows the form."
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Generation(_Closed):
+    """How an answer is written; always greedily."""
+
+    until: tuple[str, ...] | str = ()
+    max_gen_toks: int | None = Field(default=None, ge=1)
+    do_sample: Literal[False] = False
+    temperature: Literal[0] = 0
+
+
+class Metric(_Closed):
+    """What is counted."""
+
+    metric: Literal["acc", "acc_norm", "exact_match", "pass@1", "bits_per_byte"]
+    aggregation: str | None = None
+    higher_is_better: bool | None = None
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+
+
+class TaskFile(_Closed):
+    """One task."""
+
+    task: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    output_type: Literal["multiple_choice", "generate_until", "loglikelihood_rolling", "code"]
+    dataset_path: Literal["json"] = "json"
+    dataset_kwargs: dict[str, Any] | None = None
+    data: Path | None = None
+    test_split: str = "test"
+    doc_to_text: str = ""
+    doc_to_target: str | int | None = None
+    doc_to_choice: str | tuple[str, ...] | None = None
+    target_delimiter: str = " "
+    test: str | None = None
+    pattern: str | None = None
+    chat: bool = False
+    generation_kwargs: Generation = Generation()
+    metric_list: tuple[Metric, ...] = ()
+    num_fewshot: Literal[0] = 0
+    metadata: dict[str, Any] | None = None
+    tag: str | tuple[str, ...] | None = None
+
+
+def read_task(path: Path, limit: int | None) -> Task:
+    """The task of a file.
+
+    Raises:
+        RecipeError: The file or its data is missing or wrong; names the key.
+    """
+    try:
+        described = TaskFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such task file.", "Check the path in `evaluate.tasks.files`.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", EXAMPLE) from None
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        key = ".".join(map(str, mistake["loc"])) or "the file"
+        raise RecipeError(
+            f"{path}: `{key}`: {mistake['msg']}.",
+            f"Keys that need code or another data set are not known here. {EXAMPLE}",
+        ) from None
+    data = path.parent / _data(described, path)
+    documents = _documents(data, limit)
+    render = _renderer(path)
+    items = tuple(_item(described, document, render, path) for document in documents)
+    until = described.generation_kwargs.until
+    metrics = {metric.metric: metric for metric in described.metric_list}
+    exact = metrics.get("exact_match")
+    return Task(
+        name=described.task,
+        kind={
+            "multiple_choice": "choice",
+            "generate_until": "exact",
+            "loglikelihood_rolling": "rolling",
+            "code": "code",
+        }[described.output_type],  # type: ignore[arg-type]
+        items=items,
+        source=path.name,
+        stops=(until,) if isinstance(until, str) else tuple(until),
+        max_tokens=described.generation_kwargs.max_gen_toks,
+        normalise=exact is not None and (exact.ignore_case or exact.ignore_punctuation),
+        by_length="acc_norm" in metrics and "acc" not in metrics,
+        pattern=described.pattern,
+        digest=files.digest_json([files.digest_file(path), files.digest_file(data), limit]),
+    )
+
+
+def _data(described: TaskFile, path: Path) -> str:
+    if described.data is not None:
+        return str(described.data)
+    named = (described.dataset_kwargs or {}).get("data_files")
+    if isinstance(named, dict):
+        named = named.get(described.test_split)
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    if not isinstance(named, str):
+        raise RecipeError(
+            f"{path}: no data is named.", "Write `data: problems.jsonl`, or `dataset_kwargs: {data_files: {test: …}}`."
+        )
+    return named
+
+
+def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if limit is not None and len(found) == limit:
+                    break
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise RecipeError(f"{path}, line {number}: not an object.", "Write one JSON object a line.")
+                    found.append(row)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: the task's data is missing.", "Paths start at the task file's folder.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not JSON Lines: {error}.", "Write one JSON object a line.") from None
+    if not found:
+        raise RecipeError(f"{path}: the task has no problems.", "Write one JSON object a line.")
+    return found
+
+
+def _renderer(path: Path) -> Any:
+    from jinja2 import StrictUndefined, TemplateError, Undefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+    def render(template: str, document: dict[str, Any], key: str, expression: bool = False) -> Any:
+        # A bare name is a field, as in lm-evaluation-harness.
+        if template in document:
+            return document[template]
+        try:
+            if expression and template.strip().startswith("{{") and template.strip().endswith("}}"):
+                value = environment.compile_expression(template.strip()[2:-2], undefined_to_none=False)(**document)
+                if isinstance(value, Undefined):
+                    raise TemplateError(f"{template.strip()} is not in the data")
+                if not isinstance(value, str):
+                    return value
+            return environment.from_string(template).render(**document)
+        except (TemplateError, TypeError) as error:
+            raise RecipeError(f"{path}: `{key}`: {error}.", f"The data has: {', '.join(document)}.") from None
+
+    return render
+
+
+def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path) -> Item:
+    prompt = str(render(described.doc_to_text, document, "doc_to_text"))
+    messages = ({"role": "user", "content": prompt},) if described.chat else ()
+    target = described.doc_to_target
+    value = render(target, document, "doc_to_target", True) if isinstance(target, str) else target
+    if described.output_type == "loglikelihood_rolling":
+        return Item(prompt=str(value) if value is not None else prompt)
+    if described.output_type == "code":
+        if described.test is None:
+            raise RecipeError(f"{path}: `test` is missing.", "Write the program that checks `{{answer}}`.")
+        return Item(
+            prompt=prompt,
+            messages=messages,
+            test=str(render(described.test, document | {"answer": "{answer}"}, "test")),
+        )
+    if value is None:
+        raise RecipeError(f"{path}: `doc_to_target` is missing.", EXAMPLE)
+    if described.output_type == "generate_until":
+        texts = value if isinstance(value, list | tuple) else [value]
+        return Item(prompt=prompt, messages=messages, right=tuple(str(text) for text in texts))
+    choices = described.doc_to_choice
+    if isinstance(choices, str):
+        choices = render(choices, document, "doc_to_choice", True)
+    if not isinstance(choices, list | tuple) or len(choices) < 2:
+        raise RecipeError(f"{path}: `doc_to_choice` gives no list of choices.", EXAMPLE)
+    named = [str(choice) for choice in choices]
+    try:
+        right = named.index(str(value)) if str(value) in named else int(value)
+        _ = named[right]
+    except (ValueError, IndexError):
+        raise RecipeError(f"{path}: the target {value!r} is none of the choices {named}.", EXAMPLE) from None
+    return Item(
+        prompt=prompt,
+        messages=messages,
+        choices=tuple(described.target_delimiter + text for text in named),
+        right=right,
+    )

@@ -1,0 +1,1 @@
+"""A Hugging Face folder to files that devices run: GGUF and ONNX."""

@@ -1,0 +1,56 @@
+"""Which type of file a target asks for. Knows nothing of how files are written or checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillroom.core.errors import RecipeError
+from stillroom.recipe.export import ChooseConfig, GgufType
+
+CACHE_BYTES = 2
+"""Bytes of one number in the runtime's cache of keys and values."""
+
+
+def byte_limit(choice: ChooseConfig, config: Any) -> int | None:
+    """Most bytes that the file may have: the recipe's limit and the device's, of which the tighter holds.
+
+    Args:
+        choice: The recipe's section.
+        config: The student's config.
+
+    Raises:
+        RecipeError: The device or the file of profiles is not known.
+    """
+    limits = [choice.file_bytes] if choice.file_bytes is not None else []
+    if choice.device is not None or choice.profiles is not None:
+        from stillroom.students.limits import load_profiles
+
+        known = load_profiles(choice.profiles)
+        if choice.device is not None:
+            if choice.device not in known:
+                raise RecipeError(
+                    f"`export.choose.device`: {choice.device!r} is not a known device.",
+                    f"Known: {', '.join(sorted(known))}.",
+                )
+            profile = known[choice.device]
+            limits += [profile.file_bytes, profile.memory_bytes - cache_bytes(config, profile.context)]
+    return min(limits) if limits else None
+
+
+def cache_bytes(config: Any, context: int) -> int:
+    """Bytes of the keys and values of a full context."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * groups * width * context * CACHE_BYTES)
+
+
+def candidates(choice: ChooseConfig, sizes: dict[GgufType, int], limit: int | None) -> list[GgufType]:
+    """Types that fit, in the order in which they are to be tried; the first that passes its check is the choice.
+
+    Args:
+        choice: The recipe's section.
+        sizes: Bytes of the file of each type.
+        limit: Most bytes that the file may have.
+    """
+    fitting = [kind for kind in dict.fromkeys(choice.among) if limit is None or sizes[kind] <= limit]
+    return sorted(fitting, key=lambda kind: sizes[kind], reverse=choice.max_kl is None)

@@ -1,0 +1,239 @@
+"""Writes and checks the files of one run's student, one after the other. Knows nothing of the teacher."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.core import files
+from stillroom.core.errors import ExportMismatch
+from stillroom.core.progress import Progress
+from stillroom.corpus.sequences import Sequences
+from stillroom.formats.check import (
+    Agreement,
+    agreement,
+    file_says,
+    passages,
+    require_agreement,
+    require_same_tokens,
+    student_says,
+)
+from stillroom.formats.choose import byte_limit, candidates
+from stillroom.formats.gguf_file import planned_bytes, tensor_types, write_gguf
+from stillroom.formats.importance import load_importance, measure_importance, save_importance
+from stillroom.formats.mixes import WEIGHTED
+from stillroom.models.load import load_student, save_model
+from stillroom.recipe.export import ChooseConfig, GgufType
+from stillroom.runs.run import Run
+from stillroom.signals.vocabulary_map import VocabularyMap
+
+SAMPLES = (
+    "def f(x):\n    return x + 2024",
+    "Hello, world! It's 3.14 o'clock.",
+    "naïve café — 你好, мир 🙂",
+    "a\n\n\n  b\tc",
+)
+
+
+class Exporter:
+    """Writes and checks files of one run's student.
+
+    Args:
+        run: The run.
+        folder: Where files and the record of the accepted ones go.
+        progress: Draws what takes time.
+
+    Attributes:
+        source: The student's Hugging Face folder.
+        texts: Held-out passages that files are checked on.
+        used: Rows of the student's output that are real ids.
+    """
+
+    def __init__(self, run: Run, folder: Path, progress: Progress) -> None:
+        self.run = run
+        self.folder = folder
+        self.progress = progress
+        self.config = run.recipe.export
+        self.source = run.stage("distill").path / "model"
+        self.vocabulary = VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors")
+        self.used = self.vocabulary.student_used
+        heldout = Sequences.load(run.stage("corpus").path / "heldout.safetensors")
+        self.texts = passages(heldout, self.vocabulary, self.config.check_tokens)
+        self._record = folder / "accepted.json"
+        self.accepted: dict[str, Any] = files.read_json(self._record) if self._record.is_file() else {}
+
+    @functools.cached_property
+    def student(self) -> tuple[Any, Any]:
+        """The PyTorch student, float32, and its tokenizer."""
+        model, tokenizer = load_student(self.source, torch.float32)
+        return model.eval(), tokenizer
+
+    @functools.cached_property
+    def expected(self) -> list[torch.Tensor]:
+        """What the PyTorch student says on the passages."""
+        return student_says(self.student[0], self.texts, self.used)
+
+    @functools.cached_property
+    def importance(self) -> dict[str, Any] | None:
+        """The importance matrix; None where the recipe does without."""
+        tokens = self.config.importance_tokens
+        if tokens == 0:
+            return None
+        name = "importance.safetensors"
+        found = load_importance(self.folder / name) or load_importance(self.run.stage("export").path / name)
+        if found is None:
+            train = Sequences.load(self.run.stage("corpus").path / "train.safetensors")
+            with self.progress.task("importance", total=min(tokens, train.tokens)) as task:
+                found = measure_importance(self.student[0], train, self.vocabulary, tokens, task)
+            save_importance(found, self.folder / name)
+        return found
+
+    def write(self, kind: GgufType, target: Path, weighted: bool = True, source: Path | None = None) -> None:
+        """Write a file of the student, or of another ``source``; ``weighted`` uses the importance matrix where the type
+        takes one.
+        """
+        importance = self.importance if weighted and kind in WEIGHTED else None
+        name = self.run.recipe.name
+        write_gguf(
+            source or self.source, target, kind, name=name, licence=self._licence, rows=self.used, importance=importance
+        )
+
+    def size(self, kind: GgufType) -> int:
+        """Bytes of a file, before it is written."""
+        model, tokenizer = self.student
+        return planned_bytes(
+            model.config,
+            tokenizer,
+            kind,
+            name=self.run.recipe.name,
+            licence=self._licence,
+            rows=self.used,
+            importance=self.config.importance_tokens > 0 and kind in WEIGHTED,
+        )
+
+    def make(self, kind: GgufType) -> dict[str, Any]:
+        """Write a file and check it; one that was accepted before is kept.
+
+        Raises:
+            ExportMismatch: It says something else than its student, or makes other tokens.
+        """
+        target = self.folder / f"{self.run.recipe.name}-{kind}.gguf"
+        entry = self.accepted.get(kind)
+        if entry is not None and target.is_file() and files.digest_file(target) == entry["sha256"]:
+            kept: dict[str, Any] = entry
+            return kept
+        started = time.monotonic()
+        recovery = None
+        try:
+            self.write(kind, target)
+            require_same_tokens(self.student[1], target, list(SAMPLES))
+            found = self._compare(target, kind)
+            if self.config.recover is not None and kind in WEIGHTED:
+                found, recovery = self._recover(kind, target, found)
+            require_agreement(found, kind, self.config.max_kl[kind], target)
+        except ExportMismatch:
+            # Nobody is to find and run a file that was refused.
+            target.unlink(missing_ok=True)
+            raise
+        made: dict[str, Any] = {
+            "type": kind,
+            "path": target.relative_to(self.run.path).as_posix(),
+            "bytes": target.stat().st_size,
+            "sha256": files.digest_file(target),
+            "importance_tokens": self.config.importance_tokens if kind in WEIGHTED else 0,
+            "kl_to_pytorch": found.kl,
+            "largest_kl_to_pytorch": found.largest_kl,
+            "top1_agreement": found.top1,
+            "positions": found.positions,
+            "seconds": round(time.monotonic() - started, 3),
+            **({"recovery": recovery} if recovery else {}),
+        }
+        self.accepted[kind] = made
+        files.write_json(self._record, self.accepted)
+        self.progress.say(
+            f"  {target.name}: {made['bytes'] / 1e6:.1f} MB, KL to PyTorch {found.kl:.1e}, "
+            f"same next token {found.top1:.1%}"
+        )
+        return made
+
+    def choose(self, choice: ChooseConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The file that the target asks for, and what was tried on the way.
+
+        Raises:
+            ExportMismatch: No type fits and is close enough; names what was tried.
+        """
+        limit = byte_limit(choice, self.student[0].config)
+        sizes = {kind: self.size(kind) for kind in choice.among}
+        tried: list[dict[str, Any]] = []
+        for kind in candidates(choice, sizes, limit):
+            try:
+                made = self.make(kind)
+            except ExportMismatch as error:
+                tried.append({"type": kind, "bytes": sizes[kind], "refused": error.what})
+                self._drop(kind)
+                continue
+            tried.append({"type": kind, "bytes": made["bytes"], "kl_to_pytorch": made["kl_to_pytorch"]})
+            if choice.max_kl is None or made["kl_to_pytorch"] <= choice.max_kl:
+                self.progress.say(f"  chosen: {kind}")
+                return made, tried
+            self._drop(kind)
+        shown = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sizes.items())
+        seen = "; ".join(
+            f"{entry['type']}: {entry.get('refused') or 'KL {:.1e}'.format(entry['kl_to_pytorch'])}" for entry in tried
+        )
+        raise ExportMismatch(
+            f"No type fits `export.choose`{f' (at most {limit / 1e6:.1f} MB)' if limit is not None else ''}: {shown}."
+            + (f" Tried: {seen}." if tried else ""),
+            "Allow more bytes or a larger `max_kl`, name more types under `among`, or make a smaller student.",
+        )
+
+    def _compare(self, file: Path, kind: GgufType) -> Agreement:
+        positions = sum(len(text.ids) for text in self.texts)
+        with self.progress.task(f"check {kind}", total=positions, unit="positions") as task:
+            said = file_says(file, self.student[1], self.texts, self.used, task)
+        return agreement(self.expected, said)
+
+    def _recover(self, kind: GgufType, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
+        """Distil after quantisation, and keep the result where it says more nearly what the student says."""
+        from stillroom.formats.recover import recover
+
+        config = self.config.recover
+        assert config is not None
+        student, tokenizer = self.student
+        shapes = {key: tuple(parameter.shape) for key, parameter in student.named_parameters()}
+        kinds = tensor_types(student.config, shapes, kind, rows=self.used, importance=self.importance is not None)
+        train = Sequences.load(self.run.stage("corpus").path / "train.safetensors")
+        with self.progress.task(f"recover {kind}", total=config.steps, unit="steps") as task:
+            better = recover(student, kinds, self.importance, train, self.vocabulary, config, task)
+        with tempfile.TemporaryDirectory(dir=self.folder, suffix=".partial") as folder:
+            save_model(better, tokenizer, Path(folder) / "model")
+            del better
+            file = Path(folder) / target.name
+            self.write(kind, file, source=Path(folder) / "model")
+            after = self._compare(file, kind)
+            kept = after.kl < before.kl
+            if kept:
+                os.replace(file, target)
+        self.progress.say(
+            f"  recovery of {kind}: KL to PyTorch {before.kl:.4f} before, {after.kl:.4f} after"
+            f"{'' if kept else '; not kept'}"
+        )
+        return (after if kept else before), {"kl_before": before.kl, "kl_after": after.kl, "kept": kept}
+
+    def _drop(self, kind: GgufType) -> None:
+        """Remove a file that was only tried."""
+        if kind not in self.config.gguf:
+            (self.folder / f"{self.run.recipe.name}-{kind}.gguf").unlink(missing_ok=True)
+            if self.accepted.pop(kind, None) is not None:
+                files.write_json(self._record, self.accepted)
+
+    @functools.cached_property
+    def _licence(self) -> str | None:
+        facts = self.run.stage("capture").path / "teacher.json"
+        return files.read_json(facts).get("licence") if facts.is_file() else None

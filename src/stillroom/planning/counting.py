@@ -1,0 +1,201 @@
+"""The text and the student of a recipe, counted before anything is made: no weights are read. Knows no times or limits."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.progress import Progress
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.teacher import GgufTeacher
+from stillroom.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Text:
+    """The corpus, counted."""
+
+    train: Any
+    tokens: dict[str, int]
+    tokenizer: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The student, without weights."""
+
+    teacher_parameters: int
+    whole: Any
+    shape: Any
+    parameters: int
+    uncut: int
+    exact: bool
+    config: Any
+    vocabulary: Any
+    pieces: float
+    files: dict[str, int]
+
+
+def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
+    """The corpus of the run, if it is done; otherwise the text is read now."""
+    from stillroom.corpus.build import build_corpus
+    from stillroom.corpus.sequences import Sequences
+    from stillroom.corpus.split import SPLITS
+    from stillroom.models.load import load_tokenizer
+    from stillroom.runs.stages import STAGES, inputs_of
+
+    tokenizer = load_tokenizer(recipe.teacher)
+    run = Run(runs / recipe.name, recipe)
+    stage = run.stage("corpus")
+    record = stage.record
+    if record is not None and stage.holds(inputs_of(run, STAGES[0])):
+        splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
+        seconds = record["seconds"]
+    else:
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            splits = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder)).splits
+        seconds = time.perf_counter() - begun
+    tokens = {name: len(split) * split.length for name, split in splits.items()}
+    return Text(splits["train"], tokens, tokenizer, seconds)
+
+
+def count_student(recipe: Recipe, text: Text) -> Planned:
+    """The student's shape, parameters and files, from configs alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from stillroom.models.families.family import fit_layer_lists
+    from stillroom.models.families.registry import family_of
+    from stillroom.models.load import count_parameters, model_folder
+    from stillroom.models.tokenizer import quietly
+    from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
+    from stillroom.students.stage import choose_vocabulary, pieces_a_token
+
+    config = _teacher_config(recipe)
+    with torch.device("meta"):
+        teacher = AutoModelForCausalLM.from_config(config)
+    teacher.tie_weights()
+    rows = teacher.get_output_embeddings().weight.shape[0]
+    student = recipe.student
+    shape = None
+    exact = True
+    asked = VocabularyConfig(keep="all") if isinstance(student, ExistingStudent) else student.vocabulary
+    tokenizer, vocabulary, _ = choose_vocabulary(asked, text.tokenizer, rows, text.train)
+    whole = Shape(
+        config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads, config.hidden_size, rows
+    )
+    if isinstance(student, ShrinkStudent):
+        anatomy = Anatomy.of(teacher, family_of(teacher), tokenizer_bytes(tokenizer))
+        shape, exact = _shape(student, anatomy, vocabulary.student_size)
+        parameters = anatomy.parameters(shape)
+        uncut = anatomy.parameters(replace(shape, vocabulary=rows))
+        changed = _config_of(config, whole, shape)
+    else:
+        if isinstance(student, FreshStudent):
+            changed = copy.deepcopy(config)
+            changed.vocab_size = vocabulary.student_size
+            for key, value in student.config.items():
+                setattr(changed, key, value)
+            fit_layer_lists(changed, changed.num_hidden_layers, student.config)
+        else:
+            assert isinstance(student, ExistingStudent)
+            with quietly():
+                changed = AutoConfig.from_pretrained(model_folder(student.name, student.revision))
+        with torch.device("meta"):
+            fresh = AutoModelForCausalLM.from_config(changed)
+        fresh.tie_weights()
+        parameters = uncut = count_parameters(fresh)
+    files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
+    return Planned(
+        count_parameters(teacher),
+        whole,
+        shape,
+        parameters,
+        uncut,
+        exact,
+        changed,
+        vocabulary,
+        pieces_a_token(vocabulary, text.train),
+        files,
+    )
+
+
+def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, bool]:
+    """The shape as given; with a target the largest that fits, for which one it will be is measured later."""
+    from stillroom.students.limits import limits_of
+    from stillroom.students.planning import AXIS_NAMES, given_sizes
+    from stillroom.students.solver import LossModel, grid, solve
+
+    whole = anatomy.teacher
+    fixed = given_sizes(student)
+    if student.target is None:
+        asked = replace(whole, vocabulary=vocabulary, **fixed)
+        anatomy.require_possible(asked)
+        return asked, True
+    axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
+    limits = limits_of(student.target)
+    shapes = grid(whole, fixed, axes, vocabulary)
+    solve(anatomy, limits, LossModel(whole, {}), shapes)  # says what binds where nothing fits
+    fitting = [
+        shape for shape in shapes if anatomy.possible(shape) and not limits.broken(limits.measure(anatomy, shape))
+    ]
+    return max(fitting, key=anatomy.parameters), False
+
+
+def _config_of(config: Any, whole: Any, shape: Any) -> Any:
+    """The teacher's config in a smaller shape."""
+    from stillroom.models.families.family import cut_config, head_width
+
+    changed = copy.deepcopy(config)
+    width = head_width(config)
+    cut_config(changed, list(range(shape.layers)))
+    changed.intermediate_size = shape.channels
+    changed.num_attention_heads = config.num_attention_heads // whole.groups * shape.groups
+    changed.num_key_value_heads = shape.groups
+    changed.head_dim = width
+    changed.hidden_size = shape.hidden
+    changed.vocab_size = shape.vocabulary
+    return changed
+
+
+def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[str, int]:
+    """Bytes of each file that is exported, exactly: its header is written, its tensors are counted."""
+    from stillroom.formats.gguf_file import planned_bytes
+    from stillroom.formats.mixes import WEIGHTED
+    from stillroom.models.load import stated_licence
+
+    licence = stated_licence(recipe.teacher)
+    weighed = recipe.export.importance_tokens > 0
+    return {
+        kind: planned_bytes(
+            config,
+            tokenizer,
+            kind,
+            name=recipe.name,
+            licence=licence,
+            rows=rows,
+            importance=weighed and kind in WEIGHTED,
+        )
+        for kind in recipe.export.gguf
+    }
+
+
+def _teacher_config(recipe: Recipe) -> Any:
+    from transformers import AutoConfig
+
+    from stillroom.models.gguf_source import gguf_path
+    from stillroom.models.load import model_folder
+    from stillroom.models.tokenizer import quietly
+
+    with quietly():
+        if isinstance(recipe.teacher, GgufTeacher):
+            path = gguf_path(recipe.teacher.path)
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoConfig.from_pretrained(model_folder(recipe.teacher.name, recipe.teacher.revision))

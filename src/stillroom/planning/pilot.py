@@ -1,0 +1,239 @@
+"""A pilot of some seconds: how fast this machine does a recipe's work, on its own text and models.
+
+The teacher is loaded and captures a few sequences; a student of the planned shape with random weights takes a few training
+steps on them. Knows nothing of what follows from the rates.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.core.files import folder_bytes
+from stillroom.core.memory import MemoryMeter, release_memory
+from stillroom.core.progress import Progress, Task
+from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import choose_dtype, prepare
+from stillroom.models.forward import hidden_states
+from stillroom.models.load import load_teacher
+from stillroom.recipe.recipe import Recipe
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.capture import capture
+from stillroom.training.loop import Training
+
+CAPTURED_TOKENS = 2048
+"""Tokens that the pilot captures: the codec's model is fitted to them, and to fewer it does not fit well."""
+STEP_TOKENS = 1024
+"""Tokens of the pilot's larger training step."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What was measured.
+
+    Attributes:
+        base_bytes: Memory of this process with its libraries, without any model.
+        load_seconds: To load the teacher.
+        load_bytes: Memory that loading it took at its peak, beyond its weights.
+        capture_rate: Tokens a second, from ids to encoded signals.
+        capture_bytes: Memory that capturing took beyond the teacher's weights.
+        bytes_per_position: Of the cache's shards.
+        cache_bytes: Of the cache besides, however much it holds.
+        exact_rate: Tokens a second of the teacher's body in float32.
+        matrix_rate: Operations a second of a large matrix product in float32.
+        token_seconds: A training step's time for each token.
+        step_seconds: A training step's time besides.
+        token_bytes: Memory of a training step for each token of a forward pass.
+        train_bytes: Memory of training besides.
+    """
+
+    base_bytes: int
+    load_seconds: float
+    load_bytes: int
+    capture_rate: float
+    capture_bytes: int
+    bytes_per_position: float
+    cache_bytes: int
+    exact_rate: float
+    matrix_rate: float
+    token_seconds: float
+    step_seconds: float
+    token_bytes: float
+    train_bytes: int
+
+
+def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Pilot:
+    """Measure.
+
+    Args:
+        recipe: The recipe.
+        sequences: The training split; the first few are used.
+        vocabulary: From the teacher's ids to the student's.
+        student: A Hugging Face config of the planned student.
+
+    Raises:
+        StillroomError: What the stages would raise, too.
+    """
+    import psutil
+
+    device = prepare(recipe.compute, recipe.seed)
+    few = sequences.take(max(2, CAPTURED_TOKENS // sequences.length))
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        dtype = choose_dtype(recipe.teacher.dtype, device.type)
+        with MemoryMeter() as loading:
+            teacher = load_teacher(recipe.teacher, device, dtype)
+        load_seconds = time.perf_counter() - begun
+        loaded = psutil.Process().memory_info().rss
+        # Libraries are loaded with the first model.
+        base = loaded - sum(parameter.nbytes for parameter in teacher.model.parameters())
+        identity = CacheIdentity(
+            teacher_digest=teacher.digest,
+            tokenizer_digest=teacher.tokenizer_digest,
+            vocabulary_size=teacher.model.get_output_embeddings().weight.shape[0],
+            temperature=recipe.capture.temperature,
+            codec=recipe.capture.codec,
+            seed=recipe.seed,
+            dtype=str(dtype).removeprefix("torch."),
+            sequence_length=few.length,
+        )
+        one = few.take(1)
+        with MemoryMeter() as meter:
+            _captured(teacher.model, one, CacheWriter.open(Path(folder) / "first", identity), recipe, device)
+            writer = CacheWriter.open(Path(folder) / "cache", identity)
+            begun = time.perf_counter()
+            _captured(teacher.model, few, writer, recipe, device)
+            seconds = time.perf_counter() - begun
+        capture_rate = len(few) * few.length / seconds
+        # A model read from GGUF refuses its own `float`, though its weights are ordinary by now.
+        exact_rate = _exact_rate(torch.nn.Module.float(teacher.model), one)
+        del teacher
+        cache = TeacherCache.open(Path(folder) / "cache")
+        shards = sum(entry.bytes for entry in cache.manifest.shards)
+        bytes_per_position = shards / max(1, cache.positions)
+        cache_bytes = folder_bytes(cache.folder) - shards
+        training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
+        # From a whole chunk of the loss on, memory grows with tokens alone.
+        fewest = max(1, min(recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+        small, large = training.measure(fewest), training.measure(max(2 * fewest, STEP_TOKENS // few.length))
+    tokens = max(1, large.tokens - small.tokens)
+    slope = (large.seconds - small.seconds) / tokens
+    token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
+    token_bytes = max(0.0, (large.peak - small.peak) / tokens)
+    return Pilot(
+        base_bytes=base,
+        load_seconds=load_seconds,
+        load_bytes=max(0, loading.peak - loaded),
+        capture_rate=capture_rate,
+        capture_bytes=max(0, meter.peak - loaded),
+        bytes_per_position=bytes_per_position,
+        cache_bytes=cache_bytes,
+        exact_rate=exact_rate,
+        matrix_rate=matrix_rate(few.length),
+        token_seconds=token_seconds,
+        step_seconds=max(0.0, large.seconds - token_seconds * large.tokens),
+        token_bytes=token_bytes,
+        train_bytes=max(0, round(small.peak - base - token_bytes * small.tokens)),
+    )
+
+
+def _captured(model: Any, sequences: Sequences, writer: CacheWriter, recipe: Recipe, device: torch.device) -> None:
+    length = sequences.length
+    capture(model, sequences, writer, recipe.capture.temperature, device, length, 1 << 30, Task("", 1, "", quiet=True))
+
+
+@torch.inference_mode()
+def _exact_rate(model: Any, one: Sequences) -> float:
+    device = next(model.parameters()).device
+    best = float("inf")
+    for _ in range(2):
+        begun = time.perf_counter()
+        hidden_states(model, one.ids.to(device), one.positions.to(device))
+        best = min(best, time.perf_counter() - begun)
+    return one.length / best
+
+
+def matrix_rate(rows: int, width: int = 1024) -> float:
+    """Operations a second of a float32 matrix product, the best within 0.2 seconds."""
+    left, right = torch.randn(rows, width), torch.randn(width, width)
+    best = 0.0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < 0.2:
+        started = time.perf_counter()
+        left @ right
+        best = max(best, 2 * rows * width * width / (time.perf_counter() - started))
+    return best
+
+
+@dataclass(frozen=True)
+class _Step:
+    tokens: int
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Training steps of a student with random weights."""
+
+    recipe: Recipe
+    sequences: Sequences
+    vocabulary: VocabularyMap
+    cache: TeacherCache
+    student: Any
+    folder: Path
+    device: torch.device
+
+    def measure(self, per_step: int) -> _Step:
+        """The fastest of a few steps of so many sequences, and the memory that they took."""
+        from transformers import AutoModelForCausalLM
+
+        length = self.sequences.length
+        per_step = min(per_step, len(self.sequences))
+        source = BatchSource(self.sequences.take(per_step), self.vocabulary, self.cache)
+        config = self.recipe.distill.model_copy(
+            update={
+                "batch_tokens": per_step * length,
+                "micro_batch_tokens": None,
+                "epochs": 3,
+                "evaluate_every": 1 << 30,
+            }
+        )
+        moments: list[float] = []
+
+        def note(**values: Any) -> None:
+            if "event" not in values:
+                moments.append(time.perf_counter())
+
+        release_memory()  # of the step before
+        with MemoryMeter() as meter:
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.student), dtype=torch.float32).to(self.device)
+            folder = self.folder / f"trial-{per_step}"
+            folder.mkdir()
+            Training(
+                title="pilot",
+                model=model,
+                config=config.model_copy(update={"learning_rate": 1e-6, "checkpoint_seconds": 1e9}),
+                train=source,
+                validation=BatchSource(self.sequences.take(1), self.vocabulary, self.cache),
+                distill=True,
+                folder=folder,
+                seed=0,
+                device=self.device,
+                used=self.vocabulary.student_used,
+                progress=Progress(quiet=True),
+                event=note,
+            ).run()
+        steps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+        return _Step(per_step * length, min(steps), meter.peak)

@@ -1,0 +1,254 @@
+"""What a recipe will take, before anything is spent. Knows nothing of how stages do their work.
+
+Text is read and counted as the stage `corpus` does it (or taken from there, if it is done); parameters and sizes are counted
+from configs; times and memory come from a pilot on this machine (:mod:`stillroom.planning.pilot`) and what the stages do
+(:mod:`stillroom.planning.costs`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError
+from stillroom.core.files import read_json, write_json
+from stillroom.core.memory import release_memory
+from stillroom.core.progress import Progress, clock, say
+from stillroom.planning import costs
+from stillroom.planning.costs import Counts
+from stillroom.planning.counting import Planned, Text, count_student, count_text
+from stillroom.recipe.reading import load_recipe
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import AnyPath, Run
+
+KEPT = "plan.json"
+"""The plan's name in a run's folder."""
+
+
+def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool = True) -> dict[str, Any]:
+    """What a recipe will take, and whether it fits.
+
+    Args:
+        recipe: A recipe or its file.
+        runs: The folder that holds runs; a corpus that a run there has finished is used.
+        quiet: Draw no progress.
+
+    Returns:
+        Parameters, tokens, file sizes, and for each stage seconds, bytes of memory and of disk; ``verdict`` is ``go`` or
+        ``stop``, ``broken`` says which limits are broken and ``nearest`` what to change in the recipe so that it fits.
+
+    Raises:
+        StillroomError: What the stages would raise: the recipe cannot be carried out as written.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    runs = Path(runs)
+    begun = time.perf_counter()
+    text = count_text(recipe, runs, Progress(quiet))
+    student = count_student(recipe, text)
+    pilot = _pilot(recipe, text, student)
+    counts = Counts(
+        teacher=student.teacher_parameters,
+        student=student.parameters,
+        uncut=student.uncut,
+        whole=student.whole,
+        shape=student.shape,
+        layers=student.config.num_hidden_layers,
+        train=text.tokens["train"],
+        validation=text.tokens["validation"],
+        heldout=text.tokens["heldout"],
+        length=text.train.length,
+        pieces=student.pieces,
+        corpus_seconds=text.seconds,
+    )
+    seconds = costs.stage_seconds(recipe, counts, pilot)
+    memory = costs.stage_memory(recipe, counts, pilot)
+    disk = costs.stage_disk(recipe, counts, pilot)
+    disk["export"] += float(sum(student.files.values()))
+    plan: dict[str, Any] = {
+        "name": recipe.name,
+        "teacher_parameters": counts.teacher,
+        "student_parameters": counts.student,
+        "student_parameters_exact": student.exact,
+        "student_shape": student.shape.words() if student.shape else None,
+        "tokens": text.tokens,
+        "steps": costs.steps_of(recipe, counts),
+        "training_operations": costs.training_operations(recipe, counts),
+        "file_bytes": student.files,
+        "bytes_per_position": round(pilot.bytes_per_position, 2),
+        "cache_bytes": round(disk["capture"]),
+        "stages": {
+            name: {
+                "seconds": round(seconds[name], 3),
+                "memory_bytes": round(memory.get(name, 0)),
+                "disk_bytes": round(disk.get(name, 0)),
+            }
+            for name in seconds
+        },
+        "seconds": round(sum(seconds.values()), 3),
+        "memory_bytes": round(max(memory.values())),
+        "disk_bytes": round(sum(disk.values())),
+        "baseline_adds": {
+            "seconds": round(seconds.get("baseline", 0), 3),
+            "disk_bytes": round(disk.get("baseline", 0)),
+        },
+        "planned_in_seconds": round(time.perf_counter() - begun, 1),
+        "terms": _terms(recipe),
+    }
+    return plan | _verdict(recipe, plan, counts, pilot, runs)
+
+
+def _pilot(recipe: Recipe, text: Text, student: Planned) -> Any:
+    from stillroom.planning.pilot import run_pilot
+
+    pilot = run_pilot(recipe, text.train, student.vocabulary, student.config)
+    release_memory()
+    return pilot
+
+
+def _terms(recipe: Recipe) -> dict[str, Any] | None:
+    from stillroom.terms.gate import verdict_of_recipe
+
+    return verdict_of_recipe(recipe).as_dict()
+
+
+def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Any, runs: Path) -> dict[str, Any]:
+    """Whether it fits, what does not, and the nearest recipe that does."""
+    import psutil
+
+    limits = recipe.limits
+    free = {
+        "memory_bytes": limits.memory_bytes or psutil.virtual_memory().available + pilot.base_bytes,
+        "disk_bytes": limits.disk_bytes or shutil.disk_usage(_existing(runs)).free,
+        "seconds": limits.seconds or float("inf"),
+    }
+    broken = [name for name, value in free.items() if plan[name] > value]
+    nearest: dict[str, Any] = {}
+    if "memory_bytes" in broken:
+        nearest |= _less_memory(recipe, counts, pilot, free["memory_bytes"])
+    if "disk_bytes" in broken or "seconds" in broken:
+        nearest |= _less_text(counts, plan, free)
+    terms = plan["terms"]
+    if terms is not None and terms["verdict"] == "refused":
+        broken.append("terms")
+    return {
+        "limits": {name: value for name, value in free.items() if value != float("inf")},
+        "verdict": "stop" if broken else "go",
+        "broken": broken,
+        "nearest": nearest,
+    }
+
+
+def _less_memory(recipe: Recipe, counts: Counts, pilot: Any, limit: float) -> dict[str, Any]:
+    """A smaller forward pass, where that is enough."""
+    tokens = recipe.distill.micro_batch_tokens or recipe.distill.batch_tokens
+    while tokens > counts.length:
+        tokens = max(counts.length, tokens // 2)
+        smaller = recipe.model_copy(
+            update={"distill": recipe.distill.model_copy(update={"micro_batch_tokens": tokens})}
+        )
+        if max(costs.stage_memory(smaller, counts, pilot).values()) <= limit:
+            return {"distill.micro_batch_tokens": tokens}
+    return {}
+
+
+def _less_text(counts: Counts, plan: dict[str, Any], free: dict[str, float]) -> dict[str, Any]:
+    """As much text as fits, where less text is enough."""
+    most = 1.0
+    for key, per_text in (
+        ("disk_bytes", plan["cache_bytes"] + 29.0 * counts.train),
+        (
+            "seconds",
+            sum(
+                plan["stages"][name]["seconds"] for name in ("capture", "distill", "baseline") if name in plan["stages"]
+            ),
+        ),
+    ):
+        over = plan[key] - free[key]
+        if over > 0 and per_text > 0:
+            most = min(most, 1 - over / per_text)
+    tokens = int(most * counts.train * 0.98) // counts.length * counts.length
+    return {"corpus.train_tokens": tokens} if tokens >= counts.length else {}
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def begin_with_plan(run: Run) -> None:
+    """Plan a run, once for each recipe; show the plan and keep it in the run's folder.
+
+    Raises:
+        OutOfMemory: The recipe's own limit on memory does not suffice.
+        DiskFull: Its limit on disk does not.
+        RunError: Its limit on time does not.
+    """
+    path = run.path / KEPT
+    if path.is_file() and read_json(path).get("recipe_digest") == run.recipe_digest:
+        return
+    plan = make_plan(run.recipe, run.path.parent)
+    show_plan(plan)
+    for name, raised in (("memory_bytes", OutOfMemory), ("disk_bytes", DiskFull), ("seconds", RunError)):
+        limit = getattr(run.recipe.limits, name)
+        if limit is not None and name in plan["broken"]:
+            nearest = ", ".join(f"`{key}: {value}`" for key, value in plan["nearest"].items())
+            raise raised(
+                f"`limits.{name}` is {limit:,}, and the plan comes to {plan[name]:,}.",
+                f"Nearest that fits: {nearest}." if nearest else "Choose a smaller student, or raise the limit.",
+            )
+    write_json(path, plan | {"recipe_digest": run.recipe_digest})
+
+
+def planned_needs(run: Run, stage: str) -> dict[str, int] | None:
+    """What the kept plan of a run says of a stage; None where there is none of this recipe."""
+    path = run.path / KEPT
+    if not path.is_file():
+        return None
+    plan = read_json(path)
+    found: dict[str, int] | None = plan["stages"].get(stage)
+    return found if plan.get("recipe_digest") == run.recipe_digest else None
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """The plan on stderr, in a few lines."""
+    teacher, student = plan["teacher_parameters"], plan["student_parameters"]
+    say(f"Plan of `{plan['name']}`")
+    say(f"  teacher   {teacher:,} parameters")
+    most = "" if plan["student_parameters_exact"] else "at most "
+    say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
+    if plan["student_shape"]:
+        say(f"            {plan['student_shape']}")
+    if plan["file_bytes"]:
+        say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
+    say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))
+    say(f"  training  {plan['steps']:,} steps, {plan['training_operations']:.1e} operations")
+    limits = plan["limits"]
+    say(
+        f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes a position; "
+        f"disk {plan['disk_bytes'] / 1e9:.1f} of {limits['disk_bytes'] / 1e9:,.1f} GB"
+    )
+    say(f"  memory    {plan['memory_bytes'] / 1e9:.1f} of {limits['memory_bytes'] / 1e9:.1f} GB")
+    for name, stage in plan["stages"].items():
+        say(f"    {name:<9} {clock(stage['seconds']):>8}   {stage['memory_bytes'] / 1e9:.1f} GB")
+    added = plan["baseline_adds"]["seconds"]
+    say(
+        f"  time      about {clock(plan['seconds'])} on this machine as it is now"
+        + (f"; the baseline is {clock(added)} of it" if added else "")
+    )
+    terms = plan["terms"]
+    if terms is not None:
+        say(f"  terms     {terms['verdict'].replace('_', ' ')}")
+        if terms["verdict"] == "refused":
+            for reason in terms["reasons"]:
+                say(f"            {reason}")
+    if plan["verdict"] == "go":
+        say("  verdict   go")
+        return
+    words = {"memory_bytes": "memory", "disk_bytes": "disk", "seconds": "time", "terms": "terms"}
+    say(f"  verdict   stop: {', '.join(words[name] for name in plan['broken'])}")
+    if plan["nearest"]:
+        say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))

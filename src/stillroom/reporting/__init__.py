@@ -1,0 +1,1 @@
+"""A finished run's summary, report and model card."""

@@ -1,0 +1,229 @@
+"""The report of a run: one self-contained page, and the same as a model card. Knows nothing of how anything was measured."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from stillroom.core import files
+from stillroom.core.progress import clock
+from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.stage import extras
+from stillroom.evaluation.words import percent
+from stillroom.reporting import sections
+from stillroom.reporting.charts import Series, bar_chart, line_chart
+from stillroom.reporting.summary import cells
+from stillroom.runs.run import MODELS, Run
+
+WEAK_LANGUAGE = 0.5
+"""A language whose whole interval of retention lies below this is said to be largely lost."""
+Curves = dict[str, list[tuple[float, float]]]
+LOSS_POINTS = 24
+"""At most this many points of the loss curve."""
+ROLES = {
+    "teacher": "the large model",
+    "shrunk": "cut, neither repaired nor trained",
+    "repaired": "the cut made up for in closed form; where training begins",
+    "baseline": "the same start, trained on the same text without the teacher",
+    "student": "trained on what the teacher says",
+}
+
+
+def write_report(run: Run, summary: dict[str, Any]) -> None:
+    """Write ``report.html`` and ``report.md`` beside ``summary.json``."""
+    content = _content(run, summary)
+    files.write_text(run.path / "report.html", _environment(True).get_template("report.html.jinja").render(content))
+    files.write_text(run.path / "report.md", _environment(False).get_template("report.md.jinja").render(content))
+
+
+def verdict(summary: dict[str, Any]) -> list[str]:
+    """What the numbers say, in sentences that hold for them."""
+    student, shrunk = summary["student"], summary["shrunk"]
+    share = student["parameters"] / summary["teacher"]["parameters"]
+    found = [
+        f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and says the same next "
+        f"token in {percent(student['top1_agreement'], 1)} of the held-out positions.",
+        f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; right after the cut it was "
+        f"{shrunk['kl_to_teacher']:.3f}"
+        + (f", repaired in closed form {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
+    ]
+    if "baseline" in summary:
+        gap = summary["compared"]["student_minus_baseline"]
+        low, high = gap["kl_to_teacher_interval"]
+        least, most = sorted((abs(low), abs(high)))
+        amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired, {least:.3f} to {most:.3f})"
+        if high < 0:
+            found.append(f"Learning from the teacher paid: the same training without it ends {amount} further away.")
+        elif low > 0:
+            found.append(f"Learning from the teacher did not pay: the same training without it ends {amount} closer.")
+        else:
+            found.append(
+                "Whether learning from the teacher paid cannot be told from this text: "
+                f"the difference is {gap['kl_to_teacher']:.3f} nats a token, between {low:.3f} and {high:.3f}."
+            )
+    teacher_bits, bits = summary["teacher"]["bits_per_byte"], student["bits_per_byte"]
+    word = "more" if bits > teacher_bits else "fewer"
+    found.append(
+        f"On the text itself it needs {bits:.3f} bits a byte, {percent(abs(bits / teacher_bits - 1))} {word} than its teacher "
+        f"({teacher_bits:.3f})."
+    )
+    return found
+
+
+def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
+    """Where the student is weaker than its teacher, in sentences: what a reader should know before using it."""
+    found = []
+    fidelity = measures["fidelity"]
+    for axis, words in (("class", "{} tokens"), ("source", "text of {}")):
+        rows = [entry for entry in fidelity["slices"][axis]["student"] if entry["positions"] >= 100]
+        if len(rows) > 1:
+            worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
+            found.append(
+                f"Furthest from its teacher on {words.format(worst['label'])}: "
+                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
+            )
+    mine, theirs = (fidelity["calibration"][name]["ece"] for name in ("student", "teacher"))
+    if mine is not None and mine > theirs:
+        found.append(
+            f"Its probabilities are less to be trusted: calibration error {mine:.3f}, the teacher's {theirs:.3f}."
+        )
+    for entry in measures.get("languages", {}).get("languages", {}).values():
+        kept = entry["retention"]["student"]
+        if kept["interval"][1] < WEAK_LANGUAGE:
+            found.append(
+                f"{entry['name']} is largely lost: retention {percent(kept['value'])} "
+                f"({percent(kept['interval'][0])} to {percent(kept['interval'][1])})."
+            )
+    for name, entry in measures.get("tasks", {}).get("tasks", {}).items():
+        test = entry["compared"]["student_minus_teacher"]
+        if test["difference"] < 0 and test.get("p_value", 1.0) < 0.05:
+            found.append(f"Worse than its teacher at {name}: {sections.paired(test)}.")
+    found += measures.get("safeguards", {}).get("warnings", [])
+    for kind, words in sections.CALLED.items():
+        test = measures.get("behaviour", {}).get("compared", {}).get("student_minus_teacher", {}).get(kind)
+        if test and test["difference"] > 0 and test["p_value"] < 0.05:
+            found.append(f"More {words} than its teacher's: {sections.paired(test, right=False)}.")
+    return found
+
+
+def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    shrunk = files.read_json(run.stage("shrink").path / "shrink.json")
+    ledger = files.read_json(run.stage("corpus").path / "ledger.json")
+    teacher = files.read_json(run.stage("capture").path / "teacher.json")
+    record = run.stage("distill").record or {}
+    measures = files.read_json(run.stage("evaluate").path / "evaluation.json")["measures"] | extras(run)
+    parts = {name: getattr(sections, name)(result) for name, result in measures.items()}
+    trained = [name for name in ("distill", "baseline") if run.stage(name).record]
+    losses = {name: _points(run, name, "cross_entropy", validation=False) for name in trained}
+    # The mean of so many steps is one point of the loss curve, so that its noise does not hide it.
+    pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
+    return {
+        "parts": parts,
+        "measures": measures,
+        "weaknesses": weaknesses(measures),
+        "sentence": sentence,
+        "name": run.recipe.name,
+        "summary": summary,
+        "verdict": verdict(summary),
+        "models": [name for name in MODELS if name in summary],
+        "roles": ROLES,
+        "cells": cells,
+        "clock": clock,
+        "teacher": teacher,
+        "ledger": ledger,
+        "shrunk": shrunk,
+        "training": record.get("notes", {}),
+        "charts": _charts(run, shrunk, losses, pooled),
+        "pooled": pooled,
+        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        "seconds": sum(stage["seconds"] for stage in summary["stages"].values()),
+        "peak": max(stage["peak_memory_bytes"] for stage in summary["stages"].values()),
+    }
+
+
+def _charts(run: Run, shrunk: dict[str, Any], losses: Curves, pooled: int) -> dict[str, Any]:
+    called = {"distill": "student", "baseline": "baseline"}
+    charts = {
+        "heldout": line_chart(
+            [
+                Series(called[name], _points(run, name, "kl", validation=True), sections.STYLES[called[name]])
+                for name in losses
+            ],
+            title="Distance from the teacher while training",
+            x_label="training step",
+            y_label="validation KL, nats a token",
+        ),
+        "loss": line_chart(
+            [
+                Series(called[name], _means(points, pooled), sections.STYLES[called[name]])
+                for name, points in losses.items()
+            ],
+            title="Cross-entropy on the training text",
+            x_label="training step",
+            y_label="nats a token",
+        ),
+    }
+    layers = shrunk.get("layers")
+    if layers:
+        charts["layers"] = bar_chart(
+            layers["block_influence"],
+            set(layers["removed"]),
+            title="How much each of the teacher's layers changes what passes through it",
+            x_label="layer",
+            y_label="block influence",
+            marked_as="Removed layers",
+        )
+    return {name: Markup(chart) for name, chart in charts.items()}  # noqa: S704 - charts escape their texts
+
+
+def _points(run: Run, stage: str, key: str, *, validation: bool) -> list[tuple[float, float]]:
+    """Step and value of a training's events; of a step that was done twice after a kill, the last counts."""
+    found: dict[int, float] = {}
+    for event in run.events(stage):
+        if event.get("event") == "begun" and not event.get("resumed"):
+            found.clear()
+        if (event.get("event") == "validation") == validation and event.get(key) is not None and "step" in event:
+            found[int(event["step"])] = float(event[key])
+    return sorted((float(step), value) for step, value in found.items())
+
+
+def _means(points: list[tuple[float, float]], pooled: int) -> list[tuple[float, float]]:
+    """Means of so many points each, at the last step of each."""
+    parts = [points[start : start + pooled] for start in range(0, len(points), pooled)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def _stacked(value: str) -> Markup:
+    """A cell with its interval on a line of its own, so that tables stay narrow."""
+    found = re.fullmatch(r"(.*?) (\[[^\]]*\])(.*)", value)
+    if found is None:
+        return escape(value)
+    return escape(found.group(1) + found.group(3)) + Markup("<small>{}</small>").format(found.group(2))
+
+
+@functools.cache
+def _environment(html: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("stillroom.reporting", "pages"),
+        autoescape=html,  # noqa: S701 - the other page is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "count": lambda value: f"{value:,}",
+        "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
+        "percent": lambda value: percent(value, 1),
+        "stacked": _stacked,
+        "chart": lambda value: Markup(value),  # noqa: S704 - charts escape their texts
+        "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
+        "yaml": lambda value: json.dumps(str(value), ensure_ascii=False),
+    }
+    environment.filters.update(filters)
+    return environment

@@ -1,0 +1,191 @@
+"""How much each layer does, measured in one pass over a sample of the user's own text. Knows nothing of cutting.
+
+Legend: B sequences, L tokens, H hidden width, P positions with a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.families.family import Family
+from stillroom.models.forward import hidden_states, logits_from_hidden
+
+POSITIONS = 1024
+"""Positions on which a candidate's KL is measured."""
+JUDGED_AT_ONCE = 128
+"""Of them, held at the same time."""
+LEFT_OUT_POSITIONS = 256
+"""Positions on which the KL without a single layer is measured: there is one such student a layer."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of packed sequences.
+
+    Attributes:
+        fit: Measures and fits.
+        judge: Judges what was fitted; none of it is in ``fit``.
+    """
+
+    fit: Sequences
+    judge: Sequences
+
+    @classmethod
+    def of(cls, sequences: Sequences, tokens: int) -> Sample:
+        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them judges."""
+        count = max(2, min(len(sequences), round(tokens / sequences.length)))
+        part = sequences.take(count)
+        if len(part) < 2:
+            return cls(part, part)
+        middle = len(part) - max(1, len(part) // 6)
+        return cls(part.take(middle), between(part, middle, len(part)))
+
+    @property
+    def digests(self) -> list[str]:
+        """Digests of its sequences: what was measured on it holds for the same ones."""
+        return [*self.fit.digests, "", *self.judge.digests]
+
+    @property
+    def screen(self) -> Sequences:
+        """The part of ``fit`` that candidates are compared on before the chosen one is fitted on all of it."""
+        return self.fit.take(max(1, len(self.fit) // 3))
+
+
+def between(sequences: Sequences, begin: int, end: int) -> Sequences:
+    """The sequences from ``begin`` up to ``end``."""
+    part = slice(begin, end)
+    return Sequences(
+        sequences.ids[part],
+        sequences.segments[part],
+        sequences.loss_mask[part],
+        sequences.documents[part],
+        sequences.token_bytes[part],
+        sequences.document_sources,
+    )
+
+
+@contextmanager
+def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Catch the first input, or the output, of modules while the body runs a forward pass; float32, [B · L, H]."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, value: Any) -> None:
+        tensor = value[0] if isinstance(value, tuple) else value
+        caught[name] = tensor.detach().flatten(0, 1).float()
+
+    handles = []
+    for name, module in modules.items():
+        if inputs:
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, kwargs, name=name: keep(name, args[0] if args else kwargs["hidden_states"]),
+                    with_kwargs=True,
+                )
+            )
+        else:
+            handles.append(module.register_forward_hook(lambda _m, _a, output, name=name: keep(name, output)))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def block_influence(model: Any, family: Family, sample: Sequences) -> list[float]:
+    """One minus the cosine between a layer's input and output, mean over tokens (Men et al. 2024, arXiv 2403.03853).
+
+    Args:
+        model: The teacher.
+        family: Its family.
+        sample: Sequences to measure on.
+    """
+    layers = family.layers(model)
+    real = (sample.segments >= 0).flatten()
+    sums = torch.zeros(len(layers), dtype=torch.float64)
+    named = {str(index): layer for index, layer in enumerate(layers)}
+    for start in range(len(sample)):
+        one = slice(start, start + 1)
+        with watching(named, inputs=True) as inputs, watching(named, inputs=False) as outputs:
+            hidden_states(model, sample.ids[one], sample.positions[one])
+        chosen = real[start * sample.length : (start + 1) * sample.length]
+        for index in range(len(layers)):
+            before, after = inputs[str(index)][chosen], outputs[str(index)][chosen]
+            sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
+    influence: list[float] = (sums / int(real.sum())).tolist()
+    return influence
+
+
+@torch.no_grad()
+def leave_one_out_kl(model: Any, family: Family, sample: Sequences) -> list[float]:
+    """KL(model ‖ model without one layer) in nats a token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
+    measure a layer by the loss without it).
+
+    What lies under the layer is the same for all, so that it is run once.
+
+    Args:
+        model: The teacher.
+        family: Its family.
+        sample: Sequences to measure on; the first ones, up to 256 positions with a target.
+    """
+    from stillroom.students.layerwise import Layerwise
+
+    enough = (sample.targets != IGNORED).sum(1).cumsum(0) >= LEFT_OUT_POSITIONS
+    sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
+    walk = Layerwise(model, family, sample)
+    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
+    count = len(walk.layers)
+
+    def logprobs(states: list[torch.Tensor]) -> torch.Tensor:
+        hidden = model.base_model.norm(torch.cat(states)).flatten(0, 1)
+        return torch.log_softmax(logits_from_hidden(model, hidden[chosen]), dim=1)
+
+    kept = []
+    for _ in range(count):
+        kept.append(walk.states)
+        walk.move(walk.run()[0])
+    whole = logprobs(walk.states)
+    found = []
+    for index in range(count):
+        walk.states, walk.place = kept[index], index + 1
+        walk.advance(count)
+        found.append(float((whole.exp() * (whole - logprobs(walk.states))).sum(1).mean()))
+    return found
+
+
+@torch.no_grad()
+def judged_logprobs(model: Any, sample: Sequences) -> torch.Tensor:
+    """Log-probabilities of the sample's first positions with a target, [P, V] float32; P is at most 1,024."""
+    return torch.cat(list(_judged_parts(model, sample)))
+
+
+@torch.no_grad()
+def judged_kl(teacher: torch.Tensor, model: Any, sample: Sequences) -> float:
+    """Mean KL(teacher ‖ model) in nats a token on the same positions as ``teacher``, [P, V] log-probabilities."""
+    divergence, begin = 0.0, 0
+    for student in _judged_parts(model, sample):
+        mine = teacher[begin : begin + len(student)]
+        # In place: at a large vocabulary each of these is large.
+        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=torch.float64))
+        begin += len(mine)
+    return divergence / len(teacher)
+
+
+def _judged_parts(model: Any, sample: Sequences) -> Iterator[torch.Tensor]:
+    """Log-probabilities of the positions that judge, a few rows at a time."""
+    hidden = torch.cat(
+        [
+            hidden_states(model, sample.ids[one : one + 1], sample.positions[one : one + 1]).flatten(0, 1)
+            for one in range(len(sample))
+        ]
+    )
+    chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
+    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
+    for begin in range(0, len(chosen), JUDGED_AT_ONCE):
+        yield torch.log_softmax(logits_from_hidden(model, hidden[chosen[begin : begin + JUDGED_AT_ONCE]]), dim=1)

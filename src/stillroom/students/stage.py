@@ -1,0 +1,237 @@
+"""The stage `shrink`: a student, cut from the teacher, existing or fresh. Knows nothing of training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from stillroom.core import files
+from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
+from stillroom.core.progress import Progress
+from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import prepare
+from stillroom.models.families.family import Family, fit_layer_lists
+from stillroom.models.families.registry import family_of
+from stillroom.models.load import LoadedTeacher, count_parameters, load_student, load_teacher, model_folder, save_model
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.runs.run import Run, Stage
+from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.students.embeddings import keep_rows, renumber_config
+from stillroom.students.importance import Sample
+from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
+from stillroom.students.measured import Measured
+from stillroom.students.planning import given_sizes, plan_shape
+from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
+from stillroom.students.shrink import shrink
+from stillroom.students.trim import trim, whole
+
+
+def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
+    """Make the student and write ``model/``, ``vocabulary.safetensors`` and ``shrink.json``.
+
+    Where a repair was kept, ``cut/`` holds the student before it, so that both can be measured.
+    """
+    recipe = run.recipe
+    device = prepare(recipe.compute, recipe.seed)
+    train = Sequences.load(run.stage("corpus").path / "train.safetensors")
+    progress.say("  loading the teacher")
+    teacher = load_teacher(recipe.teacher, device, torch.float32)
+    student = recipe.student
+    if isinstance(student, ShrinkStudent):
+        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)
+    elif isinstance(student, FreshStudent):
+        model, tokenizer, vocabulary, facts = _fresh(student, teacher, train)
+    else:
+        model, tokenizer, vocabulary, facts = _existing(student, teacher)
+    facts |= {
+        "kind": student.kind,
+        "teacher_parameters": teacher.parameters,
+        "parameters": count_parameters(model),
+        "vocabulary": {
+            "teacher": vocabulary.teacher_size,
+            "kept": vocabulary.student_used,
+            "rows": vocabulary.student_size,
+            "pieces_a_training_token": round(pieces_a_token(vocabulary, train), 5),
+        },
+    }
+    save_model(model, tokenizer, stage.path / "model")
+    vocabulary.save(stage.path / "vocabulary.safetensors")
+    files.write_json(stage.path / "shrink.json", facts)
+    stage.notes.update(parameters=facts["parameters"], vocabulary=facts["vocabulary"])
+    share = facts["parameters"] / teacher.parameters
+    progress.say(f"  student: {facts['parameters']:,} parameters, {share:.0%} of the teacher's {teacher.parameters:,}")
+
+
+def _shrink(
+    config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
+) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+    family = family_of(teacher.model)
+    count = len(family.layers(teacher.model))
+    tokenizer, vocabulary, kept = choose_vocabulary(
+        config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
+    )
+    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(teacher.tokenizer))
+    if config.target is None:
+        anatomy.require_possible(replace(anatomy.teacher, **given_sizes(config)))
+    sample = Sample.of(train, config.importance.tokens)
+    progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
+    measured = Measured.of(
+        teacher.model,
+        family,
+        sample,
+        leave_one_out=config.importance.leave_one_out and config.layers != count,
+        file=config.importance.path or stage.run.path / "importance.safetensors",
+        digest=teacher.digest,
+    )
+    shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress)
+    progress.say(f"  cutting to {shape.words()}")
+    with progress.task("repairing", total=shape.layers, unit="layers") as task:
+        cut = shrink(teacher.model, family, shape, measured, config.heal, moved=lambda: task.advance(1))
+    model = cut.model
+    for version in filter(None, (model, cut.unrepaired)):
+        if kept is not None:
+            keep_rows(version, kept, vocabulary.student_size)
+            renumber_config(version, kept)
+    if cut.unrepaired is not None:
+        save_model(cut.unrepaired, tokenizer, stage.path / "cut")
+    removed = [index for index in range(count) if index not in cut.kept]
+    progress.say(
+        f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
+        + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
+    )
+    note = ""
+    if config.heal and family.norm_after and removed:
+        note = (
+            f"in the family {family.name} a norm follows what layers add, "
+            "so that nothing can stand in for removed layers"
+        )
+        progress.say(f"  {note}")
+    facts: dict[str, Any] = {
+        "shape": vars(shape),
+        "layers": {
+            "teacher": count,
+            "kept": cut.kept,
+            "removed": removed,
+            "chosen_by": cut.chosen_by,
+            "healed": cut.healed,
+            "kl": cut.kl,
+            "healed_kl": cut.healed_kl,
+            "note": note,
+            "block_influence": measured.influence,
+            "leave_one_out_kl": measured.leave_one_out,
+            "candidates": [vars(candidate) for candidate in cut.candidates],
+        },
+        "lost_energy": cut.lost,
+        "planned": planned,
+    }
+    if config.vocabulary.languages:
+        costs = language_costs(teacher.tokenizer, tokenizer, config.vocabulary.languages)
+        facts["languages"] = as_record(costs)
+        for cost in costs:
+            progress.say(
+                f"  {cost.name}: {cost.before:.3f} tokens a byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
+            )
+    return model, tokenizer, vocabulary, facts
+
+
+def _shape(
+    config: ShrinkStudent,
+    teacher: LoadedTeacher,
+    family: Family,
+    anatomy: Anatomy,
+    vocabulary: VocabularyMap,
+    measured: Measured,
+    progress: Progress,
+) -> tuple[Shape, dict[str, Any] | None]:
+    """The asked shape, or the one that the solver finds within the target."""
+    fixed = given_sizes(config)
+    if config.target is None:
+        return replace(anatomy.teacher, vocabulary=vocabulary.student_size, **fixed), None
+    plan = plan_shape(
+        teacher.model, family, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
+    )
+    return plan.shape, plan.record()
+
+
+def _fresh(
+    config: FreshStudent, teacher: LoadedTeacher, train: Sequences
+) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+    import copy
+
+    from transformers import AutoModelForCausalLM
+
+    changed = copy.deepcopy(teacher.model.config)
+    unknown = [key for key in config.config if not hasattr(changed, key)]
+    if unknown:
+        raise UnsupportedModel(
+            f"`student.config.{unknown[0]}` is not a key of the family `{teacher.family}`.",
+            "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
+        )
+    fit_layer_lists(changed, config.config.get("num_hidden_layers", changed.num_hidden_layers), config.config)
+    tokenizer, vocabulary, kept = choose_vocabulary(
+        config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
+    )
+    try:
+        for key, value in config.config.items():
+            setattr(changed, key, value)
+        changed.vocab_size = vocabulary.student_size
+        model = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"The family `{teacher.family}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
+            "Mind that heads divide the width, and key/value heads divide the heads.",
+        ) from None
+    if kept is not None:
+        renumber_config(model, kept)
+    return model, tokenizer, vocabulary, {"config": config.config}
+
+
+def _existing(config: ExistingStudent, teacher: LoadedTeacher) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+    model, tokenizer = load_student(model_folder(config.name, config.revision), torch.float32)
+    mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if mine != theirs:
+        different = next((token for token in theirs if mine.get(token) != theirs[token]), None)
+        example = (
+            f"the token {different!r} is {theirs[different]} there and {mine.get(different, 'missing')} here"
+            if different is not None
+            else f"it has {len(mine) - len(theirs)} tokens that the teacher lacks"
+        )
+        raise VocabularyMismatch(
+            f"The student {config.name} and the teacher have different vocabularies: {example}.",
+            "Use a student with the teacher's tokenizer, or `student: {kind: shrink}`.",
+        )
+    teacher_rows = teacher.model.get_output_embeddings().weight.shape[0]
+    rows = model.get_output_embeddings().weight.shape[0]
+    # Rows behind the tokenizer's ids are padding, and models of one family are padded differently.
+    used = max(theirs.values()) + 1
+    pieces = [[index] if index < used else [] for index in range(teacher_rows)]
+    return model, tokenizer, VocabularyMap.from_pieces(pieces, rows, used), {"name": config.name}
+
+
+def choose_vocabulary(
+    config: VocabularyConfig, tokenizer: Any, rows: int, train: Sequences
+) -> tuple[Any, VocabularyMap, list[int] | None]:
+    """The student's tokenizer, the map to it, and the teacher's ids that it keeps; None where it keeps all.
+
+    Args:
+        config: The recipe's section.
+        tokenizer: The teacher's.
+        rows: Rows of the teacher's output layer.
+        train: The training text, whose ids are counted.
+    """
+    if config.keep == "all":
+        return tokenizer, whole(tokenizer, rows), None
+    require_languages(config.languages)
+    counts = Counter(train.ids[train.segments >= 0].tolist())
+    counts.update(language_counts(tokenizer, config.languages))
+    trimmed = trim(tokenizer, counts, config.size, rows, config.multiple_of)
+    return trimmed.tokenizer, trimmed.vocabulary, trimmed.kept
+
+
+def pieces_a_token(vocabulary: VocabularyMap, train: Sequences) -> float:
+    """Student tokens a teacher token of the training text."""
+    lengths = vocabulary.lengths[train.ids[train.segments >= 0]]
+    return float(lengths.double().mean())

@@ -1,0 +1,31 @@
+"""Jensen-Shannon divergence. Knows nothing of hidden states, models or files."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stillroom.signals.signal import Signal
+from stillroom.training.losses.objective import Objective
+from stillroom.training.losses.reverse_kl import dense
+
+
+class JensenShannon(Objective):
+    """``½ KL(p ‖ m) + ½ KL(q ‖ m)`` with ``m = ½ (p + q)``, in nats a token (Agarwal et al. 2024, arXiv 2306.13649, β = ½).
+
+    With ``d = log q − log m`` the gradient is ``½ q (d − Σ q d)``.
+    """
+
+    name = "jensen_shannon"
+    linear = False
+
+    def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Objective.chunk`."""
+        teacher_logprobs = dense(signal, self.name)
+        middle = torch.logaddexp(logprobs, teacher_logprobs).sub_(math.log(2))
+        teacher, student = teacher_logprobs.exp(), logprobs.exp()
+        pulled = torch.where(student > 0, logprobs - middle, 0.0)
+        student_part = (student * pulled).sum(1)
+        teacher_part = torch.where(teacher > 0, teacher * (teacher_logprobs - middle), 0.0).sum(1)
+        return 0.5 * (teacher_part + student_part), student.mul_(pulled.sub_(student_part[:, None])).mul_(0.5)

@@ -1,0 +1,66 @@
+"""The stages `distill` and `baseline`: the shrunk student, trained. Knows nothing of how it was shrunk or is measured."""
+
+from __future__ import annotations
+
+import torch
+
+from stillroom.core import files
+from stillroom.core.progress import Progress
+from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import prepare
+from stillroom.models.load import load_student, save_model
+from stillroom.runs.run import Run, Stage
+from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.training.loop import Training
+
+
+def run_distill(run: Run, stage: Stage, progress: Progress) -> None:
+    """Train the student on the teacher's signals."""
+    _run(run, stage, progress, distill=True)
+
+
+def run_baseline(run: Run, stage: Stage, progress: Progress) -> None:
+    """Train the same start on the same tokens, in the same order, by cross-entropy alone."""
+    _run(run, stage, progress, distill=False)
+
+
+def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
+    recipe = run.recipe
+    config = recipe.distill
+    device = prepare(recipe.compute, recipe.seed)
+    corpus = run.stage("corpus").path
+    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache")
+    cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
+    shrunk = run.stage("shrink").path
+    vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")
+    model, tokenizer = load_student(shrunk / "model", torch.float32)
+    training = Training(
+        title=stage.name,
+        model=model.to(device),
+        config=config,
+        train=BatchSource(Sequences.load(corpus / "train.safetensors"), vocabulary, cache if distill else None),
+        validation=BatchSource(Sequences.load(corpus / "validation.safetensors"), vocabulary, cache),
+        distill=distill,
+        folder=stage.path / "checkpoints",
+        seed=recipe.seed,
+        device=device,
+        used=vocabulary.student_used,
+        progress=progress,
+        event=lambda **values: run.event(stage.name, **values),
+    )
+    training.folder.mkdir(parents=True, exist_ok=True)
+    state = training.run()
+    save_model(model, tokenizer, stage.path / "model")
+    files.write_json(stage.path / "history.json", {"validations": state.history, "best_step": state.best_step})
+    stage.notes.update(
+        steps=state.step,
+        best_step=state.best_step,
+        best_validation_kl=state.best_kl,
+        tokens=state.step
+        * max(1, config.batch_tokens // training.train.sequences.length)
+        * training.train.sequences.length,
+        precision=config.precision,
+        threads=torch.get_num_threads(),
+    )
