@@ -16,22 +16,24 @@ from typing import Any
 
 import pytest
 
-from stillroom import files
-from stillroom.errors import StillroomError, SwitchedOff, VerificationFailed
-from stillroom.package.documents import Pin
-from stillroom.package.keys import Ring
-from stillroom.package.memory import Remembered
-from stillroom.package.sign import sign_package
-from stillroom.package.strict import parse
-from stillroom.package.verification import VerifiedPackage, verify
-from stillroom.pipeline import finish, inputs_of, run, stages_of
-from stillroom.recipe import Recipe, parse_recipe
-from stillroom.run import Run
-from stillroom.serve.ask import answer
-from stillroom.serve.sessions import SessionDamaged, SessionStore
+from stillroom.core import files
+from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
+from stillroom.packages.keys import Ring
+from stillroom.packages.sign import sign_package
+from stillroom.pipeline import finish, run
+from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.reading import parse_recipe
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
+from stillroom.runs.stages import inputs_of, stages_of
+from stillroom.serving.ask import answer
+from stillroom.serving.sessions import SessionDamaged, SessionStore
+from stillroom.signals.cache.reader import TeacherCache
 from stillroom.switch import Places, Switch, stopping
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.config import CaptureConfig
+from stillroom.verification.closed import parse
+from stillroom.verification.documents import Pin
+from stillroom.verification.remembered import Remembered
+from stillroom.verification.verification import VerifiedPackage, verify
 from tests.serve.serve_support import running
 from tools.fixtures import CODECS, PASSPHRASE, QUESTION, cache_digest
 

@@ -14,20 +14,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stillroom import files
-from stillroom.package import repository
-from stillroom.package.keys import Ring
-from stillroom.package.pack import PackOptions, pack
-from stillroom.package.repository import Repository, signers_of
-from stillroom.package.sign import sign_package
-from stillroom.package.strict import parse
-from stillroom.package.verification import Pin, verify
+from stillroom.core import files
+from stillroom.core.version import tool_version
+from stillroom.packages import repository
+from stillroom.packages.keys import Ring
+from stillroom.packages.pack import PackOptions, pack
+from stillroom.packages.repository import Repository, signers_of
+from stillroom.packages.sign import sign_package
 from stillroom.pipeline import run
-from stillroom.recipe import Recipe
-from stillroom.run import Run, tool_version
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.signal import SparseSignal
 from stillroom.switch import Places, Switch, stopping
-from stillroom.teacher.cache.reader import TeacherCache
-from stillroom.teacher.signal import SparseSignal
+from stillroom.verification.closed import parse
+from stillroom.verification.verification import Pin, verify
 
 PASSPHRASE = "correct horse battery"
 """Opens the publisher's keys; they guard nothing."""
