@@ -1,1 +1,1 @@
-"""Attacks on models, packages and their signatures: one runnable file each. Knows nothing of why anybody would."""
+"""Attacks on models, packages and their signatures: one runnable file each."""

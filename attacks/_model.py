@@ -1,4 +1,4 @@
-"""Small models from elsewhere for the attacks on import, templates and terms: written byte by byte. Knows no attack."""
+"""Small models from elsewhere for the attacks on import, templates and terms: written byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every attack is: a normal case that must pass, and an attack that must be refused. Knows no attack by name.
+"""What every attack is: a normal case that must pass, and an attack that must be refused.
 
 A file ``attacks/NAME.py`` opens with a docstring that says what the attacker can do and wants, and defines::
 

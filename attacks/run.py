@@ -1,4 +1,4 @@
-"""Runs every attack in one process: ``.venv/bin/python -m attacks.run [NAME …]``. Knows no attack by name.
+"""Runs every attack in one process: ``.venv/bin/python -m attacks.run [NAME …]``.
 
 One line an attack, and at the end ``N attacks refused, M succeeded``. Exit code 1 when any succeeded.
 """

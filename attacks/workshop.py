@@ -1,4 +1,4 @@
-"""A publisher and a machine to attack: a packed run, keys, a repository, and somebody who verifies. Knows no attack.
+"""A publisher and a machine to attack: a packed run, keys, a repository, and somebody who verifies.
 
 The first use in a process makes a master copy in a few tenths of a second; each attack works on a copy of its own.
 """

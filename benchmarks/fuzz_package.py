@@ -1,4 +1,4 @@
-"""Throws damaged documents at every parser of a package and of a repository. Knows nothing of what they are for.
+"""Throws damaged documents at every parser of a package and of a repository.
 
 Run as ``.venv/bin/python -m benchmarks.fuzz_package [--inputs 200000] [--parser manifest] --json FILE``. Each input begins as a
 document that is right, and is then cut, spliced, flipped, or changed as JSON. A parser may accept it or refuse it with a

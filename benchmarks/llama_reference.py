@@ -1,4 +1,4 @@
-"""llama.cpp's own quantisation of a whole file, for comparison. Knows nothing of Stillroom.
+"""llama.cpp's own quantisation of a whole file, for comparison.
 
 Run as a process of its own: ``python benchmarks/llama_reference.py LIBLLAMA SOURCE TARGET FILE_TYPE [IMPORTANCE.npz]``.
 LIBLLAMA is llama.cpp's shared library, from a wheel (`llama-cpp-py-sync`, `llama-cpp-python`) or built from its source with

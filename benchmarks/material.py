@@ -1,7 +1,4 @@
-"""What the benchmarks of teaching share: the quickstart's teacher, its corpus, and students cut out of the teacher.
-
-Knows no figure.
-"""
+"""What the benchmarks of teaching share: the quickstart's teacher, its corpus, and students cut out of the teacher."""
 
 from __future__ import annotations
 

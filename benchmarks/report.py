@@ -1,4 +1,4 @@
-"""What every benchmark writes: figures, details, and the machine they were measured on. Knows no figure."""
+"""What every benchmark writes: figures, details, and the machine they were measured on."""
 
 from __future__ import annotations
 

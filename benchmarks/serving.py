@@ -1,4 +1,4 @@
-"""A server in a process of its own, with a switch of its own, for measurements. Knows no figure.
+"""A server in a process of its own, with a switch of its own, for measurements.
 
 Run as ``python -m benchmarks.serving MODEL FOLDER PARALLEL CONTEXT [BATCH]``; prints its port.
 """

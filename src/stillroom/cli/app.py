@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Knows nothing of how anything is done; heavy imports happen inside commands."""
+"""The command line: parse, call, print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree. Knows nothing of what the rooms do.
+"""Every error a user can meet, as one tree.
 
     StillroomError
     ├── UsageError                exit 2: the request cannot be carried out as written

@@ -1,4 +1,4 @@
-"""Digests, and writing beside and renaming. Knows nothing of what the bytes mean."""
+"""Digests, and writing beside and renaming."""
 
 from __future__ import annotations
 

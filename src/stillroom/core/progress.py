@@ -1,4 +1,4 @@
-"""Progress on stderr: bars with rate and time left on a terminal, plain lines elsewhere. Knows nothing of the work."""
+"""Progress on stderr: bars with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

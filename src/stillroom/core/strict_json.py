@@ -1,4 +1,4 @@
-"""Reads JSON from elsewhere: bounded, without duplicate keys. Knows nothing of what it says."""
+"""Reads JSON from elsewhere: bounded, without duplicate keys."""
 
 from __future__ import annotations
 

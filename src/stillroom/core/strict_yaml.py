@@ -1,4 +1,4 @@
-"""Reads YAML from people and from elsewhere: bounded, without duplicate keys. Knows nothing of what it says."""
+"""Reads YAML from people and from elsewhere: bounded, without duplicate keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard, Weights & Biases or MLflow, when the recipe asks for it. Knows nothing of what is measured.
+"""Metrics to TensorBoard, Weights & Biases or MLflow, when the recipe asks for it.
 
 Everything that a run writes into ``events.jsonl`` with a step goes there too, as ``stage/name``. The trackers are the user's
 own packages and go by their own settings (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``); nothing is sent anywhere unless asked for.

@@ -1,4 +1,4 @@
-"""Sources to the three splits and their ledger. Knows nothing of runs or models' weights."""
+"""Sources to the three splits and their ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats to text, with the spans of the assistant's words. Knows nothing of tokens' ids or of models.
+"""Chats to text, with the spans of the assistant's words.
 
 Templates seldom say which words are the assistant's, so it is found out: the conversation is rendered once more with a
 marker in place of each of the assistant's contents. What stands between the markers is the template's own text, and the

@@ -1,4 +1,4 @@
-"""Documents: what a source gives, before any tokenizer. Knows nothing of files, splits or models."""
+"""Documents: what a source gives, before any tokenizer."""
 
 from __future__ import annotations
 

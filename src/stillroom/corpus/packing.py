@@ -1,4 +1,4 @@
-"""Tokens of documents to packed sequences, without waste. Knows nothing of sources or splits.
+"""Tokens of documents to packed sequences, without waste.
 
 Legend: S sequences, L tokens a sequence.
 """

@@ -1,4 +1,4 @@
-"""Packed token sequences of one split, as every later stage reads them. Knows nothing of sources.
+"""Packed token sequences of one split, as every later stage reads them.
 
 Legend: S sequences, L tokens a sequence, D documents.
 """

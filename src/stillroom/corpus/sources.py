@@ -1,4 +1,4 @@
-"""Every kind of source to documents, one at a time. Knows nothing of tokens or splits."""
+"""Every kind of source to documents, one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which documents train, choose and measure. Knows nothing of what they say."""
+"""Which documents train, choose and measure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage `corpus`: the recipe's sources, split and packed. Knows nothing of models' weights."""
+"""The stage `corpus`: the recipe's sources, split and packed."""
 
 from __future__ import annotations
 

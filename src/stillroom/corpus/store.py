@@ -1,4 +1,4 @@
-"""Documents on disk while a corpus is built, so that memory does not grow with them. Knows nothing of tokens."""
+"""Documents on disk while a corpus is built, so that memory does not grow with them."""
 
 from __future__ import annotations
 

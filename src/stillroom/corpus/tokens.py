@@ -1,4 +1,4 @@
-"""Documents to token ids, with what is to be learned and every token's bytes. Knows nothing of splits or packing."""
+"""Documents to token ids, with what is to be learned and every token's bytes."""
 
 from __future__ import annotations
 

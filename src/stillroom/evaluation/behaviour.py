@@ -6,8 +6,6 @@
 - *Repetitive*: more than half of an answer's four-word groups stood in it before (answers of eight words and more).
 - *Empty*: nothing but white space.
 - *Truncated*: the answer did not end by itself within the limit.
-
-Knows nothing of how models were made.
 """
 
 from __future__ import annotations

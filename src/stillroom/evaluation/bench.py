@@ -1,7 +1,4 @@
-"""What measures measure: models that are loaded when they are needed, held-out text, and parts that outlive a kill.
-
-Knows nothing of any measure, nor of how the students were made.
-"""
+"""What measures measure: models that are loaded when they are needed, held-out text, and parts that outlive a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals and paired comparisons by resampling documents. Knows nothing of models.
+"""Intervals and paired comparisons by resampling documents.
 
 Tokens of one document depend on each other, so documents, not tokens, are drawn again (Efron & Tibshirani 1993). Every
 measure is a ratio of sums over documents: Σ value / Σ weight.

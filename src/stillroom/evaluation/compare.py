@@ -1,4 +1,4 @@
-"""Several runs side by side, paired where they were measured on the same text and items. Knows nothing of how."""
+"""Several runs side by side, paired where they were measured on the same text and items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes, memory, load time, speed, energy. Knows nothing of quality."""
+"""What a model costs: parameters, bytes, memory, load time, speed, energy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How closely students follow their teacher on held-out text, exactly: dense teacher, no sampling.
 
 The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence and one chunk
-of logits are in memory at a time. Knows nothing of files.
+of logits are in memory at a time.
 
 Legend: P positions where teacher and student predict the same thing, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Floors and ceilings of a recipe: which a student misses. Knows nothing of how anything was measured."""
+"""Floors and ceilings of a recipe: which a student misses."""
 
 from __future__ import annotations
 

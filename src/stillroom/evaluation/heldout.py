@@ -1,4 +1,4 @@
-"""Packed sequences read one at a time, so that memory does not grow with the text. Knows nothing of models."""
+"""Packed sequences read one at a time, so that memory does not grow with the text."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 *Retention* is the teacher's bits a byte divided by the model's over the same bytes: 1 where it predicts the text as well
 as its teacher, 0.5 where it needs twice the bits. It can pass 1. The text is the beginning of the Universal Declaration
-of Human Rights, or the user's own. Paragraphs are resampled for intervals. Knows nothing of the corpus.
+of Human Rights, or the user's own. Paragraphs are resampled for intervals.
 """
 
 from __future__ import annotations

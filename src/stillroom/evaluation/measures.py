@@ -1,7 +1,7 @@
 """The measures by name, and doing them: each is imported when it is asked for, done once, and kept with its inputs.
 
 A finished measure is one file in the run's folder ``measures``. It holds the digests of everything that its numbers
-depend on; a restart reads it where they still hold and measures again where they do not. Knows nothing of what is measured.
+depend on; a restart reads it where they still hold and measures again where they do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shares of items and paired comparisons of answers. Knows nothing of models or tasks."""
+"""Shares of items and paired comparisons of answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is refused: harmful prompts that should be, harmless ones that should not. Teacher, baseline and student.
 
-Whether an answer refuses is said by the rule of :mod:`stillroom.evaluation.refusals`. Knows nothing of how models were made.
+Whether an answer refuses is said by the rule of :mod:`stillroom.evaluation.refusals`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prefill and decode speed, memory and energy of models, paired and interleaved. Knows nothing of quality.
+"""Prefill and decode speed, memory and energy of models, paired and interleaved.
 
 Legend: L prompt tokens, R repetitions.
 """

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the recipe's measures of teacher, shrunk, student and baseline. Knows nothing of how they were made.
+"""The stage `evaluate`: the recipe's measures of teacher, shrunk, student and baseline.
 
 What is measured lies in the run's folder ``measures``, a file a measure, and outlives the stage: a changed recipe repeats
 only the measures that it touches.

@@ -2,7 +2,6 @@
 
 Their size depends on neither the text's length nor the vocabulary. Documents, not tokens, are resampled for intervals;
 where there are more than ``GROUPS`` of them, whole documents are put together into that many groups, which are resampled.
-Knows nothing of models.
 
 Legend: G groups, K bins of an axis, B bins of confidence, P positions of one chunk.
 """

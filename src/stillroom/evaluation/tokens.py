@@ -1,4 +1,4 @@
-r"""Classes of tokens and bins of positions. Knows nothing of models.
+r"""Classes of tokens and bins of positions.
 
 A token's class goes by its text without white space around it, by the first rule that fits:
 

@@ -1,4 +1,4 @@
-"""How numbers are said in sentences and tables. Knows nothing of what they mean."""
+"""How numbers are said in sentences and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The passages where student and teacher differ most, kept token by token while text streams past. Knows no models."""
+"""The passages where student and teacher differ most, kept token by token while text streams past."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an exported file, run by llama.cpp, says what its PyTorch student says. Knows nothing of how it was written.
+"""Whether an exported file, run by llama.cpp, says what its PyTorch student says.
 
 Legend: P positions, V ids, K listed ids.
 """

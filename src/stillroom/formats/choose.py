@@ -1,4 +1,4 @@
-"""Which type of file a target asks for. Knows nothing of how files are written or checked."""
+"""Which type of file a target asks for."""
 
 from __future__ import annotations
 

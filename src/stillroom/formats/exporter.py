@@ -1,4 +1,4 @@
-"""Writes and checks the files of one run's student, one after the other. Knows nothing of the teacher."""
+"""Writes and checks the files of one run's student, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a GGUF file. Knows nothing of where the model came from.
+"""A Hugging Face folder to a GGUF file.
 
 Legend: keys are a tensor's names in Hugging Face, names those in llama.cpp; C columns.
 """

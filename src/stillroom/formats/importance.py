@@ -1,4 +1,4 @@
-"""What an error in each column of a matrix costs: the mean squared input that the column multiplies. Knows no GGUF.
+"""What an error in each column of a matrix costs: the mean squared input that the column multiplies.
 
 Quantisation rounds a weight w to w + e; a layer's output then changes by e·x. Over a sample of inputs x the mean square of
 that change is Σ e² · mean(x²) when columns are taken as independent. So the squares of the inputs, on text like that

@@ -1,4 +1,4 @@
-"""Which type each tensor of a GGUF file gets. Knows nothing of weights, and reads nothing.
+"""Which type each tensor of a GGUF file gets.
 
 A file's type names the type of most of its matrices. Some matrices get a finer one, by what they are and by the layer
 they stand in, as llama.cpp's own quantisation chooses, so that files are what people expect of a name:

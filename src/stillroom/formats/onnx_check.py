@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime says with an exported graph what PyTorch says with the student. Knows nothing of GGUF.
+"""Whether ONNX Runtime says with an exported graph what PyTorch says with the student.
 
 Legend: L new tokens, P past tokens, V ids.
 """

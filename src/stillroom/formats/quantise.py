@@ -1,4 +1,4 @@
-"""Rows of float32 to the bytes of a GGUF type. Knows nothing of files, tensors' names or which type is wise.
+"""Rows of float32 to the bytes of a GGUF type.
 
 The bytes are llama.cpp's own: its public C function ``ggml_quantize_chunk`` is called inside the library that
 xllamacpp carries. Where that library hides it, `libgguf` (a young package, extra ``quantise``) makes the same bytes. This

@@ -1,4 +1,4 @@
-"""Distillation after quantisation: a short pass that moves weights to where rounding hurts less. Knows no files.
+"""Distillation after quantisation: a short pass that moves weights to where rounding hurts less.
 
 Every step rounds the weights with the quantiser that writes the file, whatever its type, and takes the gradient of
 KL(student ‖ rounded student) as if rounding were the identity (the straight-through estimator: Bengio, Léonard & Courville,

@@ -1,4 +1,4 @@
-"""The stage `export`: the student as files for devices, each checked before it is accepted. Knows nothing of the teacher."""
+"""The stage `export`: the student as files for devices, each checked before it is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF's keys. Knows nothing of weights.
+"""A tokenizer as GGUF's keys.
 
 llama.cpp knows pre-tokenizers by name only; a tokenizer whose rules have no such name is refused rather than exported
 with ids that would differ.

@@ -1,4 +1,4 @@
-"""A bounded reader of GGUF headers (versions 2 and 3). Knows nothing of what the model is for.
+"""A bounded reader of GGUF headers (versions 2 and 3).
 
 It keeps short values only; arrays are walked over and counted. Every count and length is held against what is left of the
 file before anything is read, so that a header can ask for neither memory nor time that its file does not have.

@@ -1,4 +1,4 @@
-"""Looks over files from elsewhere before anything opens them. Knows nothing of what they are for.
+"""Looks over files from elsewhere before anything opens them.
 
 Refused, wherever it lies: pickles (by name and by their bytes), programs, archives, what is not a file that a model needs,
 links, hidden files, names that other systems would take for one; headers that two readers would read differently; configs and

@@ -1,4 +1,4 @@
-"""Looks over an ONNX graph: is it one, and do its weights lie where a reader may look? Knows nothing of what it computes.
+"""Looks over an ONNX graph: is it one, and do its weights lie where a reader may look?
 
 ONNX is a protobuf message. A tensor may lie in another file: its entry ``location`` is a path, and a reader that follows any
 path opens any file of the machine. Here it has to be a plain name beside the graph, and its bytes have to be there. Only

@@ -1,4 +1,4 @@
-"""A strict reader of safetensors headers. Knows nothing of what the tensors are for.
+"""A strict reader of safetensors headers.
 
 The common library refuses overlaps, holes and overflows, and takes a header with duplicate keys; another reader may then see
 another tensor under the same name. This one refuses both, and names the byte.

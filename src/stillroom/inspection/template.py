@@ -1,4 +1,4 @@
-"""Renders chat templates in a child process with limits on memory and time. Knows nothing of what the texts are for.
+"""Renders chat templates in a child process with limits on memory and time.
 
 A chat template is a program that comes with a model. The sandbox stops it from reaching objects; only the system stops it from
 taking all memory or never ending. One child serves any number of renderings, and is started anew after a violation.

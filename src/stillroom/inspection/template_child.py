@@ -1,4 +1,4 @@
-"""The child that renders chat templates: a sandbox with limits of the system around it. Knows nothing of Stillroom.
+"""The child that renders chat templates: a sandbox with limits of the system around it.
 
 It runs as a program of its own, reads requests on standard input and answers on standard output, each a length of four bytes
 and JSON. The parent starts it again when a template made it end.

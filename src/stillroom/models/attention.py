@@ -1,5 +1,4 @@
-"""Causal attention inside documents of packed sequences, in blocks of queries, for processors. Knows nothing of models'
-other parts.
+"""Causal attention inside documents of packed sequences, in blocks of queries, for processors.
 
 PyTorch's fused attention on a processor reaches a third of the rate of its matrix products, and visits every key whether
 or not a document allows it. Here a block of queries meets only the keys from the beginning of its oldest document to its

@@ -1,4 +1,4 @@
-"""Processors, number formats and determinism. Knows nothing of models."""
+"""Processors, number formats and determinism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward passes over packed sequences: to hidden states, and from there to logits. Knows nothing of losses or files.
+"""Forward passes over packed sequences: to hidden states, and from there to logits.
 
 Legend: B sequences, L tokens, H hidden width, V vocabulary.
 """

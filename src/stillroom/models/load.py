@@ -1,4 +1,4 @@
-"""Opens teachers and students: Hugging Face folders and names, and GGUF files. Knows nothing of what they are for."""
+"""Opens teachers and students: Hugging Face folders and names, and GGUF files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A package's bill of materials as CycloneDX 1.7: model card, teachers, datasets, software. Knows nothing of signatures.
+"""A package's bill of materials as CycloneDX 1.7: model card, teachers, datasets, software.
 
 The document is written directly: the CycloneDX library drops model cards and data when it writes. Tests validate it against the
 schema that the library carries.

@@ -1,4 +1,4 @@
-"""A publisher's keys: Ed25519, by role, with thresholds, encrypted at rest. Knows nothing of what is signed with them.
+"""A publisher's keys: Ed25519, by role, with thresholds, encrypted at rest.
 
 A ring is a folder: ``ring.json`` (public: roles, thresholds, public keys) and ``private/NAME.key`` (encrypted under a
 passphrase: scrypt and ChaCha20-Poly1305). Private files can be moved to other machines or media; a ring signs with those that

@@ -1,4 +1,4 @@
-"""Where a run's student came from, as an in-toto statement in the shape of SLSA. Knows nothing of signatures.
+"""Where a run's student came from, as an in-toto statement in the shape of SLSA.
 
 The ancestors of a teacher that is itself a Stillroom package, or that lies in another run's folder, are inherited.
 """

@@ -1,4 +1,4 @@
-"""A publisher's repository: TUF metadata for releases and revocations, in a folder. Knows nothing of who reads it.
+"""A publisher's repository: TUF metadata for releases and revocations, in a folder.
 
     REPO/metadata/    N.root.json, N.targets.json (release), N.revoke.json, N.snapshot.json, timestamp.json (online)
     REPO/targets/     releases.json, reinstatements.json, revocations/list.json, releases/NAME/N/package.dsse

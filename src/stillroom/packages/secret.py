@@ -1,4 +1,4 @@
-"""Asks for a passphrase: a file descriptor, an environment variable or a prompt. Knows nothing of keys."""
+"""Asks for a passphrase: a file descriptor, an environment variable or a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signs a package: one list of its files, a signature of every key at hand. Knows nothing of verification's memory."""
+"""Signs a package: one list of its files, a signature of every key at hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stage takes, from counts and a pilot's rates. Knows nothing of how the rates were had.
+"""What each stage takes, from counts and a pilot's rates.
 
 Every formula counts what the stage really does; the constants stand here, each with what it counts.
 

@@ -1,4 +1,4 @@
-"""The text and the student of a recipe, counted before anything is made: no weights are read. Knows no times or limits."""
+"""The text and the student of a recipe, counted before anything is made: no weights are read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A pilot of some seconds: how fast this machine does a recipe's work, on its own text and models.
 
 The teacher is loaded and captures a few sequences; a student of the planned shape with random weights takes a few training
-steps on them. Knows nothing of what follows from the rates.
+steps on them.
 """
 
 from __future__ import annotations

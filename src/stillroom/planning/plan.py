@@ -1,4 +1,4 @@
-"""What a recipe will take, before anything is spent. Knows nothing of how stages do their work.
+"""What a recipe will take, before anything is spent.
 
 Text is read and counted as the stage `corpus` does it (or taken from there, if it is done); parameters and sizes are counted
 from configs; times and memory come from a pilot on this machine (:mod:`stillroom.planning.pilot`) and what the stages do

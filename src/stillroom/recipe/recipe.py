@@ -1,4 +1,4 @@
-"""A recipe: one closed tree of settings, read from YAML. Knows what may be asked, not how it is done."""
+"""A recipe: one closed tree of settings, read from YAML."""
 
 from __future__ import annotations
 

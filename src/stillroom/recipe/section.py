@@ -1,4 +1,4 @@
-"""The base of every section of a recipe: closed and unchangeable. Knows no section by name."""
+"""The base of every section of a recipe: closed and unchangeable."""
 
 from __future__ import annotations
 

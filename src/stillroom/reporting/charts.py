@@ -1,7 +1,4 @@
-"""Small vector charts for the report: SVG with text alternatives, told apart by dashes and labels as well as colour.
-
-Knows nothing of what is drawn.
-"""
+"""Small vector charts for the report: SVG with text alternatives, told apart by dashes and labels as well as colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained page, and the same as a model card. Knows nothing of how anything was measured."""
+"""The report of a run: one self-contained page, and the same as a model card."""
 
 from __future__ import annotations
 

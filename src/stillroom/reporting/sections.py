@@ -1,4 +1,4 @@
-"""Tables and charts of the report, one function a measure. Knows nothing of pages or of how anything was measured."""
+"""Tables and charts of the report, one function a measure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of numbers a run, and the table in the terminal. Knows nothing of how they were measured."""
+"""One file of numbers a run, and the table in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder and the records of its stages. Knows nothing of what a stage does.
+"""A run's folder and the records of its stages.
 
 A stage is finished when its ``stage.json`` exists. It is written last and atomically, and carries digests of inputs and
 outputs, the tool's version, seeds, wall time and peak memory. A stage whose inputs changed is done again.

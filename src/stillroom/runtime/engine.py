@@ -1,4 +1,4 @@
-"""A GGUF model in a child process of its own, by llama.cpp (xllamacpp). Knows nothing of runs or packages.
+"""A GGUF model in a child process of its own, by llama.cpp (xllamacpp).
 
 The parent never holds the model. Whatever happens in the child, the parent gets an answer or an error, and it can end
 the child at any time. The child has no network as far as the system lets an ordinary user go (:mod:`.confine`); the two

@@ -1,7 +1,4 @@
-"""What the parent of an engine has to know of a GGUF file: whether it embeds, its longest context, which tokens break text.
-
-Knows nothing of requests or grammars.
-"""
+"""What the parent of an engine has to know of a GGUF file: whether it embeds, its longest context, which tokens break text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP to an engine's local socket, without threads. Knows nothing of what is said."""
+"""HTTP to an engine's local socket, without threads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The process that holds one model: it gives up what it can, loads, and answers on a local socket in a private folder.
 
 Run by :mod:`stillroom.runtime.engine` as ``python -m stillroom.runtime.worker``. Its settings come as one line of JSON on
-standard input; when that input ends, its parent is gone, and so is it. Knows nothing of users, keys or sessions.
+standard input; when that input ends, its parent is gone, and so is it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A model to answers, until it is switched off. Knows nothing of training."""
+"""A model to answers, until it is switched off."""

@@ -1,4 +1,4 @@
-"""One question to one model: the slot, the session, the crash, the full context, the switch. Knows nothing of HTTP.
+"""One question to one model: the slot, the session, the crash, the full context, the switch.
 
 What comes out is a stream of events in the words of the OpenAI API; whoever wants one answer joins them.
 """

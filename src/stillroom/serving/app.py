@@ -1,4 +1,4 @@
-"""The server: the OpenAI API, sessions, the chat page, the switch, health and metrics. Knows nothing of how models run."""
+"""The server: the OpenAI API, sessions, the chat page, the switch, health and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handing answers to clients: nothing follows once the switch is off or the client has gone. Knows nothing of models."""
+"""Handing answers to clients: nothing follows once the switch is off or the client has gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of texts by a model that has them. Knows nothing of HTTP towards the client."""
+"""Embeddings of texts by a model that has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request passes first: host, origin, key, size, time. Knows nothing of models.
+"""What every request passes first: host, origin, key, size, time.
 
 A web page of somebody else must not reach a server on this machine: its requests carry another origin, or, after the
 name of its host was bound to this machine, another host (DNS rebinding). Both are refused; no answer allows sharing.

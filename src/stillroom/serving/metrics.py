@@ -1,4 +1,4 @@
-"""Figures for Prometheus. Knows nothing of HTTP."""
+"""Figures for Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names to the file that is run: a run, a package or a GGUF file. Knows nothing of engines."""
+"""From what a user names to the file that is run: a run, a package or a GGUF file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grammars of numbers within limits. Knows nothing of schemas.
+"""Grammars of numbers within limits.
 
 Every numeral stands for a number of at most fifteen digits, so that it means the same to every reader.
 """

@@ -1,4 +1,4 @@
-"""The interface described for programs (OpenAPI 3.1), from the models of the requests. Knows nothing of answers."""
+"""The interface described for programs (OpenAPI 3.1), from the models of the requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is, from which teacher, under which terms, what it scored and lost. Knows nothing of serving.
+"""What a model is, from which teacher, under which terms, what it scored and lost.
 
 A signed package speaks for itself (:mod:`stillroom.verification`); a run and a bare file are described here, and are said to
 be unsigned.

@@ -1,4 +1,4 @@
-"""From a regular expression to a grammar whose every sentence it matches. Knows nothing of schemas.
+"""From a regular expression to a grammar whose every sentence it matches.
 
 The expression is read by Python's own parser; what a grammar cannot say (looking around, back references) is refused.
 """

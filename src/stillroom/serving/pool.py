@@ -1,4 +1,4 @@
-"""Models that are served: loading, unloading, slots, the queue. Knows nothing of HTTP's words to clients."""
+"""Models that are served: loading, unloading, slots, the queue."""
 
 from __future__ import annotations
 

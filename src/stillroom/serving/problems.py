@@ -1,4 +1,4 @@
-"""Errors as clients get them, in the words of the OpenAI API. Knows nothing of requests.
+"""Errors as clients get them, in the words of the OpenAI API.
 
 A client's mistake is 4xx; what this machine cannot do now is 503, and says so.
 """

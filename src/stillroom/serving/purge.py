@@ -1,4 +1,4 @@
-"""Removing what was kept: listed before, irreversible after. Knows nothing of what is in the files.
+"""Removing what was kept: listed before, irreversible after.
 
 What the switch and the memory of revocations need is never removed: a purge must not turn anything on or forgive.
 """

@@ -1,4 +1,4 @@
-"""What clients may ask, in the words of the OpenAI API. Knows nothing of engines.
+"""What clients may ask, in the words of the OpenAI API.
 
 Unknown keys are ignored, as clients send more than anybody implements; known keys are checked strictly.
 """

@@ -1,4 +1,4 @@
-"""Runs the application on a socket and says where. Knows nothing of what it serves."""
+"""Runs the application on a socket and says where."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 What a grammar cannot hold is refused by name, never ignored: an answer under a schema is valid by construction or is
 not begun. Lengths that a schema leaves open get a bound, and recursion a depth, so that every answer comes to an end.
-Knows nothing of models, tools or requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversations that are kept, encrypted at rest. Knows nothing of models; an engine's state is bytes here.
+"""Conversations that are kept, encrypted at rest.
 
 Each session is two files, sealed with AES-256-GCM under one key and bound to the session's number: what was said, and
 the engine's state, so that going on needs no reading again. The key is in the user's keyring where there is one, and

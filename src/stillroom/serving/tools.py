@@ -1,4 +1,4 @@
-"""Tool calls that are valid by construction: a grammar from the tools' own schemas. Knows nothing of engines.
+"""Tool calls that are valid by construction: a grammar from the tools' own schemas.
 
 A call is written as ``<tool_call>{"name": …, "arguments": …}</tool_call>``. Whatever the model's own template knows of
 tools is left aside: the conversation that it sees has texts only, and the form of a call is not up to it.

@@ -1,4 +1,4 @@
-"""Batches for training: packed sequences in the student's ids, with the teacher's signals. Knows nothing of models.
+"""Batches for training: packed sequences in the student's ids, with the teacher's signals.
 
 Legend: B sequences, L tokens, N positions with a target, K entries a position.
 """

@@ -1,4 +1,4 @@
-"""What a teacher says about the next token. Knows nothing of where it was stored or who learns from it.
+"""What a teacher says about the next token.
 
 Legend: N positions, V ids of the vocabulary, K entries a position.
 """

@@ -1,5 +1,4 @@
-"""The map from the teacher's ids to the student's, and signals carried through it. Knows nothing of tokenizers or
-models.
+"""The map from the teacher's ids to the student's, and signals carried through it.
 
 A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher would
 say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its

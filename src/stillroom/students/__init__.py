@@ -1,1 +1,1 @@
-"""A smaller network that already starts close to its teacher. Knows nothing of training."""
+"""A smaller network that already starts close to its teacher."""

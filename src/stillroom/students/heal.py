@@ -1,4 +1,4 @@
-"""Repairs a cut model in closed form, before any training. Knows nothing of how the cut was chosen.
+"""Repairs a cut model in closed form, before any training.
 
 A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as Shopkhoev et
 al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with F > H

@@ -1,4 +1,4 @@
-"""How much each layer does, measured in one pass over a sample of the user's own text. Knows nothing of cutting.
+"""How much each layer does, measured in one pass over a sample of the user's own text.
 
 Legend: B sequences, L tokens, H hidden width, P positions with a target.
 """

@@ -1,4 +1,4 @@
-"""Which ids a smaller vocabulary keeps. Knows the rules of tokenizers, and no weights.
+"""Which ids a smaller vocabulary keeps, by the rules of tokenizers.
 
 A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges within a
 token's span happen in the same order as when the token stands alone, for no merge ever crossed the span's ends. So a

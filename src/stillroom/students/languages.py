@@ -1,4 +1,4 @@
-"""What a smaller vocabulary costs each language: tokens a byte before and after. Knows no weights.
+"""What a smaller vocabulary costs each language: tokens a byte before and after.
 
 The sample is the beginning of the Universal Declaration of Human Rights, which Stillroom carries in 32 languages.
 """

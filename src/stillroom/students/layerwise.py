@@ -1,4 +1,4 @@
-"""Runs a model layer by layer over a sample, holding one state a token. Knows nothing of what is done in between.
+"""Runs a model layer by layer over a sample, holding one state a token.
 
 Legend: L tokens of a sequence, N real tokens of a sample, H hidden width.
 """

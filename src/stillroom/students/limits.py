@@ -1,4 +1,4 @@
-"""What a device allows, from a recipe's target and a table of device profiles. Knows nothing of how to get there."""
+"""What a device allows, from a recipe's target and a table of device profiles."""
 
 from __future__ import annotations
 

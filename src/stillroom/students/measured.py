@@ -1,4 +1,4 @@
-"""What was measured of a teacher on a sample, kept in a file for any number of students. Knows nothing of cutting.
+"""What was measured of a teacher on a sample, kept in a file for any number of students.
 
 Legend: P judged positions, V ids of the vocabulary.
 """

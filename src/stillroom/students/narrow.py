@@ -1,4 +1,4 @@
-"""Cuts a model's widths: feed-forward channels, key/value groups of heads, hidden width. Knows nothing of what matters.
+"""Cuts a model's widths: feed-forward channels, key/value groups of heads, hidden width.
 
 What is left computes what the whole computed, as far as what is removed contributed nothing: norms over a width are
 scaled for the entries they no longer see, and so are embeddings that are multiplied by the root of the width.

@@ -1,6 +1,4 @@
-"""From a target to a shape: measures how much each axis costs, lets the solver choose, judges the best few. Knows no
-vocabulary but its size.
-"""
+"""From a target to a shape: measures how much each axis costs, lets the solver choose, judges the best few."""
 
 from __future__ import annotations
 

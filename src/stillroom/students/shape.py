@@ -1,4 +1,4 @@
-"""What a student of some shape takes: parameters, file, memory, speed. Knows nothing of quality.
+"""What a student of some shape takes: parameters, file, memory, speed.
 
 Parameters are counted from the teacher's own tensors and the family's table of axes, so that biases, tied embeddings
 and fused matrices are counted as they are. File sizes follow the block sizes of GGUF types.

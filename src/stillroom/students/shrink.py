@@ -1,5 +1,4 @@
-"""Makes a student of a shape out of its teacher: what to cut is measured, cut, repaired and judged. Knows no
-vocabulary.
+"""Makes a student of a shape out of its teacher: what to cut is measured, cut, repaired and judged.
 
 Which layers can be spared is not the same as which are least: a long run of removed layers leaves one matrix to make up
 for all of them, so that a cut in shorter runs of slightly more important layers may end closer. Several choices are

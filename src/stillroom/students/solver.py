@@ -1,4 +1,4 @@
-"""Finds the shape of least predicted loss within limits. Knows nothing of models: only counts and measured curves."""
+"""Finds the shape of least predicted loss within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage `shrink`: a student, cut from the teacher, existing or fresh. Knows nothing of training."""
+"""The stage `shrink`: a student, cut from the teacher, existing or fresh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts a tokenizer down to fewer ids, so that what it still knows is tokenized as before. Knows no weights."""
+"""Cuts a tokenizer down to fewer ids, so that what it still knows is tokenized as before."""
 
 from __future__ import annotations
 

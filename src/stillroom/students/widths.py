@@ -1,4 +1,4 @@
-"""How much each channel, head group and entry of the hidden width does, and which are kept. Knows nothing of cutting.
+"""How much each channel, head group and entry of the hidden width does, and which are kept.
 
 Activation-based importance (Muralidharan et al. 2024, arXiv 2407.14679), measured in one forward pass over a
 sample: a channel or a head matters by the energy of its activation times the energy of the weights that carry it on; an

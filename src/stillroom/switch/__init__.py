@@ -1,4 +1,4 @@
-"""The owner's switch: one control that blocks every feature, present and future. Knows nothing of models.
+"""The owner's switch: one control that blocks every feature, present and future.
 
 Everything that runs a model, or serves, keeps or fetches something for one, asks first::
 

@@ -1,4 +1,4 @@
-"""The list of running engines of a user, in a folder that every engine knows. Knows nothing of models.
+"""The list of running engines of a user, in a folder that every engine knows.
 
 An engine writes itself down before it looks at the switch; ``off`` writes the switch before it looks at the list. So
 either ``off`` sees the engine, or the engine sees that it is off.

@@ -1,4 +1,4 @@
-"""Where the switch keeps its state. Knows nothing of what is kept there.
+"""Where the switch keeps its state.
 
 The folders come from the system's list of users, not from the environment: a variable such as ``HOME`` or
 ``XDG_CONFIG_HOME`` that moved the state would be a way round the switch for whatever starts a program.

@@ -1,4 +1,4 @@
-"""What the switch says, and writing it. Knows nothing of engines.
+"""What the switch says, and writing it.
 
 The state is two equal files, each replaced atomically; one that says off, or that cannot be read, is enough for off.
 A file that was never written says nothing: a fresh installation is on. The administrator's policy can only close.

@@ -1,4 +1,4 @@
-"""Turning off and on: the state first, then every running engine, then the receipt. Knows nothing of models."""
+"""Turning off and on: the state first, then every running engine, then the receipt."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Teachers, and what they say of every position. Knows nothing of the student."""
+"""Teachers, and what they say of every position."""

@@ -1,4 +1,4 @@
-"""The teacher's one pass over the sequences, into the cache. Knows nothing of the student.
+"""The teacher's one pass over the sequences, into the cache.
 
 Legend: B sequences, L tokens, N positions with a target, V ids of the teacher's vocabulary.
 """

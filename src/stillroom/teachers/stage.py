@@ -1,4 +1,4 @@
-"""The stage `capture`: the teacher's signal for every training and validation token. Knows nothing of the student."""
+"""The stage `capture`: the teacher's signal for every training and validation token."""
 
 from __future__ import annotations
 

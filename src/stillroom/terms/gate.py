@@ -1,4 +1,4 @@
-"""The gate: may this run be done, and what does its student owe? Knows recipes and runs; `verdict.py` does the judging.
+"""The gate: may this run be done, and what does its student owe? `verdict.py` holds the rules.
 
 The gate stands before the first stage that learns from a teacher, and again before packaging. It takes no switch: what the
 tables do not know needs a decision, and what they forbid needs a permission, and both are in the recipe.

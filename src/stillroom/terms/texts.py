@@ -1,4 +1,4 @@
-"""Texts of licences: the copies that Stillroom holds, and whether another text is the same. Knows no table."""
+"""Texts of licences: the copies that Stillroom holds, and whether another text is the same."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Checkpoints of training: everything that the next step depends on, written whole or not at all, without pickle.
-
-Knows nothing of losses or data.
-"""
+"""Checkpoints of training: everything that the next step depends on, written whole or not at all, without pickle."""
 
 from __future__ import annotations
 

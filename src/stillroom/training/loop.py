@@ -1,4 +1,4 @@
-"""The training loop: batches to weights, with checkpoints, validations and an honest stop. Knows nothing of recipes' files.
+"""The training loop: batches to weights, with checkpoints, validations and an honest stop.
 
 Losses are in nats a token.
 """

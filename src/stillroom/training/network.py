@@ -1,4 +1,4 @@
-"""The student and its loss as one module, so that one call runs a step on any device. Knows nothing of files."""
+"""The student and its loss as one module, so that one call runs a step on any device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizer of a run. Knows nothing of losses or data."""
+"""The optimizer of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates and the order of sequences. Knows nothing of models or files."""
+"""Learning rates and the order of sequences."""
 
 from __future__ import annotations
 

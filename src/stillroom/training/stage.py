@@ -1,4 +1,4 @@
-"""The stages `distill` and `baseline`: the shrunk student, trained. Knows nothing of how it was shrunk or is measured."""
+"""The stages `distill` and `baseline`: the shrunk student, trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads JSON from elsewhere: bounded, without duplicate keys, into closed models. Knows nothing of what it says."""
+"""Reads JSON from elsewhere: bounded, without duplicate keys, into closed models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies a package's files to a private place and digests what it copies, on all cores. Knows nothing of signatures.
+"""Copies a package's files to a private place and digests what it copies, on all cores.
 
 What is digested is what was written, so nothing can change between the check and the use. Where the file system can share
 blocks between two files (Btrfs, XFS), the copy is a clone: it costs nothing, and its own bytes are digested. Elsewhere every

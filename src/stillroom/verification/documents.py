@@ -1,6 +1,6 @@
 """The small documents of trust: a package's policy, a machine's pin, its memory, and lists of revocations.
 
-All are closed: an unknown key is an error. Knows nothing of where they come from.
+All are closed: an unknown key is an error.
 """
 
 from __future__ import annotations

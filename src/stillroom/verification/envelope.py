@@ -1,4 +1,4 @@
-"""Signatures around a payload: DSSE envelopes with a threshold. Knows nothing of what the payload says."""
+"""Signatures around a payload: DSSE envelopes with a threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file inside a package is opened as its package is: verified first, and then from the copy. Knows nothing of models.
+"""A file inside a package is opened as its package is: verified first, and then from the copy.
 
 Whoever names `PACKAGE/weights/model.gguf` means a model that can prove itself; taking the file as it lies there would be a
 way around the proof.

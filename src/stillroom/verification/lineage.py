@@ -1,4 +1,4 @@
-"""Where a model came from, through any number of generations, and what a revocation reaches. Knows nothing of signatures."""
+"""Where a model came from, through any number of generations, and what a revocation reaches."""
 
 from __future__ import annotations
 

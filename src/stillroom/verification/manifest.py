@@ -1,4 +1,4 @@
-"""The exact list of a package's files, and the one digest over it. Knows nothing of who signs it.
+"""The exact list of a package's files, and the one digest over it.
 
 The list travels as an in-toto statement inside ``package.dsse``. Files above :data:`CHUNK` carry a digest for every piece too,
 so that one large file can be checked on all cores; the digest of the whole is there for other tools.

@@ -1,4 +1,4 @@
-"""What a student has to carry: its name's beginning, notices, copies of licences and use policies. Knows no table."""
+"""What a student has to carry: its name's beginning, notices, copies of licences and use policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenSSF model signature beside ours, for tools that know only that one. Knows nothing of thresholds or roles.
+"""The OpenSSF model signature beside ours, for tools that know only that one.
 
 Ours decides. The bundle is written with the library model-signing; reading it takes nothing but cryptography, so that a machine
 without that library still refuses a bundle that disagrees with the package.

@@ -1,6 +1,6 @@
 """What a machine remembers of a publisher: time that has passed, releases seen, everything ever revoked.
 
-It lies outside every package, so that replacing a package wipes nothing. Knows nothing of metadata or signatures.
+It lies outside every package, so that replacing a package wipes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Takes from a process what the model's process does not need. Knows nothing of models.
+"""Takes from a process what the model's process does not need.
 
 Each measure is tried by itself, and what is in force is reported plainly: systems differ in what they let an ordinary
 user take away. On Linux: a network namespace with nothing in it; Landlock (files, TCP, signals to others); a seccomp

@@ -4,8 +4,6 @@ On Linux the kernel itself refuses (seccomp, set before the program is read): so
 or removing files, starting other programs or processes, signals to others, namespaces, tracing. Memory, processor
 time, output and open files are limited, the environment is empty, the folder is a fresh one that may not be written to.
 Reading files stays possible, and nothing of what is read can leave but one word. Elsewhere nothing is run.
-
-Knows nothing of tasks.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Problems with checked answers: from task files, packages and lm-evaluation-harness. Knows nothing of students."""
+"""Problems with checked answers: from task files, packages and lm-evaluation-harness."""

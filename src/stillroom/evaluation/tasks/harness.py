@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by their own names, as an extra. Knows nothing of runs.
+"""Tasks of lm-evaluation-harness by their own names, as an extra.
 
 The harness makes the requests and judges the answers; a thin class of its kind passes them to our :class:`Speaker`.
 """

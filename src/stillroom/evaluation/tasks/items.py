@@ -1,4 +1,4 @@
-"""A task's problems and what counts as right. Knows nothing of where they come from or of models."""
+"""A task's problems and what counts as right."""
 
 from __future__ import annotations
 

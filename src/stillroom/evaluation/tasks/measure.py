@@ -1,4 +1,4 @@
-"""The measure `tasks`: teacher, baseline and student on the same problems. Knows nothing of where problems come from."""
+"""The measure `tasks`: teacher, baseline and student on the same problems."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Task files of one's own, in the YAML form of lm-evaluation-harness: the part of it that needs no code (docs/tasks.md).
-
-Knows nothing of models.
-"""
+"""Task files of one's own, in the YAML form of lm-evaluation-harness: the part of it that needs no code (docs/tasks.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tool calls in answers: how tools are offered, what counts as a call, and whether it is the right one.
 
 A call is read from JSON (``{"name": …, "arguments": {…}}``, in a list or alone, also inside ``<tool_call>`` tags or a code
-fence) or from Python's own form (``name(key=value)``). Only a call of an offered tool counts as one. Knows nothing of models.
+fence) or from Python's own form (``name(key=value)``). Only a call of an offered tool counts as one.
 """
 
 from __future__ import annotations

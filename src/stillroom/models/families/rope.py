@@ -1,4 +1,4 @@
-"""Rotary positions of a config as GGUF's keys and tensors. Knows nothing of weights.
+"""Rotary positions of a config as GGUF's keys and tensors.
 
 The numbers come from transformers' own functions, so that what is exported is what PyTorch computes with. Of `longrope`'s two
 sets of factors, llama.cpp takes one by the context that it was started with, transformers by the length of the text.

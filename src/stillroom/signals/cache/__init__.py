@@ -1,1 +1,1 @@
-"""The teacher cache: signals on disk, addressed by token sequence. Knows nothing of models."""
+"""The teacher cache: signals on disk, addressed by token sequence."""

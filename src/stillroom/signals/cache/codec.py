@@ -1,4 +1,4 @@
-"""The contract of every codec, and the codecs by their recipe's words. Knows nothing of files.
+"""The contract of every codec, and the codecs by their recipe's words.
 
 A codec works in two steps. It *samples* what is to be kept of each distribution, while they exist; and it *packs* samples
 into bytes, when a shard is written. Between the two it may learn from the first shard's samples how to pack well; what it

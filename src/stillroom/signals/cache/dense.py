@@ -1,4 +1,4 @@
-"""The dense codec: every log-probability in float32. Exact and large. Knows nothing of files."""
+"""The dense codec: every log-probability in float32. Exact and large."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What entries of sparse signals usually look like: the statistics that turn them into few bytes. Knows nothing of files
-or probabilities.
+"""What entries of sparse signals usually look like: the statistics that turn them into few bytes.
 
 An entry is an id and a level. Ids that occur often form 127 buckets of 2^b ids each and of about equal mass; bucket 127 is
 every other id. The entries of a position are sorted by bucket, so that only steps between buckets are stored: the order,

@@ -1,4 +1,4 @@
-"""What a cache was made of and how: two signals may only stand in one cache when all of this is equal. Knows no bytes."""
+"""What a cache was made of and how: two signals may only stand in one cache when all of this is equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of a cache: identity, codec's model and shards. Knows nothing of a shard's inside."""
+"""The manifest of a cache: identity, codec's model and shards."""
 
 from __future__ import annotations
 

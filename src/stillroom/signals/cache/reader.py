@@ -1,4 +1,4 @@
-"""Reads a cache: any sequence, in any order, in constant memory; and verifies it. Knows nothing of models."""
+"""Reads a cache: any sequence, in any order, in constant memory; and verifies it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One shard: a safetensors file of encoded sequences that any reader of safetensors can open. Knows no codec.
+"""One shard: a safetensors file of encoded sequences that any reader of safetensors can open.
 
 Legend: S sequences.
 """

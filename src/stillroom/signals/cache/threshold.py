@@ -1,4 +1,4 @@
-"""The threshold codec: unbiased sampling with a systematic tail. Knows nothing of files.
+"""The threshold codec: unbiased sampling with a systematic tail.
 
 Threshold sampling (Duffield, Lund & Thorup 2005; for gradients: Wangni et al. 2018, arXiv 1710.09854): with a threshold
 tau, an id with p >= tau is kept with its value; one with p < tau is kept with probability p / tau and then stands for tau.

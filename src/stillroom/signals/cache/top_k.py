@@ -1,4 +1,4 @@
-"""The top-k codec: the most probable ids and the mass they miss. Biased: what is dropped is never seen. Knows no files."""
+"""The top-k codec: the most probable ids and the mass they miss. Biased: what is dropped is never seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a cache, shard by shard, and goes on where a killed process stopped. Knows nothing of models."""
+"""Writes a cache, shard by shard, and goes on where a killed process stopped."""
 
 from __future__ import annotations
 

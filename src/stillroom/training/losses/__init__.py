@@ -1,1 +1,1 @@
-"""Objectives, one a file, from hidden states and the output matrix. Knows nothing of models or files."""
+"""Objectives, one a file, from hidden states and the output matrix."""

@@ -1,4 +1,4 @@
-"""Cross-entropy on the text itself. Knows nothing of hidden states, models or files."""
+"""Cross-entropy on the text itself."""
 
 from __future__ import annotations
 

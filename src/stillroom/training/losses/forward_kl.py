@@ -1,4 +1,4 @@
-"""Forward KL, KL(teacher ‖ student). Knows nothing of hidden states, models or files."""
+"""Forward KL, KL(teacher ‖ student)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The fused loss: from hidden states and the output matrix to losses and gradients, in chunks of positions.
 
 [positions × vocabulary] never exists: a chunk's logits are made, turned into losses and gradients in the forward pass,
-and dropped. Knows nothing of models, optimizers or files.
+and dropped.
 
 Legend: N positions, C positions of a chunk, H hidden width, V rows of the output matrix.
 """

@@ -1,4 +1,4 @@
-"""Jensen-Shannon divergence. Knows nothing of hidden states, models or files."""
+"""Jensen-Shannon divergence."""
 
 from __future__ import annotations
 

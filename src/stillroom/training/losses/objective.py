@@ -1,4 +1,4 @@
-"""The contract that every objective keeps. Knows nothing of hidden states, models or files.
+"""The contract that every objective keeps.
 
 Legend: C positions of a chunk, V ids of the student's vocabulary, K entries a position.
 

@@ -1,4 +1,4 @@
-"""Objectives by the names that a recipe uses. Knows no formula."""
+"""Objectives by the names that a recipe uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reverse KL, KL(student ‖ teacher). Knows nothing of hidden states, models or files."""
+"""Reverse KL, KL(student ‖ teacher)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Total variation distance. Knows nothing of hidden states, models or files."""
+"""Total variation distance."""
 
 from __future__ import annotations
 
