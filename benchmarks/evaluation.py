@@ -103,7 +103,7 @@ def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:
     from stillroom.models.load import load_student
     from stillroom.signals.vocabulary_map import VocabularyMap
     from stillroom.students.languages import samples
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     tiny_model("llama", folder / "model", layers=3, seed=3)
     model, tokenizer = load_student(folder / "model", torch.float32)
@@ -194,8 +194,8 @@ def evaluate_text(count: int, folder: Path) -> None:
     from stillroom.evaluation.heldout import HeldOut
     from stillroom.evaluation.measures import MEASURES
     from stillroom.signals.vocabulary_map import VocabularyMap
-    from tests.models import make_model, make_tokenizer
-    from tests.student.tiny_families import tiny_sequences
+    from tests.students.tiny_families import tiny_sequences
+    from tests.tiny_models import make_model, make_tokenizer
 
     tokenizer = make_tokenizer("bpe", 512)
     models = [make_model("llama", rows=len(tokenizer), tokenizer=tokenizer, layers=2, seed=seed) for seed in (0, 1)]

@@ -49,7 +49,7 @@ def families(scratch: Path, quick: bool) -> dict[str, Any]:
     from stillroom.formats.onnx_check import export_onnx
 
     sys.path.insert(0, "tests")
-    from models import FAMILIES, WINDOWED, tiny_model
+    from tiny_models import FAMILIES, WINDOWED, tiny_model
 
     ids = torch.randint(5, 500, (96,), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [Passage(ids, ids, list(range(len(ids))))]

@@ -56,7 +56,7 @@ def make_world(folder: Path, seed: int = 0) -> tuple[Bench, Loaded]:
     """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from tests.models import make_tokenizer
+    from tests.tiny_models import make_tokenizer
 
     tokenizer = make_tokenizer("bpe", 768)
     torch.manual_seed(seed)

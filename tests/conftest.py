@@ -52,3 +52,40 @@ def small_recipe(text: Path) -> Any:
         } | sections
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended with a GGUF file."""
+    from tiny_models import tiny_model
+
+    from stillroom.pipeline import run
+    from stillroom.recipe.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("served")
+    teacher = tiny_model("llama", folder / "teacher", layers=2)
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {
+            "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
+            "sequence_length": 64,
+            "train_tokens": 256,
+            "validation_tokens": 128,
+            "heldout_tokens": 128,
+        },
+        "teacher": {"kind": "huggingface", "name": str(teacher)},
+        "student": {"kind": "shrink", "layers": 1},
+        "distill": {"batch_tokens": 256, "precision": "float32"},
+        "baseline": False,
+        "export": {"gguf": ["F16"], "check_tokens": 64},
+        "chat": {"prompt": None},
+        "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
+    }
+    return run(Recipe.model_validate(settings), folder, quiet=True, until="export").path
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_run: Path) -> Path:
+    """The run's GGUF file."""
+    return next((tiny_run / "export").glob("*.gguf"))

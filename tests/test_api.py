@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import tiny_model
+from tiny_models import tiny_model
 
 import stillroom as st
 from stillroom.cli import app as cli

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from models import tiny_model
+from tiny_models import tiny_model
 
 from stillroom.core import files
 

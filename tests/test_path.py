@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import FAMILIES, WINDOWED, tiny_model
+from tiny_models import FAMILIES, WINDOWED, tiny_model
 from typer.testing import CliRunner
 
 from stillroom.core.errors import UnsupportedModel

@@ -34,7 +34,7 @@ from stillroom.verification.closed import parse
 from stillroom.verification.documents import Pin
 from stillroom.verification.remembered import Remembered
 from stillroom.verification.verification import VerifiedPackage, verify
-from tests.serve.serve_support import running
+from tests.serving.serve_support import running
 from tools.fixtures import CODECS, PASSPHRASE, QUESTION, cache_digest
 
 FIXTURES = Path(__file__).parent / "fixtures"

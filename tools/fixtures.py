@@ -127,7 +127,7 @@ def _recipe(name: str, **sections: Any) -> Recipe:
 def _write_teacher_and_text() -> None:
     from pydoc_data.topics import topics
 
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     tiny_model("llama", Path("teacher"), vocabulary_size=320, layers=3, hidden=32, tied=True)
     for number, name in enumerate(sorted(topics)[:40]):
@@ -173,7 +173,7 @@ def _write_switches() -> None:
 
 
 def _write_session() -> dict[str, Any]:
-    from tests.serve.serve_support import running
+    from tests.serving.serve_support import running
 
     weights = Path("run/export/run-Q8_0.gguf").absolute()
     with running([weights], Path("served").absolute()) as server:

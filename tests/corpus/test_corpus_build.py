@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import make_tokenizer
+from tiny_models import make_tokenizer
 
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress

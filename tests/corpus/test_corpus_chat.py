@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CHAT_TEMPLATE, make_tokenizer
+from tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 from stillroom.core.errors import CorpusError
 from stillroom.corpus.chat import ChatTemplate

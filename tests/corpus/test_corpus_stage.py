@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import make_tokenizer, tiny_model
+from tiny_models import make_tokenizer, tiny_model
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from models import make_tokenizer
+from tiny_models import make_tokenizer
 
 from stillroom.corpus import tokens as module
 from stillroom.corpus.documents import Document

@@ -53,7 +53,10 @@ def _open(name: Tracker, run: Path) -> Log:
             log(numbers, step)
         except Exception as error:
             failed = True
-            warnings.warn(f"The tracker `{name}` failed and gets no more numbers: {first_line(error)}", stacklevel=2)
+            warnings.warn(
+                f"The tracker `{name}` failed and gets no more numbers: {first_line(error).removesuffix('.')}",
+                stacklevel=2,
+            )
 
     return careful
 

@@ -1,0 +1,219 @@
+"""Every mistake of a user and every trouble of a machine is one clear message and an exit code, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import tiny_model
+
+from stillroom.cli import app as cli
+
+NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+
+
+def can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    script = "mount -t tmpfs -o size=1m none /mnt"
+    return subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, check=False).returncode == 0
+
+
+needs_mount = pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a small disk")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command; returns its exit code and what it wrote on standard error."""
+
+    def call(*arguments: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["stillroom", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return code, error
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "teacher", layers=3)
+
+
+def write(folder: Path, settings: dict[str, Any]) -> Path:
+    recipe = folder / "small.yaml"
+    recipe.write_text(yaml.safe_dump(settings))
+    return recipe
+
+
+def test_no_recipe(said: Any, tmp_path: Path) -> None:
+    code, error = said("run", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml: no such recipe" in error
+
+
+def test_a_wrong_key_names_line_key_and_what_is_meant(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    settings = small_recipe(teacher)
+    settings["distill"]["learning_rat"] = 1e-3
+    code, error = said("run", write(tmp_path, settings))
+    assert code == 2
+    assert "small.yaml, line" in error
+    assert "`distill.learning_rat` is not a key" in error
+    assert "Did you mean `learning_rate`?" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("package:no_such_package_here/model.gguf", ("no_such_package_here", "pip install")),
+        ("package:json/none.gguf", ("none.gguf",)),
+        ("/no/such/file.gguf", ("/no/such/file.gguf",)),
+    ],
+)
+def test_a_teacher_that_is_not_there(
+    said: Any, small_recipe: Any, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    code, error = said("run", write(tmp_path, small_recipe("x", teacher={"kind": "gguf", "path": name})), "-q")
+    assert code == 2
+    assert all(word in error for word in words), error
+
+
+def test_an_optional_package_that_is_missing(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_recipe(teacher)
+    settings["corpus"]["sources"] = [{"kind": "reasoning_gym", "count": 10}]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    code, error = said("run", write(tmp_path, settings), "--runs", tmp_path, "-q")
+    assert code == 2
+    assert "reasoning" in error
+    assert "pip install" in error
+
+
+def test_student_and_teacher_with_different_vocabularies(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    other = tiny_model("llama", tmp_path / "other", layers=2, vocabulary_size=400)
+    settings = small_recipe(teacher, student={"kind": "existing", "name": str(other)})
+    code, error = said("run", write(tmp_path, settings), "--runs", tmp_path, "-q")
+    assert code == 2
+    assert "different vocabularies" in error
+    assert "the token" in error
+
+
+def test_a_loss_that_is_not_finite(said: Any, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    settings = small_recipe(teacher)
+    settings["distill"] |= {"learning_rate": 1e30, "warmup_share": 0, "gradient_clip": 1e9}
+    code, error = said("run", write(tmp_path, settings), "--runs", tmp_path, "-q")
+    assert code == 1
+    assert "at step" in error
+    assert "learning rate" in error
+    assert "Try" in error
+    assert not (tmp_path / "small" / "distill" / "stage.json").exists()
+    assert (tmp_path / "small" / "shrink" / "stage.json").exists()
+
+
+def test_a_cut_off_cache_is_named_and_captured_again(
+    said: Any, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = write(tmp_path, small_recipe(teacher, baseline=False, export={"gguf": []}))
+    assert said("run", recipe, "--runs", tmp_path, "--until", "capture", "-q")[0] == 0
+    shard = next((tmp_path / "small" / "capture" / "cache").glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    code, error = said("cache", "verify", shard.parent)
+    assert code == 1
+    assert shard.name in error
+    assert said("run", recipe, "--runs", tmp_path, "--until", "capture", "-q")[0] == 0
+    assert said("cache", "verify", shard.parent)[0] == 0
+
+
+def test_chat_with_what_cannot_be_run(said: Any, tmp_path: Path) -> None:
+    assert said("chat", tmp_path)[0] == 2
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    code, error = said("chat", tmp_path / "cut.gguf", "-p", "x")
+    assert code in (1, 3)
+    assert "cut.gguf" in error
+
+
+def test_a_busy_run_keeps_others_out(said: Any, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    from stillroom.recipe.recipe import Recipe
+    from stillroom.runs.run import Run
+
+    settings = small_recipe(teacher)
+    with Run.create(Recipe.model_validate(settings), tmp_path).locked():
+        code, error = said("run", write(tmp_path, settings), "--runs", tmp_path, "-q")
+    assert code == 2
+    assert "another process" in error
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size={size} none {disk} || exit 99
+{python} -c 'import stillroom.pipeline as p; p.SPARE_BYTES = {spare}; from stillroom.cli.app import main; main()' \
+    run {recipe} --runs {disk} -q
+echo "CODE $?"
+ls {disk}/small/*/stage.json 2>/dev/null
+mount -o remount,size=400m {disk}
+{python} -m stillroom run {recipe} --runs {disk} -q
+echo "AGAIN $?"
+find {disk} -name '*.partial'
+sha256sum {disk}/small/distill/model/model.safetensors
+"""
+
+
+@needs_mount
+@pytest.mark.parametrize("size", ["400k", "900k", "1500k"])
+def test_a_disk_that_fills_up(small_recipe: Any, teacher: Path, tmp_path: Path, size: str) -> None:
+    settings = small_recipe(teacher, baseline=False, export={"gguf": ["F16"], "check_tokens": 16})
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    recipe = write(tmp_path, settings)
+    script = SMALL_DISK.format(size=size, disk=disk, python=sys.executable, recipe=recipe, spare=0)
+    shown = subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in shown.stderr, shown.stderr
+    assert "CODE 3" in shown.stdout, shown
+    assert "the disk is full" in shown.stderr
+    assert "Free some room" in shown.stderr
+    assert "AGAIN 0" in shown.stdout, shown
+    assert ".partial" not in shown.stdout
+    assert shown.stdout.split()[-1].endswith("model.safetensors")
+
+
+@needs_mount
+def test_too_small_a_disk_is_refused_before_a_stage(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    recipe = write(tmp_path, small_recipe(teacher, baseline=False, export={"gguf": []}))
+    script = SMALL_DISK.format(size="20m", disk=disk, python=sys.executable, recipe=recipe, spare=64 << 20)
+    shown = subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert "CODE 3" in shown.stdout, shown
+    assert "too little to begin the stage `corpus`" in shown.stderr
+    assert "AGAIN 0" in shown.stdout
+
+
+@needs_mount
+def test_a_read_only_folder(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sealed"
+    folder.mkdir()
+    recipe = write(tmp_path, small_recipe(teacher))
+    script = (
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} || exit 99\n"
+        f"{sys.executable} -m stillroom run {recipe} --runs {folder} -q; echo CODE $?"
+    )
+    shown = subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert "CODE 3" in shown.stdout, shown
+    assert "Traceback" not in shown.stderr
+    assert str(folder) in shown.stderr
+    assert "permissions" in shown.stderr

@@ -1,0 +1,210 @@
+"""A whole run with every measure: commands, floors, the page, the model card, comparison, trackers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import tiny_model
+from typer.testing import CliRunner
+
+from stillroom.cli.app import app
+from stillroom.core.errors import FloorMissed, MissingDependency, RunError
+from stillroom.core.tracking import metrics_of, open_trackers
+from stillroom.evaluation.compare import compare_runs
+from stillroom.pipeline import run
+from stillroom.recipe.recipe import Recipe
+from stillroom.reporting.charts import Dot, Series, dot_chart, line_chart
+from stillroom.runs.run import Run
+
+OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with languages, safeguards and behaviour, and a floor that it misses."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "text").mkdir()
+    for number, name in enumerate(sorted(topics)[:40]):
+        (folder / "text" / f"{number:02}.txt").write_text(topics[name][:600], encoding="utf-8")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"What {i}?", "harmful": i % 2 == 0}) + "\n" for i in range(6)))
+    settings = {
+        "name": "small",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {
+            "sources": [{"kind": "text", "path": str(folder / "text"), "licence": "PSF-2.0"}],
+            "sequence_length": 64,
+            "train_tokens": 1024,
+            "validation_tokens": 128,
+            "heldout_tokens": 640,
+        },
+        "teacher": {
+            "kind": "huggingface",
+            "name": str(tiny_model("llama", folder / "teacher", layers=3)),
+        },
+        "student": {"kind": "shrink", "layers": 2, "vocabulary": {"keep": "all"}},
+        "distill": {"batch_tokens": 256, "precision": "float32"},
+        "evaluate": {
+            "measures": ["fidelity", "languages", "cost", "safeguards", "behaviour"],
+            "speed_tokens": 2,
+            "bootstrap_samples": 100,
+            "floors": {"languages.sw.retention": 7.0, "fidelity.top1_agreement": 0.0},
+            "languages": {"bytes": 300},
+            "safeguards": {"sets": [], "files": [str(prompts)], "max_tokens": 8},
+            "behaviour": {"items": 3, "prefix_tokens": 8, "verbatim_tokens": 8, "max_tokens": 8},
+        },
+        "export": {"gguf": ["F16"], "check_tokens": 64},
+        "chat": {"prompt": None},
+        "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(settings))
+    shown = CliRunner().invoke(app, ["run", str(folder / "small.yaml"), "--runs", str(folder), "-q"])
+    assert isinstance(shown.exception, FloorMissed), shown.output
+    # Everything was written and shown before the answer was no.
+    assert "MISSED: languages.sw.retention" in shown.stdout
+    assert "Report:" in shown.stdout
+    return folder / "small"
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.charts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not any(key in ("src", "href") and str(value).startswith("http") for key, value in attrs)
+        if "id" in found:
+            self.ids.append(str(found["id"]))
+        if tag == "svg":
+            self.charts += 1
+            assert found["role"] == "img"
+            assert len(str(found["aria-label"])) > 30
+        if tag not in ("meta", "br", "rect", "circle", "path", "line"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_self_contained(finished: Path) -> None:
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.charts >= 6
+    assert {
+        "numbers",
+        "fidelity",
+        "calibration",
+        "languages",
+        "safeguards",
+        "behaviour",
+        "worst",
+        "running",
+        "lineage",
+    } <= set(page.ids)
+    for words in ("✗ missed", "Swahili", "kappa", "seed 0", "How to repeat it", "student, F16"):
+        assert words in text
+    assert not re.search(r">(nan|None)\b|Undefined", text.split("<h2>How to repeat it")[0])
+
+
+def test_the_model_card_has_results_that_the_hub_reads(finished: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(finished / "report.md")
+    found = {(entry.dataset_type, entry.metric_type): entry.metric_value for entry in card.data.eval_results or []}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert found["heldout", "kl_to_teacher"] == pytest.approx(summary["student"]["kl_to_teacher"], abs=1e-6)
+    assert found["udhr-sw", "retention"] > 0
+    assert card.data.model_name == "small"
+
+
+def test_a_measure_alone_and_nothing_again(finished: Path, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (finished / "measures").glob("*.json")}
+    shown = CliRunner().invoke(
+        app, ["evaluate", str(finished), "--only", "fidelity,safeguards", "--json", "-q"], catch_exceptions=False
+    )
+    assert shown.exit_code == 0
+    assert set(json.loads(shown.stdout)) == {"fidelity", "safeguards"}
+    assert {path.name: path.stat().st_mtime_ns for path in (finished / "measures").glob("*.json")} == before
+    whole = CliRunner().invoke(app, ["evaluate", str(finished), "-q"])
+    assert isinstance(whole.exception, FloorMissed)
+    assert CliRunner().invoke(app, ["report", str(finished)], catch_exceptions=False).exit_code == 0
+
+
+def test_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
+    found = compare_runs([finished, finished])
+    assert found["compared"][0]["fidelity"]["kl_to_teacher"]["difference"] == 0
+    shown = CliRunner().invoke(app, ["compare", str(finished), str(finished)], catch_exceptions=False)
+    assert "retention sw" in shown.stdout
+    assert "may be chance" in shown.stdout
+    with pytest.raises(RunError, match="two runs"):
+        compare_runs([finished])
+    with pytest.raises(RunError, match="not a finished run"):
+        compare_runs([finished, tmp_path])
+
+
+def test_charts_say_what_they_draw() -> None:
+    dots = dot_chart([Dot("one & two", [(0.5, 0.4, 0.6), None])], ["a", "b"], title="T", x_label="share", at_one=True)
+    assert "one &amp; two: a 0.5 (0.4 to 0.6)" in dots
+    assert dot_chart([], ["a"], title="T", x_label="x") == ""
+    lines = line_chart(
+        [Series("a", [(0, 1), (1, 2)])], title="T", x_label="x", y_label="y", x_names=["0+", "16+"], marked=True
+    )
+    assert lines.count("<circle") == 2
+    assert "16+" in lines
+
+
+def test_trackers_get_every_number_with_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipe: Any
+) -> None:
+    assert metrics_of("distill", {"event": "validation", "step": 3, "kl": 1.5, "note": "x"}) == (
+        {"distill/validation_kl": 1.5},
+        3,
+    )
+    assert metrics_of("distill", {"event": "begun", "resumed": False}) is None
+    logged: list[Any] = []
+    fake = types.ModuleType("mlflow")
+    fake.is_tracking_uri_set = lambda: True  # type: ignore[attr-defined]
+    fake.set_experiment = lambda name: logged.append(name)  # type: ignore[attr-defined]
+    fake.active_run = lambda: None  # type: ignore[attr-defined]
+    fake.start_run = lambda run_name: logged.append(run_name)  # type: ignore[attr-defined]
+    fake.log_metrics = lambda numbers, step: logged.append((numbers, step))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    recipe = Recipe.model_validate(small_recipe("teacher", track=["mlflow"]))
+    made = Run.create(recipe, tmp_path)
+    made.event("distill", step=1, loss=2.0)
+    made.event("distill", step=2, loss=1.0)
+    assert logged == ["stillroom", "small", ({"distill/loss": 2.0}, 1), ({"distill/loss": 1.0}, 2)]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependency, match="wandb"):
+        open_trackers(("wandb",), tmp_path)
+
+
+def test_floors_that_are_met_end_a_run_well(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=2)
+    settings = small_recipe(
+        teacher, student={"kind": "shrink", "layers": 1}, baseline=False, export={"gguf": []},
+        evaluate={"speed_tokens": 0, "bootstrap_samples": 100, "floors": {"fidelity.top1_agreement": 0.0}},
+    )  # fmt: skip
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    summary = json.loads((made.path / "summary.json").read_text())
+    assert [entry["met"] for entry in summary["bounds"]] == [True]
+    assert "baseline" not in summary

@@ -1,0 +1,141 @@
+"""The stage and the ladder on a small run: chosen types, resuming, ONNX, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import tiny_model
+from typer.testing import CliRunner
+
+from stillroom import pipeline
+from stillroom.cli.app import app
+from stillroom.core.errors import ExportMismatch
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A run whose student is trained."""
+    root = tmp_path_factory.mktemp("run")
+    teacher = tiny_model("llama", root / "teacher", layers=3, hidden=256)
+    own = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+    settings = {
+        "name": "small",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {
+            "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
+            "sequence_length": 64,
+            "train_tokens": 2048,
+            "validation_tokens": 128,
+            "heldout_tokens": 512,
+        },
+        "teacher": {"kind": "huggingface", "name": str(teacher)},
+        "student": {"kind": "shrink", "layers": 2},
+        "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
+        "baseline": False,
+        "chat": {"prompt": None},
+        "terms": {"decisions": [own | {"subject": "teacher"}, own | {"subject": "student"}]},
+    }
+    return pipeline.run(Recipe.model_validate(settings), root, until="distill", quiet=True).path
+
+
+def exported(finished: Path, **export: Any) -> dict[str, Any]:
+    """Export again with another section."""
+    content = yaml.safe_load((finished / "recipe.yaml").read_text())
+    content["export"] = {"check_tokens": 16, "importance_tokens": 256, **export}
+    (finished / "recipe.yaml").write_text(yaml.safe_dump(content))
+    pipeline.export(finished, quiet=True)
+    found: dict[str, Any] = json.loads((finished / "export" / "export.json").read_text())
+    return found
+
+
+def test_types_and_a_choice_by_bytes(finished: Path) -> None:
+    first = exported(finished, gguf=["F16", "Q4_K_M"])
+    sizes = {entry["type"]: entry["bytes"] for entry in first["files"]}
+    assert sizes["Q4_K_M"] < 0.5 * sizes["F16"]
+    assert [entry["importance_tokens"] for entry in first["files"]] == [0, 256]
+    assert (finished / first["safetensors"]["path"] / "model.safetensors").is_file()
+    chosen = exported(finished, gguf=[], choose={"file_bytes": sizes["F16"] - 1})
+    assert chosen["chosen"]["type"] == "Q8_0"
+    assert [entry["type"] for entry in chosen["files"]] == ["Q8_0"]
+    assert {file.name for file in (finished / "export").glob("*.gguf")} == {"small-Q8_0.gguf"}
+
+
+def test_a_choice_by_kl_takes_the_smallest_that_is_close_enough(finished: Path) -> None:
+    found = exported(finished, gguf=[], choose={"max_kl": 1e-3, "among": ["F16", "Q8_0", "Q4_0"]})
+    tried = found["chosen"]["tried"]
+    assert tried[0]["type"] == "Q4_0"
+    assert all(entry["kl_to_pytorch"] > 1e-3 for entry in tried[:-1])
+    assert tried[-1]["kl_to_pytorch"] <= 1e-3
+    assert found["chosen"]["type"] == tried[-1]["type"]
+    assert {file.stem for file in (finished / "export").glob("*.gguf")} == {f"small-{found['chosen']['type']}"}
+
+
+def test_a_target_that_nothing_meets_is_refused(finished: Path) -> None:
+    with pytest.raises(ExportMismatch, match="No type fits"):
+        exported(finished, gguf=[], choose={"file_bytes": 1000})
+    with pytest.raises(ExportMismatch, match="Tried: Q4_0"):
+        exported(finished, gguf=[], choose={"max_kl": 1e-9, "among": ["Q4_0"]})
+
+
+def test_a_file_beyond_its_limit_is_refused_and_the_type_is_named(finished: Path) -> None:
+    with pytest.raises(ExportMismatch, match=r"Q4_0.*mean KL") as caught:
+        exported(finished, gguf=["Q4_0"], max_kl={"Q4_0": 1e-9})
+    assert "export.max_kl.Q4_0" in caught.value.todo
+    assert not (finished / "export" / "stage.json").exists()
+    assert not list((finished / "export").glob("*.gguf"))
+
+
+def test_accepted_files_are_kept_when_the_stage_goes_on(finished: Path) -> None:
+    with pytest.raises(ExportMismatch):
+        exported(finished, gguf=["F16", "Q4_0"], max_kl={"Q4_0": 1e-9})
+    file = finished / "export" / "small-F16.gguf"
+    before = file.stat().st_mtime_ns
+    with pytest.raises(ExportMismatch):
+        pipeline.export(finished, quiet=True)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_the_ladder(finished: Path) -> None:
+    exported(finished, gguf=[])
+    command = ["ladder", str(finished), "--types", "F16,Q4_0", "--plain", "--quiet"]
+    shown = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    result = json.loads(shown.stdout)
+    assert [(rung["type"], rung["importance"]) for rung in result["rungs"]] == [
+        ("PyTorch", False),
+        ("F16", False),
+        ("Q4_0", True),
+        ("Q4_0", False),
+    ]
+    by_type = {rung["type"]: rung for rung in result["rungs"][:3]}
+    assert by_type["F16"]["kl_to_student"] < 1e-4
+    assert by_type["F16"]["kl_to_teacher"] == pytest.approx(by_type["PyTorch"]["kl_to_teacher"], abs=1e-3)
+    assert by_type["Q4_0"]["kl_to_student"] > by_type["F16"]["kl_to_student"]
+    assert by_type["Q4_0"]["decode_tokens_per_second"] > 0
+    assert json.loads((finished / "ladder" / "ladder.json").read_text()) == result
+    assert not list((finished / "ladder").rglob("*.gguf"))
+    table = CliRunner().invoke(app, [*command[:2], "--types", "Q8_0", "--no-speed", "-q"], catch_exceptions=False)
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["type", "PyTorch", "Q8_0"]
+    wrong = CliRunner().invoke(app, ["ladder", str(finished), "--types", "Q3_K"])
+    assert "Q3_K" in str(wrong.exception)
+    # Measuring does not undo what was finished.
+    assert Run.open(finished).stage("export").record is not None
+
+
+def test_recovery_is_kept_only_where_it_helps(finished: Path) -> None:
+    section = {"steps": 4, "batch_tokens": 128, "learning_rate": 1e-4}
+    entry = exported(finished, gguf=["Q4_0"], recover=section)["files"][0]
+    recovery = entry["recovery"]
+    assert recovery["kept"] == (recovery["kl_after"] < recovery["kl_before"])
+    assert entry["kl_to_pytorch"] == min(recovery["kl_before"], recovery["kl_after"])
+    # A learning rate that ruins the student is not kept, and the file is the one from before.
+    ruined = exported(finished, gguf=["Q4_0"], recover=section | {"learning_rate": 10.0})["files"][0]
+    assert ruined["recovery"]["kept"] is False
+    plain = exported(finished, gguf=["Q4_0"])["files"][0]
+    assert ruined["sha256"] == plain["sha256"]
+    assert not list((finished / "export").glob("*.partial"))

@@ -1,0 +1,212 @@
+"""Teachers are loaded whole, say what they are, and are refused with a reason when they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny_model
+
+from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
+from stillroom.core.files import digest_file
+from stillroom.formats.gguf_file import write_gguf
+from stillroom.models.gguf_source import gguf_path
+from stillroom.models.load import (
+    count_parameters,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    model_folder,
+    save_model,
+    stated_licence,
+    teacher_identity,
+)
+from stillroom.models.tokenizer import open_tokenizer, tokenizer_digest
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+
+TEXT = "Hello 12345 wörld\n  def f(x): return 'x'"
+IDS = torch.randint(5, 400, (1, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny", layers=2)
+    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def gguf(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(folder, target, "F32", name="Tiny", licence="MIT")
+    return target
+
+
+@pytest.fixture
+def mine(folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "mine")
+
+
+def teacher(folder: Path, **more: str) -> HuggingFaceTeacher:
+    return HuggingFaceTeacher(name=str(folder), **more)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def test_a_folder_is_loaded_with_what_it_is(folder: Path) -> None:
+    loaded = load_teacher(teacher(folder), "cpu", torch.float32)
+    assert (loaded.name, loaded.family, loaded.licence) == ("tiny", "llama", "apache-2.0")
+    assert loaded.stored_bytes == (folder / "model.safetensors").stat().st_size
+    assert loaded.parameters == count_parameters(loaded.model) > 0
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.tokenizer_digest == tokenizer_digest(load_tokenizer(teacher(folder)))
+    assert loaded.model.dtype == torch.float32
+    assert load_teacher(teacher(folder), "cpu", torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_a_gguf_says_what_the_folder_says_that_it_was_written_from(folder: Path, gguf: Path) -> None:
+    one = load_teacher(teacher(folder), "cpu", torch.float32)
+    other = load_teacher(GgufTeacher(path=str(gguf)), "cpu", torch.float32)
+    assert torch.allclose(logits(one.model), logits(other.model), atol=1e-4)
+    assert other.tokenizer(TEXT)["input_ids"] == one.tokenizer(TEXT)["input_ids"]
+    assert (other.name, other.family, other.licence) == ("Tiny", "llama", "MIT")
+    assert (other.digest, other.stored_bytes) == (digest_file(gguf), gguf.stat().st_size)
+    assert teacher_identity(GgufTeacher(path=str(gguf))) == {"teacher": digest_file(gguf)}
+
+
+def test_a_gguf_teacher_can_be_saved_and_loaded_again(gguf: Path, tmp_path: Path) -> None:
+    loaded = load_teacher(GgufTeacher(path=str(gguf)), "cpu", torch.float32)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    model, tokenizer = load_student(tmp_path / "saved", torch.float32)
+    assert torch.equal(logits(model.eval()), logits(loaded.model))
+    assert tokenizer(TEXT)["input_ids"] == loaded.tokenizer(TEXT)["input_ids"]
+
+
+def test_a_tokenizer_that_was_handed_out_is_the_callers_own(gguf: Path) -> None:
+    config = GgufTeacher(path=str(gguf))
+    first = load_tokenizer(config)
+    first.add_tokens(["<only mine>"])
+    assert "<only mine>" not in load_tokenizer(config).get_vocab()
+
+
+def test_digests_tell_teachers_apart_and_nothing_else_does(folder: Path, mine: Path) -> None:
+    assert teacher_identity(teacher(mine)) == teacher_identity(teacher(folder))
+    (mine / "README.md").write_text("another card")
+    assert teacher_identity(teacher(mine)) == teacher_identity(teacher(folder))
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert teacher_identity(teacher(mine)) != teacher_identity(teacher(folder))
+    other = tiny_model("llama", mine.parent / "other", layers=2, seed=1)
+    digests = [load_teacher(teacher(place), "cpu", torch.float32).digest for place in (folder, mine, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_recipes_word_on_the_licence_comes_first(folder: Path, gguf: Path, mine: Path) -> None:
+    assert stated_licence(teacher(folder, licence="mine")) == "mine"
+    assert stated_licence(GgufTeacher(path=str(gguf), licence="mine")) == "mine"
+    (mine / "README.md").unlink()
+    assert stated_licence(teacher(mine)) is None
+
+
+def test_what_pads_or_cuts_a_text_does_not_change_the_tokenizers_digest(folder: Path) -> None:
+    tokenizer = open_tokenizer(folder)
+    before = tokenizer_digest(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer([TEXT, "x"], padding=True, truncation=True, max_length=4)
+    assert tokenizer_digest(tokenizer) == before
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert tokenizer_digest(tokenizer) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no/such/folder/here", "no such model folder"),
+        ("./nothing", "no such model folder"),
+        ("/nothing", "no such model folder"),
+        ("~/nothing", "no such model folder"),
+        ("plain", "no such model folder"),
+    ],
+)
+def test_names_that_are_no_folder_are_refused_without_the_network(name: str, says: str) -> None:
+    with pytest.raises(TeacherError, match=says):
+        model_folder(name, None)
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> str:
+        raise ValueError("no such repository\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(TeacherError, match=r"nor to be had from the hub \(no such repository\.\)"):
+        model_folder("owner/model", None)
+
+
+def test_files_of_the_wrong_kind_are_refused(gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="is a file"):
+        load_teacher(HuggingFaceTeacher(name=str(gguf)), "cpu", torch.float32)
+    with pytest.raises(TeacherError, match=r"no config\.json"):
+        load_teacher(teacher(tmp_path), "cpu", torch.float32)
+    with pytest.raises(TeacherError, match="no such GGUF file"):
+        load_teacher(GgufTeacher(path=str(tmp_path / "none.gguf")), "cpu", torch.float32)
+    (tmp_path / "words.gguf").write_text("words")
+    with pytest.raises(InspectionRefused, match=r"words\.gguf"):
+        load_teacher(GgufTeacher(path=str(tmp_path / "words.gguf")), "cpu", torch.float32)
+
+
+def test_a_file_inside_a_package_is_found_or_said_to_be_missing() -> None:
+    assert gguf_path("package:stillroom/py.typed").name == "py.typed"
+    with pytest.raises(TeacherError, match="no such file") as caught:
+        gguf_path("package:stillroom/none.gguf")
+    assert "no GGUF file" in caught.value.todo
+    for name in ("no_such_package_here", "../up", "a.b"):
+        with pytest.raises(MissingDependency, match="not installed"):
+            gguf_path(f"package:{name}/x.gguf")
+
+
+def test_an_unsafe_folder_is_refused_before_it_is_opened(mine: Path) -> None:
+    (mine / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    for load in (lambda: load_teacher(teacher(mine), "cpu", torch.float32), lambda: load_student(mine, torch.float32)):
+        with pytest.raises(InspectionRefused, match="pickle"):
+            load()
+
+
+def test_an_unknown_family_is_refused_by_name(mine: Path) -> None:
+    config = json.loads((mine / "config.json").read_text()) | {"model_type": "nobodys", "architectures": ["Nobodys"]}
+    (mine / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="nobodys"):
+        load_teacher(teacher(mine), "cpu", torch.float32)
+
+
+def test_a_folder_without_weights_or_tokenizer_is_refused(mine: Path) -> None:
+    weights = (mine / "model.safetensors").read_bytes()
+    (mine / "model.safetensors").unlink()
+    with pytest.raises(TeacherError, match="cannot be loaded"):
+        load_teacher(teacher(mine), "cpu", torch.float32)
+    (mine / "model.safetensors").write_bytes(weights)
+    (mine / "tokenizer.json").write_text("{}")
+    with pytest.raises(TeacherError, match="tokenizer"):
+        load_tokenizer(teacher(mine))
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_gguf_cut_anywhere_is_refused(gguf: Path, tmp_path: Path, cut: float) -> None:
+    whole = gguf.read_bytes()
+    part = tmp_path / "part.gguf"
+    part.write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(StillroomError):
+        load_teacher(GgufTeacher(path=str(part)), "cpu", torch.float32)

@@ -1,0 +1,185 @@
+"""The plan counts exactly, says what does not fit and what would, and is held against every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import FAMILIES, tiny_model
+from typer.testing import CliRunner
+
+from stillroom import pipeline
+from stillroom.cli.app import app
+from stillroom.core import files
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError
+from stillroom.planning import costs
+from stillroom.planning.plan import KEPT, make_plan
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.run import Run
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "teacher", layers=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_files_are_counted_exactly(family: str, small_recipe: Any, tmp_path: Path) -> None:
+    model = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
+    recipe = Recipe.model_validate(
+        small_recipe(
+            model, student={"kind": "shrink", "ffn_width": 64}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64}
+        )
+    )
+    plan = make_plan(recipe, tmp_path)
+    assert plan["student_parameters_exact"]
+    made = pipeline.run(recipe, tmp_path, quiet=True, until="export")
+    facts = json.loads((made.path / "shrink" / "shrink.json").read_text())
+    assert plan["student_parameters"] == facts["parameters"]
+    assert plan["teacher_parameters"] == facts["teacher_parameters"]
+    exported = json.loads((made.path / "export" / "export.json").read_text())["files"]
+    assert plan["file_bytes"] == {entry["type"]: entry["bytes"] for entry in exported}
+    ledger = json.loads((made.path / "corpus" / "ledger.json").read_text())
+    assert plan["tokens"] == {name: split["tokens"] for name, split in ledger["splits"].items()}
+    # Once the text is packed, the plan takes it from there and comes to the same.
+    assert make_plan(recipe, tmp_path)["student_parameters"] == plan["student_parameters"]
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"kind": "shrink", "layers": 2, "ffn_width": 64, "key_value_groups": 1, "vocabulary": {"keep": "all"}},
+        {"kind": "shrink", "hidden_width": 32},
+        {"kind": "fresh", "config": {"num_hidden_layers": 1, "intermediate_size": 48}},
+    ],
+    ids=["all axes", "width", "fresh"],
+)
+def test_every_kind_of_student(student: dict[str, Any], small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(small_recipe(teacher, student=student, export={"gguf": ["F16"]}))
+    plan = make_plan(recipe, tmp_path)
+    made = pipeline.run(recipe, tmp_path, quiet=True, until="export")
+    assert plan["student_parameters"] == json.loads((made.path / "shrink" / "shrink.json").read_text())["parameters"]
+    exported = json.loads((made.path / "export" / "export.json").read_text())["files"]
+    assert plan["file_bytes"] == {entry["type"]: entry["bytes"] for entry in exported}
+
+
+def test_an_existing_student(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    smaller = tiny_model("llama", tmp_path / "smaller", layers=2)
+    recipe = Recipe.model_validate(small_recipe(teacher, student={"kind": "existing", "name": str(smaller)}))
+    plan = make_plan(recipe, tmp_path)
+    made = pipeline.run(recipe, tmp_path, quiet=True, until="shrink")
+    assert plan["student_parameters"] == json.loads((made.path / "shrink" / "shrink.json").read_text())["parameters"]
+
+
+def test_a_target_gives_the_most_that_fits(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    whole = make_plan(Recipe.model_validate(small_recipe(teacher, student={"kind": "shrink"})), tmp_path)
+    most = whole["student_parameters"] * 4 // 5
+    recipe = Recipe.model_validate(
+        small_recipe(teacher, student={"kind": "shrink", "target": {"parameters": most}}, baseline=False)
+    )
+    plan = make_plan(recipe, tmp_path)
+    assert not plan["student_parameters_exact"]
+    made = pipeline.run(recipe, tmp_path, quiet=True, until="shrink")
+    assert json.loads((made.path / "shrink" / "shrink.json").read_text())["parameters"] <= plan["student_parameters"]
+    assert plan["student_parameters"] <= most
+
+
+def test_what_the_plan_says_of_everything(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    plan = make_plan(Recipe.model_validate(small_recipe(teacher)), tmp_path)
+    assert plan["verdict"] == "go"
+    assert plan["broken"] == []
+    assert set(plan["stages"]) == {"corpus", "capture", "shrink", "distill", "baseline", "export", "evaluate"}
+    assert all(stage["seconds"] > 0 for stage in plan["stages"].values())
+    assert all(stage["memory_bytes"] > 1 << 20 for stage in plan["stages"].values())
+    assert plan["cache_bytes"] > 0
+    assert plan["training_operations"] > 6 * plan["student_parameters"]
+    assert plan["baseline_adds"]["seconds"] > 0
+    without = make_plan(Recipe.model_validate(small_recipe(teacher, baseline=False)), tmp_path)
+    assert "baseline" not in without["stages"]
+    assert without["baseline_adds"]["seconds"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    def planned(onnx: bool, layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        export = {"gguf": ["F16"], "onnx": onnx}
+        recipe = small_recipe(teacher, student={"kind": "shrink", "layers": layers}, export=export)
+        plan = make_plan(Recipe.model_validate(recipe), tmp_path)
+        return plan, plan["stages"]["export"]
+
+    plan, without = planned(False, 2)
+    _, graph = planned(True, 2)
+    _, deeper = planned(True, 4)
+    weights = 4 * plan["student_parameters"]
+    assert graph["disk_bytes"] - without["disk_bytes"] > weights
+    assert graph["seconds"] > without["seconds"] + costs.ONNX_LAYER_SECONDS
+    assert deeper["seconds"] > graph["seconds"] + costs.ONNX_LAYER_SECONDS
+
+
+def test_broken_limits_and_the_nearest_recipe(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    settings = small_recipe(teacher)
+    free = make_plan(Recipe.model_validate(settings), tmp_path)
+    disk = free["disk_bytes"] - free["cache_bytes"] // 4
+    plan = make_plan(Recipe.model_validate(settings | {"limits": {"disk_bytes": disk}}), tmp_path)
+    assert plan["verdict"] == "stop"
+    assert plan["broken"] == ["disk_bytes"]
+    less = plan["nearest"]["corpus.train_tokens"]
+    assert 0 < less < settings["corpus"]["train_tokens"]
+    settings["corpus"]["train_tokens"] = less
+    assert make_plan(Recipe.model_validate(settings | {"limits": {"disk_bytes": disk}}), tmp_path)["verdict"] == "go"
+
+
+def test_the_command(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(small_recipe(teacher)))
+    runner = CliRunner()
+    shown = runner.invoke(app, ["plan", str(recipe), "--runs", str(tmp_path)], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "Plan of `small`" in shown.stderr
+    assert "verdict   go" in shown.stderr
+    recipe.write_text(yaml.safe_dump(small_recipe(teacher, limits={"seconds": 0.5})))
+    shown = runner.invoke(app, ["plan", str(recipe), "--runs", str(tmp_path), "--json"], catch_exceptions=False)
+    assert shown.exit_code == 1
+    assert json.loads(shown.stdout)["broken"] == ["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [({"memory_bytes": 1000}, OutOfMemory), ({"disk_bytes": 100_000}, DiskFull), ({"seconds": 0.1}, RunError)],
+    ids=["memory", "disk", "time"],
+)
+def test_a_run_ends_before_anything_is_spent(
+    limits: dict[str, Any], error: type[Exception], small_recipe: Any, teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    recipe = Recipe.model_validate(small_recipe(teacher, limits=limits))
+    with pytest.raises(error, match="limit"):
+        pipeline.run(recipe, tmp_path)
+    assert not (tmp_path / "small" / "capture" / "stage.json").exists()
+
+
+def test_the_plan_is_shown_first_once_and_held_against_every_stage(
+    small_recipe: Any, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.model_validate(small_recipe(teacher))
+    made = pipeline.run(recipe, tmp_path, until="capture")
+    shown = capsys.readouterr().err
+    assert shown.index("Plan of `small`") < shown.index("capture\n")
+    plan = files.read_json(made.path / KEPT)
+    pipeline.run(recipe, tmp_path, until="shrink")
+    assert "Plan of" not in capsys.readouterr().err
+    plan["stages"]["distill"]["memory_bytes"] = 1 << 50
+    files.write_json(made.path / KEPT, plan)
+    with pytest.raises(OutOfMemory, match="The stage `distill` needs about"):
+        pipeline.run(recipe, tmp_path)
+    assert not (made.path / "distill" / "stage.json").exists()
+    plan["stages"]["distill"] |= {"memory_bytes": 1, "disk_bytes": 1 << 60}
+    files.write_json(made.path / KEPT, plan)
+    with pytest.raises(DiskFull, match="too little to begin the stage `distill`"):
+        pipeline.run(recipe, tmp_path)
+    plan["stages"]["distill"]["disk_bytes"] = 1
+    files.write_json(made.path / KEPT, plan)
+    pipeline.run(recipe, tmp_path, quiet=True)
+    assert Run.open(made.path).stage("evaluate").record is not None

