@@ -85,7 +85,7 @@ def run(
         until: The last stage to do; all of them without it.
         quiet: Draw no progress.
         on_stage: Called when a stage begins and when it is finished.
-        on_step: Called after every training step.
+        on_step: Called after every training step, and after every validation (``event`` is ``validation`` then).
 
     Returns:
         The run, with ``summary.json`` and ``report.html`` in its folder when all stages are done.

@@ -33,17 +33,26 @@ def recipe_and_root(
     Raises:
         RecipeError: There is none, or a key or value of it is wrong.
     """
+    existing = _existing(source)
     root = Path(root)
-    if isinstance(source, Recipe):
+    if existing is not None:
+        recipe, root = existing.recipe, existing.path.parent
+    elif isinstance(source, Recipe):
         recipe = source
     elif isinstance(source, Mapping):
         recipe = recipe_of(source)
-    elif isinstance(source, Run) or (Path(source) / "recipe.yaml").is_file():
-        existing = Run.open(source)
-        recipe, root = existing.recipe, existing.path.parent
     else:
         recipe = load_recipe(source)
     return (with_overrides(recipe, overrides) if overrides else recipe), root
+
+
+def _existing(source: AnyRecipe) -> Run | None:
+    """The run that a source is, or whose folder it names; None where it is a recipe."""
+    if isinstance(source, Run):
+        return Run.open(source)
+    if isinstance(source, (Recipe, Mapping)) or not (Path(source) / "recipe.yaml").is_file():
+        return None
+    return Run.open(source)
 
 
 def opened(
@@ -54,15 +63,12 @@ def opened(
     on_step: Callback | None = None,
 ) -> Run:
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
-    if not isinstance(source, (Recipe, Mapping)) and (
-        isinstance(source, Run) or (Path(source) / "recipe.yaml").is_file()
-    ):
-        made = Run.open(source)
-        if overrides:
-            made.change(with_overrides(made.recipe, overrides))
-    else:
-        recipe, folder = recipe_and_root(source, root, overrides)
+    recipe, folder = recipe_and_root(source, root, overrides)
+    made = _existing(source)
+    if made is None:
         made = Run.create(recipe, folder)
+    elif overrides:
+        made.change(recipe)
     made.listen(on_stage, on_step)
     return made
 

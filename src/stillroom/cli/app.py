@@ -26,7 +26,7 @@ SPINS = "10000"
 threads that wait for one whose core another program has burn the cores that are left: ten times slower on a busy machine, and
 no faster on a free one."""
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the folder of a run.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")]
 Root = Annotated[Path, typer.Option("--runs", help="The folder that holds runs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")]
@@ -57,16 +57,14 @@ def run(
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
-    from stillroom.recipe.reading import load_recipe
-    from stillroom.runs.run import Run
 
-    loaded = load_recipe(recipe)
+    made = pipeline.opened(recipe, runs)
     missed = None
     try:
-        made = pipeline.run(loaded, runs, until=until, quiet=quiet)
+        pipeline.run(made, until=until, quiet=quiet)
     except FloorMissed as error:
         # Everything was done and written: it is shown before the answer is no.
-        made, missed = Run.open(runs / loaded.name), error
+        missed = error
     if until is None:
         _show_run(made, as_json)
     if missed is not None:
@@ -76,10 +74,10 @@ def run(
 @app.command()
 def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
+    from stillroom.pipeline import recipe_and_root
     from stillroom.planning.plan import make_plan, show_plan
-    from stillroom.recipe.reading import load_recipe
 
-    made = make_plan(load_recipe(recipe), runs, quiet=quiet or as_json)
+    made = make_plan(*recipe_and_root(recipe, runs), quiet=quiet or as_json)
     if as_json:
         _echo_json(made)
     else:
