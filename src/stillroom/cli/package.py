@@ -25,7 +25,7 @@ repo_app = typer.Typer(help="A publisher's repository of releases and revocation
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this room."""
+    """Add the commands of this group."""
     for command in (package, sign, verify, inspect, revoke, reinstate):
         app.command()(command)
     app.add_typer(keys_app, name="keys")

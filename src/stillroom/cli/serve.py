@@ -16,7 +16,7 @@ ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A package, a r
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this room."""
+    """Add the commands of this group."""
     app.command()(chat)
     app.command()(serve)
 

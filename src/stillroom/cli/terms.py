@@ -1,4 +1,4 @@
-"""Commands of this room: the table of terms, and the verdict on a recipe, a run or a model."""
+"""Commands about terms: the table of terms, and the verdict on a recipe, a run or a model."""
 
 from __future__ import annotations
 
