@@ -115,7 +115,8 @@ def test_a_recipe_as_a_dict_with_overrides(small_recipe: Any, tmp_path: Path) ->
     for key, words in {
         "distill.epoch": "Did you mean `epochs`",
         "seeed": "Did you mean",
-        "name.x": "not a section",
+        "name.x": "which is a value",
+        "corpus.sources.3.path": "a list of 1",
     }.items():
         with pytest.raises(st.StillroomError, match=words):
             st.plan(settings, tmp_path, overrides={key: 1})

@@ -79,18 +79,25 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """
     tree = recipe.model_dump(mode="json")
     for key, value in overrides.items():
-        *sections, last = key.split(".")
-        at = tree
-        for section in sections:
-            below = at.get(section)
-            if not isinstance(below, dict):
-                raise RecipeError(
-                    f"override `{key}`: `{section}` is not a section here.",
-                    f"Sections here: {', '.join(name for name, found in at.items() if isinstance(found, dict)) or 'none'}.",
-                )
-            at = below
-        at[last] = value
+        at: Any = tree
+        *above, last = key.split(".")
+        for part in above:
+            at = at.setdefault(part, {}) if isinstance(at, dict) else at[_place(at, part, key)]
+        at[_place(at, last, key)] = value
     return recipe_of(tree, "overrides")
+
+
+def _place(at: Any, part: str, key: str) -> str | int:
+    """The key of a section, or the index of a list, that a part of an override's key means."""
+    if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+        return int(part)
+    if isinstance(at, dict):
+        return part
+    found = f"a list of {len(at)}" if isinstance(at, list) else "a value"
+    raise RecipeError(
+        f"override `{key}`: `{part}` is no part of what comes before it, which is {found}.",
+        "Write dotted keys as the recipe has them, and numbers from 0 for the entries of a list: `corpus.sources.0.path`.",
+    )
 
 
 def dump_recipe(recipe: Recipe) -> str:

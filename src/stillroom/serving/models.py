@@ -78,6 +78,10 @@ def open_model(path: str | Path) -> OpenedModel:
     """
     require_on()
     path = Path(path)
+    if not path.exists():
+        raise RunError(
+            f"{path}: there is no such file or folder.", "Give a package, the folder of a run, or a GGUF file."
+        )
     if (path / ENVELOPE).is_file():
         from stillroom.verification import verify
 
