@@ -11,6 +11,7 @@ import yaml
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
+import stillroom as st
 from stillroom import pipeline
 from stillroom.cli.app import app
 from stillroom.core.errors import ExportMismatch
@@ -49,7 +50,7 @@ def exported(finished: Path, **export: Any) -> dict[str, Any]:
     content = yaml.safe_load((finished / "recipe.yaml").read_text())
     content["export"] = {"check_tokens": 16, "importance_tokens": 256, **export}
     (finished / "recipe.yaml").write_text(yaml.safe_dump(content))
-    pipeline.export(finished, quiet=True)
+    st.export(finished, quiet=True)
     found: dict[str, Any] = json.loads((finished / "export" / "export.json").read_text())
     return found
 
@@ -97,7 +98,7 @@ def test_accepted_files_are_kept_when_the_stage_goes_on(finished: Path) -> None:
     file = finished / "export" / "small-F16.gguf"
     before = file.stat().st_mtime_ns
     with pytest.raises(ExportMismatch):
-        pipeline.export(finished, quiet=True)
+        st.export(finished, quiet=True)
     assert file.stat().st_mtime_ns == before
 
 
