@@ -24,6 +24,7 @@ from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.forward import hidden_states
 from stillroom.models.load import load_teacher
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Profile
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
@@ -38,42 +39,7 @@ STEP_TOKENS = 1024
 """Tokens of the pilot's larger training step."""
 
 
-@dataclass(frozen=True)
-class Pilot:
-    """What was measured.
-
-    Attributes:
-        base_bytes: Memory of this process with its libraries, without any model.
-        load_seconds: To load the teacher.
-        load_bytes: Memory that loading it took at its peak, beyond its weights.
-        capture_rate: Tokens a second, from ids to encoded signals.
-        capture_bytes: Memory that capturing took beyond the teacher's weights.
-        bytes_per_position: Of the cache's shards.
-        cache_bytes: Of the cache besides, however much it holds.
-        exact_rate: Tokens a second of the teacher's body in float32.
-        matrix_rate: Operations a second of a large matrix product in float32.
-        token_seconds: A training step's time for each token.
-        step_seconds: A training step's time besides.
-        token_bytes: Memory of a training step for each token of a forward pass.
-        train_bytes: Memory of training besides.
-    """
-
-    base_bytes: int
-    load_seconds: float
-    load_bytes: int
-    capture_rate: float
-    capture_bytes: int
-    bytes_per_position: float
-    cache_bytes: int
-    exact_rate: float
-    matrix_rate: float
-    token_seconds: float
-    step_seconds: float
-    token_bytes: float
-    train_bytes: int
-
-
-def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Pilot:
+def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Profile:
     """Measure.
 
     Args:
@@ -131,7 +97,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     slope = (large.seconds - small.seconds) / tokens
     token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
     token_bytes = max(0.0, (large.peak - small.peak) / tokens)
-    return Pilot(
+    return Profile(
         base_bytes=base,
         load_seconds=load_seconds,
         load_bytes=max(0, loading.peak - loaded),
@@ -165,7 +131,7 @@ def _exact_rate(model: Any, one: Sequences) -> float:
 
 
 def matrix_rate(rows: int, width: int = 1024) -> float:
-    """Operations a second of a float32 matrix product, the best within 0.2 seconds."""
+    """Floating-point operations per second of a float32 matrix product, the best within 0.2 seconds."""
     left, right = torch.randn(rows, width), torch.randn(width, width)
     best = 0.0
     begun = time.perf_counter()
