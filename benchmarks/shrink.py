@@ -283,28 +283,20 @@ class Distilling:
     def _cache(self) -> Any:
         """What the teacher says of both texts, captured once."""
         from stillroom.core.progress import Task
-        from stillroom.signals.cache.identity import CacheIdentity
         from stillroom.signals.cache.reader import TeacherCache
         from stillroom.signals.cache.writer import CacheWriter
-        from stillroom.teachers.capture import capture
+        from stillroom.teachers.capture import cache_identity, capture
+        from stillroom.teachers.local import LocalTeacher
 
         config = CaptureConfig()
         folder = self.folder / f"cache-{len(self.train)}"
         if not folder.exists():
-            identity = CacheIdentity(
-                teacher_digest=self.loaded.digest,
-                tokenizer_digest=self.loaded.tokenizer_digest,
-                vocabulary_size=self.loaded.model.get_output_embeddings().weight.shape[0],
-                temperature=1.0,
-                codec=config.codec,
-                seed=0,
-                dtype="float32",
-                sequence_length=self.train.length,
-            )
+            teacher = LocalTeacher(self.loaded)
+            identity = cache_identity(teacher, config.codec, 1.0, 0, self.train.length)
             writer = CacheWriter.open(folder, identity)
             for split in (self.train, self.heldout):
                 quiet = Task("", 1, "", quiet=True)
-                capture(self.loaded.model, split, writer, 1.0, torch.device("cpu"), None, config.shard_tokens, quiet)
+                capture(teacher, split, writer, 1.0, None, config.shard_tokens, quiet)
         return TeacherCache.open(folder)
 
 

@@ -36,11 +36,11 @@ from stillroom.models.load import save_model
 from stillroom.recipe.capture import ThresholdCodec
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
-from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import DenseSignal
-from stillroom.teachers.capture import teacher_scores
+from stillroom.teachers.capture import cache_identity
+from stillroom.teachers.local import LocalTeacher
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
@@ -89,20 +89,12 @@ def setting() -> Iterator[tuple[Any, Batch, Callable[[], Batch], Any, Sequences,
     student, vocabulary = material.student(loaded, LAYERS, train)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        identity = CacheIdentity(
-            teacher_digest=loaded.digest,
-            tokenizer_digest=loaded.tokenizer_digest,
-            vocabulary_size=vocabulary.teacher_size,
-            temperature=1.0,
-            codec=ThresholdCodec(tau=TAU),
-            seed=0,
-            dtype="bfloat16",
-            sequence_length=LENGTH,
-        )
+        teacher = LocalTeacher(loaded)
+        identity = cache_identity(teacher, ThresholdCodec(tau=TAU), 1.0, 0, LENGTH)
         writer = CacheWriter.open(folder / "cache", identity)
         for start in range(0, len(train), BATCH):
             indices = list(range(start, start + BATCH))
-            for index, scores in teacher_scores(loaded.model, train, indices, 1.0, torch.device("cpu")):
+            for index, scores in teacher.score(train, indices):
                 writer.add(train.digests[index], scores)
         writer.flush()
         source = BatchSource(train, vocabulary, TeacherCache.open(folder / "cache"))

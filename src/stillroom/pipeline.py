@@ -149,7 +149,6 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         progress.say(f"{spec.name}")
         with stage.working(inputs, made.recipe.seed):
             spec.load()(made, stage, progress)
-        shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     if until is None:
         from stillroom.evaluation.floors import require_bounds
 

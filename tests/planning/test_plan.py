@@ -15,7 +15,7 @@ from stillroom import pipeline
 from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError
-from stillroom.planning import costs
+from stillroom.formats.stage_cost import ONNX_LAYER_SECONDS
 from stillroom.planning.plan import KEPT, make_plan
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
@@ -115,8 +115,8 @@ def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path
     _, deeper = planned(True, 4)
     weights = 4 * plan["student_parameters"]
     assert graph["disk_bytes"] - without["disk_bytes"] > weights
-    assert graph["seconds"] > without["seconds"] + costs.ONNX_LAYER_SECONDS
-    assert deeper["seconds"] > graph["seconds"] + costs.ONNX_LAYER_SECONDS
+    assert graph["seconds"] > without["seconds"] + ONNX_LAYER_SECONDS
+    assert deeper["seconds"] > graph["seconds"] + ONNX_LAYER_SECONDS
 
 
 def test_broken_limits_and_the_nearest_recipe(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:

@@ -57,6 +57,21 @@ def test_a_stage_that_fails_has_no_record_and_keeps_its_work(run):
     assert stage.holds({"recipe": "a"})
 
 
+def test_scratch_outlives_a_failure_and_is_gone_when_the_stage_is_finished(run):
+    stage = run.stage("corpus")
+    with pytest.raises(KeyError), stage.working({"recipe": "a"}, seed=0):
+        files.write_text(stage.scratch / "half.txt", "half")
+        raise KeyError
+    with stage.working({"recipe": "a"}, seed=0):
+        assert (stage.scratch / "half.txt").read_text() == "half"
+        files.write_text(stage.path / "out.txt", "text")
+    assert list(stage.record["outputs"]) == ["out.txt"]
+    assert not stage.scratch.exists()
+    with pytest.raises(KeyError), stage.working({"recipe": "b"}, seed=0):
+        assert list(stage.scratch.iterdir()) == []
+        raise KeyError
+
+
 def test_work_for_other_inputs_is_removed(run):
     stage = run.stage("corpus")
     with pytest.raises(KeyError), stage.working({"recipe": "a"}, seed=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from signals.cache_material import identity, sequences_of
+from teachers.teacher_material import TableTeacher, local_teacher
 from tiny_models import make_model
 
 from stillroom.core.errors import OutOfMemory, TeacherError
@@ -14,17 +15,16 @@ from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
-from stillroom.teachers import capture as capturing
-from stillroom.teachers.capture import batch_tokens, capture
+from stillroom.teachers import local
+from stillroom.teachers.capture import cache_identity, capture
 
-CPU = torch.device("cpu")
 TEXT = sequences_of(5, 24)
 
 
 def captured(folder, model, codec=None, text=TEXT, temperature=1.0, batch=48, shard=48):
     writer = CacheWriter.open(folder, identity(codec or DenseCodec(), temperature=temperature))
     with Progress(quiet=True).task("capture", text.tokens) as task:
-        capture(model, text, writer, temperature, CPU, batch, shard, task)
+        capture(local_teacher(model), text, writer, temperature, batch, shard, task)
     return TeacherCache.open(folder)
 
 
@@ -59,7 +59,7 @@ def test_an_interrupted_capture_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(model, ids, positions)
 
-    monkeypatch.setattr(capturing, "hidden_states", counting)
+    monkeypatch.setattr(local, "hidden_states", counting)
     with pytest.raises(KeyboardInterrupt):
         captured(tmp_path, model, batch=24, shard=24)
     assert len(TeacherCache.open(tmp_path).digests) == 2
@@ -85,14 +85,14 @@ def test_batches_shrink_until_they_fit(tmp_path, monkeypatch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return real(model, ids, positions)
 
-    monkeypatch.setattr(capturing, "hidden_states", small)
+    monkeypatch.setattr(local, "hidden_states", small)
     assert len(captured(tmp_path, model, batch=96).digests) == 5
     assert asked[:3] == [4, 2, 1]
 
     def never(*_):
         raise MemoryError
 
-    monkeypatch.setattr(capturing, "hidden_states", never)
+    monkeypatch.setattr(local, "hidden_states", never)
     with pytest.raises(OutOfMemory, match="one sequence of 24 tokens"):
         captured(tmp_path / "never", model)
 
@@ -106,9 +106,30 @@ def test_a_teacher_whose_output_is_not_finite_is_refused(tmp_path):
 
 
 def test_batches_are_whole_sequences():
-    model = make_model("llama", rows=100, layers=2)
-    assert batch_tokens(model, 512, "cpu") == 2048
-    assert batch_tokens(model, 3000, "cpu") == 3000
+    teacher = local_teacher(make_model("llama", rows=100, layers=2))
+    assert teacher.batch_tokens(512) == 2048
+    assert teacher.batch_tokens(3000) == 3000
+
+
+@pytest.mark.parametrize("batch", [None, 24])
+def test_a_teacher_without_weights_is_captured(tmp_path, batch):
+    table = torch.log_softmax(torch.randn(100, 100, generator=torch.Generator().manual_seed(3)), dim=1)
+    teacher = TableTeacher(table)
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0, TEXT.length))
+    with Progress(quiet=True).task("capture", TEXT.tokens) as task:
+        capture(teacher, TEXT, writer, 1.0, batch, 48, task)
+    found = TeacherCache.open(tmp_path)
+    assert found.manifest.identity.teacher_digest == "2" * 64
+    assert found.manifest.identity.vocabulary_size == 100
+    assert torch.allclose(found.read(TEXT.digests)[0].logprobs, table[TEXT.ids[TEXT.targets >= 0]], atol=2e-4)
+
+
+def test_a_teacher_without_distributions_is_refused(tmp_path):
+    teacher = TableTeacher(torch.zeros(100, 100), capabilities=frozenset(("text_only", "generate")))
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0, TEXT.length))
+    task = Progress(quiet=True).task("capture", TEXT.tokens)
+    with task as shown, pytest.raises(TeacherError, match="`capture` needs the teacher's whole distribution"):
+        capture(teacher, TEXT, writer, 1.0, None, 48, shown)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "llama"])

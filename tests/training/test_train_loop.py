@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from teachers.teacher_material import local_teacher
 from tiny_models import make_model
 from torch import nn
 
@@ -21,7 +22,6 @@ from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.teachers.capture import teacher_scores
 from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.training.loop import Training
 from stillroom.training.optimizer import clip_gradients, make_optimizer
@@ -66,7 +66,7 @@ def taught(tmp_path_factory):
         )
         writer = CacheWriter.open(folder, identity)
         for text in texts:
-            for index, scores in teacher_scores(teacher, text, list(range(len(text))), 1.0, CPU):
+            for index, scores in local_teacher(teacher).score(text, range(len(text))):
                 writer.add(text.digests[index], scores)
         writer.flush()
         caches[name] = TeacherCache.open(folder)

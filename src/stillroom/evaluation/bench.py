@@ -135,7 +135,9 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     """The bench of a run whose students are made."""
     import torch
 
-    from stillroom.models.load import load_student, load_teacher, teacher_identity
+    from stillroom.models.load import load_student, teacher_identity
+    from stillroom.teachers.registry import open_teacher
+    from stillroom.teachers.teacher import weights_of
 
     recipe = run.recipe
     stages = {"shrunk": ("shrink", "model"), "baseline": ("baseline", "model"), "student": ("distill", "model")}
@@ -146,8 +148,8 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     # One object for all students: what the teacher says is carried through it once for all of them.
     open_vocabulary = functools.cache(lambda: VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors"))
 
-    def open_teacher() -> Loaded:
-        found = load_teacher(recipe.teacher, device, torch.float32)
+    def load_teacher() -> Loaded:
+        found = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `evaluate`")
         rows = found.model.get_output_embeddings().weight.shape[0]
         return Loaded(found.model, found.tokenizer, VocabularyMap.identity(rows), found.stored_bytes)
 
@@ -157,7 +159,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         model = model.to(device).eval().requires_grad_(False)
         return Loaded(model, tokenizer, open_vocabulary(), stored)
 
-    subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), open_teacher)}
+    subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), load_teacher)}
     for name, (stage, folder) in stages.items():
         opener = functools.partial(open_student, run.stage(stage).path / folder)
         subjects[name] = Subject(name, files.digest_json([run.stage(stage).output_digest, folder]), opener)

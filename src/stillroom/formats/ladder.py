@@ -22,11 +22,12 @@ from stillroom.formats.exporter import Exporter
 from stillroom.formats.mixes import GGUF_TYPES, WEIGHTED
 from stillroom.models.compute import prepare
 from stillroom.models.forward import hidden_states, logits_from_hidden
-from stillroom.models.load import load_teacher
 from stillroom.recipe.export import GgufType
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.registry import open_teacher
+from stillroom.teachers.teacher import weights_of
 
 ROUNDS = 3
 """Times that each file's speed is measured, in turns; the median counts."""
@@ -69,9 +70,10 @@ def ladder(
         try:
             exporter = Exporter(run, scratch, progress)
             progress.say("  what the teacher says")
-            teacher = load_teacher(run.recipe.teacher, device, torch.float32).model
+            opened = open_teacher(run.recipe.teacher, device, torch.float32)
+            teacher = weights_of(opened, "A ladder of file types").model
             said = [teacher_says(teacher, text, exporter.vocabulary, exporter.used) for text in exporter.texts]
-            del teacher
+            del opened, teacher
             result = _measure(exporter, said, types, plain, speed, progress)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
@@ -15,30 +15,57 @@ from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStuden
 from stillroom.recipe.teacher import GgufTeacher
 from stillroom.runs.run import Run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from stillroom.corpus.sequences import Sequences
+    from stillroom.signals.vocabulary_map import VocabularyMap
+    from stillroom.students.shape import Shape
+
 
 @dataclass(frozen=True)
 class Text:
-    """The corpus, counted."""
+    """The corpus, counted.
 
-    train: Any
+    Attributes:
+        train: The training split.
+        tokens: Tokens of each split, padding included.
+        tokenizer: The teacher's tokenizer.
+        seconds: Seconds that reading the text took.
+    """
+
+    train: Sequences
     tokens: dict[str, int]
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     seconds: float
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The student, without weights."""
+    """The student, without weights.
+
+    Attributes:
+        teacher_parameters: Parameters of the teacher.
+        teacher_shape: The teacher's shape.
+        shape: The student's shape; None for one that is not pruned from the teacher.
+        parameters: Parameters of the student.
+        untrimmed_parameters: Parameters of the student if it had the teacher's vocabulary.
+        exact: Whether they are exact; with a target they are the most that fit.
+        config: A Hugging Face config of the student.
+        vocabulary: From the teacher's ids to the student's.
+        expansion: Student tokens per teacher token of the training text.
+        files: Bytes of each GGUF file, by its type.
+    """
 
     teacher_parameters: int
-    whole: Any
-    shape: Any
+    teacher_shape: Shape
+    shape: Shape | None
     parameters: int
-    uncut: int
+    untrimmed_parameters: int
     exact: bool
     config: Any
-    vocabulary: Any
-    pieces: float
+    vocabulary: VocabularyMap
+    expansion: float
     files: dict[str, int]
 
 
@@ -95,7 +122,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         anatomy = Anatomy.of(teacher, family_of(teacher), tokenizer_bytes(tokenizer))
         shape, exact = _shape(student, anatomy, vocabulary.student_size)
         parameters = anatomy.parameters(shape)
-        uncut = anatomy.parameters(replace(shape, vocabulary=rows))
+        untrimmed = anatomy.parameters(replace(shape, vocabulary=rows))
         changed = _config_of(config, whole, shape)
     else:
         if isinstance(student, FreshStudent):
@@ -111,14 +138,14 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         with torch.device("meta"):
             fresh = AutoModelForCausalLM.from_config(changed)
         fresh.tie_weights()
-        parameters = uncut = count_parameters(fresh)
+        parameters = untrimmed = count_parameters(fresh)
     files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
     return Planned(
         count_parameters(teacher),
         whole,
         shape,
         parameters,
-        uncut,
+        untrimmed,
         exact,
         changed,
         vocabulary,

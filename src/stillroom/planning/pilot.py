@@ -22,14 +22,15 @@ from stillroom.core.progress import Progress, Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.forward import hidden_states
-from stillroom.models.load import load_teacher
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Profile
 from stillroom.signals.batches import BatchSource
-from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.teachers.capture import capture
+from stillroom.teachers.capture import cache_identity, capture
+from stillroom.teachers.registry import open_teacher
+from stillroom.teachers.teacher import Teacher, weights_of
 from stillroom.training.loop import Training
 
 CAPTURED_TOKENS = 2048
@@ -38,42 +39,7 @@ STEP_TOKENS = 1024
 """Tokens of the pilot's larger training step."""
 
 
-@dataclass(frozen=True)
-class Pilot:
-    """What was measured.
-
-    Attributes:
-        base_bytes: Memory of this process with its libraries, without any model.
-        load_seconds: To load the teacher.
-        load_bytes: Memory that loading it took at its peak, beyond its weights.
-        capture_rate: Tokens a second, from ids to encoded signals.
-        capture_bytes: Memory that capturing took beyond the teacher's weights.
-        bytes_per_position: Of the cache's shards.
-        cache_bytes: Of the cache besides, however much it holds.
-        exact_rate: Tokens a second of the teacher's body in float32.
-        matrix_rate: Operations a second of a large matrix product in float32.
-        token_seconds: A training step's time for each token.
-        step_seconds: A training step's time besides.
-        token_bytes: Memory of a training step for each token of a forward pass.
-        train_bytes: Memory of training besides.
-    """
-
-    base_bytes: int
-    load_seconds: float
-    load_bytes: int
-    capture_rate: float
-    capture_bytes: int
-    bytes_per_position: float
-    cache_bytes: int
-    exact_rate: float
-    matrix_rate: float
-    token_seconds: float
-    step_seconds: float
-    token_bytes: float
-    train_bytes: int
-
-
-def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Pilot:
+def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Profile:
     """Measure.
 
     Args:
@@ -93,32 +59,25 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         begun = time.perf_counter()
         dtype = choose_dtype(recipe.teacher.dtype, device.type)
         with MemoryMeter() as loading:
-            teacher = load_teacher(recipe.teacher, device, dtype)
+            teacher = open_teacher(recipe.teacher, device, dtype)
+            model = weights_of(teacher, "The plan").model
         load_seconds = time.perf_counter() - begun
         loaded = psutil.Process().memory_info().rss
         # Libraries are loaded with the first model.
-        base = loaded - sum(parameter.nbytes for parameter in teacher.model.parameters())
-        identity = CacheIdentity(
-            teacher_digest=teacher.digest,
-            tokenizer_digest=teacher.tokenizer_digest,
-            vocabulary_size=teacher.model.get_output_embeddings().weight.shape[0],
-            temperature=recipe.capture.temperature,
-            codec=recipe.capture.codec,
-            seed=recipe.seed,
-            dtype=str(dtype).removeprefix("torch."),
-            sequence_length=few.length,
-        )
+        base = loaded - sum(parameter.nbytes for parameter in model.parameters())
+        config = recipe.capture
+        identity = cache_identity(teacher, config.codec, config.temperature, recipe.seed, few.length)
         one = few.take(1)
         with MemoryMeter() as meter:
-            _captured(teacher.model, one, CacheWriter.open(Path(folder) / "first", identity), recipe, device)
+            _captured(teacher, one, CacheWriter.open(Path(folder) / "first", identity), recipe)
             writer = CacheWriter.open(Path(folder) / "cache", identity)
             begun = time.perf_counter()
-            _captured(teacher.model, few, writer, recipe, device)
+            _captured(teacher, few, writer, recipe)
             seconds = time.perf_counter() - begun
         capture_rate = len(few) * few.length / seconds
         # A model read from GGUF refuses its own `float`, though its weights are ordinary by now.
-        exact_rate = _exact_rate(torch.nn.Module.float(teacher.model), one)
-        del teacher
+        exact_rate = _exact_rate(torch.nn.Module.float(model), one)
+        del model, teacher
         cache = TeacherCache.open(Path(folder) / "cache")
         shards = sum(entry.bytes for entry in cache.manifest.shards)
         bytes_per_position = shards / max(1, cache.positions)
@@ -131,7 +90,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     slope = (large.seconds - small.seconds) / tokens
     token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
     token_bytes = max(0.0, (large.peak - small.peak) / tokens)
-    return Pilot(
+    return Profile(
         base_bytes=base,
         load_seconds=load_seconds,
         load_bytes=max(0, loading.peak - loaded),
@@ -148,9 +107,9 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     )
 
 
-def _captured(model: Any, sequences: Sequences, writer: CacheWriter, recipe: Recipe, device: torch.device) -> None:
-    length = sequences.length
-    capture(model, sequences, writer, recipe.capture.temperature, device, length, 1 << 30, Task("", 1, "", quiet=True))
+def _captured(teacher: Teacher, sequences: Sequences, writer: CacheWriter, recipe: Recipe) -> None:
+    quiet = Task("", 1, "", quiet=True)
+    capture(teacher, sequences, writer, recipe.capture.temperature, sequences.length, 1 << 30, quiet)
 
 
 @torch.inference_mode()
@@ -165,7 +124,7 @@ def _exact_rate(model: Any, one: Sequences) -> float:
 
 
 def matrix_rate(rows: int, width: int = 1024) -> float:
-    """Operations a second of a float32 matrix product, the best within 0.2 seconds."""
+    """Floating-point operations per second of a float32 matrix product, the best within 0.2 seconds."""
     left, right = torch.randn(rows, width), torch.randn(width, width)
     best = 0.0
     begun = time.perf_counter()

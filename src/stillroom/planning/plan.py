@@ -1,8 +1,8 @@
 """What a recipe will take, before anything is spent.
 
 Text is read and counted as the stage `corpus` does it (or taken from there, if it is done); parameters and sizes are counted
-from configs; times and memory come from a pilot on this machine (:mod:`stillroom.planning.pilot`) and what the stages do
-(:mod:`stillroom.planning.costs`).
+from configs; a pilot profiles this machine (:mod:`stillroom.planning.pilot`), and each stage computes from all of this what it
+takes (its package's module ``stage_cost``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from stillroom.core.errors import DiskFull, OutOfMemory, RunError
 from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
-from stillroom.planning import costs
-from stillroom.planning.costs import Counts
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
+from stillroom.runs.stages import stages_of
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -42,69 +42,72 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     Raises:
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
+    from stillroom.training.stage_cost import training_operations, training_steps
+
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = Path(runs)
     begun = time.perf_counter()
     text = count_text(recipe, runs, Progress(quiet))
     student = count_student(recipe, text)
-    pilot = _pilot(recipe, text, student)
+    profile = _profile(recipe, text, student)
     counts = Counts(
-        teacher=student.teacher_parameters,
-        student=student.parameters,
-        uncut=student.uncut,
-        whole=student.whole,
-        shape=student.shape,
-        layers=student.config.num_hidden_layers,
-        train=text.tokens["train"],
-        validation=text.tokens["validation"],
-        heldout=text.tokens["heldout"],
-        length=text.train.length,
-        pieces=student.pieces,
+        teacher_parameters=student.teacher_parameters,
+        student_parameters=student.parameters,
+        untrimmed_parameters=student.untrimmed_parameters,
+        teacher_shape=student.teacher_shape,
+        student_shape=student.shape,
+        student_layers=student.config.num_hidden_layers,
+        train_tokens=text.tokens["train"],
+        validation_tokens=text.tokens["validation"],
+        heldout_tokens=text.tokens["heldout"],
+        sequence_length=text.train.length,
+        expansion=student.expansion,
         corpus_seconds=text.seconds,
+        gguf_bytes=student.files,
     )
-    seconds = costs.stage_seconds(recipe, counts, pilot)
-    memory = costs.stage_memory(recipe, counts, pilot)
-    disk = costs.stage_disk(recipe, counts, pilot)
-    disk["export"] += float(sum(student.files.values()))
+    costs = stage_costs(recipe, counts, profile)
+    baseline = costs.get("baseline", StageCost(0, 0))
     plan: dict[str, Any] = {
         "name": recipe.name,
-        "teacher_parameters": counts.teacher,
-        "student_parameters": counts.student,
+        "teacher_parameters": counts.teacher_parameters,
+        "student_parameters": counts.student_parameters,
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
         "tokens": text.tokens,
-        "steps": costs.steps_of(recipe, counts),
-        "training_operations": costs.training_operations(recipe, counts),
+        "steps": training_steps(recipe, counts),
+        "training_operations": training_operations(recipe, counts),
         "file_bytes": student.files,
-        "bytes_per_position": round(pilot.bytes_per_position, 2),
-        "cache_bytes": round(disk["capture"]),
+        "bytes_per_position": round(profile.bytes_per_position, 2),
+        "cache_bytes": round(costs["capture"].disk_bytes),
         "stages": {
             name: {
-                "seconds": round(seconds[name], 3),
-                "memory_bytes": round(memory.get(name, 0)),
-                "disk_bytes": round(disk.get(name, 0)),
+                "seconds": round(cost.seconds, 3),
+                "memory_bytes": round(cost.memory_bytes),
+                "disk_bytes": round(cost.disk_bytes),
             }
-            for name in seconds
+            for name, cost in costs.items()
         },
-        "seconds": round(sum(seconds.values()), 3),
-        "memory_bytes": round(max(memory.values())),
-        "disk_bytes": round(sum(disk.values())),
-        "baseline_adds": {
-            "seconds": round(seconds.get("baseline", 0), 3),
-            "disk_bytes": round(disk.get("baseline", 0)),
-        },
+        "seconds": round(sum(cost.seconds for cost in costs.values()), 3),
+        "memory_bytes": round(max(cost.memory_bytes for cost in costs.values())),
+        "disk_bytes": round(sum(cost.disk_bytes for cost in costs.values())),
+        "baseline_adds": {"seconds": round(baseline.seconds, 3), "disk_bytes": round(baseline.disk_bytes)},
         "planned_in_seconds": round(time.perf_counter() - begun, 1),
         "terms": _terms(recipe),
     }
-    return plan | _verdict(recipe, plan, counts, pilot, runs)
+    return plan | _verdict(recipe, plan, counts, profile, runs)
 
 
-def _pilot(recipe: Recipe, text: Text, student: Planned) -> Any:
+def stage_costs(recipe: Recipe, counts: Counts, profile: Profile) -> dict[str, StageCost]:
+    """What each stage of a recipe takes, in the order of the stages."""
+    return {spec.name: spec.load_cost()(recipe, counts, profile) for spec in stages_of(recipe)}
+
+
+def _profile(recipe: Recipe, text: Text, student: Planned) -> Profile:
     from stillroom.planning.pilot import run_pilot
 
-    pilot = run_pilot(recipe, text.train, student.vocabulary, student.config)
+    profile = run_pilot(recipe, text.train, student.vocabulary, student.config)
     release_memory()
-    return pilot
+    return profile
 
 
 def _terms(recipe: Recipe) -> dict[str, Any] | None:
@@ -113,20 +116,20 @@ def _terms(recipe: Recipe) -> dict[str, Any] | None:
     return verdict_of_recipe(recipe).as_dict()
 
 
-def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Any, runs: Path) -> dict[str, Any]:
+def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, profile: Profile, runs: Path) -> dict[str, Any]:
     """Whether it fits, what does not, and the nearest recipe that does."""
     import psutil
 
     limits = recipe.limits
     free = {
-        "memory_bytes": limits.memory_bytes or psutil.virtual_memory().available + pilot.base_bytes,
+        "memory_bytes": limits.memory_bytes or psutil.virtual_memory().available + profile.base_bytes,
         "disk_bytes": limits.disk_bytes or shutil.disk_usage(_existing(runs)).free,
         "seconds": limits.seconds or float("inf"),
     }
     broken = [name for name, value in free.items() if plan[name] > value]
     nearest: dict[str, Any] = {}
     if "memory_bytes" in broken:
-        nearest |= _less_memory(recipe, counts, pilot, free["memory_bytes"])
+        nearest |= _less_memory(recipe, counts, profile, free["memory_bytes"])
     if "disk_bytes" in broken or "seconds" in broken:
         nearest |= _less_text(counts, plan, free)
     terms = plan["terms"]
@@ -140,24 +143,27 @@ def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Any, r
     }
 
 
-def _less_memory(recipe: Recipe, counts: Counts, pilot: Any, limit: float) -> dict[str, Any]:
+def _less_memory(recipe: Recipe, counts: Counts, profile: Profile, limit: float) -> dict[str, Any]:
     """A smaller forward pass, where that is enough."""
     tokens = recipe.distill.micro_batch_tokens or recipe.distill.batch_tokens
-    while tokens > counts.length:
-        tokens = max(counts.length, tokens // 2)
+    while tokens > counts.sequence_length:
+        tokens = max(counts.sequence_length, tokens // 2)
         smaller = recipe.model_copy(
             update={"distill": recipe.distill.model_copy(update={"micro_batch_tokens": tokens})}
         )
-        if max(costs.stage_memory(smaller, counts, pilot).values()) <= limit:
+        costs = stage_costs(smaller, counts, profile)
+        if max(cost.memory_bytes for cost in costs.values()) <= limit:
             return {"distill.micro_batch_tokens": tokens}
     return {}
 
 
 def _less_text(counts: Counts, plan: dict[str, Any], free: dict[str, float]) -> dict[str, Any]:
     """As much text as fits, where less text is enough."""
+    from stillroom.corpus.stage_cost import DISK_BYTES_PER_TOKEN
+
     most = 1.0
     for key, per_text in (
-        ("disk_bytes", plan["cache_bytes"] + 29.0 * counts.train),
+        ("disk_bytes", plan["cache_bytes"] + DISK_BYTES_PER_TOKEN * counts.train_tokens),
         (
             "seconds",
             sum(
@@ -168,8 +174,8 @@ def _less_text(counts: Counts, plan: dict[str, Any], free: dict[str, float]) -> 
         over = plan[key] - free[key]
         if over > 0 and per_text > 0:
             most = min(most, 1 - over / per_text)
-    tokens = int(most * counts.train * 0.98) // counts.length * counts.length
-    return {"corpus.train_tokens": tokens} if tokens >= counts.length else {}
+    tokens = int(most * counts.train_tokens * 0.98) // counts.sequence_length * counts.sequence_length
+    return {"corpus.train_tokens": tokens} if tokens >= counts.sequence_length else {}
 
 
 def _existing(path: Path) -> Path:

@@ -34,6 +34,9 @@ AnyPath = str | os.PathLike[str]
 Callback = Callable[[str, Mapping[str, Any]], None]
 """Called with the name of a stage and an event's values."""
 RECORD = "stage.json"
+BEGUN = "begun.json"
+SCRATCH = "checkpoints"
+"""The scratch folder's name; runs that an older version left unfinished have their checkpoints there."""
 SUMMARY = "summary.json"
 MODELS = ("teacher", "shrunk", "repaired", "baseline", "student")
 """Models of a summary, from the teacher to the student."""
@@ -236,6 +239,15 @@ class Stage:
     """What the stage wants in its record; kept under ``notes``."""
 
     @property
+    def scratch(self) -> Path:
+        """The folder for what the stage needs only while it works.
+
+        It exists while the stage works, outlives a kill, is no part of the outputs, and is removed when the stage is
+        finished.
+        """
+        return self.path / SCRATCH
+
+    @property
     def record(self) -> dict[str, Any] | None:
         """The record of a finished stage, or None."""
         path = self.path / RECORD
@@ -263,7 +275,7 @@ class Stage:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RECORD).unlink(missing_ok=True)
         files.remove_leftovers(self.path)
-        begun = self.path / "begun.json"
+        begun = self.path / BEGUN
         previous = files.read_json(begun) if begun.is_file() else None
         spent = 0.0
         if previous is not None and previous.get("inputs") == inputs:
@@ -272,6 +284,7 @@ class Stage:
             shutil.rmtree(self.path)
             self.path.mkdir()
         files.write_json(begun, {"inputs": inputs, "seconds": spent})
+        self.scratch.mkdir(exist_ok=True)
         self.run.event(self.name, event="begun", resumed=previous is not None)
         started = time.monotonic()
         meter = MemoryMeter()
@@ -286,7 +299,7 @@ class Stage:
         outputs = {}
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path).as_posix()
-            if file.is_file() and name != "begun.json" and not name.startswith("checkpoints/"):
+            if file.is_file() and file != begun and not file.is_relative_to(self.scratch):
                 outputs[name] = {"bytes": file.stat().st_size, "sha256": files.digest_file(file)}
         record = {
             "format": FORMAT,
@@ -302,6 +315,7 @@ class Stage:
         }
         files.write_json(self.path / RECORD, record)
         begun.unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.run.event(self.name, event="finished", seconds=round(seconds, 3))
 
     @property

@@ -1,26 +1,30 @@
-"""The table of stages: their order, where their functions are, and what each depends on."""
+"""The table of stages: their order, where their functions and their costs are, and what each depends on."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import Run, Stage
 
 StageFunction = Callable[[Run, Stage, Progress], None]
+CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage: where its function is, and what its result depends on.
+    """A stage: where its function is, what it costs, and what its result depends on.
 
     Attributes:
         name: Name of the stage and of its folder.
         function: ``module:function`` inside ``stillroom``, imported when it is needed.
+        cost: ``module:function`` that computes what the stage takes, likewise.
         sections: Parts of the recipe that it reads.
         needs: Stages whose output it reads.
         teacher: Whether it opens the teacher.
@@ -29,6 +33,7 @@ class StageSpec:
 
     name: str
     function: str
+    cost: str
     sections: tuple[str, ...]
     needs: tuple[str, ...] = ()
     teacher: bool = False
@@ -36,29 +41,68 @@ class StageSpec:
 
     def load(self) -> StageFunction:
         """Import the function."""
-        module, _, name = self.function.partition(":")
-        function: StageFunction = getattr(importlib.import_module(f"stillroom.{module}"), name)
+        function: StageFunction = _imported(self.function)
+        return function
+
+    def load_cost(self) -> CostFunction:
+        """Import the function that computes what the stage takes."""
+        function: CostFunction = _imported(self.cost)
         return function
 
 
+def _imported(where: str) -> Any:
+    """What ``module:name`` inside ``stillroom`` names."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(f"stillroom.{module}"), name)
+
+
 STAGES: tuple[StageSpec, ...] = (
-    StageSpec("corpus", "corpus.stage:run_stage", ("corpus",), teacher=True),
+    StageSpec("corpus", "corpus.stage:run_stage", "corpus.stage_cost:stage_cost", ("corpus",), teacher=True),
     StageSpec(
-        "capture", "teachers.stage:run_stage", ("teacher", "capture", "compute"), ("corpus",), teacher=True, gated=True
+        "capture",
+        "teachers.stage:run_stage",
+        "teachers.stage_cost:stage_cost",
+        ("teacher", "capture", "compute"),
+        ("corpus",),
+        teacher=True,
+        gated=True,
     ),
     StageSpec(
-        "shrink", "students.stage:run_stage", ("teacher", "student", "compute"), ("corpus",), teacher=True, gated=True
+        "shrink",
+        "students.stage:run_stage",
+        "students.stage_cost:stage_cost",
+        ("teacher", "student", "compute"),
+        ("corpus",),
+        teacher=True,
+        gated=True,
     ),
     StageSpec(
-        "distill", "training.stage:run_distill", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+        "distill",
+        "training.stage:run_distill",
+        "training.stage_cost:stage_cost",
+        ("distill", "compute"),
+        ("corpus", "capture", "shrink"),
+        gated=True,
     ),
     StageSpec(
-        "baseline", "training.stage:run_baseline", ("distill", "compute"), ("corpus", "capture", "shrink"), gated=True
+        "baseline",
+        "training.stage:run_baseline",
+        "training.stage_cost:stage_cost",
+        ("distill", "compute"),
+        ("corpus", "capture", "shrink"),
+        gated=True,
     ),
-    StageSpec("export", "formats.stage:run_stage", ("export", "compute"), ("corpus", "shrink", "distill")),
+    StageSpec(
+        "export",
+        "formats.stage:run_stage",
+        "formats.stage_cost:stage_cost",
+        ("export", "compute"),
+        ("corpus", "shrink", "distill"),
+    ),
     StageSpec(
         "evaluate",
         "evaluation.stage:run_stage",
+        "evaluation.stage_cost:stage_cost",
         ("teacher", "evaluate", "compute"),
         ("corpus", "shrink", "distill", "baseline"),
         teacher=True,

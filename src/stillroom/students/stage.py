@@ -15,7 +15,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.families.family import Family, fit_layer_lists
 from stillroom.models.families.registry import family_of
-from stillroom.models.load import LoadedTeacher, count_parameters, load_student, load_teacher, model_folder, save_model
+from stillroom.models.load import LoadedTeacher, count_parameters, load_student, model_folder, save_model
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -27,6 +27,8 @@ from stillroom.students.planning import given_sizes, plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
 from stillroom.students.trim import trim, whole
+from stillroom.teachers.registry import open_teacher
+from stillroom.teachers.teacher import weights_of
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -38,7 +40,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     device = prepare(recipe.compute, recipe.seed)
     train = Sequences.load(run.stage("corpus").path / "train.safetensors")
     progress.say("  loading the teacher")
-    teacher = load_teacher(recipe.teacher, device, torch.float32)
+    teacher = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `shrink`")
     student = recipe.student
     if isinstance(student, ShrinkStudent):
         model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)

@@ -1,95 +1,63 @@
-"""The teacher's one pass over the sequences, into the cache.
-
-Legend: B sequences, L tokens, N positions with a target, V ids of the teacher's vocabulary.
-"""
+"""The teacher's one pass over the sequences, into the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import psutil
-import torch
-
 from stillroom.core.errors import OutOfMemory, TeacherError, translate
 from stillroom.core.progress import Task
-from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.models.forward import Head, hidden_states, output_head
-from stillroom.signals.cache.writer import CHUNK, CacheWriter
-
-MOST_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
-HEAD_POSITIONS = 256
-"""Positions that go through the output layer together."""
+from stillroom.corpus.sequences import Sequences
+from stillroom.recipe.capture import Codec
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.teachers.teacher import Teacher, require
 
 
-def batch_tokens(model: Any, length: int, device: str) -> int:
-    """Tokens a forward pass that fit into half of the free memory, at least one sequence.
-
-    A token in flight takes, without gradients, a few hidden states, the two halves of a feed-forward layer, and a row of
-    the attention mask and scores.
-    """
-    config = model.config
-    width = config.hidden_size
-    inner = getattr(config, "intermediate_size", 4 * width)
-    itemsize = next(model.parameters()).element_size()
-    per_token = itemsize * (6 * width + 3 * inner) + 4 * length * (config.num_attention_heads + 1)
-    if device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = psutil.virtual_memory().available
-    fitting = int(free / 2 / per_token)
-    return max(length, min(MOST_BATCH_TOKENS.get(device, 2048), fitting) // length * length)
-
-
-@torch.inference_mode()
-def teacher_scores(
-    model: Any, sequences: Sequences, indices: list[int], temperature: float, device: torch.device
-) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
-    """Logits of what follows, bent by the temperature, sequence by sequence, of one batch.
+def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int, length: int) -> CacheIdentity:
+    """What a teacher's cache is made of and how.
 
     Args:
-        model: The teacher.
-        sequences: A split.
-        indices: Sequences of the batch.
-        temperature: Bends the distribution: softmax(logits / temperature).
-        device: Where to compute.
-
-    Yields:
-        The sequence's index, and [N, V] float32 for its N positions with a target, some positions at a time.
+        teacher: The teacher.
+        codec: What is stored of each distribution.
+        temperature: Divides the teacher's logits.
+        seed: Of the codec's sampling.
+        length: Tokens per sequence.
     """
-    ids = sequences.ids[indices].to(device)
-    positions = sequences.positions[indices].to(device)
-    hidden = hidden_states(model, ids, positions)
-    head = output_head(model)
-    for row, index in enumerate(indices):
-        chosen = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
-        yield index, _scores(head, hidden[row, chosen], temperature)
-
-
-@torch.inference_mode()
-def _scores(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
-    for part in torch.split(hidden, HEAD_POSITIONS):
-        for raw in torch.split(torch.nn.functional.linear(part, head.matrix, head.bias), CHUNK):
-            scores = head.finish(raw.float())
-            yield (scores if temperature == 1.0 else scores / temperature).cpu()
+    return CacheIdentity(
+        teacher_digest=teacher.identity["teacher"],
+        tokenizer_digest=teacher.identity["tokenizer"],
+        vocabulary_size=teacher.vocabulary.size,
+        temperature=temperature,
+        codec=codec,
+        seed=seed,
+        dtype=teacher.dtype,
+        sequence_length=length,
+    )
 
 
 def capture(
-    model: Any,
+    teacher: Teacher,
     sequences: Sequences,
     writer: CacheWriter,
     temperature: float,
-    device: torch.device,
     asked_batch_tokens: int | None,
     shard_tokens: int,
     task: Task,
 ) -> None:
     """Run the teacher over every sequence that the cache lacks.
 
+    Args:
+        teacher: The teacher.
+        sequences: A split.
+        writer: The cache.
+        temperature: Divides the teacher's logits; that of the cache's identity.
+        asked_batch_tokens: Tokens per forward pass; None leaves it to the teacher. Fewer are taken where they do not fit.
+        shard_tokens: Tokens after which what was captured is written.
+        task: Shows progress, in tokens.
+
     Raises:
-        TeacherError: The teacher's output is not finite.
+        TeacherError: The teacher's output is not finite, or it does not give whole distributions.
         OutOfMemory: A single sequence does not fit.
     """
+    require(teacher, "dense", "The stage `capture`")
     digests = sequences.digests
     missing = set(writer.missing(digests))
     todo = [index for index, digest in enumerate(digests) if digest in missing]
@@ -97,13 +65,13 @@ def capture(
     first = {digests[index]: index for index in reversed(todo)}
     todo = sorted(first.values())
     task.skip((len(sequences) - len(todo)) * sequences.length)
-    batch = max(1, (asked_batch_tokens or batch_tokens(model, sequences.length, device.type)) // sequences.length)
+    batch = max(1, (asked_batch_tokens or teacher.batch_tokens(sequences.length)) // sequences.length)
     unsaved = 0
     at = 0
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            for index, scores in teacher_scores(model, sequences, indices, temperature, device):
+            for index, scores in teacher.score(sequences, indices, temperature):
                 if not writer.add(digests[index], scores):
                     raise TeacherError(
                         f"The teacher's output on training sequence {index} is not finite.",

@@ -8,12 +8,11 @@ from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
-from stillroom.models.load import load_teacher
 from stillroom.runs.run import Run, Stage
-from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
-from stillroom.teachers.capture import capture
+from stillroom.teachers.capture import cache_identity, capture
+from stillroom.teachers.registry import open_teacher
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -21,44 +20,20 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     recipe = run.recipe
     config = recipe.capture
     device = prepare(recipe.compute, recipe.seed)
-    dtype = choose_dtype(recipe.teacher.dtype, device.type)
     progress.say("  loading the teacher")
-    teacher = load_teacher(recipe.teacher, device, dtype)
+    teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     corpus = run.stage("corpus").path
     splits = [Sequences.load(corpus / f"{name}.safetensors") for name in ("train", "validation")]
     folder = config.path or stage.path / "cache"
-    identity = CacheIdentity(
-        teacher_digest=teacher.digest,
-        tokenizer_digest=teacher.tokenizer_digest,
-        vocabulary_size=teacher.model.get_output_embeddings().weight.shape[0],
-        temperature=config.temperature,
-        codec=config.codec,
-        seed=recipe.seed,
-        dtype=str(dtype).removeprefix("torch."),
-        sequence_length=splits[0].length,
-    )
+    identity = cache_identity(teacher, config.codec, config.temperature, recipe.seed, splits[0].length)
     started = time.monotonic()
     writer = CacheWriter.open(folder, identity)
     with progress.task("capture", total=sum(len(split) * split.length for split in splits)) as task:
         for split in splits:
-            capture(
-                teacher.model, split, writer, config.temperature, device, config.batch_tokens, config.shard_tokens, task
-            )
+            capture(teacher, split, writer, config.temperature, config.batch_tokens, config.shard_tokens, task)
     seconds = time.monotonic() - started
     cache = TeacherCache.open(folder)
-    files.write_json(
-        stage.path / "teacher.json",
-        {
-            "name": teacher.name,
-            "family": teacher.family,
-            "digest": teacher.digest,
-            "tokenizer_digest": teacher.tokenizer_digest,
-            "licence": teacher.licence,
-            "parameters": teacher.parameters,
-            "bytes": teacher.stored_bytes,
-            "dtype": str(dtype).removeprefix("torch."),
-        },
-    )
+    files.write_json(stage.path / "teacher.json", teacher.record())
     stage.notes.update(
         bytes_per_position=cache.bytes_per_position,
         codec=config.codec.model_dump(mode="json"),

@@ -43,14 +43,13 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         train=BatchSource(Sequences.load(corpus / "train.safetensors"), vocabulary, cache if distill else None),
         validation=BatchSource(Sequences.load(corpus / "validation.safetensors"), vocabulary, cache),
         distill=distill,
-        folder=stage.path / "checkpoints",
+        folder=stage.scratch,
         seed=recipe.seed,
         device=device,
         used=vocabulary.student_used,
         progress=progress,
         event=lambda **values: run.event(stage.name, **values),
     )
-    training.folder.mkdir(parents=True, exist_ok=True)
     state = training.run()
     save_model(model, tokenizer, stage.path / "model")
     files.write_json(stage.path / "history.json", {"validations": state.history, "best_step": state.best_step})

@@ -1,0 +1,59 @@
+"""What the stage `evaluate` takes."""
+
+from __future__ import annotations
+
+from stillroom.evaluation.cost import PROMPT_TOKENS
+from stillroom.evaluation.fidelity import CHUNK
+from stillroom.evaluation.speed import REPETITIONS
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ShrinkStudent
+from stillroom.runs.costs import (
+    FLOAT_BYTES,
+    OPEN_STUDENT_SECONDS,
+    Counts,
+    Profile,
+    StageCost,
+    loaded_teacher_bytes,
+)
+
+OUTPUT_LAYER_WORK = 1.6
+"""Time of a forward pass with its output layer divided by that of one without."""
+LANGUAGE_TOKENS = 700
+"""Tokens of one language's sample, whose paragraphs are short."""
+DECODED_BYTES_PER_SECOND = 9e9
+"""Bytes of weights per second that are read while a model decodes one token at a time."""
+DECODED_LAYER_SECONDS = 4e-4
+"""Seconds per layer and decoded token, besides reading its weights."""
+DISTRIBUTIONS = 9
+"""Distributions over the vocabulary per position of a chunk that are in memory at once while models are compared."""
+
+
+def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
+    """All models over the held-out text and one language's sample, and what the metric `cost` decodes."""
+    compared = DISTRIBUTIONS * FLOAT_BYTES * CHUNK * counts.teacher_shape.vocabulary
+    students = _students(recipe) * counts.student_bytes
+    return StageCost(
+        seconds=profile.load_seconds + _seconds(recipe, counts, profile),
+        memory_bytes=loaded_teacher_bytes(counts, profile) + students + compared,
+    )
+
+
+def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
+    models = _students(recipe)
+    body = 1 / profile.exact_rate
+    teacher, student = body * OUTPUT_LAYER_WORK, body * OUTPUT_LAYER_WORK * counts.ratio
+    tokens = counts.heldout_tokens + LANGUAGE_TOKENS
+    seconds = models * OPEN_STUDENT_SECONDS + tokens * (teacher + models * student)
+    if recipe.evaluate.speed_tokens:
+        seconds += (1 + REPETITIONS) * PROMPT_TOKENS * body * (1 + counts.ratio)
+        layers = counts.teacher_shape.layers * (1 + counts.ratio)
+        weights = counts.teacher_bytes + counts.student_bytes
+        token = weights / DECODED_BYTES_PER_SECOND + layers * DECODED_LAYER_SECONDS
+        seconds += REPETITIONS * recipe.evaluate.speed_tokens * token
+    return seconds
+
+
+def _students(recipe: Recipe) -> int:
+    """Models beside the teacher: the student, its start before and after the repair, and the baseline."""
+    repaired = isinstance(recipe.student, ShrinkStudent) and recipe.student.heal
+    return 2 + int(repaired) + int(recipe.baseline)

@@ -1,0 +1,150 @@
+"""What the stage `shrink` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ShrinkStudent
+from stillroom.runs.costs import (
+    FLOAT_BYTES,
+    OPEN_STUDENT_SECONDS,
+    Counts,
+    ModelShape,
+    Profile,
+    StageCost,
+    loaded_teacher_bytes,
+)
+from stillroom.students.importance import POSITIONS
+
+REPAIR_COPIES = 5
+"""Copies of a layer's inputs and outputs that are in memory while the layer is repaired."""
+CANDIDATES = 4
+"""Sets of retained layers that are tried where layers are removed."""
+
+
+def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
+    """Measuring, the candidates and the least-squares repair; or opening a student that is not pruned."""
+    judged = FLOAT_BYTES * POSITIONS * counts.teacher_shape.vocabulary
+    untrimmed = FLOAT_BYTES * counts.untrimmed_parameters
+    memory = loaded_teacher_bytes(counts, profile) + 2 * untrimmed + judged
+    if isinstance(recipe.student, ShrinkStudent) and recipe.student.heal:
+        sample = min(recipe.student.importance.tokens, counts.train_tokens)
+        width = counts.teacher_shape.channels + counts.teacher_shape.hidden
+        memory += REPAIR_COPIES * FLOAT_BYTES * sample * width
+    return StageCost(
+        seconds=profile.load_seconds + _student_seconds(recipe, counts, profile) + counts.write_seconds(1),
+        memory_bytes=memory,
+        disk_bytes=counts.student_bytes,
+    )
+
+
+def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
+    student = recipe.student
+    if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
+        return OPEN_STUDENT_SECONDS
+    work = _Pruning(student, counts, counts.teacher_shape, counts.student_shape)
+    return work.tokens / profile.exact_rate + work.operations / profile.matrix_rate
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    """The work of pruning and repair.
+
+    The sample is split as :class:`stillroom.students.importance.Sample` does it: the last sixth judges, the rest is fitted
+    to, and candidates are fitted to a third of that (the screening part).
+    """
+
+    student: ShrinkStudent
+    counts: Counts
+    teacher_shape: ModelShape
+    student_shape: ModelShape
+
+    @property
+    def sample(self) -> float:
+        """Tokens of the sample."""
+        return min(self.student.importance.tokens, self.counts.train_tokens)
+
+    @property
+    def judge(self) -> float:
+        """Tokens on which candidates are compared."""
+        return max(self.counts.sequence_length, self.sample / 6)
+
+    @property
+    def fit(self) -> float:
+        """Tokens that the repair is fitted to."""
+        return max(self.counts.sequence_length, self.sample - self.judge)
+
+    @property
+    def screen(self) -> float:
+        """Tokens that each candidate's repair is fitted to."""
+        return self.fit / 3
+
+    @property
+    def ratio(self) -> float:
+        """The student's layers divided by the teacher's."""
+        return self.student_shape.layers / self.teacher_shape.layers
+
+    @property
+    def fewer_layers(self) -> bool:
+        """Whether layers are removed."""
+        return self.student_shape.layers < self.teacher_shape.layers
+
+    @property
+    def narrower(self) -> bool:
+        """Whether feed-forward channels or key/value heads are removed."""
+        teacher, student = self.teacher_shape, self.student_shape
+        return student.channels < teacher.channels or student.groups < teacher.groups
+
+    @property
+    def only_vocabulary(self) -> bool:
+        """Whether nothing but the vocabulary is smaller than the teacher's."""
+        return all(
+            getattr(self.student_shape, axis) == getattr(self.teacher_shape, axis)
+            for axis in ("layers", "channels", "groups", "hidden")
+        )
+
+    @property
+    def candidates(self) -> int:
+        """Candidates that are tried."""
+        return CANDIDATES if self.fewer_layers else 0
+
+    @property
+    def tokens(self) -> float:
+        """Tokens through the teacher's layers, or through as many of the student's as cost the same."""
+        tokens = 2 * self.screen + self.judge
+        if not self.only_vocabulary:
+            tokens += self.judge * (1 + self.ratio)
+            if self.fewer_layers and self.student.importance.leave_one_out:
+                tokens += self.counts.sequence_length * self.teacher_shape.layers / 2
+            tokens += self.candidates * self.judge * self.ratio
+            if self.student.heal:
+                # The teacher once, the student about twice: once to record inputs, once to go on with what was repaired.
+                tokens += (self.candidates * self.screen + self.fit) * (1 + 2 * self.ratio)
+            if self.narrower:
+                tokens += self.fit
+        if self.student.target is not None:
+            # Two sizes of each axis and the shortlist are pruned, repaired and judged on the screening part.
+            tried = 2 * len(self.student.target.axes) + 3
+            tokens += tried * 4 * (self.screen * (1 + 2 * self.ratio) + self.judge)
+        return tokens
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of the least-squares repair."""
+        if self.only_vocabulary:
+            return 0.0
+        operations = 0.0
+        if self.student.heal:
+            tokens = self.fit + self.candidates * self.screen
+            operations = self.student_shape.layers * tokens * _repair_operations(self.student_shape)
+        if self.narrower:
+            operations += self.teacher_shape.layers * self.fit * _repair_operations(self.teacher_shape)
+        return operations
+
+
+def _repair_operations(shape: ModelShape) -> float:
+    """Floating-point operations per layer and token: second moments of the channels and of the attention's outputs, and
+    their products with what they are fitted to.
+    """
+    return 2.0 * (shape.channels**2 + shape.hidden**2 + shape.hidden * (shape.channels + shape.hidden))

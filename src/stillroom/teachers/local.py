@@ -1,0 +1,130 @@
+"""A teacher whose model is in memory: a Hugging Face folder or name, or a GGUF file.
+
+Legend: N positions with a target, V ids of the teacher's vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.forward import Head, hidden_states, output_head
+from stillroom.models.load import LoadedTeacher, load_teacher
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+from stillroom.signals.cache.writer import CHUNK
+from stillroom.teachers.teacher import Capability, Vocabulary
+
+MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
+"""Tokens of a forward pass, by device, beyond which larger ones are no faster."""
+HEAD_POSITIONS = 256
+"""Positions that go through the output layer together."""
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """A :class:`stillroom.teachers.teacher.Teacher` in this process.
+
+    Attributes:
+        loaded: The model and its tokenizer.
+    """
+
+    loaded: LoadedTeacher
+
+    @classmethod
+    def open(
+        cls, config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype
+    ) -> LocalTeacher:
+        """Load it. Errors as in :func:`stillroom.models.load.load_teacher`."""
+        return cls(load_teacher(config, device, dtype))
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return self.loaded.name
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its token ids; the size counts the rows of the output layer."""
+        return Vocabulary(self.loaded.model.get_output_embeddings().weight.shape[0], self.loaded.tokenizer)
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Digests of the stored weights and of the tokenizer with its chat template."""
+        return {"teacher": self.loaded.digest, "tokenizer": self.loaded.tokenizer_digest}
+
+    @property
+    def licence(self) -> str | None:
+        """Its licence as the recipe states it, or else its own metadata."""
+        return self.loaded.licence
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its weights."""
+        return str(self.loaded.model.dtype).removeprefix("torch.")
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Weights and whole distributions."""
+        return frozenset(("weights", "dense"))
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of it."""
+        return {
+            "name": self.name,
+            "family": self.loaded.family,
+            "digest": self.loaded.digest,
+            "tokenizer_digest": self.loaded.tokenizer_digest,
+            "licence": self.licence,
+            "parameters": self.loaded.parameters,
+            "bytes": self.loaded.stored_bytes,
+            "dtype": self.dtype,
+        }
+
+    def batch_tokens(self, length: int) -> int:
+        """Tokens of a forward pass that fit into half of the free memory, at least one sequence.
+
+        A token in flight takes, without gradients, a few hidden states, the two halves of a feed-forward layer, and a row
+        of the attention mask and scores.
+        """
+        model = self.loaded.model
+        config = model.config
+        width = config.hidden_size
+        inner = getattr(config, "intermediate_size", 4 * width)
+        parameter = next(model.parameters())
+        per_token = parameter.element_size() * (6 * width + 3 * inner) + 4 * length * (config.num_attention_heads + 1)
+        if parameter.device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = psutil.virtual_memory().available
+        fitting = int(free / 2 / per_token)
+        return max(length, min(MAX_BATCH_TOKENS.get(parameter.device.type, 2048), fitting) // length * length)
+
+    @torch.inference_mode()
+    def score(
+        self, sequences: Sequences, indices: Sequence[int], temperature: float = 1.0
+    ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """Logits divided by the temperature, sequence by sequence: :meth:`stillroom.teachers.teacher.Teacher.score`."""
+        model = self.loaded.model
+        device = next(model.parameters()).device
+        chosen = list(indices)
+        ids = sequences.ids[chosen].to(device)
+        positions = sequences.positions[chosen].to(device)
+        hidden = hidden_states(model, ids, positions)
+        head = output_head(model)
+        for row, index in enumerate(chosen):
+            learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
+            yield index, _logits(head, hidden[row, learned], temperature)
+
+
+@torch.inference_mode()
+def _logits(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
+    """Logits [N, V] of hidden states, some positions at a time."""
+    for part in torch.split(hidden, HEAD_POSITIONS):
+        for products in torch.split(torch.nn.functional.linear(part, head.matrix, head.bias), CHUNK):
+            logits = head.finish(products.float())
+            yield (logits if temperature == 1.0 else logits / temperature).cpu()

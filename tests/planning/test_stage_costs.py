@@ -1,0 +1,163 @@
+"""What each stage takes: exact values for a fixed profile, and one table that names every stage's cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stillroom.planning.plan import stage_costs
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Counts, Profile, StageCost
+from stillroom.runs.stages import STAGES
+from stillroom.students.shape import Shape
+
+PROFILE = Profile(
+    base_bytes=400_000_000,
+    load_seconds=2.5,
+    load_bytes=50_000_000,
+    capture_rate=800.0,
+    capture_bytes=90_000_000,
+    bytes_per_position=21.5,
+    cache_bytes=5000,
+    exact_rate=1500.0,
+    matrix_rate=40e9,
+    token_seconds=0.001,
+    step_seconds=0.04,
+    token_bytes=30_000.0,
+    train_bytes=600_000_000,
+)
+TEACHER = Shape(30, 1536, 3, 576, 49152)
+BASE: dict[str, Any] = {
+    "name": "golden",
+    "corpus": {"sources": [{"kind": "text", "path": "text", "licence": "PSF-2.0"}]},
+    "teacher": {"kind": "huggingface", "name": "teacher", "dtype": "float32"},
+    "student": {"kind": "shrink", "layers": 20},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "layers": {},
+    "target": {"student": {"kind": "shrink", "target": {"parameters": 60_000_000}}, "baseline": False},
+    "width": {"student": {"kind": "shrink", "layers": 20, "heal": False, "importance": {"leave_one_out": True}}},
+    "fresh": {"student": {"kind": "fresh", "config": {}}, "evaluate": {"speed_tokens": 0}},
+    "export": {
+        "export": {
+            "gguf": ["F16", "Q4_K_M"],
+            "choose": {"file_bytes": 10**8},
+            "recover": {"steps": 10},
+            "onnx": True,
+        }
+    },
+    "batches": {"distill": {"micro_batch_tokens": 1024, "epochs": 3, "evaluate_every": 50, "checkpoint_seconds": 5}},
+}
+EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
+    "layers": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (150.586, 2_350_371_712, 240_000_000),
+        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "export": (26.18, 1_120_000_000, 0),
+        "evaluate": (87.952, 2_402_984_832, 0),
+    },
+    "target": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (365.968, 2_350_371_712, 240_000_000),
+        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "export": (26.18, 1_120_000_000, 0),
+        "evaluate": (76.639, 2_162_984_832, 0),
+    },
+    "width": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (20.053, 1_831_326_592, 240_000_000),
+        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "export": (26.18, 1_120_000_000, 0),
+        "evaluate": (76.639, 2_162_984_832, 0),
+    },
+    "fresh": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (4.6, 1_831_326_592, 240_000_000),
+        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "export": (26.18, 1_120_000_000, 0),
+        "evaluate": (58.52, 2_162_984_832, 0),
+    },
+    "export": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (150.586, 2_350_371_712, 240_000_000),
+        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "export": (118.585, 1_360_000_000, 242_600_000),
+        "evaluate": (87.952, 2_402_984_832, 0),
+    },
+    "batches": {
+        "corpus": (3.0, 409_200_000, 6_670_000),
+        "capture": (265.0, 1_030_000_000, 4_520_000),
+        "shrink": (150.586, 2_350_371_712, 240_000_000),
+        "distill": (954.8, 1_273_792_000, 1_200_000_000),
+        "baseline": (954.8, 1_273_792_000, 1_200_000_000),
+        "export": (26.18, 1_120_000_000, 0),
+        "evaluate": (87.952, 2_402_984_832, 0),
+    },
+}
+"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them."""
+
+
+def counts(name: str, **changed: Any) -> Counts:
+    """A student of 60M parameters from a teacher of 135M."""
+    shapes = {"fresh": None, "target": Shape(20, 1024, 3, 576, 30000)}
+    values: dict[str, Any] = {
+        "teacher_parameters": 135_000_000,
+        "student_parameters": 60_000_000,
+        "untrimmed_parameters": 80_000_000,
+        "teacher_shape": TEACHER,
+        "student_shape": shapes.get(name, Shape(20, 1536, 3, 576, 30000)),
+        "student_layers": 20,
+        "train_tokens": 200_000,
+        "validation_tokens": 10_000,
+        "heldout_tokens": 20_000,
+        "sequence_length": 512,
+        "expansion": 1.1,
+        "corpus_seconds": 3.0,
+    }
+    return Counts(**values | changed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_costs_are_the_ones_of_the_first_release(name: str) -> None:
+    recipe = Recipe.model_validate(BASE | CASES[name])
+    found = {
+        stage: (round(cost.seconds, 3), round(cost.memory_bytes), round(cost.disk_bytes))
+        for stage, cost in stage_costs(recipe, counts(name), PROFILE).items()
+    }
+    assert found == EXPECTED[name]
+    assert list(found) == list(EXPECTED[name])
+
+
+def test_files_of_the_export_are_part_of_its_disk() -> None:
+    recipe = Recipe.model_validate(BASE)
+    without = stage_costs(recipe, counts("layers"), PROFILE)["export"]
+    files = stage_costs(recipe, counts("layers", gguf_bytes={"F16": 120, "Q8_0": 64}), PROFILE)["export"]
+    assert files.disk_bytes - without.disk_bytes == 184
+
+
+def test_a_student_with_only_another_vocabulary_is_not_repaired() -> None:
+    def seconds(shape: Shape) -> float:
+        return stage_costs(Recipe.model_validate(BASE), counts("layers", student_shape=shape), PROFILE)[
+            "shrink"
+        ].seconds
+
+    assert seconds(Shape(30, 1536, 3, 576, 30000)) < seconds(Shape(30, 1536, 3, 512, 30000)) / 2
+
+
+def test_every_stage_names_its_cost_beside_itself() -> None:
+    for spec in STAGES:
+        assert spec.cost.split(".")[0] == spec.function.split(".")[0]
+        cost = spec.load_cost()(Recipe.model_validate(BASE), counts("layers"), PROFILE)
+        assert isinstance(cost, StageCost)
+        assert cost.seconds > 0
+        assert cost.memory_bytes > PROFILE.base_bytes
