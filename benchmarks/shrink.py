@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import torch_pruning_peer
+from benchmarks.material import evenly_spaced
 from benchmarks.report import interval, write
 from stillroom.core.files import read_json, write_json
 from stillroom.core.progress import Progress
@@ -46,7 +47,7 @@ from stillroom.students.measured import Measured
 from stillroom.students.narrow import Widths
 from stillroom.students.planning import plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
-from stillroom.students.shrink import _cut, evenly_spaced, shrink
+from stillroom.students.shrink import _cut, shrink
 from stillroom.students.trim import Trimmed, trim
 
 REMOVED_LAYERS = 8

@@ -449,12 +449,14 @@ _CLASSES = {
 """Public names that are imported when they are first used, so that ``import stillroom`` stays light."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        import importlib
+if not TYPE_CHECKING:  # a type checker that saw this would take any misspelt name for one of type `Any`
 
-        return getattr(importlib.import_module(_CLASSES[name]), name)
-    raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _CLASSES:
+            import importlib
+
+            return getattr(importlib.import_module(_CLASSES[name]), name)
+        raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, tiny_sequences
 
+from benchmarks.material import evenly_spaced
 from stillroom.models.families.registry import families, family_of
 from stillroom.models.forward import hidden_states
 from stillroom.students.heal import heal, ridge_change
@@ -14,7 +15,7 @@ from stillroom.students.layerwise import Layerwise
 from stillroom.students.measured import Measured
 from stillroom.students.narrow import Widths
 from stillroom.students.shape import Shape
-from stillroom.students.shrink import evenly_spaced, layer_choices, shrink
+from stillroom.students.shrink import layer_choices, shrink
 from stillroom.students.widths import measure_orders, measure_widths, removal_order
 
 SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)

@@ -3,6 +3,10 @@
 Everything that a run writes into ``events.jsonl`` with a step goes there too, as ``stage/name``. The trackers are the user's
 own packages and go by their own settings (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``); nothing is sent anywhere unless asked for.
 A tracker that fails in the middle is left alone from then on, with a warning: training goes on.
+
+The trackers of accelerate are not used: they cannot start without its ``PartialState`` (tried with 1.15), which decides the
+device of the whole process before the recipe's ``compute.device`` is read, and where ``RANK`` is set waits for the other
+processes. Where MLflow writes, and that stages have steps of their own, would have to be said here all the same.
 """
 
 from __future__ import annotations

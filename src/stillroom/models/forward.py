@@ -71,11 +71,6 @@ def output_head(model: nn.Module) -> Head:
     return Head(layer.weight, layer.bias, 1.0 / float(scaling) if scaling else 1.0, float(softcap) if softcap else None)
 
 
-def output_matrix(model: nn.Module) -> torch.Tensor:
-    """The output matrix, [V, H]."""
-    return output_head(model).matrix
-
-
 def logits_from_hidden(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits [..., V] in float32 of hidden states [..., H]."""
     head = output_head(model)

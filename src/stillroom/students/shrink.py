@@ -178,13 +178,6 @@ def layer_choices(
     return found
 
 
-def evenly_spaced(count: int, layers: int) -> list[int]:
-    """Indices of ``layers`` of ``count`` layers at even distances, the first and the last among them."""
-    if layers == 1:
-        return [0]
-    return [round(index * (count - 1) / (layers - 1)) for index in range(layers)]
-
-
 def _least(scores: list[float], removed: int, longest: int | None) -> set[int] | None:
     """The least important layers, with at most ``longest`` in a row; None where there are not enough."""
     count = len(scores)

@@ -151,9 +151,3 @@ def _written(record: dict[str, object]) -> bytes:
     import json
 
     return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def read_record(folder: Path) -> dict[str, object]:
-    """The verdict that a run's folder keeps."""
-    record: dict[str, object] = files.read_json(folder / RECORD)
-    return record
