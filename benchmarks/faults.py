@@ -18,7 +18,7 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.documents import Document
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.tokens import Encoder
-from stillroom.evaluation.behaviour import QUESTIONS
+from stillroom.evaluation.metrics.behaviour import QUESTIONS
 from stillroom.evaluation.bench import Bench, Loaded, Subject
 from stillroom.evaluation.heldout import HeldOut, InMemory
 from stillroom.evaluation.measures import MEASURES

@@ -54,18 +54,18 @@ MEASURES: dict[str, MeasureSpec] = {
         ),
         MeasureSpec(
             "languages",
-            "languages:measure_languages",
+            "metrics.languages:measure_languages",
             "what is kept of each language",
             ("languages",),
         ),
-        MeasureSpec("cost", "cost:measure_cost", "bytes, memory, load time, speed, energy", ("speed_tokens",)),
-        MeasureSpec("tasks", "tasks.measure:measure_tasks", "problems with checked answers", ("tasks",)),
+        MeasureSpec("cost", "metrics.cost:measure_cost", "bytes, memory, load time, speed, energy", ("speed_tokens",)),
+        MeasureSpec("tasks", "metrics.tasks:measure_tasks", "problems with checked answers", ("tasks",)),
         MeasureSpec(
-            "safeguards", "safeguards:measure_safeguards", "what is refused, and what need not be", ("safeguards",)
+            "safeguards", "metrics.safeguards:measure_safeguards", "what is refused, and what need not be", ("safeguards",)
         ),
         MeasureSpec(
             "behaviour",
-            "behaviour:measure_behaviour",
+            "metrics.behaviour:measure_behaviour",
             "memorised text, repetition, empty and truncated answers",
             ("behaviour",),
         ),
@@ -91,7 +91,7 @@ def inputs_of(bench: Bench, spec: MeasureSpec) -> dict[str, str]:
     keys = {"bootstrap_samples", "confidence", *spec.settings}
     settings = bench.config.model_dump(mode="json", include=keys)
     if spec.name == "languages":
-        from stillroom.evaluation.languages import codes_of
+        from stillroom.evaluation.metrics.languages import codes_of
 
         settings["codes"] = codes_of(bench)
         settings["texts"] = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stillroom.evaluation.cost import PROMPT_TOKENS
+from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.fidelity import CHUNK
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.planning.pilot import Pilot
