@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.fidelity import CHUNK
+from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.planning.pilot import Pilot
 from stillroom.recipe.recipe import Recipe

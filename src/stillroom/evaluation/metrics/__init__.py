@@ -1,1 +1,1 @@
-"""The metrics: one file each, called as the metric is. A file here, or an entry point of another package, is all that one needs."""
+"""The metrics, one file each; a file has its metric's name. docs/contributing/metric.md says how to add one."""
