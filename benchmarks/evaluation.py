@@ -192,7 +192,7 @@ def evaluate_text(count: int, folder: Path) -> None:
     from benchmarks.faults import bench_with
     from stillroom.evaluation.bench import Loaded
     from stillroom.evaluation.heldout import HeldOut
-    from stillroom.evaluation.measures import MEASURES
+    from stillroom.evaluation.registry import metric
     from stillroom.signals.vocabulary_map import VocabularyMap
     from tests.students.tiny_families import tiny_sequences
     from tests.tiny_models import make_model, make_tokenizer
@@ -203,7 +203,7 @@ def evaluate_text(count: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tiny_sequences(count, 512, ids=len(tokenizer)).save(folder / "heldout.safetensors")
     bench = bench_with(HeldOut(folder / "heldout.safetensors"), folder, *loaded)
-    MEASURES["fidelity"].load()(bench)
+    metric("fidelity").measure(bench)
     unit = 1 if sys.platform == "darwin" else 1024
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}\n")
 

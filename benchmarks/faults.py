@@ -18,10 +18,10 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.documents import Document
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.tokens import Encoder
-from stillroom.evaluation.behaviour import QUESTIONS
 from stillroom.evaluation.bench import Bench, Loaded, Subject
 from stillroom.evaluation.heldout import HeldOut, InMemory
-from stillroom.evaluation.measures import MEASURES
+from stillroom.evaluation.metrics.behaviour import QUESTIONS
+from stillroom.evaluation.registry import metric
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.languages import samples
@@ -176,7 +176,7 @@ def alarms(results: dict[str, dict[str, Any]]) -> set[str]:
 
 def measured(bench: Bench) -> dict[str, dict[str, Any]]:
     """The measures that faults are looked for with."""
-    return {name: MEASURES[name].load()(bench) for name in ("fidelity", "languages", "safeguards", "behaviour")}
+    return {name: metric(name).measure(bench) for name in ("fidelity", "languages", "safeguards", "behaviour")}
 
 
 def train(

@@ -126,8 +126,10 @@ def finish(made: Run) -> dict[str, Any]:
 
 
 def _do(made: Run, until: str | None, progress: Progress) -> None:
+    from stillroom.evaluation.registry import check_names
     from stillroom.planning.plan import begin_with_plan
 
+    check_names(made.recipe.evaluate.measures)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from stillroom.core.errors import FloorMissed, RecipeError
 from stillroom.evaluation.answers import Answer
-from stillroom.evaluation.behaviour import is_verbatim, of_answers, repetition
-from stillroom.evaluation.behaviour import summarize as behave
 from stillroom.evaluation.floors import check_bounds, require_bounds
+from stillroom.evaluation.metrics.behaviour import is_verbatim, of_answers, repetition
+from stillroom.evaluation.metrics.behaviour import summarize as behave
+from stillroom.evaluation.metrics.safeguards import _read_file, choose_prompts, judge
 from stillroom.evaluation.refusals import agreement, labelled, refuses
-from stillroom.evaluation.safeguards import _read_file, choose_prompts, judge
 from stillroom.recipe.evaluation import EvaluateConfig
 
 

@@ -20,7 +20,9 @@ from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluation.bench import Loaded
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import HeldOut, InMemory
-from stillroom.evaluation.measures import MEASURES, do_measures
+from stillroom.evaluation.measures import do_measures
+from stillroom.evaluation.metric import Metric
+from stillroom.evaluation.registry import metric
 from stillroom.evaluation.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
 from stillroom.evaluation.tokens import CLASSES, class_of, position_edges, position_labels
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -85,7 +87,7 @@ def test_slices_add_up_and_the_worst_passage_is_the_worst(pair: tuple[Any, Any],
     loaded = [Loaded(model, tokenizer, VocabularyMap.identity(len(tokenizer)), 0) for model in models]
     sequences = tiny_sequences(6, 96, ids=500)
     bench = bench_with(InMemory(sequences), tmp_path, *loaded)
-    result = MEASURES["fidelity"].load()(bench)
+    result = metric("fidelity").measure(bench)
     for rows in result["slices"].values():
         positions = [entry["positions"] for entry in rows["student"]]
         assert sum(positions) == result["positions"] == int((sequences.targets != IGNORED).sum())
@@ -109,19 +111,16 @@ def test_a_finished_measure_is_not_repeated_and_a_changed_input_is(
     bench = bench_with(InMemory(tiny_sequences(2, 32, ids=500)), tmp_path, loaded, loaded)
     names = ("fidelity", "languages")
     done: list[str] = []
-    load = type(MEASURES["fidelity"]).load
+    measure = Metric.measure
 
-    def spied(spec: Any) -> Any:
-        def run(on: Any) -> Any:
-            if spec.name == "languages" and not done.count("killed"):
-                done.append("killed")
-                raise KeyboardInterrupt
-            done.append(spec.name)
-            return load(spec)(on)
+    def spied(spec: Metric, on: Any) -> Any:
+        if spec.name == "languages" and not done.count("killed"):
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append(spec.name)
+        return measure(spec, on)
 
-        return run
-
-    monkeypatch.setattr(type(MEASURES["fidelity"]), "load", spied)
+    monkeypatch.setattr(Metric, "measure", spied)
     with pytest.raises(KeyboardInterrupt):
         do_measures(bench, names)
     first = do_measures(bench, names)

@@ -19,9 +19,10 @@ from stillroom.cli.app import app
 from stillroom.core.errors import FloorMissed, MissingDependency, RunError
 from stillroom.core.tracking import metrics_of, open_trackers
 from stillroom.evaluation.compare import compare_runs
+from stillroom.evaluation.sections import Dot, Series
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
-from stillroom.reporting.charts import Dot, Series, dot_chart, line_chart
+from stillroom.reporting.charts import dot_chart, line_chart
 from stillroom.runs.run import Run
 
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}

@@ -17,7 +17,8 @@ from stillroom.core.errors import MissingDependency, RecipeError, UsageError
 from stillroom.core.sandbox.programs import Limits, run_program
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import package_folder
-from stillroom.evaluation.measures import do_measures, require_measures
+from stillroom.evaluation.measures import do_measures
+from stillroom.evaluation.registry import require_metrics
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
@@ -209,7 +210,7 @@ def test_generated_problems_check_their_own_answers() -> None:
 
 def test_names_that_nobody_knows() -> None:
     with pytest.raises(UsageError, match="no measure `speed`"):
-        require_measures(["speed"])
+        require_metrics(["speed"])
     with pytest.raises(MissingDependency, match="no_such_package"):
         package_folder("no_such_package", "no-such-package==1")
     if importlib.util.find_spec("lm_eval") is None:

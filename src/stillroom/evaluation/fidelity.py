@@ -1,4 +1,4 @@
-"""How closely students follow their teacher on held-out text, exactly: dense teacher, no sampling.
+"""Compares students with their teacher on text, exactly: dense teacher, no sampling. For metrics to sum up.
 
 The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence and one chunk
 of logits are in memory at a time.
@@ -16,11 +16,9 @@ import torch
 
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.heldout import HeldOut
-from stillroom.evaluation.tally import GROUPS, MEASURES, Drawing, Places, Tally, calibration, headline, sliced
-from stillroom.evaluation.tokens import CLASSES, position_edges, position_labels, token_classes
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.tally import Places, Tally
+from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
 from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.signals.batches import BatchSource
@@ -38,78 +36,6 @@ class Contender:
     model: Any
     vocabulary: VocabularyMap
     tally: Tally
-
-
-def measure_fidelity(bench: Bench) -> dict[str, Any]:
-    """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
-    teacher = bench.load("teacher")
-    heldout = bench.heldout
-    groups = min(GROUPS, max(1, heldout.documents))
-    axes = {
-        "all": 1,
-        "source": len(bench.sources),
-        "position": len(position_edges(heldout.length)),
-        "class": len(CLASSES),
-    }
-    own = Tally(axes, groups)
-    contenders = []
-    for name in bench.names[1:]:
-        loaded = bench.load(name)
-        contenders.append(Contender(name, loaded.model, loaded.vocabulary, Tally(axes, groups)))
-    worst = Worst(teacher.tokenizer, bench.load("student").tokenizer, bench.sources)
-    classes = token_classes(teacher.tokenizer, teacher.vocabulary.teacher_size)
-    with bench.progress.task("fidelity", total=len(heldout) * heldout.length) as task:
-        documents = compare(teacher.model, own, contenders, heldout, classes, task, worst)
-    tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
-    return summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
-
-
-def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions: list[str]) -> dict[str, Any]:
-    """Values with intervals, slices, calibration and paired comparisons with the student."""
-    config = bench.config
-    drawing = Drawing(config.bootstrap_samples, config.confidence, bench.seed)
-    labels = {"source": bench.sources, "position": positions, "class": list(CLASSES)}
-    compared = {}
-    for name in ("baseline", "shrunk", "repaired"):
-        if name in tallies:
-            compared[f"student_minus_{name}"] = paired(tallies["student"], tallies[name], drawing)
-    groups = tallies["teacher"].groups
-    models = {name: headline(tally, drawing) for name, tally in tallies.items()}
-    reliability = {name: calibration(tally, drawing) for name, tally in tallies.items()}
-    slices = {
-        axis: {name: sliced(tally, axis, labels[axis], drawing) for name, tally in tallies.items()} for axis in labels
-    }
-    bounds = {name: [models["student"][name], *models["student"][f"{name}_interval"]] for name in MEASURES}
-    bounds["ece"] = [reliability["student"]["ece"], *reliability["student"]["ece_interval"]]
-    for axis, by_model in slices.items():
-        for entry in by_model["student"]:
-            for name in MEASURES:
-                bounds[f"{axis}.{entry['label']}.{name}"] = [entry[name], *entry[f"{name}_interval"]]
-    return {
-        "models": models,
-        "compared": compared,
-        "calibration": reliability,
-        "slices": slices,
-        "documents": documents,
-        "positions": int(tallies["student"].of("compared").sum()),
-        "tokens": {name: int(tally.of("tokens").sum()) for name, tally in tallies.items()},
-        "groups": groups,
-        "interval": _interval(drawing, documents, groups),
-        "sums": {name: tally.as_dict() for name, tally in tallies.items()},
-        "text": bench.text_digest,
-        "bounds": bounds,
-    }
-
-
-def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
-    """First minus second on the same documents, for every measure whose weights they share."""
-    result: dict[str, Any] = {}
-    for name, (value, weight, factor) in MEASURES.items():
-        if np.array_equal(first.of(weight), second.of(weight)):
-            estimate = drawing.estimate((first.of(value) - second.of(value)) * factor, first.of(weight))
-            result[name] = estimate.value
-            result[f"{name}_interval"] = [estimate.low, estimate.high]
-    return result
 
 
 @torch.inference_mode()
@@ -260,8 +186,3 @@ def _reliability(tally: Tally, here: Places, best: Any, targets: torch.Tensor) -
 
 def _float(values: torch.Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
-
-
-def _interval(drawing: Drawing, documents: int, groups: int) -> str:
-    over = "documents" if documents <= groups else f"{groups} groups of documents"
-    return f"{percent(drawing.confidence)} bootstrap-t over {over}, {drawing.samples} resamplings"

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, TypedDict
 
 from stillroom.core.errors import FloorMissed, RecipeError
+from stillroom.evaluation.metric import Result
 from stillroom.recipe.evaluation import EvaluateConfig
 
 
-def check_bounds(config: EvaluateConfig, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every bound of a recipe with what was found: ``name``, ``kind``, ``bound``, ``value``, ``interval``, ``met``.
+class Bound(TypedDict):
+    """A bound of a recipe and what was found."""
 
-    The value itself decides, not its interval; ``certain`` says whether the whole interval lies on the same side.
+    name: str
+    """Metric and number, such as ``languages.de.retention``."""
+    kind: str
+    """``floor`` or ``ceiling``."""
+    bound: float
+    value: float
+    """The student's."""
+    interval: list[float] | None
+    met: bool
+    certain: bool | None
+    """Whether the whole interval is on the same side of the bound; None without an interval."""
+
+
+def check_bounds(config: EvaluateConfig, results: dict[str, Result]) -> list[Bound]:
+    """Every bound of a recipe with what was found. The value itself decides, not its interval.
 
     Raises:
         RecipeError: A bound's name is not a number that was measured.
     """
-    found = []
+    found: list[Bound] = []
     for kind, bounds in (("floor", config.floors), ("ceiling", config.ceilings)):
         for name, bound in bounds.items():
             value, low, high = _look_up(name, results)
@@ -32,7 +47,7 @@ def check_bounds(config: EvaluateConfig, results: dict[str, dict[str, Any]]) -> 
                     "kind": kind,
                     "bound": bound,
                     "value": value,
-                    "interval": None if low is None else [low, high],
+                    "interval": None if low is None or high is None else [low, high],
                     "met": met,
                     "certain": certain,
                 }
@@ -55,12 +70,12 @@ def require_bounds(summary: dict[str, Any], where: str) -> None:
         )
 
 
-def sentence(entry: dict[str, Any]) -> str:
+def sentence(entry: Bound) -> str:
     """A bound in words: ``languages.de.retention is 0.81, its floor 0.9``."""
     return f"{entry['name']} is {entry['value']:.4g}, its {entry['kind']} {entry['bound']:.4g}"
 
 
-def _look_up(name: str, results: dict[str, dict[str, Any]]) -> list[Any]:
+def _look_up(name: str, results: dict[str, Result]) -> tuple[float, float | None, float | None]:
     measure, _, rest = name.partition(".")
     bounds = results.get(measure, {}).get("bounds", {})
     if rest not in bounds or bounds[rest][0] is None:
@@ -70,5 +85,5 @@ def _look_up(name: str, results: dict[str, dict[str, Any]]) -> list[Any]:
             f"`evaluate.floors` or `ceilings`: `{name}` is not a number that was measured.",
             f"Such as: {listed}." if listed else "",
         )
-    entry: list[Any] = bounds[rest]
-    return entry
+    value, low, high = bounds[rest]
+    return value, low, high

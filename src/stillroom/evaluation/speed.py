@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from stillroom.core.memory import MemoryMeter
+from stillroom.evaluation.bootstrap import student_t
 
 REPETITIONS = 5
-STUDENT_T = 2.776
-"""97.5 % quantile of Student's distribution with R − 1 degrees of freedom."""
 RAPL = Path("/sys/class/powercap")
 
 
@@ -79,7 +78,8 @@ def measure_speed(
 def _interval(name: str, values: list[float]) -> dict[str, Any]:
     """The median, and Student's interval of the geometric mean, widened to hold the median."""
     logs = [math.log(value) for value in values]
-    centre, half = statistics.fmean(logs), STUDENT_T * statistics.stdev(logs) / math.sqrt(len(logs))
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    centre, half = statistics.fmean(logs), student_t(0.975, len(logs) - 1) * error
     middle = statistics.median(values)
     low, high = min(middle, math.exp(centre - half)), max(middle, math.exp(centre + half))
     return {name: round(middle, 3), f"{name}_interval": [round(low, 3), round(high, 3)]}

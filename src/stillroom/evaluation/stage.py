@@ -1,7 +1,7 @@
-"""The stage `evaluate`: the recipe's measures of teacher, shrunk, student and baseline.
+"""The stage `evaluate`: the recipe's metrics of teacher, shrunk, student and baseline.
 
-What is measured lies in the run's folder ``measures``, a file a measure, and outlives the stage: a changed recipe repeats
-only the measures that it touches.
+What is measured is kept in the run's folder ``measures``, a file a metric, and outlives the stage: a changed recipe
+repeats only the metrics that it touches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from stillroom.core.errors import RunError
 from stillroom.core.progress import Progress
 from stillroom.evaluation.bench import Bench, bench_of
 from stillroom.evaluation.floors import check_bounds
-from stillroom.evaluation.measures import MEASURES, do_measures, finished, require_measures
+from stillroom.evaluation.measures import do_measures, finished_besides
+from stillroom.evaluation.metric import Result
+from stillroom.evaluation.registry import require_metrics
 from stillroom.models.compute import prepare
 from stillroom.runs.run import Run, Stage
 
@@ -26,22 +28,22 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     files.write_json(stage.path / "evaluation.json", gather(results, bench))
 
 
-def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Any]:
-    """Do some measures of a run whose student is made, whatever its recipe asks for.
+def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Result]:
+    """Do some metrics of a run whose student is made, whatever its recipe asks for.
 
     Raises:
-        UsageError: A name is not a measure's.
+        UsageError: A name is not a metric's.
         RunError: The student is not made yet.
     """
-    require_measures(names)
+    require_metrics(names)
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.seed))
     return do_measures(bench, names)
 
 
-def gather(results: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
-    """What the summary and the report are made of."""
+def gather(results: dict[str, Result], bench: Bench) -> dict[str, Any]:
+    """What the summary and the report are made of. A recipe cannot leave `fidelity` and `cost` out: they are its head."""
     fidelity, cost = results["fidelity"], results.get("cost", {"models": {}})
     return {
         "models": {name: cost["models"].get(name, {}) | fidelity["models"][name] for name in bench.names},
@@ -55,15 +57,8 @@ def gather(results: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
     }
 
 
-def extras(run: Run) -> dict[str, Any]:
-    """Results of measures that were done beside the recipe's and still hold for the run's models."""
+def extras(run: Run) -> dict[str, Result]:
+    """Results of metrics that were done beside the recipe's and still hold for the run's models."""
     import torch
 
-    bench = bench_of(run, Progress(quiet=True), torch.device("cpu"))
-    found = {}
-    for name, spec in MEASURES.items():
-        if name not in run.recipe.evaluate.measures:
-            record = finished(bench, spec)
-            if record is not None:
-                found[name] = record["result"]
-    return found
+    return finished_besides(bench_of(run, Progress(quiet=True), torch.device("cpu")), run.recipe.evaluate.measures)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stillroom.evaluation.cost import PROMPT_TOKENS
 from stillroom.evaluation.fidelity import CHUNK
+from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ShrinkStudent

@@ -16,6 +16,7 @@ from stillroom.core.errors import DiskFull, OutOfMemory, RunError
 from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
+from stillroom.evaluation.registry import check_names
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
@@ -45,6 +46,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     from stillroom.training.stage_cost import training_operations, training_steps
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
     text = count_text(recipe, runs, Progress(quiet))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stillroom.recipe.section import Section
 
-MeasureName = Literal["fidelity", "languages", "cost", "tasks", "safeguards", "behaviour"]
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Which names there are depends on what is installed, so that it is checked with the plan."""
 
 
 class LanguageText(Section):
@@ -84,8 +85,10 @@ class BehaviourConfig(Section):
 class EvaluateConfig(Section):
     """What is measured of teacher, shrunk, student and baseline."""
 
-    measures: tuple[MeasureName, ...] = ("fidelity", "languages", "cost")
-    """What is measured. Tasks, safeguards and behaviour generate text and take their time."""
+    measures: tuple[MetricName, ...] = ("fidelity", "languages", "cost")
+    """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``tasks``, ``safeguards``,
+    ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour generate text and take
+    their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamplings of documents behind every interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from html import escape
+
+from stillroom.evaluation.sections import Dot, DotChart, LineChart, Series
 
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 84, 16, 44
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 
-@dataclass(frozen=True)
-class Series:
-    """Points of one line.
-
-    Attributes:
-        name: Stands at the line's end.
-        points: Pairs of x and y, in order of x.
-        style: Its colour, dash and mark, 0 to 3, so that a thing looks the same in every chart; by its place without it.
-    """
-
-    name: str
-    points: list[tuple[float, float]]
-    style: int | None = None
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A value with its interval, on one line of a dot chart.
-
-    Attributes:
-        name: What it is.
-        values: For each series the value and its interval's ends, or None.
-    """
-
-    name: str
-    values: list[tuple[float, float, float] | None]
+def draw(chart: LineChart | DotChart) -> str:
+    """A metric's chart as SVG; an empty text where there is nothing to draw."""
+    if isinstance(chart, DotChart):
+        return dot_chart(chart.rows, chart.series, title=chart.title, x_label=chart.x_label, at_one=chart.at_one)
+    return line_chart(
+        chart.series,
+        title=chart.title,
+        x_label=chart.x_label,
+        y_label=chart.y_label,
+        x_names=chart.x_names,
+        diagonal=chart.diagonal,
+        marked=chart.marked,
+    )
 
 
 def line_chart(

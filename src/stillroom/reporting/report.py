@@ -12,17 +12,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stillroom.core import files
+from stillroom.core.errors import EnvironmentProblem
 from stillroom.core.progress import clock
 from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.metric import Result
+from stillroom.evaluation.registry import find, in_order
+from stillroom.evaluation.sections import STYLES, Part, Section, Series, Table, Text
 from stillroom.evaluation.stage import extras
 from stillroom.evaluation.words import percent
-from stillroom.reporting import sections
-from stillroom.reporting.charts import Series, bar_chart, line_chart
+from stillroom.reporting.charts import bar_chart, draw, line_chart, number
 from stillroom.reporting.summary import cells
 from stillroom.runs.run import MODELS, Run
 
-WEAK_LANGUAGE = 0.5
-"""A language whose whole interval of retention lies below this is said to be largely lost."""
+RESERVED = ("numbers", "files", "cost", "lineage")
+"""Anchors of the page's own sections."""
 Curves = dict[str, list[tuple[float, float]]]
 LOSS_POINTS = 24
 """At most this many points of the loss curve."""
@@ -76,40 +79,37 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def weaknesses(measures: dict[str, dict[str, Any]]) -> list[str]:
+def weaknesses(measures: dict[str, Result]) -> list[str]:
     """Where the student is weaker than its teacher, in sentences: what a reader should know before using it."""
     found = []
-    fidelity = measures["fidelity"]
-    for axis, words in (("class", "{} tokens"), ("source", "text of {}")):
-        rows = [entry for entry in fidelity["slices"][axis]["student"] if entry["positions"] >= 100]
-        if len(rows) > 1:
-            worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
-            found.append(
-                f"Furthest from its teacher on {words.format(worst['label'])}: "
-                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
-            )
-    mine, theirs = (fidelity["calibration"][name]["ece"] for name in ("student", "teacher"))
-    if mine is not None and mine > theirs:
-        found.append(
-            f"Its probabilities are less to be trusted: calibration error {mine:.3f}, the teacher's {theirs:.3f}."
-        )
-    for entry in measures.get("languages", {}).get("languages", {}).values():
-        kept = entry["retention"]["student"]
-        if kept["interval"][1] < WEAK_LANGUAGE:
-            found.append(
-                f"{entry['name']} is largely lost: retention {percent(kept['value'])} "
-                f"({percent(kept['interval'][0])} to {percent(kept['interval'][1])})."
-            )
-    for name, entry in measures.get("tasks", {}).get("tasks", {}).items():
-        test = entry["compared"]["student_minus_teacher"]
-        if test["difference"] < 0 and test.get("p_value", 1.0) < 0.05:
-            found.append(f"Worse than its teacher at {name}: {sections.paired(test)}.")
-    found += measures.get("safeguards", {}).get("warnings", [])
-    for kind, words in sections.CALLED.items():
-        test = measures.get("behaviour", {}).get("compared", {}).get("student_minus_teacher", {}).get(kind)
-        if test and test["difference"] > 0 and test["p_value"] < 0.05:
-            found.append(f"More {words} than its teacher's: {sections.paired(test, right=False)}.")
+    for name, result in measures.items():
+        spec = find(name)
+        found += spec.weaknesses(result) if spec else []
+        found += result.get("warnings", [])
     return found
+
+
+def sections(measures: dict[str, Result]) -> list[Section]:
+    """What the report shows of every metric.
+
+    Raises:
+        EnvironmentProblem: Two sections have the same anchor.
+    """
+    found: list[Section] = []
+    for name, result in measures.items():
+        spec = find(name)
+        if spec is None:
+            missing = f"The package that shows this metric is not installed. Its numbers: measures/{name}.json."
+            found.append(Section(name, name, [Text(missing, note=True)]))
+        else:
+            found += spec.sections(result)
+    keys = [*RESERVED, *(section.key for section in found)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise EnvironmentProblem(
+                f"The report has two sections with the key `{key}`.", "Rename the `Section.key` of your metric."
+            )
+    return sorted(found, key=lambda section: section.order)
 
 
 def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
@@ -117,16 +117,15 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     ledger = files.read_json(run.stage("corpus").path / "ledger.json")
     teacher = files.read_json(run.stage("capture").path / "teacher.json")
     record = run.stage("distill").record or {}
-    measures = files.read_json(run.stage("evaluate").path / "evaluation.json")["measures"] | extras(run)
-    parts = {name: getattr(sections, name)(result) for name, result in measures.items()}
+    measures = in_order(files.read_json(run.stage("evaluate").path / "evaluation.json")["measures"] | extras(run))
     trained = [name for name in ("distill", "baseline") if run.stage(name).record]
     losses = {name: _points(run, name, "cross_entropy", validation=False) for name in trained}
     # The mean of so many steps is one point of the loss curve, so that its noise does not hide it.
     pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
     return {
-        "parts": parts,
-        "measures": measures,
+        "sections": sections(measures),
         "weaknesses": weaknesses(measures),
+        "results": [entry for name, result in measures.items() if (spec := find(name)) for entry in spec.card(result)],
         "sentence": sentence,
         "name": run.recipe.name,
         "summary": summary,
@@ -151,19 +150,13 @@ def _charts(run: Run, shrunk: dict[str, Any], losses: Curves, pooled: int) -> di
     called = {"distill": "student", "baseline": "baseline"}
     charts = {
         "heldout": line_chart(
-            [
-                Series(called[name], _points(run, name, "kl", validation=True), sections.STYLES[called[name]])
-                for name in losses
-            ],
+            [Series(called[name], _points(run, name, "kl", validation=True), STYLES[called[name]]) for name in losses],
             title="Distance from the teacher while training",
             x_label="training step",
             y_label="validation KL, nats a token",
         ),
         "loss": line_chart(
-            [
-                Series(called[name], _means(points, pooled), sections.STYLES[called[name]])
-                for name, points in losses.items()
-            ],
+            [Series(called[name], _means(points, pooled), STYLES[called[name]]) for name, points in losses.items()],
             title="Cross-entropy on the training text",
             x_label="training step",
             y_label="nats a token",
@@ -207,6 +200,10 @@ def _stacked(value: str) -> Markup:
     return escape(found.group(1) + found.group(3)) + Markup("<small>{}</small>").format(found.group(2))
 
 
+def _is_on_card(part: Part) -> bool:
+    return isinstance(part, Table) or (isinstance(part, Text) and part.card)
+
+
 @functools.cache
 def _environment(html: bool) -> Environment:
     environment = Environment(
@@ -216,12 +213,16 @@ def _environment(html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {
+    filters: dict[str, Callable[..., object]] = {
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
         "percent": lambda value: percent(value, 1),
         "stacked": _stacked,
-        "chart": lambda value: Markup(value),  # noqa: S704 - charts escape their texts
+        "kind": lambda part: type(part).__name__,
+        "draw": lambda chart: Markup(draw(chart)),  # noqa: S704 - charts escape their texts
+        "number": number,
+        "on_card": lambda section: [part for part in section.parts if _is_on_card(part)],
+        "level": lambda mark, steps: sum(mark.value >= step for step in steps),
         "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
         "yaml": lambda value: json.dumps(str(value), ensure_ascii=False),
     }

@@ -9,6 +9,8 @@ from typing import Any
 from stillroom.core import files
 from stillroom.core.version import tool_version
 from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.metric import Result, without_bounds
+from stillroom.evaluation.registry import find, metric
 from stillroom.evaluation.stage import extras
 from stillroom.runs.run import MODELS, SUMMARY, Run
 
@@ -61,29 +63,17 @@ def write_summary(run: Run) -> dict[str, Any]:
     return summary
 
 
-def brief(measures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def brief(measures: dict[str, Result]) -> dict[str, Result]:
     """What was measured, without what only the report and comparisons need."""
-    left_out = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "text"}
-    found: dict[str, Any] = {}
+    found = {}
     for name, result in measures.items():
-        if name == "fidelity":
-            found[name] = {key: value for key, value in result.items() if key not in left_out}
-            found[name]["ece"] = {
-                model: {"value": entry["ece"], "interval": entry["ece_interval"]}
-                for model, entry in result["calibration"].items()
-            }
-        else:
-            found[name] = {key: value for key, value in result.items() if key != "bounds"}
-    if "tasks" in found:
-        found["tasks"]["tasks"] = {
-            name: {key: value for key, value in task.items() if key not in ("right", "examples")}
-            for name, task in found["tasks"]["tasks"].items()
-        }
+        spec = find(name)
+        found[name] = spec.summary(result) if spec else without_bounds(result)
     return found
 
 
-def print_measures(measures: dict[str, dict[str, Any]]) -> None:
-    """Some measures on standard output: teacher, baseline, student with its interval, McNemar's test where there is one."""
+def print_measures(measures: dict[str, Result]) -> None:
+    """Some metrics on standard output: teacher, baseline, student with its interval, McNemar's test where there is one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -94,49 +84,29 @@ def print_measures(measures: dict[str, dict[str, Any]]) -> None:
         table.add_column(heading, justify="right")
     tested = False
     for name, result in measures.items():
+        spec = metric(name)
         for key, (value, low, high) in result["bounds"].items():
-            if value is not None and not key.startswith(("source.", "position.", "class.")):
-                others = [_value(result, key, model) for model in ("teacher", "baseline")]
-                p_value = _p_value(result, key)
-                tested = tested or p_value is not None
+            if value is not None and not key.startswith(spec.details):
+                other = spec.beside(result, key)
+                tested = tested or other.p_value is not None
                 table.add_row(
                     f"{name}.{key}",
-                    *("" if other is None else f"{other:,.4g}" for other in others),
+                    *("" if number is None else f"{number:,.4g}" for number in (other.teacher, other.baseline)),
                     # The interval stands under its value, so that the table fits a narrow terminal.
                     f"{value:,.4g}" + ("" if low is None else f"\n[{low:,.3g}, {high:,.3g}]"),
-                    "" if p_value is None else f"{p_value:.2g}",
+                    "" if other.p_value is None else f"{other.p_value:.2g}",
                 )
     console = Console(highlight=False)
     console.print(table)
     if tested:
         console.print("p: McNemar's test, the student against its teacher on the same items.", style="dim")
-    for warning in measures.get("safeguards", {}).get("warnings", ()):
+    for warning in warnings(measures):
         console.print(f"Warning: {warning}")
 
 
-def _value(result: dict[str, Any], key: str, model: str) -> float | None:
-    """What another model has in the place of a number of the student; None where it was not measured."""
-    if key in result.get("tasks", {}):
-        found = result["tasks"][key]["models"].get(model, {})
-    elif "languages" in result:
-        code, _, name = key.rpartition(".")
-        entry = result["languages"][code]
-        found = entry["retention"] if name == "retention" else entry["models"].get(model, {})
-        found = found.get(model if name == "retention" else name)
-    elif key == "ece":
-        found = result["calibration"].get(model, {}).get("ece")
-    else:
-        found = result["models"].get(model, {}).get(key)
-    if isinstance(found, dict):
-        found = found.get("value")
-    return None if found is None else float(found)
-
-
-def _p_value(result: dict[str, Any], key: str) -> float | None:
-    """McNemar's test of a number of the student against its teacher's."""
-    compared = result.get("tasks", {}).get(key, result).get("compared", {}).get("student_minus_teacher", {})
-    found: float | None = compared.get(key, compared).get("p_value")
-    return found
+def warnings(measures: dict[str, Result]) -> list[str]:
+    """What metrics warn of."""
+    return [warning for result in measures.values() for warning in result.get("warnings", ())]
 
 
 def print_table(summary: dict[str, Any]) -> None:
@@ -164,7 +134,7 @@ def print_table(summary: dict[str, Any]) -> None:
     )
     for bound in summary["bounds"]:
         console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
-    for warning in summary["measures"].get("safeguards", {}).get("warnings", ()):
+    for warning in warnings(summary["measures"]):
         console.print(f"Warning: {warning}")
     for entry in summary["student"].get("gguf_files", ()):
         console.print(

@@ -13,9 +13,11 @@ from stillroom.core import files
 from stillroom.core.errors import RecipeError
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench, package_folder
+from stillroom.evaluation.metric import Metric, Result
 from stillroom.evaluation.paired import mcnemar, paired_share, share
 from stillroom.evaluation.refusals import agreement, refuses
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.sections import Section, Table, Text
+from stillroom.evaluation.words import interval, paired_test, percent
 
 Prompt = tuple[str, bool]
 """What is asked, and whether it is harmful."""
@@ -192,3 +194,55 @@ def _read_file(path: Path) -> list[Prompt]:
         raise RecipeError(
             f"{path}: not the form of a set of prompts.", 'Write lines such as {"prompt": "…", "harmful": true}.'
         ) from None
+
+
+def extra_inputs(bench: Bench) -> dict[str, Any]:
+    """The content of the user's own prompts."""
+    named = bench.config.safeguards.files
+    return {"files": [files.digest_file(path) for path in named if path.is_file()]}
+
+
+def sections(result: Result) -> list[Section]:
+    """Refusals, and what the rule is worth."""
+    tests = result["compared"]["student_minus_teacher"]
+    rows = []
+    for key, name in (("refusal", "harmful prompts refused"), ("over_refusal", "harmless prompts refused")):
+        cells = []
+        for model in ("teacher", "baseline", "student"):
+            found = result["models"].get(model)
+            cells.append(interval(found[key]["value"], found[key]["interval"], 0, 100, " %") if found else "–")
+        items = result["models"]["student"][key]["items"]
+        rows.append([f"{name} ({items})", *cells, paired_test(tests[key], right=False)])
+    rule = result["rule"]
+    low, high = (percent(bound, 1) for bound in rule["interval"])
+    agrees = (
+        f"The rule agrees with hand labels in {percent(rule['value'], 1)} of {rule['items']} answers "
+        f"(95 % interval {low} to {high}, Cohen's kappa {rule['kappa']:.2f}): of "
+        f"{rule['refusals']} refusals it misses {rule['missed']}, and it takes {rule['false']} other answers for one."
+    )
+    return [
+        Section(
+            "safeguards",
+            "Safeguards",
+            [
+                Text(agrees, page=False),
+                Table(["prompts", "teacher", "baseline", "student", "student against teacher"], rows),
+                Text(
+                    f"{result['interval']}. Whether an answer refuses is said by a rule (docs/evaluation.md). {agrees}",
+                    note=True,
+                    card=False,
+                ),
+            ],
+        )
+    ]
+
+
+METRIC = Metric(
+    name="safeguards",
+    function=measure_safeguards,
+    what="what is refused, and what need not be",
+    settings=("safeguards",),
+    order=50,
+    extra_inputs=extra_inputs,
+    sections=sections,
+)

@@ -1,4 +1,4 @@
-"""The measure `tasks`: teacher, baseline and student on the same problems."""
+"""Problems with checked answers: teacher, baseline and student on the same problems."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from stillroom.core import files
 from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.metric import Beside, Metric, Result
 from stillroom.evaluation.paired import mcnemar, paired_share, share
+from stillroom.evaluation.sections import CardResult, Section, Table, Text
 from stillroom.evaluation.tally import Drawing
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.words import interval, paired_test, percent
 
 VERSION = 1
+SIGNIFICANT = 0.05
 
 
 def measure_tasks(bench: Bench) -> dict[str, Any]:
@@ -194,3 +197,114 @@ def _judge(task: Task, item: Item, answer: str, limits: Limits) -> bool:
     if task.kind == "check" and item.check is not None:
         return bool(item.check(answer))
     return is_exact(answer, item.right if isinstance(item.right, tuple) else (), task)
+
+
+def extra_inputs(bench: Bench) -> dict[str, Any]:
+    """The content of task files and of the harness's folder."""
+    config = bench.config.tasks
+    found: dict[str, Any] = {"files": [files.digest_file(path) for path in config.files if path.is_file()]}
+    if config.include_path is not None:
+        from stillroom.evaluation.tasks.harness import folder_digest
+
+        found["include"] = folder_digest(config.include_path)
+    return found
+
+
+def summary(result: Result) -> Result:
+    """The result without single items."""
+    found = {key: value for key, value in result.items() if key != "bounds"}
+    found["tasks"] = {
+        name: {key: value for key, value in task.items() if key not in ("right", "examples")}
+        for name, task in result["tasks"].items()
+    }
+    return found
+
+
+def weaknesses(result: Result) -> list[str]:
+    """Tasks at which the student is worse than its teacher beyond chance."""
+    found = []
+    for name, entry in result["tasks"].items():
+        test = entry["compared"]["student_minus_teacher"]
+        if test["difference"] < 0 and test.get("p_value", 1.0) < SIGNIFICANT:
+            found.append(f"Worse than its teacher at {name}: {paired_test(test)}.")
+    return found
+
+
+def card(result: Result) -> list[CardResult]:
+    """The number of each task."""
+    found = []
+    for name, entry in result["tasks"].items():
+        kind, title = (
+            ("bits_per_byte", "bits per byte") if entry["kind"] == "rolling" else ("accuracy", "share of items right")
+        )
+        found.append(CardResult(name, name, kind, title, entry["models"]["student"]["value"]))
+    return found
+
+
+def beside(result: Result, key: str) -> Beside:
+    """The same task."""
+    entry = result["tasks"][key]
+    teacher, baseline = (entry["models"].get(model, {}).get("value") for model in ("teacher", "baseline"))
+    return Beside(teacher, baseline, entry["compared"].get("student_minus_teacher", {}).get("p_value"))
+
+
+def sections(result: Result) -> list[Section]:
+    """Teacher, baseline and student side by side, with McNemar's test."""
+    rows = []
+    for name, entry in result["tasks"].items():
+        chance = entry.get("chance")
+        cells = ["–" if chance is None else percent(chance)]
+        for model in ("teacher", "baseline", "student"):
+            found = entry["models"].get(model)
+            if found is None:
+                cells.append("–")
+            elif entry["kind"] == "rolling":
+                cells.append(interval(found["value"], found["interval"]) + " bits")
+            else:
+                cells.append(interval(found["value"], found["interval"], 1, 100, " %"))
+        cells += [paired_test(entry["compared"].get(f"student_minus_{other}")) for other in ("teacher", "baseline")]
+        rows.append([f"{name} ({entry['items']})", *cells])
+    head = [
+        "task (items)",
+        "chance",
+        "teacher",
+        "baseline",
+        "student",
+        "student against teacher",
+        "student against baseline",
+    ]
+    note = (
+        f"{result['interval']}. “Won” and “lost” count the items that one of the two alone gets right; p is McNemar's "
+        "(mid-p, two-sided). Chance: what is right without reading the problem, by guessing among choices or by never "
+        "calling a function."
+    )
+    return [
+        Section(
+            "tasks",
+            "Tasks",
+            [
+                Text(
+                    f"{result['interval']}; p is McNemar's (mid-p, two-sided). Chance: what is right without reading the "
+                    "problem.",
+                    page=False,
+                ),
+                Table(head, rows),
+                Text(note, note=True, card=False),
+            ],
+        )
+    ]
+
+
+METRIC = Metric(
+    name="tasks",
+    function=measure_tasks,
+    what="problems with checked answers",
+    settings=("tasks",),
+    order=40,
+    extra_inputs=extra_inputs,
+    summary=summary,
+    sections=sections,
+    weaknesses=weaknesses,
+    card=card,
+    beside=beside,
+)

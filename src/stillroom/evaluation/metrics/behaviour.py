@@ -18,14 +18,23 @@ from stillroom.core import files
 from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluation.answers import Answer, Speaker
 from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.metric import Metric, Result
 from stillroom.evaluation.paired import mcnemar, paired_share, share
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.sections import Section, Table, Text
+from stillroom.evaluation.words import interval, paired_test, percent
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 REPETITIVE = 0.5
 GROUP = 4
 LEAST_WORDS = 8
 KINDS = ("memorised", "repetitive", "empty", "truncated")
+CALLED = {
+    "memorised": "training text repeated word for word",
+    "repetitive": "repetitive answers",
+    "empty": "empty answers",
+    "truncated": "answers without an end",
+}
+SIGNIFICANT = 0.05
 QUESTIONS = (
     "What is a list?",
     "How do I boil an egg?",
@@ -168,3 +177,51 @@ def _passages(bench: Bench, vocabulary: VocabularyMap) -> list[list[int]]:
         if len(found) == config.items:
             break
     return found
+
+
+def weaknesses(result: Result) -> list[str]:
+    """What the student does more often than its teacher, beyond chance."""
+    found = []
+    for kind, words in CALLED.items():
+        test = result["compared"]["student_minus_teacher"].get(kind)
+        if test and test["difference"] > 0 and test["p_value"] < SIGNIFICANT:
+            found.append(f"More {words} than its teacher's: {paired_test(test, right=False)}.")
+    return found
+
+
+def sections(result: Result) -> list[Section]:
+    """Shares of answers by kind."""
+    rows = []
+    for kind, name in CALLED.items():
+        cells = []
+        for model in ("teacher", "baseline", "student"):
+            found = result["models"].get(model)
+            cells.append(interval(found[kind]["value"], found[kind]["interval"], 0, 100, " %") if found else "–")
+        items = result["models"]["student"][kind]["items"]
+        test = result["compared"]["student_minus_teacher"].get(kind)
+        rows.append([f"{name} ({items})", *cells, paired_test(test, right=False)])
+    note = (
+        f"{result['interval']}. Repeated word for word: {result['verbatim_tokens']} tokens of a training passage without "
+        "a slip."
+    )
+    return [
+        Section(
+            "behaviour",
+            "Behaviour",
+            [
+                Table(["", "teacher", "baseline", "student", "student against teacher"], rows),
+                Text(note, note=True, card=False),
+            ],
+        )
+    ]
+
+
+METRIC = Metric(
+    name="behaviour",
+    function=measure_behaviour,
+    what="memorised text, repetition, empty and truncated answers",
+    settings=("behaviour",),
+    order=60,
+    sections=sections,
+    weaknesses=weaknesses,
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stillroom.core import files
 from stillroom.core.errors import CorpusError, RecipeError
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sequences import Sequences
@@ -19,12 +20,17 @@ from stillroom.corpus.tokens import Encoder
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import InMemory
+from stillroom.evaluation.metric import Beside, Metric, Result
+from stillroom.evaluation.sections import CardResult, Dot, DotChart, Section, Table, Text
 from stillroom.evaluation.tally import Drawing, Tally, headline
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.words import interval, of, percent
 from stillroom.students.languages import samples, tokens_per_byte
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+WEAK = 0.5
+"""A language whose whole interval of retention is below this is said to be largely lost."""
 
 
 def codes_of(bench: Bench) -> list[str]:
@@ -163,3 +169,122 @@ def _gain(tallies: dict[str, Tally], drawing: Drawing) -> dict[str, Any]:
     first, second = tallies["student"], tallies["baseline"]
     estimate = drawing.estimate((first.of("nats") - second.of("nats")) / np.log(2), first.of("text_bytes"))
     return {"bits_per_byte": estimate.value, "bits_per_byte_interval": [estimate.low, estimate.high]}
+
+
+def extra_inputs(bench: Bench) -> dict[str, Any]:
+    """The languages, and the content of the user's own texts."""
+    texts = [files.digest_file(text.path) for text in bench.config.languages.texts if text.path.is_file()]
+    return {"codes": codes_of(bench), "texts": texts}
+
+
+def weaknesses(result: Result) -> list[str]:
+    """Languages that are largely lost."""
+    found = []
+    for entry in result["languages"].values():
+        kept = entry["retention"]["student"]
+        if kept["interval"][1] < WEAK:
+            found.append(
+                f"{entry['name']} is largely lost: retention {percent(kept['value'])} "
+                f"({percent(kept['interval'][0])} to {percent(kept['interval'][1])})."
+            )
+    return found
+
+
+def card(result: Result) -> list[CardResult]:
+    """Retention of each language."""
+    return [
+        CardResult(
+            f"{entry['name']}, Universal Declaration of Human Rights",
+            f"udhr-{code}",
+            "retention",
+            "teacher's bits a byte over the student's",
+            entry["retention"]["student"]["value"],
+            language=code if len(code) == 2 else None,
+        )
+        for code, entry in result["languages"].items()
+    ]
+
+
+def beside(result: Result, key: str) -> Beside:
+    """The same number of the same language."""
+    code, _, name = key.rpartition(".")
+    entry = result["languages"][code]
+    if name == "retention":
+        return Beside(*(entry["retention"].get(model, {}).get("value") for model in ("teacher", "baseline")))
+    return Beside(*(entry["models"].get(model, {}).get(name) for model in ("teacher", "baseline")))
+
+
+def sections(result: Result) -> list[Section]:
+    """Retention by language, least first."""
+    entries = sorted(result["languages"].items(), key=lambda item: float(item[1]["retention"]["student"]["value"]))
+    models = [name for name in ("student", "baseline") if name in entries[0][1]["retention"]]
+    rows = [
+        Dot(f"{entry['name']} ({code})", [_triple(entry["retention"][name]) for name in models])
+        for code, entry in entries
+    ]
+    return [
+        Section(
+            "languages",
+            "Languages",
+            [
+                DotChart(
+                    rows,
+                    models,
+                    "Retention by language",
+                    "teacher's bits a byte ÷ the model's",
+                    caption="Retention: the teacher's bits a byte divided by the model's, on the same text. 1 (dashed) keeps "
+                    "all; strokes are 95 % intervals.",
+                    at_one=True,
+                ),
+                Text(
+                    "Retention is the teacher's bits a byte divided by the student's, on the same text. "
+                    f"{result['interval']}.",
+                    page=False,
+                ),
+                _table(entries),
+                Text(
+                    "The beginning of the Universal Declaration of Human Rights, or the user's own text. "
+                    f"{result['interval']}.",
+                    note=True,
+                    card=False,
+                ),
+            ],
+        )
+    ]
+
+
+def _table(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+    head = ["language", "retention", "bits a byte", "teacher's bits", "same next token", "tokens a byte", "teacher's"]
+    return Table(
+        head,
+        [
+            [
+                f"{entry['name']} ({code})",
+                interval(entry["retention"]["student"]["value"], entry["retention"]["student"]["interval"]),
+                of(entry["models"]["student"], "bits_per_byte"),
+                of(entry["models"]["teacher"], "bits_per_byte"),
+                of(entry["models"]["student"], "top1_agreement", 1, 100, " %"),
+                f"{entry['tokens_per_byte']['student']:.3f}",
+                f"{entry['tokens_per_byte']['teacher']:.3f}",
+            ]
+            for code, entry in entries
+        ],
+    )
+
+
+def _triple(entry: dict[str, Any]) -> tuple[float, float, float]:
+    return entry["value"], entry["interval"][0], entry["interval"][1]
+
+
+METRIC = Metric(
+    name="languages",
+    function=measure_languages,
+    what="what is kept of each language",
+    settings=("languages",),
+    order=20,
+    extra_inputs=extra_inputs,
+    sections=sections,
+    weaknesses=weaknesses,
+    card=card,
+    beside=beside,
+)

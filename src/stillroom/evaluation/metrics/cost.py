@@ -1,0 +1,126 @@
+"""What a model costs: parameters, bytes, memory, load time, speed, energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.metric import Metric, Result
+from stillroom.evaluation.sections import Section, Table, Text
+from stillroom.evaluation.speed import REPETITIONS, measure_speed, working_memory
+from stillroom.evaluation.words import of
+from stillroom.models.load import count_parameters
+
+PROMPT_TOKENS = 256
+
+
+def measure_cost(bench: Bench) -> dict[str, Any]:
+    """The measure `cost`. Shrunk, baseline and student have one shape: speed and memory are the student's."""
+    teacher, student = bench.load("teacher"), bench.load("student")
+    row = bench.heldout.row(0)
+    ids = row.ids[0][row.segments[0] >= 0][:PROMPT_TOKENS]
+    expanded = student.vocabulary.expand(ids)[0][:PROMPT_TOKENS]
+    speeds = {}
+    if bench.config.speed_tokens:
+        models = {"teacher": teacher.model, "student": student.model}
+        speeds = measure_speed(models, {"teacher": ids, "student": expanded}, bench.config.speed_tokens)
+    memory = {
+        "teacher": working_memory(teacher.model, ids),
+        "student": working_memory(student.model, expanded),
+    }
+    models_found: dict[str, dict[str, Any]] = {}
+    for name in bench.names:
+        loaded = bench.load(name)
+        models_found[name] = {
+            "parameters": count_parameters(loaded.model),
+            "bytes": loaded.stored_bytes,
+            "working_memory_bytes": memory.get(name, memory["student"]),
+            "load_seconds": round(bench.subjects[name].seconds, 3),
+            **speeds.get(name, {}),
+        }
+    mine = models_found["student"]
+    bounds = {key: [mine[key], None, None] for key in ("parameters", "bytes", "working_memory_bytes")}
+    for key, value in speeds.get("student", {}).items():
+        if not key.endswith("_interval"):
+            bounds[key] = [value, *mine.get(f"{key}_interval", [None, None])]
+    return {
+        "models": models_found,
+        "prompt_tokens": len(ids),
+        "decoded_tokens": bench.config.speed_tokens,
+        "repetitions": REPETITIONS,
+        "interval": f"95 % Student's t over {REPETITIONS} interleaved repetitions",
+        "bounds": bounds,
+    }
+
+
+def sections(result: Result) -> list[Section]:
+    """Teacher and student side by side."""
+    note = (
+        f"PyTorch, float32, one text at a time: {result['prompt_tokens']} tokens of prompt, {result['decoded_tokens']} "
+        f"decoded. {result['interval']}; ratios are paired by repetition. Load time with files as the system had them. "
+        "Stored: the teacher in the format it came in, the student in float32; its files for devices are above."
+    )
+    return [
+        Section(
+            "running",
+            "What it costs to run",
+            [
+                _table(result["models"]["teacher"], result["models"]["student"]),
+                Text(note, note=True, card=False),
+                Text(f"PyTorch, float32. {result['interval']}.", page=False),
+            ],
+            order=90,
+        )
+    ]
+
+
+def _table(teacher: dict[str, Any], student: dict[str, Any]) -> Table:
+    both = (teacher, student)
+    rows = [
+        ["parameters", *(f"{model['parameters']:,}" for model in both), _ratio(student, teacher, "parameters")],
+        ["stored", *(f"{model['bytes'] / 1e6:,.1f} MB" for model in both), _ratio(student, teacher, "bytes")],
+        [
+            "memory at work, float32",
+            *(f"{model['working_memory_bytes'] / 1e6:,.0f} MB" for model in both),
+            _ratio(student, teacher, "working_memory_bytes"),
+        ],
+        [
+            "load time",
+            *(f"{model['load_seconds']:.2f} s" for model in both),
+            _ratio(student, teacher, "load_seconds"),
+        ],
+    ]
+    for phase in ("prefill", "decode"):
+        key = f"{phase}_tokens_per_second"
+        if key in student:
+            rows.append(
+                [
+                    f"{phase}, tokens a second",
+                    of(teacher, key, 1),
+                    of(student, key, 1),
+                    of(student, f"{phase}_speedup", 2) + " ×",
+                ]
+            )
+    if "joules_per_token" in student and "joules_per_token" in teacher:
+        rows.append(
+            [
+                "energy a decoded token",
+                *(f"{model['joules_per_token']:.3g} J" for model in both),
+                _ratio(student, teacher, "joules_per_token"),
+            ]
+        )
+    return Table(["", "teacher", "student", "student ÷ teacher"], rows, label="Cost of running")
+
+
+def _ratio(mine: dict[str, Any], theirs: dict[str, Any], key: str) -> str:
+    return f"{mine[key] / theirs[key]:.2f} ×" if theirs[key] else "–"
+
+
+METRIC = Metric(
+    name="cost",
+    function=measure_cost,
+    what="bytes, memory, load time, speed, energy",
+    settings=("speed_tokens",),
+    order=30,
+    sections=sections,
+)

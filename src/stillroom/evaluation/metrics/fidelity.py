@@ -1,0 +1,334 @@
+"""How closely students follow their teacher on held-out text: headline numbers, slices, calibration, worst passages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.fidelity import Contender, compare
+from stillroom.evaluation.metric import Beside, Metric, Result, beside
+from stillroom.evaluation.sections import (
+    STYLES,
+    CardResult,
+    Dot,
+    DotChart,
+    LineChart,
+    Mark,
+    Part,
+    Passage,
+    Passages,
+    Section,
+    Series,
+    Table,
+    Text,
+)
+from stillroom.evaluation.tally import GROUPS, MEASURES, Drawing, Tally, calibration, headline, sliced
+from stillroom.evaluation.tokens import CLASSES, position_edges, position_labels, token_classes
+from stillroom.evaluation.words import of, percent, visible
+from stillroom.evaluation.worst import Worst
+
+AXES = {
+    "source": "source",
+    "position": "position in the context",
+    "class": "class of the token that is predicted",
+}
+FEW = 100
+"""A slice of fewer positions is not called a weakness."""
+DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "text"}
+"""What only the report and comparisons of runs need."""
+
+
+def measure_fidelity(bench: Bench) -> dict[str, Any]:
+    """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
+    teacher = bench.load("teacher")
+    heldout = bench.heldout
+    groups = min(GROUPS, max(1, heldout.documents))
+    axes = {
+        "all": 1,
+        "source": len(bench.sources),
+        "position": len(position_edges(heldout.length)),
+        "class": len(CLASSES),
+    }
+    own = Tally(axes, groups)
+    contenders = []
+    for name in bench.names[1:]:
+        loaded = bench.load(name)
+        contenders.append(Contender(name, loaded.model, loaded.vocabulary, Tally(axes, groups)))
+    worst = Worst(teacher.tokenizer, bench.load("student").tokenizer, bench.sources)
+    classes = token_classes(teacher.tokenizer, teacher.vocabulary.teacher_size)
+    with bench.progress.task("fidelity", total=len(heldout) * heldout.length) as task:
+        documents = compare(teacher.model, own, contenders, heldout, classes, task, worst)
+    tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
+    return summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
+
+
+def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions: list[str]) -> dict[str, Any]:
+    """Values with intervals, slices, calibration and paired comparisons with the student."""
+    config = bench.config
+    drawing = Drawing(config.bootstrap_samples, config.confidence, bench.seed)
+    labels = {"source": bench.sources, "position": positions, "class": list(CLASSES)}
+    compared = {}
+    for name in ("baseline", "shrunk", "repaired"):
+        if name in tallies:
+            compared[f"student_minus_{name}"] = paired(tallies["student"], tallies[name], drawing)
+    groups = tallies["teacher"].groups
+    models = {name: headline(tally, drawing) for name, tally in tallies.items()}
+    reliability = {name: calibration(tally, drawing) for name, tally in tallies.items()}
+    slices = {
+        axis: {name: sliced(tally, axis, labels[axis], drawing) for name, tally in tallies.items()} for axis in labels
+    }
+    bounds = {name: [models["student"][name], *models["student"][f"{name}_interval"]] for name in MEASURES}
+    bounds["ece"] = [reliability["student"]["ece"], *reliability["student"]["ece_interval"]]
+    for axis, by_model in slices.items():
+        for entry in by_model["student"]:
+            for name in MEASURES:
+                bounds[f"{axis}.{entry['label']}.{name}"] = [entry[name], *entry[f"{name}_interval"]]
+    return {
+        "models": models,
+        "compared": compared,
+        "calibration": reliability,
+        "slices": slices,
+        "documents": documents,
+        "positions": int(tallies["student"].of("compared").sum()),
+        "tokens": {name: int(tally.of("tokens").sum()) for name, tally in tallies.items()},
+        "groups": groups,
+        "interval": _interval(drawing, documents, groups),
+        "sums": {name: tally.as_dict() for name, tally in tallies.items()},
+        "text": bench.text_digest,
+        "bounds": bounds,
+    }
+
+
+def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
+    """First minus second on the same documents, for every measure whose weights they share."""
+    result: dict[str, Any] = {}
+    for name, (value, weight, factor) in MEASURES.items():
+        if np.array_equal(first.of(weight), second.of(weight)):
+            estimate = drawing.estimate((first.of(value) - second.of(value)) * factor, first.of(weight))
+            result[name] = estimate.value
+            result[f"{name}_interval"] = [estimate.low, estimate.high]
+    return result
+
+
+def _interval(drawing: Drawing, documents: int, groups: int) -> str:
+    over = "documents" if documents <= groups else f"{groups} groups of documents"
+    return f"{percent(drawing.confidence)} bootstrap-t over {over}, {drawing.samples} resamplings"
+
+
+def summary(result: Result) -> Result:
+    """The result without what only the report and comparisons need, and with the calibration errors."""
+    found = {key: value for key, value in result.items() if key not in DETAIL}
+    found["ece"] = {
+        model: {"value": entry["ece"], "interval": entry["ece_interval"]}
+        for model, entry in result["calibration"].items()
+    }
+    return found
+
+
+def numbers_beside(result: Result, key: str) -> Beside:
+    """The teacher's and the baseline's calibration error is stored apart from their other numbers."""
+    if key != "ece":
+        return beside(result, key)
+    return Beside(*(result["calibration"].get(name, {}).get("ece") for name in ("teacher", "baseline")))
+
+
+def weaknesses(result: Result) -> list[str]:
+    """The worst class of tokens, the worst source, and probabilities that are less to be trusted."""
+    found = []
+    for axis, words in (("class", "{} tokens"), ("source", "text of {}")):
+        rows = [entry for entry in result["slices"][axis]["student"] if entry["positions"] >= FEW]
+        if len(rows) > 1:
+            worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
+            found.append(
+                f"Furthest from its teacher on {words.format(worst['label'])}: "
+                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
+            )
+    mine, theirs = (result["calibration"][name]["ece"] for name in ("student", "teacher"))
+    if mine is not None and mine > theirs:
+        found.append(
+            f"Its probabilities are less to be trusted: calibration error {mine:.3f}, the teacher's {theirs:.3f}."
+        )
+    return found
+
+
+def card(result: Result) -> list[CardResult]:
+    """The headline numbers."""
+    titles = {
+        "kl_to_teacher": "KL to the teacher, nats a token",
+        "top1_agreement": "same next token as the teacher",
+        "bits_per_byte": "bits per byte",
+    }
+    student = result["models"]["student"]
+    return [
+        CardResult("held-out text of the run", "heldout", name, title, student[name]) for name, title in titles.items()
+    ]
+
+
+def sections(result: Result) -> list[Section]:
+    """Slices, calibration, worst passages."""
+    errors = "; ".join(f"{name} {of(entry, 'ece')}" for name, entry in result["calibration"].items())
+    return [
+        Section(
+            "fidelity",
+            "How closely it follows its teacher",
+            [
+                *_slice(result, "source", "By source; strokes are 95 % intervals.", "By source"),
+                *_by_position(result),
+                *_slice(
+                    result,
+                    "class",
+                    "By class of the token that is predicted; strokes are 95 % intervals.",
+                    "By class of token",
+                ),
+                Text(f"Expected calibration error (15 bins): {errors}.", page=False),
+            ],
+            order=10,
+        ),
+        Section("calibration", "Can its probabilities be trusted?", [_reliability(result, errors)], order=11),
+        Section(
+            "worst",
+            "Where they differ most",
+            [
+                Passages(
+                    "The passages of the held-out text on which student and teacher are furthest apart.",
+                    "how far before each token",
+                    (0.5, 2.0, 4.0),
+                    "nats",
+                    [_passage(passage) for passage in result["worst"]],
+                )
+            ],
+            order=80,
+        ),
+    ]
+
+
+def _slice(result: Result, axis: str, caption: str, called: str) -> list[Part]:
+    """A chart where there is more than one slice, and the table."""
+    slices = result["slices"][axis]
+    models = [name for name in ("student", "baseline") if name in result["models"]]
+    chart: list[Part] = []
+    if len(slices["student"]) > 1:
+        rows = []
+        for index, first in enumerate(slices["student"]):
+            entries = [slices[name][index] for name in models]
+            rows.append(
+                Dot(first["label"], [(entry["top1_agreement"], *entry["top1_agreement_interval"]) for entry in entries])
+            )
+        title = f"Same next token as the teacher, by {AXES[axis]}"
+        chart = [DotChart(rows, models, title, "share of positions", caption)]
+    return [*chart, Text(f"By {AXES[axis]}:", page=False), _slice_table(result, axis, called)]
+
+
+def _by_position(result: Result) -> list[Part]:
+    by_model = result["slices"]["position"]
+    labels = [entry["label"] for entry in by_model["student"]]
+    models = [name for name in ("teacher", "student", "baseline") if name in result["models"]]
+    return [
+        LineChart(
+            [
+                Series(
+                    name,
+                    [(float(index), entry["bits_per_byte"]) for index, entry in enumerate(by_model[name])],
+                    STYLES[name],
+                )
+                for name in models
+            ],
+            title="Bits a byte by position in the context",
+            x_label="tokens of context before",
+            y_label="bits a byte",
+            caption="By position in the context: a line that falls as the teacher's does uses long context as the teacher "
+            "does.",
+            x_names=[label.split("–")[0] + "+" for label in labels],
+            marked=True,
+        ),
+        Text(f"By {AXES['position']}:", page=False),
+        _slice_table(result, "position", "By position"),
+    ]
+
+
+def _slice_table(result: Result, axis: str, called: str) -> Table:
+    slices = result["slices"][axis]
+    return Table(
+        [AXES[axis], "positions", "KL, nats", "same next token", "bits a byte", "teacher's bits"],
+        [
+            [
+                entry["label"],
+                f"{entry['positions']:,}",
+                of(entry, "kl_to_teacher"),
+                of(entry, "top1_agreement", 1, 100, " %"),
+                of(entry, "bits_per_byte"),
+                of(own, "bits_per_byte"),
+            ]
+            for entry, own in zip(slices["student"], slices["teacher"], strict=True)
+        ],
+        label=f"Fidelity {called[0].lower()}{called[1:]}",
+        folded=f"{called}, in numbers",
+    )
+
+
+def _reliability(result: Result, errors: str) -> LineChart:
+    return LineChart(
+        [
+            Series(
+                name,
+                [(point["confidence"], point["accuracy"]) for point in result["calibration"][name]["bins"]],
+                STYLES[name],
+            )
+            for name in ("teacher", "student")
+        ],
+        title="Reliability: how often the likeliest token is right, by how sure the model is",
+        x_label="probability of the likeliest token",
+        y_label="how often it is the text's",
+        caption="On the dashed diagonal a model is right as often as it is sure. "
+        f"Expected calibration error (15 bins): {errors}.",
+        diagonal=True,
+        marked=True,
+    )
+
+
+def _passage(passage: dict[str, Any]) -> Passage:
+    """A worst passage, and a table of its worst tokens."""
+    tokens = passage["tokens"]
+    order = sorted(range(len(tokens)), key=lambda index: -tokens[index]["kl"])[:6]
+    return Passage(
+        [
+            Mark(
+                visible(token["text"]),
+                token["kl"],
+                f"KL {token['kl']}: teacher {token['teacher']}, student {token['student']}",
+            )
+            for token in tokens
+        ],
+        f"{passage['source']}, document {passage['document']}: {passage['mean_kl']:.2f} nats a token on average.",
+        Table(
+            ["after", "the text has", "teacher says", "student says", "KL, nats"],
+            [
+                [
+                    "…" + visible("".join(token["text"] for token in tokens[max(0, index - 3) : index])),
+                    visible(tokens[index]["text"]),
+                    visible(tokens[index]["teacher"]),
+                    visible(tokens[index]["student"]),
+                    f"{tokens[index]['kl']:.2f}",
+                ]
+                for index in order
+            ],
+            label=f"Worst tokens of document {passage['document']}",
+            folded="Its worst tokens",
+        ),
+    )
+
+
+METRIC = Metric(
+    name="fidelity",
+    function=measure_fidelity,
+    what="how closely students follow their teacher on held-out text",
+    order=10,
+    summary=summary,
+    sections=sections,
+    weaknesses=weaknesses,
+    card=card,
+    beside=numbers_beside,
+    details=("source.", "position.", "class."),
+)
