@@ -22,6 +22,7 @@ from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import AnyPath, Run
+from stillroom.training.losses.registry import objective_class
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -45,6 +46,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = Path(runs)
     begun = time.perf_counter()
+    objective_class(recipe.distill.objective)
     text = count_text(recipe, runs, Progress(quiet))
     student = count_student(recipe, text)
     pilot = _pilot(recipe, text, student)
