@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from stillroom.core.errors import EnvironmentProblem
+from stillroom.core.errors import EnvironmentProblem, first_line
 
 T = TypeVar("T")
 
@@ -43,9 +43,8 @@ def load_plugin(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise EnvironmentProblem(
-            f"{words_of(point)} cannot be loaded: {reason}.", "Install its package again, or uninstall it."
+            f"{words_of(point)} cannot be loaded: {first_line(error)}", "Install its package again, or uninstall it."
         ) from error
 
 
