@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from stillroom.recipe.reading import _all_sections, _models, _tag
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.section import OpenName
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 HEAD = """# Recipe reference
@@ -74,6 +75,10 @@ def _type(annotation: Any, field: Any) -> str:
         links = " or ".join(f"[{model.__name__}](#{_anchor(model)})" for model in models)
         return several + links
     text = _words(annotation)
+    for item in field.metadata:
+        if isinstance(item, OpenName):
+            names = " or ".join(f"`{name}`" for name in item.built_in)
+            text = f"{names} or a name that another package adds under `{item.group}`"
     limits = [
         f"{sign} {getattr(item, key)}"
         for item in field.metadata

@@ -15,7 +15,7 @@ from stillroom.core.progress import Progress
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import AnyPath, Callback, Run
-from stillroom.runs.stages import inputs_of, stages_of, with_needs
+from stillroom.runs.stages import StageSpec, inputs_of, recipe_digest, stages_of, with_needs
 
 SPARE_BYTES = 64 << 20
 """Room on the disk without which no stage is begun."""
@@ -137,6 +137,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
+    _require_objective(made, wanted)
     for spec in wanted:
         stage = made.stage(spec.name)
         inputs = inputs_of(made, spec)
@@ -155,6 +156,17 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+
+
+def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
+    """Load the objective before anything is spent: one that another package adds may be missing or broken here."""
+    for spec in wanted:
+        if spec.name == "distill":
+            record = made.stage(spec.name).record
+            if record is None or record["inputs"].get("recipe") != recipe_digest(made, spec):
+                from stillroom.training.losses.registry import objective_class
+
+                objective_class(made.recipe.distill.objective)
 
 
 def _check_room(made: Run, name: str) -> None:

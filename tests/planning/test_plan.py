@@ -48,6 +48,16 @@ def test_parameters_and_files_are_counted_exactly(family: str, small_recipe: Any
     assert make_plan(recipe, tmp_path)["student_parameters"] == plan["student_parameters"]
 
 
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_text_of_a_few_sequences_is_planned(sequences: int, small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
+    settings = small_recipe(teacher)
+    settings["corpus"] |= {"train_tokens": 64 * sequences}
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
+    assert plan["tokens"]["train"] == 64 * sequences
+    assert 0 < plan["seconds"] < 600
+    assert plan["memory_bytes"] < 4e9
+
+
 @pytest.mark.parametrize(
     "student",
     [

@@ -70,7 +70,7 @@ def document_of(row: Mapping[str, Any], text_key: str | None, messages_key: str 
     if key != messages_key:
         if not isinstance(value, str):
             raise CorpusError(f"{where}: `{key}` holds {_kind(value)}, not text.", "Name another key as `text_key`.")
-        return Document(text=_whole(value, where), where=where)
+        return Document(text=whole_text(value, where), where=where)
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
         raise CorpusError(
             f"{where}: `{key}` holds {_kind(value)}, not a list of messages.",
@@ -93,10 +93,15 @@ def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         raise CorpusError(
             f"{where}: the {role}'s message has {_kind(content)} as its `content`.", "Give the words as one text."
         )
-    return {"role": role, "content": _whole(content, where)}
+    return {"role": role, "content": whole_text(content, where)}
 
 
-def _whole(text: str, where: str) -> str:
+def whole_text(text: str, where: str) -> str:
+    """The text, if it can be written as UTF-8.
+
+    Raises:
+        CorpusError: It has half a character.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError, translate
-from stillroom.corpus.documents import Document, document_of
+from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError, first_line, translate
+from stillroom.corpus.documents import Document, document_of, whole_text
+from stillroom.corpus.readers.registry import reader_of
 from stillroom.recipe.corpus import (
     DatasetSource,
     JsonlSource,
@@ -102,25 +103,21 @@ def _unreadable(path: Path, error: OSError) -> StillroomError:
     return translate(error, place) or CorpusError(f"{place}: cannot be read: {error.strerror}.", "Check the file.")
 
 
-def _read(path: Path, encoding: str) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path}: the bytes at offset {error.start} are not {encoding}.",
-            "Name the right `encoding` in the recipe, or save the file as UTF-8.",
-        ) from None
-    except LookupError:
-        raise CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.") from None
-
-
 def _text(source: TextSource) -> Iterator[Document]:
     for path in _files(source.path, source.pattern, "`path` and `pattern`"):
-        yield Document(text=_read(path, source.encoding), where=str(path))
+        try:
+            for number, text in enumerate(reader_of(path).read(path, source.encoding), 1):
+                where = str(path) if number == 1 else f"{path}, document {number}"
+                yield Document(text=whole_text(text, where), where=where)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        except StillroomError:
+            raise
+        except Exception as error:
+            raise translate(error, str(path)) or CorpusError(
+                f"{path}: not a whole {path.suffix or 'text'} file: {first_line(error)}",
+                "Copy or write it again, or leave it out by `pattern`.",
+            ) from error
 
 
 def _jsonl(source: JsonlSource) -> Iterator[Document]:

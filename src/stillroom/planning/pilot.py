@@ -85,7 +85,10 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
         # From a whole chunk of the loss on, memory grows with tokens alone.
         fewest = max(1, min(recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
-        small, large = training.measure(fewest), training.measure(max(2 * fewest, STEP_TOKENS // few.length))
+        most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
+        small = training.measure(fewest)
+        # With so little text that both would be all of it, one measurement is all there is.
+        large = training.measure(most) if most > fewest else small
     tokens = max(1, large.tokens - small.tokens)
     slope = (large.seconds - small.seconds) / tokens
     token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)

@@ -23,6 +23,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
+from stillroom.training.losses.registry import objective_class
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -49,6 +50,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
+    objective_class(recipe.distill.objective)
     text = count_text(recipe, runs, Progress(quiet))
     student = count_student(recipe, text)
     profile = _profile(recipe, text, student)

@@ -19,10 +19,14 @@ from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 
 
-def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], *, kept: bool = False) -> Recipe:
     """Read a recipe.
 
     Relative paths inside it are resolved against the recipe's folder.
+
+    Args:
+        path: The YAML file.
+        kept: It is the recipe that a run's folder keeps: names that another package added need not be known here.
 
     Raises:
         RecipeError: The file is missing, is not YAML, or a key or value is wrong; names file, line, key, what was found
@@ -37,16 +41,16 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f"{path} is a folder, not a recipe.", "Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
-    return parse_recipe(text, str(path), path.parent)
+    return parse_recipe(text, str(path), path.parent, kept=kept)
 
 
-def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None) -> Recipe:
+def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None, *, kept: bool = False) -> Recipe:
     """Read a recipe from YAML text; ``name`` stands for the file in messages. See :func:`load_recipe`."""
     node, value = load_yaml(text, name)
     if not isinstance(value, dict):
         raise RecipeError(f"{name}: a recipe is a mapping of keys to values.", "Begin with `name: my-run`.")
     try:
-        recipe = Recipe.model_validate(value)
+        recipe = Recipe.model_validate(value, context={"kept": kept})
     except ValidationError as error:
         raise RecipeError(*_explain(error, node, name)) from None
     return _resolve_paths(recipe, folder) if folder is not None else recipe

@@ -1,11 +1,48 @@
-"""The base of every section of a recipe: closed and unchangeable."""
+"""The base of every section of a recipe: closed and unchangeable; and names that other packages can add to."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+from stillroom.core.plugins import plugin_names
 
 
 class Section(BaseModel):
     """A part of a recipe. An unknown key is an error; a value cannot be changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class OpenName:
+    """Metadata of a string's type: one of some built-in names, or the name of an entry point of an installed package.
+
+    A recipe that a run's folder keeps is read with the validation context ``{"kept": True}``: it was right when the run was
+    made, and a finished run opens also where the package that it was trained with is not installed.
+
+    Attributes:
+        built_in: The built-in names.
+        group: The group of the entry points.
+    """
+
+    built_in: tuple[str, ...]
+    group: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, value: str, info: ValidationInfo) -> str:
+        if value in self.built_in or (info.context or {}).get("kept"):
+            return value
+        names = [*self.built_in, *(name for name in plugin_names(self.group) if name not in self.built_in)]
+        if value in names:
+            return value
+        close = difflib.get_close_matches(value, names, n=1)
+        hint = f"; did you mean '{close[0]}'" if close else ""
+        raise ValueError(f"should be {', '.join(map(repr, names[:-1]))} or {names[-1]!r}{hint}")

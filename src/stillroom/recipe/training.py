@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import OpenName, Section
+
+OBJECTIVES = (
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "total_variation",
+)
+"""The built-in objectives; each is the file of that name in ``stillroom/training/losses/``."""
+GROUP = "stillroom.objectives"
+"""Entry points under which other packages add objectives."""
 
 
 class DistillConfig(Section):
     """Objective, optimizer and checkpoints. The baseline is trained with the same section, by cross-entropy alone."""
 
-    objective: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
+    objective: Annotated[str, OpenName(OBJECTIVES, GROUP)] = "forward_kl"
     """What pulls the student to the teacher. Sampled signals serve ``forward_kl`` only; the others need a dense cache."""
     cross_entropy_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of plain cross-entropy on the text in the loss; the teacher's share is one minus this."""

@@ -115,7 +115,7 @@ class Run:
                 f"{path} is not a run: it has no recipe.yaml.",
                 "Give the folder that `stillroom run` made, such as runs/quickstart.",
             )
-        return cls(path, load_recipe(path / "recipe.yaml"))
+        return cls(path, load_recipe(path / "recipe.yaml", kept=True))
 
     def change(self, recipe: Recipe) -> None:
         """Give the run another recipe; stages that depend on what changed are done again."""

@@ -128,10 +128,14 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
     return [spec for spec in specs if spec.name in wanted]
 
 
+def recipe_digest(made: Run, spec: StageSpec) -> str:
+    """SHA-256 of the parts of a run's recipe that a stage reads."""
+    return files.digest_json(made.recipe.model_dump(mode="json", include={*spec.sections, "seed"}))
+
+
 def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     """Digests of everything that a stage's result depends on."""
-    sections = made.recipe.model_dump(mode="json", include={*spec.sections, "seed"})
-    inputs = {"recipe": files.digest_json(sections)}
+    inputs = {"recipe": recipe_digest(made, spec)}
     if spec.teacher:
         from stillroom.models.load import teacher_identity
 

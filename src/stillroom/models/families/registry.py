@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
 from typing import Any
 
-from stillroom.core.errors import EnvironmentProblem, UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
+from stillroom.core.plugins import plugins
 from stillroom.models.families.family import Family, GgufLayout
 
 GROUP = "stillroom.families"
@@ -19,7 +19,7 @@ def families() -> dict[str, Family]:
     """Every family by its Hugging Face ``model_type``.
 
     Raises:
-        EnvironmentProblem: An installed package names something else as a family.
+        EnvironmentProblem: An installed package names something else as a family, or it cannot be loaded.
     """
     found: dict[str, Family] = {}
     package = importlib.import_module("stillroom.models.families")
@@ -27,21 +27,9 @@ def families() -> dict[str, Family]:
         declared = importlib.import_module(f"{package.__name__}.{module.name}")
         for family in getattr(declared, "FAMILIES", ()):
             found[family.name] = family
-    for point in entry_points(group=GROUP):
-        for family in _plugged(point.load(), f"{point.name} = {point.value}"):
-            found[family.name] = family
+    for _, family in plugins(GROUP, Family):
+        found[family.name] = family
     return found
-
-
-def _plugged(value: Any, where: str) -> tuple[Family, ...]:
-    """What an entry point names: a family or several."""
-    named = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(family, Family) for family in named):
-        raise EnvironmentProblem(
-            f"The entry point `{where}` in the group `{GROUP}` is no family.",
-            "It has to name a stillroom.models.families.family.Family or a tuple of them; or uninstall its package.",
-        )
-    return named
 
 
 def family_of(model: Any) -> Family:

@@ -7,8 +7,7 @@ import math
 import torch
 
 from stillroom.signals.signal import Signal
-from stillroom.training.losses.objective import Objective
-from stillroom.training.losses.reverse_kl import dense
+from stillroom.training.losses.objective import Objective, dense
 
 
 class JensenShannon(Objective):

@@ -5,6 +5,10 @@ Legend: C positions of a chunk, V ids of the student's vocabulary, K entries a p
 An objective sees the student's log-probabilities of a chunk and the teacher's signal for the same positions. It returns
 the loss of each position in nats and the gradient of their sum with respect to the student's (temperature-scaled)
 logits, in closed form, so that nothing is computed twice.
+
+An objective has a file of its own beside this one, named as the recipe names it, and a row in
+``stillroom.recipe.training.OBJECTIVES``; a package of one's own names its class under the entry point
+``stillroom.objectives``.
 """
 
 from __future__ import annotations
@@ -66,6 +70,17 @@ class Objective(ABC):
         Returns:
             The losses [C] in nats, and the gradient [C, V] of their sum with respect to logits / temperature.
         """
+
+
+def dense(signal: Signal, name: str) -> torch.Tensor:
+    """The log-probabilities of a dense signal, [C, V]; ``name`` is the objective that asks.
+
+    Raises:
+        SignalError: The signal is sparse.
+    """
+    if not isinstance(signal, DenseSignal):
+        raise SignalError(f"The objective `{name}` needs a dense signal.", "Capture with `codec: {kind: dense}`.")
+    return signal.logprobs
 
 
 def rows_of(signal: Signal, start: int, stop: int) -> Signal:

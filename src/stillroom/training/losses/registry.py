@@ -1,18 +1,52 @@
-"""Objectives by the names that a recipe uses."""
+"""Objectives by the names that a recipe uses: the files of this package, and what other packages add.
+
+Only the file of the objective that is asked for is imported.
+"""
 
 from __future__ import annotations
 
-from stillroom.training.losses.forward_kl import ForwardKL
-from stillroom.training.losses.jensen_shannon import JensenShannon
-from stillroom.training.losses.objective import Objective
-from stillroom.training.losses.reverse_kl import ReverseKL
-from stillroom.training.losses.total_variation import TotalVariation
+import importlib
+import inspect
+from importlib.metadata import entry_points
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (ForwardKL, ReverseKL, JensenShannon, TotalVariation)
-}
+from stillroom.core.errors import RecipeError
+from stillroom.core.plugins import load_plugin, not_a_plugin, plugin_names
+from stillroom.recipe.training import GROUP, OBJECTIVES
+from stillroom.training.losses.objective import Objective
+
+
+def objective_names() -> tuple[str, ...]:
+    """Every name that ``distill.objective`` can have here: the built-in ones, then those of other packages."""
+    return (*OBJECTIVES, *(name for name in plugin_names(GROUP) if name not in OBJECTIVES))
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The class of an objective.
+
+    Raises:
+        RecipeError: There is none of this name.
+        EnvironmentProblem: Another package's entry point does not name an objective, or cannot be loaded.
+    """
+    if name in OBJECTIVES:
+        module = importlib.import_module(f"stillroom.training.losses.{name}")
+        return next(
+            found
+            for _, found in inspect.getmembers(module, inspect.isclass)
+            if issubclass(found, Objective) and found.__module__ == module.__name__ and found.name == name
+        )
+    for point in entry_points(group=GROUP, name=name):
+        found = load_plugin(point)
+        if not (inspect.isclass(found) and issubclass(found, Objective) and not inspect.isabstract(found)):
+            raise not_a_plugin(point, "a class derived from stillroom.training.losses.objective.Objective")
+        if getattr(found, "name", None) != name or not isinstance(getattr(found, "linear", None), bool):
+            raise not_a_plugin(point, f'a class with `name = "{name}"` and `linear = True` or `False`')
+        return found
+    raise RecipeError(
+        f"`distill.objective`: there is no objective `{name}` here.",
+        f"Known: {', '.join(objective_names())}. Or install the package that adds it.",
+    )
 
 
 def make_objective(name: str) -> Objective:
-    """The objective of a recipe's name."""
-    return OBJECTIVES[name]()
+    """An objective by its name. Errors as in :func:`objective_class`."""
+    return objective_class(name)()

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.core.errors import SignalError
-from stillroom.signals.signal import DenseSignal, Signal
-from stillroom.training.losses.objective import Objective
+from stillroom.signals.signal import Signal
+from stillroom.training.losses.objective import Objective, dense
 
 LOG_FLOOR = -1e4
 """Stands for log 0 of a teacher that rules an id out: large, and its product with a vanishing q stays finite."""
-
-
-def dense(signal: Signal, name: str) -> torch.Tensor:
-    """The log-probabilities of a dense signal.
-
-    Raises:
-        SignalError: The signal is sparse.
-    """
-    if not isinstance(signal, DenseSignal):
-        raise SignalError(f"The objective `{name}` needs a dense signal.", "Capture with `codec: {kind: dense}`.")
-    return signal.logprobs
 
 
 class ReverseKL(Objective):

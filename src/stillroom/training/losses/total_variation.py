@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from stillroom.signals.signal import Signal
-from stillroom.training.losses.objective import Objective
-from stillroom.training.losses.reverse_kl import dense
+from stillroom.training.losses.objective import Objective, dense
 
 
 class TotalVariation(Objective):
