@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import SparseSignal
 from stillroom.teachers.capture import teacher_scores
+
+if TYPE_CHECKING:
+    from stillroom.models.load import LoadedTeacher
 
 LENGTH = 512
 RECOMMENDED = 1 / 36
@@ -367,12 +370,12 @@ def main() -> None:
         plot(table, arguments.plot)
 
 
-def decode_share(tokens: int, ours: dict[str, Any], loaded: Any) -> float:
+def decode_share(tokens: int, ours: dict[str, Any], loaded: LoadedTeacher) -> float:
     """Decoding over a bound from below on the step that consumes it: the products of a 16-layer student at full rate."""
     from benchmarks.step import LAYERS, matrix_rate
 
     weights = sum(parameter.numel() for parameter in loaded.model.base_model.layers[:LAYERS].parameters())
-    return (tokens / ours["decode_positions_per_second"]) / (6 * weights * tokens / matrix_rate())
+    return tokens / float(ours["decode_positions_per_second"]) / (6 * weights * tokens / matrix_rate())
 
 
 if __name__ == "__main__":

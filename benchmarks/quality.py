@@ -79,13 +79,15 @@ class Signals:
         """See :meth:`TeacherCache.read`."""
         found = [self._signals[digest] for digest in digests]
         counts = [len(signal) for signal in found]
-        if isinstance(found[0], DenseSignal):
-            return DenseSignal(torch.cat([signal.logprobs for signal in found])), counts  # type: ignore[union-attr]
-        wide = max(signal.ids.shape[1] for signal in found)  # type: ignore[union-attr]
+        dense = [signal for signal in found if isinstance(signal, DenseSignal)]
+        if dense:
+            return DenseSignal(torch.cat([signal.logprobs for signal in dense])), counts
+        sparse = [signal for signal in found if isinstance(signal, SparseSignal)]
+        wide = max(signal.ids.shape[1] for signal in sparse)
         pad = torch.nn.functional.pad
-        ids = torch.cat([pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in found])  # type: ignore[union-attr]
-        weights = torch.cat([pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in found])  # type: ignore[union-attr]
-        return SparseSignal(ids, weights, found[0].unbiased), counts  # type: ignore[union-attr]
+        ids = torch.cat([pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in sparse])
+        weights = torch.cat([pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in sparse])
+        return SparseSignal(ids, weights, sparse[0].unbiased), counts
 
     def entropy(self, digest: str) -> float:  # noqa: ARG002
         """Not needed here."""
@@ -107,7 +109,7 @@ def sampled(dense: list[torch.Tensor], tau: float, seed: int) -> tuple[list[Spar
     codec = Threshold(tau, dense[0].shape[1])
     samples: list[Entries] = []
     for number, logprobs in enumerate(dense):
-        chunks = (chunk.exp() for chunk in logprobs.split(64))
+        chunks = (chunk.exp() for chunk in logprobs.split(64))  # type: ignore[no-untyped-call]
         samples.append(codec.sample(chunks, np.random.default_rng((seed, number))))
     model = codec.learn(samples)
     records = [codec.pack(sample) for sample in samples]

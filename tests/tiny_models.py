@@ -142,7 +142,7 @@ def make_model(
             "logits_scaling": 2.0,
         }
     config = AutoConfig.for_model(family, **options)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _draw(model, seed)
     _spread(model, seed)
     return model

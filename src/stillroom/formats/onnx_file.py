@@ -15,13 +15,16 @@ import logging
 import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from stillroom.core import files
 from stillroom.core.errors import MissingDependency, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicLayer
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MODEL = "model.onnx"
@@ -63,7 +66,8 @@ class WithCache(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        grown = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        layers = cast("list[DynamicLayer]", cache.layers)
+        grown = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return (result.logits, *grown)
 
     def _masks(self, queries: torch.Tensor, keys: torch.Tensor) -> Any:

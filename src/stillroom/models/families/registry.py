@@ -6,10 +6,13 @@ import functools
 import importlib
 import pkgutil
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.errors import EnvironmentProblem, UnsupportedModel
 from stillroom.models.families.family import Family, GgufLayout
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
 
 GROUP = "stillroom.families"
 
@@ -33,7 +36,7 @@ def families() -> dict[str, Family]:
     return found
 
 
-def _plugged(value: Any, where: str) -> tuple[Family, ...]:
+def _plugged(value: object, where: str) -> tuple[Family, ...]:
     """What an entry point names: a family or several."""
     named = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(family, Family) for family in named):
@@ -44,7 +47,7 @@ def _plugged(value: Any, where: str) -> tuple[Family, ...]:
     return named
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: CausalModel) -> Family:
     """The family of a model, for pruning.
 
     Raises:
@@ -53,7 +56,7 @@ def family_of(model: Any) -> Family:
     return family_for(model.config)
 
 
-def family_for(config: Any) -> Family:
+def family_for(config: ModelConfig) -> Family:
     """The family of a model's config. Errors as in :func:`family_of`."""
     name = config.model_type
     family = families().get(name)
@@ -70,7 +73,7 @@ def family_for(config: Any) -> Family:
     return family
 
 
-def gguf_layout_of(config: Any) -> GgufLayout:
+def gguf_layout_of(config: ModelConfig) -> GgufLayout:
     """How llama.cpp stores the family of a config.
 
     Raises:
