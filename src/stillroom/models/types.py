@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         """The network under the output layer."""
 
         layers: nn.ModuleList
+        norm: nn.Module
         vocab_size: int
 
         def __call__(self, **inputs: Any) -> States:

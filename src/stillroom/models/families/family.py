@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -105,6 +105,14 @@ class Family:
         """The stack of layers."""
         found: nn.ModuleList = model.base_model.layers
         return found
+
+    def attention_matrix(self, layer: nn.Module) -> nn.Linear:
+        """The matrix of a layer through which attention reaches the residual stream."""
+        return cast("nn.Linear", layer.get_submodule(self.attention_output))
+
+    def feed_forward_matrix(self, layer: nn.Module) -> nn.Linear:
+        """The same of the layer's feed-forward part."""
+        return cast("nn.Linear", layer.get_submodule(self.feed_forward_output))
 
     def keep_layers(self, model: CausalModel, kept: list[int]) -> None:
         """Leave only these layers in a model, in order, and tell its config.
