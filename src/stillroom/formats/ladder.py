@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from stillroom.recipe.export import GgufType
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 ROUNDS = 3
 """Times that each file's speed is measured, in turns; the median counts."""
@@ -81,7 +84,7 @@ def ladder(
 
 @torch.inference_mode()
 def teacher_says(
-    teacher: Any, text: Passage, vocabulary: VocabularyMap, used: int
+    teacher: CausalModel, text: Passage, vocabulary: VocabularyMap, used: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The teacher's log-probabilities in the student's ids, [P, V], and the passage's positions that they belong to, [P].
 
