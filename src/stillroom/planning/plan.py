@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError
 from stillroom.core.files import read_json, write_json
@@ -22,6 +22,9 @@ from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import AnyPath, Run
+
+if TYPE_CHECKING:
+    from stillroom.planning.pilot import Pilot
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -99,7 +102,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     return plan | _verdict(recipe, plan, counts, pilot, runs)
 
 
-def _pilot(recipe: Recipe, text: Text, student: Planned) -> Any:
+def _pilot(recipe: Recipe, text: Text, student: Planned) -> Pilot:
     from stillroom.planning.pilot import run_pilot
 
     pilot = run_pilot(recipe, text.train, student.vocabulary, student.config)
@@ -113,7 +116,7 @@ def _terms(recipe: Recipe) -> dict[str, Any] | None:
     return verdict_of_recipe(recipe).as_dict()
 
 
-def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Any, runs: Path) -> dict[str, Any]:
+def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Pilot, runs: Path) -> dict[str, Any]:
     """Whether it fits, what does not, and the nearest recipe that does."""
     import psutil
 
@@ -140,7 +143,7 @@ def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, pilot: Any, r
     }
 
 
-def _less_memory(recipe: Recipe, counts: Counts, pilot: Any, limit: float) -> dict[str, Any]:
+def _less_memory(recipe: Recipe, counts: Counts, pilot: Pilot, limit: float) -> dict[str, Any]:
     """A smaller forward pass, where that is enough."""
     tokens = recipe.distill.micro_batch_tokens or recipe.distill.batch_tokens
     while tokens > counts.length:
