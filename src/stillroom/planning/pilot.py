@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import capture
 from stillroom.training.loop import Training
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
 
 CAPTURED_TOKENS = 2048
 """Tokens that the pilot captures: the codec's model is fitted to them, and to fewer it does not fit well."""
@@ -73,7 +76,7 @@ class Pilot:
     train_bytes: int
 
 
-def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Pilot:
+def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: ModelConfig) -> Pilot:
     """Measure.
 
     Args:
@@ -148,13 +151,15 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     )
 
 
-def _captured(model: Any, sequences: Sequences, writer: CacheWriter, recipe: Recipe, device: torch.device) -> None:
+def _captured(
+    model: CausalModel, sequences: Sequences, writer: CacheWriter, recipe: Recipe, device: torch.device
+) -> None:
     length = sequences.length
     capture(model, sequences, writer, recipe.capture.temperature, device, length, 1 << 30, Task("", 1, "", quiet=True))
 
 
 @torch.inference_mode()
-def _exact_rate(model: Any, one: Sequences) -> float:
+def _exact_rate(model: CausalModel, one: Sequences) -> float:
     device = next(model.parameters()).device
     best = float("inf")
     for _ in range(2):
@@ -191,7 +196,7 @@ class _Trial:
     sequences: Sequences
     vocabulary: VocabularyMap
     cache: TeacherCache
-    student: Any
+    student: ModelConfig
     folder: Path
     device: torch.device
 

@@ -6,7 +6,7 @@ Legend: B sequences, L tokens, N positions with a target, V ids of the teacher's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -17,12 +17,15 @@ from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.forward import Head, hidden_states, output_head
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
 
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
+
 MOST_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 HEAD_POSITIONS = 256
 """Positions that go through the output layer together."""
 
 
-def batch_tokens(model: Any, length: int, device: str) -> int:
+def batch_tokens(model: CausalModel, length: int, device: str) -> int:
     """Tokens a forward pass that fit into half of the free memory, at least one sequence.
 
     A token in flight takes, without gradients, a few hidden states, the two halves of a feed-forward layer, and a row of
@@ -43,7 +46,7 @@ def batch_tokens(model: Any, length: int, device: str) -> int:
 
 @torch.inference_mode()
 def teacher_scores(
-    model: Any, sequences: Sequences, indices: list[int], temperature: float, device: torch.device
+    model: CausalModel, sequences: Sequences, indices: list[int], temperature: float, device: torch.device
 ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
     """Logits of what follows, bent by the temperature, sequence by sequence, of one batch.
 
@@ -75,7 +78,7 @@ def _scores(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[to
 
 
 def capture(
-    model: Any,
+    model: CausalModel,
     sequences: Sequences,
     writer: CacheWriter,
     temperature: float,
