@@ -87,7 +87,8 @@ class Workshop:
 
     def verify(self, package: Path | None = None, **changed: Any) -> VerifiedPackage:
         """Verify as the machine does; the caller closes what comes back."""
-        options = {"trust": self.pin, "state": self.folder / "state", "copies": self.folder / "copies"} | changed
+        options: dict[str, Any] = {"trust": self.pin, "state": self.folder / "state", "copies": self.folder / "copies"}
+        options |= changed
         return verify(package or self.package, **options)
 
     def check(self, package: Path | None = None, **changed: Any) -> None:
@@ -179,8 +180,12 @@ def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
     link.symlink_to(file)
     elsewhere = shop.package / "weights" / ".." / "weights" / file.name
     for name in (file, link, elsewhere):
-        yield lambda name=name: open_model(name).close()
+        yield functools.partial(_open, name)
     yield lambda: _load(file)
+
+
+def _open(path: Path) -> None:
+    open_model(path).close()
 
 
 def _load(file: Path) -> None:

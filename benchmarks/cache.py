@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import SparseSignal
-from stillroom.teachers.capture import teacher_scores
+from stillroom.teachers.local import LocalTeacher
+
+if TYPE_CHECKING:
+    from stillroom.models.load import LoadedTeacher
 
 LENGTH = 512
 RECOMMENDED = 1 / 36
@@ -270,7 +273,7 @@ def capture_ratio(loaded: Any, text: Sequences, rounds: int) -> list[float]:
             bare = time.perf_counter() - begun
             del logits
             begun = time.perf_counter()
-            for index, chunks in teacher_scores(loaded.model, text, indices, 1.0, CPU):
+            for index, chunks in LocalTeacher(loaded).score(text, indices):
                 writer.add(text.digests[index], chunks)
             writer.flush()
             if number:
@@ -337,7 +340,7 @@ def main() -> None:
     scores = []
     for start in range(0, len(text), 4):
         indices = list(range(start, min(start + 4, len(text))))
-        for _, chunks in teacher_scores(loaded.model, text, indices, 1.0, CPU):
+        for _, chunks in LocalTeacher(loaded).score(text, indices):
             scores.append(torch.cat([chunk.half() for chunk in chunks]))
     judged = 2 if arguments.quick else 4
     probabilities = torch.cat([part.float().softmax(1) for part in scores[:judged]])
@@ -367,12 +370,12 @@ def main() -> None:
         plot(table, arguments.plot)
 
 
-def decode_share(tokens: int, ours: dict[str, Any], loaded: Any) -> float:
+def decode_share(tokens: int, ours: dict[str, Any], loaded: LoadedTeacher) -> float:
     """Decoding over a bound from below on the step that consumes it: the products of a 16-layer student at full rate."""
     from benchmarks.step import LAYERS, matrix_rate
 
     weights = sum(parameter.numel() for parameter in loaded.model.base_model.layers[:LAYERS].parameters())
-    return (tokens / ours["decode_positions_per_second"]) / (6 * weights * tokens / matrix_rate())
+    return tokens / float(ours["decode_positions_per_second"]) / (6 * weights * tokens / matrix_rate())
 
 
 if __name__ == "__main__":

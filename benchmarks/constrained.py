@@ -107,7 +107,7 @@ def trials_of(count: int, seed: int) -> tuple[list[dict[str, Any]], str]:
             made.append({"response_format": form, "schema": schema})
         else:
             chosen = {function["name"]: function for function in draw.sample(functions, min(3, len(functions)))}
-            tools = [
+            tools: list[dict[str, Any]] = [
                 {
                     "type": "function",
                     "function": {

@@ -47,9 +47,7 @@ def compare(folder: Path, file: Path, texts: list[Passage]) -> dict[str, float]:
 def families(scratch: Path, quick: bool) -> dict[str, Any]:
     """Every family: F16 against PyTorch, every type loaded, ONNX against PyTorch."""
     from stillroom.formats.onnx_check import export_onnx
-
-    sys.path.insert(0, "tests")
-    from tiny_models import FAMILIES, WINDOWED, tiny_model
+    from tests.tiny_models import FAMILIES, WINDOWED, tiny_model
 
     ids = torch.randint(5, 500, (96,), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [Passage(ids, ids, list(range(len(ids))))]
@@ -118,7 +116,8 @@ def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
             if ".layers." in key and len(shape) == 2:
                 importance[key] = generator.random(shape[1]).astype(np.float32)
     weights = scratch / "importance.npz"
-    np.savez(weights, **{names.get_name(key, (".weight",)): value for key, value in importance.items()})
+    arrays: dict[str, Any] = {names.get_name(key, (".weight",)): value for key, value in importance.items()}
+    np.savez(weights, **arrays)
     exact = scratch / "exact.gguf"
     write_gguf(folder, exact, "F32", name="reference", licence=None)
     result: dict[str, Any] = {}

@@ -212,7 +212,7 @@ def train(
         logits = model(input_ids=ids[rows], use_cache=False).logits
         loss = loss + torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

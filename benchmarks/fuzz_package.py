@@ -8,6 +8,7 @@ Stillroom error; anything else is an escape.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 import tempfile
@@ -91,6 +92,10 @@ def _change(value: Any, random_: random.Random) -> None:
             node[key] = random_.choice(STRANGE)
 
 
+def _read_list(kind: type[RevocationList | Reinstatements | Releases], data: bytes) -> object:
+    return parse(kind, data, "fuzz")
+
+
 def parsers() -> dict[str, Parser]:
     """Every parser with a document that it accepts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +126,7 @@ def parsers() -> dict[str, Parser]:
         "policy": (policy, lambda data: parse(Policy, data, "fuzz")),
         "pin": (pin, lambda data: pinned_keys(parse(Pin, data, "fuzz"))),
         "memory": (memory, lambda data: parse(Memory, data, "fuzz")),
-        **{kind.__name__: (data, lambda data, kind=kind: parse(kind, data, "fuzz")) for kind, data in lists.items()},
+        **{kind.__name__: (data, functools.partial(_read_list, kind)) for kind, data in lists.items()},
         **{name: (data, lambda data: parse_json(data, "fuzz")) for name, data in others.items()},
     }
     return {

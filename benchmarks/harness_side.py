@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,7 +28,7 @@ def main() -> None:
         pretrained=folder, dtype="float32", device="cpu", batch_size=8, max_length=asked["window"], add_bos_token=False
     )
 
-    def instances(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
+    def instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
         return [
             Instance(request_type=kind, doc={}, arguments=tuple(one), idx=index) for index, one in enumerate(arguments)
         ]

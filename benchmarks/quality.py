@@ -32,7 +32,7 @@ from stillroom.signals.cache.threshold import Entries, Threshold
 from stillroom.signals.cache.top_k import TopK
 from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.teachers.capture import teacher_scores
+from stillroom.teachers.local import LocalTeacher
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.objective import Objective
 from stillroom.training.losses.registry import make_objective
@@ -79,13 +79,15 @@ class Signals:
         """See :meth:`TeacherCache.read`."""
         found = [self._signals[digest] for digest in digests]
         counts = [len(signal) for signal in found]
-        if isinstance(found[0], DenseSignal):
-            return DenseSignal(torch.cat([signal.logprobs for signal in found])), counts  # type: ignore[union-attr]
-        wide = max(signal.ids.shape[1] for signal in found)  # type: ignore[union-attr]
+        dense = [signal for signal in found if isinstance(signal, DenseSignal)]
+        if dense:
+            return DenseSignal(torch.cat([signal.logprobs for signal in dense])), counts
+        sparse = [signal for signal in found if isinstance(signal, SparseSignal)]
+        wide = max(signal.ids.shape[1] for signal in sparse)
         pad = torch.nn.functional.pad
-        ids = torch.cat([pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in found])  # type: ignore[union-attr]
-        weights = torch.cat([pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in found])  # type: ignore[union-attr]
-        return SparseSignal(ids, weights, found[0].unbiased), counts  # type: ignore[union-attr]
+        ids = torch.cat([pad(signal.ids, (0, wide - signal.ids.shape[1])) for signal in sparse])
+        weights = torch.cat([pad(signal.weights, (0, wide - signal.weights.shape[1])) for signal in sparse])
+        return SparseSignal(ids, weights, sparse[0].unbiased), counts
 
     def entropy(self, digest: str) -> float:  # noqa: ARG002
         """Not needed here."""
@@ -97,7 +99,7 @@ def dense_signals(loaded: Any, text: Sequences, vocabulary: VocabularyMap) -> li
     found = []
     for start in range(0, len(text), 4):
         indices = list(range(start, min(start + 4, len(text))))
-        for _, scores in teacher_scores(loaded.model, text, indices, 1.0, torch.device("cpu")):
+        for _, scores in LocalTeacher(loaded).score(text, indices):
             found.append(torch.cat([vocabulary.project_dense(chunk.log_softmax(1)) for chunk in scores]))
     return found
 
@@ -107,7 +109,7 @@ def sampled(dense: list[torch.Tensor], tau: float, seed: int) -> tuple[list[Spar
     codec = Threshold(tau, dense[0].shape[1])
     samples: list[Entries] = []
     for number, logprobs in enumerate(dense):
-        chunks = (chunk.exp() for chunk in logprobs.split(64))
+        chunks = (chunk.exp() for chunk in logprobs.split(64))  # type: ignore[no-untyped-call]
         samples.append(codec.sample(chunks, np.random.default_rng((seed, number))))
     model = codec.learn(samples)
     records = [codec.pack(sample) for sample in samples]

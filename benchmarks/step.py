@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,6 +45,9 @@ from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, make_optimizer
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 LAYERS, LENGTH, BATCH = 16, 512, 4
 TAU = 1 / 36
@@ -172,7 +175,7 @@ def matrix_rate() -> float:
     return statistics.median(rates)
 
 
-def model_operations(student: Any, batch: Batch) -> float:
+def model_operations(student: CausalModel, batch: Batch) -> float:
     """Operations of one step: 6 a weight of a matrix and token, 12 a width and attended pair in every layer."""
     config = student.config
     weights = sum(p.numel() for n, p in student.named_parameters() if p.ndim == 2 and "embed" not in n)
@@ -192,7 +195,7 @@ def loss_peak(positions: int) -> None:
     hidden = torch.randn(positions, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     matrix = torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     signal = SparseSignal(torch.randint(VOCABULARY, (positions, 16)), torch.full((positions, 16), 1 / 16))
-    FusedLoss(make_objective("forward_kl"))(hidden, Head(matrix), None, signal).value.backward()
+    FusedLoss(make_objective("forward_kl"))(hidden, Head(matrix), None, signal).value.backward()  # type: ignore[no-untyped-call]
     sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 

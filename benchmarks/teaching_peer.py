@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ FOLDER = Path(sys.argv[1])
 VOCABULARY, WIDTH = 151_936, 256
 
 
-def make_gkd():
+def make_gkd() -> Callable[[], None]:
     """One step of `trl.experimental.gkd.GKDTrainer` with ``lmbda=0``, ``beta=0`` (forward KL), as its loop makes it."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -52,7 +53,7 @@ def make_gkd():
     trainer.current_gradient_accumulation_steps = 1  # what the loop of transformers sets
     batch = load_file(FOLDER / "batch.safetensors")
 
-    def step():
+    def step() -> None:
         trainer.model.train()
         inputs = {
             "input_ids": batch["ids"],
@@ -68,7 +69,7 @@ def make_gkd():
     return step
 
 
-def make_liger():
+def make_liger() -> Callable[[], None]:
     """A step with Liger's chunked distillation loss on the hidden states of student and teacher, beta 0."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
@@ -78,7 +79,7 @@ def make_liger():
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     batch = load_file(FOLDER / "batch.safetensors")
 
-    def step():
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 taught = teacher.base_model(input_ids=batch["ids"]).last_hidden_state[:, :-1].flatten(0, 1)
@@ -98,7 +99,7 @@ def make_liger():
     return step
 
 
-def loss_memory(positions):
+def loss_memory(positions: int) -> None:
     """Peak bytes of this process after Liger's loss on so many positions at a large vocabulary."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
@@ -110,17 +111,18 @@ def loss_memory(positions):
     loss(hidden, matrix, taught, matrix.detach(), targets).backward()
 
 
-def peak():
+def peak() -> int:
     """Peak resident bytes of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main():
+def main() -> None:
     """Answer line by line."""
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    steps = {}
+    steps: dict[str, Callable[[], None]] = {}
+    answer: dict[str, float | str]
     for line in sys.stdin:
         words = line.split()
         try:

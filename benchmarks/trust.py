@@ -94,7 +94,10 @@ def family(seed: int = 0) -> dict[str, Any]:
     Packages know of each other only what their provenance says. The truth comes from the family tree.
     """
     random_ = random.Random(seed)
-    digest = lambda *parts: files.digest_bytes(repr(parts).encode())  # noqa: E731
+
+    def digest(*parts: str | int) -> str:
+        return files.digest_bytes(repr(parts).encode())
+
     founders = [digest("founder", number) for number in range(10)]
     parents: dict[str, list[str]] = {founder: [] for founder in founders}
     lineage: dict[str, tuple[Ancestor, ...]] = {}

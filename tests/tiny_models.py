@@ -19,7 +19,9 @@ import torch
 from stillroom.models.tokenizer import quietly
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from stillroom.models.types import CausalModel
 
 Kind = Literal["bpe", "qwen", "unigram", "bpe_fallback"]
 
@@ -104,7 +106,7 @@ def make_model(
     hidden: int = 64,
     seed: int = 0,
     sliding_window: int | None = None,
-) -> PreTrainedModel:
+) -> CausalModel:
     """The model of :func:`tiny_model` in memory, float32, in evaluation mode. ``rows`` is its vocabulary."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -140,14 +142,14 @@ def make_model(
             "logits_scaling": 2.0,
         }
     config = AutoConfig.for_model(family, **options)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: CausalModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _draw(model, seed)
     _spread(model, seed)
     return model
 
 
 @torch.no_grad()
-def _draw(model: PreTrainedModel, seed: int) -> None:
+def _draw(model: CausalModel, seed: int) -> None:
     """Fill every parameter from one generator, in the order of their names."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -164,7 +166,7 @@ def _draw(model: PreTrainedModel, seed: int) -> None:
 
 
 @torch.no_grad()
-def _spread(model: PreTrainedModel, seed: int) -> None:
+def _spread(model: CausalModel, seed: int) -> None:
     """Scale the output matrix (also the input's where they are one) until the logits have ``LOGIT_SPREAD``."""
     generator = torch.Generator().manual_seed(seed + 1)
     ids = torch.randint(0, model.config.vocab_size, (4, 32), generator=generator)

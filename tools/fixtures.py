@@ -28,7 +28,8 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.signal import SparseSignal
 from stillroom.switch import Places, Switch, stopping
 from stillroom.verification.closed import parse
-from stillroom.verification.verification import Pin, verify
+from stillroom.verification.documents import Pin
+from stillroom.verification.verification import verify
 
 PASSPHRASE = "correct horse battery"
 """Opens the publisher's keys; they guard nothing."""

@@ -209,7 +209,7 @@ def _write_teacher(folder: Path) -> None:
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    model = LlamaForCausalLM(config).to(torch.float32).eval()
+    model = LlamaForCausalLM(config).to(torch.float32).eval()  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

@@ -75,7 +75,9 @@ def bill() -> dict[str, Any]:
             "version": version,
             "purl": references[name],
         }
-        licence = installed.metadata.get("License-Expression") or installed.metadata.get("License")
+        facts = installed.metadata
+        stated = [facts[key] for key in ("License-Expression", "License") if key in facts]
+        licence = next(filter(None, stated), None)
         if licence:
             component["licenses"] = [{"license": {"name": licence.strip().splitlines()[0][:200]}}]
         if name in locked:

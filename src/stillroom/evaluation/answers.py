@@ -186,7 +186,7 @@ class Speaker:
         return {end for end in ends if end is not None and end < self.used}
 
     def _answer(self, ids: list[int], stops: Sequence[str], limit: int) -> Answer:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         ended = bool(ids) and ids[-1] in self._ends()
         for stop in stops:
             if stop and stop in text:

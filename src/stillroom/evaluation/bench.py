@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from stillroom.models.types import CausalModel
     from stillroom.runs.run import Run
 
 ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
@@ -37,7 +38,7 @@ class Loaded:
         stored_bytes: Bytes of its stored weights.
     """
 
-    model: Any
+    model: CausalModel
     tokenizer: PreTrainedTokenizerFast
     vocabulary: VocabularyMap
     stored_bytes: int

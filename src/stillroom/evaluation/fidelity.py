@@ -9,7 +9,7 @@ Legend: P positions where teacher and student predict the same thing, V vocabula
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.vocabulary_map import VocabularyMap
 
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
+
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""
 
@@ -33,14 +36,14 @@ class Contender:
     """A model to compare with the teacher, how its ids relate to the teacher's, and its sums."""
 
     name: str
-    model: Any
+    model: CausalModel
     vocabulary: VocabularyMap
     tally: Tally
 
 
 @torch.inference_mode()
 def compare(
-    teacher: Any,
+    teacher: CausalModel,
     own: Tally,
     contenders: list[Contender],
     heldout: HeldOut,
@@ -179,7 +182,7 @@ def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.nda
     return places
 
 
-def _reliability(tally: Tally, here: Places, best: Any, targets: torch.Tensor) -> None:
+def _reliability(tally: Tally, here: Places, best: torch.return_types.max, targets: torch.Tensor) -> None:
     """Confidence in the likeliest token (``best``: log-probabilities and ids of the maxima), and whether it came."""
     tally.add_reliability(here["group"], _float(best.values.exp()), _float(best.indices == targets))
 

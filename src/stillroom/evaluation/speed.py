@@ -9,12 +9,15 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillroom.core.memory import MemoryMeter
 from stillroom.evaluation.bootstrap import student_t
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 REPETITIONS = 5
 RAPL = Path("/sys/class/powercap")
@@ -22,7 +25,7 @@ RAPL = Path("/sys/class/powercap")
 
 @torch.inference_mode()
 def measure_speed(
-    models: dict[str, Any], prompt: dict[str, torch.Tensor], new_tokens: int
+    models: dict[str, CausalModel], prompt: dict[str, torch.Tensor], new_tokens: int
 ) -> dict[str, dict[str, Any]]:
     """Tokens a second of several models, batch of one, with a key/value cache.
 
@@ -103,7 +106,7 @@ def read_energy(root: Path = RAPL) -> float | None:
 
 
 @torch.inference_mode()
-def working_memory(model: Any, prompt: torch.Tensor) -> int:
+def working_memory(model: CausalModel, prompt: torch.Tensor) -> int:
     """Bytes of a model at work: its weights and what one pass over the prompt adds at its peak."""
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     meter = MemoryMeter()

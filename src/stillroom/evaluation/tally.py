@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stillroom.evaluation.bootstrap import Array, Estimate, ratio
 
@@ -55,7 +55,7 @@ class Tally:
         }
         self.reliability = np.zeros((self.groups, CONFIDENCE_BINS, 3))
 
-    def add(self, places: Places, **columns: Any) -> None:
+    def add(self, places: Places, **columns: ArrayLike) -> None:
         """Add values [P] of columns (a number stands for as many of it) at the bins of their positions."""
         count = len(places["group"])
         for column, values in columns.items():

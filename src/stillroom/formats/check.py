@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,9 @@ from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, Tokenizer
 
 MOST_LISTED = 4096
 """Ids whose log-probability the runtime lists at a position; the mass of the others is compared as one."""
@@ -80,7 +83,7 @@ def passages(heldout: Sequences, vocabulary: VocabularyMap, tokens: int) -> list
 
 
 @torch.inference_mode()
-def student_says(model: Any, texts: Iterable[Passage], used: int) -> list[torch.Tensor]:
+def student_says(model: CausalModel, texts: Iterable[Passage], used: int) -> list[torch.Tensor]:
     """Log-probabilities of the PyTorch student at every position, [P, V] a passage; ``used`` rows are real ids."""
     return [
         torch.log_softmax(model(input_ids=torch.tensor([text.ids]), use_cache=False).logits[0, :, :used].float(), dim=1)
@@ -88,7 +91,7 @@ def student_says(model: Any, texts: Iterable[Passage], used: int) -> list[torch.
     ]
 
 
-def file_says(file: Path, tokenizer: Any, texts: list[Passage], used: int, task: Task) -> list[list[Listed]]:
+def file_says(file: Path, tokenizer: Tokenizer, texts: list[Passage], used: int, task: Task) -> list[list[Listed]]:
     """What a GGUF file says at every position, by llama.cpp. ``task`` takes progress in positions."""
     longest = max(len(text.ids) for text in texts)
     harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
@@ -127,7 +130,7 @@ def require_agreement(agreement: Agreement, kind: str, limit: float, file: Path)
         )
 
 
-def require_same_tokens(tokenizer: Any, file: Path, texts: list[str]) -> None:
+def require_same_tokens(tokenizer: Tokenizer, file: Path, texts: list[str]) -> None:
     """Refuse a file whose tokenizer makes other ids of a text.
 
     Raises:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.errors import RecipeError
 from stillroom.recipe.export import ChooseConfig, GgufType
+
+if TYPE_CHECKING:
+    from stillroom.models.types import ModelConfig
 
 CACHE_BYTES = 2
 """Bytes of one number in the runtime's cache of keys and values."""
 
 
-def byte_limit(choice: ChooseConfig, config: Any) -> int | None:
+def byte_limit(choice: ChooseConfig, config: ModelConfig) -> int | None:
     """Most bytes that the file may have: the recipe's limit and the device's, of which the tighter holds.
 
     Args:
@@ -37,7 +40,7 @@ def byte_limit(choice: ChooseConfig, config: Any) -> int | None:
     return min(limits) if limits else None
 
 
-def cache_bytes(config: Any, context: int) -> int:
+def cache_bytes(config: ModelConfig, context: int) -> int:
     """Bytes of the keys and values of a full context."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

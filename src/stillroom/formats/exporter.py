@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,9 @@ from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig, GgufType
 from stillroom.runs.run import Run
 from stillroom.signals.vocabulary_map import VocabularyMap
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, Tokenizer
 
 SAMPLES = (
     "def f(x):\n    return x + 2024",
@@ -69,7 +72,7 @@ class Exporter:
         self.accepted: dict[str, Any] = files.read_json(self._record) if self._record.is_file() else {}
 
     @functools.cached_property
-    def student(self) -> tuple[Any, Any]:
+    def student(self) -> tuple[CausalModel, Tokenizer]:
         """The PyTorch student, float32, and its tokenizer."""
         model, tokenizer = load_student(self.source, torch.float32)
         return model.eval(), tokenizer

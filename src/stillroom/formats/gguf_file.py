@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
@@ -23,6 +23,9 @@ from stillroom.formats.vocabulary import add_tokenizer
 from stillroom.models.families.family import GgufLayout
 from stillroom.models.families.gguf_keys import add_hyperparameters, lay_out
 from stillroom.models.families.registry import gguf_layout_of
+
+if TYPE_CHECKING:
+    from stillroom.models.types import ModelConfig, Tokenizer
 
 Array = np.ndarray
 Importance = dict[str, Array]
@@ -76,7 +79,7 @@ def write_gguf(
     from stillroom.models.tokenizer import open_tokenizer, quietly
 
     with quietly():
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: ModelConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     shards = sorted(folder.glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
@@ -105,8 +108,8 @@ def write_gguf(
 
 
 def planned_bytes(
-    config: Any,
-    tokenizer: Any,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
     kind: str,
     *,
     name: str,
@@ -157,7 +160,12 @@ def planned_bytes(
 
 
 def tensor_types(
-    config: Any, shapes: dict[str, tuple[int, ...]], kind: str, *, rows: int | None = None, importance: bool = True
+    config: ModelConfig,
+    shapes: dict[str, tuple[int, ...]],
+    kind: str,
+    *,
+    rows: int | None = None,
+    importance: bool = True,
 ) -> dict[str, GGMLQuantizationType]:
     """The type that each tensor of a model gets in a file of a type, by its key."""
     layout = _Layout.of(config, rows, kind, importance)
@@ -169,13 +177,13 @@ class _Layout:
     """What a file of a type holds for a config."""
 
     gguf: GgufLayout
-    config: Any
+    config: ModelConfig
     kind: str
     importance: bool
     padded: int
 
     @classmethod
-    def of(cls, config: Any, rows: int | None, kind: str, importance: bool) -> _Layout:
+    def of(cls, config: ModelConfig, rows: int | None, kind: str, importance: bool) -> _Layout:
         gguf = gguf_layout_of(config)
         config = copy.deepcopy(config)
         padded = config.vocab_size
@@ -186,7 +194,7 @@ class _Layout:
     def arch_name(self) -> str:
         return self.gguf.arch
 
-    def describe(self, writer: GGUFWriter, tokenizer: Any, name: str, licence: str | None) -> dict[str, Array]:
+    def describe(self, writer: GGUFWriter, tokenizer: Tokenizer, name: str, licence: str | None) -> dict[str, Array]:
         """Write all metadata; returns the tensors that belong to it."""
         writer.add_name(name)
         if licence:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 ROUNDS = 3
 """Times that each file's speed is measured, in turns; the median counts."""
@@ -83,7 +86,7 @@ def ladder(
 
 @torch.inference_mode()
 def teacher_says(
-    teacher: Any, text: Passage, vocabulary: VocabularyMap, used: int
+    teacher: CausalModel, text: Passage, vocabulary: VocabularyMap, used: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The teacher's log-probabilities in the student's ids, [P, V], and the passage's positions that they belong to, [P].
 

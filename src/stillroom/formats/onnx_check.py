@@ -6,7 +6,7 @@ Legend: L new tokens, P past tokens, V ids.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from stillroom.core.progress import Progress
 from stillroom.formats.check import Passage, student_says
 from stillroom.formats.onnx_file import MODEL, empty_cache, require_onnx, write_onnx
 from stillroom.models.load import load_student
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 MAX_KL = 1e-4
 """Largest mean KL(PyTorch ‖ ONNX Runtime), nats a token: both compute in float32."""
@@ -126,7 +129,7 @@ def check_onnx(source: Path, folder: Path, texts: list[Passage], used: int) -> d
     return {"kl_to_pytorch": kl, "positions": len(divergences), "greedy_tokens": len(said_ids)}
 
 
-def _require_greedy(model: Any, prompt: list[int], said: list[int], folder: Path) -> None:
+def _require_greedy(model: CausalModel, prompt: list[int], said: list[int], folder: Path) -> None:
     """Every token is PyTorch's most probable one after the same tokens, or ties with it."""
     logits = model(input_ids=torch.tensor([prompt + said]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     behind = logits.max(dim=1).values - logits.gather(1, torch.tensor(said)[:, None])[:, 0]

@@ -15,13 +15,18 @@ import logging
 import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from stillroom.core import files
 from stillroom.core.errors import MissingDependency, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicLayer
+
+    from stillroom.models.types import CausalModel, ModelConfig
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MODEL = "model.onnx"
@@ -43,7 +48,7 @@ def require_onnx() -> None:
 class WithCache(nn.Module):
     """A causal language model whose cache goes in and out as plain tensors."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalModel) -> None:
         super().__init__()
         self.model = model
 
@@ -63,10 +68,11 @@ class WithCache(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        grown = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        layers = cast("list[DynamicLayer]", cache.layers)
+        grown = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
         return (result.logits, *grown)
 
-    def _masks(self, queries: torch.Tensor, keys: torch.Tensor) -> Any:
+    def _masks(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """What is added to attention scores, [1, 1, L, P + L]; one a kind of attention where there are two."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
@@ -143,7 +149,7 @@ def write_onnx(folder: Path, target: Path) -> None:
             config.save_pretrained(beside)
 
 
-def empty_cache(config: Any, length: int = 0) -> list[torch.Tensor]:
+def empty_cache(config: ModelConfig, length: int = 0) -> list[torch.Tensor]:
     """Keys and values of a cache that holds ``length`` zeros, each [1, G, length, D]."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -106,7 +105,7 @@ def llama_cpp_encoder() -> Encoder | None:
     return encode
 
 
-def _llama_cpp_function() -> Any:
+def _llama_cpp_function() -> ctypes._NamedFuncPointer | None:
     spec = importlib.util.find_spec("xllamacpp")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for file in sorted(Path(folder).glob("xllamacpp*.*")):

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from gguf import GGMLQuantizationType
@@ -29,6 +29,9 @@ from stillroom.recipe.export import RecoverConfig
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.vocabulary_map import VocabularyMap
 
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
+
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""
 WARMUP = 0.1
@@ -36,14 +39,14 @@ WARMUP = 0.1
 
 
 def recover(
-    student: Any,
+    student: CausalModel,
     kinds: dict[str, GGMLQuantizationType],
     importance: Importance | None,
     text: Sequences,
     vocabulary: VocabularyMap,
     config: RecoverConfig,
     task: Task,
-) -> Any:
+) -> CausalModel:
     """A copy of the student whose rounded weights say more nearly what the student says.
 
     Args:
@@ -75,7 +78,9 @@ def recover(
 
 
 @contextlib.contextmanager
-def rounded(model: Any, kinds: dict[str, GGMLQuantizationType], importance: Importance | None) -> Iterator[None]:
+def rounded(
+    model: CausalModel, kinds: dict[str, GGMLQuantizationType], importance: Importance | None
+) -> Iterator[None]:
     """The weights as a file would hold them while the body runs; gradients go to the unrounded ones."""
     exact: dict[str, torch.Tensor] = {}
     parameters = dict(model.named_parameters())
@@ -93,7 +98,7 @@ def rounded(model: Any, kinds: dict[str, GGMLQuantizationType], importance: Impo
             parameters[key].data = data
 
 
-def _backward(model: Any, student: Any, source: BatchSource, index: int) -> float:
+def _backward(model: CausalModel, student: CausalModel, source: BatchSource, index: int) -> float:
     """Add one sequence's gradient of KL(student ‖ model), mean over its positions; returns the mean."""
     batch = source.batch([index])
     with torch.inference_mode():

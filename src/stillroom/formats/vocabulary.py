@@ -79,7 +79,7 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, rules: dict[str, Any], rows: int
     return tokens, types
 
 
-def _pair(merge: Any) -> tuple[str, str]:
+def _pair(merge: str | list[str]) -> tuple[str, str]:
     left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
     return left, right
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 NAME = "stillroom_packed"
 BLOCK = 64
@@ -136,7 +139,7 @@ def packed_attention(
     return output
 
 
-def applies(model: Any, ids: torch.Tensor) -> bool:
+def applies(model: CausalModel, ids: torch.Tensor) -> bool:
     """Whether a model's attention is the plain one that this replaces, on a device and of a length where it pays."""
     config = model.config
     window = getattr(config, "sliding_window", None)
@@ -154,7 +157,7 @@ def applies(model: Any, ids: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def packed(model: Any) -> Iterator[None]:
+def packed(model: CausalModel) -> Iterator[None]:
     """While the body runs, the model's layers call :func:`packed_attention`; they need the argument ``blocks``."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

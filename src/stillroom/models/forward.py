@@ -6,20 +6,22 @@ Legend: B sequences, L tokens, H hidden width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from stillroom.models.attention import applies, blocks_of, packed
 
+if TYPE_CHECKING:
+    from stillroom.models.types import Body, CausalModel
 
-def body(model: nn.Module) -> nn.Module:
+
+def body(model: CausalModel) -> Body:
     """The network under the output layer."""
-    return model.base_model  # type: ignore[return-value]
+    return model.base_model
 
 
-def hidden_states(model: nn.Module, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Final, normed hidden states [B, L, H] of packed sequences.
 
     Documents are kept apart: positions that start again at 0 make the attention mask block-diagonal.
@@ -62,16 +64,16 @@ class Head:
         return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
 
 
-def output_head(model: nn.Module) -> Head:
+def output_head(model: CausalModel) -> Head:
     """The output layer of a model, with what its family does to logits."""
-    config: Any = model.config
-    layer: Any = model.get_output_embeddings()  # type: ignore[operator]
+    config = model.config
+    layer = model.get_output_embeddings()
     softcap = getattr(config, "final_logit_softcapping", None)
     scaling = getattr(config, "logits_scaling", None)
     return Head(layer.weight, layer.bias, 1.0 / float(scaling) if scaling else 1.0, float(softcap) if softcap else None)
 
 
-def logits_from_hidden(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def logits_from_hidden(model: CausalModel, hidden: torch.Tensor) -> torch.Tensor:
     """Logits [..., V] in float32 of hidden states [..., H]."""
     head = output_head(model)
     return head.finish(torch.nn.functional.linear(hidden, head.matrix, head.bias).float())

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from stillroom.models.types import CausalModel
+
 MODEL_FILES = (
     "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
@@ -38,7 +40,7 @@ class LoadedTeacher:
         stored_bytes: Bytes of the stored weights.
     """
 
-    model: Any
+    model: CausalModel
     tokenizer: PreTrainedTokenizerFast
     name: str
     family: str
@@ -53,7 +55,7 @@ class LoadedTeacher:
         return count_parameters(self.model)
 
 
-def count_parameters(model: Any) -> int:
+def count_parameters(model: CausalModel) -> int:
     """Parameters of a model, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -128,13 +130,13 @@ def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokeni
     return open_tokenizer(model_folder(config.name, config.revision))
 
 
-def load_student(folder: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerFast]:
+def load_student(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, PreTrainedTokenizerFast]:
     """A model that a run wrote, and its tokenizer."""
     require_safe(folder)
     return _from_pretrained(folder, dtype), open_tokenizer(folder)
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a Hugging Face folder, whole or not at all."""
     with files.replacing(folder) as beside, quietly():
         model.save_pretrained(beside)
@@ -166,12 +168,12 @@ def model_folder(name: str, revision: str | None) -> Path:
     return folder
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> CausalModel:
     from transformers import AutoModelForCausalLM
 
     try:
         with quietly():
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
             )
     except Exception as error:
@@ -191,7 +193,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.name_or_path = ""
-    return model
+    loaded: CausalModel = model
+    return loaded
 
 
 def _card_licence(folder: Path) -> str | None:
@@ -203,5 +206,5 @@ def _card_licence(folder: Path) -> str | None:
     return found.group(1) if found else None
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return str(value) if value else None

@@ -30,7 +30,7 @@ def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
 
     try:
         with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, use_fast=True, **options
             )
     except Exception as error:
@@ -41,7 +41,8 @@ def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise TeacherError(f"{folder}: only a slow tokenizer is there.", "Save the model with its tokenizer.json.")
     tokenizer.name_or_path = ""
-    return tokenizer
+    opened: PreTrainedTokenizerFast = tokenizer
+    return opened
 
 
 @contextlib.contextmanager

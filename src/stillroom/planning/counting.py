@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
@@ -16,11 +16,10 @@ from stillroom.recipe.teacher import GgufTeacher
 from stillroom.runs.run import Run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from stillroom.corpus.sequences import Sequences
+    from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
     from stillroom.signals.vocabulary_map import VocabularyMap
-    from stillroom.students.shape import Shape
+    from stillroom.students.shape import Anatomy, Shape
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Text:
 
     train: Sequences
     tokens: dict[str, int]
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Tokenizer
     seconds: float
 
 
@@ -63,7 +62,7 @@ class Planned:
     parameters: int
     untrimmed_parameters: int
     exact: bool
-    config: Any
+    config: ModelConfig
     vocabulary: VocabularyMap
     expansion: float
     files: dict[str, int]
@@ -107,7 +106,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
 
     config = _teacher_config(recipe)
     with torch.device("meta"):
-        teacher = AutoModelForCausalLM.from_config(config)
+        teacher: CausalModel = AutoModelForCausalLM.from_config(config)
     teacher.tie_weights()
     rows = teacher.get_output_embeddings().weight.shape[0]
     student = recipe.student
@@ -136,7 +135,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
             with quietly():
                 changed = AutoConfig.from_pretrained(model_folder(student.name, student.revision))
         with torch.device("meta"):
-            fresh = AutoModelForCausalLM.from_config(changed)
+            fresh: CausalModel = AutoModelForCausalLM.from_config(changed)
         fresh.tie_weights()
         parameters = untrimmed = count_parameters(fresh)
     files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
@@ -154,7 +153,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     )
 
 
-def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, bool]:
+def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[Shape, bool]:
     """The shape as given; with a target the largest that fits, for which one it will be is measured later."""
     from stillroom.students.limits import limits_of
     from stillroom.students.planning import AXIS_NAMES, given_sizes
@@ -176,7 +175,7 @@ def _shape(student: ShrinkStudent, anatomy: Any, vocabulary: int) -> tuple[Any, 
     return max(fitting, key=anatomy.parameters), False
 
 
-def _config_of(config: Any, whole: Any, shape: Any) -> Any:
+def _config_of(config: ModelConfig, whole: Shape, shape: Shape) -> ModelConfig:
     """The teacher's config in a smaller shape."""
     from stillroom.models.families.family import cut_config, head_width
 
@@ -192,7 +191,7 @@ def _config_of(config: Any, whole: Any, shape: Any) -> Any:
     return changed
 
 
-def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[str, int]:
+def _file_bytes(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, rows: int) -> dict[str, int]:
     """Bytes of each file that is exported, exactly: its header is written, its tensors are counted."""
     from stillroom.formats.gguf_file import planned_bytes
     from stillroom.formats.mixes import WEIGHTED
@@ -214,7 +213,7 @@ def _file_bytes(recipe: Recipe, config: Any, tokenizer: Any, rows: int) -> dict[
     }
 
 
-def _teacher_config(recipe: Recipe) -> Any:
+def _teacher_config(recipe: Recipe) -> ModelConfig:
     from transformers import AutoConfig
 
     from stillroom.models.gguf_source import gguf_path
@@ -224,5 +223,7 @@ def _teacher_config(recipe: Recipe) -> Any:
     with quietly():
         if isinstance(recipe.teacher, GgufTeacher):
             path = gguf_path(recipe.teacher.path)
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        return AutoConfig.from_pretrained(model_folder(recipe.teacher.name, recipe.teacher.revision))
+            config: ModelConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        else:
+            config = AutoConfig.from_pretrained(model_folder(recipe.teacher.name, recipe.teacher.revision))
+        return config

@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,13 +33,16 @@ from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher, weights_of
 from stillroom.training.loop import Training
 
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
+
 CAPTURED_TOKENS = 2048
 """Tokens that the pilot captures: the codec's model is fitted to them, and to fewer it does not fit well."""
 STEP_TOKENS = 1024
 """Tokens of the pilot's larger training step."""
 
 
-def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: Any) -> Profile:
+def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: ModelConfig) -> Profile:
     """Measure.
 
     Args:
@@ -116,7 +119,7 @@ def _captured(teacher: Teacher, sequences: Sequences, writer: CacheWriter, recip
 
 
 @torch.inference_mode()
-def _exact_rate(model: Any, one: Sequences) -> float:
+def _exact_rate(model: CausalModel, one: Sequences) -> float:
     device = next(model.parameters()).device
     best = float("inf")
     for _ in range(2):
@@ -153,7 +156,7 @@ class _Trial:
     sequences: Sequences
     vocabulary: VocabularyMap
     cache: TeacherCache
-    student: Any
+    student: ModelConfig
     folder: Path
     device: torch.device
 

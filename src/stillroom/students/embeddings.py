@@ -5,14 +5,17 @@ Legend: S student rows, H hidden width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
+
 
 @torch.no_grad()
-def keep_rows(model: Any, kept: list[int], rows: int) -> None:
+def keep_rows(model: CausalModel, kept: list[int], rows: int) -> None:
     """Leave only these ids in a model; rows behind them are zero.
 
     Args:
@@ -41,11 +44,11 @@ def keep_rows(model: Any, kept: list[int], rows: int) -> None:
         model.base_model.vocab_size = rows
 
 
-def renumber_config(model: Any, kept: list[int]) -> None:
+def renumber_config(model: CausalModel, kept: list[int]) -> None:
     """Translate the special ids of a model's configs; one that was not kept is dropped."""
     new_ids = {old: new for new, old in enumerate(kept)}
 
-    def translate(value: Any) -> Any:
+    def translate(value: int | list[int]) -> int | list[int] | None:
         if isinstance(value, list):
             found = [new_ids[item] for item in value if item in new_ids]
             return found or None

@@ -15,14 +15,18 @@ Legend: N tokens of the sample, F inputs of the matrix, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.narrow import Widths
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 RIDGE = 0.3
 """Pull of the fitted matrix to the old one, as a share of the mean square of its inputs."""
@@ -34,8 +38,8 @@ POWER = 0.5
 
 @torch.no_grad()
 def heal(
-    student: Any,
-    teacher: Any,
+    student: CausalModel,
+    teacher: CausalModel,
     family: Family,
     kept: list[int],
     sample: Sequences,
@@ -82,7 +86,7 @@ def heal(
         # Where the stream is still the teacher's, attention has nothing to make up for.
         attention_too = narrow_attention and (narrowed or place > first or kept[0] != 0)
         if attention_too:
-            module = layer.get_submodule(family.attention_output)
+            module = family.attention_matrix(layer)
             name = family.attention_output
             _, caught = ours.run(inputs=[name], outputs=[name])
             theirs_out = _cut(seen[f"out:{name}"], hidden)
@@ -98,7 +102,7 @@ def heal(
         name = family.feed_forward_output
         gap = end > index + 1 and not family.norm_after
         if gap or narrow_ffn:
-            module = layer.get_submodule(name)
+            module = family.feed_forward_matrix(layer)
             results, caught = ours.run(inputs=[name], outputs=[name])
             if family.norm_after:
                 weigh = _cut(seen[f"out:{name}"], hidden)
@@ -141,7 +145,7 @@ def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
     return values if hidden is None else values[:, hidden.to(values.device)]
 
 
-def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.Tensor) -> torch.Tensor:
+def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.Tensor) -> torch.Tensor:
     """Change a linear layer's matrix so that it gives what is missing; returns the change [H, F].
 
     Args:

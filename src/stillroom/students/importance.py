@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states, logits_from_hidden
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 POSITIONS = 1024
 """Positions on which a candidate's KL is measured."""
@@ -75,7 +78,7 @@ def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict
     """Catch the first input, or the output, of modules while the body runs a forward pass; float32, [B · L, H]."""
     caught: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, value: Any) -> None:
+    def keep(name: str, value: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         tensor = value[0] if isinstance(value, tuple) else value
         caught[name] = tensor.detach().flatten(0, 1).float()
 
@@ -98,7 +101,7 @@ def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict
 
 
 @torch.no_grad()
-def block_influence(model: Any, family: Family, sample: Sequences) -> list[float]:
+def block_influence(model: CausalModel, family: Family, sample: Sequences) -> list[float]:
     """One minus the cosine between a layer's input and output, mean over tokens (Men et al. 2024, arXiv 2403.03853).
 
     Args:
@@ -123,7 +126,7 @@ def block_influence(model: Any, family: Family, sample: Sequences) -> list[float
 
 
 @torch.no_grad()
-def leave_one_out_kl(model: Any, family: Family, sample: Sequences) -> list[float]:
+def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> list[float]:
     """KL(model ‖ model without one layer) in nats a token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
     measure a layer by the loss without it).
 
@@ -160,13 +163,13 @@ def leave_one_out_kl(model: Any, family: Family, sample: Sequences) -> list[floa
 
 
 @torch.no_grad()
-def judged_logprobs(model: Any, sample: Sequences) -> torch.Tensor:
+def judged_logprobs(model: CausalModel, sample: Sequences) -> torch.Tensor:
     """Log-probabilities of the sample's first positions with a target, [P, V] float32; P is at most 1,024."""
     return torch.cat(list(_judged_parts(model, sample)))
 
 
 @torch.no_grad()
-def judged_kl(teacher: torch.Tensor, model: Any, sample: Sequences) -> float:
+def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> float:
     """Mean KL(teacher ‖ model) in nats a token on the same positions as ``teacher``, [P, V] log-probabilities."""
     divergence, begin = 0.0, 0
     for student in _judged_parts(model, sample):
@@ -177,7 +180,7 @@ def judged_kl(teacher: torch.Tensor, model: Any, sample: Sequences) -> float:
     return divergence / len(teacher)
 
 
-def _judged_parts(model: Any, sample: Sequences) -> Iterator[torch.Tensor]:
+def _judged_parts(model: CausalModel, sample: Sequences) -> Iterator[torch.Tensor]:
     """Log-probabilities of the positions that judge, a few rows at a time."""
     hidden = torch.cat(
         [

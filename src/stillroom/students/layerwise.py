@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from torch import nn
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 
 class Layerwise:
@@ -26,7 +29,7 @@ class Layerwise:
         sample: Sequences; each is run by itself, so that memory holds one sequence's activations.
     """
 
-    def __init__(self, model: Any, family: Family, sample: Sequences) -> None:
+    def __init__(self, model: CausalModel, family: Family, sample: Sequences) -> None:
         self.layers = family.layers(model)
         self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
@@ -97,7 +100,7 @@ class Layerwise:
 
 
 def _enter(
-    model: Any, layers: nn.ModuleList, ids: torch.Tensor, positions: torch.Tensor
+    model: CausalModel, layers: nn.ModuleList, ids: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """What the first layer takes, and the other arguments (masks, rotations) of every layer, without running any."""
     arguments: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -130,7 +129,7 @@ def load_profiles(own: Path | None = None) -> dict[str, Profile]:
 
 def _read(text: str, name: str) -> dict[str, Profile]:
     try:
-        content: Any = yaml.safe_load(text)
+        content: object = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(
             f"{name}: not valid YAML: {str(error).splitlines()[0]}.", "Mind indentation and colons."

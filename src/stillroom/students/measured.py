@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,9 @@ from stillroom.core import files
 from stillroom.models.families.family import Family
 from stillroom.students.importance import Sample, block_influence, judged_logprobs, leave_one_out_kl
 from stillroom.students.widths import WidthImportance, measure_orders, measure_widths
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 FORMAT = "1"
 
@@ -44,7 +47,7 @@ class Measured:
     @classmethod
     def of(
         cls,
-        teacher: Any,
+        teacher: CausalModel,
         family: Family,
         sample: Sample,
         *,
@@ -91,7 +94,7 @@ class Measured:
             measured.save()
         return measured
 
-    def order(self, teacher: Any, family: Family) -> None:
+    def order(self, teacher: CausalModel, family: Family) -> None:
         """Measure the order in which channels and groups can go, once: it takes longer than the rest."""
         if self.widths.channel_order is None:
             self.widths = measure_orders(teacher, family, self.sample.fit, self.widths)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models.families.family import Family, head_width
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Widths:
 
 
 @torch.no_grad()
-def narrow(model: Any, family: Family, widths: Widths) -> Any:
+def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
     """A new model with these widths.
 
     Args:
@@ -88,7 +91,7 @@ def narrow(model: Any, family: Family, widths: Widths) -> Any:
             cut[name] = tensor
     if model.config.tie_word_embeddings:
         cut.pop("lm_head.weight", None)
-    smaller = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
+    smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
     lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
     if lost:
@@ -98,7 +101,7 @@ def narrow(model: Any, family: Family, widths: Widths) -> Any:
     return smaller.to(next(model.parameters()).device).train(model.training)
 
 
-def _config(config: Any, widths: Widths) -> Any:
+def _config(config: ModelConfig, widths: Widths) -> ModelConfig:
     config = copy.deepcopy(config)
     config.head_dim = head_width(config)
     if widths.channels is not None:
@@ -131,7 +134,7 @@ class _Axis:
         return None if kept is None else cls(kept, size)
 
 
-def _axis(axis: str | None, config: Any, widths: Widths, layer: int) -> _Axis | None:
+def _axis(axis: str | None, config: ModelConfig, widths: Widths, layer: int) -> _Axis | None:
     """The kept entries of an axis in a layer; None where all stay."""
     width = head_width(config)
     share = config.num_attention_heads // config.num_key_value_heads

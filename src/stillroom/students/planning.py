@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.progress import Progress
 from stillroom.models.families.family import Family
@@ -13,6 +13,9 @@ from stillroom.students.measured import Measured
 from stillroom.students.shape import Anatomy, Shape
 from stillroom.students.shrink import shrink
 from stillroom.students.solver import Choice, LossModel, Solution, grid, shortlist, solve
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 AXIS_NAMES = {"layers": "layers", "ffn_width": "channels", "key_value_groups": "groups", "hidden_width": "hidden"}
 """A recipe's keys, and the axes of a shape that they size."""
@@ -71,7 +74,7 @@ def given_sizes(student: ShrinkStudent) -> dict[str, int]:
 
 
 def plan_shape(
-    teacher: Any,
+    teacher: CausalModel,
     family: Family,
     anatomy: Anatomy,
     target: Target,
@@ -120,7 +123,7 @@ def plan_shape(
 
 
 def measure_curves(
-    teacher: Any,
+    teacher: CausalModel,
     family: Family,
     whole: Shape,
     axes: list[str],

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
 from stillroom.core.errors import RecipeError
 from stillroom.models.families.family import Family, head_width
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
 
 BLOCKS = {"F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q4_0": (32, 18)}
 """Weights and bytes of a block."""
@@ -88,7 +91,7 @@ class Anatomy:
     divided: bool = False
 
     @classmethod
-    def of(cls, model: Any, family: Family, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
+    def of(cls, model: CausalModel, family: Family, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
         """Read a teacher."""
         config = model.config
         tied = bool(config.tie_word_embeddings)
@@ -218,14 +221,14 @@ def _row_bytes(columns: int, kind: str) -> int:
     raise AssertionError(kind)
 
 
-def tokenizer_bytes(tokenizer: Any) -> float:
+def tokenizer_bytes(tokenizer: Tokenizer) -> float:
     """Bytes a token of a GGUF's lists of tokens, types and merges take (a merge is its token and a blank)."""
     vocabulary = tokenizer.get_vocab()
     text = sum(len(token.encode()) for token in vocabulary)
     return (2 * text + len(vocabulary) * (8 + 4 + 4 + 9)) / len(vocabulary)
 
 
-def _divided(config: Any) -> bool:
+def _divided(config: ModelConfig) -> bool:
     """Whether a configuration with a head too many for its width is refused."""
     probe = copy.deepcopy(config)
     probe.num_attention_heads = config.hidden_size + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
@@ -21,6 +21,9 @@ from stillroom.students.measured import Measured
 from stillroom.students.narrow import Widths, narrow
 from stillroom.students.shape import Shape
 from stillroom.students.widths import choose_widths
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 LONGEST_RUNS = (None, 3, 2)
 """Most layers removed in a row, in the choices that are tried; None is no limit."""
@@ -64,13 +67,13 @@ class Shrunk:
         candidates: All choices of layers that were judged.
     """
 
-    model: Any
+    model: CausalModel
     kept: list[int]
     chosen_by: str
     kl: float
     healed_kl: float | None
     healed: bool
-    unrepaired: Any = None
+    unrepaired: CausalModel | None = None
     lost: dict[str, float] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -81,7 +84,7 @@ class Shrunk:
 
 
 def shrink(
-    teacher: Any,
+    teacher: CausalModel,
     family: Family,
     shape: Shape,
     measured: Measured,
@@ -201,13 +204,13 @@ def _least(scores: list[float], removed: int, longest: int | None) -> set[int] |
     return gone if len(gone) == removed else None
 
 
-def _widths(teacher: Any, measured: Measured, shape: Shape, kept: list[int]) -> Widths:
+def _widths(teacher: CausalModel, measured: Measured, shape: Shape, kept: list[int]) -> Widths:
     return choose_widths(measured.widths, teacher.config, kept, shape.channels, shape.groups, shape.hidden)
 
 
 def _heal(
-    model: Any,
-    teacher: Any,
+    model: CausalModel,
+    teacher: CausalModel,
     family: Family,
     kept: list[int],
     measured: Measured,
@@ -221,7 +224,7 @@ def _heal(
     return judged_kl(measured.reference, model, measured.sample.judge)
 
 
-def _cut(teacher: Any, family: Family, kept: list[int], widths: Widths) -> Any:
+def _cut(teacher: CausalModel, family: Family, kept: list[int], widths: Widths) -> CausalModel:
     """A copy of the teacher with these layers and widths; removed layers are never copied."""
     layers = family.layers(teacher)
     dropped = [layer for index, layer in enumerate(layers) if index not in kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from stillroom.students.shrink import shrink
 from stillroom.students.trim import trim, whole
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, Tokenizer
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -69,7 +72,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
 
 def _shrink(
     config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
-) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     family = family_of(teacher.model)
     count = len(family.layers(teacher.model))
     tokenizer, vocabulary, kept = choose_vocabulary(
@@ -160,7 +163,7 @@ def _shape(
 
 def _fresh(
     config: FreshStudent, teacher: LoadedTeacher, train: Sequences
-) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     import copy
 
     from transformers import AutoModelForCausalLM
@@ -180,7 +183,7 @@ def _fresh(
         for key, value in config.config.items():
             setattr(changed, key, value)
         changed.vocab_size = vocabulary.student_size
-        model = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
+        model: CausalModel = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedModel(
             f"The family `{teacher.family}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
@@ -191,7 +194,9 @@ def _fresh(
     return model, tokenizer, vocabulary, {"config": config.config}
 
 
-def _existing(config: ExistingStudent, teacher: LoadedTeacher) -> tuple[Any, Any, VocabularyMap, dict[str, Any]]:
+def _existing(
+    config: ExistingStudent, teacher: LoadedTeacher
+) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     model, tokenizer = load_student(model_folder(config.name, config.revision), torch.float32)
     mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != theirs:
@@ -214,8 +219,8 @@ def _existing(config: ExistingStudent, teacher: LoadedTeacher) -> tuple[Any, Any
 
 
 def choose_vocabulary(
-    config: VocabularyConfig, tokenizer: Any, rows: int, train: Sequences
-) -> tuple[Any, VocabularyMap, list[int] | None]:
+    config: VocabularyConfig, tokenizer: Tokenizer, rows: int, train: Sequences
+) -> tuple[Tokenizer, VocabularyMap, list[int] | None]:
     """The student's tokenizer, the map to it, and the teacher's ids that it keeps; None where it keeps all.
 
     Args:

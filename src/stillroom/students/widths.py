@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from stillroom.models.families.family import Family, head_width
 from stillroom.models.forward import hidden_states
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.narrow import Widths, blocks
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
 
 ORDER_RIDGE = 0.01
 """Added to the inputs' second moments, as a share of their mean."""
@@ -61,7 +64,7 @@ class WidthImportance:
 
 
 @torch.no_grad()
-def measure_widths(model: Any, family: Family, sample: Sequences) -> WidthImportance:
+def measure_widths(model: CausalModel, family: Family, sample: Sequences) -> WidthImportance:
     """Measure a model in one pass over a sample.
 
     Args:
@@ -87,8 +90,8 @@ def measure_widths(model: Any, family: Family, sample: Sequences) -> WidthImport
 
     watched: list[tuple[nn.Module, Callable[[torch.Tensor], None]]] = []
     for number, layer in enumerate(layers):
-        watched.append((layer.get_submodule(family.feed_forward_output), into(channels[number], False)))
-        watched.append((layer.get_submodule(family.attention_output), into(heads[number], False)))
+        watched.append((family.feed_forward_matrix(layer), into(channels[number], False)))
+        watched.append((family.attention_matrix(layer), into(heads[number], False)))
         watched.append((layer, into(hidden, True)))
     for index in range(len(sample)):
         one = slice(index, index + 1)
@@ -96,15 +99,15 @@ def measure_widths(model: Any, family: Family, sample: Sequences) -> WidthImport
         with _inputs(watched, rows):
             hidden_states(model, sample.ids[one].to(device), sample.positions[one].to(device))
     for number, layer in enumerate(layers):
-        channels[number] *= _column_energy(layer.get_submodule(family.feed_forward_output))
-        heads[number] *= _column_energy(layer.get_submodule(family.attention_output))
+        channels[number] *= _column_energy(family.feed_forward_matrix(layer))
+        heads[number] *= _column_energy(family.attention_matrix(layer))
     groups = heads.view(len(layers), config.num_key_value_heads, -1).sum(2)
     return WidthImportance(_shares(channels), _shares(groups), _shares(hidden))
 
 
 def choose_widths(
     importance: WidthImportance,
-    config: Any,
+    config: ModelConfig,
     kept: list[int],
     channels: int | None,
     groups: int | None,
@@ -137,7 +140,7 @@ def choose_widths(
 
 @torch.no_grad()
 def measure_orders(
-    model: Any,
+    model: CausalModel,
     family: Family,
     sample: Sequences,
     importance: WidthImportance,
@@ -161,8 +164,8 @@ def measure_orders(
     block = config.num_attention_heads // config.num_key_value_heads * head_width(config)
     channels, groups = [], []
     for layer in walk.layers:
-        down: Any = layer.get_submodule(family.feed_forward_output)
-        output: Any = layer.get_submodule(family.attention_output)
+        down = family.feed_forward_matrix(layer)
+        output = family.attention_matrix(layer)
         names = [family.feed_forward_output, family.attention_output]
         results, caught = walk.run(inputs=names)
         ffn, attention = (caught[f"in:{name}"] for name in names)
@@ -236,9 +239,8 @@ def _top(scores: torch.Tensor, count: int | None) -> torch.Tensor:
     return scores.topk(count).indices.sort().values
 
 
-def _column_energy(module: nn.Module) -> torch.Tensor:
-    weight: Any = module.weight
-    energy: torch.Tensor = weight.detach().float().square().sum(0).double().cpu()
+def _column_energy(module: nn.Linear) -> torch.Tensor:
+    energy: torch.Tensor = module.weight.detach().float().square().sum(0).double().cpu()
     return energy
 
 

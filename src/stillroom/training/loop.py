@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +27,11 @@ from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from stillroom.models.types import CausalModel
 
 VALIDATIONS = 10
 """Validations in a run whose recipe does not say."""
@@ -54,7 +59,7 @@ class Training:
     """
 
     title: str
-    model: Any
+    model: CausalModel
     config: DistillConfig
     train: BatchSource
     validation: BatchSource
@@ -147,9 +152,9 @@ class Training:
 
     def _step(
         self,
-        accelerator: Any,
-        network: Any,
-        optimizer: Any,
+        accelerator: Accelerator,
+        network: LossNetwork,
+        optimizer: torch.optim.Optimizer,
         loss: FusedLoss,
         batches: list[Batch],
         rate: float,

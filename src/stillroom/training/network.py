@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from stillroom.core.errors import UnsupportedModel
 from stillroom.models.forward import hidden_states, output_head
 from stillroom.signals.batches import Batch
 from stillroom.training.losses.fused import FusedLoss, Loss
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 
 class LossNetwork(nn.Module):
@@ -26,7 +29,7 @@ class LossNetwork(nn.Module):
         dtype: Format that forward and backward pass compute in.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: CausalModel, dtype: torch.dtype) -> None:
         super().__init__()
         dropped = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
         if dropped:
@@ -62,11 +65,12 @@ class LossNetwork(nn.Module):
     @torch.no_grad()
     def collect(self) -> None:
         """Add the working copy's gradients to those of the model's weights, in float32, and forget them."""
-        found = [(own, worker) for own, worker in self._pairs if worker.grad is not None]
-        added = [(own, worker) for own, worker in found if own.grad is not None]
+        grads = [(own.grad, worker.grad) for own, worker in self._pairs]
+        added = [(grad, new) for grad, new in grads if grad is not None and new is not None]
         if added:
-            torch._foreach_add_([own.grad for own, _ in added], [worker.grad.float() for _, worker in added])
-        for own, worker in found:
-            if own.grad is None:
+            torch._foreach_add_([grad for grad, _ in added], [new.float() for _, new in added])
+        del grads, added  # what the working copy's take is free as soon as they are forgotten
+        for own, worker in self._pairs:
+            if own.grad is None and worker.grad is not None:
                 own.grad = worker.grad.to(own.dtype)
             worker.grad = None

@@ -27,6 +27,7 @@ from stillroom.evaluation.words import interval, of, percent
 from stillroom.students.languages import samples, tokens_per_byte
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from transformers import PreTrainedTokenizerFast
 
 WEAK = 0.5
@@ -126,7 +127,7 @@ def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> 
     length = max(2, min(length, len(ids)))
     rows = -(-len(ids) // length)
 
-    def lay(values: Any, fill: int, dtype: torch.dtype) -> torch.Tensor:
+    def lay(values: ArrayLike, fill: int, dtype: torch.dtype) -> torch.Tensor:
         flat = torch.full((rows * length,), fill, dtype=dtype)
         flat[: len(ids)] = torch.as_tensor(np.asarray(values), dtype=dtype)
         return flat.view(rows, length)

@@ -70,7 +70,7 @@ def _plain(name: str) -> str:
     return str(name).replace(".", "_")
 
 
-def _same(given: Any, accepted: Any) -> bool:
+def _same(given: object, accepted: object) -> bool:
     """Equal values: numbers by value, texts without case, spaces and punctuation, lists and objects by their parts."""
     if isinstance(given, bool) or isinstance(accepted, bool):
         return given is accepted

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 if TYPE_CHECKING:
     from gguf import MODEL_ARCH, GGUFWriter
+
+    from stillroom.models.types import CausalModel, ModelConfig
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Keys of a config that hold one entry per layer."""
@@ -99,12 +101,20 @@ class Family:
     scaled_embedding: bool = False
     gguf: GgufLayout | None = None
 
-    def layers(self, model: Any) -> nn.ModuleList:
+    def layers(self, model: CausalModel) -> nn.ModuleList:
         """The stack of layers."""
         found: nn.ModuleList = model.base_model.layers
         return found
 
-    def keep_layers(self, model: Any, kept: list[int]) -> None:
+    def attention_matrix(self, layer: nn.Module) -> nn.Linear:
+        """The matrix of a layer through which attention reaches the residual stream."""
+        return cast("nn.Linear", layer.get_submodule(self.attention_output))
+
+    def feed_forward_matrix(self, layer: nn.Module) -> nn.Linear:
+        """The same of the layer's feed-forward part."""
+        return cast("nn.Linear", layer.get_submodule(self.feed_forward_output))
+
+    def keep_layers(self, model: CausalModel, kept: list[int]) -> None:
         """Leave only these layers in a model, in order, and tell its config.
 
         Args:
@@ -121,7 +131,7 @@ class Family:
         cut_config(model.config, kept)
 
 
-def fit_layer_lists(config: Any, layers: int, given: Collection[str]) -> None:
+def fit_layer_lists(config: ModelConfig, layers: int, given: Collection[str]) -> None:
     """Repeat or cut the lists of a config that hold one entry per layer, but for those that were given."""
     for key in LAYER_LISTS:
         value = getattr(config, key, None)
@@ -130,7 +140,7 @@ def fit_layer_lists(config: Any, layers: int, given: Collection[str]) -> None:
             setattr(config, key, repeated[:layers])
 
 
-def cut_config(config: Any, kept: list[int]) -> None:
+def cut_config(config: ModelConfig, kept: list[int]) -> None:
     """Leave only these layers in a config."""
     for key in LAYER_LISTS:
         value = getattr(config, key, None)
@@ -139,6 +149,6 @@ def cut_config(config: Any, kept: list[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def head_width(config: Any) -> int:
+def head_width(config: ModelConfig) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

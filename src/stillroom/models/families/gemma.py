@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models.families.family import ATTENTION, FEED_FORWARD, HEAD_NORMS, NORMS_AROUND, Family, GgufLayout
@@ -11,12 +11,13 @@ from stillroom.models.families.rope import rope_parameters
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import Gemma2Config, Gemma3TextConfig
 
 
-def _sliding(period: int) -> Callable[[GGUFWriter, Any], None]:
+def _sliding(period: int) -> Callable[[GGUFWriter, Gemma2Config | Gemma3TextConfig], None]:
     """Every ``period``-th layer attends to everything, the others to a window: llama.cpp takes it for granted."""
 
-    def write(writer: GGUFWriter, config: Any) -> None:
+    def write(writer: GGUFWriter, config: Gemma2Config | Gemma3TextConfig) -> None:
         types = getattr(config, "layer_types", None) or []
         wanted = ["full_attention" if (index + 1) % period == 0 else "sliding_attention" for index in range(len(types))]
         if types != wanted:
@@ -30,14 +31,14 @@ def _sliding(period: int) -> Callable[[GGUFWriter, Any], None]:
     return write
 
 
-def _gemma2(writer: GGUFWriter, config: Any) -> None:
+def _gemma2(writer: GGUFWriter, config: Gemma2Config) -> None:
     _sliding(2)(writer, config)
     _plain_scores(config)
     writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _gemma3(writer: GGUFWriter, config: Any) -> None:
+def _gemma3(writer: GGUFWriter, config: Gemma3TextConfig) -> None:
     _sliding(6)(writer, config)
     _plain_scores(config)
     local = rope_parameters(config, "sliding_attention")
@@ -50,7 +51,7 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
     writer.add_rope_freq_base_swa(float(local["rope_theta"]))
 
 
-def _plain_scores(config: Any) -> None:
+def _plain_scores(config: Gemma2Config | Gemma3TextConfig) -> None:
     """llama.cpp divides Gemma's attention scores by the root of a head's width, whatever the config says."""
     if config.query_pre_attn_scalar != config.head_dim:
         raise UnsupportedModel(

@@ -5,7 +5,7 @@ The keys and layouts are those that llama.cpp reads; a student whose layers llam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf import GGUFWriter
@@ -15,6 +15,9 @@ from stillroom.models.families.family import GgufLayout
 from stillroom.models.families.registry import gguf_layout_of
 from stillroom.models.families.rope import add_rope
 
+if TYPE_CHECKING:
+    from stillroom.models.types import ModelConfig
+
 Array = np.ndarray
 
 
@@ -22,7 +25,7 @@ LEAST_CONTEXT = 256
 """Tokens of context below which a file is not worth having."""
 
 
-def add_hyperparameters(writer: GGUFWriter, layout: GgufLayout, config: Any) -> dict[str, Array]:
+def add_hyperparameters(writer: GGUFWriter, layout: GgufLayout, config: ModelConfig) -> dict[str, Array]:
     """Write the keys that all families share, then the family's own; returns tensors that belong to the keys."""
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -42,7 +45,7 @@ def add_hyperparameters(writer: GGUFWriter, layout: GgufLayout, config: Any) -> 
     return tensors
 
 
-def faithful_context(config: Any) -> int:
+def faithful_context(config: ModelConfig) -> int:
     """Tokens up to which llama.cpp attends as the student does: what the file says its context is.
 
     llama.cpp has windows in Gemma's layers only. In the other families every layer attends to everything, which is the
@@ -66,7 +69,7 @@ def faithful_context(config: Any) -> int:
     return min(length, window)
 
 
-def lay_out(layout: GgufLayout, config: Any, name: str, tensor: Array) -> Array:
+def lay_out(layout: GgufLayout, config: ModelConfig, name: str, tensor: Array) -> Array:
     """A tensor as llama.cpp wants it."""
     if layout.permuted and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillroom.models.families.family import Family, GgufLayout
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import GraniteConfig
 
 
-def _granite(writer: GGUFWriter, config: Any) -> None:
+def _granite(writer: GGUFWriter, config: GraniteConfig) -> None:
     writer.add_attention_scale(config.attention_multiplier)
     writer.add_embedding_scale(config.embedding_multiplier)
     writer.add_residual_scale(config.residual_multiplier)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillroom.models.families.family import NORMS_BEFORE, Family, GgufLayout
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import Phi3Config
 
 
-def _phi3(writer: GGUFWriter, config: Any) -> None:
+def _phi3(writer: GGUFWriter, config: Phi3Config) -> None:
     writer.add_sliding_window(config.sliding_window or 0)
 
 

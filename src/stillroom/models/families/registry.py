@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.core.plugins import plugins
 from stillroom.models.families.family import Family, GgufLayout
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel, ModelConfig
 
 GROUP = "stillroom.families"
 
@@ -32,7 +35,7 @@ def families() -> dict[str, Family]:
     return found
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: CausalModel) -> Family:
     """The family of a model, for pruning.
 
     Raises:
@@ -41,7 +44,7 @@ def family_of(model: Any) -> Family:
     return family_for(model.config)
 
 
-def family_for(config: Any) -> Family:
+def family_for(config: ModelConfig) -> Family:
     """The family of a model's config. Errors as in :func:`family_of`."""
     name = config.model_type
     family = families().get(name)
@@ -58,7 +61,7 @@ def family_for(config: Any) -> Family:
     return family
 
 
-def gguf_layout_of(config: Any) -> GgufLayout:
+def gguf_layout_of(config: ModelConfig) -> GgufLayout:
     """How llama.cpp stores the family of a config.
 
     Raises:

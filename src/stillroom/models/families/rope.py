@@ -6,17 +6,22 @@ sets of factors, llama.cpp takes one by the context that it was started with, tr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
 from stillroom.core.errors import UnsupportedModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from stillroom.models.types import ModelConfig
+
 Array = np.ndarray
 
 
-def add_rope(writer: GGUFWriter, arch: Any, config: Any) -> dict[str, Array]:
+def add_rope(writer: GGUFWriter, arch: MODEL_ARCH, config: ModelConfig) -> dict[str, Array]:
     """Write the keys; returns the tensors that belong to them, by their names in GGUF.
 
     Raises:
@@ -55,7 +60,7 @@ def add_rope(writer: GGUFWriter, arch: Any, config: Any) -> dict[str, Array]:
     )
 
 
-def rope_parameters(config: Any, attention: str = "full_attention") -> dict[str, Any]:
+def rope_parameters(config: PreTrainedConfig, attention: str = "full_attention") -> dict[str, Any]:
     """The parameters, with their type and base; of families with two kinds of ``attention``, of that one."""
     parameters = dict(getattr(config, "rope_parameters", None) or {})
     parameters = dict(parameters.get(attention, parameters))
@@ -64,7 +69,7 @@ def rope_parameters(config: Any, attention: str = "full_attention") -> dict[str,
     return parameters
 
 
-def _yarn(writer: GGUFWriter, config: Any, rope: dict[str, Any]) -> None:
+def _yarn(writer: GGUFWriter, config: ModelConfig, rope: dict[str, Any]) -> None:
     other = [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
     if other or rope.get("truncate") is False:
         raise UnsupportedModel(
@@ -80,7 +85,7 @@ def _yarn(writer: GGUFWriter, config: Any, rope: dict[str, Any]) -> None:
     writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
-def _frequencies(config: Any, kind: str, rope: dict[str, Any]) -> Array:
+def _frequencies(config: ModelConfig, kind: str, rope: dict[str, Any]) -> Array:
     """Inverse frequencies of each pair of a head's numbers, [width / 2]."""
     if kind == "default":
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
