@@ -119,11 +119,11 @@ def training_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
 
 def _export_seconds(recipe: Recipe, counts: Counts, pilot: Pilot) -> float:
     """Every GGUF file written and checked, one more where one is chosen; importance, recovery and the graph where asked."""
-    from stillroom.formats.mixes import WEIGHTED
+    from stillroom.core.gguf_types import GGUF_TYPES
 
     config = recipe.export
     files = len(config.gguf) + int(config.choose is not None)
-    weighted = sum(kind in WEIGHTED for kind in config.gguf)
+    weighted = sum(GGUF_TYPES[kind].importance for kind in config.gguf)
     each = MODEL_SECONDS + _written(counts, 1) + config.check_tokens / CHECK_POSITIONS_A_SECOND
     seconds = MODEL_SECONDS + files * each
     if weighted or config.choose is not None:
