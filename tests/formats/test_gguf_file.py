@@ -15,6 +15,7 @@ from tiny_models import FAMILIES, WINDOWED, tiny_model
 from transformers import AutoConfig
 
 from stillroom.core.errors import EngineFailed, ExportMismatch, UnsupportedModel
+from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Task
 from stillroom.formats.check import (
     Agreement,
@@ -27,7 +28,6 @@ from stillroom.formats.check import (
 )
 from stillroom.formats.exporter import SAMPLES
 from stillroom.formats.gguf_file import planned_bytes, write_gguf
-from stillroom.formats.mixes import GGUF_TYPES
 from stillroom.models.load import load_student
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.runtime.engine import Engine, EngineOptions

@@ -25,9 +25,9 @@ def ladder(
     import json
 
     from stillroom.core.errors import UsageError
+    from stillroom.core.gguf_types import GGUF_TYPES
     from stillroom.formats.ladder import ladder as measure
     from stillroom.formats.ladder import table
-    from stillroom.formats.mixes import GGUF_TYPES
 
     names = [name.strip() for name in types.split(",") if name.strip()]
     wanted = tuple(kind for kind in GGUF_TYPES if (kind in names if names else kind != "F32"))

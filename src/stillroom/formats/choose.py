@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stillroom.core.errors import RecipeError
-from stillroom.recipe.export import ChooseConfig, GgufType
+from stillroom.recipe.export import ChooseConfig
 
 if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig
@@ -47,7 +47,7 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
     return int(2 * config.num_hidden_layers * groups * width * context * CACHE_BYTES)
 
 
-def candidates(choice: ChooseConfig, sizes: dict[GgufType, int], limit: int | None) -> list[GgufType]:
+def candidates(choice: ChooseConfig, sizes: dict[str, int], limit: int | None) -> list[str]:
     """Types that fit, in the order in which they are to be tried; the first that passes its check is the choice.
 
     Args:

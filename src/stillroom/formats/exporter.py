@@ -13,6 +13,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import ExportMismatch
+from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.formats.check import (
@@ -27,9 +28,8 @@ from stillroom.formats.check import (
 from stillroom.formats.choose import byte_limit, candidates
 from stillroom.formats.gguf_file import planned_bytes, tensor_types, write_gguf
 from stillroom.formats.importance import load_importance, measure_importance, save_importance
-from stillroom.formats.mixes import WEIGHTED
 from stillroom.models.load import load_student, save_model
-from stillroom.recipe.export import ChooseConfig, GgufType
+from stillroom.recipe.export import ChooseConfig
 from stillroom.runs.run import Run
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -97,17 +97,17 @@ class Exporter:
             save_importance(found, self.folder / name)
         return found
 
-    def write(self, kind: GgufType, target: Path, weighted: bool = True, source: Path | None = None) -> None:
+    def write(self, kind: str, target: Path, weighted: bool = True, source: Path | None = None) -> None:
         """Write a file of the student, or of another ``source``; ``weighted`` uses the importance matrix where the type
         takes one.
         """
-        importance = self.importance if weighted and kind in WEIGHTED else None
+        importance = self.importance if weighted and GGUF_TYPES[kind].importance else None
         name = self.run.recipe.name
         write_gguf(
             source or self.source, target, kind, name=name, licence=self._licence, rows=self.used, importance=importance
         )
 
-    def size(self, kind: GgufType) -> int:
+    def size(self, kind: str) -> int:
         """Bytes of a file, before it is written."""
         model, tokenizer = self.student
         return planned_bytes(
@@ -117,10 +117,10 @@ class Exporter:
             name=self.run.recipe.name,
             licence=self._licence,
             rows=self.used,
-            importance=self.config.importance_tokens > 0 and kind in WEIGHTED,
+            importance=self.config.importance_tokens > 0 and GGUF_TYPES[kind].importance,
         )
 
-    def make(self, kind: GgufType) -> dict[str, Any]:
+    def make(self, kind: str) -> dict[str, Any]:
         """Write a file and check it; one that was accepted before is kept.
 
         Raises:
@@ -137,7 +137,7 @@ class Exporter:
             self.write(kind, target)
             require_same_tokens(self.student[1], target, list(SAMPLES))
             found = self._compare(target, kind)
-            if self.config.recover is not None and kind in WEIGHTED:
+            if self.config.recover is not None and GGUF_TYPES[kind].importance:
                 found, recovery = self._recover(kind, target, found)
             require_agreement(found, kind, self.config.max_kl[kind], target)
         except ExportMismatch:
@@ -149,7 +149,7 @@ class Exporter:
             "path": target.relative_to(self.run.path).as_posix(),
             "bytes": target.stat().st_size,
             "sha256": files.digest_file(target),
-            "importance_tokens": self.config.importance_tokens if kind in WEIGHTED else 0,
+            "importance_tokens": self.config.importance_tokens if GGUF_TYPES[kind].importance else 0,
             "kl_to_pytorch": found.kl,
             "largest_kl_to_pytorch": found.largest_kl,
             "top1_agreement": found.top1,
@@ -196,13 +196,13 @@ class Exporter:
             "Allow more bytes or a larger `max_kl`, name more types under `among`, or make a smaller student.",
         )
 
-    def _compare(self, file: Path, kind: GgufType) -> Agreement:
+    def _compare(self, file: Path, kind: str) -> Agreement:
         positions = sum(len(text.ids) for text in self.texts)
         with self.progress.task(f"check {kind}", total=positions, unit="positions") as task:
             said = file_says(file, self.student[1], self.texts, self.used, task)
         return agreement(self.expected, said)
 
-    def _recover(self, kind: GgufType, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
+    def _recover(self, kind: str, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
         """Distil after quantisation, and keep the result where it says more nearly what the student says."""
         from stillroom.formats.recover import recover
 
@@ -229,7 +229,7 @@ class Exporter:
         )
         return (after if kept else before), {"kl_before": before.kl, "kl_after": after.kl, "kept": kept}
 
-    def _drop(self, kind: GgufType) -> None:
+    def _drop(self, kind: str) -> None:
         """Remove a file that was only tried."""
         if kind not in self.config.gguf:
             (self.folder / f"{self.run.recipe.name}-{kind}.gguf").unlink(missing_ok=True)

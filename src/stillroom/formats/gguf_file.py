@@ -17,12 +17,12 @@ from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 
 from stillroom.core import files
 from stillroom.core.errors import UnsupportedModel
-from stillroom.formats.mixes import TYPES, Setting, tensor_type
-from stillroom.formats.quantise import quantise, tensor_bytes
+from stillroom.formats.quantise import quantise
 from stillroom.formats.vocabulary import add_tokenizer
 from stillroom.models.families.family import GgufLayout
 from stillroom.models.families.gguf_keys import add_hyperparameters, lay_out
 from stillroom.models.families.registry import gguf_layout_of
+from stillroom.models.quantization import Setting, file_type, tensor_bytes, tensor_type
 
 if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig, Tokenizer
@@ -62,8 +62,8 @@ def write_gguf(
     Args:
         folder: A Hugging Face folder: config, safetensors, tokenizer.
         target: The file.
-        kind: One of :data:`~stillroom.formats.mixes.GGUF_TYPES`; :mod:`~stillroom.formats.mixes` says which tensor gets
-            which type.
+        kind: One of :data:`~stillroom.core.gguf_types.GGUF_TYPES`; :mod:`~stillroom.models.quantization` says which
+            tensor gets which type.
         name: Name of the model, for the file's metadata.
         licence: Its licence, for the file's metadata.
         rows: Ids that are real. What lies behind them pads the vocabulary and is left out, so that it is never said.
@@ -199,7 +199,7 @@ class _Layout:
         writer.add_name(name)
         if licence:
             writer.add_license(licence)
-        writer.add_file_type(TYPES[self.kind][1])
+        writer.add_file_type(file_type(self.kind))
         writer.add_quantization_version(2)
         extra = add_hyperparameters(writer, self.gguf, self.config)
         add_tokenizer(writer, tokenizer, self.config.vocab_size)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.core import files
+from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
 from stillroom.formats.check import MOST_LISTED, Listed, Passage, agreement, file_says
 from stillroom.formats.exporter import Exporter
-from stillroom.formats.mixes import GGUF_TYPES, WEIGHTED
 from stillroom.models.compute import prepare
 from stillroom.models.forward import hidden_states, logits_from_hidden
-from stillroom.recipe.export import GgufType
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -40,7 +39,7 @@ DECODED = 64
 
 def ladder(
     folder: AnyPath,
-    types: tuple[GgufType, ...] = GGUF_TYPES[1:],
+    types: tuple[str, ...] = tuple(GGUF_TYPES)[1:],
     *,
     plain: bool = False,
     speed: bool = True,
@@ -109,7 +108,7 @@ def teacher_says(
 def _measure(
     exporter: Exporter,
     said: list[tuple[torch.Tensor, torch.Tensor]],
-    types: tuple[GgufType, ...],
+    types: tuple[str, ...],
     plain: bool,
     speed: bool,
     progress: Progress,
@@ -132,9 +131,11 @@ def _measure(
     ]
     paths: list[Path] = []
     wanted = [(kind, True) for kind in types]
-    wanted += [(kind, False) for kind in types if plain and kind in WEIGHTED and exporter.config.importance_tokens]
+    wanted += [
+        (kind, False) for kind in types if plain and GGUF_TYPES[kind].importance and exporter.config.importance_tokens
+    ]
     for kind, weighted in wanted:
-        weighted = weighted and kind in WEIGHTED and exporter.importance is not None
+        weighted = weighted and GGUF_TYPES[kind].importance and exporter.importance is not None
         path = exporter.folder / f"{kind}{'' if weighted else '-plain'}.gguf"
         exporter.write(kind, path, weighted)
         with progress.task(f"ladder {path.stem}", total=positions, unit="positions") as task:

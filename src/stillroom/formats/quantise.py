@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
 from stillroom.core.errors import MissingDependency
+from stillroom.models.quantization import block
 
 Array = np.ndarray
 Encoder = Callable[[Array, int, "Array | None", Array], None]
@@ -28,18 +29,6 @@ Encoder = Callable[[Array, int, "Array | None", Array], None]
 PLAIN = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 PART = 1 << 20
 """Weights that one thread encodes at a time."""
-
-
-def block(kind: GGMLQuantizationType) -> tuple[int, int]:
-    """Weights and bytes of a block."""
-    weights, size = GGML_QUANT_SIZES[kind]
-    return int(weights), int(size)
-
-
-def tensor_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    """Bytes of a tensor whose rows are a multiple of the type's block."""
-    weights, size = block(kind)
-    return int(np.prod(shape)) // weights * size
 
 
 def quantise(data: Array, kind: GGMLQuantizationType, importance: Array | None = None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillroom.formats.mixes import WEIGHTED
+from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import OPEN_STUDENT_SECONDS, Counts, Profile, StageCost
 
@@ -35,7 +35,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
 def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     config = recipe.export
     files = len(config.gguf) + int(config.choose is not None)
-    weighted = sum(kind in WEIGHTED for kind in config.gguf)
+    weighted = sum(GGUF_TYPES[kind].importance for kind in config.gguf)
     each = OPEN_STUDENT_SECONDS + counts.write_seconds(1) + config.check_tokens / CHECK_POSITIONS_PER_SECOND
     seconds = OPEN_STUDENT_SECONDS + files * each
     if weighted or config.choose is not None:

@@ -193,8 +193,8 @@ def _config_of(config: ModelConfig, whole: Shape, shape: Shape) -> ModelConfig:
 
 def _file_bytes(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, rows: int) -> dict[str, int]:
     """Bytes of each file that is exported, exactly: its header is written, its tensors are counted."""
+    from stillroom.core.gguf_types import GGUF_TYPES
     from stillroom.formats.gguf_file import planned_bytes
-    from stillroom.formats.mixes import WEIGHTED
     from stillroom.models.load import stated_licence
 
     licence = stated_licence(recipe.teacher)
@@ -207,7 +207,7 @@ def _file_bytes(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, rows:
             name=recipe.name,
             licence=licence,
             rows=rows,
-            importance=weighed and kind in WEIGHTED,
+            importance=weighed and GGUF_TYPES[kind].importance,
         )
         for kind in recipe.export.gguf
     }

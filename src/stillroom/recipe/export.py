@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from stillroom.core.gguf_types import GGUF_TYPES
+from stillroom.recipe.gguf_type import GgufType
 from stillroom.recipe.section import Section
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q4_0"]
-MAX_KL: dict[GgufType, float] = {
-    "F32": 1e-3,
-    "F16": 1e-3,
-    "BF16": 1e-2,
-    "Q8_0": 2e-2,
-    "Q6_K": 5e-2,
-    "Q5_K_M": 1e-1,
-    "Q4_K_M": 2e-1,
-    "IQ4_NL": 3e-1,
-    "Q4_0": 5e-1,
-}
-"""What a type may lose, unless the recipe says otherwise: enough for a healthy file, too little for a broken one."""
+MAX_KL: dict[GgufType, float] = {name: row.max_kl for name, row in GGUF_TYPES.items() if row.since == "0.1.0"}
+"""What a type may lose, unless the recipe says otherwise. Those of the first release stand in every written-out recipe; a
+later type only where it is used, so that no finished run has other inputs than it was made from."""
 
 
 class ChooseConfig(Section):
@@ -30,7 +21,7 @@ class ChooseConfig(Section):
     With ``max_kl`` it is the smallest that is close enough; without, the largest that fits.
     """
 
-    among: tuple[GgufType, ...] = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q4_0")
+    among: tuple[GgufType, ...] = tuple(name for name, row in GGUF_TYPES.items() if row.candidate)
     """Types to choose among."""
     file_bytes: int | None = Field(default=None, gt=0)
     """At most this many bytes."""
@@ -73,7 +64,7 @@ class ExportConfig(Section):
     """GGUF types to write; none leaves GGUF out."""
     choose: ChooseConfig | None = None
     """One more file, chosen by a target."""
-    max_kl: dict[GgufType, float] = Field(default=MAX_KL)
+    max_kl: dict[GgufType, float] = Field(default=MAX_KL, validate_default=True)
     """Largest mean KL(PyTorch student ‖ file) in nats a token that is accepted; types that are not named keep their
     limits."""
     check_tokens: int = Field(default=256, ge=16)
@@ -87,8 +78,10 @@ class ExportConfig(Section):
 
     @field_validator("max_kl", mode="after")
     @classmethod
-    def _all_types(cls, value: dict[GgufType, float]) -> dict[GgufType, float]:
-        return MAX_KL | value
+    def _all_types(cls, value: dict[GgufType, float], info: ValidationInfo) -> dict[GgufType, float]:
+        choose: ChooseConfig | None = info.data.get("choose")
+        used = (*info.data.get("gguf", ()), *(choose.among if choose else ()))
+        return MAX_KL | {name: GGUF_TYPES[name].max_kl for name in used if name not in MAX_KL} | value
 
 
 class ChatConfig(Section):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.recipe.gguf_type import GgufType
 from stillroom.recipe.section import Section
 
 
@@ -37,9 +38,6 @@ class ImportanceConfig(Section):
     """File that keeps what was measured; without it, in the run's folder. Students of one teacher and sample share it."""
 
 
-Quantisation = Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
-
-
 class Target(Section):
     """What the device allows. The cut of least predicted loss within all of it is chosen."""
 
@@ -51,7 +49,7 @@ class Target(Section):
     """At most this many bytes of memory while it answers: weights, the cache of keys and values, work space."""
     decode_tokens_per_second: float | None = Field(default=None, gt=0)
     """At least this many tokens a second, by the memory's bandwidth: the device's, or this machine's as measured."""
-    quantisation: Quantisation | None = None
+    quantisation: GgufType | None = None
     """The GGUF type that file, memory and speed are counted in; without it, the device's, or Q8_0."""
     context: int | None = Field(default=None, ge=16)
     """Tokens of context that memory and speed are counted at; without it, the device's, or 2,048."""

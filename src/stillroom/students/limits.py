@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillroom.core.errors import RecipeError
-from stillroom.recipe.student import Quantisation, Target
+from stillroom.recipe.gguf_type import GgufType
+from stillroom.recipe.student import Target
 from stillroom.students.shape import Anatomy, Shape
 
 DECODING_SHARE = 0.6
@@ -28,7 +29,7 @@ class Profile(BaseModel):
     file_bytes: int = Field(gt=0)
     bandwidth: float = Field(gt=0)
     context: int = Field(gt=0)
-    quantisation: Quantisation
+    quantisation: GgufType
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a student of some shape takes: parameters, file, memory, speed.
 
 Parameters are counted from the teacher's own tensors and the family's table of axes, so that biases, tied embeddings
-and fused matrices are counted as they are. File sizes follow the block sizes of GGUF types.
+and fused matrices are counted as they are. Each tensor of a file is counted in the type that the exporter gives it.
 
 Legend: rows × columns of a matrix.
 """
@@ -9,6 +9,11 @@ Legend: rows × columns of a matrix.
 from __future__ import annotations
 
 import copy
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,19 +21,16 @@ from huggingface_hub.errors import StrictDataclassError
 
 from stillroom.core.errors import RecipeError
 from stillroom.models.families.family import Family, head_width
+from stillroom.models.quantization import Setting, tensor_bytes, tensor_type
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
 
-BLOCKS = {"F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q4_0": (32, 18)}
-"""Weights and bytes of a block."""
-MIXES = {"Q5_K_M": ("Q5_K", "Q6_K"), "Q4_K_M": ("Q4_K", "Q6_K"), "Q4_0": ("Q4_0", "Q6_K")}
-"""Type of most matrices, and of those that the mix keeps finer (half of the value and down matrices, and the
-output)."""
-WITHOUT_256 = {"Q6_K": "Q8_0", "Q5_K": "Q8_0", "Q4_K": "Q8_0"}
-"""What stands in for a type of 256 weights a block where a row is not a multiple of that: an upper bound."""
-HEADER_BYTES = 1 << 16
-"""Metadata of a GGUF file but its tokenizer."""
+HEADER_BYTES = 1 << 13
+"""At most: keys of a GGUF file but its tokenizer's, with the model's name, its licence and the factors of its rotary
+positions."""
+ALIGNMENT = 32
+"""Every tensor of a GGUF file begins at a multiple of so many bytes."""
 BATCH = 512
 """Positions that the runtime computes at once."""
 
@@ -61,12 +63,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class _Term:
-    """One tensor: what its rows and columns count; None for columns of a vector."""
+    """One tensor: its name in a GGUF file, in a layer without ``blk.N.``; what its rows and columns count, None for columns
+    of a vector.
+    """
 
+    name: str
     rows: str
     columns: str | None
     per_layer: bool
-    fine: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Anatomy:
         share: Query heads of a key/value head.
         head: Width of a head.
         tied: Whether the output matrix is the embedding.
-        tokenizer_bytes_per_id: Bytes of a GGUF's metadata for one id and its merge.
+        tokenizer_bytes_per_id: Bytes of a GGUF's metadata for one id, its merge and its share of the chat template.
+        terms: The tensors.
         divided: Whether transformers' configuration takes only hidden widths that its query heads divide (Llama, Gemma).
     """
 
@@ -95,14 +100,18 @@ class Anatomy:
         """Read a teacher."""
         config = model.config
         tied = bool(config.tie_word_embeddings)
-        terms = [_Term("vocabulary", "hidden", False, fine=tied), _Term("hidden", None, False)]
+        terms = [
+            _Term("token_embd.weight", "vocabulary", "hidden", False),
+            _Term("output_norm.weight", "hidden", None, False),
+        ]
         if not tied:
-            terms.append(_Term("vocabulary", "hidden", False, fine=True))
+            terms.append(_Term("output.weight", "vocabulary", "hidden", False))
+        named = _gguf_parts(family)
         for name, parameter in family.layers(model)[0].named_parameters():
             module, _, kind = name.rpartition(".")
             rows, columns = family.axes[module]
-            fine = module.endswith(("v_proj", "down_proj", "qkv_proj"))
-            terms.append(_Term(rows, columns if kind == "weight" and parameter.dim() == 2 else None, True, fine))
+            matrix = kind == "weight" and parameter.dim() == 2
+            terms.append(_Term(f"{named(module)}.{kind}", rows, columns if matrix else None, True))
         shape = Shape(
             config.num_hidden_layers,
             config.intermediate_size,
@@ -137,26 +146,26 @@ class Anatomy:
 
     def parameters(self, shape: Shape) -> int:
         """Parameters, exactly; tied ones once."""
-        return sum(rows * columns * count for rows, columns, count, _, _ in self._tensors(shape))
+        sizes = self._sizes(shape)
+        return sum(
+            sizes[term.rows] * (sizes[term.columns] if term.columns else 1) * (shape.layers if term.per_layer else 1)
+            for term in self.terms
+        )
 
     def weight_bytes(self, shape: Shape, quantisation: str) -> int:
-        """Bytes of the tensors of a GGUF file (an upper bound where a mix chooses by layer)."""
-        main, finer = MIXES.get(quantisation, (quantisation, quantisation))
-        total = 0
-        for rows, columns, count, vector, fine in self._tensors(shape):
-            if vector:
-                size = 4 * rows
-            else:
-                kind = finer if fine else main
-                size = rows * _row_bytes(columns, kind)
-            total += count * (size + 31) // 32 * 32
-        return total
+        """Bytes of the tensors of a GGUF file: those that the exporter writes, with or without an importance matrix,
+        whichever are more.
+        """
+        sizes = self._sizes(shape)
+        return sum(self._bytes(term, sizes, shape.layers, quantisation) for term in self.terms)
 
     def file_bytes(self, shape: Shape, quantisation: str) -> int:
-        """Bytes of a GGUF file, tokenizer included."""
-        names = 100 * len(self.terms) * shape.layers
-        words = round(self.tokenizer_bytes_per_id * shape.vocabulary)
-        return self.weight_bytes(shape, quantisation) + words + names + HEADER_BYTES
+        """Bytes of a GGUF file, tokenizer included: no less than the exporter writes, and more by the unused part of
+        :data:`HEADER_BYTES` and what an importance matrix makes smaller.
+        """
+        tokenizer = math.ceil(self.tokenizer_bytes_per_id * shape.vocabulary)
+        once, a_layer = self._index_bytes
+        return self.weight_bytes(shape, quantisation) + tokenizer + once + a_layer * shape.layers + HEADER_BYTES
 
     def memory_bytes(self, shape: Shape, quantisation: str, context: int) -> int:
         """Bytes while it answers: the file, keys and values in 16 bits, and the activations of one batch."""
@@ -179,15 +188,34 @@ class Anatomy:
         """
         read = self.weight_bytes(shape, quantisation) + self.cache_bytes(shape, context) / 2
         if not self.tied:
-            embedding = shape.vocabulary * _row_bytes(shape.hidden, MIXES.get(quantisation, (quantisation,))[0])
-            read -= embedding
+            read -= self._bytes(self.terms[0], self._sizes(shape), shape.layers, quantisation)
         return bandwidth / read
 
-    def _tensors(self, shape: Shape) -> list[tuple[int, int, int, bool, bool]]:
-        """Rows, columns, count, whether it is a vector, whether a mix keeps it finer."""
+    @functools.cached_property
+    def _index_bytes(self) -> tuple[int, int]:
+        """Bytes in a file's list of tensors: of those outside the layers, and of one layer's (of at most 999)."""
+        once = a_layer = 0
+        for term in self.terms:
+            # The name and its length, the number of axes, their sizes, the type, where it begins.
+            entry = 8 + len(term.name) + 4 + 8 * (2 if term.columns else 1) + 4 + 8
+            if term.per_layer:
+                a_layer += entry + len("blk.999.")
+            else:
+                once += entry
+        return once, a_layer
+
+    def _bytes(self, term: _Term, sizes: dict[str, int], layers: int, quantisation: str) -> int:
+        """Bytes of a tensor in a file, of all layers together."""
+        columns = sizes[term.columns] if term.columns else None
+        return _tensor_bytes(
+            term.name, sizes[term.rows], columns, term.per_layer, layers, self.tied, self.share, quantisation
+        )
+
+    def _sizes(self, shape: Shape) -> dict[str, int]:
+        """What rows and columns count, by the names of the family's axes."""
         queries = self.share * shape.groups * self.head
         keys = shape.groups * self.head
-        sizes = {
+        return {
             "hidden": shape.hidden,
             "norm": shape.hidden,
             "queries": queries,
@@ -200,32 +228,59 @@ class Anatomy:
             "head": self.head,
             "vocabulary": shape.vocabulary,
         }
-        return [
-            (
-                sizes[term.rows],
-                sizes[term.columns] if term.columns else 1,
-                shape.layers if term.per_layer else 1,
-                term.columns is None,
-                term.fine,
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _tensor_bytes(
+    name: str, rows: int, columns: int | None, per_layer: bool, layers: int, tied: bool, shared: int, quantisation: str
+) -> int:
+    """Bytes of a tensor in a file, of all layers together; with or without an importance matrix, whichever are more."""
+    return max(
+        sum(
+            -(-rows * size // ALIGNMENT) * ALIGNMENT * count
+            for size, count in _row_bytes(
+                name, columns, per_layer, Setting(quantisation, layers, tied, shared, weighted)
             )
-            for term in self.terms
-        ]
+        )
+        for weighted in (False, True)
+    )
 
 
-def _row_bytes(columns: int, kind: str) -> int:
-    """Bytes of a row of a matrix; where blocks do not fit, of the type that stands in."""
-    for choice in (kind, WITHOUT_256.get(kind, "F16"), "F16"):
-        weights, size = BLOCKS[choice]
-        if columns % weights == 0:
-            return columns // weights * size
-    raise AssertionError(kind)
+@functools.lru_cache(maxsize=1 << 17)
+def _row_bytes(name: str, columns: int | None, per_layer: bool, setting: Setting) -> tuple[tuple[int, int], ...]:
+    """Bytes of a row of a tensor, and in how many layers it has so many."""
+    row = (1,) if columns is None else (1, columns)
+    names = [f"blk.{layer}.{name}" for layer in range(setting.layers)] if per_layer else [name]
+    return tuple(Counter(tensor_bytes(row, tensor_type(setting, each, row)) for each in names).items())
+
+
+def _gguf_parts(family: Family) -> Callable[[str], str]:
+    """Names of a layer's modules in a GGUF file; those of Llama for a family that llama.cpp does not have."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(family.gguf.model_arch if family.gguf else MODEL_ARCH.LLAMA, 1)
+
+    def part(module: str) -> str:
+        found: str | None = names.get_name(f"model.layers.0.{module}")
+        return found.removeprefix("blk.0.") if found else module
+
+    return part
 
 
 def tokenizer_bytes(tokenizer: Tokenizer) -> float:
-    """Bytes a token of a GGUF's lists of tokens, types and merges take (a merge is its token and a blank)."""
+    """Bytes of a GGUF's metadata that a tokenizer takes, per id: lists of tokens, types, and merges or scores, and the chat
+    template.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary = tokenizer.get_vocab()
-    text = sum(len(token.encode()) for token in vocabulary)
-    return (2 * text + len(vocabulary) * (8 + 4 + 4 + 9)) / len(vocabulary)
+    # A string is stored with its length, in 8 bytes; a type and a score take 4.
+    total = sum(8 + len(token.encode()) + 4 for token in vocabulary)
+    if model["type"] == "BPE" and not model.get("byte_fallback"):
+        merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+        total += sum(8 + len(merge.encode()) for merge in merges)
+    else:
+        total += 4 * len(vocabulary)
+    return (total + len(str(tokenizer.chat_template or "").encode())) / len(vocabulary)
 
 
 def _divided(config: ModelConfig) -> bool:

@@ -78,7 +78,7 @@ def _shrink(
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
-    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(teacher.tokenizer))
+    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer))
     if config.target is None:
         anatomy.require_possible(replace(anatomy.teacher, **given_sizes(config)))
     sample = Sample.of(train, config.importance.tokens)
