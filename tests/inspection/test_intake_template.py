@@ -7,6 +7,8 @@ import datetime
 import importlib
 import multiprocessing
 import pkgutil
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tiny_models import make_tokenizer
 import attacks
 from attacks import _model
 from stillroom.core.errors import CorpusError, InspectionRefused
+from stillroom.core.sandbox.seccomp import MACHINES
 from stillroom.inspection import template
 from stillroom.inspection.template import render_chat
 from stillroom.inspection.template_rules import require_template
@@ -103,6 +106,16 @@ def test_a_fork_has_a_child_of_its_own() -> None:
     assert queue.get(timeout=60) == expected
     process.join()
     assert render_chat(_model.TEMPLATE, _model.MESSAGES) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in MACHINES, reason="seccomp is Linux's")
+def test_the_child_is_under_a_filter_of_system_calls() -> None:
+    render_chat(_model.TEMPLATE, _model.MESSAGES)
+    child = template._RENDERER._child
+    assert child is not None
+    status = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+    assert "Seccomp:\t2" in status
+    assert "NoNewPrivs:\t1" in status
 
 
 def test_the_child_sees_neither_files_nor_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
