@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from securesystemslib.dsse import Envelope
 
-from attacks.case import SCRATCH
+from attacks.case import SCRATCH, Attack
 from stillroom.core import files
 from stillroom.core.errors import StillroomError
 from stillroom.packages.keys import Ring, Role
@@ -87,7 +87,11 @@ class Workshop:
 
     def verify(self, package: Path | None = None, **changed: Any) -> VerifiedPackage:
         """Verify as the machine does; the caller closes what comes back."""
-        options = {"trust": self.pin, "state": self.folder / "state", "copies": self.folder / "copies"} | changed
+        options: dict[str, Any] = {
+            "trust": self.pin,
+            "state": self.folder / "state",
+            "copies": self.folder / "copies",
+        } | changed
         return verify(package or self.package, **options)
 
     def check(self, package: Path | None = None, **changed: Any) -> None:
@@ -116,6 +120,17 @@ def works(folder: Path) -> None:
     with shop.verify() as verified:
         assert verified.gguf.read_bytes() == (shop.package / "weights" / verified.gguf.name).read_bytes()
         assert verified.passport()["signature"]["state"] == "verified"
+
+
+def changed_package(change: Callable[[Workshop], object], threat: str, says: str) -> Attack:
+    """An attack that is one change to a published package: verifying it is refused with these words."""
+
+    def attack(folder: Path) -> None:
+        shop = workshop(folder)
+        change(shop)
+        shop.check()
+
+    return Attack(threat=threat, says=says, works=works, attack=attack)
 
 
 def flip(path: Path, position: int = -1, bit: int = 0) -> None:
@@ -179,8 +194,12 @@ def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
     link.symlink_to(file)
     elsewhere = shop.package / "weights" / ".." / "weights" / file.name
     for name in (file, link, elsewhere):
-        yield lambda name=name: open_model(name).close()
-    yield lambda: _load(file)
+        yield functools.partial(_open, name)
+    yield functools.partial(_load, file)
+
+
+def _open(path: Path) -> None:
+    open_model(path).close()
 
 
 def _load(file: Path) -> None:

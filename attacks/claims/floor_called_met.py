@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shop.edit("eval.json", lambda scores: scores["bounds"][0].update(value=1.5, met=True), sign=True)
-    shop.check()
-
-
-ATTACK = Attack(threat="package's own claims", says="its ceiling", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: shop.edit("eval.json", lambda scores: scores["bounds"][0].update(value=1.5, met=True), sign=True),
+    threat="package's own claims",
+    says="its ceiling",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shop.edit("terms.json", lambda terms: terms["obligations"]["notices"].append("Built with Llama"), sign=True)
-    shop.check()
-
-
-ATTACK = Attack(threat="package's own claims", says="NOTICE does not say", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: shop.edit(
+        "terms.json", lambda terms: terms["obligations"]["notices"].append("Built with Llama"), sign=True
+    ),
+    threat="package's own claims",
+    says="NOTICE does not say",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shop.edit("terms.json", lambda terms: terms.update(verdict="refused", reasons=["no competing models"]), sign=True)
-    shop.check()
-
-
-ATTACK = Attack(
-    threat="package's own claims", says="recorded in the package say `refused`", works=works, attack=_attack
+ATTACK = changed_package(
+    lambda shop: shop.edit(
+        "terms.json", lambda terms: terms.update(verdict="refused", reasons=["no competing models"]), sign=True
+    ),
+    threat="package's own claims",
+    says="recorded in the package say `refused`",
 )
 
 if __name__ == "__main__":

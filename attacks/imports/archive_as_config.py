@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import gzip
-from pathlib import Path
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
+from attacks._model import hostile_folder
 
-
-def _attack(folder: Path) -> None:
-    place = model(folder, extra__json=gzip.compress(b"{}"))
-    require_safe(place)
-
-
-ATTACK = Attack(threat="import", says="a gzip archive", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({"extra.json": gzip.compress(b"{}")}, says="a gzip archive")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import gguf, hostile_gguf, tensor
 
-from attacks._model import gguf, look_at_gguf, tensor, works_gguf
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    look_at_gguf(folder, gguf(tensors=[tensor("a" * 4096)]))
-
-
-ATTACK = Attack(threat="import", says="a tensor's name of 4,096 bytes", works=works_gguf, attack=_attack)
+ATTACK = hostile_gguf(gguf(tensors=[tensor("a" * 4096)]), says="a tensor's name of 4,096 bytes")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import STRING, gguf, hostile_gguf, key, plain_keys, text
 
-from attacks._model import STRING, gguf, key, look_at_gguf, plain_keys, text, works_gguf
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    look_at_gguf(folder, gguf([*plain_keys(), key("general.license", STRING, text("mit"))]))
-
-
-ATTACK = Attack(threat="import", says="the key 'general.license' stands twice", works=works_gguf, attack=_attack)
+ATTACK = hostile_gguf(
+    gguf([*plain_keys(), key("general.license", STRING, text("mit"))]), says="the key 'general.license' stands twice"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

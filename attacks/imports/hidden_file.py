@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_folder
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
-
-
-def _attack(folder: Path) -> None:
-    place = model(folder)
-    (place / ".pth").write_text("import os")
-    require_safe(place)
-
-
-ATTACK = Attack(threat="import", says="a hidden file", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({".pth": "import os"}, says="a hidden file")
 
 if __name__ == "__main__":
     ATTACK.main()

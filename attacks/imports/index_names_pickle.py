@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_folder
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
-
-
-def _attack(folder: Path) -> None:
-    index = {"weight_map": {"a.weight": "pytorch_model-00001.bin"}}
-    require_safe(model(folder, model__safetensors__index__json=index))
-
-
-ATTACK = Attack(threat="import", says="is not safetensors", works=works_folder, attack=_attack)
+ATTACK = hostile_folder(
+    {"model.safetensors.index.json": {"weight_map": {"a.weight": "pytorch_model-00001.bin"}}}, says="is not safetensors"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from attacks._model import model, onnx
@@ -21,7 +22,7 @@ def _attack(folder: Path) -> None:
     def case(number: int) -> None:
         require_safe(model(folder / str(number), model__onnx=onnx(PLACES[number]), model__onnx_data=bytes(16)))
 
-    each((lambda number=number: case(number) for number in range(len(PLACES))), SAYS)
+    each((partial(case, number) for number in range(len(PLACES))), SAYS)
 
 
 ATTACK = Attack(threat="import", says=SAYS, works=_works, attack=_attack)

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
+from attacks._model import hostile_folder
 
-
-def _attack(folder: Path) -> None:
-    place = model(folder, pytorch_model__bin=pickle.dumps({"weight": 1}))
-    require_safe(place)
-
-
-ATTACK = Attack(threat="import", says="a pickle can run any code", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({"pytorch_model.bin": pickle.dumps({"weight": 1})}, says="a pickle can run any code")
 
 if __name__ == "__main__":
     ATTACK.main()

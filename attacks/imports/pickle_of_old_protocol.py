@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_folder
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
-
-
-def _attack(folder: Path) -> None:
-    place = model(folder, merges__txt=b"cos\nsystem\n(S'true'\ntR.")
-    require_safe(place)
-
-
-ATTACK = Attack(threat="import", says="a pickle of an old protocol", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({"merges.txt": b"cos\nsystem\n(S'true'\ntR."}, says="a pickle of an old protocol")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
-from attacks._model import model, safetensors, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
+from attacks._model import hostile_folder, safetensors
 
-
-def _attack(folder: Path) -> None:
-    require_safe(model(folder, model__safetensors=safetensors(data=bytes(32) + pickle.dumps({"weight": 1}))))
-
-
-ATTACK = Attack(
-    threat="import", says="there are bytes behind the last tensor (byte ", works=works_folder, attack=_attack
+ATTACK = hostile_folder(
+    {"model.safetensors": safetensors(data=bytes(32) + pickle.dumps({"weight": 1}))},
+    says="there are bytes behind the last tensor (byte ",
 )
 
 if __name__ == "__main__":

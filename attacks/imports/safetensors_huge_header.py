@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_folder
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
-
-
-def _attack(folder: Path) -> None:
-    require_safe(model(folder, model__safetensors=b"\xff" * 7 + b"\x7f" + bytes(64)))
-
-
-ATTACK = Attack(threat="import", says="the header would have", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({"model.safetensors": b"\xff" * 7 + b"\x7f" + bytes(64)}, says="the header would have")
 
 if __name__ == "__main__":
     ATTACK.main()

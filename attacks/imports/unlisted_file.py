@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_folder
 
-from attacks._model import model, works_folder
-from attacks.case import Attack
-from stillroom.inspection.inspect import require_safe
-
-
-def _attack(folder: Path) -> None:
-    place = model(folder, payload__dat=b"anything")
-    require_safe(place)
-
-
-ATTACK = Attack(threat="import", says="not a file that a model needs", works=works_folder, attack=_attack)
+ATTACK = hostile_folder({"payload.dat": b"anything"}, says="not a file that a model needs")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import PASSPHRASE, changed_package, resign
 
-from attacks.case import Attack
-from attacks.workshop import PASSPHRASE, resign, works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    resign(shop, signers=shop.ring.signers("online", PASSPHRASE))
-    shop.check()
-
-
-ATTACK = Attack(threat="online key stolen", says="0 of the 2 signatures", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: resign(shop, signers=shop.ring.signers("online", PASSPHRASE)),
+    threat="online key stolen",
+    says="0 of the 2 signatures",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package, resign
 
-from attacks.case import Attack
-from attacks.workshop import resign, works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    resign(shop, kind="application/vnd.acme.note+json")
-    shop.check()
-
-
-ATTACK = Attack(threat="signatures", says="is not a DSSE envelope", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: resign(shop, kind="application/vnd.acme.note+json"), threat="signatures", says="is not a DSSE envelope"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

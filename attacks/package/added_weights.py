@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package, write_gguf
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop, write_gguf
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    write_gguf(shop.package / "weights" / "a.gguf", "other")
-    shop.check()
-
-
-ATTACK = Attack(threat="tampering", says="is not on the signed list", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: write_gguf(shop.package / "weights" / "a.gguf", "other"),
+    threat="tampering",
+    says="is not on the signed list",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

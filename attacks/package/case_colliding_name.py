@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    (shop.package / "Config.json").write_text("{}")
-    shop.check()
-
-
-ATTACK = Attack(threat="tampering", says="differ in nothing but case", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: (shop.package / "Config.json").write_text("{}"), threat="tampering", says="differ in nothing but case"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

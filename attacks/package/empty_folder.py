@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    (shop.package / "plugins").mkdir()
-    shop.check()
-
-
-ATTACK = Attack(threat="tampering", says="an empty folder is not on the signed list", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: (shop.package / "plugins").mkdir(),
+    threat="tampering",
+    says="an empty folder is not on the signed list",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
+from attacks.workshop import changed_package
 
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shutil.copyfile(shop.older / "policy.json", shop.package / "policy.json")
-    shop.check()
-
-
-ATTACK = Attack(threat="mix-and-match", says="is not the file that was signed", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: shutil.copyfile(shop.older / "policy.json", shop.package / "policy.json"),
+    threat="mix-and-match",
+    says="is not the file that was signed",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

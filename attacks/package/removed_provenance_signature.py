@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    (shop.package / "provenance.dsse").unlink()
-    shop.check()
-
-
-ATTACK = Attack(threat="tampering", says="provenance.dsse is missing", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: (shop.package / "provenance.dsse").unlink(), threat="tampering", says="provenance.dsse is missing"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

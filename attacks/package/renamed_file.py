@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks.workshop import changed_package
 
-from attacks.case import Attack
-from attacks.workshop import works, workshop
-
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    (shop.package / "template.jinja").rename(shop.package / "chat_template.jinja")
-    shop.check()
-
-
-ATTACK = Attack(threat="tampering", says="is missing and", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: (shop.package / "template.jinja").rename(shop.package / "chat_template.jinja"),
+    threat="tampering",
+    says="is missing and",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

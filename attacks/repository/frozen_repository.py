@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 
-from attacks.case import Attack
-from attacks.workshop import DAY, works, workshop
+from attacks.workshop import DAY, changed_package
 
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shop.repository(datetime.datetime.now(datetime.UTC) - 30 * DAY).refresh()
-    shop.check()
-
-
-ATTACK = Attack(threat="freeze", says="has expired", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: shop.repository(datetime.datetime.now(datetime.UTC) - 30 * DAY).refresh(),
+    threat="freeze",
+    says="has expired",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from attacks.case import Attack
-from attacks.workshop import works, workshop
+from attacks.workshop import changed_package
 from stillroom.core.files import digest_bytes
 
-
-def _attack(folder: Path) -> None:
-    shop = workshop(folder)
-    shop.repository().revoke("dataset", digest_bytes(b"dataset"), "withdrawn by its owner")
-    shop.check()
-
-
-ATTACK = Attack(threat="revocation", says="is revoked by dataset", works=works, attack=_attack)
+ATTACK = changed_package(
+    lambda shop: shop.repository().revoke("dataset", digest_bytes(b"dataset"), "withdrawn by its owner"),
+    threat="revocation",
+    says="is revoked by dataset",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

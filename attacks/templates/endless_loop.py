@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    render(loop)
-
-
-ATTACK = Attack(threat="template", says="more than 2 seconds of the processor", works=works_template, attack=_attack)
+ATTACK = hostile_template(
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    says="more than 2 seconds of the processor",
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}")
-
-
-ATTACK = Attack(threat="template", says="calls itself without end", works=works_template, attack=_attack)
+ATTACK = hostile_template(
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", says="calls itself without end"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

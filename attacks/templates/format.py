@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{{ '{0.__class__}'.format(messages) }}")
-
-
-ATTACK = Attack(threat="template", says="formats a text that reaches", works=works_template, attack=_attack)
+ATTACK = hostile_template("{{ '{0.__class__}'.format(messages) }}", says="formats a text that reaches")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{{ 'a' }}" * 100_000)
-
-
-ATTACK = Attack(threat="template", says="a chat template of", works=works_template, attack=_attack)
+ATTACK = hostile_template("{{ 'a' }}" * 100_000, says="a chat template of")
 
 if __name__ == "__main__":
     ATTACK.main()

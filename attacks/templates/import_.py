@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{% import 'other' as other %}{{ other.run() }}")
-
-
-ATTACK = Attack(threat="template", says="uses import", works=works_template, attack=_attack)
+ATTACK = hostile_template("{% import 'other' as other %}{{ other.run() }}", says="uses import")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{{ 'a' * 10 ** 10 }}")
-
-
-ATTACK = Attack(threat="template", says="more than 512 MiB of memory", works=works_template, attack=_attack)
+ATTACK = hostile_template("{{ 'a' * 10 ** 10 }}", says="more than 512 MiB of memory")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_template
 
-from attacks._model import render, works_template
-from attacks.case import Attack
-
-
-def _attack(_: Path) -> None:
-    render("{{ lipsum['__globals__']['os'] }}")
-
-
-ATTACK = Attack(threat="template", says="reaches for `__globals__`", works=works_template, attack=_attack)
+ATTACK = hostile_template("{{ lipsum['__globals__']['os'] }}", says="reaches for `__globals__`")
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_teacher
 
-from attacks._model import gate, model, works_terms
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    licence = "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023\n"
-    gate(folder, model(folder, LICENSE=licence))
-
-
-ATTACK = Attack(
-    threat="terms", says="Llama 2 Community License: training other models", works=works_terms, attack=_attack
+ATTACK = hostile_teacher(
+    {"LICENSE": "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023\n"},
+    says="Llama 2 Community License: training other models",
 )
 
 if __name__ == "__main__":

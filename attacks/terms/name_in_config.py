@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import OWN, hostile_teacher
 
-from attacks._model import OWN, gate, model, works_terms
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    config = {"model_type": "llama", "_name_or_path": "meta-llama/Llama-2-13b-chat-hf"}
-    gate(folder, model(folder, config__json=config, README__md="# A model"), terms={"decisions": [OWN]})
-
-
-ATTACK = Attack(
-    threat="terms", says="Llama 2 Community License: training other models", works=works_terms, attack=_attack
+ATTACK = hostile_teacher(
+    {
+        "config.json": {"model_type": "llama", "_name_or_path": "meta-llama/Llama-2-13b-chat-hf"},
+        "README.md": "# A model",
+    },
+    says="Llama 2 Community License: training other models",
+    terms={"decisions": [OWN]},
 )
 
 if __name__ == "__main__":

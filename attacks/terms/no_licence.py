@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_teacher
 
-from attacks._model import gate, model, works_terms
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    gate(folder, model(folder, README__md="# A model"))
-
-
-ATTACK = Attack(threat="terms", says="it says nothing of its licence", works=works_terms, attack=_attack)
+ATTACK = hostile_teacher({"README.md": "# A model"}, says="it says nothing of its licence")
 
 if __name__ == "__main__":
     ATTACK.main()

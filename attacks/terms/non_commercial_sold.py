@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from attacks._model import hostile_teacher
 
-from attacks._model import gate, model, works_terms
-from attacks.case import Attack
-
-
-def _attack(folder: Path) -> None:
-    gate(folder, model(folder, README__md="---\nlicense: other\nlicense_name: qwen-research\n---\n"))
-
-
-ATTACK = Attack(threat="terms", says="for non-commercial use only", works=works_terms, attack=_attack)
+ATTACK = hostile_teacher(
+    {"README.md": "---\nlicense: other\nlicense_name: qwen-research\n---\n"}, says="for non-commercial use only"
+)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 import multiprocessing
-import pkgutil
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,22 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_tokenizer
 
-import attacks
 from attacks import _model
+from attacks.run import all_attacks
 from stillroom.core.errors import CorpusError, InspectionRefused
 from stillroom.core.sandbox.seccomp import MACHINES
 from stillroom.inspection import template
 from stillroom.inspection.template import render_chat
 from stillroom.inspection.template_rules import require_template
 
-ATTACKS = sorted(
-    module.name for module in pkgutil.iter_modules(attacks.__path__) if module.name.startswith("template_")
-)
+ATTACKS = {name: attack for name, attack in all_attacks().items() if name.startswith("templates/")}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused_with_their_own_message(name: str) -> None:
-    outcome = importlib.import_module(f"attacks.{name}").ATTACK.run()
+    outcome = ATTACKS[name].run()
     assert outcome.refused, outcome.words
     assert render_chat(_model.TEMPLATE, _model.MESSAGES) == "user: Hello.\nassistant: Good day.\n"
 

@@ -1,8 +1,8 @@
 """Renders chat templates in a child process with limits on memory and time.
 
-A chat template is a program that comes with a model. Jinja's sandbox stops it from reaching objects; only the system
-stops it from taking all memory or never ending. On Linux a seccomp filter besides keeps the child from changing files, from sockets and from
-programs. One child serves any number of renderings, and is started anew after a violation.
+A chat template is a program that comes with a model. Jinja's sandbox stops it from reaching objects; only the system stops
+it from taking all memory or never ending. On Linux a seccomp filter keeps the child from changing files, from sockets and from
+other programs as well. One child serves any number of renderings, and is started anew after a violation.
 """
 
 from __future__ import annotations
