@@ -60,7 +60,7 @@ def run_program(program: str, limits: Limits) -> str:
         EnvironmentProblem: This machine has no sandbox.
     """
     require_sandbox()
-    # The word that says `passed` is never where the program can see it before it has ended.
+    # A word that a program cannot write by chance. One that looks for it in this very child can (see docs/tasks.md).
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="stillroom-sandbox-") as folder:
         process = subprocess.Popen(
