@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from attacks.case import Attack
 from stillroom.inspection.inspect import require_safe
 from stillroom.inspection.template import render_chat
 from stillroom.recipe.recipe import Recipe
@@ -146,6 +147,33 @@ def works_template(_: Path) -> None:
 def render(template: str) -> str:
     """Render a template as the corpus does."""
     return render_chat(template, MESSAGES, where="the teacher")
+
+
+def hostile_template(template: str, says: str) -> Attack:
+    """An attack that is one template: rendering it is refused with these words."""
+    return Attack(threat="template", says=says, works=works_template, attack=lambda _: render(template))
+
+
+def hostile_folder(files: dict[str, bytes | str | dict[str, Any]], says: str, threat: str = "import") -> Attack:
+    """An attack that is an ordinary model's folder with some files added or exchanged: it is refused with these words."""
+    return Attack(
+        threat=threat, says=says, works=works_folder, attack=lambda folder: require_safe(model(folder, **files))
+    )
+
+
+def hostile_gguf(content: bytes, says: str) -> Attack:
+    """An attack that is one GGUF file: it is refused with these words."""
+    return Attack(threat="import", says=says, works=works_gguf, attack=lambda folder: look_at_gguf(folder, content))
+
+
+def hostile_teacher(files: dict[str, bytes | str | dict[str, Any]], says: str, **sections: Any) -> Attack:
+    """An attack that is a teacher's folder with some files exchanged: the gate refuses it with these words."""
+    return Attack(
+        threat="terms",
+        says=says,
+        works=works_terms,
+        attack=lambda folder: gate(folder, model(folder, **files), **sections),
+    )
 
 
 def gate(folder: Path, teacher: Path | None = None, **sections: Any) -> Verdict:

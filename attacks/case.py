@@ -1,6 +1,6 @@
 """What every attack is: a normal case that must pass, and an attack that must be refused.
 
-A file ``attacks/NAME.py`` opens with a docstring that says what the attacker can do and wants, and defines::
+A file ``attacks/KIND/NAME.py`` opens with a docstring that says what the attacker can do and wants, and defines::
 
     ATTACK = Attack(
         threat="rollback",                          # a line of the attack table, or "import", "template", "terms"
@@ -14,7 +14,9 @@ A file ``attacks/NAME.py`` opens with a docstring that says what the attacker ca
 
 Both functions get an empty folder of their own. What they prepare must succeed by itself: any other exception than a
 :class:`StillroomError` means that the attack is broken, not that it was refused, and counts against us. An ``attack`` that
-ends without an exception has succeeded. ``.venv/bin/python -m attacks.NAME`` runs one, ``attacks/run.py`` all.
+ends without an exception has succeeded. Where the attack is one change to a package, one
+template, one folder or one file, :func:`.workshop.changed_package` and the ``hostile_…`` functions of :mod:`._model` make it.
+``.venv/bin/python -m attacks.KIND.NAME`` runs one, ``.venv/bin/python -m attacks.run`` all of them, or those named.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Attack:
     threat: str
     says: str
     works: Callable[[Path], None]
-    attack: Callable[[Path], None]
+    attack: Callable[[Path], object]
 
     def run(self) -> Outcome:
         """Do both, each in an empty folder of its own."""

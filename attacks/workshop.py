@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from securesystemslib.dsse import Envelope
 
-from attacks.case import SCRATCH
+from attacks.case import SCRATCH, Attack
 from stillroom.core import files
 from stillroom.core.errors import StillroomError
 from stillroom.packages.keys import Ring, Role
@@ -87,8 +87,11 @@ class Workshop:
 
     def verify(self, package: Path | None = None, **changed: Any) -> VerifiedPackage:
         """Verify as the machine does; the caller closes what comes back."""
-        options: dict[str, Any] = {"trust": self.pin, "state": self.folder / "state", "copies": self.folder / "copies"}
-        options |= changed
+        options: dict[str, Any] = {
+            "trust": self.pin,
+            "state": self.folder / "state",
+            "copies": self.folder / "copies",
+        } | changed
         return verify(package or self.package, **options)
 
     def check(self, package: Path | None = None, **changed: Any) -> None:
@@ -117,6 +120,17 @@ def works(folder: Path) -> None:
     with shop.verify() as verified:
         assert verified.gguf.read_bytes() == (shop.package / "weights" / verified.gguf.name).read_bytes()
         assert verified.passport()["signature"]["state"] == "verified"
+
+
+def changed_package(change: Callable[[Workshop], object], threat: str, says: str) -> Attack:
+    """An attack that is one change to a published package: verifying it is refused with these words."""
+
+    def attack(folder: Path) -> None:
+        shop = workshop(folder)
+        change(shop)
+        shop.check()
+
+    return Attack(threat=threat, says=says, works=works, attack=attack)
 
 
 def flip(path: Path, position: int = -1, bit: int = 0) -> None:
@@ -181,7 +195,7 @@ def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
     elsewhere = shop.package / "weights" / ".." / "weights" / file.name
     for name in (file, link, elsewhere):
         yield functools.partial(_open, name)
-    yield lambda: _load(file)
+    yield functools.partial(_load, file)
 
 
 def _open(path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
-import pkgutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model
 
-import attacks
 from attacks import _model
+from attacks.run import all_attacks
 from stillroom.core.errors import InspectionRefused, StillroomError
 from stillroom.core.strict_json import parse_json
 from stillroom.inspection import gguf_header, onnx_graph, safetensors_header
@@ -24,17 +22,16 @@ from stillroom.inspection.inspect import report, require_safe
 from stillroom.inspection.pickles import betrayed
 from stillroom.models.load import model_folder
 
-MINE = sorted(
-    module.name
-    for module in pkgutil.iter_modules(attacks.__path__)
-    if module.name.startswith(("import_", "terms_"))
-    or module.name in ("template_two_that_differ", "template_in_named_list")
-)
+ATTACKS = {
+    name: attack
+    for name, attack in all_attacks().items()
+    if name.startswith(("imports/", "terms/")) or name in ("templates/two_that_differ", "templates/in_named_list")
+}
 
 
-@pytest.mark.parametrize("name", MINE)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused_with_their_own_message(name: str) -> None:
-    outcome = importlib.import_module(f"attacks.{name}").ATTACK.run()
+    outcome = ATTACKS[name].run()
     assert outcome.refused, outcome.words
 
 

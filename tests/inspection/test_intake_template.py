@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 import multiprocessing
-import pkgutil
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_tokenizer
 
-import attacks
 from attacks import _model
+from attacks.run import all_attacks
 from stillroom.core.errors import CorpusError, InspectionRefused
+from stillroom.core.sandbox.seccomp import MACHINES
 from stillroom.inspection import template
 from stillroom.inspection.template import render_chat
 from stillroom.inspection.template_rules import require_template
 
-ATTACKS = sorted(
-    module.name for module in pkgutil.iter_modules(attacks.__path__) if module.name.startswith("template_")
-)
+ATTACKS = {name: attack for name, attack in all_attacks().items() if name.startswith("templates/")}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused_with_their_own_message(name: str) -> None:
-    outcome = importlib.import_module(f"attacks.{name}").ATTACK.run()
+    outcome = ATTACKS[name].run()
     assert outcome.refused, outcome.words
     assert render_chat(_model.TEMPLATE, _model.MESSAGES) == "user: Hello.\nassistant: Good day.\n"
 
@@ -103,6 +102,16 @@ def test_a_fork_has_a_child_of_its_own() -> None:
     assert queue.get(timeout=60) == expected
     process.join()
     assert render_chat(_model.TEMPLATE, _model.MESSAGES) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in MACHINES, reason="seccomp is Linux's")
+def test_the_child_is_under_a_filter_of_system_calls() -> None:
+    render_chat(_model.TEMPLATE, _model.MESSAGES)
+    child = template._RENDERER._child
+    assert child is not None
+    status = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+    assert "Seccomp:\t2" in status
+    assert "NoNewPrivs:\t1" in status
 
 
 def test_the_child_sees_neither_files_nor_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

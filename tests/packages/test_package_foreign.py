@@ -71,6 +71,27 @@ def test_bundle_verifies_with_model_signing(shop: Workshop, tmp_path: Path) -> N
         verify()
 
 
+@pytest.mark.parametrize("name", ["package", "../{folder}/package"])
+def test_signing_again_by_a_relative_path_makes_a_bundle_that_verifies(
+    name: str, shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_signing import hashing, verifying
+
+    shop.edit("eval.json", lambda scores: scores.update(interval="90%"))
+    bundle = shop.package / "package.oms.sig"
+    before = bundle.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    shop.sign(Path(name.format(folder=tmp_path.name)))
+    assert bundle.read_bytes() != before
+    shop.check()
+    public = tmp_path / "openssf.pem"
+    public.write_text(shop.ring.content.openssf)
+    config = hashing.Config().set_ignored_paths(paths=[shop.package / name for name in OUTSIDE], ignore_git_paths=False)
+    verifying.Config().use_elliptic_key_verifier(public_key=public).set_hashing_config(config).verify(
+        shop.package, bundle
+    )
+
+
 def test_repository_verifies_with_the_client_of_tuf(shop: Workshop, tmp_path: Path) -> None:
     def update(folder: Path) -> dict[str, object]:
         (folder / "targets").mkdir(parents=True, exist_ok=True)

@@ -310,6 +310,11 @@ def test_the_interface_is_described(server: Running) -> None:
     assert described["openapi"].startswith("3.1")
     names = {part for part in json.dumps(described).split('"') if part.startswith("#/components/schemas/")}
     assert {name.rpartition("/")[2] for name in names} <= set(described["components"]["schemas"])
+    assert described["paths"]["/v1/sessions/{number}"].keys() == {"get", "patch", "delete"}
+    body = described["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/CompletionRequest"}
+    served = {name for name in described["paths"] if "{" not in name and "get" in described["paths"][name]}
+    assert {name for name in served if server.ask("GET", name)[0] != 200} == set()
 
 
 def test_a_worker_that_dies_is_started_again(server: Running) -> None:

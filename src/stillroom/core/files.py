@@ -115,6 +115,17 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def read_at_most(path: Path, limit: int) -> bytes | None:
+    """A whole file; None where it has more than ``limit`` bytes, which are then not read.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as stream:
+        data = stream.read(limit + 1)
+    return data if len(data) <= limit else None
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of a file, or of all files under a folder."""
     if path.is_file():

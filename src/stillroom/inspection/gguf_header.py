@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from stillroom.core.errors import InspectionRefused
 
@@ -154,14 +154,20 @@ def parse_gguf(stream: BinaryIO, size: int, name: str) -> GgufHeader:
     return header
 
 
+def _new_name(reader: _Reader, kind: Literal["key", "tensor"], longest: int, known: Container[str]) -> str:
+    """The name of the next key or tensor, which no earlier one may have."""
+    at, what = reader.at, "a key" if kind == "key" else "a tensor's name"
+    length = reader.number("<Q", f"the length of {what}")
+    if length > longest:
+        raise reader.refused(f"{what} of {length:,} bytes", at)
+    name = _text(reader, reader.take(length, what), at)
+    if name in known:
+        raise reader.refused(f"the {kind} {name[:80]!r} stands twice; readers would disagree", at)
+    return name
+
+
 def _metadata(reader: _Reader, header: GgufHeader) -> None:
-    at = reader.at
-    length = reader.number("<Q", "a key's length")
-    if length > LONGEST_KEY:
-        raise reader.refused(f"a key of {length:,} bytes", at)
-    key = _text(reader, reader.take(length, "a key"), at)
-    if key in header.metadata:
-        raise reader.refused(f"the key {key[:80]!r} stands twice; readers would disagree", at)
+    key = _new_name(reader, "key", LONGEST_KEY, header.metadata)
     kind = reader.number("<I", f"the type of {key[:80]!r}")
     header.metadata[key] = _value(reader, kind, f"the value of {key[:80]!r}", 0)
 
@@ -229,12 +235,7 @@ def _skip_texts(reader: _Reader, count: int, what: str) -> None:
 def _tensor(reader: _Reader, header: GgufHeader) -> tuple[int, int, str, int]:
     """One entry of the list of tensors: offset, bytes, name, and where the entry stands."""
     at = reader.at
-    length = reader.number("<Q", "a tensor's name")
-    if length > LONGEST_NAME:
-        raise reader.refused(f"a tensor's name of {length:,} bytes", at)
-    name = _text(reader, reader.take(length, "a tensor's name"), at)
-    if name in header.tensors:
-        raise reader.refused(f"the tensor {name!r} stands twice; readers would disagree", at)
+    name = _new_name(reader, "tensor", LONGEST_NAME, header.tensors)
     dimensions = reader.number("<I", f"the shape of {name!r}")
     if not 1 <= dimensions <= 4:
         raise reader.refused(f"the tensor {name!r} has {dimensions} dimensions", at)

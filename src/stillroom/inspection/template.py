@@ -1,7 +1,8 @@
 """Renders chat templates in a child process with limits on memory and time.
 
-A chat template is a program that comes with a model. The sandbox stops it from reaching objects; only the system stops it from
-taking all memory or never ending. One child serves any number of renderings, and is started anew after a violation.
+A chat template is a program that comes with a model. Jinja's sandbox stops it from reaching objects; only the system stops
+it from taking all memory or never ending. On Linux a seccomp filter keeps the child from changing files, from sockets and from
+other programs as well. One child serves any number of renderings, and is started anew after a violation.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import threading
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import CorpusError, EngineFailed, InspectionRefused
+from stillroom.core.sandbox.child import isolated
 
 WALL_SECONDS = 120.0
 """After this time the child is ended even if it did nothing: the machine may be busy, so it is long."""
-_CHILD = Path(__file__).with_name("template_child.py")
+_CHILD = "stillroom.inspection.template_child"
 
 
 def render_chat(template: str, messages: list[dict[str, Any]], *, where: str = "", **variables: Any) -> str:
@@ -132,8 +132,7 @@ class _Renderer:
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
             return self._child
         self._end()
-        # Isolated: neither the user's environment nor the working folder can put code into it.
-        command = [sys.executable, "-I", "-X", "utf8", str(_CHILD)]
+        command = isolated(_CHILD, installed_packages=True)
         environment = {"PATH": os.environ.get("PATH", ""), "MALLOC_ARENA_MAX": "1", "LC_ALL": "C"}
         try:
             self._child = subprocess.Popen(

@@ -17,6 +17,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from stillroom.core.sandbox.policies import NO_EFFECTS
+from stillroom.core.sandbox.seccomp import install
+
 MEMORY_BYTES = 512 << 20
 """Address space of the child."""
 CPU_SECONDS = 2.0
@@ -58,7 +61,7 @@ def _raise(reason: object) -> None:
 
 
 def _limit() -> None:
-    """Bound memory, files and processes, where the system can."""
+    """Bound memory and files, where the system can."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -108,6 +111,8 @@ def main() -> None:
     # What is loaded late would be refused by the limits.
     environment.from_string("{{ [1] | tojson }}{{ 'a'.upper() }}{% if x is defined %}{% endif %}").render()
     _limit()
+    with contextlib.suppress(OSError):
+        install(NO_EFFECTS)
     compiled: dict[str, Template] = {}
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while (data := _read(requests)) is not None:
@@ -120,7 +125,3 @@ def main() -> None:
         _watch(0)
         answers.write(len(written).to_bytes(4, "big") + written)
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -31,6 +31,8 @@ def write_bundle(package: Path, ring: Ring, passphrase: str) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     from model_signing import hashing, signing
 
+    # The library takes an ignored path as below the package; joined to a relative package it would be another file.
+    package = package.absolute()
     key = ring.private_key(OPENSSF, passphrase)
     with tempfile.TemporaryDirectory() as folder:
         # The library takes a key from a file only. The folder is this user's alone and gone a moment later.

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from stillroom.core.errors import StillroomError, UsageError
 from stillroom.core.memory import release_memory
+from stillroom.core.strict_json import read_strict
 from stillroom.core.version import tool_version
 from stillroom.runtime import transport as local
 from stillroom.runtime.worker import RELEASE_SECONDS
@@ -37,7 +38,6 @@ from stillroom.serving.requests import (
     NewSession,
     SessionName,
     SwitchFeature,
-    parse_json,
 )
 from stillroom.serving.sessions import SessionStore
 from stillroom.switch import stopping
@@ -216,10 +216,6 @@ class Service:
         """Figures for Prometheus."""
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def openapi(self, _: Request) -> Response:
-        """This interface, described."""
-        return JSONResponse(describe())
-
     async def show_page(self, _: Request) -> Response:
         """The chat page; it is there even when all is off, as it holds the switch."""
         html, policy = page.render(self.page_token, bool(self.limits.keys))
@@ -322,7 +318,8 @@ def _model(model: ServedModel) -> dict[str, Any]:
 
 
 async def _parse(request: Request, kind: type[M]) -> M:
-    value = parse_json(await request.body())
+    # Clients write a key twice without meaning harm; the last one counts, as in their own readers.
+    value = read_strict(await request.body(), key_twice=True)
     if not isinstance(value, dict):
         raise ValueError("an object is expected")
     return kind.model_validate(value)
@@ -359,23 +356,32 @@ def _caught(endpoint: Endpoint, service: Service) -> Endpoint:
 
 def make_app(service: Service) -> Starlette:
     """The application."""
-    routes: list[tuple[str, Endpoint, list[str]]] = [
+    # The path, what answers, and the body of each method. The description is made from this table.
+    described: list[tuple[str, Endpoint, dict[str, type[BaseModel] | None]]] = [
+        ("/health", service.health, {"GET": None}),
+        ("/metrics", service.prometheus, {"GET": None}),
+        ("/v1/models", service.models, {"GET": None}),
+        ("/v1/models/{name}", service.one_model, {"GET": None}),
+        ("/v1/chat/completions", service.chat, {"POST": ChatRequest}),
+        ("/v1/completions", service.complete, {"POST": CompletionRequest}),
+        ("/v1/embeddings", service.embed, {"POST": EmbeddingRequest}),
+        ("/v1/sessions", service.list_sessions, {"GET": None}),
+        ("/v1/sessions", service.new_session, {"POST": NewSession}),
+        ("/v1/sessions/{number}", service.one_session, {"GET": None, "PATCH": SessionName, "DELETE": None}),
+        ("/switch", service.switch_status, {"GET": None}),
+        ("/switch/off", service.switch_off, {"POST": None}),
+        ("/switch/on", service.switch_on, {"POST": None}),
+        ("/switch/feature", service.switch_feature, {"POST": SwitchFeature}),
+    ]
+    operations = [(path, method, body) for path, _, methods in described for method, body in methods.items()]
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(describe(operations))
+
+    routes = [
         ("/", service.show_page, ["GET"]),
-        ("/health", service.health, ["GET"]),
-        ("/metrics", service.prometheus, ["GET"]),
-        ("/openapi.json", service.openapi, ["GET"]),
-        ("/v1/models", service.models, ["GET"]),
-        ("/v1/models/{name}", service.one_model, ["GET"]),
-        ("/v1/chat/completions", service.chat, ["POST"]),
-        ("/v1/completions", service.complete, ["POST"]),
-        ("/v1/embeddings", service.embed, ["POST"]),
-        ("/v1/sessions", service.list_sessions, ["GET"]),
-        ("/v1/sessions", service.new_session, ["POST"]),
-        ("/v1/sessions/{number}", service.one_session, ["GET", "PATCH", "DELETE"]),
-        ("/switch", service.switch_status, ["GET"]),
-        ("/switch/off", service.switch_off, ["POST"]),
-        ("/switch/on", service.switch_on, ["POST"]),
-        ("/switch/feature", service.switch_feature, ["POST"]),
+        ("/openapi.json", openapi, ["GET"]),
+        *((path, endpoint, [*methods]) for path, endpoint, methods in described),
     ]
 
     @contextlib.asynccontextmanager

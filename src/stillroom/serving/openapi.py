@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from stillroom.core.version import tool_version
-from stillroom.serving.requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    NewSession,
-    SessionName,
-    SwitchFeature,
-)
 
-_BODIES: dict[tuple[str, str], type[BaseModel]] = {
-    ("/v1/chat/completions", "post"): ChatRequest,
-    ("/v1/completions", "post"): CompletionRequest,
-    ("/v1/embeddings", "post"): EmbeddingRequest,
-    ("/v1/sessions", "post"): NewSession,
-    ("/v1/sessions/{number}", "patch"): SessionName,
-    ("/switch/feature", "post"): SwitchFeature,
-}
-_PLAIN = [
-    ("/health", "get"), ("/metrics", "get"), ("/v1/models", "get"), ("/v1/models/{name}", "get"),
-    ("/v1/sessions", "get"), ("/v1/sessions/{number}", "get"), ("/v1/sessions/{number}", "delete"),
-    ("/switch", "get"), ("/switch/off", "post"), ("/switch/on", "post"),
-]  # fmt: skip
 _STATUSES = {
     "200": "The answer", "201": "Made", "400": "The request is wrong", "401": "A key is needed",
     "403": "Not from there", "404": "There is no such thing", "408": "Too slow", "409": "It is damaged",
@@ -38,12 +18,17 @@ _STATUSES = {
 }  # fmt: skip
 
 
-def describe() -> dict[str, Any]:
-    """The description."""
-    kinds = [(kind, "validation") for kind in dict.fromkeys(_BODIES.values())]
+def describe(operations: Iterable[tuple[str, str, type[BaseModel] | None]]) -> dict[str, Any]:
+    """The description of an interface.
+
+    Args:
+        operations: The path, the method and the body of each.
+    """
+    operations = list(operations)
+    kinds = [(kind, "validation") for kind in dict.fromkeys(body for _, _, body in operations if body is not None)]
     _, definitions = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: dict[str, Any] = {}
-    for (path, method), kind in [*_BODIES.items(), *((place, None) for place in _PLAIN)]:
+    for path, method, kind in operations:
         operation: dict[str, Any] = {"responses": {code: {"description": about} for code, about in _STATUSES.items()}}
         if kind is not None:
             reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
@@ -51,7 +36,7 @@ def describe() -> dict[str, Any]:
         if "{" in path:
             name = path.partition("{")[2].rstrip("}")
             operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
-        paths.setdefault(path, {})[method] = operation
+        paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "Stillroom", "version": tool_version()},

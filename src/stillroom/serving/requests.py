@@ -5,7 +5,6 @@ Unknown keys are ignored, as clients send more than anybody implements; known ke
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -234,19 +233,3 @@ class SwitchFeature(Words):
 
     feature: Text
     state: Literal["available", "enabled", "blocked"]
-
-
-def parse_json(data: bytes) -> Any:
-    """A request's body.
-
-    Raises:
-        ValueError: It is not JSON.
-    """
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        return json.loads(data.decode(), parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None

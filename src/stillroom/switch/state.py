@@ -188,11 +188,10 @@ def _parse(path: Path) -> dict[str, Any] | None:
         ValueError: It is not what this version, or any version, writes.
     """
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(LONGEST + 1)
+        data = files.read_at_most(path, LONGEST)
     except FileNotFoundError:
         return None
-    if len(data) > LONGEST:
+    if data is None:
         raise ValueError("it is too long")
     value = json.loads(data)
     if not isinstance(value, dict) or value.get("switch") not in ("on", "off") or value.get("format") != FORMAT:

@@ -169,9 +169,8 @@ def _found(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    with open(path, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
+    data = files.read_at_most(path, limit)
+    if data is None:
         raise InspectionRefused(f"{path} is larger than {limit:,} bytes.", "Such a file belongs to no model.")
     return data
 

@@ -233,11 +233,10 @@ def read_licence(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(LARGEST + 1)
+        data = files.read_at_most(path, LARGEST)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}.", "Check the path.") from None
-    if len(data) > LARGEST:
+    if data is None:
         raise RecipeError(f"{path} is larger than {LARGEST:,} bytes.", "Supply the text alone.")
     return data
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stillroom.core import files
 from stillroom.core.errors import VerificationFailed
+from stillroom.core.strict_json import NotStrict, read_strict
 
 LARGEST = 64 << 20
 """Bytes that a JSON document of a package or of a repository may have. A manifest of 100 GB of weights takes one."""
@@ -32,11 +34,10 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
     try:
         if path.is_symlink() or not path.is_file():
             raise VerificationFailed(f"{path} is missing or not an ordinary file.", "Get the whole package again.")
-        with open(path, "rb") as stream:
-            data = stream.read(limit + 1)
+        data = files.read_at_most(path, limit)
     except OSError as error:
         raise VerificationFailed(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
-    if len(data) > limit:
+    if data is None:
         raise VerificationFailed(f"{path} is larger than {limit:,} bytes.", "Such a file is not Stillroom's.")
     return data
 
@@ -51,20 +52,17 @@ def parse_json(data: bytes, name: str) -> Any:
     Raises:
         VerificationFailed: Says what is wrong and where.
     """
-    if len(data) > LARGEST:
-        raise VerificationFailed(f"{name} is larger than {LARGEST:,} bytes.", "Such a file is not Stillroom's.")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
-    except UnicodeDecodeError as error:
-        raise VerificationFailed(f"{name}: not UTF-8 at byte {error.start}.", "Get it again.") from None
-    except json.JSONDecodeError as error:
-        raise VerificationFailed(
-            f"{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}.", "Get it again."
-        ) from None
-    except RecursionError:
-        raise VerificationFailed(f"{name}: nested too deep.", "Such a file is not Stillroom's.") from None
-    except ValueError as error:
-        raise VerificationFailed(f"{name}: {str(error)[:200]}.", "Such a file is not Stillroom's.") from None
+        return read_strict(data, limit=LARGEST)
+    except NotStrict as error:
+        ours = "Such a file is not Stillroom's."
+        what, advice = {
+            "size": (f" is {error}", ours),
+            "encoding": (f": {error}", "Get it again."),
+            "syntax": (f": not JSON at line {error.line}, column {error.column}: {error.detail}", "Get it again."),
+            "depth": (": nested too deep", ours),
+        }.get(error.kind, (f": {str(error)[:200]}", ours))
+        raise VerificationFailed(f"{name}{what}.", advice) from None
 
 
 def parse(kind: type[Document], data: bytes, name: str) -> Document:
@@ -85,16 +83,3 @@ def validate(kind: type[Document], value: Any, name: str) -> Document:
         ) from None
     except (ValueError, RecursionError, TypeError):
         raise VerificationFailed(f"{name}: not what it should hold.", "Such a file is not Stillroom's.") from None
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!r} stands twice")
-        found[key] = value
-    return found
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"the number {text}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import platform
 import struct
@@ -17,8 +16,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from stillroom.core.sandbox.policies import ENGINE
+from stillroom.core.sandbox.seccomp import MACHINES, install
+
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
-_NO_NEW_PRIVS, _SECCOMP, _DUMPABLE = 38, 22, 4
+_NO_NEW_PRIVS, _DUMPABLE = 38, 4
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 
 # Rights of Landlock, in the order of the kernel's bits.
@@ -26,28 +28,6 @@ _EXECUTE, _WRITE, _READ, _READ_FOLDER = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REMOVE_FILE, _MAKE_FILE, _MAKE_SOCKET, _TRUNCATE = 1 << 5, 1 << 8, 1 << 9, 1 << 14
 _RIGHTS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _READ_ONLY = _READ | _READ_FOLDER
-
-# What a model never does, by system call number.
-_DENIED = {
-    "x86_64": {
-        "execve": 59, "execveat": 322, "fork": 57, "vfork": 58, "ptrace": 101, "process_vm_readv": 310,
-        "process_vm_writev": 311, "kill": 62, "tkill": 200, "pidfd_send_signal": 424, "pidfd_open": 434,
-        "pidfd_getfd": 438, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "mount": 165, "umount2": 166,
-        "pivot_root": 155, "chroot": 161, "unshare": 272, "setns": 308, "bpf": 321, "keyctl": 250, "add_key": 248,
-        "request_key": 249, "io_uring_setup": 425, "perf_event_open": 298, "userfaultfd": 323, "connect": 42,
-        "init_module": 175, "finit_module": 313, "kexec_load": 246, "open_by_handle_at": 304,
-    },
-    "aarch64": {
-        "execve": 221, "execveat": 281, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kill": 129,
-        "tkill": 130, "pidfd_send_signal": 424, "pidfd_open": 434, "pidfd_getfd": 438, "rt_sigqueueinfo": 138,
-        "rt_tgsigqueueinfo": 240, "mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51, "unshare": 97,
-        "setns": 268, "bpf": 280, "keyctl": 219, "add_key": 217, "request_key": 218, "io_uring_setup": 425,
-        "perf_event_open": 241, "userfaultfd": 282, "connect": 203, "init_module": 105, "finit_module": 273,
-        "kexec_load": 104, "open_by_handle_at": 265,
-    },
-}  # fmt: skip
-_SOCKET = {"x86_64": 41, "aarch64": 198}
-_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def confine(readable: Iterable[Path], writable: Path, memory: int, files: int = 256) -> dict[str, str]:
@@ -71,7 +51,7 @@ def confine(readable: Iterable[Path], writable: Path, memory: int, files: int = 
     report["no new privileges"] = _attempt(lambda: libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
     report["not traceable"] = _attempt(lambda: libc.prctl(_DUMPABLE, 0, 0, 0, 0))
     report["landlock"] = _landlock(libc, [path for path in readable if path.exists()], writable)
-    report["seccomp"] = _seccomp(libc)
+    report["seccomp"] = _seccomp()
     return report
 
 
@@ -132,28 +112,11 @@ def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path) -> str:
     return f"in force (version {version}: {', '.join(said)})"
 
 
-def _seccomp(libc: ctypes.CDLL) -> str:
-    machine = platform.machine()
-    if machine not in _DENIED:
-        return f"not written for {machine}"
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    steps = [
-        (load, 0, 0, 4),  # the architecture
-        (equal, 1, 0, _ARCHITECTURE[machine]),
-        (give, 0, 0, refuse),
-        (load, 0, 0, 0),  # the number of the call
-        (at_least, 0, 1, 0x40000000),  # another numbering of the same calls
-        (give, 0, 0, refuse),
-        (equal, 0, 4, _SOCKET[machine]),
-        (load, 0, 0, 16),  # the family of the socket
-        (equal, 0, 1, 1),  # local
-        (give, 0, 0, allow),
-        (give, 0, 0, refuse),
-    ]
-    for number in _DENIED[machine].values():
-        steps += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    steps.append((give, 0, 0, allow))
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
-    return _attempt(lambda: libc.prctl(_SECCOMP, 2, program, 0, 0))
+def _seccomp() -> str:
+    if platform.machine() not in MACHINES:
+        return f"not written for {platform.machine()}"
+    try:
+        install(ENGINE)
+    except OSError as error:
+        return f"refused by the system: {os.strerror(error.errno or 0)}"
+    return "in force"

@@ -1,0 +1,1 @@
+"""A publisher who signs properly, and claims what is not so."""

@@ -1,0 +1,1 @@
+"""Models from elsewhere: pickles, code, and files that are not what they say."""

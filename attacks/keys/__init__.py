@@ -1,0 +1,1 @@
+"""Stolen, exchanged and forged keys, signatures and roots."""

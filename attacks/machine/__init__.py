@@ -1,0 +1,1 @@
+"""The receiving machine's memory is wiped or its clock set back."""

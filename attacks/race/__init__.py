@@ -1,0 +1,1 @@
+"""What was checked is exchanged before it is used."""

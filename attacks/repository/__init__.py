@@ -1,0 +1,1 @@
+"""A repository or a connection that holds back, mixes or rolls back what was published."""

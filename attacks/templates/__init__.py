@@ -1,0 +1,1 @@
+"""Chat templates: programs that come with a model."""

@@ -1,0 +1,1 @@
+"""Licences and permissions that do not hold."""
