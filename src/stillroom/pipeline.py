@@ -15,7 +15,7 @@ from stillroom.core.progress import Progress
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import AnyPath, Callback, Run
-from stillroom.runs.stages import inputs_of, stages_of, with_needs
+from stillroom.runs.stages import StageSpec, inputs_of, stages_of, with_needs
 
 SPARE_BYTES = 64 << 20
 """Room on the disk without which no stage is begun."""
@@ -129,6 +129,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
+    _require_packages(made, wanted)
     for spec in wanted:
         stage = made.stage(spec.name)
         inputs = inputs_of(made, spec)
@@ -148,6 +149,22 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+
+
+def _require_packages(made: Run, wanted: list[StageSpec]) -> None:
+    """Refuse to begin where a package is missing for a stage that is still to be done."""
+    from stillroom.planning.needs import missing_needs, require_needs
+
+    needs = missing_needs(made.recipe)
+    if not needs:
+        return
+    todo = {"run"}
+    for spec in wanted:
+        # What a stage depends on can be told as far as the stages before it are done.
+        if len(todo) > 1 or not made.stage(spec.name).holds(inputs_of(made, spec)):
+            todo.add(spec.name)
+    if len(todo) > 1:
+        require_needs(need for need in needs if need.stage in todo)
 
 
 def _check_room(made: Run, name: str) -> None:
