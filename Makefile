@@ -14,10 +14,11 @@ LOCK_HOLDS := $(BIN)/python -c 'import platform as p, sys; sys.exit((p.python_im
 NOT_LOCKED := no lock for this Python and platform (it is for CPython 3.11 on Linux, x86-64): versions by constraints.txt, without hashes
 LOCK_FAILED := The files of the lock are not to be had here (of PyTorch it holds the build for CPUs). By version alone: make LOCKED=no
 
-# Run pip on a lock where it holds, else on requirements. Arguments: pip's command, the lock, its requirements otherwise.
+# Run pip on a lock where it holds, else on requirements. Arguments: pip's command, the lock, its requirements otherwise. A lock is
+# whole, so that nothing has to be resolved (--no-deps).
 define pip
 	@if [ '$(LOCKED)' != no ] && $(LOCK_HOLDS); then \
-		$(PIP) $(1) --quiet $(FROM) --require-hashes --requirement $(2) || { echo '$(LOCK_FAILED)'; exit 1; }; \
+		$(PIP) $(1) --quiet $(FROM) --no-deps --require-hashes --requirement $(2) || { echo '$(LOCK_FAILED)'; exit 1; }; \
 	else \
 		[ '$(LOCKED)' = no ] || echo '$(NOT_LOCKED)'; \
 		$(PIP) $(1) --quiet $(FROM) --constraint constraints.txt $(3); \
