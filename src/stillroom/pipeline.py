@@ -138,6 +138,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
 
         pass_gate(made)
     _require_objective(made, wanted)
+    _require_packages(made, wanted)
     for spec in wanted:
         stage = made.stage(spec.name)
         inputs = inputs_of(made, spec)
@@ -167,6 +168,22 @@ def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
                 from stillroom.training.losses.registry import objective_class
 
                 objective_class(made.recipe.distill.objective)
+
+
+def _require_packages(made: Run, wanted: list[StageSpec]) -> None:
+    """Refuse to begin where a package is missing for a stage that is still to be done."""
+    from stillroom.planning.needs import missing_needs, require_needs
+
+    needs = missing_needs(made.recipe)
+    if not needs:
+        return
+    todo = {"run"}
+    for spec in wanted:
+        # What a stage depends on can be told as far as the stages before it are done.
+        if len(todo) > 1 or not made.stage(spec.name).holds(inputs_of(made, spec)):
+            todo.add(spec.name)
+    if len(todo) > 1:
+        require_needs(need for need in needs if need.stage in todo)
 
 
 def _check_room(made: Run, name: str) -> None:

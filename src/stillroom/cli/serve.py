@@ -68,6 +68,9 @@ def serve(
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
+    from stillroom.core.extras import require
+
+    require("serve", "The server needs packages that are not installed: {}.")
     from stillroom.serving.app import read_keys
     from stillroom.serving.running import serve_models
 

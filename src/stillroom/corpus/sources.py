@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError, first_line, translate
+from stillroom.core.errors import CorpusError, NotWritable, StillroomError, first_line, translate
+from stillroom.core.extras import require
 from stillroom.corpus.documents import Document, document_of, whole_text
 from stillroom.corpus.readers.registry import reader_of
 from stillroom.recipe.corpus import (
@@ -146,13 +147,10 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _parquet(source: ParquetSource) -> Iterator[Document]:
-    try:
-        import pyarrow.parquet as parquet
-        from pyarrow import ArrowException
-    except ImportError:
-        raise MissingDependency(
-            "Parquet files need pyarrow.", "Install it: pip install 'stillroom[datasets]'"
-        ) from None
+    require("datasets", "Parquet files need pyarrow.", "pyarrow.parquet")
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
     for path in _files(source.path, ("**/*.parquet",)):
         number = 0
         try:
@@ -175,12 +173,9 @@ def _parquet(source: ParquetSource) -> Iterator[Document]:
 
 
 def _dataset(source: DatasetSource) -> Iterator[Document]:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingDependency(
-            "Hugging Face datasets need the package `datasets`.", "Install it: pip install 'stillroom[datasets]'"
-        ) from None
+    require("datasets", "Hugging Face datasets need the package `datasets`.", "datasets")
+    import datasets
+
     try:
         folder = Path(source.name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -265,12 +260,9 @@ def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _reasoning_gym(source: ReasoningGymSource) -> Iterator[Document]:
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise MissingDependency(
-            "Generated questions need the package `reasoning-gym`.", "Install it: pip install 'stillroom[reasoning]'"
-        ) from None
+    require("reasoning", "Generated questions need the package `reasoning-gym`.")
+    import reasoning_gym
+
     for task in source.tasks:
         try:
             data = reasoning_gym.create_dataset(task, size=source.count, seed=0)

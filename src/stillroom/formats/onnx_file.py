@@ -9,7 +9,6 @@ Legend: L new tokens, P past tokens, G key/value heads, D width of a head, V ids
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import warnings
@@ -21,7 +20,8 @@ import torch
 from torch import nn
 
 from stillroom.core import files
-from stillroom.core.errors import MissingDependency, UnsupportedModel
+from stillroom.core.errors import UnsupportedModel
+from stillroom.core.extras import require
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicLayer
@@ -38,11 +38,7 @@ def require_onnx() -> None:
     Raises:
         MissingDependency: The extra is not installed.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependency(
-            f"ONNX needs {', '.join(missing)}, which is not installed.", "Install it: pip install 'stillroom[onnx]'"
-        )
+    require("onnx", "ONNX needs packages that are not installed: {}.", *NEEDED)
 
 
 class WithCache(nn.Module):

@@ -21,6 +21,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
 from stillroom.core.errors import MissingDependency
+from stillroom.core.extras import command
 from stillroom.models.quantization import block
 
 Array = np.ndarray
@@ -65,6 +66,11 @@ def quantise(data: Array, kind: GGMLQuantizationType, importance: Array | None =
     return out.reshape(*data.shape[:-1], out.shape[1])
 
 
+def has_encoder() -> bool:
+    """Whether a library here makes the types that are not plain numbers."""
+    return (llama_cpp_encoder() or libgguf_encoder()) is not None
+
+
 @functools.lru_cache(maxsize=1)
 def _encoder() -> Encoder:
     """The first library that is there."""
@@ -72,7 +78,7 @@ def _encoder() -> Encoder:
     if encoder is None:
         raise MissingDependency(
             "The llama.cpp library of xllamacpp does not show its quantisation here, and libgguf is not installed.",
-            "Install it: pip install 'stillroom[quantise]'; or export F16, BF16 and no other.",
+            f"Install it: {command('quantise')}; or export F16, BF16 and no other.",
         )
     return encoder
 

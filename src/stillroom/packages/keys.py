@@ -21,6 +21,7 @@ from pydantic import Field, StringConstraints
 
 from stillroom.core import files
 from stillroom.core.errors import UsageError
+from stillroom.core.extras import require
 from stillroom.verification.closed import Closed, parse, read_bytes
 from stillroom.verification.manifest import Digest, Name
 
@@ -99,6 +100,7 @@ class Ring:
         Raises:
             UsageError: There is a ring already, the passphrase is empty, or a threshold cannot be met.
         """
+        _require_trust()
         from cryptography.hazmat.primitives.asymmetric import ec
 
         if (folder / "ring.json").exists():
@@ -150,6 +152,7 @@ class Ring:
 
     def public_key(self, name: str) -> Any:
         """A public key as a ``securesystemslib.signer.Key``."""
+        _require_trust()
         from securesystemslib.signer import SSlibKey
 
         key = self.content.keys[name]
@@ -165,6 +168,7 @@ class Ring:
         Raises:
             UsageError: It is not here, or the passphrase does not open it.
         """
+        _require_trust()
         from securesystemslib.signer import CryptoSigner
 
         return CryptoSigner(self.private_key(name, passphrase), self.public_key(name))
@@ -242,6 +246,7 @@ def describe(ring: Ring) -> dict[str, Any]:
 
 
 def _make(folder: Path, name: str, passphrase: str, cost: int) -> PublicKey:
+    _require_trust()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.signer import SSlibKey
 
@@ -276,6 +281,7 @@ def _write_private(folder: Path, name: str, private: Any, passphrase: str, cost:
 
 
 def _read_private(path: Path, passphrase: str) -> Any:
+    _require_trust()
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
     from cryptography.hazmat.primitives.serialization import load_der_private_key
@@ -302,6 +308,10 @@ def _public_pem(public: Any) -> str:
 
     text: bytes = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return text.decode()
+
+
+def _require_trust() -> None:
+    require("trust", "Keys and signatures need packages that are not installed: {}.")
 
 
 def _require_passphrase(passphrase: str) -> None:

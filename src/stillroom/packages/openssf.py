@@ -6,16 +6,14 @@ import tempfile
 from pathlib import Path
 
 from stillroom.core import files
-from stillroom.core.errors import MissingDependency
+from stillroom.core.extras import missing, require
 from stillroom.packages.keys import OPENSSF, Ring
 from stillroom.verification.manifest import OPENSSF_SIGNATURE, OUTSIDE
 
 
 def available() -> bool:
     """Whether the library that writes bundles is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("model_signing") is not None and importlib.util.find_spec("OpenSSL") is not None
+    return not missing("openssf")
 
 
 def write_bundle(package: Path, ring: Ring, passphrase: str) -> None:
@@ -24,10 +22,7 @@ def write_bundle(package: Path, ring: Ring, passphrase: str) -> None:
     Raises:
         MissingDependency: The library is not installed.
     """
-    if not available():
-        raise MissingDependency(
-            "The OpenSSF bundle needs the package model-signing.", "Install it: pip install 'stillroom[openssf]'."
-        )
+    require("openssf", "The OpenSSF bundle needs packages that are not installed: {}.")
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     from model_signing import hashing, signing
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import UsageError
+from stillroom.core.extras import require
 from stillroom.packages.keys import Ring, Role
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.documents import (
@@ -51,6 +52,7 @@ class Repository:
     """
 
     def __init__(self, folder: Path, ring: Ring | None, signers: Signers, now: datetime.datetime | None = None) -> None:
+        require("trust", "A repository needs packages that are not installed: {}.")
         self.folder = folder
         self._ring = ring
         self._signers = signers

@@ -18,6 +18,7 @@ from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
 from stillroom.planning.counting import Planned, Text, count_student, count_text
+from stillroom.planning.needs import install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
@@ -39,9 +40,11 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
 
     Returns:
         Parameters, tokens, file sizes, and for each stage seconds, bytes of memory and of disk; ``verdict`` is ``go`` or
-        ``stop``, ``broken`` says which limits are broken and ``nearest`` what to change in the recipe so that it fits.
+        ``stop``, ``broken`` says which limits are broken and ``nearest`` what to change in the recipe so that it fits;
+        ``missing`` lists optional packages that the recipe needs, and ``install`` the command that brings them.
 
     Raises:
+        MissingDependency: The text cannot be read without a package that is missing.
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
     from stillroom.training.stage_cost import training_operations, training_steps
@@ -51,6 +54,10 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     runs = Path(runs)
     begun = time.perf_counter()
     objective_class(recipe.distill.objective)
+    needs = missing_needs(recipe)
+    if any(need.stage == "corpus" for need in needs):
+        # Without the text there is nothing to plan with.
+        require_needs(needs)
     text = count_text(recipe, runs, Progress(quiet))
     student = count_student(recipe, text)
     profile = _profile(recipe, text, student)
@@ -97,6 +104,8 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "baseline_adds": {"seconds": round(baseline.seconds, 3), "disk_bytes": round(baseline.disk_bytes)},
         "planned_in_seconds": round(time.perf_counter() - begun, 1),
         "terms": _terms(recipe),
+        "missing": [need.as_dict() for need in needs],
+        "install": install(needs),
     }
     return plan | _verdict(recipe, plan, counts, profile, runs)
 
@@ -139,6 +148,8 @@ def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, profile: Prof
     terms = plan["terms"]
     if terms is not None and terms["verdict"] == "refused":
         broken.append("terms")
+    if plan["missing"]:
+        broken.append("packages")
     return {
         "limits": {name: value for name, value in free.items() if value != float("inf")},
         "verdict": "stop" if broken else "go",
@@ -255,10 +266,20 @@ def show_plan(plan: dict[str, Any]) -> None:
         if terms["verdict"] == "refused":
             for reason in terms["reasons"]:
                 say(f"            {reason}")
+    for need in plan["missing"]:
+        say(f"  missing   {', '.join(need['packages'])} (`{need['key']}`)")
+    if plan["missing"]:
+        say(f"  install   {plan['install']}")
     if plan["verdict"] == "go":
         say("  verdict   go")
         return
-    words = {"memory_bytes": "memory", "disk_bytes": "disk", "seconds": "time", "terms": "terms"}
+    words = {
+        "memory_bytes": "memory",
+        "disk_bytes": "disk",
+        "seconds": "time",
+        "terms": "terms",
+        "packages": "packages",
+    }
     say(f"  verdict   stop: {', '.join(words[name] for name in plan['broken'])}")
     if plan["nearest"]:
         say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import VerificationFailed
+from stillroom.core.extras import require
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.documents import (
     REINSTATEMENTS,
@@ -79,6 +80,7 @@ def pinned_keys(pin: Pin) -> tuple[list[Any], int]:
 
 def _fetch(pin: Pin, folder: Path, address: str) -> str:
     """Let tuf's client renew what is kept; returns why the repository could not be reached, or nothing."""
+    require("trust", "A publisher's metadata needs packages that are not installed: {}.")
     from tuf.api.exceptions import DownloadError, RepositoryError
     from tuf.ngclient import Updater, UpdaterConfig
 
@@ -165,6 +167,7 @@ def _fetcher(base: str) -> Any:
 
 
 def _root(pin: Pin) -> Any:
+    require("trust", "A publisher's metadata needs packages that are not installed: {}.")
     from tuf.api.exceptions import RepositoryError
     from tuf.api.metadata import Metadata, Root
 

