@@ -1,15 +1,16 @@
-"""Repairs a cut model in closed form, before any training.
+"""Least-squares repair of a pruned model, before any training.
 
-A removed run of layers is replaced by a linear map that is folded into the last matrix before the run, as Shopkhoev et
-al. (2025, arXiv 2505.02819) do; but the whole matrix is fitted, on its own inputs, not only a map behind it: with F > H
-inputs it can say more. Removed channels and heads are made up for in the same way (the structured form of SparseGPT and
-SlimGPT: arXiv 2301.00774, 2412.18110): the matrix behind them is fitted again on the inputs that are left. Layers are
-repaired from the bottom up, each on what the student, repaired so far, really produces, so that a later layer also
-takes back errors of earlier ones.
+1. **Removed layers** (depth). A removed run of layers is replaced by a linear map that is folded into the last matrix before
+   the run, as Shopkhoev et al. (2025, arXiv 2505.02819) do. Here the whole matrix is fitted, on its own inputs, not only an
+   H × H map behind it: with F > H inputs it can represent more.
+2. **Removed channels and heads** (width). The matrix behind them is fitted again on the inputs that are left: the structured
+   form of SparseGPT and SlimGPT (arXiv 2301.00774, 2412.18110).
 
-Tokens weigh less the larger their stream is, for what follows reads it through a norm.
+Layers are repaired from the bottom up. Each is fitted on what the student, repaired so far, really produces, so that a later
+layer also compensates errors of earlier ones. The fit is ridge regression towards the old matrix (:func:`ridge_change`); tokens
+weigh less the larger their residual stream is, because what follows reads it through a norm.
 
-Legend: N tokens of the sample, F inputs of the matrix, H hidden width.
+Legend: N tokens of the sample, F inputs of the matrix, H hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
 RIDGE = 0.3
-"""Pull of the fitted matrix to the old one, as a share of the mean square of its inputs."""
+"""Ridge penalty on the change of a matrix, as a share of the mean square of its inputs."""
 
 
 POWER = 0.5
@@ -50,76 +50,82 @@ def heal(
     """Fit the matrices behind everything that was removed; returns how many were fitted.
 
     Args:
-        student: The cut teacher; changed in place.
+        student: The pruned teacher; changed in place.
         teacher: The teacher.
         family: Their family. Where a norm stands behind a matrix, what removed layers did cannot be folded into it;
-            removed channels, heads and widths are made up for all the same.
+            removed channels, heads and widths are repaired all the same.
         kept: Indices of the teacher's layers that the student has.
         sample: Sequences to fit on.
-        widths: The cut of widths, if there was one.
+        widths: What was removed of widths, if anything.
         moved: Called after every layer of the student.
         everywhere: After removed layers, fit both matrices of every later layer too: it takes about twice the time and
-            takes back more of the errors that run through.
+            compensates more of the errors that propagate.
     """
     widths = widths or Widths()
-    ours, theirs = Layerwise(student, family, sample), Layerwise(teacher, family, sample)
-    scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
-    narrowed = widths.narrows
-    everywhere = everywhere and not family.norm_after and len(kept) < len(theirs.layers)
-    narrow_ffn = widths.channels is not None or widths.hidden is not None or everywhere
-    narrow_attention = widths.groups is not None or widths.hidden is not None or everywhere
+    student_pass, teacher_pass = Layerwise(student, family, sample), Layerwise(teacher, family, sample)
+    residual_scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
+    everywhere = everywhere and not family.norm_after and len(kept) < len(teacher_pass.layers)
+    fit_feed_forward = widths.channels is not None or widths.hidden is not None or everywhere
+    fit_attention = widths.groups is not None or widths.hidden is not None or everywhere
     hidden = widths.hidden
-    ends = [*kept[1:], len(theirs.layers)]
+    # Student layer i has to do what the teacher's layers kept[i] to ends[i] − 1 do.
+    ends = [*kept[1:], len(teacher_pass.layers)]
     fitted = 0
-    first, last = _to_fit(kept, ends, narrowed, everywhere, family)
+    first, last = _to_fit(kept, ends, widths.narrows, everywhere, family)
     if first > 0:
         # Below the first run of removed layers the student is the teacher.
-        theirs.advance(first)
-        ours.states, ours.place = list(theirs.states), first
-    for place, (index, end) in enumerate(zip(kept, ends, strict=True)):
-        if not first <= place <= last:
+        teacher_pass.advance(first)
+        student_pass.states, student_pass.place = list(teacher_pass.states), first
+    for number, (index, end) in enumerate(zip(kept, ends, strict=True)):
+        if not first <= number <= last:
             continue
-        theirs.advance(index)
-        layer = ours.layers[place]
-        incoming = theirs.stream if narrow_attention else None
-        their_results, seen = theirs.run(outputs=_outputs(family, narrow_attention, narrow_ffn))
-        # Where the stream is still the teacher's, attention has nothing to make up for.
-        attention_too = narrow_attention and (narrowed or place > first or kept[0] != 0)
-        if attention_too:
-            module = family.attention_matrix(layer)
+        layer = student_pass.layers[number]
+
+        # 1. The teacher's layer of the same index, with the outputs that are targets.
+        teacher_pass.advance(index)
+        teacher_input = teacher_pass.stream if fit_attention else None
+        teacher_results, teacher_seen = teacher_pass.run(outputs=_outputs(family, fit_attention, fit_feed_forward))
+
+        # 2. Attention's output matrix. Where the residual stream is still the teacher's, there is nothing to repair.
+        if fit_attention and (widths.narrows or number > first or kept[0] != 0):
             name = family.attention_output
-            _, caught = ours.run(inputs=[name], outputs=[name])
-            theirs_out = _cut(seen[f"out:{name}"], hidden)
+            _, seen = student_pass.run(inputs=[name], outputs=[name])
+            target_output = _cut(teacher_seen[f"out:{name}"], hidden)
             if family.norm_after:
-                missing, weigh = theirs_out - caught[f"out:{name}"], theirs_out
+                # The norm lies between the matrix and the stream: the target is the teacher's output itself.
+                target, missing = target_output, target_output - seen[f"out:{name}"]
             else:
-                weigh = _cut(incoming, hidden) + scale * theirs_out  # type: ignore[arg-type]
-                missing = (weigh - ours.stream) / scale - caught[f"out:{name}"]
-            _fit(module, caught[f"in:{name}"], missing, weigh)
+                # The target is the teacher's stream behind attention, whatever the student's own stream lacks before it.
+                target = _cut(teacher_input, hidden) + residual_scale * target_output  # type: ignore[arg-type]
+                missing = (target - student_pass.stream) / residual_scale - seen[f"out:{name}"]
+            _fit(family.attention_matrix(layer), seen[f"in:{name}"], missing, target)
             fitted += 1
-        theirs.move(their_results)
-        theirs.advance(end)
-        name = family.feed_forward_output
-        gap = end > index + 1 and not family.norm_after
-        if gap or narrow_ffn:
-            module = family.feed_forward_matrix(layer)
-            results, caught = ours.run(inputs=[name], outputs=[name])
+
+        # 3. The teacher goes on to the next layer that the student has, through those that were removed.
+        teacher_pass.move(teacher_results)
+        teacher_pass.advance(end)
+
+        # 4. The feed-forward output matrix, with the removed layers behind it folded in.
+        layers_removed_behind = end > index + 1 and not family.norm_after
+        if layers_removed_behind or fit_feed_forward:
+            name = family.feed_forward_output
+            student_results, seen = student_pass.run(inputs=[name], outputs=[name])
             if family.norm_after:
-                weigh = _cut(seen[f"out:{name}"], hidden)
-                missing = weigh - caught[f"out:{name}"]
+                target = _cut(teacher_seen[f"out:{name}"], hidden)
+                missing = target - seen[f"out:{name}"]
             else:
-                weigh = _cut(theirs.stream, hidden)
-                missing = (weigh - ours.pick(results)) / scale
-            change = _fit(module, caught[f"in:{name}"], missing, weigh)
+                target = _cut(teacher_pass.stream, hidden)
+                missing = (target - student_pass.pick(student_results)) / residual_scale
+            change = _fit(family.feed_forward_matrix(layer), seen[f"in:{name}"], missing, target)
             fitted += 1
-            # The layer's new output follows from its inputs to the matrix; behind a norm it has to be run again.
+            # The layer's new output follows from the matrix's inputs; behind a norm it has to be run again.
             if family.norm_after:
-                results = ours.run()[0]
+                student_results = student_pass.run()[0]
             else:
-                results = ours.add(scale * caught[f"in:{name}"] @ change.T, results)
+                student_results = student_pass.add(residual_scale * seen[f"in:{name}"] @ change.T, student_results)
         else:
-            results = ours.run()[0]
-        ours.move(results)
+            student_results = student_pass.run()[0]
+        student_pass.move(student_results)
         moved()
     return fitted
 
@@ -128,10 +134,10 @@ def _to_fit(kept: list[int], ends: list[int], narrowed: bool, everywhere: bool, 
     """The first and the last layer of the student that is fitted; the first behind the last where none is."""
     if narrowed:
         return 0, len(kept) - 1
-    gaps = [place for place, (index, end) in enumerate(zip(kept, ends, strict=True)) if end > index + 1]
+    gaps = [number for number, (index, end) in enumerate(zip(kept, ends, strict=True)) if end > index + 1]
     if family.norm_after or not gaps:
         return 0, -1
-    # With the first layer gone already, nothing below is the teacher's.
+    # Where the first layer was removed, nothing below is the teacher's.
     return (gaps[0] if kept[0] == 0 else 0), (len(kept) - 1 if everywhere else gaps[-1])
 
 
@@ -145,16 +151,17 @@ def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
     return values if hidden is None else values[:, hidden.to(values.device)]
 
 
-def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weigh: torch.Tensor) -> torch.Tensor:
-    """Change a linear layer's matrix so that it gives what is missing; returns the change [H, F].
+def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Change a linear layer's matrix so that it adds what its output lacks; returns the change [H, F].
 
     Args:
         module: The layer.
         inputs: Its inputs, [N, F].
         missing: What its output lacks, [N, H].
-        weigh: The wanted stream; a token weighs one over its mean square, [N, H].
+        target: The teacher's stream (or output) that is aimed at, [N, H]; a token weighs one over its mean square to the
+            power :data:`POWER`.
     """
-    weights = weigh.square().mean(1).clamp_min(1e-12) ** -POWER
+    weights = target.square().mean(1).clamp_min(1e-12) ** -POWER
     change = ridge_change(inputs, missing, weights / weights.mean())
     module.weight.add_(change.to(module.weight.dtype))
     return change
@@ -163,8 +170,9 @@ def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weigh: 
 def ridge_change(
     inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE
 ) -> torch.Tensor:
-    """The matrix M [H, F] of least ``Σ w |M x − missing|² + λ |M|²``, λ being ``ridge`` times the inputs' mean
-    square.
+    """Weighted ridge regression: the matrix M [H, F] that minimizes ``Σ w |M x − missing|² + λ |M|²``.
+
+    λ is ``ridge`` times the inputs' mean square. The normal equations are ``(Xᵀ W X + λ I) Mᵀ = Xᵀ W missing``.
 
     Args:
         inputs: x, [N, F].
@@ -172,10 +180,10 @@ def ridge_change(
         weights: w, [N].
         ridge: Share of the inputs' weighted mean square.
     """
-    weighted = inputs * weights[:, None]
-    gram = (inputs.T @ weighted).double().cpu()
-    wanted = (weighted.T @ missing).double().cpu()
+    weighted_inputs = inputs * weights[:, None]
+    gram = (inputs.T @ weighted_inputs).double().cpu()  # Xᵀ W X, [F, F]
+    cross = (weighted_inputs.T @ missing).double().cpu()  # Xᵀ W missing, [F, H]
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
-    change: torch.Tensor = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram)).T.to(inputs)
+    change: torch.Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(inputs)
     return change

@@ -1,6 +1,6 @@
 """The training loop: batches to weights, with checkpoints, validations and an honest stop.
 
-Losses are in nats a token.
+Losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Training:
         prepared, optimizer_ = accelerator.prepare(network, optimizer)
         state = load_checkpoint(self.folder, self.model, optimizer)
         network.refresh()
-        loss = self._loss()
+        fused_loss = self._loss()
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
         micro = max(1, (config.micro_batch_tokens or config.batch_tokens) // length)
         saved = time.monotonic()
@@ -105,7 +105,7 @@ class Training:
         with self.progress.task(self.title, total=steps * per_batch) as task:
             task.skip(state.step * per_batch)
             if state.step == 0:
-                self._validate(network, loss, state)
+                self._validate(network, state)
             pieces = [
                 [indices[i : i + micro] for i in range(0, len(indices), micro)] for indices in order[state.step :]
             ]
@@ -117,23 +117,23 @@ class Training:
                     for parameters in optimizer.param_groups:
                         parameters["lr"] = rate
                     batches = [next(stream).to(self.device) for _ in range(group)]
-                    value, distance, entropy = self._step(
-                        accelerator, prepared, optimizer_, loss, batches, rate, state.step
+                    loss, kl, cross_entropy = self._step(
+                        accelerator, prepared, optimizer_, fused_loss, batches, rate, state.step
                     )
                     network.refresh()
                     state.step += 1
-                    self.losses.append(value)
+                    self.losses.append(loss)
                     self.event(
                         step=state.step,
-                        loss=value,
-                        kl=distance,
-                        cross_entropy=entropy,
+                        loss=loss,
+                        kl=kl,
+                        cross_entropy=cross_entropy,
                         learning_rate=rate,
                         tokens=state.step * per_batch,
                     )
-                    task.advance(per_batch, note=f"loss {value:.3f}")
+                    task.advance(per_batch, note=f"loss {loss:.3f}")
                     if state.step % every == 0 or state.step == steps:
-                        self._validate(network, loss, state)
+                        self._validate(network, state)
                     if state.step < steps and time.monotonic() - saved >= config.checkpoint_seconds:
                         save_checkpoint(self.folder, self.model, optimizer, state)
                         saved = time.monotonic()
@@ -155,22 +155,22 @@ class Training:
         accelerator: Accelerator,
         network: LossNetwork,
         optimizer: torch.optim.Optimizer,
-        loss: FusedLoss,
+        fused_loss: FusedLoss,
         batches: list[Batch],
         rate: float,
         step: int,
     ) -> tuple[float, float | None, float]:
-        """One optimizer step over its micro-batches; returns loss, estimated KL and cross-entropy, nats a token."""
+        """One optimizer step over its micro-batches; returns loss, estimated KL and cross-entropy, nats per token."""
         positions = sum(batch.targets.shape[0] for batch in batches)
         denominator = float(max(1, positions))
-        value = distance = entropy = 0.0
+        loss = distance = cross_entropy = 0.0
         for batch in batches:
-            result = network(batch, loss, denominator)
-            value += float(result.value.detach())
+            result = network(batch, fused_loss, denominator)
+            loss += float(result.value.detach())
             distance += float(result.distances.sum()) / denominator
-            entropy += float(result.cross_entropies.sum()) / denominator
-            if not math.isfinite(value):
-                self._diverged(f"the loss is {value}", rate, step)
+            cross_entropy += float(result.cross_entropies.sum()) / denominator
+            if not math.isfinite(loss):
+                self._diverged(f"the loss is {loss}", rate, step)
             accelerator.backward(result.value)
             accelerator.unwrap_model(network).collect()
         norm = clip_gradients(self.model, self.config.gradient_clip)
@@ -178,8 +178,9 @@ class Training:
             self._diverged(f"the gradient's norm is {norm}", rate, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        distance -= sum(batch.left_out for batch in batches) / denominator
-        return value, distance if loss.objective is not None else None, entropy
+        # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
+        kl = distance - sum(batch.left_out for batch in batches) / denominator
+        return loss, kl if fused_loss.objective is not None else None, cross_entropy
 
     def _diverged(self, what: str, rate: float, step: int) -> None:
         raise TrainingDiverged(
@@ -189,24 +190,26 @@ class Training:
         )
 
     @torch.no_grad()
-    def _validate(self, network: LossNetwork, loss: FusedLoss, state: State) -> None:
+    def _validate(self, network: LossNetwork, state: State) -> None:
         """Measure the validation split; keep the weights when they are the best so far."""
         network.eval()
-        measure = FusedLoss(make_objective("forward_kl"), 0.0, self.config.temperature, self.used, loss.chunk)
-        distance = entropy = teacher = 0.0
+        forward_kl = FusedLoss(
+            make_objective("forward_kl"), 0.0, self.config.temperature, self.used, self.config.loss_chunk
+        )
+        distance = cross_entropy = left_out = 0.0
         positions = 0
         per_step = max(1, self.config.batch_tokens // self.validation.sequences.length)
         count = len(self.validation)
         for start in range(0, count, per_step):
             batch = self.validation.batch(list(range(start, min(start + per_step, count)))).to(self.device)
-            result = network(batch, measure, 1.0)
+            result = network(batch, forward_kl, 1.0)
             distance += float(result.distances.sum())
-            entropy += float(result.cross_entropies.sum())
-            teacher += batch.left_out
+            cross_entropy += float(result.cross_entropies.sum())
+            left_out += batch.left_out
             positions += batch.targets.shape[0]
         network.train()
-        kl = (distance - teacher) / max(1, positions)
-        measured = {"step": state.step, "kl": kl, "cross_entropy": entropy / max(1, positions)}
+        kl = (distance - left_out) / max(1, positions)
+        measured = {"step": state.step, "kl": kl, "cross_entropy": cross_entropy / max(1, positions)}
         self.event(event="validation", **measured)
         if not math.isfinite(kl):
             self._diverged(f"the validation KL is {kl}", learning_rate(self.config, state.step, 1), state.step)

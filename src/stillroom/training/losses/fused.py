@@ -3,7 +3,7 @@
 [positions × vocabulary] never exists: a chunk's logits are made, turned into losses and gradients in the forward pass,
 and dropped.
 
-Legend: N positions, C positions of a chunk, H hidden width, V rows of the output matrix.
+Legend: N positions, C positions of a chunk, H hidden size, V rows of the output matrix.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class FusedLoss:
     """What to compute from hidden states.
 
     Attributes:
-        objective: Pulls the student to the teacher; None trains on the text alone.
-        cross_entropy_weight: Share of cross-entropy on the text, 0 to 1; the objective has the rest.
-        temperature: Bends both distributions of the objective; cross-entropy is always at 1.
+        objective: Compares the student with the teacher; None trains on the text alone.
+        cross_entropy_weight: Weight of cross-entropy on the text, 0 to 1; the objective has the rest.
+        temperature: Divides the logits of both distributions of the objective; cross-entropy is always at 1.
         used: Rows of the output matrix that are real ids; the others have probability zero. None: all.
         chunk: Positions whose logits exist at the same time.
     """
@@ -50,7 +50,7 @@ class FusedLoss:
         """Loss of N positions.
 
         Args:
-            hidden: Hidden states, [N, H], float32 or bfloat16 (products are made in this format, sums in float32).
+            hidden: Hidden states, [N, H], float32 or bfloat16 (products are made in this dtype, sums in float32).
             head: The output layer.
             targets: Ids of the text, [N]; needed for cross-entropy, and measured whenever given.
             signal: The teacher's signal of the N positions; needed with an objective.
@@ -58,7 +58,7 @@ class FusedLoss:
 
         Raises:
             SignalError: Signal and objective, or lengths, do not fit together.
-            VocabularyMismatch: Signal and output matrix speak of different vocabularies.
+            VocabularyMismatch: Signal and output matrix have different vocabularies.
         """
         rows = self.used or head.matrix.shape[0]
         if self.objective is not None:
@@ -72,10 +72,10 @@ class FusedLoss:
             self.objective.check(signal, rows)
         if targets is None and (self.objective is None or self.cross_entropy_weight > 0):
             raise SignalError("Cross-entropy needs the text's ids.", "Give `targets`.")
-        value, distance, entropy = _FusedLoss.apply(  # type: ignore[no-untyped-call]
+        total, distances, cross_entropies = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, head.matrix, head.bias, self, head, targets, signal, denominator or float(max(1, hidden.shape[0]))
         )
-        return Loss(value, distance, entropy)
+        return Loss(total, distances, cross_entropies)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Loss:
 
     Attributes:
         value: The scalar to differentiate: the weighted sum over positions, divided by the denominator.
-        distances: The objective's loss a position, [N], nats (empty without an objective).
-        cross_entropies: Cross-entropy a position, [N], nats (empty where it was not asked for).
+        distances: The objective's loss per position, [N], nats (empty without an objective).
+        cross_entropies: Cross-entropy per position, [N], nats (empty where it was not asked for).
     """
 
     value: torch.Tensor
@@ -114,54 +114,57 @@ class _FusedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None
-        distances: list[torch.Tensor] = []
-        entropies: list[torch.Tensor] = []
+        distance_chunks: list[torch.Tensor] = []
+        cross_entropy_chunks: list[torch.Tensor] = []
         for start in range(0, count, plan.chunk):
+            # 1. Losses of a chunk, and the gradient of their weighted sum with respect to its logits [C, V].
             stop = min(start + plan.chunk, count)
-            part = hidden[start:stop]
-            gradient = _chunk(
+            hidden_chunk = hidden[start:stop]
+            grad_logits = _chunk(
                 plan,
                 head,
-                functional.linear(part, weights).float(),
+                functional.linear(hidden_chunk, weights).float(),
                 None if targets is None else targets[start:stop],
                 None if signal is None else rows_of(signal, start, stop),
-                distances,
-                entropies,
+                distance_chunks,
+                cross_entropy_chunks,
                 any(needs),
             )
-            if gradient is None:
+            if grad_logits is None:
                 continue
-            gradient.mul_(1.0 / denominator)
+            grad_logits.mul_(1.0 / denominator)
+            # 2. From the logits back to what made them: hidden @ matrix.T + bias.
             if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            narrow = gradient.to(hidden.dtype)
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(narrow, weights, out=grad_hidden[start:stop])
+                torch.mm(grad_logits, weights, out=grad_hidden[start:stop])
             if grad_matrix is not None:
-                if narrow.dtype == torch.float32:
-                    grad_matrix.addmm_(narrow.T, part)
+                if grad_logits.dtype == torch.float32:
+                    grad_matrix.addmm_(grad_logits.T, hidden_chunk)
                 else:
-                    grad_matrix += narrow.T @ part
+                    grad_matrix += grad_logits.T @ hidden_chunk
+        # 3. The weighted sum over all positions.
         empty = hidden.new_zeros(0, dtype=torch.float32)
-        distance = torch.cat(distances) if distances else empty
-        entropy = torch.cat(entropies) if entropies else empty
-        share = plan.cross_entropy_weight if plan.objective is not None else 1.0
+        distances = torch.cat(distance_chunks) if distance_chunks else empty
+        cross_entropies = torch.cat(cross_entropy_chunks) if cross_entropy_chunks else empty
+        ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
         total = empty.sum()
-        if plan.objective is not None and share < 1:
-            total = total + (1.0 - share) * distance.sum()
-        if share > 0:
-            total = total + share * entropy.sum()
+        if plan.objective is not None and ce_weight < 1:
+            total = total + (1.0 - ce_weight) * distances.sum()
+        if ce_weight > 0:
+            total = total + ce_weight * cross_entropies.sum()
         ctx.grads = (
             grad_hidden,
             None if grad_matrix is None else grad_matrix.to(matrix.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        ctx.mark_non_differentiable(distance, entropy)
-        return total / denominator, distance, entropy
+        ctx.mark_non_differentiable(distances, cross_entropies)
+        return total / denominator, distances, cross_entropies
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        scaled = [None if value is None else value.mul_(grad.to(value.dtype)) for value in ctx.grads]
+        scaled = [None if stored is None else stored.mul_(grad.to(stored.dtype)) for stored in ctx.grads]
         ctx.grads = (None, None, None)
         return (*scaled, None, None, None, None, None)
 
@@ -173,45 +176,60 @@ def _chunk(
     targets: torch.Tensor | None,
     signal: Signal | None,
     distances: list[torch.Tensor],
-    entropies: list[torch.Tensor],
-    need_gradient: bool,
+    cross_entropies: list[torch.Tensor],
+    needs_grad: bool,
 ) -> torch.Tensor | None:
-    """Losses of a chunk are appended; returns the gradient with respect to ``hidden @ matrix.T``, [C, V]."""
+    """Losses of a chunk are appended; returns the gradient with respect to ``hidden @ matrix.T``, [C, V].
+
+    Args:
+        plan: What to compute.
+        head: The output layer, for its bias, scale and soft cap.
+        logits: ``hidden @ matrix.T``, [C, V] float32; overwritten.
+        targets: Ids of the text, [C].
+        signal: The teacher's signal of the C positions.
+        distances: Takes the objective's losses, [C].
+        cross_entropies: Takes the cross-entropies, [C].
+        needs_grad: Whether a gradient is wanted; without it the result is None.
+    """
+    # 1. The model's logits: bias, scale, soft cap (z → cap · tanh(z / cap)); the rows behind `used` are padding.
     if head.bias is not None:
         logits += head.bias.float()
     if head.scale != 1.0:
         logits *= head.scale
-    slope = None
+    dsoftcap = None
     if head.softcap is not None:
-        bent = torch.tanh_(logits.div_(head.softcap))
-        slope = 1.0 - bent.square() if need_gradient else None
-        logits = bent.mul_(head.softcap)
+        softcapped = torch.tanh_(logits.div_(head.softcap))
+        dsoftcap = 1.0 - softcapped.square() if needs_grad else None
+        logits = softcapped.mul_(head.softcap)
     used = plan.used or logits.shape[1]
-    real = logits[:, :used]
-    share = plan.cross_entropy_weight if plan.objective is not None else 1.0
-    gradient: torch.Tensor | None = None
+    valid_logits = logits[:, :used]
+    ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
+    grad: torch.Tensor | None = None
+    # 2. Cross-entropy on the text, at temperature 1; where it has no weight it is only measured.
     if targets is not None:
-        if share > 0 and need_gradient:
-            losses, gradient = cross_entropy_chunk(torch.log_softmax(real, dim=1), targets)
-            gradient = gradient if share == 1.0 else gradient.mul_(share)
+        if ce_weight > 0 and needs_grad:
+            losses, grad = cross_entropy_chunk(torch.log_softmax(valid_logits, dim=1), targets)
+            grad = grad if ce_weight == 1.0 else grad.mul_(ce_weight)
         else:
-            losses = torch.logsumexp(real, dim=1) - real.gather(1, targets[:, None]).squeeze(1)
-        entropies.append(losses)
+            losses = torch.logsumexp(valid_logits, dim=1) - valid_logits.gather(1, targets[:, None]).squeeze(1)
+        cross_entropies.append(losses)
+    # 3. The objective, on logits divided by the temperature: its gradient with respect to the logits is as much smaller.
     if plan.objective is not None and signal is not None:
-        bent_logits = real if plan.temperature == 1.0 else real / plan.temperature
-        losses, pull = plan.objective.chunk(torch.log_softmax(bent_logits, dim=1), signal)
+        scaled_logits = valid_logits if plan.temperature == 1.0 else valid_logits / plan.temperature
+        losses, objective_grad = plan.objective.chunk(torch.log_softmax(scaled_logits, dim=1), signal)
         distances.append(losses)
-        factor = (1.0 - share) / plan.temperature
-        if need_gradient:
+        factor = (1.0 - ce_weight) / plan.temperature
+        if needs_grad:
             if factor != 1.0:
-                pull.mul_(factor)
-            gradient = pull if gradient is None else gradient.add_(pull)
-    if not need_gradient or gradient is None:
+                objective_grad.mul_(factor)
+            grad = objective_grad if grad is None else grad.add_(objective_grad)
+    if not needs_grad or grad is None:
         return None
+    # 4. Back through padding, soft cap and scale.
     if used < logits.shape[1]:
-        gradient = functional.pad(gradient, (0, logits.shape[1] - used))
-    if slope is not None:
-        gradient.mul_(slope)
+        grad = functional.pad(grad, (0, logits.shape[1] - used))
+    if dsoftcap is not None:
+        grad.mul_(dsoftcap)
     if head.scale != 1.0:
-        gradient.mul_(head.scale)
-    return gradient
+        grad.mul_(head.scale)
+    return grad
