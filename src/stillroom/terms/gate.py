@@ -7,7 +7,6 @@ tables do not know needs a decision, and what they forbid needs a permission, an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from stillroom.core import files
 from stillroom.core.errors import TermsRefused
