@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
@@ -151,7 +152,7 @@ def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
     return values if hidden is None else values[:, hidden.to(values.device)]
 
 
-def _fit(module: Any, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Change a linear layer's matrix so that it adds what its output lacks; returns the change [H, F].
 
     Args:
