@@ -117,7 +117,7 @@ def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
             if ".layers." in key and len(shape) == 2:
                 importance[key] = generator.random(shape[1]).astype(np.float32)
     weights = scratch / "importance.npz"
-    arrays: dict[str, Any] = {names.get_name(key, (".weight",)): value for key, value in importance.items()}
+    arrays: dict[str, Any] = {names.get_name(key, (".weight",)) or key: value for key, value in importance.items()}
     np.savez(weights, **arrays)
     exact = scratch / "exact.gguf"
     write_gguf(folder, exact, "F32", name="reference", licence=None)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from stillroom.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from stillroom.packages.keys import Ring, Role
+    from stillroom.packages.repository import Repository
+    from stillroom.verification.documents import Kind
 
 Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package's folder.")]
 Repo = Annotated[Path, typer.Argument(metavar="REPO", help="A repository's folder.")]
@@ -164,7 +169,7 @@ def revoke(
     if kind not in ("package", "key", "teacher", "dataset"):
         raise UsageError(f"{kind} cannot be revoked.", "Give package, key, teacher or dataset.")
     repository = _repository(repo, keys, passphrase_fd)
-    entry = repository.revoke(kind, _digest(value), reason)
+    entry = repository.revoke(cast("Kind", kind), _digest(value), reason)
     reached = "every student whose provenance names it" if kind in ("teacher", "dataset") else "it"
     _show(entry.model_dump(mode="json"), [f"Revoked {entry}. Machines refuse {reached} once they look."], as_json)
 
@@ -313,7 +318,7 @@ def repo_serve_dir(
         server.serve_forever()
 
 
-def _repository(folder: Path, keys: list[Path], descriptor: int | None) -> Any:
+def _repository(folder: Path, keys: list[Path], descriptor: int | None) -> Repository:
     from stillroom.packages.keys import Ring
     from stillroom.packages.repository import Repository, signers_of
     from stillroom.packages.secret import passphrase
@@ -338,7 +343,7 @@ def _digest(value: str) -> str:
     )
 
 
-def _role(text: str) -> Any:
+def _role(text: str) -> Role:
     from stillroom.packages.keys import ROLES
 
     if text not in ROLES:
@@ -346,7 +351,7 @@ def _role(text: str) -> Any:
     return text
 
 
-def _ring_lines(ring: Any) -> list[str]:
+def _ring_lines(ring: Ring) -> list[str]:
     from stillroom.packages.keys import describe
 
     found = [f"Keys of {ring.publisher} in {ring.folder}"]

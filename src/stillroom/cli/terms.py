@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from stillroom.terms.table import Table
+    from stillroom.terms.verdict import Verdict
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Tables = Annotated[list[Path] | None, typer.Option("--table", help="A table of one's own, beside the packaged one.")]
@@ -101,7 +105,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _verdict(path: Path) -> Any:
+def _verdict(path: Path) -> Verdict:
     from stillroom.recipe.reading import load_recipe
     from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
     from stillroom.runs.run import Run
@@ -118,7 +122,7 @@ def _verdict(path: Path) -> Any:
     return verdict_of_recipe(load_recipe(path))
 
 
-def _show(verdict: Any) -> None:
+def _show(verdict: Verdict) -> None:
     record = verdict.as_dict()
     typer.echo({"allowed": "Allowed.", "refused": "Refused."}.get(record["verdict"], "Allowed, with conditions."))
     for reason in record["reasons"]:
@@ -142,18 +146,18 @@ def _show(verdict: Any) -> None:
     typer.echo(f"Table {record['table_version']}; not legal advice.")
 
 
-def _tables(paths: list[Path] | None) -> list[Any]:
+def _tables(paths: list[Path] | None) -> list[Table]:
     from stillroom.recipe.terms import TermsConfig
     from stillroom.terms.gate import tables_of
 
     return tables_of(TermsConfig(tables=tuple(paths or ())))
 
 
-def _rows(tables: list[Any]) -> list[dict[str, object]]:
+def _rows(tables: list[Table]) -> list[dict[str, object]]:
     from stillroom.terms.gate import rows_as_dicts
 
     return rows_as_dicts(tables)
 
 
-def _echo(value: Any) -> None:
+def _echo(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

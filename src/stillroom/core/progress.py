@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -24,8 +27,7 @@ class Task:
     quiet: bool = False
     begun_at: float = 0.0
     started: float = field(default_factory=time.monotonic)
-    _bar: Any = None
-    _bar_id: Any = None
+    _bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
     _said: float = field(default_factory=time.monotonic)
 
     def advance(self, amount: float, note: str = "") -> None:
@@ -34,7 +36,8 @@ class Task:
         if note:
             self.note = note
         if self._bar is not None:
-            self._bar.update(self._bar_id, advance=amount, note=self.note, rate=self.rate)
+            bar, number = self._bar
+            bar.update(number, advance=amount, note=self.note, rate=self.rate)
         elif not self.quiet and time.monotonic() - self._said >= PLAIN_EVERY_SECONDS and self.done < self.total:
             self._said = time.monotonic()
             say(f"  {self.title}: {self.line()}")
@@ -44,7 +47,8 @@ class Task:
         self.begun_at += amount
         self.done += amount
         if self._bar is not None:
-            self._bar.update(self._bar_id, advance=amount)
+            bar, number = self._bar
+            bar.update(number, advance=amount)
 
     @property
     def rate(self) -> str:
@@ -92,8 +96,7 @@ class Progress:
                 transient=True,
             )
             with bar:
-                task._bar = bar
-                task._bar_id = bar.add_task(title, total=total, rate="", note="")
+                task._bar = bar, bar.add_task(title, total=total, rate="", note="")
                 yield task
         elapsed = time.monotonic() - task.started
         if elapsed >= 1.0:

@@ -14,6 +14,7 @@ from stillroom.corpus.chat import ChatTemplate, Span
 from stillroom.corpus.documents import Document
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 LONG = 1 << 20
@@ -79,7 +80,7 @@ class Encoder:
             for (text, spans), group in zip(rendered, pieces, strict=True)
         ]
 
-    def _encodings(self, texts: list[str]) -> Iterator[Any]:
+    def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
         """The encodings of texts, made some at a time: they are large."""
         batch: list[str] = []
         for text in texts:
@@ -89,7 +90,7 @@ class Encoder:
             batch.append(text)
         yield from self._backend.encode_batch(batch, add_special_tokens=False)
 
-    def _plain(self, pieces: list[str], encodings: Iterator[Any]) -> Tokens:
+    def _plain(self, pieces: list[str], encodings: Iterator[Encoding]) -> Tokens:
         ids, sizes = [self._head], [np.zeros(len(self._head), np.int32)]
         for piece in pieces:
             encoding = next(encodings)
@@ -106,7 +107,7 @@ class Encoder:
             return self._template.render(document.messages, document.where)
         return document.text, None
 
-    def _chat(self, text: str, spans: list[Span], encoding: Any) -> Tokens:
+    def _chat(self, text: str, spans: list[Span], encoding: Encoding) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int64)
         starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         learned = np.zeros(len(ids), dtype=bool)

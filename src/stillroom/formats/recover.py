@@ -89,8 +89,8 @@ def rounded(
             continue
         exact[key] = parameters[key].data
         weight = importance.get(key) if importance else None
-        data = dequantize(quantise(exact[key].numpy(), kind, weight), kind)
-        parameters[key].data = torch.from_numpy(data).reshape(exact[key].shape)
+        coarse = dequantize(quantise(exact[key].numpy(), kind, weight), kind)
+        parameters[key].data = torch.from_numpy(coarse).reshape(exact[key].shape)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -24,6 +24,12 @@ from stillroom.core.errors import UsageError
 from stillroom.core.extras import require
 from stillroom.verification.closed import Closed, parse, read_bytes
 from stillroom.verification.manifest import Digest, Name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from securesystemslib.signer import CryptoSigner, SSlibKey
 
 Role = Literal["root", "release", "revoke", "online"]
 ROLES: tuple[Role, ...] = ("root", "release", "revoke", "online")
@@ -150,8 +156,8 @@ class Ring:
         """How many keys of a role must sign together."""
         return self.content.roles[role].threshold
 
-    def public_key(self, name: str) -> Any:
-        """A public key as a ``securesystemslib.signer.Key``."""
+    def public_key(self, name: str) -> SSlibKey:
+        """A public key."""
         _require_trust()
         from securesystemslib.signer import SSlibKey
 
@@ -162,8 +168,8 @@ class Ring:
         """Whether the private half lies here."""
         return self._private_path(name).is_file()
 
-    def signer(self, name: str, passphrase: str) -> Any:
-        """Open a private key as a ``securesystemslib.signer.CryptoSigner``.
+    def signer(self, name: str, passphrase: str) -> CryptoSigner:
+        """Open a private key to sign with.
 
         Raises:
             UsageError: It is not here, or the passphrase does not open it.
@@ -173,14 +179,14 @@ class Ring:
 
         return CryptoSigner(self.private_key(name, passphrase), self.public_key(name))
 
-    def private_key(self, name: str, passphrase: str) -> Any:
+    def private_key(self, name: str, passphrase: str) -> PrivateKeyTypes:
         """Open a private key. Errors as in :meth:`signer`."""
         path = self._private_path(name)
         if not path.is_file():
             raise UsageError(f"{path}: no such private key.", "Sign where it lies, or copy it here.")
         return _read_private(path, passphrase)
 
-    def signers(self, role: Role, passphrase: str) -> list[Any]:
+    def signers(self, role: Role, passphrase: str) -> list[CryptoSigner]:
         """Signers of every key of a role whose private half lies here."""
         return [self.signer(name, passphrase) for name in self.names(role) if self.has_private(name)]
 
@@ -212,7 +218,7 @@ class Ring:
         _threshold(role, threshold, len(self.names(role)))
         self._save(self.content.model_copy(update={"roles": self._roles(role, threshold=threshold)}))
 
-    def _roles(self, role: Role, **changed: Any) -> dict[Role, RoleKeys]:
+    def _roles(self, role: Role, **changed: object) -> dict[Role, RoleKeys]:
         return self.content.roles | {role: self.content.roles[role].model_copy(update=changed)}
 
     def _save(self, content: RingFile) -> None:
@@ -256,7 +262,9 @@ def _make(folder: Path, name: str, passphrase: str, cost: int) -> PublicKey:
     return PublicKey(keyid=key.keyid, public=key.keyval["public"], created=time.strftime("%Y-%m-%d", time.gmtime()))
 
 
-def _write_private(folder: Path, name: str, private: Any, passphrase: str, cost: int) -> None:
+def _write_private(
+    folder: Path, name: str, private: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passphrase: str, cost: int
+) -> None:
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -280,7 +288,7 @@ def _write_private(folder: Path, name: str, private: Any, passphrase: str, cost:
         os.fsync(stream.fileno())
 
 
-def _read_private(path: Path, passphrase: str) -> Any:
+def _read_private(path: Path, passphrase: str) -> PrivateKeyTypes:
     _require_trust()
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -303,7 +311,7 @@ def _derive(passphrase: str, salt: bytes, cost: int) -> bytes:
     return Scrypt(salt=salt, length=32, n=cost, r=8, p=1).derive(passphrase.encode())
 
 
-def _public_pem(public: Any) -> str:
+def _public_pem(public: ec.EllipticCurvePublicKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     text: bytes = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

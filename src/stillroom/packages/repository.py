@@ -13,7 +13,7 @@ import copy
 import datetime
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import UsageError
@@ -35,9 +35,14 @@ from stillroom.verification.documents import (
 from stillroom.verification.envelope import open_envelope
 from stillroom.verification.manifest import SIGNATURE, parse_statement
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from securesystemslib.signer import CryptoSigner
+    from tuf.api.metadata import Metadata, Root
+
 VALID_DAYS = {"root": 730, "targets": 730, "revoke": 730, "snapshot": 14, "timestamp": 14}
 """The online role renews the last two; whoever holds back newer metadata is noticed when they expire."""
-Signers = Callable[[Role], list[Any]]
+Signers = Callable[[Role], "list[CryptoSigner]"]
 """Gives the signers of a role whose private keys are at hand."""
 
 
@@ -57,7 +62,7 @@ class Repository:
         self._ring = ring
         self._signers = signers
         self.now = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[str, Metadata[Any]] = {}
 
     @property
     def ring(self) -> Ring:
@@ -231,7 +236,7 @@ class Repository:
         """What was taken back."""
         return parse(Reinstatements, self._read_target("targets", REINSTATEMENTS), REINSTATEMENTS)
 
-    def _fill_root(self, root: Any) -> None:
+    def _fill_root(self, root: Root) -> None:
         """Give a root the ring's keys and thresholds; tuf's names of the roles are its own."""
         names = {"root": ("root",), "release": ("targets",), "online": ("snapshot", "timestamp")}
         root.keys.clear()
@@ -243,7 +248,7 @@ class Repository:
                 for key in keys:
                     root.add_key(key, their)
 
-    def _next_root(self, before: Any, wanted: Any) -> None:
+    def _next_root(self, before: Metadata[Root], wanted: Root) -> None:
         """Sign the next root by enough of its own keys and enough of the last one's."""
         from tuf.api.metadata import Metadata
 
@@ -320,7 +325,7 @@ class Repository:
                 "Give the folder that holds the private keys with --keys.",
             )
 
-    def _require_signed(self, root: Any) -> None:
+    def _require_signed(self, root: Metadata[Root]) -> None:
         from tuf.api.exceptions import UnsignedMetadataError
 
         try:
@@ -333,7 +338,7 @@ class Repository:
     def _expiry(self, role: str) -> datetime.datetime:
         return self.now + datetime.timedelta(days=VALID_DAYS[role])
 
-    def _metadata(self, role: str) -> Any:
+    def _metadata(self, role: str) -> Metadata[Any]:
         """The newest metadata of a role."""
         from tuf.api.exceptions import RepositoryError
         from tuf.api.metadata import Metadata
@@ -358,7 +363,7 @@ class Repository:
         name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
         files.write_bytes(self.folder / "metadata" / name, metadata.to_bytes())
 
-    def _put(self, role: str, path: str, document: Any) -> None:
+    def _put(self, role: str, path: str, document: BaseModel) -> None:
         from tuf.api.metadata import TargetFile
 
         data = files.canonical_json(document.model_dump(mode="json")) + b"\n"
@@ -378,8 +383,8 @@ class Repository:
 def signers_of(rings: list[Ring], passphrase: str) -> Signers:
     """Signers from several folders of keys, each private key once; rotated root keys count while they are there."""
 
-    def signers(role: Role) -> list[Any]:
-        found: dict[str, Any] = {}
+    def signers(role: Role) -> list[CryptoSigner]:
+        found: dict[str, CryptoSigner] = {}
         for ring in rings:
             names = ring.names(role)
             if role == "root":

@@ -12,7 +12,7 @@ import secrets
 import select
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stillroom.core.memory import release_memory
 
@@ -52,7 +52,7 @@ def _require_on() -> None:
     require_on()
 
 
-def _say(messages: Any, **values: Any) -> None:
+def _say(messages: IO[str], **values: object) -> None:
     messages.write(json.dumps(values) + "\n")
     messages.flush()
 

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from stillroom.core.errors import StillroomError, UsageError
 from stillroom.core.memory import release_memory
@@ -284,7 +285,7 @@ class _Guarded(Response):
         self.delivery = delivery
         super().__init__()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self.answer
         with self.delivery.registration.delivering():
             try:

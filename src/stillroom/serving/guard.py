@@ -10,8 +10,8 @@ import asyncio
 import hmac
 import ipaddress
 from collections.abc import Iterable
-from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.core.errors import UsageError
@@ -95,7 +95,7 @@ class Guard:
         except BodyRefused as error:
             await problem(error.status, "invalid_request", str(error), close=True)(scope, receive, send)
 
-    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if _name(host) not in self.hosts:
             return problem(421, "wrong_host", "This server does not answer under that name.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import RunError
@@ -13,6 +13,9 @@ from stillroom.inspection.inspect import require_safe
 from stillroom.runs.run import Run
 from stillroom.serving.passport import passport_of_file, passport_of_run
 from stillroom.switch import require_on
+
+if TYPE_CHECKING:
+    from stillroom.verification.verification import VerifiedPackage
 
 ENVELOPE = "package.dsse"
 
@@ -30,7 +33,7 @@ class OpenedModel:
     gguf: Path
     name: str
     source: Path
-    _package: Any = None
+    _package: VerifiedPackage | None = None
     _passport: dict[str, Any] = field(default_factory=dict)
 
     def passport(self) -> dict[str, Any]:

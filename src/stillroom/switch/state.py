@@ -67,7 +67,7 @@ class Switch:
 
     def __init__(self, places: Places | None = None) -> None:
         self.places = places or Places.of_user()
-        self._seen: tuple[Any, State] | None = None
+        self._seen: tuple[tuple[object, ...], State] | None = None
 
     def state(self) -> State:
         """What the switch says now. Cheap enough for every token: files are read only when they have changed."""

@@ -10,6 +10,8 @@ KIND = "stillroom-terms"
 MOST_TEACHERS = 10_000
 """Models that a chain of students may name."""
 
+StatementKind = Literal["licence", "checkpoint", "service", "weights", "text"]
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -22,9 +24,13 @@ class Statement:
         where: Who says it; ``recipe`` is the operator's own word.
     """
 
-    kind: Literal["licence", "checkpoint", "service", "weights", "text"]
+    kind: StatementKind
     value: str
     where: str
+
+
+Role = Literal["teacher", "student", "text"]
+"""What a subject is in a recipe; a student is one that exists already."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Subject:
         digest: SHA-256 of its weights, where it was taken.
     """
 
-    role: Literal["teacher", "student", "text"]
+    role: Role
     name: str
     statements: tuple[Statement, ...] = ()
     policies: tuple[tuple[str, str], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import InspectionRefused, RecipeError
@@ -13,8 +13,11 @@ from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
-from stillroom.terms.statements import KIND, Statement, Subject
+from stillroom.terms.statements import KIND, Role, Statement, StatementKind, Subject
 from stillroom.terms.table import read_licence
+
+if TYPE_CHECKING:
+    from stillroom.recipe.corpus import Source
 
 LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20
@@ -47,11 +50,11 @@ def subjects_of(recipe: Recipe, *, digests: bool = False) -> tuple[list[Subject]
 
 def generator_subject(name: str) -> Subject:
     """The model or service that wrote a text."""
-    kind: Any = "checkpoint" if _HUB_NAME.fullmatch(name) else "service"
+    kind: StatementKind = "checkpoint" if _HUB_NAME.fullmatch(name) else "service"
     return Subject("teacher", name, (Statement(kind, name, "the source's `generated_by`"),))
 
 
-def model_subject(config: HuggingFaceTeacher | GgufTeacher, role: Any, digests: bool = False) -> Subject:
+def model_subject(config: HuggingFaceTeacher | GgufTeacher, role: Role, digests: bool = False) -> Subject:
     """What a model says of itself, and what the recipe says of it. Errors as when it is loaded."""
     from stillroom.models.gguf_source import gguf_path
     from stillroom.models.load import model_folder
@@ -75,7 +78,7 @@ def model_subject(config: HuggingFaceTeacher | GgufTeacher, role: Any, digests: 
     return Subject(role, name or "a model without a name", tuple(statements), subject.policies, subject.carried, digest)
 
 
-def _gguf(path: Path, role: Any) -> Subject:
+def _gguf(path: Path, role: Role) -> Subject:
     from stillroom.inspection.gguf_header import read_gguf
 
     facts = read_gguf(path).metadata
@@ -95,7 +98,7 @@ def _gguf(path: Path, role: Any) -> Subject:
     )
 
 
-def _folder(folder: Path, asked: str, role: Any) -> Subject:
+def _folder(folder: Path, asked: str, role: Role) -> Subject:
     said = []
     local = Path(asked).is_dir()
     if not local:
@@ -175,7 +178,7 @@ def _read(path: Path, limit: int) -> bytes:
     return data
 
 
-def _source_name(source: Any) -> str:
+def _source_name(source: Source) -> str:
     """A source's name without the folders around it."""
     if source.kind in ("python_docs", "reasoning_gym"):
         return {"python_docs": "Python's own documentation", "reasoning_gym": "reasoning-gym"}[source.kind]

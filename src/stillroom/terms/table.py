@@ -7,7 +7,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -241,12 +241,15 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _read(path: Path, model: Any) -> tuple[Any, str]:
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _read(path: Path, model: type[Model]) -> tuple[Model, str]:
     data = _bytes(path)
     return parse_terms(data, model, str(path)), files.digest_bytes(data)
 
 
-def parse_terms(data: bytes, model: Any, name: str) -> Any:
+def parse_terms(data: bytes, model: type[Model], name: str) -> Model:
     """Read YAML of a closed model: a table (:class:`Rows`) or a permission (:class:`Permission`).
 
     Raises:

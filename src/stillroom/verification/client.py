@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import VerificationFailed
 from stillroom.core.extras import require
@@ -25,6 +25,11 @@ from stillroom.verification.documents import (
     Releases,
     RevocationList,
 )
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key
+    from tuf.api.metadata import Metadata, Root
+    from tuf.ngclient import FetcherInterface
 
 LARGEST_METADATA = 32 << 20
 
@@ -45,7 +50,7 @@ class View:
         trouble: Why it was not, in words.
     """
 
-    release_keys: list[Any]
+    release_keys: list[Key]
     threshold: int
     releases: Releases
     revocations: RevocationList
@@ -71,7 +76,7 @@ def look(pin: Pin, folder: Path, repository: str | None = None) -> View:
     return _read(pin, folder, trouble)
 
 
-def pinned_keys(pin: Pin) -> tuple[list[Any], int]:
+def pinned_keys(pin: Pin) -> tuple[list[Key], int]:
     """Release keys and threshold of the pinned root alone: all there is without a repository."""
     root = _root(pin)
     role = root.signed.roles["targets"]
@@ -142,14 +147,14 @@ def _explain(error: Exception, address: str) -> VerificationFailed:
     return VerificationFailed(f"{address}: {what} ({text[:300]}).", todo)
 
 
-def _fetcher(base: str) -> Any:
+def _fetcher(base: str) -> FetcherInterface | None:
     """Tuf's own fetcher for the web, and one for folders."""
     if not base.startswith("file:"):
         return None
     from tuf.api.exceptions import DownloadError, DownloadHTTPError
     from tuf.ngclient import FetcherInterface
 
-    class FolderFetcher(FetcherInterface):  # type: ignore[misc]
+    class FolderFetcher(FetcherInterface):
         """Reads a repository from a folder; a missing file is what a web server would answer 404 to."""
 
         def _fetch(self, url: str) -> Iterator[bytes]:
@@ -166,7 +171,7 @@ def _fetcher(base: str) -> Any:
     return FolderFetcher()
 
 
-def _root(pin: Pin) -> Any:
+def _root(pin: Pin) -> Metadata[Root]:
     require("trust", "A publisher's metadata needs packages that are not installed: {}.")
     from tuf.api.exceptions import RepositoryError
     from tuf.api.metadata import Metadata, Root
@@ -200,8 +205,8 @@ def _read(pin: Pin, folder: Path, trouble: str) -> View:
             if following_root.signed.version != root.signed.version + 1:
                 raise VerificationFailed(f"{following} has another version than its name.", "Remove it.")
             root = following_root
-        parts: dict[str, Any] = {"root": root}
-        above: Any = root
+        parts: dict[str, Metadata[Any]] = {"root": root}
+        above: Metadata[Any] = root
         for role in ("timestamp", "snapshot", "targets", "revoke"):
             data = read_bytes(folder / f"{role}.json")
             if role == "snapshot":

@@ -6,12 +6,18 @@ import base64
 import binascii
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stillroom.core import files
 from stillroom.core.errors import VerificationFailed
 from stillroom.core.extras import require
 from stillroom.verification.closed import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import Key, Signer
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_SIGNATURES = 64
@@ -30,11 +36,8 @@ class Signed:
     signers: tuple[str, ...]
 
 
-def parse_envelope(data: bytes, name: str) -> Any:
+def parse_envelope(data: bytes, name: str) -> Envelope:
     """Read a DSSE envelope, unverified.
-
-    Returns:
-        A ``securesystemslib.dsse.Envelope``.
 
     Raises:
         MissingDependency: The extra ``trust`` is not installed.
@@ -70,7 +73,7 @@ def key_ids(data: bytes, name: str) -> set[str]:
     return set(parse_envelope(data, name).signatures)
 
 
-def open_envelope(data: bytes, name: str, keys: list[Any], threshold: int, revoked: frozenset[str]) -> Signed:
+def open_envelope(data: bytes, name: str, keys: Sequence[Key], threshold: int, revoked: frozenset[str]) -> Signed:
     """Check an envelope's signatures.
 
     Args:
@@ -110,7 +113,7 @@ def open_envelope(data: bytes, name: str, keys: list[Any], threshold: int, revok
     return Signed(envelope.payload, tuple(sorted(signers)))
 
 
-def sign_envelope(path: Path, payload: bytes, signers: list[Any]) -> None:
+def sign_envelope(path: Path, payload: bytes, signers: Sequence[Signer]) -> None:
     """Add signatures to an envelope, or begin it. Signatures over another payload are dropped: they hold no longer."""
     require("trust", "Signatures need packages that are not installed: {}.")
     from securesystemslib.dsse import Envelope

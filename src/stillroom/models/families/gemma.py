@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models.families.family import ATTENTION, FEED_FORWARD, HEAD_NORMS, NORMS_AROUND, Family, GgufLayout
@@ -12,6 +12,8 @@ from stillroom.models.families.rope import rope_parameters
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import Gemma2Config, Gemma3TextConfig
+
+Number = TypeVar("Number", int, float)
 
 
 def _sliding(period: int) -> Callable[[GGUFWriter, Gemma2Config | Gemma3TextConfig], None]:
@@ -26,7 +28,7 @@ def _sliding(period: int) -> Callable[[GGUFWriter, Gemma2Config | Gemma3TextConf
                 "and the student's layers are in another order.",
                 "Keep whole groups of layers, or export nothing: `export: {gguf: []}`.",
             )
-        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window(_needed(config, "sliding_window", config.sliding_window))
 
     return write
 
@@ -34,8 +36,8 @@ def _sliding(period: int) -> Callable[[GGUFWriter, Gemma2Config | Gemma3TextConf
 def _gemma2(writer: GGUFWriter, config: Gemma2Config) -> None:
     _sliding(2)(writer, config)
     _plain_scores(config)
-    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_attn_logit_softcapping(_needed(config, "attn_logit_softcapping", config.attn_logit_softcapping))
+    writer.add_final_logit_softcapping(_needed(config, "final_logit_softcapping", config.final_logit_softcapping))
 
 
 def _gemma3(writer: GGUFWriter, config: Gemma3TextConfig) -> None:
@@ -49,6 +51,16 @@ def _gemma3(writer: GGUFWriter, config: Gemma3TextConfig) -> None:
             "Use a teacher without stretched context, or export nothing: `export: {gguf: []}`.",
         )
     writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+
+
+def _needed(config: Gemma2Config | Gemma3TextConfig, name: str, value: Number | None) -> Number:
+    """A key that llama.cpp takes for granted; without it, it would compute with a value of its own."""
+    if value is None:
+        raise UnsupportedModel(
+            f"llama.cpp needs `{name}` in the family `{config.model_type}`, and the student's config has none.",
+            "Export nothing: `export: {gguf: []}`.",
+        )
+    return value
 
 
 def _plain_scores(config: Gemma2Config | Gemma3TextConfig) -> None:

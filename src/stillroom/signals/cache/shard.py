@@ -32,7 +32,7 @@ def write_shard(folder: Path, number: int, sequences: list[Encoded]) -> ShardEnt
 
     name = f"shard-{number:06}.safetensors"
     sizes = np.asarray([0, *(len(sequence.data) for sequence in sequences)], dtype=np.int64)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "digests": np.frombuffer(b"".join(bytes.fromhex(s.digest) for s in sequences), np.uint8).reshape(-1, 32),
         "positions": np.asarray([s.positions for s in sequences], dtype=np.int32),
         "entropy": np.asarray([s.entropy for s in sequences], dtype=np.float32),
