@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from stillroom.core.errors import MissingDependency
 from stillroom.formats import quantise as room
-from stillroom.formats.quantise import block, libgguf_encoder, llama_cpp_encoder, quantise, tensor_bytes
+from stillroom.formats.quantise import libgguf_encoder, llama_cpp_encoder, quantise
+from stillroom.models.quantization import block, tensor_bytes
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.IQ4_NL, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 # Root mean square error against that of the numbers, by bits a weight.

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from guide import ROOT, Guide
 from tiny_models import tiny_model
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "contributing" / "quantization-type.md"
-TABLE = Path("stillroom/core/gguf_types.py")
 TARGET_BYTES = 200_000
 
 ASK = """
@@ -49,24 +43,14 @@ print(json.dumps({
 """
 
 
-def row() -> str:
-    """The row that the page tells to add."""
-    found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with the row put where the page says."""
-    copy = tmp_path_factory.mktemp("guide") / "src"
-    shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    table = copy / TABLE
-    text = table.read_text(encoding="utf-8")
-    before = '    FileType("Q4_K_M"'
-    assert text.count(before) == 1
-    table.write_text(text.replace(before, row() + before), encoding="utf-8")
-    return copy
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    """A copy of the package with the row put where the page says; nothing else is touched."""
+    found = Guide("quantization-type", tmp_path_factory.mktemp("guide"))
+    assert found.follow() == ["src/stillroom/core/gguf_types.py"]
+    (change,) = [block.text for block in found.blocks if block.language == "diff"]
+    assert [line[0] for line in change.splitlines()[1:]].count("+") == 1, "one row"
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -102,31 +86,16 @@ def recipe(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def call(source: Path, *arguments: str | Path, cwd: Path) -> str:
-    """What a Python that has the copy first on its path prints."""
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_its_tests_pass(guide: Guide) -> None:
+    said = guide.pytest("-k", "every_row or finest or (Q5_0 and (llama or phi3))")
+    assert "Q5_0] PASSED" in said
+    assert "FAILED" not in said
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    return {path.relative_to(folder): path.read_bytes() for path in files}
-
-
-def test_one_file_is_touched(source: Path) -> None:
-    before, after = contents(ROOT / "src"), contents(source)
-    assert before.keys() == after.keys()
-    assert [name for name in before if before[name] != after[name]] == [TABLE]
-    assert len(row().splitlines()) == 1
-
-
-def test_recipes_take_it_and_earlier_runs_stay_as_they_were(source: Path, recipe: Path, tmp_path: Path) -> None:
+def test_recipes_take_it_and_earlier_runs_stay_as_they_were(guide: Guide, recipe: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests" / "fixtures" / "0.1.0", tmp_path / "release")
-    found = json.loads(call(source, "-c", ASK, recipe, cwd=tmp_path / "release"))
-    assert Path(found["package"]).is_relative_to(source)
+    found = json.loads(guide.python("-c", ASK, str(recipe), cwd=tmp_path / "release"))
+    assert Path(found["package"]).is_relative_to(guide.folder)
     assert found["target"] == "Q5_0"
     assert "'Q5_K_M', 'Q5_0', 'Q4_K_M'" in found["refused"]
     assert ["Q5_0" in limits for limits in found["limits"]] == [False, True]
@@ -140,10 +109,10 @@ def test_recipes_take_it_and_earlier_runs_stay_as_they_were(source: Path, recipe
         assert record["inputs"]["recipe"] == digest, stage
 
 
-def test_solver_plan_and_exporter_take_it(source: Path, recipe: Path) -> None:
-    plan = json.loads(call(source, "-m", "stillroom", "plan", "guide.yaml", "--json", cwd=recipe.parent))
+def test_solver_plan_and_exporter_take_it(guide: Guide, recipe: Path) -> None:
+    plan = json.loads(guide.python("-m", "stillroom", "plan", "guide.yaml", "--json", cwd=recipe.parent))
     assert 0.5 * TARGET_BYTES < plan["file_bytes"]["Q5_0"] <= TARGET_BYTES
-    call(source, "-m", "stillroom", "run", "guide.yaml", "--runs", "runs", "--quiet", cwd=recipe.parent)
+    guide.python("-m", "stillroom", "run", "guide.yaml", "--runs", "runs", "--quiet", cwd=recipe.parent)
     run = recipe.parent / "runs" / "guide"
     chosen = json.loads((run / "shrink" / "shrink.json").read_text())["planned"]
     assert chosen["limits"]["quantisation"] == "Q5_0"
