@@ -140,7 +140,7 @@ def flip(path: Path, position: int = -1, bit: int = 0) -> None:
     path.write_bytes(bytes(data))
 
 
-def each(cases: Iterable[Callable[[], None]], says: str) -> None:
+def each(cases: Iterable[Callable[[], object]], says: str) -> None:
     """Try several forms of one attack: ends without an exception as soon as one is not refused, else with the last refusal."""
     last: StillroomError | None = None
     for case in cases:
@@ -157,7 +157,7 @@ def each(cases: Iterable[Callable[[], None]], says: str) -> None:
 
 
 @contextlib.contextmanager
-def just_before(module: Any, name: str, act: Callable[[], None]) -> Iterator[None]:
+def just_before(module: Any, name: str, act: Callable[[], object]) -> Iterator[None]:
     """Win a race every time: do something right before a function of Stillroom is called."""
     function = getattr(module, name)
 
@@ -187,7 +187,7 @@ def used_here(shop: Workshop) -> Iterator[None]:
             setattr(verification, name, function)
 
 
-def named_inside(shop: Workshop) -> Iterator[Callable[[], None]]:
+def named_inside(shop: Workshop) -> Iterator[Callable[[], object]]:
     """Every way to name a file inside the package instead of the package."""
     file = next((shop.package / "weights").glob("*.gguf"))
     link = shop.folder / "link.gguf"
