@@ -81,6 +81,6 @@ $(VENV)/teacher.stamp: $(VENV)/base.stamp requirements-teacher.lock
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/teacher.stamp requirements-dev.lock
-	$(call pip,install,requirements-dev.lock,'.[dev]' 'setuptools>=77')
+	$(call pip,install --no-build-isolation,requirements-dev.lock,'.[dev]' 'setuptools>=77')
 	$(OWN)
 	touch $@
