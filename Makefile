@@ -53,7 +53,7 @@ bench: $(VENV)/dev.stamp
 attacks: $(VENV)/dev.stamp
 	$(BIN)/python -m attacks.run
 
-sbom: $(VENV)/base.stamp
+sbom: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.sbom
 
 dist: $(VENV)/dev.stamp
