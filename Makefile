@@ -55,7 +55,7 @@ bench: $(VENV)/dev.stamp
 attacks: $(VENV)/dev.stamp
 	$(BIN)/python -m attacks.run
 
-sbom: $(VENV)/base.stamp
+sbom: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.sbom
 
 dist: $(VENV)/dev.stamp
@@ -83,6 +83,6 @@ $(VENV)/teacher.stamp: $(VENV)/base.stamp requirements-teacher.lock
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/teacher.stamp requirements-dev.lock
-	$(call pip,install,requirements-dev.lock,'.[dev]' 'setuptools>=77')
+	$(call pip,install --no-build-isolation,requirements-dev.lock,'.[dev]' 'setuptools>=77')
 	$(OWN)
 	touch $@

@@ -60,7 +60,7 @@ def build(out: Path) -> tuple[Path, Path]:
     """Make the wheel and the sdist afresh; returns both."""
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
-    _call([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)], quiet=True)
+    _call([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)])
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
@@ -198,7 +198,7 @@ def try_out(programs: Path, folder: Path) -> str:
     settings |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def call(*command: str) -> str:
-        return _call(list(command), cwd=folder, env=settings, quiet=True)
+        return _call(list(command), cwd=folder, env=settings)
 
     where = call(python, "-c", "import stillroom; print(stillroom.__file__)").strip()
     if Path(where).is_relative_to(ROOT):
@@ -214,20 +214,16 @@ def try_out(programs: Path, folder: Path) -> str:
     if len(files) != 2 or "The student:" not in told or not (folder / "runs" / "handbook" / "report.html").is_file():
         raise Failed(f"the run is not whole: {files}\n{told[-1000:]}")
     call(stillroom, "chat", "runs/handbook", "--prompt", "What is a list?", "--max-tokens", "4")
-    code = (
-        "import stillroom as st; run = st.run('handbook.yaml', quiet=True); print(len(st.answer(run, 'Hello', 4)) >= 0)"
-    )
+    code = "import stillroom as st; run = st.run('handbook.yaml'); print(len(st.answer(run, 'Hello', 4)) >= 0)"
     call(python, "-c", code)
     return f"{version}: {', '.join(files)}; KL of the student {summary['student']['kl_to_teacher']:.3f}"
 
 
-def _call(command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None, quiet: bool = False) -> str:
-    """Run a program; returns its standard output."""
+def _call(command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+    """Run a program; returns its standard output. What it says besides is shown only if it fails."""
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-4000:]}")
-    if not quiet and done.stderr.strip():
-        sys.stderr.write(done.stderr)
     return done.stdout
 
 

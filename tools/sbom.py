@@ -1,9 +1,9 @@
-"""Stillroom's own bill of materials as CycloneDX 1.7: what it needs to run, at the versions that are locked.
+"""Stillroom's own bill of materials as CycloneDX 1.7: what it needs to run, serve and verify, at the versions that are locked.
 
     .venv/bin/python -m tools.sbom [--out build/stillroom.cdx.json]
 
-The graph comes from the installed packages' metadata, versions from constraints.txt, digests from requirements.lock. The same
-environment gives the same bytes.
+The graph comes from the installed packages' metadata, versions from constraints.txt, digests from requirements-dev.lock. The
+same environment gives the same bytes. Other extras than ``serve`` and ``trust`` are not in it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from tools.lock import ROOT, name_of, read_constraints, read_lock
+from tools.lock import DEV_LOCK, ROOT, name_of, read_constraints, read_lock
 
 NAMESPACE = uuid.UUID("1b671a64-40d5-491e-99b0-da01ff1f3341")
+EXTRAS = ("serve", "trust")
 
 
 def graph(root: str = "stillroom") -> dict[str, list[str]]:
@@ -50,16 +51,16 @@ def graph(root: str = "stillroom") -> dict[str, list[str]]:
 
 
 def _own_needs() -> list[str]:
-    """From the checkout: what is installed may be older."""
+    """The base and :data:`EXTRAS`, from the checkout: what is installed may be older."""
     with open(ROOT / "pyproject.toml", "rb") as stream:
-        needs: list[str] = tomllib.load(stream)["project"]["dependencies"]
-    return needs
+        project = tomllib.load(stream)["project"]
+    return [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
 
 
 def bill() -> dict[str, Any]:
     """The bill of materials."""
     needs = graph()
-    wanted, locked = read_constraints(), read_lock()
+    wanted, locked = read_constraints(), read_lock(DEV_LOCK)
     components = []
     references = {}
     for name in needs:
