@@ -12,13 +12,18 @@ LOCKED ?= auto
 FROM := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
 LOCK_HOLDS := $(BIN)/python -c 'import platform as p, sys; sys.exit((p.python_implementation(), *sys.version_info[:2], p.system(), p.machine()) != ("CPython", 3, 11, "Linux", "x86_64"))'
 NOT_LOCKED := no lock for this Python and platform (it is for CPython 3.11 on Linux, x86-64): versions by constraints.txt, without hashes
-LOCK_FAILED := The files of the lock are not to be had here (of PyTorch it holds the build for CPUs). By version alone: make LOCKED=no
+OTHER_TORCH := The build of PyTorch for this machine is not the one of the lock (which is for CPUs): it is installed by version, the rest with hashes.
 
 # Run pip on a lock where it holds, else on requirements. Arguments: pip's command, the lock, its requirements otherwise. A lock is
-# whole, so that nothing has to be resolved (--no-deps).
+# whole, so that nothing has to be resolved (--no-deps), except for another build of PyTorch with libraries of its own.
 define pip
 	@if [ '$(LOCKED)' != no ] && $(LOCK_HOLDS); then \
-		$(PIP) $(1) --quiet $(FROM) --no-deps --require-hashes --requirement $(2) || { echo '$(LOCK_FAILED)'; exit 1; }; \
+		$(PIP) $(1) --quiet $(FROM) --no-deps --require-hashes --requirement $(2) 2>$(VENV)/pip.log || { \
+			grep -q '^torch==' $(2) && grep -q 'torch==' $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }; \
+			echo '$(OTHER_TORCH)'; \
+			grep -v '^torch==' $(2) > $(VENV)/other-torch.lock; \
+			$(PIP) $(1) --quiet $(FROM) --no-deps --require-hashes --requirement $(VENV)/other-torch.lock && \
+			$(PIP) $(1) --quiet $(FROM) --constraint constraints.txt torch; }; \
 	else \
 		[ '$(LOCKED)' = no ] || echo '$(NOT_LOCKED)'; \
 		$(PIP) $(1) --quiet $(FROM) --constraint constraints.txt $(3); \

@@ -25,7 +25,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "quantise": {"libgguf": "libgguf"},
     "reasoning": {"reasoning-gym": "reasoning_gym"},
     "tasks": {"lm-eval": "lm_eval"},
-    "tracking": {"accelerate": "accelerate"},
 }
 """By extra of pyproject.toml: its packages, and the module that each is imported as."""
 
