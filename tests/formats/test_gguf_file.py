@@ -148,6 +148,16 @@ def test_what_llama_cpp_takes_for_granted_of_gemma(tmp_path: Path) -> None:
     assert not (tmp_path / "refused.gguf").exists()
 
 
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_a_gemma_without_a_cap_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    folder = tiny_model("gemma2", tmp_path / "model", layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: None}))
+    with pytest.raises(UnsupportedModel, match=rf"{key}.*gemma2"):
+        write(folder, tmp_path / "refused.gguf", "F16")
+    assert not (tmp_path / "refused.gguf").exists()
+
+
 @pytest.mark.parametrize(
     ("family", "kind"),
     [("llama", "llama3"), ("llama", "linear"), ("gemma3_text", "linear"), ("qwen2", "yarn"), ("phi3", "longrope")],
