@@ -1,1 +1,1 @@
-"""Sources of text to packed token sequences, with a ledger of origins."""
+"""Sources of text to packed token sequences, with a record of origins."""

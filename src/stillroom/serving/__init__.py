@@ -1,1 +1,1 @@
-"""A model to answers, until it is switched off."""
+"""The server: the OpenAI API, the chat page, sessions."""

@@ -1,1 +1,1 @@
-"""A smaller network that already starts close to its teacher."""
+"""Pruning, least-squares repair and vocabulary trimming: a smaller network that starts close to its teacher."""

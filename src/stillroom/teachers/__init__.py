@@ -1,1 +1,1 @@
-"""Teachers, and what they say of every position."""
+"""Teachers: opening them, and capturing what they predict."""

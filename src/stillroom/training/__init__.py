@@ -1,1 +1,1 @@
-"""From a student and signals to trained weights."""
+"""Training a student on a teacher's signals: loop, losses, optimizer, checkpoints."""
