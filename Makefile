@@ -31,13 +31,20 @@ define pip
 endef
 OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable .
 
-.PHONY: quickstart test check bench attacks sbom docs dist wheelhouse clean
+.PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse clean
 
 quickstart: $(VENV)/teacher.stamp
 	$(BIN)/stillroom run recipes/quickstart.yaml
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Everything: what CI runs, the threats, and the wheel in environments of its own.
+test-all:
+	$(MAKE) check
+	$(MAKE) test
+	$(MAKE) attacks
+	$(MAKE) dist
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
