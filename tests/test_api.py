@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -137,6 +138,18 @@ def test_a_recipe_as_a_dict_with_overrides(small_recipe: Any, tmp_path: Path) ->
     }.items():
         with pytest.raises(st.StillroomError, match=words):
             st.plan(settings, tmp_path, overrides={key: 1})
+
+
+def test_a_folder_of_the_users_with_a_recipe_is_no_run(small_recipe: Any, tmp_path: Path) -> None:
+    settings = small_recipe(tiny_model("llama", tmp_path / "teacher", layers=3))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "recipe.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(st.StillroomError, match="not the folder of a run"):
+        st.run(tmp_path / "project", until="corpus", quiet=True)
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["recipe.yaml"]
+    made = st.run(tmp_path / "project" / "recipe.yaml", tmp_path, until="corpus", quiet=True)
+    moved = made.path.rename(tmp_path / "moved")
+    assert st.run(moved, until="corpus", quiet=True).path == moved
 
 
 def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,12 +47,22 @@ def recipe_and_root(
 
 
 def _existing(source: AnyRecipe) -> Run | None:
-    """The run that a source is, or whose folder it names; None where it is a recipe."""
+    """The run that a source is, or whose folder it names; None where it is a recipe.
+
+    Raises:
+        RunError: It is a folder with a recipe of the user's, and not a run: no stage is written there.
+    """
     if isinstance(source, Run):
         return Run.open(source)
     if isinstance(source, (Recipe, Mapping)) or not (Path(source) / "recipe.yaml").is_file():
         return None
-    return Run.open(source)
+    found = Run.open(source)
+    if not (found.path / "events.jsonl").is_file() and found.path.resolve().name != found.recipe.name:
+        raise RunError(
+            f"{found.path} holds a recipe, and is not the folder of a run.",
+            f"Give the recipe itself: {found.path / 'recipe.yaml'}",
+        )
+    return found
 
 
 def opened(
