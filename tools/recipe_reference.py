@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from stillroom.recipe.reading import _all_sections, _models, _tag
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import OpenName
+from tools.generated import write_or_check
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 HEAD = """# Recipe reference
@@ -121,14 +122,7 @@ def _words(annotation: Any) -> str:
 
 def main() -> int:
     """Write or check the page."""
-    fresh = reference()
-    if "--check" in sys.argv:
-        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != fresh:
-            sys.stderr.write(f"{TARGET.name} is stale; run `make docs`.\n")
-            return 1
-        return 0
-    TARGET.write_text(fresh, encoding="utf-8")
-    return 0
+    return write_or_check(TARGET, reference())
 
 
 if __name__ == "__main__":

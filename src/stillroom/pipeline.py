@@ -73,12 +73,11 @@ def opened(
     on_step: Callback | None = None,
 ) -> Run:
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
-    recipe, folder = recipe_and_root(source, root, overrides)
     made = _existing(source)
     if made is None:
-        made = Run.create(recipe, folder)
+        made = Run.create(*recipe_and_root(source, root, overrides))
     elif overrides:
-        made.change(recipe)
+        made.change(with_overrides(made.recipe, overrides))
     made.listen(on_stage, on_step)
     return made
 

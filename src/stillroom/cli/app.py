@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,36 +98,25 @@ def _one_stage(name: str, folder: Path, quiet: bool, as_json: bool) -> None:
         typer.echo(f"{name}: {record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 2**20:,.0f} MiB")
 
 
-@app.command()
-def capture(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Do the stage `capture` of a run, and what it needs."""
-    _one_stage("capture", folder, quiet, as_json)
+def _stage_command(name: str) -> Callable[..., None]:
+    """The command that does one stage."""
+
+    def command(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
+        _one_stage(name, folder, quiet, as_json)
+
+    command.__doc__ = f"Do the stage `{name}` of a run, and what it needs."
+    return command
 
 
-@app.command()
-def shrink(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Do the stage `shrink` of a run, and what it needs."""
-    _one_stage("shrink", folder, quiet, as_json)
-
-
-@app.command()
-def distill(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Do the stage `distill` of a run, and what it needs."""
-    _one_stage("distill", folder, quiet, as_json)
-
-
-@app.command()
-def export(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Do the stage `export` of a run, and what it needs."""
-    _one_stage("export", folder, quiet, as_json)
+for _stage in ("capture", "shrink", "distill", "export"):
+    app.command(_stage)(_stage_command(_stage))
 
 
 def _show_run(made: Any, as_json: bool) -> None:
     """What a finished run prints: the table, an answer by the student, and where to go on."""
-    from stillroom.core import files
     from stillroom.reporting.summary import print_table
 
-    summary = files.read_json(made.path / "summary.json")
+    summary = made.summary
     if as_json:
         _echo_json(summary)
         return

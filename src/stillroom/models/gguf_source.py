@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 # What the `tokenizer.ggml.pre` of a GGUF means as a pre-tokenizer: a name stands for the pattern that the model was
 # trained with. transformers' import of GGUF does not read it, so that digits of SmolLM2 would be merged.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
 _PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "smollm": ("digits", "byte_level"),
     "gpt-2": ("byte_level",),

@@ -188,7 +188,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> Causal
         raise TeacherError(
             f"{folder}: the model cannot be loaded: {reason}", "Check that its files are complete."
         ) from None
-    # A GGUF leaves its quantization in the config although the weights are whole numbers again; saving would refuse it.
+    # A GGUF leaves its quantization in the config although the weights are floats again; saving would refuse it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -78,7 +78,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
             _captured(teacher, few, writer, recipe)
             seconds = time.perf_counter() - begun
         capture_rate = len(few) * few.length / seconds
-        # A model read from GGUF refuses its own `float`, though its weights are ordinary by now.
+        # A model read from GGUF refuses its own `float`, though its weights are floats by now.
         exact_rate = _exact_rate(torch.nn.Module.float(model), one)
         del model, teacher
         cache = TeacherCache.open(Path(folder) / "cache")
