@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from stillroom.core.errors import RecipeError, StillroomError
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from stillroom.recipe.section import SINCE, Section, for_digest
 
 GOOD = """\
 name: small
@@ -116,3 +118,18 @@ def test_every_recipe_of_the_project_is_valid():
     assert found
     for path in found:
         load_recipe(path)
+
+
+def test_a_new_key_with_its_default_changes_no_digest() -> None:
+    class Old(Section):
+        rate: float = 0.5
+        names: tuple[str, ...] = ("a",)
+
+    class New(Old):
+        averaging: float = Field(default=0.9, json_schema_extra={SINCE: "0.2.0"})
+
+    class Whole(Section):
+        part: Old
+
+    assert for_digest(Whole(part=New())) == for_digest(Whole(part=Old())) == {"part": {"rate": 0.5, "names": ["a"]}}
+    assert for_digest(Whole(part=New(averaging=0.5)))["part"]["averaging"] == 0.5

@@ -14,6 +14,7 @@ from stillroom.core import files
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.metric import Metric, Result
 from stillroom.evaluation.registry import names, require_metrics
+from stillroom.recipe.section import for_digest
 
 FORMAT = 1
 
@@ -21,7 +22,7 @@ FORMAT = 1
 def inputs_of(bench: Bench, spec: Metric) -> dict[str, str]:
     """Digests of everything that a metric's numbers depend on."""
     keys = {"bootstrap_samples", "confidence", *spec.settings}
-    settings = bench.config.model_dump(mode="json", include=keys) | spec.extra_inputs(bench)
+    settings = {key: value for key, value in for_digest(bench.config).items() if key in keys} | spec.extra_inputs(bench)
     return {
         "settings": files.digest_json([spec.name, spec.version, settings, bench.seed]),
         "text": bench.text_digest,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
 
@@ -17,6 +17,34 @@ class Section(BaseModel):
     """A part of a recipe. An unknown key is an error; a value cannot be changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+SINCE = "since"
+"""The key of a field's ``json_schema_extra`` that says which release brought a recipe key: ``{"since": "0.2.0"}``."""
+
+
+def for_digest(value: Any) -> Any:
+    """A part of a recipe as stages' digests see it: its JSON, without new keys that have their default.
+
+    A key that a later release brought (its field says so, see ``SINCE``) is left out while it has its default, so that
+    what an earlier release finished stays finished.
+    """
+    if isinstance(value, BaseModel):
+        found = {}
+        whole = value.model_dump(mode="json")
+        for name, field in type(value).model_fields.items():
+            extra = field.json_schema_extra
+            held = getattr(value, name)
+            if isinstance(extra, dict) and SINCE in extra and held == field.get_default(call_default_factory=True):
+                continue
+            nested = isinstance(held, (BaseModel, tuple, list, dict))
+            found[name] = for_digest(held) if nested else whole[name]
+        return found
+    if isinstance(value, (tuple, list)):
+        return [for_digest(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): for_digest(item) for key, item in value.items()}
+    return to_jsonable_python(value)
 
 
 @dataclass(frozen=True)

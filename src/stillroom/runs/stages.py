@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.section import for_digest
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import Run, Stage
 
@@ -130,7 +131,7 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
 
 def recipe_digest(made: Run, spec: StageSpec) -> str:
     """SHA-256 of the parts of a run's recipe that a stage reads."""
-    return files.digest_json(made.recipe.model_dump(mode="json", include={*spec.sections, "seed"}))
+    return files.digest_json({name: for_digest(getattr(made.recipe, name)) for name in (*spec.sections, "seed")})
 
 
 def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
