@@ -24,7 +24,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
-from stillroom.training.losses.registry import objective_class
+from stillroom.training.losses.registry import require_fit
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
-    objective_class(recipe.distill.objective)
+    require_fit(recipe.distill, recipe.capture)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
         # Without the text there is nothing to plan with.
