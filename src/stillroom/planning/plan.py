@@ -84,6 +84,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "student_parameters": counts.student_parameters,
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
+        "student_note": student.note or None,
         "tokens": text.tokens,
         "steps": training_steps(recipe, counts),
         "training_operations": training_operations(recipe, counts),
@@ -243,6 +244,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:
         say(f"            {plan['student_shape']}")
+    if plan.get("student_note"):
+        say(f"            {plan['student_note']}")
     if plan["file_bytes"]:
         say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
     say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))
