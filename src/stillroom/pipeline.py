@@ -179,8 +179,11 @@ def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
             if record is None or record["inputs"].get("recipe") != recipe_digest(made, spec):
                 from stillroom.training.losses.registry import require_fit
 
-                require_fit(made.recipe.distill, made.recipe.capture)
-                return
+                config = made.recipe.distill
+                if spec.name == "baseline":
+                    # It learns from the text alone, and is validated by forward KL.
+                    config = config.model_copy(update={"objective": "forward_kl"})
+                require_fit(config, made.recipe.capture)
 
 
 def _require_packages(made: Run, wanted: list[StageSpec]) -> None:

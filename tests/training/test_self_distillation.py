@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from torch.nn import functional
 
 from benchmarks.self_kl import codecs, self_kl
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.forward import Head
+from stillroom.pipeline import run
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
+from stillroom.recipe.recipe import Recipe
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -201,3 +206,21 @@ def test_what_the_validation_kl_is_is_said() -> None:
     assert meaning_of_kl(TopKCodec(), 1.0).endswith("of the kept ids and all others as one")
     assert meaning_of_kl(DenseCodec(), 2.0).endswith("at temperature 2")
     assert math.isfinite(self_kl(TopKCodec(k=2))[0])
+
+
+def test_a_run_learns_from_the_most_probable_ids_where_it_is_asked_to_and_says_what_its_kl_is(
+    small_recipe: Any, tmp_path: Path
+) -> None:
+    settings = small_recipe(
+        tiny_model("llama", tmp_path / "teacher", layers=2), student={"kind": "shrink", "layers": 1}
+    )
+    settings["capture"] = {"codec": {"kind": "top_k", "k": 8}, "temperature": 2.0}
+    settings["distill"] |= {"biased": True, "temperature": 2.0, "epochs": 2}
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True, until="distill")
+    history = json.loads((made.path / "distill" / "history.json").read_text(encoding="utf-8"))
+    said = "KL(teacher ‖ student), nats per token, of the kept ids and all others as one, at temperature 2"
+    record = made.stage("distill").record
+    assert record is not None
+    assert history["kl_is"] == record["notes"]["validation_kl_is"] == said
+    kls = [row["kl"] for row in history["validations"]]
+    assert 0 < min(kls) < kls[0] < 10
