@@ -172,9 +172,9 @@ def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path
         plan = make_plan(Recipe.model_validate(recipe), tmp_path)
         return plan, plan["stages"]["export"]
 
-    plan, without = planned(False, 2)
-    _, graph = planned(True, 2)
-    _, deeper = planned(True, 4)
+    plan, without = planned(False, 1)
+    _, graph = planned(True, 1)
+    _, deeper = planned(True, 3)
     weights = 4 * plan["student_parameters"]
     assert graph["disk_bytes"] - without["disk_bytes"] > weights
     assert graph["seconds"] > without["seconds"] + ONNX_LAYER_SECONDS
