@@ -9,6 +9,8 @@
   bits a byte of whole texts. It needs an environment with ``lm_eval`` (LM_EVAL_PYTHON, or ``.venvs/lm-eval``); null without.
 - ``kl_difference``: the largest difference of KL to a direct computation in float64.
 - ``injected_faults_caught``, ``injected_faults``, ``false_alarms``: see :mod:`benchmarks.faults`.
+- ``codec_self_kl``: the validation KL of a teacher as its own student, in standard errors: of every codec the one furthest
+  from 0 (each with its value and standard error is in the details).
 - ``heldout_memory_growth``: bytes by which ten times the held-out text raises a process's peak memory.
 """
 
@@ -170,6 +172,17 @@ def kl_difference(bench: Any, student: Any) -> float:
     return abs(float(tallies[1].of("kl").sum() / tallies[1].of("compared").sum()) - total / count)
 
 
+def codec_self_kl() -> dict[str, dict[str, float]]:
+    """By codec, the validation KL of a teacher as its own student in nats per token, its standard error, and their ratio."""
+    from benchmarks.self_kl import codecs, self_kl
+
+    table = {}
+    for name, codec in codecs().items():
+        value, error = self_kl(codec)
+        table[name] = {"value": value, "standard_error": error, "standard_errors": value / error}
+    return table
+
+
 def memory_growth(folder: Path) -> dict[str, int]:
     """Peak memory of a process that evaluates some text, and ten times as much."""
     peaks = {}
@@ -243,6 +256,7 @@ def main() -> None:
         python = harness_python()
         harness = lm_eval_difference(python, folder / "harness") if python else None
         peaks = memory_growth(folder)
+    codecs_themselves = codec_self_kl()
     figures = {
         "interval_coverage": max(covered.values(), key=lambda value: abs(value - 0.95)),
         "paired_test_rejection": max(rejected.values(), key=lambda value: abs(value - 0.05)),
@@ -251,6 +265,7 @@ def main() -> None:
         "injected_faults_caught": caught,
         "injected_faults": injected,
         "false_alarms": false,
+        "codec_self_kl": max(abs(row["standard_errors"]) for row in codecs_themselves.values()),
         "heldout_memory_growth": max(0, peaks["long"] - peaks["short"]),
     }
     details = {
@@ -259,6 +274,7 @@ def main() -> None:
         "repetitions": REPETITIONS,
         "harness": harness or "no environment with lm_eval was found",
         "alarms": seen,
+        "codec_self_kl": codecs_themselves,
         "peak_memory_bytes": peaks,
     }
     write(figures, details, options.json)

@@ -109,7 +109,11 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "llama-depth": recipe(llama, 16_384, student=shrink | {"layers": 4}),
         "qwen3-width-top-k": recipe(
-            qwen, 16_384, student=shrink | {"ffn_width": 512}, capture={"codec": {"kind": "top_k", "k": 32}}
+            qwen,
+            16_384,
+            student=shrink | {"ffn_width": 512},
+            capture={"codec": {"kind": "top_k", "k": 32}},
+            distill={"biased": True},
         ),
         "gemma2-all-ids": recipe(
             gemma,

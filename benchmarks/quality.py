@@ -17,6 +17,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.local import LocalTeacher
 from stillroom.training.losses.fused import FusedLoss
-from stillroom.training.losses.objective import Objective
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, make_optimizer
@@ -47,26 +47,6 @@ CONFIG = DistillConfig(learning_rate=1e-3)
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
-
-
-class TopKWithRest(Objective):
-    """``−Σ p log q`` over the k ids, and ``−r log Q`` for the mass r of all the others, to which the student gives Q."""
-
-    name = "top_k_rest"
-    linear = True
-
-    def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`Objective.chunk`."""
-        assert isinstance(signal, SparseSignal)
-        own = logprobs.gather(1, signal.ids)
-        student = logprobs.exp_()
-        others = (1 - own.exp().sum(1)).clamp_min(1e-6)
-        rest = (1 - signal.weights.sum(1)).clamp_min(0.0)
-        losses = -(signal.weights * own).sum(1) - rest * others.log()
-        total = signal.weights.sum(1) + rest
-        gradient = student * (total - rest / others)[:, None]
-        gradient.scatter_add_(1, signal.ids, own.exp() * (rest / others)[:, None] - signal.weights)
-        return losses, gradient
 
 
 class Signals:
@@ -104,9 +84,9 @@ def dense_signals(loaded: Any, text: Sequences, vocabulary: VocabularyMap) -> li
     return found
 
 
-def sampled(dense: list[torch.Tensor], tau: float, seed: int) -> tuple[list[SparseSignal], float]:
+def sampled(dense: list[torch.Tensor], tau: float, seed: int, draws: int = 1) -> tuple[list[SparseSignal], float]:
     """Threshold samples of every sequence, and their bytes a position."""
-    codec = Threshold(tau, dense[0].shape[1])
+    codec = Threshold(tau, dense[0].shape[1], draws)
     samples: list[Entries] = []
     for number, logprobs in enumerate(dense):
         chunks = (chunk.exp() for chunk in logprobs.split(64))  # type: ignore[no-untyped-call]
@@ -156,18 +136,37 @@ def signals_of(method: str, dense: list[torch.Tensor], seed: int) -> tuple[list[
 
 
 def train(
-    start: Any, text: Sequences, vocabulary: VocabularyMap, signals: list[Signal] | None, method: str, seed: int
+    start: Any,
+    text: Sequences,
+    vocabulary: VocabularyMap,
+    signals: Callable[[int], list[Signal]] | None,
+    seed: int,
+    epochs: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Any:
-    """A student trained from the start; returns it."""
+    """A student trained from the start; returns it.
+
+    Args:
+        start: The student to copy.
+        text: Training sequences in its ids.
+        vocabulary: The identity.
+        signals: The signals of every sequence in an epoch; None trains on the text alone.
+        seed: Order of the sequences.
+        epochs: Passes over the text.
+        dtype: Number format of the network.
+    """
     model = copy.deepcopy(start)
-    cache: Any = None if signals is None else Signals(dict(zip(text.digests, signals, strict=True)))
-    source = BatchSource(text, vocabulary, cache)
-    objective = None if signals is None else TopKWithRest() if method == "top_k_rest" else make_objective("forward_kl")
-    loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used)
-    network = LossNetwork(model, torch.bfloat16)
+    source = BatchSource(text, vocabulary, None)
+    objective = None if signals is None else make_objective("forward_kl")
+    loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used, biased=True)
+    network = LossNetwork(model, dtype)
     optimizer = make_optimizer(model, CONFIG)
-    order = batch_order(len(text), BATCH, 1, seed)
+    order = batch_order(len(text), BATCH, epochs, seed)
     for step, indices in enumerate(order):
+        if signals is not None and step % (len(order) // epochs) == 0:
+            now = signals(step * epochs // len(order))
+            cache: Any = Signals(dict(zip(text.digests, now, strict=True)))
+            source.cache = cache
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(CONFIG, step, len(order))
         batch = source.batch(indices)
@@ -238,7 +237,8 @@ def main() -> None:
         if name in results or time.monotonic() - begun > 60 * arguments.minutes:
             continue
         signals, size = (None, 0.0) if method == "cross_entropy" else signals_of(method, dense, seed)
-        network = train(start, train_text, vocabulary, signals, method, seed)
+        taught = None if signals is None else (lambda _, signals=signals: signals)
+        network = train(start, train_text, vocabulary, taught, seed)
         kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
         results[name] = {"kl": kl, "bytes_per_position": size}
         sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")

@@ -169,14 +169,21 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
 
 
 def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
-    """Load the objective before anything is spent: one that another package adds may be missing or broken here."""
+    """Refuse an objective that cannot learn from what is captured for it, before anything is spent.
+
+    One that another package adds may also be missing or broken here. What is finished needs no objective.
+    """
     for spec in wanted:
-        if spec.name == "distill":
+        if spec.name in ("distill", "baseline"):
             record = made.stage(spec.name).record
             if record is None or record["inputs"].get("recipe") != recipe_digest(made, spec):
-                from stillroom.training.losses.registry import objective_class
+                from stillroom.training.losses.registry import require_fit
 
-                objective_class(made.recipe.distill.objective)
+                config = made.recipe.distill
+                if spec.name == "baseline":
+                    # It learns from the text alone, and is validated by forward KL.
+                    config = config.model_copy(update={"objective": "forward_kl"})
+                require_fit(config, made.recipe.capture)
 
 
 def _require_packages(made: Run, wanted: list[StageSpec]) -> None:

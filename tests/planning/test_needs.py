@@ -24,7 +24,7 @@ from stillroom.runs.run import Run
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("models") / "teacher", layers=2)
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "teacher", layers=4)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from stillroom import pipeline
 from stillroom.cli.app import app
 from stillroom.core import files
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError
+from stillroom.core.errors import DiskFull, OutOfMemory, RecipeError, RunError
 from stillroom.formats.stage_cost import ONNX_LAYER_SECONDS
 from stillroom.planning.plan import KEPT, make_plan
 from stillroom.recipe.recipe import Recipe
@@ -85,8 +86,8 @@ def test_an_existing_student(small_recipe: Any, teacher: Path, tmp_path: Path) -
 
 
 def test_a_target_gives_the_most_that_fits(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
-    whole = make_plan(Recipe.model_validate(small_recipe(teacher, student={"kind": "shrink"})), tmp_path)
-    most = whole["student_parameters"] * 4 // 5
+    whole = make_plan(Recipe.model_validate(small_recipe(teacher)), tmp_path)
+    most = whole["teacher_parameters"] * 4 // 5
     recipe = Recipe.model_validate(
         small_recipe(teacher, student={"kind": "shrink", "target": {"parameters": most}}, baseline=False)
     )
@@ -95,6 +96,57 @@ def test_a_target_gives_the_most_that_fits(small_recipe: Any, teacher: Path, tmp
     made = pipeline.run(recipe, tmp_path, quiet=True, until="shrink")
     assert json.loads((made.path / "shrink" / "shrink.json").read_text())["parameters"] <= plan["student_parameters"]
     assert plan["student_parameters"] <= most
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        ({}, "`student` names no size to prune to and no target"),
+        ({"layers": 4}, "`student` names no size to prune to and no target"),
+        (
+            {"target": {"device": "phone-4gb"}},
+            r"the teacher already fits `student\.target` \(.* of 800,000,000 bytes of file",
+        ),
+        (
+            {"target": {"parameters": 10_000_000}},
+            r"the teacher already fits `student\.target` \(.* of 10,000,000 parameters",
+        ),
+    ],
+    ids=["nothing", "all layers", "a device", "parameters"],
+)
+def test_a_copy_of_the_teacher_is_refused_and_trimming_alone_is_said(
+    student: dict[str, Any], words: str, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    def plan(vocabulary: dict[str, Any]) -> dict[str, Any]:
+        settings = small_recipe(teacher, student={"kind": "shrink", "vocabulary": vocabulary} | student)
+        return make_plan(Recipe.model_validate(settings), tmp_path)
+
+    with pytest.raises(RecipeError, match=f"Nothing to prune: {words}") as caught:
+        plan({"keep": "all"})
+    assert "`student.layers: 2`" in caught.value.todo
+    assert "kind: existing" in caught.value.todo
+    note = plan({"size": 400})["student_note"]
+    assert re.match(rf"Only the vocabulary is trimmed, from [\d,]+ to 384 ids: {words}", note)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"distill": {"objective": "reverse_kl"}}, "`reverse_kl` cannot take a sparse signal"),
+        ({"capture": {"codec": {"kind": "top_k"}}}, "is biased"),
+        ({"distill": {"temperature": 2.0}}, r"`capture\.temperature` is 1"),
+    ],
+    ids=["objective", "biased", "temperature"],
+)
+def test_an_objective_that_does_not_fit_its_signal_is_refused_before_anything_is_captured(
+    sections: dict[str, Any], words: str, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate(small_recipe(teacher) | sections)
+    with pytest.raises(RecipeError, match=words):
+        make_plan(recipe, tmp_path)
+    with pytest.raises(RecipeError, match=words):
+        pipeline.run(recipe, tmp_path, quiet=True)
+    assert not (tmp_path / "small" / "corpus").exists()
 
 
 def test_what_the_plan_says_of_everything(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
@@ -120,9 +172,9 @@ def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path
         plan = make_plan(Recipe.model_validate(recipe), tmp_path)
         return plan, plan["stages"]["export"]
 
-    plan, without = planned(False, 2)
-    _, graph = planned(True, 2)
-    _, deeper = planned(True, 4)
+    plan, without = planned(False, 1)
+    _, graph = planned(True, 1)
+    _, deeper = planned(True, 3)
     weights = 4 * plan["student_parameters"]
     assert graph["disk_bytes"] - without["disk_bytes"] > weights
     assert graph["seconds"] > without["seconds"] + ONNX_LAYER_SECONDS

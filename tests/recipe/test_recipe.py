@@ -33,7 +33,7 @@ def test_defaults_are_written_out_and_read_again():
     recipe = parse_recipe(GOOD)
     text = dump_recipe(recipe)
     assert "learning_rate" in text
-    assert "tau: 0.041666" in text
+    assert "tau: 0.027777" in text
     assert parse_recipe(text) == recipe
 
 

@@ -8,15 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import tiny_sequences
 from tiny_models import FAMILIES, tiny_model
 
 from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.corpus.sequences import Sequences
-from stillroom.models.families.registry import families
+from stillroom.models.families.registry import families, family_of
 from stillroom.models.load import load_student, load_tokenizer
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import VocabularyConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.students.importance import Sample
+from stillroom.students.measured import Measured
+from stillroom.students.shape import Anatomy
+from stillroom.students.shrink import shrink
+from stillroom.students.stage import choose_vocabulary
 
 LAYERS = 4
 
@@ -112,17 +119,35 @@ def test_a_target_decides_the_shape(text: Path, tmp_path: Path) -> None:
         made(tmp_path / "other", text, teacher, student | {"target": {"parameters": 10}})
 
 
-def test_all_layers_and_ids_give_the_teacher_back(text: Path, tmp_path: Path) -> None:
-    teacher = tiny_model("qwen3", tmp_path / "teacher", layers=LAYERS, padding_rows=5)
-    student = {"kind": "shrink", "vocabulary": {"keep": "all"}, "importance": {"tokens": 256}}
-    folder, _ = made(tmp_path / "runs", text, teacher, student)
-    model, _, vocabulary = opened(folder)
-    whole, _ = load_student(teacher, torch.float32)
+def test_all_layers_and_ids_give_the_teacher_back(tmp_path: Path) -> None:
+    whole, tokenizer = load_student(
+        tiny_model("qwen3", tmp_path / "teacher", layers=LAYERS, padding_rows=5), torch.float32
+    )
+    rows = whole.get_output_embeddings().weight.shape[0]
+    text = tiny_sequences(8, 64, ids=len(tokenizer))
+    _, vocabulary, kept = choose_vocabulary(VocabularyConfig(keep="all"), tokenizer, rows, text)
+    family = family_of(whole)
+    measured = Measured.of(whole.eval(), family, Sample.of(text, 256))
+    model = shrink(whole, family, Anatomy.of(whole, family).teacher, measured, repair=True).model
     for (name, mine), (_, theirs) in zip(model.state_dict().items(), whole.state_dict().items(), strict=True):
         assert torch.equal(mine, theirs), name
     # The teacher's padding rows are no ids.
+    assert kept is None
     assert vocabulary.student_size - vocabulary.student_used == 5
     assert vocabulary.first[-5:].tolist() == [-1] * 5
+
+
+def test_a_student_that_would_be_the_teacher_is_refused(text: Path, tmp_path: Path) -> None:
+    teacher = tiny_model("qwen3", tmp_path / "teacher", layers=LAYERS, padding_rows=5)
+    for name, sizes in (("none", {}), ("all", {"layers": LAYERS}), ("phone", {"target": {"device": "phone-4gb"}})):
+        student = {"kind": "shrink", "vocabulary": {"keep": "all"}, "importance": {"tokens": 256}} | sizes
+        with pytest.raises(RecipeError, match=r"Nothing to prune: .* The student would be the teacher itself"):
+            made(tmp_path / name, text, teacher, student)
+    # With fewer ids it is another model.
+    student = {"kind": "shrink", "vocabulary": {"size": 400}, "importance": {"tokens": 256}}
+    _, facts = made(tmp_path / "fewer", text, teacher, student)
+    assert facts["layers"]["removed"] == []
+    assert facts["parameters"] < facts["teacher_parameters"]
 
 
 def test_more_than_the_teacher_has_is_refused(text: Path, tmp_path: Path) -> None:

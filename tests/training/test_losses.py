@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from stillroom.core.errors import SignalError, VocabularyMismatch
+from stillroom.core.errors import RecipeError, SignalError, VocabularyMismatch
 from stillroom.models.forward import Head
-from stillroom.signals.signal import DenseSignal, SparseSignal
+from stillroom.recipe.capture import CaptureConfig, DenseCodec, ThresholdCodec, TopKCodec
+from stillroom.recipe.training import DistillConfig
+from stillroom.signals.signal import DenseSignal, SignalKind, SparseSignal
 from stillroom.training.losses.fused import FusedLoss
-from stillroom.training.losses.registry import make_objective, objective_names
+from stillroom.training.losses.objective import Objective
+from stillroom.training.losses.registry import make_objective, objective_names, require_fit
 
 NAMES = sorted(objective_names())
 LINEAR = [name for name in NAMES if make_objective(name).linear]
@@ -78,7 +81,7 @@ def test_gradients_equal_autograd(name, positions, chunk, temperature, share, bi
     logits = plain_logits(hidden, matrix, head)[:, :rows]
     divergence = dense_formula(name, torch.log_softmax(logits / temperature, 1), teacher)
     entropy = functional.cross_entropy(logits, targets, reduction="sum")
-    expected = ((1 - share) * divergence + share * entropy) / positions
+    expected = ((1 - share) * temperature**2 * divergence + share * entropy) / positions
     expected.backward()
     plain = [hidden.grad, matrix.grad] + ([offset.grad] if bias else [])
     assert float(result.value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
@@ -247,3 +250,169 @@ def test_no_tensor_of_positions_by_vocabulary_exists():
             FusedLoss(make_objective("forward_kl"), chunk=chunk)(hidden, Head(matrix), None, signal).value.backward()
         assert largest <= chunk * vocabulary * 4
     assert math.isfinite(float(hidden.grad.sum()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_the_text_is_certain_it_teaches_by_cross_entropy_at_temperature_one(name):
+    """The value and the gradient are those of the formula, differentiated by autograd in float64."""
+    torch.manual_seed(11)
+    positions, rows, width, temperature, share = 9, 23, 6, 2.0, 0.25
+    hidden = torch.randn(positions, width, requires_grad=True)
+    matrix = torch.randn(rows, width, requires_grad=True)
+    targets = torch.randint(rows, (positions,))
+    certain = torch.arange(positions) % 3 == 1
+    teacher = torch.log_softmax(torch.randn(positions, rows) * 2, 1)
+    one_hot = torch.full((positions, rows), -math.inf).scatter_(1, targets[:, None], 0.0)
+    signal = DenseSignal(torch.where(certain[:, None], one_hot, teacher), certain)
+    result = FusedLoss(make_objective(name), share, temperature, None, 4)(hidden, Head(matrix), targets, signal)
+    result.value.backward()
+    exact, exact_matrix = (tensor.detach().double().requires_grad_(True) for tensor in (hidden, matrix))
+    logits = exact @ exact_matrix.T
+    cross_entropy = functional.cross_entropy(logits, targets, reduction="none")
+    if name in TEXTBOOK:
+        spoken = torch.log_softmax(logits[~certain] / temperature, 1)
+        taught = temperature**2 * dense_formula(name, spoken, teacher[~certain].double())
+        expected = (1 - share) * (taught + cross_entropy[certain].sum()) + share * cross_entropy.sum()
+        (expected / positions).backward()
+        assert float(result.value.detach()) == pytest.approx(float(expected.detach()) / positions, rel=1e-5)
+        assert relative(hidden.grad.double(), exact.grad) <= 1e-5
+        assert relative(matrix.grad.double(), exact_matrix.grad) <= 1e-5
+    assert torch.allclose(result.distances[certain].double(), cross_entropy.detach()[certain], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_certain_position_needs_the_text(name):
+    signal = DenseSignal(torch.zeros(2, 5), torch.tensor([True, False]))
+    with pytest.raises(SignalError, match="needs the text's ids"):
+        FusedLoss(make_objective(name))(torch.randn(2, 4), Head(torch.randn(5, 4)), None, signal)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_id_that_the_teacher_rules_out_leaves_loss_and_gradient_finite(name):
+    torch.manual_seed(12)
+    logits = torch.randn(6, 9, dtype=torch.float64)
+    teacher = torch.log_softmax(
+        torch.randn(6, 9, dtype=torch.float64).masked_fill(torch.arange(9) % 4 == 2, -math.inf), 1
+    )
+    losses, gradient = make_objective(name).chunk(torch.log_softmax(logits, 1), DenseSignal(teacher))
+    assert bool(torch.isfinite(losses).all())
+    assert bool(torch.isfinite(gradient).all())
+    assert float(losses.max()) < 100
+    # A student that rules the same ids out, and is the teacher otherwise, has nothing to learn.
+    losses, gradient = make_objective(name).chunk(teacher.clone(), DenseSignal(teacher))
+    assert float(losses.abs().max()) <= 1e-9
+    assert float(gradient.abs().max()) <= 1e-9
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_the_teacher_keeps_its_share_of_the_gradient_at_every_temperature(temperature):
+    torch.manual_seed(0)
+    hidden = torch.randn(256, 64, requires_grad=True)
+    matrix = torch.randn(2000, 64) * 0.2
+    teacher = torch.randn(256, 2000) * 2
+    targets = torch.distributions.Categorical(logits=teacher).sample()
+
+    def pull(objective, at):
+        signal = DenseSignal(torch.log_softmax(teacher / at, 1)) if objective else None
+        loss = FusedLoss(objective, 0.0, at)(hidden, Head(matrix), targets, signal)
+        return float(torch.autograd.grad(loss.value, hidden)[0].norm())
+
+    shares = [
+        pull(make_objective("forward_kl"), at) / (pull(make_objective("forward_kl"), at) + pull(None, 1.0))
+        for at in (1.0, temperature)
+    ]
+    # Without T² the share falls from 20 % to 5 % at T = 2 and to 1 % at T = 4.
+    assert shares[1] == pytest.approx(shares[0], rel=0.25)
+
+
+def partial_formula(student, teacher, ids):
+    """KL of the events "each of these ids" and "any other", from whole distributions [C, V]."""
+    listed = torch.zeros(teacher.shape, dtype=torch.bool).scatter_(1, ids, True)
+    p, q = teacher.exp(), student.exp()
+    rest, others = (torch.where(listed, 0.0, values).sum(1) for values in (p, q))
+    return torch.where(listed, p * (teacher - student), 0.0).sum(1) + rest * (rest.log() - others.log())
+
+
+@settings(max_examples=40)
+@given(k=st.integers(1, 30), spread=st.floats(0.1, 6), seed=st.integers(0, 2**16))
+def test_a_partial_signal_is_the_kl_of_the_kept_ids_and_all_others_as_one(k, spread, seed):
+    torch.manual_seed(seed)
+    logits = (spread * torch.randn(5, 31, dtype=torch.float64)).requires_grad_(True)
+    teacher = torch.log_softmax(spread * torch.randn(5, 31, dtype=torch.float64), 1)
+    weights, ids = teacher.exp().topk(k, dim=1)
+    # Room that is not needed: weight 0 at an id that stands elsewhere, or nowhere.
+    signal = SparseSignal(functional.pad(ids, (0, 2)), functional.pad(weights, (0, 2)), False, 1 - weights.sum(1))
+    student = torch.log_softmax(logits, 1)
+    losses, gradient = make_objective("forward_kl").chunk(student.detach().clone(), signal)
+    expected = partial_formula(student, teacher, ids)
+    expected.sum().backward()
+    assert torch.allclose(losses, expected.detach(), atol=1e-9)
+    assert torch.allclose(gradient, logits.grad, atol=1e-9)
+    whole = (teacher.exp() * (teacher - student)).sum(1).detach()
+    assert bool((losses <= whole + 1e-9).all())
+    itself, still = make_objective("forward_kl").chunk(teacher.clone(), signal)
+    assert float(itself.abs().max()) <= 1e-9
+    assert float(still.abs().max()) <= 1e-9
+
+
+class Linear(Objective):
+    """An objective of another package that says nothing of partial signals."""
+
+    name = "linear"
+    linear = True
+
+    def chunk(self, logprobs, signal):
+        raise NotImplementedError
+
+
+def test_a_biased_signal_is_refused_unless_it_is_asked_for():
+    weights, ids = torch.rand(2, 9).softmax(1).topk(3, dim=1)
+    signal = SparseSignal(ids, weights, unbiased=False)
+    objective = make_objective("forward_kl")
+    with pytest.raises(SignalError, match="is biased") as caught:
+        objective.check(signal, 9)
+    assert "`biased: true` in the recipe's section `distill`" in caught.value.todo
+    with pytest.raises(SignalError, match="is biased"):
+        FusedLoss(objective)(torch.randn(2, 4), Head(torch.randn(9, 4)), None, signal)
+    objective.check(signal, 9, biased=True)
+    FusedLoss(objective, biased=True)(torch.randn(2, 4), Head(torch.randn(9, 4)), None, signal)
+    with pytest.raises(SignalError, match=r"`linear` cannot take a signal of the most probable ids alone") as caught:
+        Linear().check(signal, 9, biased=True)
+    assert "`codec: {kind: threshold}`" in caught.value.todo
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LINEAR])
+@pytest.mark.parametrize("kind", [SignalKind.SAMPLED, SignalKind.PARTIAL])
+def test_what_needs_the_whole_distribution_takes_nothing_less(name, kind):
+    with pytest.raises(SignalError, match=f"`{name}` cannot take") as caught:
+        make_objective(name).require(kind, biased=True)
+    assert "codec: {kind: dense}" in caught.value.todo
+
+
+@pytest.mark.parametrize(
+    ("distill", "codec", "words"),
+    [
+        (
+            {"objective": "reverse_kl"},
+            ThresholdCodec(),
+            r"`distill\.objective: reverse_kl` with `capture\.codec: \{kind: thr",
+        ),
+        (
+            {"objective": "reverse_kl", "biased": True},
+            TopKCodec(),
+            "cannot take a signal of the most probable ids alone",
+        ),
+        ({}, TopKCodec(), r"`capture\.codec: \{kind: top_k\}`: A signal of the most probable ids alone is biased"),
+        ({"temperature": 2.0}, DenseCodec(), r"`distill\.temperature` is 2 and `capture\.temperature` is 1"),
+        ({}, ThresholdCodec(), None),
+        ({"biased": True}, TopKCodec(), None),
+        ({"objective": "reverse_kl"}, DenseCodec(), None),
+    ],
+)
+def test_a_recipe_whose_objective_does_not_fit_its_codec_is_refused(distill, codec, words):
+    distill, capture = DistillConfig.model_validate(distill), CaptureConfig(codec=codec)
+    if words is None:
+        require_fit(distill, capture)
+        return
+    with pytest.raises(RecipeError, match=words):
+        require_fit(distill, capture)

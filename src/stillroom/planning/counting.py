@@ -54,6 +54,7 @@ class Planned:
         vocabulary: From the teacher's ids to the student's.
         expansion: Student tokens per teacher token of the training text.
         files: Bytes of each GGUF file, by its type.
+        note: What should be known of the student before anything is spent; empty where there is nothing.
     """
 
     teacher_parameters: int
@@ -66,6 +67,7 @@ class Planned:
     vocabulary: VocabularyMap
     expansion: float
     files: dict[str, int]
+    note: str = ""
 
 
 def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
@@ -112,6 +114,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     student = recipe.student
     shape = None
     exact = True
+    note = ""
     asked = VocabularyConfig(keep="all") if isinstance(student, ExistingStudent) else student.vocabulary
     tokenizer, vocabulary, _ = choose_vocabulary(asked, text.tokenizer, rows, text.train)
     whole = Shape(
@@ -119,7 +122,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     )
     if isinstance(student, ShrinkStudent):
         anatomy = Anatomy.of(teacher, family_of(teacher), tokenizer_bytes(tokenizer))
-        shape, exact = _shape(student, anatomy, vocabulary.student_size)
+        shape, exact, note = _shape(student, anatomy, vocabulary.student_size)
         parameters = anatomy.parameters(shape)
         untrimmed = anatomy.parameters(replace(shape, vocabulary=rows))
         changed = _config_of(config, whole, shape)
@@ -150,29 +153,35 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         vocabulary,
         pieces_a_token(vocabulary, text.train),
         files,
+        note,
     )
 
 
-def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[Shape, bool]:
-    """The shape as given; with a target the largest that fits, for which one it will be is measured later."""
+def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[Shape, bool, str]:
+    """The shape as given; with a target the largest that fits, for which one it will be is measured later. And a note.
+
+    Raises:
+        RecipeError: The shape is impossible, nothing fits, or there is nothing to prune.
+    """
     from stillroom.students.limits import limits_of
     from stillroom.students.planning import AXIS_NAMES, given_sizes
-    from stillroom.students.solver import LossModel, grid, solve
+    from stillroom.students.solver import Choice, LossModel, grid, require_pruned, solve
 
     whole = anatomy.teacher
     fixed = given_sizes(student)
     if student.target is None:
         asked = replace(whole, vocabulary=vocabulary, **fixed)
         anatomy.require_possible(asked)
-        return asked, True
+        return asked, True, require_pruned(whole, Choice(asked, {}, 0.0))
     axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
     limits = limits_of(student.target)
     shapes = grid(whole, fixed, axes, vocabulary)
-    solve(anatomy, limits, LossModel(whole, {}), shapes)  # says what binds where nothing fits
+    # Says what binds where nothing fits, and where the whole teacher does.
+    note = require_pruned(whole, solve(anatomy, limits, LossModel(whole, {}), shapes).chosen, limits)
     fitting = [
         shape for shape in shapes if anatomy.possible(shape) and not limits.broken(limits.measure(anatomy, shape))
     ]
-    return max(fitting, key=anatomy.parameters), False
+    return max(fitting, key=anatomy.parameters), False, note
 
 
 def _config_of(config: ModelConfig, whole: Shape, shape: Shape) -> ModelConfig:

@@ -24,7 +24,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
-from stillroom.training.losses.registry import objective_class
+from stillroom.training.losses.registry import require_fit
 
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
-    objective_class(recipe.distill.objective)
+    require_fit(recipe.distill, recipe.capture)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
         # Without the text there is nothing to plan with.
@@ -84,6 +84,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "student_parameters": counts.student_parameters,
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
+        "student_note": student.note or None,
         "tokens": text.tokens,
         "steps": training_steps(recipe, counts),
         "training_operations": training_operations(recipe, counts),
@@ -243,6 +244,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:
         say(f"            {plan['student_shape']}")
+    if plan.get("student_note"):
+        say(f"            {plan['student_note']}")
     if plan["file_bytes"]:
         say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
     say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))

@@ -14,7 +14,7 @@ class ThresholdCodec(Section):
     """Threshold sampling with a systematic tail: unbiased, and of least variance for its size."""
 
     kind: Literal["threshold"] = "threshold"
-    tau: float = Field(default=1 / 24, gt=0, le=1)
+    tau: float = Field(default=1 / 36, gt=0, le=1)
     """Ids of at least this probability are kept with their value; a rarer one is kept with probability p/tau and then
     stands for tau."""
     draws: int = Field(default=1, ge=1, le=16)
@@ -24,7 +24,9 @@ class ThresholdCodec(Section):
 
 
 class TopKCodec(Section):
-    """The k most probable ids and the mass that they miss: biased, what is dropped is never seen."""
+    """The k most probable ids and the mass that they miss. Biased, how that mass is spread is lost: refused without
+    ``distill.biased``.
+    """
 
     kind: Literal["top_k"] = "top_k"
     k: int = Field(default=16, ge=1, le=4096)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import OpenName, Section
+from stillroom.recipe.section import SINCE, OpenName, Section
 
 OBJECTIVES = (
     "forward_kl",
@@ -24,10 +24,15 @@ class DistillConfig(Section):
 
     objective: Annotated[str, OpenName(OBJECTIVES, GROUP)] = "forward_kl"
     """What pulls the student to the teacher. Sampled signals serve ``forward_kl`` only; the others need a dense cache."""
+    biased: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """Learn from a biased signal (``codec: {kind: top_k}``) all the same. The loss and the validation KL are then those of the
+    kept ids and of all others as one, at most the KL of the whole distributions."""
     cross_entropy_weight: float = Field(default=0.0, ge=0, le=1)
-    """Share of plain cross-entropy on the text in the loss; the teacher's share is one minus this."""
+    """Share of plain cross-entropy on the text in the loss; the teacher's share is one minus this, at any temperature."""
     temperature: float = Field(default=1.0, gt=0)
-    """Bends teacher and student alike; must be the temperature that the cache was captured with."""
+    """Divides the logits of teacher and student; must be ``capture.temperature``. The objective's loss counts T² times, so that
+    it keeps its share of the gradient. The validation KL, which chooses the best weights, is at this temperature; the
+    evaluation is at 1."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training sequences."""
     batch_tokens: int = Field(default=2048, ge=1)

@@ -42,22 +42,20 @@ class Batch:
 
     @property
     def left_out(self) -> float:
-        """The teacher's entropy that a loss on this signal leaves out, summed, nats; a dense signal leaves nothing out."""
-        return self.entropy if isinstance(self.signal, SparseSignal) else 0.0
+        """The teacher's entropy that a loss on this signal leaves out, summed, nats.
+
+        Only a loss on a sample leaves it out: with a dense or a partial signal the loss is a divergence itself.
+        """
+        return self.entropy if isinstance(self.signal, SparseSignal) and self.signal.unbiased else 0.0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        signal = self.signal
-        if isinstance(signal, SparseSignal):
-            signal = SparseSignal(signal.ids.to(device), signal.weights.to(device), signal.unbiased)
-        elif signal is not None:
-            signal = DenseSignal(signal.logprobs.to(device))
         return Batch(
             self.ids.to(device),
             self.positions.to(device),
             self.rows.to(device),
             self.targets.to(device),
-            signal,
+            None if self.signal is None else self.signal.to(device),
             self.entropy,
         )
 
@@ -71,7 +69,7 @@ class BatchSource:
         cache: The teacher's signals; None for training on the text alone.
 
     Inside the pieces of an id that the student lacks the teacher does not speak; there the next piece is certain, and
-    the signal says so.
+    the signal says so and marks them: there the text teaches, by cross-entropy whatever the objective is.
     """
 
     def __init__(self, sequences: Sequences, vocabulary: VocabularyMap, cache: TeacherCache | None) -> None:
@@ -190,14 +188,18 @@ class BatchSource:
             weights[:, 0] = 1.0
             ids[speaks] = projected.ids
             weights[speaks] = projected.weights
-            return SparseSignal(ids, weights, projected.unbiased)
+            rest = None
+            if projected.rest is not None:
+                rest = torch.zeros(targets.shape[0])
+                rest[speaks] = projected.rest
+            return SparseSignal(ids, weights, projected.unbiased, rest, ~speaks)
         logprobs = self.vocabulary.project_dense(said.logprobs)[:, : self.vocabulary.student_used]
         if bool(speaks.all()):
             return DenseSignal(logprobs)
         whole = torch.full((targets.shape[0], logprobs.shape[1]), float("-inf"))
         whole.scatter_(1, targets[:, None], 0.0)
         whole[speaks] = logprobs
-        return DenseSignal(whole)
+        return DenseSignal(whole, ~speaks)
 
 
 @dataclass(frozen=True)

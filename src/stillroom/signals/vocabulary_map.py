@@ -119,12 +119,22 @@ class VocabularyMap:
         return self.pieces[self.offsets[:-1][ids][source] + within], source
 
     def project_sparse(self, signal: SparseSignal) -> SparseSignal:
-        """A sparse signal in the student's ids; the same id may stand more than once, its weights add up."""
+        """A sparse signal in the student's ids; in an unbiased one the same id may stand more than once, its weights add up.
+
+        In a biased one the ids of one first piece are put together, and the rest stays: which part of it falls on pieces
+        that are listed is not known.
+        """
         if self.is_identity:
             return signal
         ids = self.first.to(signal.ids.device)[signal.ids]
         never = ids == NEVER
-        return SparseSignal(ids.masked_fill(never, 0), signal.weights.masked_fill(never, 0.0), signal.unbiased)
+        ids, weights = ids.masked_fill(never, 0), signal.weights.masked_fill(never, 0.0)
+        if signal.unbiased:
+            return SparseSignal(ids, weights)
+        probabilities, rest = signal.shares()
+        # What can never occur is left out, and what remains is all there is.
+        rest = rest / (1.0 - probabilities.masked_fill(~never, 0.0).sum(1)).clamp_min(1e-12)
+        return SparseSignal(*_together(ids, weights), unbiased=False, rest=rest.clamp_max(1.0))
 
     def project_dense(self, logprobs: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is
@@ -174,3 +184,13 @@ class VocabularyMap:
             raise VocabularyMismatch(
                 f"{path}: the vocabulary map cannot be read: {error}.", "Run the stage `shrink` again."
             ) from None
+
+
+def _together(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entries [N, K] with every id once a position, its weights summed; what becomes free has weight 0."""
+    ids, order = ids.sort(dim=1)
+    begins = torch.zeros_like(ids)
+    begins[:, 1:] = (ids[:, 1:] != ids[:, :-1]).to(ids.dtype)
+    slot = begins.cumsum(1)
+    summed = torch.zeros_like(weights).scatter_add_(1, slot, weights.gather(1, order))
+    return torch.zeros_like(ids).scatter_(1, slot, ids), summed

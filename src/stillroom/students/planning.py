@@ -12,7 +12,7 @@ from stillroom.students.limits import Limits, limits_of
 from stillroom.students.measured import Measured
 from stillroom.students.shape import Anatomy, Shape
 from stillroom.students.shrink import shrink
-from stillroom.students.solver import Choice, LossModel, Solution, grid, shortlist, solve
+from stillroom.students.solver import Choice, LossModel, Solution, grid, require_pruned, shortlist, solve
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -98,13 +98,18 @@ def plan_shape(
         progress: Draws the bar.
 
     Raises:
-        RecipeError: Nothing fits; the message names the limit that binds and the nearest target that can be met.
+        RecipeError: Nothing fits; the message names the limit that binds and the nearest target that can be met. Or the
+            teacher fits as it is, and there is nothing to prune.
     """
     limits = limits_of(target)
     axes = [AXIS_NAMES[axis] for axis in target.axes if AXIS_NAMES[axis] not in fixed]
     shapes = grid(anatomy.teacher, fixed, axes, vocabulary)
-    # Whether anything fits at all is known before anything is measured.
-    solve(anatomy, limits, LossModel(anatomy.teacher, {}), shapes)
+    # Whether anything fits at all, and whether the whole teacher does, is known before anything is measured.
+    note = require_pruned(
+        anatomy.teacher, solve(anatomy, limits, LossModel(anatomy.teacher, {}), shapes).chosen, limits
+    )
+    if note:
+        progress.say(f"  {note}")
     model = measure_curves(teacher, family, anatomy.teacher, axes, measured, repair, progress)
     solution = solve(anatomy, limits, model, shapes)
     judged = []

@@ -138,6 +138,46 @@ def solve(anatomy: Anatomy, limits: Limits, model: LossModel, shapes: list[Shape
     return Solution(chosen, alternatives)
 
 
+def require_pruned(teacher: Shape, choice: Choice, limits: Limits | None = None) -> str:
+    """Refuse a student that would be the teacher itself, copied for the price of a whole run.
+
+    Args:
+        teacher: The unpruned shape.
+        choice: What was chosen: the given sizes, or the solver's choice of least predicted loss within a target, which is the
+            unpruned shape wherever that fits.
+        limits: The target; None where there is none.
+
+    Returns:
+        Where only the vocabulary is trimmed, a sentence that says so; otherwise an empty string.
+
+    Raises:
+        RecipeError: Nothing would be pruned.
+    """
+    # More than the teacher has is refused elsewhere.
+    if any(getattr(choice.shape, axis) != getattr(teacher, axis) for axis in AXES):
+        return ""
+    why = "`student` names no size to prune to and no target"
+    if limits is not None:
+        asked = [name for name in choice.measured if getattr(limits, name) is not None]
+        takes = (f"{choice.measured[name]:,.0f} of {getattr(limits, name):,.0f} {_words(name)}" for name in asked)
+        why = f"the teacher already fits `student.target` ({', '.join(takes)})"
+    if choice.shape.vocabulary < teacher.vocabulary:
+        return (
+            f"Only the vocabulary is trimmed, from {teacher.vocabulary:,} to {choice.shape.vocabulary:,} ids: {why}, so "
+            "no layer and no width is pruned."
+        )
+    size = f"`student.layers: {max(1, teacher.layers // 2)}`"
+    raise RecipeError(
+        f"Nothing to prune: {why}, and every id of the vocabulary stays. The student would be the teacher itself.",
+        f"Give {'a tighter target' if limits else 'a target'}, or a size such as {size}. To train a copy of the teacher all "
+        "the same, name it: `student: {kind: existing, name: …}`.",
+    )
+
+
+def _words(name: str) -> str:
+    return WORDS.get(name, "tokens per second")
+
+
 def shortlist(solution: Solution, count: int) -> list[Choice]:
     """The chosen one and the best turned-down ones, each shape once."""
     found = [solution.chosen]

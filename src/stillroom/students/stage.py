@@ -26,6 +26,7 @@ from stillroom.students.measured import Measured
 from stillroom.students.planning import given_sizes, plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
+from stillroom.students.solver import Choice, require_pruned
 from stillroom.students.trim import trim, whole
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
@@ -80,7 +81,11 @@ def _shrink(
     )
     anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer))
     if config.target is None:
-        anatomy.require_possible(replace(anatomy.teacher, **given_sizes(config)))
+        asked = replace(anatomy.teacher, vocabulary=vocabulary.student_size, **given_sizes(config))
+        anatomy.require_possible(asked)
+        note = require_pruned(anatomy.teacher, Choice(asked, {}, 0.0))
+        if note:
+            progress.say(f"  {note}")
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(

@@ -148,6 +148,7 @@ class Training:
             config.temperature if self.distill else 1.0,
             self.used,
             config.loss_chunk,
+            config.biased,
         )
 
     def _step(
@@ -193,8 +194,9 @@ class Training:
     def _validate(self, network: LossNetwork, state: State) -> None:
         """Measure the validation split; keep the weights when they are the best so far."""
         network.eval()
+        config = self.config
         forward_kl = FusedLoss(
-            make_objective("forward_kl"), 0.0, self.config.temperature, self.used, self.config.loss_chunk
+            make_objective("forward_kl"), 0.0, config.temperature, self.used, config.loss_chunk, config.biased
         )
         distance = cross_entropy = left_out = 0.0
         positions = 0

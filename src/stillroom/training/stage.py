@@ -9,9 +9,12 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
+from stillroom.recipe.capture import Codec
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.registry import signal_kind
+from stillroom.signals.signal import SignalKind
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training.loop import Training
 
@@ -51,15 +54,27 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         event=lambda **values: run.event(stage.name, **values),
     )
     state = training.run()
+    kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature)
     save_model(model, tokenizer, stage.path / "model")
-    files.write_json(stage.path / "history.json", {"validations": state.history, "best_step": state.best_step})
+    files.write_json(
+        stage.path / "history.json", {"validations": state.history, "best_step": state.best_step, "kl_is": kl_is}
+    )
     stage.notes.update(
         steps=state.step,
         best_step=state.best_step,
         best_validation_kl=state.best_kl,
+        validation_kl_is=kl_is,
         tokens=state.step
         * max(1, config.batch_tokens // training.train.sequences.length)
         * training.train.sequences.length,
         precision=config.precision,
         threads=torch.get_num_threads(),
     )
+
+
+def meaning_of_kl(codec: Codec, temperature: float) -> str:
+    """What the validation KL of a training on a cache is, in words: of which ids, and at which temperature."""
+    words = "KL(teacher ‖ student), nats per token"
+    if signal_kind(codec) is SignalKind.PARTIAL:
+        words += ", of the kept ids and all others as one"
+    return words if temperature == 1 else f"{words}, at temperature {temperature:g}"

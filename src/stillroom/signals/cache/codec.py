@@ -12,18 +12,21 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from stillroom.signals.signal import Signal
+from stillroom.signals.signal import Signal, SignalKind
 
 Sample = TypeVar("Sample")
 
 
 class SignalCodec(ABC, Generic[Sample]):
     """Turns the distributions of sequences into bytes and back."""
+
+    kind: ClassVar[SignalKind]
+    """What its signals say of the distribution; the objective has to take it."""
 
     @abstractmethod
     def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> Sample:

@@ -9,7 +9,7 @@ import torch
 
 from stillroom.core.errors import CacheDamaged
 from stillroom.signals.cache.codec import SignalCodec
-from stillroom.signals.signal import DenseSignal
+from stillroom.signals.signal import DenseSignal, SignalKind
 
 LEAST = 1e-38
 """A probability below this, which a float32 cannot tell from zero, is stored as it."""
@@ -17,6 +17,8 @@ LEAST = 1e-38
 
 class Dense(SignalCodec[bytes]):
     """[N, V] float32, little-endian, row by row."""
+
+    kind = SignalKind.DENSE
 
     def __init__(self, vocabulary_size: int) -> None:
         self.vocabulary_size = vocabulary_size

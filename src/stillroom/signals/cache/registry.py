@@ -7,6 +7,7 @@ from typing import Any
 from stillroom.recipe.capture import Codec as CodecConfig
 from stillroom.recipe.capture import DenseCodec, TopKCodec
 from stillroom.signals.cache.codec import SignalCodec
+from stillroom.signals.signal import SignalKind
 
 
 def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec[Any]:
@@ -22,3 +23,8 @@ def make_codec(config: CodecConfig, vocabulary_size: int) -> SignalCodec[Any]:
     from stillroom.signals.cache.threshold import Threshold
 
     return Threshold(config.tau, vocabulary_size, config.draws, config.head)
+
+
+def signal_kind(config: CodecConfig) -> SignalKind:
+    """What the signals of a codec say of the teacher's distribution."""
+    return make_codec(config, 1).kind

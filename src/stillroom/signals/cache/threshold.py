@@ -27,7 +27,7 @@ from stillroom.signals.cache.bits import pack_bits, unpack_bits
 from stillroom.signals.cache.codec import SignalCodec
 from stillroom.signals.cache.entry_model import EntryModel, Numbers, classes_of, numbers_of, symbols_of, widths_of
 from stillroom.signals.cache.rans import LANES, Decoder, encode
-from stillroom.signals.signal import SparseSignal
+from stillroom.signals.signal import SignalKind, SparseSignal
 
 LEVELS_OF_TAU = 2
 """Levels that make up tau."""
@@ -59,6 +59,8 @@ class Threshold(SignalCodec[Entries]):
         draws: Independent draws of every position.
         head: Most probable ids that are kept with their value even below tau.
     """
+
+    kind = SignalKind.SAMPLED
 
     def __init__(self, tau: float, vocabulary_size: int, draws: int = 1, head: int = 0) -> None:
         self.tau = tau

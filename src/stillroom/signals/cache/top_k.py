@@ -1,4 +1,4 @@
-"""The top-k codec: the most probable ids and the mass they miss. Biased: what is dropped is never seen."""
+"""The top-k codec: the most probable ids and the mass they miss. Biased: how that mass is spread is lost."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import torch
 
 from stillroom.signals.cache.codec import SignalCodec
 from stillroom.signals.cache.columns import ColumnReader, id_width, pack_columns
-from stillroom.signals.signal import SparseSignal
+from stillroom.signals.signal import SignalKind, SparseSignal
 
 
 class TopK(SignalCodec[bytes]):
     """k ids a position, most probable first, their probabilities as float16, and the missing mass as float16.
 
-    The decoded weights are the probabilities themselves, not renormalised; the mass that they miss is
-    :meth:`missing_mass`, and one minus their sum up to the rounding of float16.
+    The decoded weights are the probabilities themselves, not renormalised; the mass that they miss is the signal's ``rest``.
+    A loss on it is a divergence of k + 1 events, the ids and "any other" (the ghost token of Anshumann et al. 2025,
+    arXiv 2503.16870), so that the teacher as its own student has the loss 0. To put events together never raises a
+    divergence: this one is at most that of the whole distributions.
     """
+
+    kind = SignalKind.PARTIAL
 
     def __init__(self, k: int, vocabulary_size: int) -> None:
         self.k = min(k, vocabulary_size)
@@ -43,14 +47,15 @@ class TopK(SignalCodec[bytes]):
 
     def decode(self, records: list[bytes], counts: list[int]) -> SparseSignal:
         """See :meth:`SignalCodec.decode`."""
-        all_ids, all_weights = [], []
+        all_ids, all_weights, all_missing = [], [], []
         for data, count in zip(records, counts, strict=True):
             reader = ColumnReader(data)
-            reader.column(count, 2)
+            all_missing.append(_from_half_bits(reader.column(count, 2)))
             all_ids.append(reader.column(count * self.k, self.width).reshape(count, self.k))
             all_weights.append(_from_half_bits(reader.column(count * self.k, 2)).reshape(count, self.k))
-        ids, weights = np.concatenate(all_ids), np.concatenate(all_weights)
-        return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights), unbiased=False)
+        ids, weights, missing = (np.concatenate(column) for column in (all_ids, all_weights, all_missing))
+        rest = torch.from_numpy(missing)
+        return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights), unbiased=False, rest=rest)
 
     def missing_mass(self, data: bytes, count: int) -> torch.Tensor:
         """The mass that the k ids of each position miss, [N] float32."""

@@ -9,18 +9,25 @@ from stillroom.training.losses.objective import Objective
 
 
 class ForwardKL(Objective):
-    """``Σ p (log p − log q)`` in nats a token (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, without the factor T²).
+    """``Σ p (log p − log q)`` in nats a token (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
 
-    With a dense signal the loss is the divergence itself. With a sparse one it is the cross-entropy ``−Σ w log q`` to the
+    With a dense signal the loss is the divergence itself. With a sample it is the cross-entropy ``−Σ w log q`` to the
     estimate w: the teacher's entropy, which no parameter of the student changes, is left out. Both have the gradient
     ``(Σ w) q − w``.
+
+    With a partial signal, the probabilities w of some ids and r of all others together, the loss is the divergence of these
+    events, ``Σ w (log w − log q) + r (log r − log Q)``, where the student gives the others Q. Its gradient is ``q − w`` at
+    the listed ids and ``q (1 − r / Q)`` at the others.
     """
 
     name = "forward_kl"
     linear = True
+    partial = True
 
     def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Objective.chunk`."""
+        if isinstance(signal, SparseSignal) and not signal.unbiased:
+            return _partial(logprobs, signal)
         if isinstance(signal, SparseSignal):
             losses = -(signal.weights * logprobs.gather(1, signal.ids)).sum(1)
             gradient = logprobs.exp_().mul_(signal.weights.sum(1, keepdim=True))
@@ -30,3 +37,18 @@ class ForwardKL(Objective):
         # 0 · log 0 counts as 0: an id that the teacher rules out asks nothing of the student.
         losses = torch.where(teacher > 0, teacher * (signal.logprobs - logprobs), 0.0).sum(1)
         return losses, logprobs.exp_().mul_(teacher.sum(1, keepdim=True)).sub_(teacher)
+
+
+def _partial(logprobs: torch.Tensor, signal: SparseSignal) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and gradient for the probabilities of some ids and of all others together."""
+    listed, rest = signal.shares()
+    own = logprobs.gather(1, signal.ids)
+    student = logprobs.exp_()
+    # What the student gives the others is summed, not taken from one: that would lose a small mass to rounding.
+    student_listed = torch.where(listed > 0, student.gather(1, signal.ids), 0.0)
+    student.scatter_add_(1, signal.ids, -student_listed)
+    others = student.sum(1).clamp_min(torch.finfo(student.dtype).tiny)
+    losses = torch.where(listed > 0, listed * (listed.log() - own), 0.0).sum(1)
+    losses += torch.where(rest > 0, rest * (rest.log() - others.log()), 0.0)
+    gradient = student.mul_((1.0 - rest / others)[:, None])
+    return losses, gradient.scatter_add_(1, signal.ids, student_listed - listed)

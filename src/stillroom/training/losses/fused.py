@@ -28,9 +28,15 @@ class FusedLoss:
     Attributes:
         objective: Compares the student with the teacher; None trains on the text alone.
         cross_entropy_weight: Weight of cross-entropy on the text, 0 to 1; the objective has the rest.
-        temperature: Divides the logits of both distributions of the objective; cross-entropy is always at 1.
+        temperature: Divides the logits of both distributions of the objective, T; cross-entropy is always at 1. The
+            objective's loss counts T² times (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2): its gradient falls
+            with 1/T², and so both keep their weights at any T.
         used: Rows of the output matrix that are real ids; the others have probability zero. None: all.
         chunk: Positions whose logits exist at the same time.
+        biased: Whether a biased signal is wanted; otherwise it is refused.
+
+    Where the signal marks a position as certain, the objective's loss is the cross-entropy on the text, at temperature 1:
+    there the text teaches, not the teacher, and a divergence such as reverse KL from certainty would be infinite.
     """
 
     objective: Objective | None
@@ -38,6 +44,7 @@ class FusedLoss:
     temperature: float = 1.0
     used: int | None = None
     chunk: int = 512
+    biased: bool = False
 
     def __call__(
         self,
@@ -69,8 +76,9 @@ class FusedLoss:
                     f"The signal has {len(signal)} positions and the hidden states have {hidden.shape[0]}.",
                     "Capture the same sequences again.",
                 )
-            self.objective.check(signal, rows)
-        if targets is None and (self.objective is None or self.cross_entropy_weight > 0):
+            self.objective.check(signal, rows, biased=self.biased)
+        certain = signal is not None and signal.certain is not None
+        if targets is None and (certain or self.objective is None or self.cross_entropy_weight > 0):
             raise SignalError("Cross-entropy needs the text's ids.", "Give `targets`.")
         total, distances, cross_entropies = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, head.matrix, head.bias, self, head, targets, signal, denominator or float(max(1, hidden.shape[0]))
@@ -84,7 +92,7 @@ class Loss:
 
     Attributes:
         value: The scalar to differentiate: the weighted sum over positions, divided by the denominator.
-        distances: The objective's loss per position, [N], nats (empty without an objective).
+        distances: The objective's loss per position, without the factor T², [N], nats (empty without an objective).
         cross_entropies: Cross-entropy per position, [N], nats (empty where it was not asked for).
     """
 
@@ -151,7 +159,7 @@ class _FusedLoss(torch.autograd.Function):
         ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
         total = empty.sum()
         if plan.objective is not None and ce_weight < 1:
-            total = total + (1.0 - ce_weight) * distances.sum()
+            total = total + (1.0 - ce_weight) * _weighted(distances, plan.temperature, signal)
         if ce_weight > 0:
             total = total + ce_weight * cross_entropies.sum()
         ctx.grads = (
@@ -167,6 +175,13 @@ class _FusedLoss(torch.autograd.Function):
         scaled = [None if stored is None else stored.mul_(grad.to(stored.dtype)) for stored in ctx.grads]
         ctx.grads = (None, None, None)
         return (*scaled, None, None, None, None, None)
+
+
+def _weighted(distances: torch.Tensor, temperature: float, signal: Signal | None) -> torch.Tensor:
+    """The sum of the objective's losses [N], each T² times; those that are the text's own at temperature 1, once."""
+    if signal is None or signal.certain is None or temperature == 1.0:
+        return temperature**2 * distances.sum()
+    return torch.where(signal.certain, distances, temperature**2 * distances).sum()
 
 
 def _chunk(
@@ -213,15 +228,25 @@ def _chunk(
         else:
             losses = torch.logsumexp(valid_logits, dim=1) - valid_logits.gather(1, targets[:, None]).squeeze(1)
         cross_entropies.append(losses)
-    # 3. The objective, on logits divided by the temperature: its gradient with respect to the logits is as much smaller.
+    # 3. The objective, on logits divided by the temperature T: its gradient with respect to the logits is as much smaller,
+    #    and it counts T² times.
     if plan.objective is not None and signal is not None:
         scaled_logits = valid_logits if plan.temperature == 1.0 else valid_logits / plan.temperature
         losses, objective_grad = plan.objective.chunk(torch.log_softmax(scaled_logits, dim=1), signal)
+        factor = (1.0 - ce_weight) * plan.temperature
+        if needs_grad and factor != 1.0:
+            objective_grad.mul_(factor)
+        # Where the signal is certainty, the text teaches.
+        if signal.certain is not None and targets is not None:
+            certain = signal.certain.nonzero().squeeze(1)
+            text_losses, text_grad = cross_entropy_chunk(
+                torch.log_softmax(valid_logits[certain], dim=1), targets[certain]
+            )
+            losses = losses.index_copy(0, certain, text_losses)
+            if needs_grad:
+                objective_grad.index_copy_(0, certain, text_grad.mul_(1.0 - ce_weight))
         distances.append(losses)
-        factor = (1.0 - ce_weight) / plan.temperature
         if needs_grad:
-            if factor != 1.0:
-                objective_grad.mul_(factor)
             grad = objective_grad if grad is None else grad.add_(objective_grad)
     if not needs_grad or grad is None:
         return None

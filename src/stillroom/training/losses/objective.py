@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import DenseSignal, Signal, SignalKind, SparseSignal
 
 
 class Objective(ABC):
@@ -28,25 +28,54 @@ class Objective(ABC):
     name: ClassVar[str]
     linear: ClassVar[bool]
     """Whether the loss is linear in the teacher's probabilities, so that an unbiased estimate of them will do."""
+    partial: ClassVar[bool] = False
+    """Whether ``chunk`` computes a divergence of a partial signal (:meth:`SparseSignal.shares`): 0 for the teacher itself."""
 
-    def check(self, signal: Signal, rows: int) -> None:
+    @classmethod
+    def require(cls, kind: SignalKind, *, biased: bool = False) -> None:
+        """Refuse a kind of signal that would make the objective wrong without anybody noticing.
+
+        Args:
+            kind: What the signal says of the teacher's distribution.
+            biased: Whether a biased signal is wanted all the same.
+
+        Raises:
+            SignalError: The objective cannot take it; or it is biased and nobody said so.
+        """
+        if kind is SignalKind.SAMPLED and not cls.linear:
+            raise SignalError(
+                f"The objective `{cls.name}` cannot take a sparse signal: it is not linear in the teacher's "
+                "probabilities, so that even an unbiased estimate of them gives a biased loss.",
+                "Capture with `codec: {kind: dense}`, or use the objective `forward_kl`.",
+            )
+        if kind is SignalKind.PARTIAL and not cls.partial:
+            raise SignalError(
+                f"The objective `{cls.name}` cannot take a signal of the most probable ids alone: it needs the "
+                f"{'whole distribution or an unbiased estimate of it' if cls.linear else 'whole distribution'}.",
+                f"Capture with `codec: {{kind: {'threshold' if cls.linear else 'dense'}}}`, or use the objective `forward_kl`.",
+            )
+        if kind is SignalKind.PARTIAL and not biased:
+            raise SignalError(
+                "A signal of the most probable ids alone is biased: the student never learns how the teacher spreads the "
+                "mass of all others.",
+                "Capture with `codec: {kind: threshold}`, which is unbiased; or, if this is what you want, say "
+                "`biased: true` in the recipe's section `distill`.",
+            )
+
+    def check(self, signal: Signal, rows: int, *, biased: bool = False) -> None:
         """Refuse a signal that would make the objective wrong without anybody noticing.
 
         Args:
             signal: The teacher's signal.
             rows: Ids of the student's vocabulary.
+            biased: Whether a biased signal is wanted all the same.
 
         Raises:
-            SignalError: The objective is not linear in the teacher's probabilities and the signal is sparse.
+            SignalError: As in :meth:`require`.
             VocabularyMismatch: The signal speaks of another number of ids than the student has.
         """
+        self.require(signal.kind, biased=biased)
         if isinstance(signal, SparseSignal):
-            if not self.linear:
-                raise SignalError(
-                    f"The objective `{self.name}` cannot take a sparse signal: it is not linear in the teacher's "
-                    "probabilities, so that even an unbiased estimate of them gives a biased loss.",
-                    "Capture with `codec: {kind: dense}`, or use the objective `forward_kl`.",
-                )
             if signal.ids.numel() and int(signal.ids.max()) >= rows:
                 raise VocabularyMismatch(
                     f"The teacher's signal names id {int(signal.ids.max())}, and the student has {rows} ids.",
@@ -65,7 +94,8 @@ class Objective(ABC):
         Args:
             logprobs: The student's log-probabilities at the objective's temperature, [C, V] float32. The objective may
                 overwrite them.
-            signal: The teacher's signal of the same C positions.
+            signal: The teacher's signal of the same C positions. At those that it marks as certain the caller puts
+                cross-entropy in place of what is returned.
 
         Returns:
             The losses [C] in nats, and the gradient [C, V] of their sum with respect to logits / temperature.
@@ -85,6 +115,4 @@ def dense(signal: Signal, name: str) -> torch.Tensor:
 
 def rows_of(signal: Signal, start: int, stop: int) -> Signal:
     """Positions ``start`` to ``stop`` of a signal."""
-    if isinstance(signal, SparseSignal):
-        return SparseSignal(signal.ids[start:stop], signal.weights[start:stop], signal.unbiased)
-    return DenseSignal(signal.logprobs[start:stop])
+    return signal.rows(start, stop)

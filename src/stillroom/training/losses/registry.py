@@ -9,9 +9,11 @@ import importlib
 import inspect
 from importlib.metadata import entry_points
 
-from stillroom.core.errors import RecipeError
+from stillroom.core.errors import RecipeError, SignalError
 from stillroom.core.plugins import load_plugin, not_a_plugin, plugin_names
-from stillroom.recipe.training import GROUP, OBJECTIVES
+from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.training import GROUP, OBJECTIVES, DistillConfig
+from stillroom.signals.cache.registry import signal_kind
 from stillroom.training.losses.objective import Objective
 
 
@@ -40,6 +42,8 @@ def objective_class(name: str) -> type[Objective]:
             raise not_a_plugin(point, "a class derived from stillroom.training.losses.objective.Objective")
         if getattr(found, "name", None) != name or not isinstance(getattr(found, "linear", None), bool):
             raise not_a_plugin(point, f'a class with `name = "{name}"` and `linear = True` or `False`')
+        if not isinstance(found.partial, bool):
+            raise not_a_plugin(point, "a class whose `partial` is `True` or `False`")
         return found
     raise RecipeError(
         f"`distill.objective`: there is no objective `{name}` here.",
@@ -50,3 +54,27 @@ def objective_class(name: str) -> type[Objective]:
 def make_objective(name: str) -> Objective:
     """An objective by its name. Errors as in :func:`objective_class`."""
     return objective_class(name)()
+
+
+def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
+    """Refuse, before anything is captured, an objective that cannot take what the recipe has captured for it.
+
+    Raises:
+        RecipeError: The objective cannot take the codec's signals, or they are biased and the recipe does not say so, or
+            capture and training have different temperatures; names the keys. Or as in :func:`objective_class`.
+        EnvironmentProblem: As in :func:`objective_class`.
+    """
+    objective = objective_class(distill.objective)
+    try:
+        objective.require(signal_kind(capture.codec), biased=distill.biased)
+    except SignalError as error:
+        raise RecipeError(
+            f"`distill.objective: {distill.objective}` with `capture.codec: {{kind: {capture.codec.kind}}}`: {error.what}",
+            error.todo,
+        ) from None
+    if distill.temperature != capture.temperature:
+        raise RecipeError(
+            f"`distill.temperature` is {distill.temperature:g} and `capture.temperature` is {capture.temperature:g}: teacher "
+            "and student have to be compared at one temperature.",
+            "Give both the same value.",
+        )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from stillroom.signals.signal import Signal
 from stillroom.training.losses.objective import Objective, dense
 
-LOG_FLOOR = -1e4
-"""Stands for log 0 of a teacher that rules an id out: large, and its product with a vanishing q stays finite."""
+LOG_FLOOR = math.log(1e-38)
+"""Stands for the log-probability of an id that the teacher rules out, by which the divergence would be infinite: the least
+that a float32 holds, and that a dense cache stores (87.5 nats)."""
 
 
 class ReverseKL(Objective):
     """``Σ q (log q − log p)`` in nats a token (MiniLLM, Gu et al. 2024, arXiv 2306.08543, at every token).
 
-    With ``d = log q − log p`` the gradient is ``q (d − Σ q d)``.
+    With ``d = log q − log p`` the gradient is ``q (d − Σ q d)``. A log p below ``LOG_FLOOR`` counts as that.
     """
 
     name = "reverse_kl"
