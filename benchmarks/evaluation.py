@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import write
-from stillroom.evaluation.bootstrap import difference, ratio
+from stillroom.evaluation.intervals import difference, ratio
 from stillroom.evaluation.paired import mcnemar, paired_share, share
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.evaluation import coverage, rejection
-from stillroom.evaluation.bootstrap import difference, ratio, student_t
+from stillroom.evaluation.intervals import difference, ratio, student_t
 from stillroom.evaluation.paired import mcnemar, paired_share, share
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)

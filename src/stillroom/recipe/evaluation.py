@@ -90,7 +90,7 @@ class EvaluateConfig(Section):
     ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour generate text and take
     their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
-    """Resamplings of documents behind every interval."""
+    """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of the truth that intervals are made to cover."""
     speed_tokens: int = Field(default=32, ge=0)
