@@ -136,17 +136,18 @@ def _paired(
 
 def _conclusion(found: dict[str, Any], zero: float, less: bool) -> str:
     """``better``, ``worse``, ``may be chance`` or ``too few to tell`` by the weighted interval; what most documents say
-    where it does not tell and they do."""
-    by_token = TOO_FEW
+    where it does not tell and they do.
+    """
+    weighted = TOO_FEW
     if found["enough"] and found["low"] is not None:
         below, above = found["high"] < zero, found["low"] > zero
         if below or above:
             return "better" if below == less else "worse"
-        by_token = "may be chance"
+        weighted = "may be chance"
     if found["n"] >= ENOUGH and found["sign_test_p"] < SIGNIFICANT:
         word = "better" if found["wins"] > found["losses"] else "worse"
-        return f"{word} in most documents; by token {by_token}"
-    return by_token
+        return f"{word} in most documents; by token {weighted}"
+    return weighted
 
 
 def paired_share(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> list[float]:

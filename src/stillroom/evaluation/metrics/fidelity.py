@@ -9,6 +9,7 @@ import numpy as np
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.metric import Beside, Metric, Result, beside
+from stillroom.evaluation.paired import paired_difference, paired_quotient
 from stillroom.evaluation.sections import (
     STYLES,
     CardResult,
@@ -24,7 +25,6 @@ from stillroom.evaluation.sections import (
     Table,
     Text,
 )
-from stillroom.evaluation.paired import paired_difference, paired_quotient
 from stillroom.evaluation.tally import (
     GROUPS,
     MEASURES,
