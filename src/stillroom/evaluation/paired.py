@@ -33,6 +33,28 @@ def share(successes: int, items: int, confidence: float = 0.95) -> dict[str, Any
     }
 
 
+def share_difference(
+    first: int, of_first: int, second: int, of_second: int, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Difference of two shares of independent items, with Newcombe's interval from the two Wilson ones.
+
+    Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I), method 10.
+
+    Returns:
+        ``value`` (None where one has no items), ``interval`` (None where one has fewer than two), ``enough``.
+    """
+    mine, theirs = share(first, of_first, confidence), share(second, of_second, confidence)
+    if mine["value"] is None or theirs["value"] is None:
+        return {"value": None, "interval": None, "enough": False}
+    value, bounds = mine["value"] - theirs["value"], None
+    if mine["interval"] is not None and theirs["interval"] is not None:
+        (low, high), (other_low, other_high) = mine["interval"], theirs["interval"]
+        below = math.hypot(mine["value"] - low, other_high - theirs["value"])
+        above = math.hypot(high - mine["value"], theirs["value"] - other_low)
+        bounds = [value - below, value + above]
+    return {"value": value, "interval": bounds, "enough": mine["enough"] and theirs["enough"]}
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
     """McNemar's test of two models on the same items: only items that one of them gets right speak.
 

@@ -22,7 +22,7 @@ from stillroom.evaluation.sections import STYLES, Part, Section, Series, Table, 
 from stillroom.evaluation.stage import extras
 from stillroom.evaluation.words import of, percent
 from stillroom.reporting.charts import bar_chart, draw, line_chart, number
-from stillroom.reporting.summary import cells
+from stillroom.reporting.summary import cells, text_warnings
 from stillroom.runs.run import MODELS, Run
 
 RESERVED = ("numbers", "files", "cost", "lineage")
@@ -126,7 +126,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
     return {
         "sections": sections(measures),
-        "weaknesses": weaknesses(measures),
+        "weaknesses": text_warnings(summary) + weaknesses(measures),
         "results": [entry for name, result in measures.items() if (spec := find(name)) for entry in spec.card(result)],
         "sentence": sentence,
         "name": run.recipe.name,

@@ -139,6 +139,23 @@ def warnings(measures: dict[str, Result]) -> list[str]:
     return [warning for result in measures.values() for warning in result.get("warnings", ())]
 
 
+def text_warnings(summary: dict[str, Any]) -> list[str]:
+    """What the text behind the numbers warns of: too little of it, or text that was trained on nearly word for word."""
+    found = []
+    if summary.get("enough") is False:
+        found.append(
+            f"The held-out text has {summary['effective_documents']:.1f} effective documents, which is {TOO_FEW}: "
+            "raise `corpus.heldout_tokens` or give more documents."
+        )
+    repeated = (summary.get("near_duplicates") or {}).get("heldout")
+    if repeated and repeated["documents"]:
+        found.append(
+            f"{repeated['documents']:,} of {repeated['of']:,} held-out documents are near-duplicates of training documents: "
+            "what is measured on them flatters the student."
+        )
+    return found
+
+
 def print_table(summary: dict[str, Any]) -> None:
     """Teacher, shrunk, repaired, baseline and student side by side on standard output."""
     from rich import box
@@ -164,7 +181,7 @@ def print_table(summary: dict[str, Any]) -> None:
     )
     for bound in summary["bounds"]:
         console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
-    for warning in warnings(summary["measures"]):
+    for warning in [*text_warnings(summary), *warnings(summary["measures"])]:
         console.print(f"Warning: {warning}")
     for entry in summary["student"].get("gguf_files", ()):
         console.print(
