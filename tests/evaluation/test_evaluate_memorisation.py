@@ -56,8 +56,7 @@ def test_training_text_that_a_model_says_by_itself_is_found(loaded: Loaded, tmp_
     assert "known by heart" not in str(METRIC.weaknesses(result))
     assert "knows training text by heart: 50 %" in METRIC.weaknesses(result)[0]
     assert result["bounds"]["train_minus_heldout"][0] == pytest.approx(0.5)
-    # The model on itself: both say the same.
-    assert result["models"]["teacher"] == student
+    # The same text on both sides is no sign.
     turned = bench_with(InMemory(heldout), tmp_path / "same", loaded, loaded)
     assert METRIC.weaknesses(METRIC.measure(turned)) == []
 

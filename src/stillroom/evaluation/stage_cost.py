@@ -46,9 +46,8 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     tokens = counts.heldout_tokens + LANGUAGE_TOKENS
     seconds = models * OPEN_STUDENT_SECONDS + tokens * (teacher + models * student)
     if "memorisation" in recipe.evaluate.measures:
-        # Of training and of held-out text, by teacher, student and baseline.
-        passages = 2 * PASSAGES * (PREFIX + FIRST)
-        seconds += passages * body * (1 + counts.ratio * (1 + recipe.baseline))
+        # Of training and of held-out text.
+        seconds += 2 * PASSAGES * (PREFIX + FIRST) * body * counts.ratio
     if recipe.evaluate.speed_tokens:
         seconds += (1 + REPETITIONS) * PROMPT_TOKENS * body * (1 + counts.ratio)
         layers = counts.teacher_shape.layers * (1 + counts.ratio)
