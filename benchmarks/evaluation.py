@@ -2,8 +2,11 @@
 
     .venv/bin/python -m benchmarks.evaluation [--quick] [--json FILE]
 
-- ``interval_coverage``: how often 95 % intervals hold the truth in 1,000 simulated repetitions; of all kinds of interval
+- ``interval_coverage``: how often 95 % intervals hold the truth in 4,000 simulated repetitions; of all kinds of interval
   the one furthest from 0.95.
+- ``interval_coverage_19_independent``, ``…_19_correlated``, ``…_100_independent``, ``…_100_correlated``: the same for 19 and
+  100 documents of real lengths (the quickstart's of 0.1.0, each with at most 1,024 learned tokens, as held-out text has
+  them), where a document's difficulty does not depend on its length and where long ones are easier (length^-0.15).
 - ``paired_test_rejection``: how often paired tests reject a true null at 5 %; the one furthest from 0.05.
 - ``lm_eval_difference``: the largest difference to lm-evaluation-harness's own model class, in nats a continuation and in
   bits a byte of whole texts. It needs an environment with ``lm_eval`` (LM_EVAL_PYTHON, or ``.venvs/lm-eval``); null without.
@@ -30,11 +33,18 @@ import numpy as np
 import torch
 
 from benchmarks.report import write
-from stillroom.evaluation.bootstrap import difference, ratio
-from stillroom.evaluation.paired import mcnemar, paired_share, share
+from stillroom.evaluation.intervals import Estimate, difference, ratio
+from stillroom.evaluation.paired import mcnemar, paired_share, share, sign_test
 
 ROOT = Path(__file__).resolve().parent.parent
-REPETITIONS = 1000
+REPETITIONS = 4000
+LENGTHS = ROOT / "benchmarks" / "document_lengths.json"
+CAP = 1024
+"""Learned tokens that one document has in held-out text at most."""
+SPREAD = 0.35
+"""Standard deviation of the logarithm of documents' difficulty."""
+EASIER = -0.15
+"""Power of its length by which a long document is easier."""
 WINDOW = 256
 SHORT, LONG = 24, 240
 """Sequences of held-out text whose memory is compared."""
@@ -44,18 +54,16 @@ def coverage(repetitions: int = REPETITIONS, seed: int = 0) -> dict[str, float]:
     """Share of repetitions whose interval holds the truth, by kind."""
     generator = np.random.default_rng(seed)
     hits = dict.fromkeys(("documents", "few_documents", "difference", "share", "paired_share"), 0)
-    for index in range(repetitions):
+    for _ in range(repetitions):
         for kind, count in (("documents", 30), ("few_documents", 5)):
             # Documents of unequal length with an effect of their own: Σ v / Σ w tends to E[v] / E[w] = 2.
             weights = np.ceil(generator.lognormal(4, 0.7, count))
             values = weights * generator.gamma(8, 2 / 8, count)
-            found = ratio(values, weights, 1000, 0.95, index)
-            hits[kind] += found.low <= 2 <= found.high
+            hits[kind] += holds(ratio(values, weights, 0.95), 2)
         weights = np.ceil(generator.lognormal(4, 0.7, 30))
         shared = generator.gamma(8, 2 / 8, 30)
         first, second = (shared + generator.normal(gain, 0.3, 30) for gain in (0.1, 0.0))
-        found = difference(first * weights, second * weights, weights, 1000, 0.95, index)
-        hits["difference"] += found.low <= 0.1 <= found.high
+        hits["difference"] += holds(difference(first * weights, second * weights, weights, 0.95), 0.1)
         # The true share is drawn anew, so that no one share's lattice decides.
         truth = generator.uniform(0.05, 0.95)
         low, high = share(int(generator.binomial(100, truth)), 100)["interval"]
@@ -66,16 +74,60 @@ def coverage(repetitions: int = REPETITIONS, seed: int = 0) -> dict[str, float]:
     return {kind: count / repetitions for kind, count in hits.items()}
 
 
+def holds(estimate: Estimate, truth: float) -> bool:
+    """Whether an interval holds the truth; none holds nothing."""
+    return estimate.low is not None and estimate.high is not None and estimate.low <= truth <= estimate.high
+
+
+def coverage_by_length(
+    repetitions: int = REPETITIONS, seed: int = 2, cap: int | None = CAP
+) -> dict[str, dict[str, float]]:
+    """Coverage on real lengths, for 19 and 100 documents, length and difficulty independent and correlated.
+
+    Returns:
+        For each setting the share of repetitions whose interval holds the truth, of the ratio of sums (``value``), of
+        the paired difference of two models and of their quotient; and the interval's median width as a share of the value
+        and the median of effective documents.
+    """
+    pool = np.asarray(json.loads(LENGTHS.read_text(encoding="utf-8"))["lengths"], dtype=np.float64)
+    pool = np.minimum(pool, cap) if cap else pool
+    generator = np.random.default_rng(seed)
+    found = {}
+    for count in (19, 100):
+        for setting, power in (("independent", 0.0), ("correlated", EASIER)):
+            # The mean of exp(N(0, s)) is exp(s² / 2); Σ length · difficulty / Σ length over the population is the truth.
+            truth = math.exp(SPREAD**2 / 2) * float((pool * (pool / 200) ** power).sum() / pool.sum())
+            hits = dict.fromkeys(("value", "difference", "quotient"), 0)
+            widths, effective = [], []
+            for _ in range(repetitions):
+                weights = generator.choice(pool, count)
+                second = weights * (weights / 200) ** power * np.exp(generator.normal(0, SPREAD, count))
+                # The first model is 30 % worse, more or less by document.
+                first = second * (1.3 + generator.normal(0, 0.1, count))
+                estimate = ratio(second, weights, 0.95)
+                hits["value"] += holds(estimate, truth)
+                hits["difference"] += holds(difference(first, second, weights, 0.95), 0.3 * truth)
+                hits["quotient"] += holds(ratio(first, second, 0.95), 1.3)
+                if estimate.interval is not None:
+                    widths.append((estimate.interval[1] - estimate.interval[0]) / estimate.value)
+                effective.append(estimate.effective)
+            found[f"{count}_{setting}"] = {name: hit / repetitions for name, hit in hits.items()} | {
+                "median_width": float(np.median(widths)),
+                "effective_documents": float(np.median(effective)),
+            }
+    return found
+
+
 def rejection(repetitions: int = REPETITIONS, seed: int = 1) -> dict[str, float]:
     """Share of repetitions in which a true null is rejected at 5 %, by test."""
     generator = np.random.default_rng(seed)
-    hits = {"bootstrap": 0, "mcnemar": 0}
-    for index in range(repetitions):
+    hits = {"difference": 0, "sign_test": 0, "mcnemar": 0}
+    for _ in range(repetitions):
         weights = np.ceil(generator.lognormal(4, 0.7, 30))
         shared = generator.gamma(8, 2 / 8, 30)
         first, second = (shared + generator.normal(0, 0.3, 30) for _ in range(2))
-        found = difference(first * weights, second * weights, weights, 1000, 0.95, index)
-        hits["bootstrap"] += not found.low <= 0 <= found.high
+        hits["difference"] += not holds(difference(first * weights, second * weights, weights, 0.95), 0)
+        hits["sign_test"] += sign_test(int((first > second).sum()), int((first < second).sum())) < 0.05
         mine, theirs, _ = _answers(generator, 200, 0.0)
         hits["mcnemar"] += mcnemar(mine, theirs)["p_value"] < 0.05
     return {kind: count / repetitions for kind, count in hits.items()}
@@ -235,6 +287,11 @@ def main() -> None:
     from benchmarks.faults import FAULTS, alarms, faulty, make_world, measured, with_student
 
     covered, rejected = coverage(), rejection()
+    by_length = coverage_by_length()
+    every = [
+        *covered.values(),
+        *(entry[kind] for entry in by_length.values() for kind in ("value", "difference", "quotient")),
+    ]
     caught, injected, false = 0, 0, 0
     seen: dict[str, Any] = {}
     direct = []
@@ -258,7 +315,8 @@ def main() -> None:
         peaks = memory_growth(folder)
     codecs_themselves = codec_self_kl()
     figures = {
-        "interval_coverage": max(covered.values(), key=lambda value: abs(value - 0.95)),
+        "interval_coverage": max(every, key=lambda value: abs(value - 0.95)),
+        **{f"interval_coverage_{setting}": entry["value"] for setting, entry in by_length.items()},
         "paired_test_rejection": max(rejected.values(), key=lambda value: abs(value - 0.05)),
         "lm_eval_difference": max(harness["nats"], harness["bits_per_byte"]) if harness else None,
         "kl_difference": max(direct),
@@ -270,6 +328,8 @@ def main() -> None:
     }
     details = {
         "coverage": covered,
+        "coverage_by_length": by_length,
+        "coverage_by_length_without_cap": coverage_by_length(cap=None),
         "rejection": rejected,
         "repetitions": REPETITIONS,
         "harness": harness or "no environment with lm_eval was found",

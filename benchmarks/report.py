@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
-from stillroom.evaluation.bootstrap import student_t
+from stillroom.evaluation.intervals import student_t
 from stillroom.reporting.summary import machine
 
 

@@ -56,8 +56,8 @@ def test_verbs_stay_functions_after_every_module_was_imported() -> None:
 
 HEAVY = {
     "accelerate", "cryptography", "gguf", "httpx2", "huggingface_hub", "importlib.metadata", "jinja2", "numpy", "platformdirs",
-    "psutil", "rich", "safetensors", "starlette", "tokenizers", "torch", "transformers", "tuf", "uvicorn", "xllamacpp", "yaml",
-    "zstandard",
+    "psutil", "rensa", "rich", "safetensors", "starlette", "tokenizers", "torch", "transformers", "tuf", "uvicorn", "xllamacpp",
+    "yaml", "zstandard",
 }  # fmt: skip
 """Modules that take a while to import."""
 

@@ -23,6 +23,7 @@ from stillroom.evaluation.sections import Dot, Series
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import dot_chart, line_chart
+from stillroom.reporting.summary import baseline_comparison
 from stillroom.runs.run import Run
 
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
@@ -137,6 +138,40 @@ def test_the_model_card_has_results_that_the_hub_reads(finished: Path) -> None:
     assert card.data.model_name == "small"
 
 
+def test_the_summary_says_how_much_text_is_behind_it(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert 1 <= summary["effective_documents"] <= summary["heldout_documents"]
+    assert summary["enough"] is False
+    assert summary["student"]["effective_documents"] == summary["effective_documents"]
+    for metric in ("kl", "top1_agreement", "bits_per_byte"):
+        test = summary["paired"][metric]["student_minus_baseline"]
+        assert test["low"] <= test["value"] <= test["high"]
+        assert test["wins"] + test["losses"] <= test["n"] == summary["heldout_documents"]
+        assert test["effective_n"] <= test["n"]
+        assert 0 <= test["sign_test_p"] <= 1
+    gap = summary["paired"]["kl"]["student_minus_baseline"]["value"]
+    assert gap == pytest.approx(summary["student"]["kl_to_teacher"] - summary["baseline"]["kl_to_teacher"])
+    over = summary["paired"]["bits_per_byte"]["student_over_teacher"]
+    assert over["value"] == pytest.approx(summary["student"]["bits_per_byte"] / summary["teacher"]["bits_per_byte"])
+    assert summary["baseline_comparison"]["tokens"]["student"] == summary["baseline_comparison"]["tokens"]["baseline"]
+    assert summary["near_duplicates"]["heldout"]["of"] == summary["heldout_documents"]
+    assert "too few to tell" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_no_ratio_to_a_baseline_that_had_less() -> None:
+    def spent(tokens: int, seconds: float) -> dict[str, Any]:
+        return {"seconds": seconds, "notes": {"tokens": tokens}}
+
+    same = baseline_comparison({"distill": spent(1000, 60.0), "baseline": spent(1000, 58.0)})
+    assert same["claimed"]
+    assert same["reason"] is None
+    for less in (spent(900, 60.0), spent(1000, 40.0)):
+        found = baseline_comparison({"distill": spent(1000, 60.0), "baseline": less})
+        assert not found["claimed"]
+        assert "the baseline had" in found["reason"]
+    assert not baseline_comparison({"distill": spent(1, 1.0), "baseline": None})["claimed"]
+
+
 def test_a_measure_alone_and_nothing_again(finished: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (finished / "measures").glob("*.json")}
     shown = CliRunner().invoke(
@@ -155,7 +190,9 @@ def test_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     assert found["compared"][0]["fidelity"]["kl_to_teacher"]["difference"] == 0
     shown = CliRunner().invoke(app, ["compare", str(finished), str(finished)], catch_exceptions=False)
     assert "retention sw" in shown.stdout
-    assert "may be chance" in shown.stdout
+    # Three documents, however long, are not ten.
+    assert "too few to tell" in shown.stdout
+    assert found["compared"][0]["fidelity"]["kl_to_teacher"]["n"] == 3
     with pytest.raises(RunError, match="two runs"):
         compare_runs([finished])
     with pytest.raises(RunError, match="not a finished run"):

@@ -34,6 +34,8 @@ BASE: dict[str, Any] = {
     "teacher": {"kind": "huggingface", "name": "teacher", "dtype": "float32"},
     "student": {"kind": "shrink", "layers": 20},
 }
+OLD_MEASURES = ["fidelity", "languages", "cost"]
+"""Those of 0.1.0, whose plan the values below are."""
 CASES: dict[str, dict[str, Any]] = {
     "layers": {},
     "target": {"student": {"kind": "shrink", "target": {"parameters": 60_000_000}}, "baseline": False},
@@ -129,13 +131,24 @@ def counts(name: str, **changed: Any) -> Counts:
 
 @pytest.mark.parametrize("name", CASES)
 def test_costs_are_the_ones_of_the_first_release(name: str) -> None:
-    recipe = Recipe.model_validate(BASE | CASES[name])
+    evaluate = {"measures": OLD_MEASURES} | CASES[name].get("evaluate", {})
+    recipe = Recipe.model_validate(BASE | CASES[name] | {"evaluate": evaluate})
     found = {
         stage: (round(cost.seconds, 3), round(cost.memory_bytes), round(cost.disk_bytes))
         for stage, cost in stage_costs(recipe, counts(name), PROFILE).items()
     }
     assert found == EXPECTED[name]
     assert list(found) == list(EXPECTED[name])
+
+
+def test_text_known_by_heart_is_one_pass_over_its_passages() -> None:
+    costs = [
+        stage_costs(Recipe.model_validate(BASE | {"evaluate": {"measures": measures}}), counts("layers"), PROFILE)
+        for measures in (OLD_MEASURES, [*OLD_MEASURES, "memorisation"])
+    ]
+    # 64 passages of 50 tokens and 8 more, by a student of 60 of the teacher's 135 million parameters.
+    more = costs[1]["evaluate"].seconds - costs[0]["evaluate"].seconds
+    assert more == pytest.approx(64 * 58 / PROFILE.exact_rate * counts("layers").ratio)
 
 
 def test_files_of_the_export_are_part_of_its_disk() -> None:

@@ -14,6 +14,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
+from stillroom.corpus.near_duplicates import near_duplicates
 from stillroom.corpus.packing import Packer
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
@@ -104,6 +105,7 @@ def build_corpus(
         )
         for name, limit in limits.items()
     }
+    taken: dict[str, list[str]] = {name: [] for name in SPLITS}
     with DocumentStore(scratch) as store:
         found = _read(config, ledgers, store, progress)
         sides = split_of(list(found), config.validation_share, config.heldout_share)
@@ -116,13 +118,19 @@ def build_corpus(
                     packer = packers[sides[digest]]
                     if not packer.full:
                         packer.add(document, found[digest][0])
+                        taken[sides[digest]].append(digest)
                 task.advance(len(batch))
             task.advance(task.total - task.done)
+        repeated = near_duplicates(
+            taken["train"],
+            {name: taken[name] for name in ("validation", "heldout")},
+            lambda digest: (store.get(found[digest][1]), ledgers[found[digest][0]].name),
+        )
     splits = {name: packer.finish(keep_tail=name != "train") for name, packer in packers.items()}
     for name, limit in limits.items():
         _enough(name, splits[name], limit, config, len(found))
         _count(name, splits[name], ledgers)
-    return Corpus(splits, _ledger(ledgers, splits, seed, config))
+    return Corpus(splits, _ledger(ledgers, splits, seed, config) | {"near_duplicates": repeated})
 
 
 def _read(

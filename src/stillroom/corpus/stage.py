@@ -30,3 +30,10 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     words = ", ".join(f"{value:,} {name}" for name, value in counts.items())
     dropped = f"; dropped {corpus.ledger['duplicates']:,} duplicates and {corpus.ledger['empty']:,} empty documents"
     progress.say(f"  tokens: {words}{dropped}")
+    for name, words in (("validation", "validation"), ("heldout", "held-out")):
+        repeated = corpus.ledger["near_duplicates"][name]
+        if repeated["documents"]:
+            progress.say(
+                f"  {repeated['documents']:,} of {repeated['of']:,} {words} documents are near-duplicates of training "
+                "documents (ledger.json names some)"
+            )

@@ -85,6 +85,19 @@ class Speaker:
         return found
 
     @torch.inference_mode()
+    def would_write(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
+        """Whether greedy decoding would write each continuation after its context, both in the model's tokens."""
+        order = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
+        found = [False] * len(pairs)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            rows = [self._row(*pairs[index]) for index in chosen]
+            states = self._states([row[0] for row in rows])
+            for index, (ids, targets), state in zip(chosen, rows, states, strict=True):
+                found[index] = self._score(state, len(ids), targets)[1]
+        return found
+
+    @torch.inference_mode()
     def rolling(self, text: str) -> float:
         """Log-likelihood of a whole text in nats (negative): each token once, after as much context as fits.
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import RunError
-from stillroom.evaluation.paired import mcnemar
-from stillroom.evaluation.tally import MEASURES, Drawing
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.intervals import TOO_FEW
+from stillroom.evaluation.paired import mcnemar, paired_difference
+from stillroom.evaluation.tally import MEASURES, MORE_IS_BETTER
+from stillroom.evaluation.words import of, percent
+
+CONFIDENCE = 0.95
 
 ROWS = (
     ("KL to teacher, nats a token", "kl_to_teacher", 3, 1.0, ""),
@@ -30,7 +33,8 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     Returns:
         ``runs`` (a list of name, folder, student, measures) and ``compared`` with the first: for each measure of fidelity
         the difference with its interval where both have the same held-out text, for each task McNemar's test where
-        both have the same items. ``not_paired`` says why where there is none.
+        both have the same items. ``not_paired`` says why where there is none. The differences are those of
+        :func:`stillroom.evaluation.paired.paired_difference`.
 
     Raises:
         RunError: A run is not finished, or fewer than two are given.
@@ -75,13 +79,17 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     mine, theirs = other["_fidelity"], first["_fidelity"]
     # Equal texts have the same bytes in the same documents; the corpus's digest holds tokenizer files too.
     if mine["sums"]["student"]["text_bytes"] == theirs["sums"]["student"]["text_bytes"]:
-        drawing = Drawing(2000, 0.95, 0)
         for name, (value, weight, factor) in MEASURES.items():
             a, b = mine["sums"]["student"], theirs["sums"]["student"]
             if a[weight] == b[weight] and (name != "kl_to_teacher" or first["teacher"] == other["teacher"]):
-                difference = (np.asarray(a[value]) - np.asarray(b[value])) * factor
-                estimate = drawing.estimate(difference, np.asarray(a[weight], dtype=np.float64))
-                found["fidelity"][name] = {"difference": estimate.value, "interval": [estimate.low, estimate.high]}
+                mine_, theirs_, weights = (
+                    np.asarray(column, dtype=np.float64) for column in (a[value], b[value], a[weight])
+                )
+                test = paired_difference(
+                    mine_ * factor, theirs_ * factor, weights, CONFIDENCE, less=name not in MORE_IS_BETTER
+                )
+                bounds = None if test["low"] is None else [test["low"], test["high"]]
+                found["fidelity"][name] = {"difference": test.pop("value"), "interval": bounds} | test
     else:
         found["not_paired"] = "The runs were measured on different held-out text."
     for name, entry in other["_tasks"].items():
@@ -109,8 +117,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for title, key, digits, factor, unit in ROWS:
         cells = []
         for run in result["runs"]:
-            low, high = (bound * factor for bound in run["student"][f"{key}_interval"])
-            cells.append(f"{run['student'][key] * factor:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
+            cells.append(of(run["student"], key, digits, factor, unit))
         table.add_row(title, *cells)
     for code in sorted({code for run in result["runs"] for code in run["retention"]}):
         kept = [run["retention"].get(code) for run in result["runs"]]
@@ -119,16 +126,18 @@ def print_comparison(result: dict[str, Any]) -> None:
     for entry in result["compared"]:
         console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")
         if "not_paired" in entry:
-            console.print(f"  {entry['not_paired']} Compare their intervals with care.")
+            console.print(f"  {entry['not_paired']} What they differ by cannot be told from their intervals.")
         for title, key, digits, factor, unit in ROWS:
             if key in entry["fidelity"]:
                 found = entry["fidelity"][key]
-                low, high = (bound * factor for bound in found["interval"])
-                clear = "" if low > 0 or high < 0 else "; may be chance"
-                value = found["difference"] * factor
-                interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-                console.print(f"  {title}: {value:+.{digits}f}{unit} {interval}{clear}")
+                value = f"{found['difference'] * factor:+.{digits}f}{unit}"
+                if found["interval"] is not None:
+                    low, high = (bound * factor for bound in found["interval"])
+                    value += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+                votes = f"better in {found['wins']} of {found['n']} documents, sign test p = {found['sign_test_p']:.2g}"
+                console.print(f"  {title}: {value}: {found['conclusion']}; {votes}")
         for name, test in entry["tasks"].items():
             console.print(
                 f"  {name}: {test['only_first']} items gained, {test['only_second']} lost (McNemar p = {test['p_value']:.2g})"
+                + ("" if test["enough"] else f": {TOO_FEW}")
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.core.memory import MemoryMeter
-from stillroom.evaluation.bootstrap import student_t
+from stillroom.evaluation.intervals import student_t
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel

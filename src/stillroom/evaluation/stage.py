@@ -48,7 +48,10 @@ def gather(results: dict[str, Result], bench: Bench) -> dict[str, Any]:
     return {
         "models": {name: cost["models"].get(name, {}) | fidelity["models"][name] for name in bench.names},
         "compared": fidelity["compared"],
+        "paired": fidelity["paired"],
         "documents": fidelity["documents"],
+        "effective_documents": fidelity["effective_documents"],
+        "enough": fidelity["enough"],
         "interval": fidelity["interval"],
         "seed": bench.seed,
         "expansion": round(fidelity["tokens"]["student"] / fidelity["tokens"]["teacher"], 5),

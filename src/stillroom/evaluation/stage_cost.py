@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stillroom.evaluation.fidelity import CHUNK
 from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
+from stillroom.evaluation.metrics.memorisation import FIRST, PASSAGES, PREFIX
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ShrinkStudent
@@ -44,6 +45,9 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     teacher, student = body * OUTPUT_LAYER_WORK, body * OUTPUT_LAYER_WORK * counts.ratio
     tokens = counts.heldout_tokens + LANGUAGE_TOKENS
     seconds = models * OPEN_STUDENT_SECONDS + tokens * (teacher + models * student)
+    if "memorisation" in recipe.evaluate.measures:
+        # Of training and of held-out text.
+        seconds += 2 * PASSAGES * (PREFIX + FIRST) * body * counts.ratio
     if recipe.evaluate.speed_tokens:
         seconds += (1 + REPETITIONS) * PROMPT_TOKENS * body * (1 + counts.ratio)
         layers = counts.teacher_shape.layers * (1 + counts.ratio)

@@ -1,7 +1,7 @@
 """Sums that evaluation keeps while text streams past: by group of documents, and by source, position and token class.
 
-Their size depends on neither the text's length nor the vocabulary. Documents, not tokens, are resampled for intervals;
-where there are more than ``GROUPS`` of them, whole documents are put together into that many groups, which are resampled.
+Their size depends on neither the text's length nor the vocabulary. Intervals are over documents, not tokens; where there are
+more than ``GROUPS`` of them, whole documents are put together into that many groups, which then count as documents.
 
 Legend: G groups, K bins of an axis, B bins of confidence, P positions of one chunk.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stillroom.evaluation.bootstrap import Array, Estimate, ratio
+from stillroom.evaluation.intervals import ENOUGH, Array, Estimate, effective_number, ratio
 
 GROUPS = 1024
 COLUMNS = ("kl", "top1", "top5", "compared", "nats", "tokens", "text_bytes")
@@ -32,6 +32,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "bits_per_byte": ("nats", "text_bytes", 1 / math.log(2)),
 }
 """Each measure is Σ column · factor / Σ column: nats a compared position, shares, nats a token, bits a byte."""
+MORE_IS_BETTER = {"top1_agreement", "top5_agreement"}
 
 
 @dataclass
@@ -81,7 +82,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How intervals are made: resamplings, confidence, seed."""
+    """How intervals are made.
+
+    Attributes:
+        samples: Resamplings for the calibration error, whose interval alone is a bootstrap's.
+        confidence: Share of the truth that intervals should cover.
+        seed: Of the resampling.
+    """
 
     samples: int
     confidence: float
@@ -89,7 +96,7 @@ class Drawing:
 
     def estimate(self, values: Array, weights: Array) -> Estimate:
         """Σ values / Σ weights with its interval."""
-        return ratio(values, weights, self.samples, self.confidence, self.seed)
+        return ratio(values, weights, self.confidence)
 
 
 def headline(tally: Tally, drawing: Drawing, axis: str = "all", index: int = 0) -> dict[str, Any]:
@@ -99,16 +106,29 @@ def headline(tally: Tally, drawing: Drawing, axis: str = "all", index: int = 0) 
 
 
 def from_columns(table: dict[str, Array], drawing: Drawing) -> dict[str, Any]:
-    """Every measure of columns [G], with its interval."""
+    """Every measure of columns [G], with its interval (None of fewer than two documents) and the documents behind it."""
     result: dict[str, Any] = {}
     for name, (value, weight, factor) in MEASURES.items():
         estimate = drawing.estimate(table[value] * factor, table[weight])
         result[name] = estimate.value
-        # None of them can be below zero, and no share above one; the value itself stays inside.
-        low = min(estimate.value, max(0.0, estimate.low))
-        high = max(estimate.value, min(1.0, estimate.high)) if name.endswith("agreement") else estimate.high
-        result[f"{name}_interval"] = [low, high]
-    return result
+        bounds = estimate.interval
+        if bounds is not None:
+            # None of them can be below zero, and no share above one; the value itself stays inside.
+            low = min(estimate.value, max(0.0, bounds[0]))
+            high = max(estimate.value, min(1.0, bounds[1])) if name.endswith("agreement") else bounds[1]
+            bounds = [low, high]
+        result[f"{name}_interval"] = bounds
+    return result | behind(table["tokens"])
+
+
+def behind(weights: Array) -> dict[str, Any]:
+    """How much text is behind a number: ``documents``, ``effective_documents``, and whether they are ``enough``."""
+    effective = effective_number(weights)
+    return {
+        "documents": int((weights > 0).sum()),
+        "effective_documents": round(effective, 2),
+        "enough": effective >= ENOUGH,
+    }
 
 
 def sliced(tally: Tally, axis: str, labels: list[str], drawing: Drawing) -> list[dict[str, Any]]:
@@ -135,16 +155,18 @@ def calibration(tally: Tally, drawing: Drawing) -> dict[str, Any]:
         return {"ece": None, "ece_interval": None, "bins": []}
     generator = np.random.default_rng(drawing.seed)
     used = table[table[..., 0].sum(1) > 0].reshape(-1, CONFIDENCE_BINS * 3)
+    value = float(_ece(total[None])[0])
+    bins = [
+        {"confidence": float(c / n), "accuracy": float(r / n), "share": float(n / count)} for n, c, r in total if n > 0
+    ]
+    if len(used) < 2:
+        return {"ece": value, "ece_interval": None, "bins": bins}
     drawn = []
     for _ in range(0, drawing.samples, 128):
         weights = generator.multinomial(len(used), np.full(len(used), 1 / len(used)), size=128).astype(np.float64)
         drawn.append(_ece((weights @ used).reshape(-1, CONFIDENCE_BINS, 3)))
     tail = (1 - drawing.confidence) / 2
-    value = float(_ece(total[None])[0])
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    bins = [
-        {"confidence": float(c / n), "accuracy": float(r / n), "share": float(n / count)} for n, c, r in total if n > 0
-    ]
     return {"ece": value, "ece_interval": [min(value, float(low)), max(value, float(high))], "bins": bins}
 
 

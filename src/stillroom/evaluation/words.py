@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stillroom.evaluation.intervals import TOO_FEW
+
 
 def percent(value: float, digits: int = 0) -> str:
     """A share as a percentage, such as ``57.1 %``."""
@@ -32,10 +34,11 @@ def paired_test(test: dict[str, Any] | None, *, right: bool = True) -> str:
     """A paired comparison in words; ``right`` says that what is counted is an item solved, not a habit."""
     if test is None:
         return "–"
+    few = "" if test.get("enough", True) else f" ({TOO_FEW})"
     if "p_value" not in test:
-        return interval(test["difference"], test["interval"])
+        return interval(test["difference"], test["interval"]) + few
     first, second, p = test["only_first"], test["only_second"], f"[p = {test['p_value']:.2g}]"
-    return f"{first} won, {second} lost {p}" if right else f"student alone {first}, teacher alone {second} {p}"
+    return (f"{first} won, {second} lost {p}" if right else f"student alone {first}, teacher alone {second} {p}") + few
 
 
 def visible(text: str) -> str:

@@ -85,12 +85,12 @@ class BehaviourConfig(Section):
 class EvaluateConfig(Section):
     """What is measured of teacher, shrunk, student and baseline."""
 
-    measures: tuple[MetricName, ...] = ("fidelity", "languages", "cost")
-    """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``tasks``, ``safeguards``,
-    ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour generate text and take
-    their time."""
+    measures: tuple[MetricName, ...] = ("fidelity", "languages", "memorisation", "cost")
+    """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``memorisation``, ``tasks``,
+    ``safeguards``, ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour generate text
+    and take their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
-    """Resamplings of documents behind every interval."""
+    """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of the truth that intervals are made to cover."""
     speed_tokens: int = Field(default=32, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,9 @@ from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import find, in_order
 from stillroom.evaluation.sections import STYLES, Part, Section, Series, Table, Text
 from stillroom.evaluation.stage import extras
-from stillroom.evaluation.words import percent
+from stillroom.evaluation.words import of, percent
 from stillroom.reporting.charts import bar_chart, draw, line_chart, number
-from stillroom.reporting.summary import cells
+from stillroom.reporting.summary import cells, text_warnings
 from stillroom.runs.run import MODELS, Run
 
 RESERVED = ("numbers", "files", "cost", "lineage")
@@ -58,7 +59,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     ]
     if "baseline" in summary:
         gap = summary["compared"]["student_minus_baseline"]
-        low, high = gap["kl_to_teacher_interval"]
+        # One document gives no interval: nothing can be told.
+        low, high = gap["kl_to_teacher_interval"] or (-math.inf, math.inf)
         least, most = sorted((abs(low), abs(high)))
         amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired, {least:.3f} to {most:.3f})"
         if high < 0:
@@ -68,7 +70,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         else:
             found.append(
                 "Whether learning from the teacher paid cannot be told from this text: "
-                f"the difference is {gap['kl_to_teacher']:.3f} nats a token, between {low:.3f} and {high:.3f}."
+                f"the difference is {of(gap, 'kl_to_teacher')} nats a token."
             )
     teacher_bits, bits = summary["teacher"]["bits_per_byte"], student["bits_per_byte"]
     word = "more" if bits > teacher_bits else "fewer"
@@ -124,7 +126,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
     return {
         "sections": sections(measures),
-        "weaknesses": weaknesses(measures),
+        "weaknesses": text_warnings(summary) + weaknesses(measures),
         "results": [entry for name, result in measures.items() if (spec := find(name)) for entry in spec.card(result)],
         "sentence": sentence,
         "name": run.recipe.name,

@@ -9,12 +9,16 @@ from typing import Any
 from stillroom.core import files
 from stillroom.core.version import tool_version
 from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result, without_bounds
 from stillroom.evaluation.registry import find, metric
 from stillroom.evaluation.stage import extras
+from stillroom.evaluation.words import of
 from stillroom.runs.run import MODELS, SUMMARY, Run
 
 FORMAT = 1
+SAME_SECONDS = 0.95
+"""A baseline that took this share of the student's seconds had as many: the same work differs by as much from run to run."""
 
 
 def write_summary(run: Run) -> dict[str, Any]:
@@ -41,6 +45,12 @@ def write_summary(run: Run) -> dict[str, Any]:
         "bounds": evaluation["bounds"],
         "interval": evaluation["interval"],
         "heldout_documents": evaluation["documents"],
+        # A run that an earlier version evaluated has none of these.
+        "effective_documents": evaluation.get("effective_documents"),
+        "enough": evaluation.get("enough"),
+        "paired": evaluation.get("paired", {}),
+        "baseline_comparison": baseline_comparison(stages) if "baseline" in models else None,
+        "near_duplicates": corpus.get("near_duplicates"),
         "tokens": {name: split["tokens"] for name, split in corpus["splits"].items()},
         "cache": {
             "bytes_per_position": capture["notes"]["bytes_per_position"],
@@ -61,6 +71,26 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["student"]["gguf_files"] = exported
     files.write_json(run.path / SUMMARY, summary)
     return summary
+
+
+def baseline_comparison(stages: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Whether the baseline was trained for as much as the student, so that a ratio of the two means something.
+
+    Returns:
+        ``claimed``: whether a ratio may be claimed; ``reason``: why not, in words, else None; ``tokens`` and ``seconds`` of
+        the training of ``student`` and ``baseline``.
+    """
+    records = {name: stages.get(stage) or {} for name, stage in (("student", "distill"), ("baseline", "baseline"))}
+    tokens = {name: record.get("notes", {}).get("tokens") for name, record in records.items()}
+    seconds = {name: record.get("seconds") for name, record in records.items()}
+    reasons = []
+    for spent, words, least in ((tokens, "tokens", 1.0), (seconds, "seconds of training", SAME_SECONDS)):
+        mine, theirs = spent["student"], spent["baseline"]
+        if mine is None or theirs is None:
+            reasons.append(f"the {words} of one of them are not recorded")
+        elif theirs < least * mine:
+            reasons.append(f"the baseline had {theirs:,.0f} {words}, the student {mine:,.0f}")
+    return {"claimed": not reasons, "reason": "; ".join(reasons) or None, "tokens": tokens, "seconds": seconds}
 
 
 def brief(measures: dict[str, Result]) -> dict[str, Result]:
@@ -109,6 +139,23 @@ def warnings(measures: dict[str, Result]) -> list[str]:
     return [warning for result in measures.values() for warning in result.get("warnings", ())]
 
 
+def text_warnings(summary: dict[str, Any]) -> list[str]:
+    """What the text behind the numbers warns of: too little of it, or text that was trained on nearly word for word."""
+    found = []
+    if summary.get("enough") is False:
+        found.append(
+            f"The held-out text has {summary['effective_documents']:.1f} effective documents, which is {TOO_FEW}: "
+            "raise `corpus.heldout_tokens` or give more documents."
+        )
+    repeated = (summary.get("near_duplicates") or {}).get("heldout")
+    if repeated and repeated["documents"]:
+        found.append(
+            f"{repeated['documents']:,} of {repeated['of']:,} held-out documents are near-duplicates of training documents: "
+            "what is measured on them flatters the student."
+        )
+    return found
+
+
 def print_table(summary: dict[str, Any]) -> None:
     """Teacher, shrunk, repaired, baseline and student side by side on standard output."""
     from rich import box
@@ -127,19 +174,28 @@ def print_table(summary: dict[str, Any]) -> None:
             table.add_row(name, *(cell.replace(" [", "\n[") for cell in row))
     console.print(table)
     console.print(
-        f"KL in nats a token; {summary['interval']}, {summary['heldout_documents']} held-out documents. "
+        f"KL in nats a token; {summary['interval']}, {documents(summary)}. "
         "shrunk: cut only. repaired: the cut made up for in closed form, where training begins. baseline: trained on the "
         "same text without the teacher.",
         style="dim",
     )
     for bound in summary["bounds"]:
         console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
-    for warning in warnings(summary["measures"]):
+    for warning in [*text_warnings(summary), *warnings(summary["measures"])]:
         console.print(f"Warning: {warning}")
     for entry in summary["student"].get("gguf_files", ()):
         console.print(
             f"{entry['type']:<5} {entry['bytes'] / 1e6:,.1f} MB, KL to the PyTorch student {entry['kl_to_pytorch']:.1e}"
         )
+
+
+def documents(summary: dict[str, Any]) -> str:
+    """How much held-out text is behind the numbers, in words."""
+    found = f"{summary['heldout_documents']} held-out documents"
+    effective = summary.get("effective_documents")
+    if effective is None:
+        return found
+    return f"{found} ({effective:.1f} effective{'' if summary['enough'] else ': ' + TOO_FEW})"
 
 
 def cells(model: dict[str, Any], *, own: bool) -> list[str]:
@@ -156,11 +212,7 @@ def cells(model: dict[str, Any], *, own: bool) -> list[str]:
 
 def with_interval(model: dict[str, Any], name: str, digits: int, *, percent: bool = False) -> str:
     """A value and its interval, such as ``1.734 [1.69, 1.78]``."""
-    factor = 100 if percent else 1
-    value = model[name] * factor
-    low, high = (bound * factor for bound in model[f"{name}_interval"])
-    unit = " %" if percent else ""
-    return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+    return of(model, name, digits, *((100, " %") if percent else (1, "")))
 
 
 def machine() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "teacher": {name: teacher.get(name) for name in ("name", "family", "licence", "parameters", "digest")},
         "student": {"parameters": student.get("parameters")},
         "scores": {name: student.get(name) for name in MEASURES if name in student},
-        "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if f"{name}_interval" in student},
+        "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
         "terms": {"teacher_licence": teacher.get("licence")},
         "warnings": ["Nobody has signed this run."] + ([] if student else ["It has not been evaluated."]),

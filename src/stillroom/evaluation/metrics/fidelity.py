@@ -9,6 +9,7 @@ import numpy as np
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.metric import Beside, Metric, Result, beside
+from stillroom.evaluation.paired import paired_difference, paired_quotient
 from stillroom.evaluation.sections import (
     STYLES,
     CardResult,
@@ -24,7 +25,17 @@ from stillroom.evaluation.sections import (
     Table,
     Text,
 )
-from stillroom.evaluation.tally import GROUPS, MEASURES, Drawing, Tally, calibration, headline, sliced
+from stillroom.evaluation.tally import (
+    GROUPS,
+    MEASURES,
+    MORE_IS_BETTER,
+    Drawing,
+    Tally,
+    behind,
+    calibration,
+    headline,
+    sliced,
+)
 from stillroom.evaluation.tokens import CLASSES, position_edges, position_labels, token_classes
 from stillroom.evaluation.words import of, percent, visible
 from stillroom.evaluation.worst import Worst
@@ -36,7 +47,7 @@ AXES = {
 }
 FEW = 100
 """A slice of fewer positions is not called a weakness."""
-DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "text"}
+DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "paired", "text"}
 """What only the report and comparisons of runs need."""
 
 
@@ -74,23 +85,27 @@ def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions
         if name in tallies:
             compared[f"student_minus_{name}"] = paired(tallies["student"], tallies[name], drawing)
     groups = tallies["teacher"].groups
+    text = behind(tallies["teacher"].of("tokens"))
     models = {name: headline(tally, drawing) for name, tally in tallies.items()}
     reliability = {name: calibration(tally, drawing) for name, tally in tallies.items()}
     slices = {
         axis: {name: sliced(tally, axis, labels[axis], drawing) for name, tally in tallies.items()} for axis in labels
     }
-    bounds = {name: [models["student"][name], *models["student"][f"{name}_interval"]] for name in MEASURES}
-    bounds["ece"] = [reliability["student"]["ece"], *reliability["student"]["ece_interval"]]
+    bounds = {name: bound_of(models["student"], name) for name in MEASURES}
+    bounds["ece"] = bound_of(reliability["student"], "ece")
     for axis, by_model in slices.items():
         for entry in by_model["student"]:
             for name in MEASURES:
-                bounds[f"{axis}.{entry['label']}.{name}"] = [entry[name], *entry[f"{name}_interval"]]
+                bounds[f"{axis}.{entry['label']}.{name}"] = bound_of(entry, name)
     return {
         "models": models,
         "compared": compared,
+        "paired": pairs(tallies, drawing),
         "calibration": reliability,
         "slices": slices,
         "documents": documents,
+        "effective_documents": text["effective_documents"],
+        "enough": text["enough"],
         "positions": int(tallies["student"].of("compared").sum()),
         "tokens": {name: int(tally.of("tokens").sum()) for name, tally in tallies.items()},
         "groups": groups,
@@ -102,19 +117,57 @@ def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions
 
 
 def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
-    """First minus second on the same documents, for every measure whose weights they share."""
+    """First minus second on the same documents, for every measure whose weights they share; :func:`pairs` tells more."""
     result: dict[str, Any] = {}
     for name, (value, weight, factor) in MEASURES.items():
         if np.array_equal(first.of(weight), second.of(weight)):
             estimate = drawing.estimate((first.of(value) - second.of(value)) * factor, first.of(weight))
             result[name] = estimate.value
-            result[f"{name}_interval"] = [estimate.low, estimate.high]
+            result[f"{name}_interval"] = estimate.interval
     return result
+
+
+def pairs(tallies: dict[str, Tally], drawing: Drawing) -> dict[str, dict[str, Any]]:
+    """The student against the others on the same documents.
+
+    Returns:
+        For ``kl``, ``top1_agreement`` and ``bits_per_byte``: ``student_minus_baseline``, ``student_minus_repaired`` (as
+        :func:`paired_difference` tells them) where there are such models, and for ``bits_per_byte`` ``student_over_teacher``
+        (:func:`paired_quotient`).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    student = tallies["student"]
+    for called, name in (
+        ("kl", "kl_to_teacher"),
+        ("top1_agreement", "top1_agreement"),
+        ("bits_per_byte", "bits_per_byte"),
+    ):
+        value, weight, factor = MEASURES[name]
+        found[called] = {}
+        for other in ("baseline", "repaired"):
+            if other in tallies and np.array_equal(student.of(weight), tallies[other].of(weight)):
+                found[called][f"student_minus_{other}"] = paired_difference(
+                    student.of(value) * factor,
+                    tallies[other].of(value) * factor,
+                    student.of(weight),
+                    drawing.confidence,
+                    less=name not in MORE_IS_BETTER,
+                )
+    # Both have the same bytes, so that the quotient of bits per byte is that of the bits.
+    found["bits_per_byte"]["student_over_teacher"] = paired_quotient(
+        student.of("nats"), tallies["teacher"].of("nats"), drawing.confidence, less=True
+    )
+    return found
+
+
+def bound_of(entry: dict[str, Any], name: str) -> list[float | None]:
+    """A number of an entry as ``bounds`` has it: value and the ends of ``NAME_interval``, None where there is none."""
+    return [entry[name], *(entry[f"{name}_interval"] or (None, None))]
 
 
 def _interval(drawing: Drawing, documents: int, groups: int) -> str:
     over = "documents" if documents <= groups else f"{groups} groups of documents"
-    return f"{percent(drawing.confidence)} bootstrap-t over {over}, {drawing.samples} resamplings"
+    return f"{percent(drawing.confidence)} intervals over {over} (Student's, by effective documents)"
 
 
 def summary(result: Result) -> Result:
@@ -213,12 +266,17 @@ def _slice(result: Result, axis: str, caption: str, called: str) -> list[Part]:
         rows = []
         for index, first in enumerate(slices["student"]):
             entries = [slices[name][index] for name in models]
-            rows.append(
-                Dot(first["label"], [(entry["top1_agreement"], *entry["top1_agreement_interval"]) for entry in entries])
-            )
+            rows.append(Dot(first["label"], [triple(entry, "top1_agreement") for entry in entries]))
         title = f"Same next token as the teacher, by {AXES[axis]}"
         chart = [DotChart(rows, models, title, "share of positions", caption)]
     return [*chart, Text(f"By {AXES[axis]}:", page=False), _slice_table(result, axis, called)]
+
+
+def triple(entry: dict[str, Any], name: str) -> tuple[float, float, float]:
+    """A number of an entry as a chart draws it; where there is no interval, no stroke."""
+    value = entry[name]
+    low, high = entry[f"{name}_interval"] or (value, value)
+    return value, low, high
 
 
 def _by_position(result: Result) -> list[Part]:
@@ -324,6 +382,7 @@ METRIC = Metric(
     name="fidelity",
     function=measure_fidelity,
     what="how closely students follow their teacher on held-out text",
+    version=2,
     order=10,
     summary=summary,
     sections=sections,

@@ -20,9 +20,11 @@ from stillroom.corpus.tokens import Encoder
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import InMemory
+from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Beside, Metric, Result
+from stillroom.evaluation.paired import paired_difference
 from stillroom.evaluation.sections import CardResult, Dot, DotChart, Section, Table, Text
-from stillroom.evaluation.tally import Drawing, Tally, headline
+from stillroom.evaluation.tally import Drawing, Tally, behind, headline
 from stillroom.evaluation.words import interval, of, percent
 from stillroom.students.languages import samples, tokens_per_byte
 
@@ -99,14 +101,14 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
     for code, entry in found.items():
         bounds[f"{code}.retention"] = [
             entry["retention"]["student"]["value"],
-            *entry["retention"]["student"]["interval"],
+            *(entry["retention"]["student"]["interval"] or (None, None)),
         ]
         for measure in ("top1_agreement", "bits_per_byte", "kl_to_teacher"):
             model = entry["models"]["student"]
-            bounds[f"{code}.{measure}"] = [model[measure], *model[f"{measure}_interval"]]
+            bounds[f"{code}.{measure}"] = [model[measure], *(model[f"{measure}_interval"] or (None, None))]
     return {
         "languages": found,
-        "interval": f"{percent(drawing.confidence)} bootstrap-t over paragraphs, {drawing.samples} resamplings",
+        "interval": f"{percent(drawing.confidence)} intervals over paragraphs (Student's, by effective paragraphs)",
         "bounds": bounds,
     }
 
@@ -114,7 +116,7 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
 def retention(teacher: Tally, model: Tally, drawing: Drawing) -> dict[str, Any]:
     """Teacher's bits a byte over the model's, on the same bytes."""
     estimate = drawing.estimate(teacher.of("nats"), model.of("nats"))
-    return {"value": estimate.value, "interval": [estimate.low, estimate.high]}
+    return {"value": estimate.value, "interval": estimate.interval} | behind(model.of("nats"))
 
 
 def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> Sequences:
@@ -168,8 +170,15 @@ def _texts(bench: Bench) -> dict[str, tuple[str, str]]:
 def _gain(tallies: dict[str, Tally], drawing: Drawing) -> dict[str, Any]:
     """Bits a byte of the student minus those of the baseline, paired by paragraph."""
     first, second = tallies["student"], tallies["baseline"]
-    estimate = drawing.estimate((first.of("nats") - second.of("nats")) / np.log(2), first.of("text_bytes"))
-    return {"bits_per_byte": estimate.value, "bits_per_byte_interval": [estimate.low, estimate.high]}
+    test = paired_difference(
+        first.of("nats") / np.log(2),
+        second.of("nats") / np.log(2),
+        first.of("text_bytes"),
+        drawing.confidence,
+        less=True,
+    )
+    bounds = None if test["low"] is None else [test["low"], test["high"]]
+    return {"bits_per_byte": test["value"], "bits_per_byte_interval": bounds, "paired": test}
 
 
 def extra_inputs(bench: Bench) -> dict[str, Any]:
@@ -183,7 +192,8 @@ def weaknesses(result: Result) -> list[str]:
     found = []
     for entry in result["languages"].values():
         kept = entry["retention"]["student"]
-        if kept["interval"][1] < WEAK:
+        # A text of one paragraph has no interval; its value alone does not call a language lost.
+        if kept["interval"] and kept["interval"][1] < WEAK:
             found.append(
                 f"{entry['name']} is largely lost: retention {percent(kept['value'])} "
                 f"({percent(kept['interval'][0])} to {percent(kept['interval'][1])})."
@@ -261,7 +271,7 @@ def _table(entries: list[tuple[str, dict[str, Any]]]) -> Table:
         [
             [
                 f"{entry['name']} ({code})",
-                interval(entry["retention"]["student"]["value"], entry["retention"]["student"]["interval"]),
+                _retained(entry["retention"]["student"]),
                 of(entry["models"]["student"], "bits_per_byte"),
                 of(entry["models"]["teacher"], "bits_per_byte"),
                 of(entry["models"]["student"], "top1_agreement", 1, 100, " %"),
@@ -273,8 +283,15 @@ def _table(entries: list[tuple[str, dict[str, Any]]]) -> Table:
     )
 
 
+def _retained(entry: dict[str, Any]) -> str:
+    """Retention with its interval, and whether the text is enough to tell."""
+    words = interval(entry["value"], entry["interval"])
+    return words if entry.get("enough", True) else f"{words} ({TOO_FEW})"
+
+
 def _triple(entry: dict[str, Any]) -> tuple[float, float, float]:
-    return entry["value"], entry["interval"][0], entry["interval"][1]
+    low, high = entry["interval"] or (entry["value"], entry["value"])
+    return entry["value"], low, high
 
 
 METRIC = Metric(

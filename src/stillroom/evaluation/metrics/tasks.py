@@ -12,7 +12,7 @@ from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.metric import Beside, Metric, Result
-from stillroom.evaluation.paired import mcnemar, paired_share, share
+from stillroom.evaluation.paired import mcnemar, paired_difference, paired_share, share
 from stillroom.evaluation.sections import CardResult, Section, Table, Text
 from stillroom.evaluation.tally import Drawing
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
@@ -48,7 +48,7 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
         bounds[name] = [student["value"], *(student["interval"] or [None, None])]
     return {
         "tasks": found,
-        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits a byte: bootstrap-t over items)",
+        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits a byte: Student's by effective items)",
         "bounds": bounds,
     }
 
@@ -130,15 +130,16 @@ def _bits(answers: dict[str, list[dict[str, Any]]], drawing: Drawing) -> dict[st
     models = {}
     for name, values in bits.items():
         estimate = drawing.estimate(values, sizes)
-        models[name] = {"value": estimate.value, "interval": [estimate.low, estimate.high], "items": len(sizes)}
+        models[name] = {"value": estimate.value, "interval": estimate.interval, "items": len(sizes)} | {
+            "effective_items": round(estimate.effective, 2),
+            "enough": estimate.enough,
+        }
     compared = {}
     for name in bits:
         if name != "student":
-            estimate = drawing.estimate(bits["student"] - bits[name], sizes)
-            compared[f"student_minus_{name}"] = {
-                "difference": estimate.value,
-                "interval": [estimate.low, estimate.high],
-            }
+            test = paired_difference(bits["student"], bits[name], sizes, drawing.confidence, less=True)
+            bounds = None if test["low"] is None else [test["low"], test["high"]]
+            compared[f"student_minus_{name}"] = {"difference": test.pop("value"), "interval": bounds} | test
     return {"models": models, "compared": compared}
 
 
