@@ -22,8 +22,8 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard o
 Only = Annotated[
     str | None,
     typer.Option(
-        help="Metrics, with commas between: fidelity, languages, cost, tasks, safeguards, behaviour, or those of other "
-        "packages. They are done with the recipe's settings whether or not it asks for them."
+        help="Metrics, with commas between: fidelity, languages, samples, cost, tasks, safeguards, behaviour, or those of "
+        "other packages. They are done with the recipe's settings whether or not it asks for them."
     ),
 ]
 
