@@ -170,7 +170,7 @@ def summarize(answers: dict[str, list[dict[str, Any]]], confidence: float) -> di
     """Counts by model, and the student paired with the others."""
     repeats = {name: [bool(row["degenerate"]) for row in rows] for name, rows in answers.items()}
     items = len(repeats["student"])
-    models = {
+    models: dict[str, dict[str, Any]] = {
         name: {
             "degenerate": share(sum(repeats[name]), items, confidence) | {"count": sum(repeats[name])},
             "median_tokens": float(statistics.median(row["tokens"] for row in rows)) if rows else None,
@@ -189,7 +189,7 @@ def summarize(answers: dict[str, list[dict[str, Any]]], confidence: float) -> di
     bounds: dict[str, list[float | None]] = {}
     if items:
         mine, theirs = models["student"], models["teacher"]
-        bounds["degenerate"] = [mine["degenerate"]["value"], *mine["degenerate"]["interval"]]
+        bounds["degenerate"] = [mine["degenerate"]["value"], *(mine["degenerate"]["interval"] or (None, None))]
         bounds["degenerate_over_teacher"] = [
             float(mine["degenerate"]["count"] - theirs["degenerate"]["count"]), None, None,
         ]  # fmt: skip
