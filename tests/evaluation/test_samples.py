@@ -119,7 +119,7 @@ def test_counts_are_against_the_teacher_s() -> None:
 
 
 def test_no_prompt_is_said_and_no_number_is_made_up() -> None:
-    found = summarize({"teacher": [], "student": []}, 0.95) | {"prompts": 0, "shown": []}
+    found = summarize({"teacher": [], "student": []}, 0.95) | {"prompts": 0, "items": []}
     assert found["bounds"] == {}
     assert "No held-out document" in str(sections(found)[0].parts)
 
@@ -132,15 +132,17 @@ def test_the_teacher_as_its_student_answers_the_same_and_nothing_is_generated_tw
     bench = dataclasses.replace(bench, folder=tmp_path, config=config)
     found = do_measures(bench, ["samples"])["samples"]
     assert found["prompts"] > 1
-    assert len(found["shown"]) == min(SHOWN, found["prompts"])
-    for entry in found["shown"]:
+    assert len(found["items"]) == found["prompts"]
+    for entry in found["items"]:
         assert entry["prompt"]
         assert entry["answers"]["student"] == entry["answers"]["teacher"]
     assert found["models"]["student"] == found["models"]["teacher"]
     assert found["bounds"]["degenerate_over_teacher"][0] == 0
-    assert "shown" not in summary(found)
+    assert "items" not in summary(found)
     section = sections(found)[0]
     assert section.order < 0
+    shown = next(part for part in section.parts if isinstance(part, SideBySide))
+    assert len(shown.asked) == min(SHOWN, found["prompts"])
     assert [type(part) for part in section.parts if isinstance(part, (SideBySide, Table))] == [SideBySide, Table]
 
     def never(*_: Any, **__: Any) -> list[list[int]]:

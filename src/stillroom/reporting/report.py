@@ -47,10 +47,30 @@ ROLES = {
 
 
 def write_report(run: Run, summary: dict[str, Any]) -> None:
-    """Write ``report.html`` and ``report.md`` beside ``summary.json``."""
+    """Write ``report.html`` and ``report.md`` beside ``summary.json``, without paths of this machine."""
     content = _content(run, summary)
-    files.write_text(run.path / "report.html", _environment(True).get_template("report.html.jinja").render(content))
-    files.write_text(run.path / "report.md", _environment(False).get_template("report.md.jinja").render(content))
+    paths = _paths(run)
+    for html, name in ((True, "report.html"), (False, "report.md")):
+        text = _environment(html).get_template(f"{name}.jinja").render(content)
+        for path in paths:
+            text = text.replace(str(escape(path)) if html else path, public_name(path))
+        files.write_text(run.path / name, text)
+
+
+def _paths(run: Run) -> list[str]:
+    """Every absolute path that a text of the report may hold, as a source's name does; longest first."""
+    ledger = files.read_json(run.stage("corpus").path / "ledger.json")
+    found = {str(run.path), str(run.path.resolve()), *(str(source["name"]) for source in ledger["sources"])}
+
+    def gather(value: Any) -> None:
+        if isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, (dict, list)):
+            for entry in value.values() if isinstance(value, dict) else value:
+                gather(entry)
+
+    gather(run.recipe.model_dump(mode="json"))
+    return sorted((value for value in found if public_name(value) != value), key=len, reverse=True)
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:

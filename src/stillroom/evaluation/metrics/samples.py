@@ -65,12 +65,11 @@ def measure_samples(bench: Bench) -> dict[str, Any]:
             return _answers(bench, name, prompts)
 
         answers[name] = bench.part("samples", name, inputs | {"model": bench.subjects[name].digest}, compute)
-    # Only what is shown has to be put into words, and the teacher's tokenizer is needed for nothing else.
-    asked = _asked(bench, prompts[:SHOWN]) if prompts else []
+    asked = _asked(bench, prompts) if prompts else []
     return summarize(answers, bench.config.confidence) | {
-        "shown": [
+        "items": [
             {"prompt": text, "chat": prompt.chat, "answers": {name: rows[index] for name, rows in answers.items()}}
-            for index, (prompt, text) in enumerate(zip(prompts, asked, strict=False))
+            for index, (prompt, text) in enumerate(zip(prompts, asked, strict=True))
         ],
         "prompts": len(prompts),
         "max_tokens": config.max_tokens,
@@ -206,7 +205,7 @@ def summarize(answers: dict[str, list[dict[str, Any]]], confidence: float) -> di
 
 def summary(result: Result) -> Result:
     """The counts; the texts are in the report."""
-    return {key: value for key, value in without_bounds(result).items() if key != "shown"}
+    return {key: value for key, value in without_bounds(result).items() if key != "items"}
 
 
 def weaknesses(result: Result) -> list[str]:
@@ -231,7 +230,7 @@ def sections(result: Result) -> list[Section]:
             entry["chat"],
             [Answer(name, entry["answers"][name]["text"], _note(entry["answers"][name])) for name in names],
         )
-        for entry in result["shown"]
+        for entry in result["items"][:SHOWN]
     ]
     rows = []
     for name in names:
