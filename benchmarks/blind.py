@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.blind runs/quickstart                    # writes blind/pairs.txt and blind/key.json
     .venv/bin/python -m benchmarks.blind runs/quickstart --choices FILE     # counts what the reader chose
 
-`pairs.txt` has each prompt with answers A and B in an order drawn by chance. The reader writes a line for each pair: its number,
-and `A`, `B` or `=`. `key.json` is for whoever counts. Pairs of equal answers are left out and said. The answers are those of the
-metric `samples`: measure it first (`stillroom evaluate RUN --only samples`).
+`pairs.txt` has each prompt with answers A and B in an order drawn by chance. The reader writes a line for each pair: its
+number, and `A`, `B` or `=`. `key.json` is for counting. Pairs of equal answers are left out, and counted. The answers are those
+of the metric `samples`: measure it first (`stillroom evaluate RUN --only samples`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "pairs.txt", pairs)
     files.write_json(folder / "key.json", key)
-    sys.stdout.write(f"For the reader: {folder / 'pairs.txt'}\nFor whoever counts: {folder / 'key.json'}\n")
+    sys.stdout.write(f"For the reader: {folder / 'pairs.txt'}\nFor counting:   {folder / 'key.json'}\n")
 
 
 def answers_of(run: Path) -> list[dict[str, Any]]:

@@ -153,7 +153,6 @@ def test_the_answer_comes_first_then_answers_then_what_to_do(finished: Path) -> 
     assert all(f"    {line}" in card for entry in shown for line in entry["prompt"].splitlines())
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["measures"]["samples"]["prompts"] == result["prompts"]
-    assert summary["trained"]["student"]["tokens"] == summary["trained"]["baseline"]["tokens"] == 1024
 
 
 def test_no_path_of_the_maker_s_disk_is_shown(finished: Path) -> None:

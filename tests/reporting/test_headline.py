@@ -109,33 +109,25 @@ def test_what_to_do_next_is_about_what_was_found() -> None:
     assert "fidelity.top1_agreement is 0.5; the recipe's minimum is 0.6" in missed
 
 
-@pytest.mark.parametrize(
-    ("student", "baseline", "word"),
-    [
-        ((1000, 100.0), (1000, 95.0), ""),
-        ((1000, 100.0), (1000, 300.0), ""),
-        ((1000, 100.0), (900, 100.0), "900 tokens"),
-        ((1000, 100.0), (1000, 60.0), "60 seconds"),
-        # So short a time says nothing.
-        ((1000, 1.0), (1000, 0.5), ""),
-    ],
-)
-def test_no_ratio_is_claimed_to_a_baseline_that_got_less(
-    student: tuple[int, float], baseline: tuple[int, float], word: str
-) -> None:
-    trained = {
-        name: dict(zip(("tokens", "seconds"), spent, strict=True))
-        for name, spent in (("student", student), ("baseline", baseline))
-    }
-    run = summary(trained=trained)
-    assert word in unequal(run)
-    assert bool(unequal(run)) == bool(word)
-    assert (against_baseline(run) is None) == bool(word)
-    found = make_headline(run, None if word else SURE, LEVEL)
+def test_no_ratio_is_claimed_to_a_baseline_that_got_less() -> None:
+    reason = "the baseline had 900 tokens, the student 1,000"
+    run = summary(baseline_comparison={"claimed": False, "reason": reason})
+    assert unequal(run) == reason
+    assert against_baseline(run) is None
+    found = make_headline(run, None, LEVEL)
     shown = next(check for check in found.checks if "baseline" in check.name)
-    assert (shown.value == "not compared") == bool(word)
-    if word:
-        assert "equal budget" in told(found)
+    assert (shown.value, shown.level) == ("not compared", "unknown")
+    assert reason in shown.why
+    assert "equal budget" in told(found)
+    fair = summary(baseline_comparison={"claimed": True, "reason": None})
+    assert unequal(fair) == ""
+    assert against_baseline(fair) is not None
+
+
+def test_near_duplicates_are_told() -> None:
+    run = summary(near_duplicates={"heldout": {"documents": 3, "of": 60}})
+    assert "3 of 60 held-out documents are near-duplicates" in told(make_headline(run, SURE, LEVEL))
+    assert "near-duplicates" not in told(make_headline(summary(near_duplicates=None), SURE, LEVEL))
 
 
 def test_summaries_of_the_first_release_are_read() -> None:

@@ -2,7 +2,7 @@
 
 A recipe's own quality gates (`evaluate.floors`, `evaluate.ceilings`) decide where there are any. Without them, the defaults
 below rate each number as good, fair or poor, and the worst rating is the student's. They are rules of thumb, not laws: what
-is good enough depends on the use. With fewer than ten independent held-out documents there is no rating.
+is good enough depends on the use. With fewer than ten effective held-out documents there is no rating.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ DEGENERATE = (0.10, 0.25)
 """Share of prompts by which the student's degenerate answers may exceed the teacher's: good up to, fair up to."""
 LENGTH = (0.5, 0.25)
 """Median length of answers over the teacher's: good from, fair from."""
-SAME_SECONDS = 0.8
-"""A baseline that trained for a smaller share of the student's seconds is not compared with it."""
-TELLING_SECONDS = 10.0
-"""Shorter training times say nothing about each other."""
 EARLY = 0.7
 """A best validation before this share of the steps means overfitting."""
 STILL_FALLING = 0.01
@@ -100,13 +96,22 @@ class Headline:
 
 
 def effective_documents(summary: Summary) -> float:
-    """How many independent documents the numbers rest on; summaries of 0.1.0 only know how many there were."""
+    """How many documents of equal length the numbers rest on; summaries of 0.1.0 only know how many there were at all."""
     return float(summary.get("effective_documents") or summary["heldout_documents"])
 
 
 def enough(summary: Summary) -> bool:
     """Whether there are enough documents to tell anything."""
     return effective_documents(summary) >= ENOUGH
+
+
+def documents(summary: Summary) -> str:
+    """How many documents the numbers rest on, in words, such as ``51 held-out documents (33.4 effective)``."""
+    count = summary["heldout_documents"]
+    found = f"{count:,} held-out document{'s' * (count != 1)}"
+    if summary.get("effective_documents"):
+        found += f" ({effective_documents(summary):.3g} effective)"
+    return found if enough(summary) else f"{found}: {TOO_FEW}"
 
 
 def has_interval(bounds: Sequence[float | None] | None) -> TypeGuard[Sequence[float]]:
@@ -118,15 +123,8 @@ def has_interval(bounds: Sequence[float | None] | None) -> TypeGuard[Sequence[fl
 
 def unequal(summary: Summary) -> str:
     """Why the student must not be compared with the baseline, in words; empty where it may be, or there is none."""
-    trained = summary.get("trained", {})
-    student, baseline = trained.get("student"), trained.get("baseline")
-    if not student or not baseline:
-        return ""
-    for key, unit, least in (("tokens", "tokens", 1.0), ("seconds", "seconds", SAME_SECONDS)):
-        mine, theirs = student.get(key), baseline.get(key)
-        if mine and theirs is not None and theirs < least * mine and (key == "tokens" or mine >= TELLING_SECONDS):
-            return f"the baseline was trained for {theirs:,.0f} {unit}, the student for {mine:,.0f}"
-    return ""
+    found = summary.get("baseline_comparison")
+    return "" if not found or found["claimed"] else str(found["reason"])
 
 
 def against_baseline(summary: Summary) -> tuple[float, float | None, float | None] | None:
@@ -273,6 +271,16 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
                 ("corpus.heldout_share", "corpus.heldout_tokens"),
             )
         )
+    repeated = (summary.get("near_duplicates") or {}).get("heldout") or {}
+    if repeated.get("documents"):
+        found.append(
+            Step(
+                f"{repeated['documents']:,} of {repeated['of']:,} held-out documents are near-duplicates of training "
+                "documents, which flatters the student.",
+                "Leave copies out of the sources:",
+                ("corpus.sources",),
+            )
+        )
     learning = _learning(record)
     if rated.get("KL over the baseline's") in ("fair", "poor"):
         found.append(
@@ -368,7 +376,7 @@ def _with(value: float, bounds: Any, digits: int, factor: float = 1.0, unit: str
 
 def _documents(summary: Summary) -> str:
     count = f"{effective_documents(summary):.3g}"
-    return f"{count} independent held-out document{'' if count == '1' else 's'}"
+    return f"{count} effective held-out document{'' if count == '1' else 's'}"
 
 
 def _all(count: int) -> str:

@@ -27,7 +27,7 @@ from stillroom.evaluation.words import percent
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import bar_chart, draw, line_chart, number
-from stillroom.reporting.headline import against_baseline, enough, make_headline, unequal
+from stillroom.reporting.headline import against_baseline, documents, enough, make_headline, unequal
 from stillroom.reporting.summary import text_warnings
 from stillroom.reporting.terminal import cells, paired_cell
 from stillroom.runs.run import MODELS, Run
@@ -102,7 +102,7 @@ def _gain(summary: dict[str, Any]) -> str:
         return f"Whether learning from the teacher helped is not said here: {unequal(summary)}."
     value, low, high = gap
     if not enough(summary) or low is None or high is None:
-        return "Whether learning from the teacher helped cannot be told: too few independent held-out documents."
+        return "Whether learning from the teacher helped cannot be told: too few held-out documents."
     least, most = sorted((abs(low), abs(high)))
     amount = f"{abs(value):.3f} nats per token (paired, {least:.3f} to {most:.3f})"
     if high < 0:
@@ -208,6 +208,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "sections": [section for section in shown if section.order >= 0],
         "paired": paired_cell,
         "unequal": unequal(summary),
+        "documents": documents(summary),
         "weaknesses": text_warnings(summary) + weaknesses(measures),
         "results": [entry for name, result in measures.items() if (spec := find(name)) for entry in spec.card(result)],
         "sentence": sentence,

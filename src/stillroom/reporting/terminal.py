@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import metric
-from stillroom.reporting.headline import TOO_FEW, against_baseline, effective_documents, enough, has_interval, unequal
+from stillroom.reporting.headline import TOO_FEW, against_baseline, documents, enough, has_interval, unequal
 from stillroom.reporting.summary import text_warnings
 from stillroom.runs.run import MODELS
 
@@ -76,12 +76,8 @@ def print_table(summary: Mapping[str, Any]) -> None:
             row = [f"{size}\n{speed}".rstrip(), divergence, agreement, bits, paired_cell(summary, name)]
             table.add_row(name, *(cell.replace(TOO_FEW, "too few").replace(" [", "\n[") for cell in row))
     console.print(table)
-    documents = f"{summary['heldout_documents']:,} held-out documents"
-    if "effective_documents" in summary:
-        documents += f" (worth {effective_documents(summary):.3g} independent ones of equal length)"
-    words = "" if enough(summary) else f": {TOO_FEW}"
     console.print(
-        f"KL in nats per token; {summary['interval']}; {documents}{words}. shrunk: pruned only. repaired: after the "
+        f"KL in nats per token; {summary['interval']}; {documents(summary)}. shrunk: pruned only. repaired: after the "
         "least-squares repair, where training begins. baseline: trained on the same text without the teacher.",
         style="dim",
     )
