@@ -30,7 +30,7 @@ SHOWN = 8
 """Prompts that the report shows."""
 BEGINNING = 32
 """Tokens of a plain text that are its prompt; of a short one, the first half."""
-SHORTEST, LONGEST = 4, 256
+SHORTEST, LONGEST = 4, 128
 """Tokens of a prompt. Longer ones are passed over: they take their time, and nobody reads them."""
 SIGNIFICANT = 0.05
 MARK = "\x02"
