@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from stillroom.evaluation.intervals import ENOUGH, TOO_FEW
 from stillroom.evaluation.words import percent
 
-ENOUGH = 10
-"""Effective held-out documents from which numbers are rated."""
-TOO_FEW = "too few to tell"
 SYMBOLS = {"good": "✓", "fair": "≈", "poor": "✗", "unknown": "?"}
 """A rating is told by symbol and word as well as by colour."""
 AGREEMENT = (0.70, 0.55)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import metric
-from stillroom.reporting.headline import TOO_FEW, against_baseline, documents, enough, has_interval, unequal
+from stillroom.reporting.headline import against_baseline, documents, enough, has_interval, unequal
 from stillroom.reporting.summary import text_warnings
 from stillroom.runs.run import MODELS
 
@@ -52,7 +53,7 @@ def warnings(measures: dict[str, Result]) -> list[str]:
     return [warning for result in measures.values() for warning in result.get("warnings", ())]
 
 
-def print_table(summary: Mapping[str, Any]) -> None:
+def print_table(summary: dict[str, Any]) -> None:
     """Teacher, shrunk, repaired, baseline and student side by side on standard output."""
     from rich.console import Console
 
