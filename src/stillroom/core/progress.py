@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,34 +14,72 @@ if TYPE_CHECKING:
     import rich.progress
 
 PLAIN_EVERY_SECONDS = 10.0
+UNTOLD_SECONDS = 3.0
+"""So long no time left is shown: the first moments say little about the rest."""
+SMOOTH_SECONDS = 10.0
+"""About so long it takes until what is shown follows a new estimate of the time left."""
+HALF_SECONDS = 20.0
+"""Work that is so old weighs half in the rate; in long tasks, work that is a quarter of their age."""
 
 
 @dataclass
 class Task:
-    """One piece of work of known length."""
+    """One piece of work of known length.
+
+    The time left is told from the recent rate and moves slowly: recent work weighs more than old (exponentially), what is
+    shown counts down with the clock, and a new estimate is approached over some seconds. Work of another kind that is done
+    in between, such as validations, is announced as ``beside``, so that the estimate does not stumble over it.
+
+    Attributes:
+        title: What it is called.
+        total: Units of work in all.
+        unit: What the units are, such as ``tokens``.
+        beside: Work in between that is not counted as units but takes time, as so many units' worth.
+        done: Units that are done.
+        now: The clock, in seconds.
+    """
 
     title: str
     total: float
     unit: str
+    beside: float = 0.0
     done: float = 0.0
     note: str = ""
     quiet: bool = False
     begun_at: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    now: Callable[[], float] = lambda: time.monotonic()
+    started: float = field(init=False)
+    _beside_done: float = 0.0
     _bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
-    _said: float = field(default_factory=time.monotonic)
+    _said: float = field(init=False)
+    _moved: float = field(init=False)
+    """When work was last reported."""
+    _work: float = 0.0
+    _spent: float = 0.0
+    """Recent work and the seconds it took, both fading."""
+    _shown: tuple[float, float] | None = None
+    """The time left that was last shown, and when."""
+
+    def __post_init__(self) -> None:
+        self.started = self._said = self._moved = self.now()
 
     def advance(self, amount: float, note: str = "") -> None:
         """Say that more is done."""
         self.done += amount
+        self._record(amount)
         if note:
             self.note = note
         if self._bar is not None:
             bar, number = self._bar
             bar.update(number, advance=amount, note=self.note, rate=self.rate)
-        elif not self.quiet and time.monotonic() - self._said >= PLAIN_EVERY_SECONDS and self.done < self.total:
-            self._said = time.monotonic()
+        elif not self.quiet and self.now() - self._said >= PLAIN_EVERY_SECONDS and self.done < self.total:
+            self._said = self.now()
             say(f"  {self.title}: {self.line()}")
+
+    def did_beside(self, amount: float) -> None:
+        """Say that some of the work in between is done, in units' worth."""
+        self._beside_done += amount
+        self._record(amount)
 
     def skip(self, amount: float) -> None:
         """Count what an earlier process did already; it does not count into the rate."""
@@ -52,19 +91,42 @@ class Task:
 
     @property
     def rate(self) -> str:
-        """Units a second so far."""
-        elapsed = time.monotonic() - self.started
+        """Units per second so far."""
+        elapsed = self.now() - self.started
         rate = (self.done - self.begun_at) / elapsed if elapsed > 0 else 0.0
         return f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.1f} {self.unit}/s"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds left as they are to be shown, or None while it is too early to tell."""
+        now = self.now()
+        if self._work <= 0 or self._spent <= 0 or now - self.started < UNTOLD_SECONDS:
+            return None
+        work = max(0.0, self.total - self.done) + max(0.0, self.beside - self._beside_done)
+        # Since work was last reported, some more was done that will be reported later; but not all of it.
+        whole = work * self._spent / self._work
+        estimate = max(whole - (now - self._moved), 0.5 * whole)
+        if self._shown is not None:
+            shown, at = self._shown
+            due = max(0.0, shown - (now - at))
+            estimate = due + (1 - math.exp(-(now - at) / SMOOTH_SECONDS)) * (estimate - due)
+        self._shown = estimate, now
+        return estimate
 
     def line(self) -> str:
         """Share done, rate and time left in words."""
         share = self.done / self.total if self.total else 1.0
-        elapsed = time.monotonic() - self.started
-        new = self.done - self.begun_at
-        left = (self.total - self.done) * elapsed / new if new > 0 else 0.0
+        seconds = self.seconds_left
+        left = "" if seconds is None else f", {clock(seconds)} left"
         note = f", {self.note}" if self.note else ""
-        return f"{share:4.0%}, {self.rate}, {clock(left)} left{note}"
+        return f"{share:4.0%}, {self.rate}{left}{note}"
+
+    def _record(self, amount: float) -> None:
+        now = self.now()
+        seconds, self._moved = now - self._moved, now
+        fading = 0.5 ** (seconds / max(HALF_SECONDS, (now - self.started) / 4))
+        self._work = self._work * fading + amount
+        self._spent = self._spent * fading + seconds
 
 
 class Progress:
@@ -74,9 +136,9 @@ class Progress:
         self.quiet = quiet
 
     @contextlib.contextmanager
-    def task(self, title: str, total: float, unit: str = "tokens") -> Iterator[Task]:
-        """A task that is drawn while the body runs; a closing line says how long it took."""
-        task = Task(title, total, unit, quiet=self.quiet)
+    def task(self, title: str, total: float, unit: str = "tokens", beside: float = 0.0) -> Iterator[Task]:
+        """A task that is drawn while the body runs; a closing line says how long it took. Arguments as of ``Task``."""
+        task = Task(title, total, unit, beside, quiet=self.quiet)
         if self.quiet:
             yield task
             return
@@ -84,13 +146,21 @@ class Progress:
             yield task
         else:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+            from rich.text import Text
+
+            class Left(ProgressColumn):
+                """The time left, drawn again as the clock moves."""
+
+                def render(self, _: rich.progress.Task) -> Text:
+                    seconds = task.seconds_left
+                    return Text("-:--" if seconds is None else clock(seconds), style="progress.remaining")
 
             bar = Progress(
                 TextColumn("  {task.description:<22}"),
                 BarColumn(bar_width=28),
                 TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]:>14}"),
-                TimeRemainingColumn(),
+                Left(),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
@@ -98,7 +168,7 @@ class Progress:
             with bar:
                 task._bar = bar, bar.add_task(title, total=total, rate="", note="")
                 yield task
-        elapsed = time.monotonic() - task.started
+        elapsed = task.now() - task.started
         if elapsed >= 1.0:
             say(
                 f"  {title}: {task.done:,.0f} {unit} in {clock(elapsed)}, {task.rate}"

@@ -127,7 +127,7 @@ class Speaker:
     ) -> list[Answer]:
         """Greedy continuations of texts, in batches of like length."""
         encoded = [self.encode(prompt) or [self.prefix] for prompt in prompts]
-        return [self._answer(ids, stops, max_tokens) for ids in self.continue_ids(encoded, max_tokens, stops, advance)]
+        return [self.answer(ids, stops, max_tokens) for ids in self.continue_ids(encoded, max_tokens, stops, advance)]
 
     @torch.inference_mode()
     def continue_ids(
@@ -136,16 +136,17 @@ class Speaker:
         max_tokens: int,
         stops: Sequence[str] = (),
         advance: Callable[[int], None] | None = None,
+        batch: int = BATCH,
     ) -> list[list[int]]:
-        """Greedy continuations in tokens; the end token is kept where there is one."""
+        """Greedy continuations in tokens, ``batch`` prompts at a time; the end token is kept where there is one."""
         from stillroom.models.tokenizer import quietly
 
         room = max(1, self.window - max_tokens)
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         found: list[list[int]] = [[] for _ in prompts]
         ends = self._ends()
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
             rows = [prompts[index][-room:] for index in chosen]
             length = max(map(len, rows))
             ids = torch.tensor([[self.prefix] * (length - len(row)) + row for row in rows], device=self.device)
@@ -198,7 +199,8 @@ class Speaker:
         ends.add(self.tokenizer.eos_token_id)
         return {end for end in ends if end is not None and end < self.used}
 
-    def _answer(self, ids: list[int], stops: Sequence[str], limit: int) -> Answer:
+    def answer(self, ids: list[int], stops: Sequence[str], limit: int) -> Answer:
+        """What was written, from its tokens: cut at the first stop text; ``limit`` is the most tokens it could have."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         ended = bool(ids) and ids[-1] in self._ends()
         for stop in stops:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 STYLES = {"student": 0, "baseline": 1, "teacher": 2}
 """Colour, dash and mark of each model in line charts, so that a model looks the same in all of them."""
+LEAD = -1
+"""Order of sections that come first, before the table of numbers; so does any that is negative."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,48 @@ class Passages:
     passages: list[Passage]
 
 
-Part = Table | Text | LineChart | DotChart | Passages
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote.
+
+    Attributes:
+        model: Its name.
+        text: As the model wrote it.
+        note: What is remarkable about it, such as that it repeats itself.
+    """
+
+    model: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt with the answers of several models.
+
+    Attributes:
+        prompt: As it is shown.
+        chat: Whether it is a question; otherwise it is the beginning of a text.
+        answers: One of each model, in the same order for every prompt.
+    """
+
+    prompt: str
+    chat: bool
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Prompts, each with the answers of several models side by side.
+
+    Attributes:
+        asked: The prompts.
+    """
+
+    asked: Sequence[Asked]
+
+
+Part = Table | Text | LineChart | DotChart | Passages | SideBySide
 
 
 @dataclass(frozen=True)
@@ -182,7 +225,8 @@ class Section:
         key: Its anchor on the page; no two sections have the same.
         title: The heading.
         parts: What it shows, in this order.
-        order: Sections of all metrics are sorted by it, then by the order of metrics.
+        order: Sections of all metrics are sorted by it, then by the order of metrics. One with a negative order stands
+            right after the report's headline.
     """
 
     key: str

@@ -54,7 +54,20 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
         weights = counts.teacher_bytes + counts.student_bytes
         token = weights / DECODED_BYTES_PER_SECOND + layers * DECODED_LAYER_SECONDS
         seconds += REPETITIONS * recipe.evaluate.speed_tokens * token
+    if "samples" in recipe.evaluate.measures:
+        seconds += _samples_seconds(recipe, counts, profile)
     return seconds
+
+
+def _samples_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
+    """One batch of answers of the teacher, the student and the baseline: each step reads the weights once for all rows."""
+    config = recipe.evaluate.samples
+    writing = 1 + int(recipe.baseline)
+    layers = counts.teacher_shape.layers * (1 + writing * counts.ratio)
+    step = (counts.teacher_bytes + writing * counts.student_bytes) / DECODED_BYTES_PER_SECOND
+    step += layers * DECODED_LAYER_SECONDS
+    rows = config.prompts * OUTPUT_LAYER_WORK / profile.exact_rate * (1 + writing * counts.ratio)
+    return config.max_tokens * (step + rows)
 
 
 def _students(recipe: Recipe) -> int:

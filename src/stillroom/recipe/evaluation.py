@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """Which names there are depends on what is installed, so that it is checked with the plan."""
@@ -82,13 +82,22 @@ class BehaviourConfig(Section):
     """Longest answer to a question."""
 
 
+class SamplesConfig(Section):
+    """Answers of teacher, student and baseline to held-out prompts, shown side by side."""
+
+    prompts: int = Field(default=20, ge=1)
+    """At most this many prompts: questions of held-out chats, or beginnings of held-out texts. Eight are shown."""
+    max_tokens: int = Field(default=96, ge=1)
+    """Longest answer, in the model's own tokens."""
+
+
 class EvaluateConfig(Section):
     """What is measured of teacher, shrunk, student and baseline."""
 
-    measures: tuple[MetricName, ...] = ("fidelity", "languages", "memorisation", "cost")
-    """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``memorisation``, ``tasks``,
-    ``safeguards``, ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour generate text
-    and take their time."""
+    measures: tuple[MetricName, ...] = ("fidelity", "languages", "memorisation", "samples", "cost")
+    """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``memorisation``, ``samples``,
+    ``tasks``, ``safeguards``, ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour
+    generate much text and take their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -102,6 +111,8 @@ class EvaluateConfig(Section):
     """Greatest values of the student, such as ``fidelity.kl_to_teacher: 1.0``; as floors."""
     languages: LanguagesConfig = LanguagesConfig()
     """Languages."""
+    samples: SamplesConfig = Field(default=SamplesConfig(), json_schema_extra={SINCE: "0.2.0"})
+    """Answers side by side."""
     tasks: TasksConfig = TasksConfig()
     """Tasks."""
     safeguards: SafeguardsConfig = SafeguardsConfig()

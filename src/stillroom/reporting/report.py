@@ -7,8 +7,10 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -18,67 +20,137 @@ from stillroom.core.progress import clock
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import find, in_order
-from stillroom.evaluation.sections import STYLES, Part, Section, Series, Table, Text
+from stillroom.evaluation.sections import STYLES, Part, Section, Series, SideBySide, Table, Text
 from stillroom.evaluation.stage import extras
-from stillroom.evaluation.words import of, percent
+from stillroom.evaluation.tally import Drawing
+from stillroom.evaluation.words import percent
+from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import bar_chart, draw, line_chart, number
-from stillroom.reporting.summary import cells, text_warnings
+from stillroom.reporting.headline import against_baseline, documents, enough, make_headline, unequal
+from stillroom.reporting.summary import text_warnings
+from stillroom.reporting.terminal import cells, paired_cell
 from stillroom.runs.run import MODELS, Run
 
-RESERVED = ("numbers", "files", "cost", "lineage")
+RESERVED = ("headline", "next", "numbers", "files", "cost", "lineage")
 """Anchors of the page's own sections."""
 Curves = dict[str, list[tuple[float, float]]]
 LOSS_POINTS = 24
 """At most this many points of the loss curve."""
 ROLES = {
     "teacher": "the large model",
-    "shrunk": "cut, neither repaired nor trained",
-    "repaired": "the cut made up for in closed form; where training begins",
+    "shrunk": "pruned, neither repaired nor trained",
+    "repaired": "after the least-squares repair; where training begins",
     "baseline": "the same start, trained on the same text without the teacher",
-    "student": "trained on what the teacher says",
+    "student": "trained on the teacher's predictions",
 }
 
 
 def write_report(run: Run, summary: dict[str, Any]) -> None:
-    """Write ``report.html`` and ``report.md`` beside ``summary.json``."""
+    """Write ``report.html`` and ``report.md`` beside ``summary.json``, without paths of this machine."""
     content = _content(run, summary)
-    files.write_text(run.path / "report.html", _environment(True).get_template("report.html.jinja").render(content))
-    files.write_text(run.path / "report.md", _environment(False).get_template("report.md.jinja").render(content))
+    paths = _paths(run)
+    for html, name in ((True, "report.html"), (False, "report.md")):
+        text = _environment(html).get_template(f"{name}.jinja").render(content)
+        for path in paths:
+            text = text.replace(str(escape(path)) if html else path, public_name(path))
+        files.write_text(run.path / name, text)
+
+
+def _paths(run: Run) -> list[str]:
+    """Every absolute path that a text of the report may hold, as a source's name does; longest first."""
+    ledger = files.read_json(run.stage("corpus").path / "ledger.json")
+    found = {str(run.path), str(run.path.resolve()), *(str(source["name"]) for source in ledger["sources"])}
+
+    def gather(value: Any) -> None:
+        if isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, (dict, list)):
+            for entry in value.values() if isinstance(value, dict) else value:
+                gather(entry)
+
+    gather(run.recipe.model_dump(mode="json"))
+    return sorted((value for value in found if public_name(value) != value), key=len, reverse=True)
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
-    """What the numbers say, in sentences that hold for them."""
+    """What the numbers mean, in sentences that hold for them."""
     student, shrunk = summary["student"], summary["shrunk"]
     share = student["parameters"] / summary["teacher"]["parameters"]
     found = [
-        f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and says the same next "
+        f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and predicts the same next "
         f"token in {percent(student['top1_agreement'], 1)} of the held-out positions.",
-        f"Its distance from the teacher is {student['kl_to_teacher']:.3f} nats a token; right after the cut it was "
+        f"Its KL divergence from the teacher is {student['kl_to_teacher']:.3f} nats per token; right after pruning it was "
         f"{shrunk['kl_to_teacher']:.3f}"
-        + (f", repaired in closed form {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
+        + (f", after the repair {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
     ]
     if "baseline" in summary:
-        gap = summary["compared"]["student_minus_baseline"]
-        # One document gives no interval: nothing can be told.
-        low, high = gap["kl_to_teacher_interval"] or (-math.inf, math.inf)
-        least, most = sorted((abs(low), abs(high)))
-        amount = f"{abs(gap['kl_to_teacher']):.3f} nats a token (paired, {least:.3f} to {most:.3f})"
-        if high < 0:
-            found.append(f"Learning from the teacher paid: the same training without it ends {amount} further away.")
-        elif low > 0:
-            found.append(f"Learning from the teacher did not pay: the same training without it ends {amount} closer.")
-        else:
-            found.append(
-                "Whether learning from the teacher paid cannot be told from this text: "
-                f"the difference is {of(gap, 'kl_to_teacher')} nats a token."
-            )
+        found.append(_gain(summary))
     teacher_bits, bits = summary["teacher"]["bits_per_byte"], student["bits_per_byte"]
     word = "more" if bits > teacher_bits else "fewer"
     found.append(
-        f"On the text itself it needs {bits:.3f} bits a byte, {percent(abs(bits / teacher_bits - 1))} {word} than its teacher "
-        f"({teacher_bits:.3f})."
+        f"On the text itself it needs {bits:.3f} bits per byte, {percent(abs(bits / teacher_bits - 1))} {word} than its "
+        f"teacher ({teacher_bits:.3f})."
     )
     return found
+
+
+def _gain(summary: dict[str, Any]) -> str:
+    """Whether learning from the teacher helped, in a sentence."""
+    gap = against_baseline(summary)
+    if gap is None:
+        return f"Whether learning from the teacher helped is not said here: {unequal(summary)}."
+    value, low, high = gap
+    if not enough(summary) or low is None or high is None:
+        return "Whether learning from the teacher helped cannot be told: too few held-out documents."
+    least, most = sorted((abs(low), abs(high)))
+    amount = f"{abs(value):.3f} nats per token (paired, {least:.3f} to {most:.3f})"
+    if high < 0:
+        return f"Learning from the teacher helped: the same training without it ends {amount} further away."
+    if low > 0:
+        return f"Learning from the teacher did not help: the same training without it ends {amount} closer."
+    return (
+        "Whether learning from the teacher helped cannot be told from this text: the difference is "
+        f"{value:.3f} nats per token, between {low:.3f} and {high:.3f}."
+    )
+
+
+def over_baseline(
+    summary: dict[str, Any], fidelity: Result, config: EvaluateConfig, seed: int
+) -> tuple[float, float | None, float | None] | None:
+    """KL of the student over the baseline's on the same documents, with its interval; None where it must not be claimed."""
+    import numpy as np
+
+    sums = fidelity.get("sums", {})
+    if "baseline" not in sums or unequal(summary) or sums["student"]["compared"] != sums["baseline"]["compared"]:
+        return None
+    mine, theirs = (np.asarray(sums[name]["kl"], dtype=np.float64) for name in ("student", "baseline"))
+    found = Drawing(config.bootstrap_samples, config.confidence, seed).estimate(mine, theirs)
+    if not math.isfinite(found.value) or found.low is None or found.high is None or found.low == found.high:
+        return (found.value, None, None) if math.isfinite(found.value) else None
+    return found.value, max(0.0, found.low), found.high
+
+
+def without_paths(recipe: Recipe) -> str:
+    """A recipe as YAML for others to read: absolute paths, which say how the maker's disk is laid out, become names."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [shown(entry) for entry in value]
+        return public_name(value) if isinstance(value, str) else value
+
+    return yaml.safe_dump(shown(recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def public_name(value: str) -> str:
+    """A text as it may be published: of an absolute path only its last part."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(value)
+        if "\n" not in value and (path.is_absolute() or value.startswith(("~/", "~\\"))):
+            return path.name or "PATH"
+    return value
 
 
 def weaknesses(measures: dict[str, Result]) -> list[str]:
@@ -124,8 +196,19 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     losses = {name: _points(run, name, "cross_entropy", validation=False) for name in trained}
     # The mean of so many steps is one point of the loss curve, so that its noise does not hide it.
     pooled = max(1, -(-max(map(len, losses.values()), default=0) // LOSS_POINTS))
+    history = run.stage("distill").path / "history.json"
+    learned = record.get("notes", {}) | (
+        {"validations": files.read_json(history)["validations"]} if history.is_file() else {}
+    )
+    ratio = over_baseline(summary, measures["fidelity"], run.recipe.evaluate, run.recipe.seed)
+    shown = sections(measures)
     return {
-        "sections": sections(measures),
+        "headline": make_headline(summary, ratio, learned),
+        "lead": [section for section in shown if section.order < 0],
+        "sections": [section for section in shown if section.order >= 0],
+        "paired": paired_cell,
+        "unequal": unequal(summary),
+        "documents": documents(summary),
         "weaknesses": text_warnings(summary) + weaknesses(measures),
         "results": [entry for name, result in measures.items() if (spec := find(name)) for entry in spec.card(result)],
         "sentence": sentence,
@@ -136,13 +219,14 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "roles": ROLES,
         "cells": cells,
         "clock": clock,
-        "teacher": teacher,
-        "ledger": ledger,
+        "teacher": teacher | {"name": public_name(teacher["name"])},
+        "ledger": ledger
+        | {"sources": [source | {"name": public_name(source["name"])} for source in ledger["sources"]]},
         "shrunk": shrunk,
         "training": record.get("notes", {}),
         "charts": _charts(run, shrunk, losses, pooled),
         "pooled": pooled,
-        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        "recipe": without_paths(run.recipe),
         "seconds": sum(stage["seconds"] for stage in summary["stages"].values()),
         "peak": max(stage["peak_memory_bytes"] for stage in summary["stages"].values()),
     }
@@ -153,15 +237,15 @@ def _charts(run: Run, shrunk: dict[str, Any], losses: Curves, pooled: int) -> di
     charts = {
         "heldout": line_chart(
             [Series(called[name], _points(run, name, "kl", validation=True), STYLES[called[name]]) for name in losses],
-            title="Distance from the teacher while training",
+            title="KL to the teacher while training",
             x_label="training step",
-            y_label="validation KL, nats a token",
+            y_label="validation KL, nats per token",
         ),
         "loss": line_chart(
             [Series(called[name], _means(points, pooled), STYLES[called[name]]) for name, points in losses.items()],
             title="Cross-entropy on the training text",
             x_label="training step",
-            y_label="nats a token",
+            y_label="nats per token",
         ),
     }
     layers = shrunk.get("layers")
@@ -203,7 +287,7 @@ def _stacked(value: str) -> Markup:
 
 
 def _is_on_card(part: Part) -> bool:
-    return isinstance(part, Table) or (isinstance(part, Text) and part.card)
+    return isinstance(part, (Table, SideBySide)) or (isinstance(part, Text) and part.card)
 
 
 @functools.cache
@@ -225,6 +309,7 @@ def _environment(html: bool) -> Environment:
         "number": number,
         "on_card": lambda section: [part for part in section.parts if _is_on_card(part)],
         "level": lambda mark, steps: sum(mark.value >= step for step in steps),
+        "indented": lambda text: "\n".join(f"    {line}" for line in str(text).splitlines()) or "    ",
         "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
         "yaml": lambda value: json.dumps(str(value), ensure_ascii=False),
     }

@@ -1,4 +1,4 @@
-"""One file of numbers a run, and the table in the terminal."""
+"""One file of numbers a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.version import tool_version
-from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result, without_bounds
-from stillroom.evaluation.registry import find, metric
+from stillroom.evaluation.registry import find
 from stillroom.evaluation.stage import extras
-from stillroom.evaluation.words import of
 from stillroom.runs.run import MODELS, SUMMARY, Run
 
 FORMAT = 1
@@ -102,43 +100,6 @@ def brief(measures: dict[str, Result]) -> dict[str, Result]:
     return found
 
 
-def print_measures(measures: dict[str, Result]) -> None:
-    """Some metrics on standard output: teacher, baseline, student with its interval, McNemar's test where there is one."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for heading in ("teacher", "baseline", "student", "p"):
-        table.add_column(heading, justify="right")
-    tested = False
-    for name, result in measures.items():
-        spec = metric(name)
-        for key, (value, low, high) in result["bounds"].items():
-            if value is not None and not key.startswith(spec.details):
-                other = spec.beside(result, key)
-                tested = tested or other.p_value is not None
-                table.add_row(
-                    f"{name}.{key}",
-                    *("" if number is None else f"{number:,.4g}" for number in (other.teacher, other.baseline)),
-                    # The interval stands under its value, so that the table fits a narrow terminal.
-                    f"{value:,.4g}" + ("" if low is None else f"\n[{low:,.3g}, {high:,.3g}]"),
-                    "" if other.p_value is None else f"{other.p_value:.2g}",
-                )
-    console = Console(highlight=False)
-    console.print(table)
-    if tested:
-        console.print("p: McNemar's test, the student against its teacher on the same items.", style="dim")
-    for warning in warnings(measures):
-        console.print(f"Warning: {warning}")
-
-
-def warnings(measures: dict[str, Result]) -> list[str]:
-    """What metrics warn of."""
-    return [warning for result in measures.values() for warning in result.get("warnings", ())]
-
-
 def text_warnings(summary: dict[str, Any]) -> list[str]:
     """What the text behind the numbers warns of: too little of it, or text that was trained on nearly word for word."""
     found = []
@@ -154,65 +115,6 @@ def text_warnings(summary: dict[str, Any]) -> list[str]:
             "what is measured on them flatters the student."
         )
     return found
-
-
-def print_table(summary: dict[str, Any]) -> None:
-    """Teacher, shrunk, repaired, baseline and student side by side on standard output."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("parameters", "KL to teacher", "same next token", "bits per byte", "decode"):
-        table.add_column(heading, justify="right")
-    for name in MODELS:
-        if name in summary:
-            # The interval stands under its value, so that the table fits a narrow terminal.
-            row = cells(summary[name], own=name == "teacher")
-            table.add_row(name, *(cell.replace(" [", "\n[") for cell in row))
-    console.print(table)
-    console.print(
-        f"KL in nats a token; {summary['interval']}, {documents(summary)}. "
-        "shrunk: cut only. repaired: the cut made up for in closed form, where training begins. baseline: trained on the "
-        "same text without the teacher.",
-        style="dim",
-    )
-    for bound in summary["bounds"]:
-        console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
-    for warning in [*text_warnings(summary), *warnings(summary["measures"])]:
-        console.print(f"Warning: {warning}")
-    for entry in summary["student"].get("gguf_files", ()):
-        console.print(
-            f"{entry['type']:<5} {entry['bytes'] / 1e6:,.1f} MB, KL to the PyTorch student {entry['kl_to_pytorch']:.1e}"
-        )
-
-
-def documents(summary: dict[str, Any]) -> str:
-    """How much held-out text is behind the numbers, in words."""
-    found = f"{summary['heldout_documents']} held-out documents"
-    effective = summary.get("effective_documents")
-    if effective is None:
-        return found
-    return f"{found} ({effective:.1f} effective{'' if summary['enough'] else ': ' + TOO_FEW})"
-
-
-def cells(model: dict[str, Any], *, own: bool) -> list[str]:
-    """A model's row: parameters, KL, agreement, bits a byte, decode speed, each with its interval."""
-    speed = model.get("decode_tokens_per_second")
-    return [
-        f"{model['parameters'] / 1e6:,.1f} M",
-        "0" if own else with_interval(model, "kl_to_teacher", 3),
-        "100 %" if own else with_interval(model, "top1_agreement", 1, percent=True),
-        with_interval(model, "bits_per_byte", 3),
-        f"{speed:,.0f} tok/s" if speed else "",
-    ]
-
-
-def with_interval(model: dict[str, Any], name: str, digits: int, *, percent: bool = False) -> str:
-    """A value and its interval, such as ``1.734 [1.69, 1.78]``."""
-    return of(model, name, digits, *((100, " %") if percent else (1, "")))
 
 
 def machine() -> dict[str, Any]:

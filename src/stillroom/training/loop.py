@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 VALIDATIONS = 10
 """Validations in a run whose recipe does not say."""
+VALIDATION_WORK = 1 / 3
+"""Time per token of a validation over that of a training step, for the estimate of the time left: one of its three passes."""
 COMPILE_PAYS_AFTER = 400
 """Steps from which compiling the network is repaid on a processor."""
 
@@ -102,10 +104,13 @@ class Training:
         micro = max(1, (config.micro_batch_tokens or config.batch_tokens) // length)
         saved = time.monotonic()
         per_batch = length * per_step
-        with self.progress.task(self.title, total=steps * per_batch) as task:
+        validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
+        validations = math.ceil(steps / every) - state.step // every + (state.step == 0)
+        with self.progress.task(self.title, total=steps * per_batch, beside=validations * validation) as task:
             task.skip(state.step * per_batch)
             if state.step == 0:
                 self._validate(network, state)
+                task.did_beside(validation)
             pieces = [
                 [indices[i : i + micro] for i in range(0, len(indices), micro)] for indices in order[state.step :]
             ]
@@ -134,6 +139,7 @@ class Training:
                     task.advance(per_batch, note=f"loss {loss:.3f}")
                     if state.step % every == 0 or state.step == steps:
                         self._validate(network, state)
+                        task.did_beside(validation)
                     if state.step < steps and time.monotonic() - saved >= config.checkpoint_seconds:
                         save_checkpoint(self.folder, self.model, optimizer, state)
                         saved = time.monotonic()
