@@ -6,6 +6,8 @@ system, of a process and all that it started: it does not depend on what else th
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import statistics
@@ -70,7 +72,7 @@ class Budget:
         """Note that a step has ended; whether one more of usual length still fits."""
         self._steps.append(self.spent)
         recent = self._steps[-8:]
-        usual = statistics.median(b - a for a, b in zip(recent, recent[1:], strict=False)) if len(recent) > 1 else 0.0
+        usual = statistics.median(b - a for a, b in itertools.pairwise(recent)) if len(recent) > 1 else 0.0
         return recent[-1] + usual <= self.seconds
 
 
@@ -184,10 +186,8 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
                 process.returncode = os.waitstatus_to_exitcode(status)
                 break
             peak = max(peak, tree_bytes(process.pid))
-            try:
+            with contextlib.suppress(psutil.Error):
                 seen = max(seen, tree_seconds(process.pid))
-            except psutil.Error:
-                pass
             loads.append(os.getloadavg()[0])
             time.sleep(SAMPLE_SECONDS)
     except BaseException:

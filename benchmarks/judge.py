@@ -100,9 +100,7 @@ def kl_ratio(first: Judged, second: Judged) -> Estimate:
 
 def agreement_gain(first: Judged, second: Judged) -> Estimate:
     """First's agreement minus second's on the same chats, in percentage points."""
-    return difference(
-        100 * first.agreement, 100 * second.agreement, first.positions, RESAMPLINGS, CONFIDENCE, 0
-    )
+    return difference(100 * first.agreement, 100 * second.agreement, first.positions, RESAMPLINGS, CONFIDENCE, 0)
 
 
 def effective(weights: Array) -> float:
@@ -110,9 +108,7 @@ def effective(weights: Array) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
 
 
-def chats_of(
-    config: CorpusConfig, tokenizer: PreTrainedTokenizerFast, longest: int
-) -> dict[str, list[Chat]]:
+def chats_of(config: CorpusConfig, tokenizer: PreTrainedTokenizerFast, longest: int) -> dict[str, list[Chat]]:
     """The chats of a recipe's sources by split, in the order of their digests: those of at most ``longest`` tokens."""
     found: dict[str, Document] = {}
     for source in config.sources:
@@ -168,7 +164,9 @@ def judge(
         size = int(tokens.bytes[tokens.learned].sum())
         logprobs = torch.log_softmax(teacher(input_ids=ids[None]).logits[0, targets - 1].float(), dim=1)  # [P, V]
         for name, (model, vocabulary) in students.items():
-            sums[name].append([*_one(model, vocabulary, ids, targets, logprobs, common), float(len(targets)), float(size)])
+            sums[name].append(
+                [*_one(model, vocabulary, ids, targets, logprobs, common), float(len(targets)), float(size)]
+            )
     found = {}
     for name, rows in sums.items():
         kl, merged, agreement, nats, positions, text_bytes = np.asarray(rows).T
@@ -227,7 +225,7 @@ def answers(
         )
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         rows = model.get_output_embeddings().weight.shape[0]
-        written = model.generate(  # type: ignore[operator]
+        written = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=ANSWER_TOKENS,

@@ -22,9 +22,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the environment has no Stillroom
+
 import torch
-from budget import THREADS, Budget, rate_factor, tree_seconds
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.budget import THREADS, Budget, rate_factor, tree_seconds
 
 BATCH = 4
 """Chats of a step: about as many tokens as a step of Stillroom's has."""
@@ -62,10 +65,10 @@ class Stop(TrainerCallback):
         return control
 
 
-def budgeted(kind: type[Trainer], budget: Budget) -> type[Trainer]:
+def budgeted(kind: Any, budget: Budget) -> Any:
     """A trainer whose learning rate follows what is spent of the budget, and that counts the tokens that it sees."""
 
-    class Budgeted(kind):  # type: ignore[misc, valid-type]
+    class Budgeted(kind):  # type: ignore[misc]
         seen = 0
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ARG002
@@ -104,7 +107,7 @@ def arguments(kind: type[TrainingArguments], spec: dict[str, Any], precision: st
     )
 
 
-def gkd(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precision: str, budget: Budget) -> Trainer:
+def gkd(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precision: str, budget: Budget) -> Any:
     """TRL's trainer on the chats as they are."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -120,9 +123,14 @@ def gkd(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precis
 
 
 def cross_entropy(
-    spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precision: str, budget: Budget  # noqa: ARG001
-) -> Trainer:
-    """transformers' Trainer on the assistant's tokens."""
+    spec: dict[str, Any],
+    student: Any,
+    teacher: Any,  # noqa: ARG001
+    tokenizer: Any,
+    precision: str,
+    budget: Budget,
+) -> Any:
+    """Trains with transformers' own Trainer on the assistant's tokens."""
     return budgeted(Trainer, budget)(
         model=student,
         args=arguments(TrainingArguments, spec, precision),
@@ -132,7 +140,7 @@ def cross_entropy(
     )
 
 
-def top_k(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precision: str, budget: Budget) -> Trainer:
+def top_k(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, precision: str, budget: Budget) -> Any:
     """The same Trainer on the teacher's likeliest tokens, each chat's made once."""
     stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -146,7 +154,7 @@ def top_k(spec: dict[str, Any], student: Any, teacher: Any, tokenizer: Any, prec
             stored[row] = found.indices, found.values
 
     class OfflineTopK(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
             rows = inputs.pop("index").tolist()
             chosen = inputs["labels"][:, 1:] != -100
             if any(row not in stored for row in rows):
@@ -247,9 +255,11 @@ def main() -> None:
         "setup_cpu_seconds": setup,
         "wall_seconds": time.monotonic() - begun,
         "steps": trainer.state.global_step,
-        "tokens": trainer.seen,  # type: ignore[attr-defined]
+        "tokens": trainer.seen,
         "precision": precision,
-        "versions": {name: sys.modules[name].__version__ for name in ("torch", "transformers", "trl") if name in sys.modules},
+        "versions": {
+            name: sys.modules[name].__version__ for name in ("torch", "transformers", "trl") if name in sys.modules
+        },
     }
     Path(spec["result"]).write_text(json.dumps(result), encoding="utf-8")
 
