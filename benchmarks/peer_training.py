@@ -22,12 +22,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the environment has no Stillroom
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/, whose names are common words
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
-from benchmarks.budget import THREADS, Budget, rate_factor, tree_seconds
+from benchmarks.budget import THREADS, Budget, rate_factor, tree_seconds  # noqa: E402
 
 BATCH = 4
 """Chats of a step: about as many tokens as a step of Stillroom's has."""

@@ -55,6 +55,8 @@ RATES = (1e-4, 3e-4, 1e-3)
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS = 8192
 TRIES = 3
+ROOM = 1.005
+"""Peers' students have at least this times the parameters of ours."""
 TASK_ITEMS = 100
 LINEAR = ("capture", "distill")
 """Stages of Stillroom whose time grows with the training tokens."""
@@ -224,24 +226,23 @@ class Bench:
             raise SystemExit(f"`stillroom run {file}` failed:\n{tail(log)}")
         return runs / name, spent
 
-    def calibration(self) -> tuple[Path, budget.Cost]:
-        """One short run of ours: what it costs over its tokens, its size, its vocabulary. Not counted."""
-        folder = self.folder / "runs" / "calibration"
+    def calibration(self) -> budget.Cost:
+        """What our run costs over its tokens, by one short run that is not counted."""
         if "calibration" not in self.kept:
             folder, spent = self.run_ours("calibration", CALIBRATION_TOKENS, 1000)
             self.kept["calibration"] = {
                 "tokens": CALIBRATION_TOKENS,
                 "cpu_seconds": spent.cpu_seconds,
                 "stages": stage_seconds(folder),
-                "parameters": count_parameters(judge.open_model(folder / "distill" / "model")),
             }
             self.keep()
+            shutil.rmtree(folder)
         found = self.kept["calibration"]
-        return folder, budget.Cost.of(found["cpu_seconds"], found["stages"], LINEAR, found["tokens"])
+        return budget.Cost.of(found["cpu_seconds"], found["stages"], LINEAR, found["tokens"])
 
     def ours(self, minutes: int, seed: int) -> tuple[Path, dict[str, Any]]:
         """A run whose whole tree keeps to the budget: up to three tries, the one that uses most of it."""
-        _, cost = self.calibration()
+        cost = self.calibration()
         allowed = self.seconds(minutes)
         tokens = cost.tokens(0.98 * allowed)
         tries: list[tuple[int, float]] = []
@@ -286,27 +287,26 @@ class Bench:
 
     def start(self, kind: str, minutes: int, seed: int) -> tuple[Path, Path, float]:
         """A peer's start and teacher, and the CPU seconds that making it took."""
-        whole = self.folder / "teacher"
-        self.calibration()
+        ours = self.cell(minutes, OURS, seed)
         if kind == "repaired":
-            cell = self.cell(minutes, OURS, seed)
-            made = Path(cell["folder"])
-            stages = cell["stages"]
+            made, stages = Path(ours["folder"]), ours["stages"]
             share = (stages["corpus"] + stages["shrink"]) / sum(stages.values())
-            return made / "shrink" / "model", self.own_teacher(made), share * cell["cpu_seconds"]
-        target = self.folder / "starts" / kind
+            return made / "shrink" / "model", self.own_teacher(made), share * ours["cpu_seconds"]
+        name = f"{minutes}min-{kind}"
+        target = self.folder / "starts" / name
         facts = self.kept.setdefault("starts", {})
-        if kind not in facts or not target.is_dir():
+        # Our students of other seeds may have a few more ids.
+        asked = int(ROOM * self.cell(minutes, OURS, 0)["parameters"])
+        if not target.is_dir() or facts.get(name, {}).get("parameters", 0) < asked:
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
-            asked = self.kept["calibration"]["parameters"]
             spent = {"pruned": self._pruned, "torch_pruning": self._torch_pruned}[kind](asked, target)
             parameters = count_parameters(judge.open_model(target))
             if parameters < asked:
                 raise NotToBeHad(f"{kind}: {parameters:,} parameters, fewer than our {asked:,}")
-            facts[kind] = {"cpu_seconds": spent, "parameters": parameters}
+            facts[name] = {"cpu_seconds": spent, "parameters": parameters}
             self.keep()
-        return target, whole, facts[kind]["cpu_seconds"]
+        return target, self.folder / "teacher", facts[name]["cpu_seconds"]
 
     def _pruned(self, asked: int, target: Path) -> float:
         loaded = load_teacher(self.config.teacher, "cpu", torch.float32)
@@ -363,11 +363,12 @@ class Bench:
         python = environment("trl", "trl", "accelerate", "datasets")
         allowed = self.seconds(minutes)
         rates = self.kept.setdefault("rates", {}).setdefault(f"{minutes}min/{name}", {})
+        ours = Path(self.cell(minutes, OURS, 0)["folder"])
         for rate in () if self.quick else RATES:
             if f"{rate:g}" not in rates:
                 spent = allowed * TRIAL_SHARE
                 folder, facts = self._train(python, name, f"trial-{rate:g}", minutes, 0, rate, spent, free=True)
-                found = self._judge(folder, self.text("validation")[:TRIAL_CHATS], minutes, name, 0)
+                found = self._judge(folder, self.text("validation")[:TRIAL_CHATS], name, ours)
                 rates[f"{rate:g}"] = float(found.kl.sum() / found.positions.sum())
                 shutil.rmtree(folder)
                 self.keep()
@@ -404,17 +405,13 @@ class Bench:
             raise NotToBeHad(f"{name} failed: {tail(work / 'log')}")
         return work / "model", read_json(work / "result.json") | {"load": done.load}
 
-    def _vocabulary(self, minutes: int, name: str, seed: int) -> VocabularyMap:
-        if name == OURS or PEERS[name][1] == "repaired":
-            return VocabularyMap.load(
-                Path(self.cells[label(minutes, OURS, seed)]["folder"]) / "shrink" / "vocabulary.safetensors"
-            )
-        return VocabularyMap.identity(read_json(self.folder / "teacher" / "config.json")["vocab_size"])
-
-    def _judge(self, folder: Path, chats: Sequence[judge.Chat], minutes: int, name: str, seed: int) -> judge.Judged:
+    def _judge(self, folder: Path, chats: Sequence[judge.Chat], name: str, ours: Path) -> judge.Judged:
+        """Measure a student; ``ours`` is our run of the same seed, over whose ids all are compared."""
         loaded = load_teacher(self.config.teacher, "cpu", torch.float32)
-        common = VocabularyMap.load(self.calibration()[0] / "shrink" / "vocabulary.safetensors")
-        student = judge.open_model(folder), self._vocabulary(minutes, name, seed)
+        common = VocabularyMap.load(ours / "shrink" / "vocabulary.safetensors")
+        alike = name == OURS or PEERS[name][1] == "repaired"
+        rows = loaded.model.get_output_embeddings().weight.shape[0]
+        student = judge.open_model(folder), common if alike else VocabularyMap.identity(rows)
         return judge.judge(loaded.model, loaded.tokenizer, {name: student}, chats, common)[name]
 
     def cell(self, minutes: int, name: str, seed: int) -> dict[str, Any]:
@@ -437,7 +434,8 @@ class Bench:
                 found["budget_cpu_seconds"] = self.seconds(minutes)
                 self.cells[key] = found
                 self.keep()
-            judged = self._judge(Path(found["model"]), self.heldout, minutes, name, seed)
+            ours = Path((found if name == OURS else self.cell(minutes, OURS, seed))["folder"])
+            judged = self._judge(Path(found["model"]), self.heldout, name, ours)
             found |= {"measured": judged.as_dict(), "sums": judged.sums()}
             found["parameters"] = count_parameters(judge.open_model(Path(found["model"])))
         except NotToBeHad as error:
