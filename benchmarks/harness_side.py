@@ -1,8 +1,10 @@
 """The other side of a comparison: lm-evaluation-harness's own model class on the same model and items.
 
-Run by :mod:`benchmarks.evaluation` with the Python of an environment that has ``lm_eval``; imports nothing of Stillroom.
+Run by :mod:`benchmarks.evaluation` and :mod:`benchmarks.peers` with the Python of an environment that has ``lm_eval``; imports
+nothing of Stillroom.
 
     PYTHON benchmarks/harness_side.py MODEL_FOLDER REQUESTS.json ANSWERS.json
+    PYTHON benchmarks/harness_side.py --tasks MODEL_FOLDER TASK_FOLDER ANSWERS.json
 """
 
 from __future__ import annotations
@@ -17,8 +19,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
+def tasks(folder: str, include: str, answers: str) -> None:
+    """Score a model on every task of a folder; writes for each task whether each of its items was right, in order."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    names = [f"peers_{path.stem}" for path in sorted(Path(include).glob("*.yaml"))]
+    output = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=8, add_bos_token=False),
+        tasks=names,
+        log_samples=True,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=include, include_defaults=False),
+    )
+    found = {}
+    for name in names:
+        samples = sorted(output["samples"][name], key=lambda sample: int(sample["doc_id"]))
+        found[name.removeprefix("peers_")] = [bool(sample["acc"]) for sample in samples]
+    Path(answers).write_text(json.dumps(found), encoding="utf-8")
+
+
 def main() -> None:
     """Answer every request."""
+    if sys.argv[1] == "--tasks":
+        tasks(*sys.argv[2:5])
+        return
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

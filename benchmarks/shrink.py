@@ -181,7 +181,7 @@ def starts(
     if not whole.is_dir():
         save_model(teacher, loaded.tokenizer, whole)
     beside = work / "starts" / "torch_pruning.partial"
-    if not peer.is_dir() and torch_pruning_peer.cut(whole, beside):
+    if not peer.is_dir() and torch_pruning_peer.cut(whole, beside) is not None:
         loaded.tokenizer.save_pretrained(beside)
         beside.rename(peer)
     if peer.is_dir():

@@ -2,7 +2,7 @@
 
 Runs in a process of its own with Torch-Pruning on its path (`peer_folder`), so that it is no dependency:
 
-    python -m benchmarks.torch_pruning_peer TEACHER_FOLDER TARGET_FOLDER
+    python -m benchmarks.torch_pruning_peer TEACHER_FOLDER TARGET_FOLDER WIDTH_RATIO
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PEER = Path(".venvs/torch-pruning")
@@ -40,23 +41,24 @@ def peer_folder() -> str | None:
     return str(PEER.absolute())
 
 
-def cut(teacher: Path, target: Path) -> bool:
-    """Cut in a process of its own; False where the peer cannot be had."""
+def cut(teacher: Path, target: Path, width_ratio: float = WIDTH_RATIO) -> float | None:
+    """Cut in a process of its own; the CPU seconds that it took without loading, or None where the peer cannot be had."""
     folder = peer_folder()
     if folder is None:
-        return False
+        return None
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher), str(target)]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True)
-    return True
+    command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher), str(target), str(width_ratio)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
 
 
-def _cut_here(teacher: Path, target: Path) -> None:
+def _cut_here(teacher: Path, target: Path, width_ratio: float) -> None:
     import torch
     import torch_pruning
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32, attn_implementation="eager").eval()
+    begun = time.process_time()
     config = model.config
     # The example prunes untied layers; tied ones are tied again behind it, with the same entries gone from both.
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -71,7 +73,7 @@ def _cut_here(teacher: Path, target: Path) -> None:
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
         global_pruning=False,
         output_transform=lambda output: output.logits,
-        pruning_ratio=WIDTH_RATIO,
+        pruning_ratio=width_ratio,
         ignored_layers=[model.lm_head],
         num_heads=heads,
         prune_num_heads=True,
@@ -89,8 +91,10 @@ def _cut_here(teacher: Path, target: Path) -> None:
     config.num_key_value_heads = first.self_attn.k_proj.out_features // width
     assert torch.equal(model.model.embed_tokens.weight, model.lm_head.weight)
     model.lm_head.weight = model.model.embed_tokens.weight
+    spent = time.process_time() - begun
     model.save_pretrained(target)
+    sys.stdout.write(f"{spent}\n")
 
 
 if __name__ == "__main__":
-    _cut_here(Path(sys.argv[1]), Path(sys.argv[2]))
+    _cut_here(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

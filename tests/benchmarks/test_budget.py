@@ -1,0 +1,83 @@
+"""Budgets in CPU seconds: the arithmetic, and that a process tree is counted whole."""
+
+import sys
+import time
+
+import pytest
+
+from benchmarks import budget
+
+
+def test_ten_minutes_are_those_of_all_threads() -> None:
+    assert budget.cpu_seconds(10) == 10 * 60 * budget.THREADS
+
+
+def test_cost_shares_out_a_run_by_its_stages() -> None:
+    cost = budget.Cost.of(100.0, {"corpus": 2, "capture": 3, "shrink": 2, "distill": 3}, ("capture", "distill"), 6000)
+    assert cost.fixed == pytest.approx(40)
+    assert cost.per_token == pytest.approx(60 / 6000)
+    assert cost.fixed + cost.per_token * cost.tokens(160.0, 1000) == pytest.approx(160)
+
+
+def test_cost_through_two_runs_gives_both_back() -> None:
+    cost = budget.Cost.through((1000, 50.0), (3000, 90.0))
+    assert cost.fixed + 1000 * cost.per_token == pytest.approx(50)
+    assert cost.fixed + 3000 * cost.per_token == pytest.approx(90)
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(39.9, 512), (30.0, 512), (50.0, 512), (60.3, 1024), (100.0, 3072)])
+def test_tokens_are_a_multiple_that_fits_and_never_none(seconds: float, tokens: int) -> None:
+    assert budget.Cost(40.0, 10.0 / 512).tokens(seconds, 512) == tokens
+
+
+def test_the_learning_rate_rises_then_falls_to_zero_as_the_budget_ends() -> None:
+    values = [budget.rate_factor(index / 1000) for index in range(1001)]
+    peak = max(range(1001), key=values.__getitem__)
+    assert peak == 50
+    assert values[peak] == pytest.approx(1.0)
+    assert values[:peak] == sorted(values[:peak])
+    assert values[peak:] == sorted(values[peak:], reverse=True)
+    assert values[-1] == 0.0
+    assert all(value > 0 for value in values[:-1])
+
+
+def test_a_budget_ends_before_the_step_that_would_pass_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 6.0, 9.0, 10.0])
+    now = [next(clock)]
+    monkeypatch.setattr(budget, "tree_seconds", lambda pid=None: now[0])
+    spending = budget.Budget(13.0, spent_before=3.0, begun=0.0)
+    steps = 0
+    for now[0] in clock:
+        steps += 1
+        if not spending.another():
+            break
+    # Three are spent already; steps of three end at 6 and 9 of 13, and after the one that ends at 12 no other fits.
+    assert steps == 3
+    assert spending.spent == 12.0
+
+
+BUSY = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < {}: pass\n"
+
+
+def test_a_command_is_measured_with_its_children() -> None:
+    child = BUSY.format(0.3)
+    parent = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], check=True)\n{BUSY.format(0.3)}"
+    )
+    spent = budget.run([sys.executable, "-c", parent])
+    assert spent.returncode == 0
+    assert spent.cpu_seconds >= 0.6
+    assert spent.wall_seconds >= 0.6
+    assert spent.peak_bytes > 0
+
+
+def test_a_command_that_fails_says_so() -> None:
+    assert budget.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
+
+
+def test_this_process_has_spent_what_it_says() -> None:
+    begun = budget.tree_seconds()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    assert budget.tree_seconds() - begun >= 0.15

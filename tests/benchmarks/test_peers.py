@@ -1,0 +1,93 @@
+"""Parts of the comparison with peers that need no training."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import judge, peers
+from benchmarks.quickstart import _find, unseen
+from stillroom.evaluation.tasks.task_files import read_task
+
+TEXTS = [
+    f"shelf.{name}(path)\n\nOpens the {name} of a shelf for reading and writing. The {name} keeps every value that "
+    f"was stored under a {other}. Callers have to close the {name} after they have used the {other}."
+    for name, other in (
+        ("drawer", "label"),
+        ("cabinet", "number"),
+        ("folder", "title"),
+        ("basket", "colour"),
+        ("crate", "size"),
+    )
+]
+
+
+def test_six_tasks_are_written_that_both_harnesses_read(tmp_path: Path) -> None:
+    peers.write_tasks(tmp_path, TEXTS, 4)
+    files = sorted(tmp_path.glob("*.yaml"))
+    assert len(files) == 6
+    for file in files:
+        task = read_task(file, None)
+        assert 1 <= len(task.items) <= 4
+        for item in task.items:
+            assert len(set(item.choices)) == len(item.choices)
+    first = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
+    peers.write_tasks(tmp_path, TEXTS, 4)
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == first
+
+
+def test_the_right_choice_is_the_right_one() -> None:
+    for row in peers.addition((), random.Random(0))[:50]:
+        left, right = row["prompt"].removesuffix(" =").split(" + ")
+        assert row["choices"][row["answer"]] == str(int(left) + int(right))
+        assert len(set(row["choices"])) == 4
+    for row in peers.counting((), random.Random(0))[:50]:
+        numbers = [int(part) for part in row["prompt"].rstrip(",").split(", ")]
+        assert int(row["choices"][row["answer"]]) == 2 * numbers[-1] - numbers[-2]
+
+
+def judged(factor: float) -> dict[str, list[float]]:
+    generator = np.random.default_rng(0)
+    positions = generator.integers(20, 200, 30).astype(float)
+    kl = positions * generator.gamma(8, 1 / 8, 30) * factor
+    return judge.Judged(kl, positions / 2, positions, 2 * positions, 4 * positions, kl).sums()
+
+
+def test_ours_over_the_best_peer() -> None:
+    cells: dict[str, Any] = {
+        peers.label(10, name, seed): {"sums": judged(factor)}
+        for name, factor in (("stillroom", 0.5), ("trl_pruned", 1.0), ("trl_repaired", 0.8))
+        for seed in (0, 1)
+    }
+    found = peers.compared(cells, 10)
+    assert found is not None
+    assert min(found, key=lambda name: found[name]["kl"]) == "trl_repaired"
+    assert found["trl_repaired"]["kl_ratio"]["value"] == pytest.approx(0.5 / 0.8)
+    assert found["trl_repaired"]["seeds"] == [0, 1]
+    assert peers.compared(cells, 30) is None
+
+
+def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    class Letters:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return "".join(map(chr, ids))
+
+    chats: list[judge.Chat] = [
+        ({"role": "user", "content": "?"}, {"role": "assistant", "content": text}) for text in TEXTS
+    ]
+    (tmp_path / "corpus").mkdir()
+    row = torch.tensor([ord(letter) for letter in TEXTS[2]])
+    save_file({"ids": row[None]}, tmp_path / "corpus" / "train.safetensors")
+    assert unseen(chats, tmp_path, Letters()) == [chats[0], chats[1], chats[3], chats[4]]
+
+
+def test_a_number_is_found_at_any_depth() -> None:
+    import re
+
+    record = {"a": [{"context_missing_share": 0.25}], "b": {"context_missing_share": 0}, "c": {"other": 3}}
+    assert _find(record, re.compile("context_missing_share")) == [0.25, 0.0]
