@@ -22,7 +22,7 @@ from stillroom.corpus.documents import Document
 from stillroom.corpus.sources import read_source
 from stillroom.corpus.split import split_of
 from stillroom.corpus.tokens import Encoder
-from stillroom.evaluation.bootstrap import Array, Estimate, difference, ratio
+from stillroom.evaluation.intervals import Array, Estimate, difference, ratio
 from stillroom.models.load import load_student
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
     from stillroom.recipe.corpus import CorpusConfig
 
-RESAMPLINGS, CONFIDENCE = 2000, 0.95
+CONFIDENCE = 0.95
 ANSWER_TOKENS, REPEATED = 96, 8
 Chat = tuple[dict[str, str], ...]
 """Messages, the assistant's last."""
@@ -62,7 +62,7 @@ class Judged:
         """Means with intervals over chats."""
 
         def of(values: Array, weights: Array, factor: float = 1.0) -> dict[str, Any]:
-            return shown(ratio(values * factor, weights, RESAMPLINGS, CONFIDENCE, 0))
+            return shown(ratio(values * factor, weights, CONFIDENCE))
 
         return {
             "kl": of(self.kl, self.positions),
@@ -95,17 +95,12 @@ def mean(found: Sequence[Judged]) -> Judged:
 
 def kl_ratio(first: Judged, second: Judged) -> Estimate:
     """First's KL over second's on the same chats, over common ids."""
-    return ratio(first.kl_common, second.kl_common, RESAMPLINGS, CONFIDENCE, 0)
+    return ratio(first.kl_common, second.kl_common, CONFIDENCE)
 
 
 def agreement_gain(first: Judged, second: Judged) -> Estimate:
     """First's agreement minus second's on the same chats, in percentage points."""
-    return difference(100 * first.agreement, 100 * second.agreement, first.positions, RESAMPLINGS, CONFIDENCE, 0)
-
-
-def effective(weights: Array) -> float:
-    """Independent documents that a weighted mean rests on: (Σ w)² / Σ w²."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+    return difference(100 * first.agreement, 100 * second.agreement, first.positions, CONFIDENCE)
 
 
 def chats_of(config: CorpusConfig, tokenizer: PreTrainedTokenizerFast, longest: int) -> dict[str, list[Chat]]:

@@ -30,6 +30,7 @@ import yaml
 from benchmarks import budget, judge, report
 from benchmarks.peers import LINEAR, ROOT, stage_seconds, tail
 from stillroom.core.files import digest_file, read_json, write_json
+from stillroom.evaluation.intervals import effective_number
 from stillroom.models.load import load_teacher
 from stillroom.recipe.reading import load_recipe
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -91,7 +92,7 @@ def measured(run: Path, spent: budget.Spent) -> dict[str, Any]:
         "kl_student": student["kl_to_teacher"],
         "kl_student_over_baseline": student["kl_to_teacher"] / baseline["kl_to_teacher"] if baseline else None,
         "top1_agreement": student["top1_agreement"],
-        "effective_documents": judge.effective(torch.tensor(sums["compared"]).double().numpy()),
+        "effective_documents": effective_number(torch.tensor(sums["compared"]).double().numpy()),
         "context_missing_share": context_missing(run, summary),
         "peak_bytes": spent.peak_bytes,
         "heldout_documents": summary["heldout_documents"],
@@ -338,7 +339,7 @@ def against_before(recipe: Any, run: Path, seconds: float, before: Before) -> tu
         "chats_whole": len(whole),
         "longest_tokens": LONGEST,
         "chats_trained_on_and_left_out": len(whole) - len(fresh),
-        "effective_documents": judge.effective(found["now"].positions),
+        "effective_documents": effective_number(found["now"].positions),
         "cpu_seconds": {"now": seconds, "before": facts["cpu_seconds"]},
         "before": facts,
         "students": {name: one.as_dict() for name, one in found.items()},

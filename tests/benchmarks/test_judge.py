@@ -87,12 +87,6 @@ def test_sums_come_back_and_a_student_against_itself_is_one(world) -> None:  # t
     assert np.allclose(judge.mean([found, again]).kl, found.kl)
 
 
-def test_effective_documents() -> None:
-    assert judge.effective(np.ones(7)) == pytest.approx(7)
-    assert judge.effective(np.array([100.0, 1e-9])) == pytest.approx(1)
-    assert judge.effective(np.array([])) == 0
-
-
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [(list(range(40)), False), ([1, 2] * 10, True), ([*range(8), 9, *range(8)], True), ([1] * 8, False)],
