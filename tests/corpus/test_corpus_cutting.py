@@ -1,4 +1,4 @@
-"""Cutting: every learned token is a target once and in sight of what came before it; chats keep their head and are cut at turns.
+"""Cutting: every learned token is a target once, with what came before it in sight; chats keep head and turns.
 
 Documents here have another id at every token, so that each can be followed through its pieces.
 """

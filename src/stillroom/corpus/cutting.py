@@ -10,6 +10,7 @@ Legend: T tokens of a document, L tokens of a sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from stillroom.corpus.tokens import Tokens
 OVERLAP = 256
 """Tokens that a piece repeats from before it, in sequences of four times as many or more."""
 
+Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 
@@ -27,16 +29,16 @@ class Piece:
     """A stretch of one document: first what it repeats, then what is its own.
 
     Attributes:
-        ids: Token ids, int64 [T].
+        ids: Token ids, integers [T].
         learned: Whether a token is to be learned, bool [T]; never what is repeated.
         bytes: UTF-8 bytes of text that each token adds, int32 [T]; 0 for what is repeated.
         repeated: How many tokens at the beginning are repeated.
         begins: Whether the piece holds everything of its document up to its own tokens.
     """
 
-    ids: npt.NDArray[np.int64]
-    learned: npt.NDArray[np.bool_]
-    bytes: npt.NDArray[np.int32]
+    ids: Array
+    learned: Array
+    bytes: Array
     repeated: int
     begins: bool
 
@@ -59,9 +61,9 @@ def overlap_of(length: int) -> int:
 def cut(tokens: Tokens, length: int, overlap: int | None = None) -> list[Piece]:
     """The pieces of a document.
 
-    A chat is cut where a user's turn begins, if there is such a place within reach. Its pieces repeat its head (system message
-    and tools) and whole turns where they fit. A piece that begins inside an answer repeats the question too, and the last tokens
-    of the answer. Other documents are cut where a sequence is full.
+    A chat is cut where a user's turn begins, if there is such a place within reach. Its pieces repeat its head (system
+    message and tools), and whole turns where they fit. A piece that begins inside an answer repeats the question too, and
+    the last tokens of the answer. Other documents are cut where a sequence is full.
 
     Args:
         tokens: The document, [T].

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 def piece_address(ids: Array, learned: Array) -> str:
-    """SHA-256 of a piece: of its ids, uint32, and then of whether each is to be learned, uint8. Its signal depends on no more."""
+    """SHA-256 of a piece: of its ids, uint32, and of whether each is to be learned, uint8. Its signal depends on no more."""
     return hashlib.sha256(
         np.ascontiguousarray(ids, dtype="<u4").tobytes() + np.ascontiguousarray(learned, dtype=np.uint8).tobytes()
     ).hexdigest()
@@ -106,7 +106,7 @@ class Pieces:
             "overlap": self.overlap,
             "cross_documents": self.cross_documents,
         }
-        tensors = {
+        tensors: dict[str, Array] = {
             "ids": self.ids.astype(np.uint32),
             "learned": self.learned.astype(np.uint8),
             "bytes": self.bytes.astype(np.int32),
@@ -270,7 +270,7 @@ class PieceList:
         offsets = np.concatenate([[0], np.cumsum([len(piece.ids) for piece, _ in pieces], dtype=np.int64)])
 
         def joined(name: str, dtype: type) -> Array:
-            whole = np.zeros(int(offsets[-1]), dtype)
+            whole: Array = np.zeros(int(offsets[-1]), dtype)
             for index, (piece, _) in enumerate(pieces):
                 whole[offsets[index] : offsets[index + 1]] = getattr(piece, name)
             return whole
@@ -293,7 +293,7 @@ class PieceList:
 def _small(piece: Piece) -> Piece:
     """The same piece in as few bytes as its numbers need, and apart from its document's arrays."""
     return Piece(
-        piece.ids.astype(np.uint32),  # type: ignore[arg-type]
+        piece.ids.astype(np.uint32),
         piece.learned.copy(),
         piece.bytes.astype(np.int32),
         piece.repeated,

@@ -131,13 +131,15 @@ class Sequences:
 
     def part(self, chosen: slice | list[int], width: int | None = None) -> Sequences:
         """Some sequences; with ``width`` only their first tokens."""
-        columns = (self.ids, self.segments, self.loss_mask, self.documents, self.token_bytes)
-        repeated = None if self.repeated is None else self.repeated[chosen, :width]
         return Sequences(
-            *(column[chosen, :width] for column in columns),
-            document_sources=self.document_sources,
-            repeated=repeated,
-            by_piece=self.by_piece,
+            self.ids[chosen, :width],
+            self.segments[chosen, :width],
+            self.loss_mask[chosen, :width],
+            self.documents[chosen, :width],
+            self.token_bytes[chosen, :width],
+            self.document_sources,
+            None if self.repeated is None else self.repeated[chosen, :width],
+            self.by_piece,
         )
 
     def only(self, wanted: set[str]) -> Sequences:

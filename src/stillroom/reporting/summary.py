@@ -8,6 +8,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.version import tool_version
+from stillroom.corpus.context import context_of, warning_of
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.metric import Result, without_bounds
 from stillroom.evaluation.registry import find, metric
@@ -25,6 +26,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     """
     evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
     corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
+    context = context_of(run.stage("corpus").path)
     teacher = files.read_json(_finished(run, "capture") / "teacher.json")
     exported = files.read_json(_finished(run, "export") / "export.json")["files"]
     capture = run.stage("capture").record or {}
@@ -42,6 +44,11 @@ def write_summary(run: Run) -> dict[str, Any]:
         "interval": evaluation["interval"],
         "heldout_documents": evaluation["documents"],
         "tokens": {name: split["tokens"] for name, split in corpus["splits"].items()},
+        "context": {
+            "targets_without_context": {name: split.missing for name, split in context.items()},
+            "share": {name: split.share for name, split in context.items()},
+            "warning": warning_of(context),
+        },
         "cache": {
             "bytes_per_position": capture["notes"]["bytes_per_position"],
             "codec": capture["notes"]["codec"],
@@ -136,6 +143,8 @@ def print_table(summary: dict[str, Any]) -> None:
         console.print(f"{'met' if bound['met'] else 'MISSED'}: {sentence(bound)}")
     for warning in warnings(summary["measures"]):
         console.print(f"Warning: {warning}")
+    if summary["context"]["warning"]:
+        console.print(f"Warning: {summary['context']['warning']}")
     for entry in summary["student"].get("gguf_files", ()):
         console.print(
             f"{entry['type']:<5} {entry['bytes'] / 1e6:,.1f} MB, KL to the PyTorch student {entry['kl_to_pytorch']:.1e}"
