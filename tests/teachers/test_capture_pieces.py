@@ -1,4 +1,4 @@
-"""Capture by pieces: a signal does not depend on the row, a grown corpus captures what is new, and a cut-off one ends the same."""
+"""Capture by pieces: whatever row they stand in, only those that are new, and the same after an interruption."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def build_corpus(
     unlearned = {name: pieces.unlearned for name, pieces in lists.items()}
     made = {name: pieces.finish() for name, pieces in lists.items()}
     for name, limit in limits.items():
-        _enough(name, made[name], limit, over[name], config, len(found))
+        _enough(name, made[name], limit, over[name], len(found))
         _count(name, made[name], ledgers)
     splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
     return Corpus(made, splits, _ledger(ledgers, made, splits, over, unlearned, seed, config))
@@ -200,7 +200,7 @@ def _count(name: str, pieces: Pieces, ledgers: list[SourceLedger]) -> None:
         ledger.tokens[name] = int(mine.sum())
 
 
-def _enough(name: str, pieces: Pieces, limit: int | None, over: int, config: CorpusConfig, documents: int) -> None:
+def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: int) -> None:
     there = f"{documents:,} document{'s' * (documents != 1)}"
     share = "" if name == "train" else f" or raise `corpus.{name}_share`"
     if int(pieces.targets.sum()) == 0:

@@ -1,8 +1,8 @@
 """Documents to pieces: a whole document where it fits into a sequence, otherwise stretches of it.
 
-A piece depends on its document alone, so that a corpus that grows keeps every piece that it had. A piece that does not begin its
-document repeats tokens from before it: they are seen and not learned. So every token that is learned is learned once, with its
-document's beginning or at least ``overlap`` tokens in sight.
+A piece depends on its document alone, so that a corpus that grows keeps every piece that it had. A piece that does not begin
+its document repeats tokens from before it: they are seen and not learned. So every token that is learned is learned once,
+with its document's beginning or at least ``overlap`` tokens in sight.
 
 Legend: T tokens of a document, L tokens of a sequence.
 """

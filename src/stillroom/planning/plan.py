@@ -190,7 +190,8 @@ def _less_text(counts: Counts, plan: dict[str, Any], free: dict[str, float]) -> 
         over = plan[key] - free[key]
         if over > 0 and per_text > 0:
             most = min(most, 1 - over / per_text)
-    tokens = int(most * counts.train_tokens * 0.98) // counts.sequence_length * counts.sequence_length
+    # The recipe counts tokens of text.
+    tokens = int(most * plan["tokens"]["train"] * 0.98) // counts.sequence_length * counts.sequence_length
     return {"corpus.train_tokens": tokens} if tokens >= counts.sequence_length else {}
 
 
