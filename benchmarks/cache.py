@@ -167,7 +167,6 @@ def measure(
         codec=codec,
         seed=0,
         dtype="bfloat16",
-        sequence_length=LENGTH,
     )
     with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter.open(Path(folder), identity)
@@ -262,7 +261,6 @@ def capture_ratio(loaded: Any, text: Sequences, rounds: int) -> list[float]:
             codec=ThresholdCodec(tau=RECOMMENDED),
             seed=0,
             dtype="bfloat16",
-            sequence_length=LENGTH,
         )
         writer = CacheWriter.open(Path(folder), identity)
         for number in range(rounds + 1):

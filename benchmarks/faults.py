@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from stillroom.core.progress import Progress
+from stillroom.corpus.cutting import cut, overlap_of
 from stillroom.corpus.documents import Document
-from stillroom.corpus.packing import Packer
+from stillroom.corpus.pieces import PieceList
+from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
 from stillroom.evaluation.bench import Bench, Loaded, Subject
 from stillroom.evaluation.heldout import HeldOut, InMemory
@@ -219,10 +221,10 @@ def train(
 
 
 def _pack(encoder: Encoder, texts: list[str]) -> Any:
-    packer = Packer(LENGTH, cross_documents=False)
+    pieces = PieceList(LENGTH, overlap_of(LENGTH))
     for tokens in encoder.encode([Document(text) for text in texts]):
-        packer.add(tokens, 0)
-    return packer.finish(keep_tail=True)
+        pieces.add(cut(tokens, LENGTH), 0)
+    return Sequences.pack(pieces.finish())
 
 
 def _chats(tokenizer: Any, to_harm: str) -> tuple[torch.Tensor, torch.Tensor]:

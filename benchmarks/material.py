@@ -45,7 +45,9 @@ def corpus(loaded: LoadedTeacher, length: int, train_tokens: int, heldout_tokens
         heldout_tokens=heldout_tokens,
     )
     splits = build_corpus(config, loaded.tokenizer, 0, Progress(quiet=True)).splits
-    return splits["train"], splits["heldout"]
+    # One address for each sequence, and as many of them as so many tokens fill.
+    train, heldout = (dataclasses.replace(splits[name], by_piece=False) for name in ("train", "heldout"))
+    return train.take(train_tokens // length), heldout.take(heldout_tokens // length)
 
 
 def student(loaded: LoadedTeacher, layers: int, *texts: Sequences) -> tuple[Any, VocabularyMap]:

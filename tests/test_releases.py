@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from stillroom.core import files
-from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
+from stillroom.core.errors import SignalError, StillroomError, SwitchedOff, VerificationFailed
+from stillroom.corpus.sequences import Sequences
 from stillroom.packages.keys import Ring
 from stillroom.packages.sign import sign_package
 from stillroom.pipeline import finish, run
-from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.capture import CaptureConfig, ThresholdCodec
 from stillroom.recipe.reading import parse_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
@@ -138,8 +139,59 @@ def test_another_run_takes_a_cache_as_it_is(release: Path, tmp_path: Path, codec
     folder = Path("cache") / codec
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     capture = CaptureConfig.model_validate({"codec": CODECS[codec], "path": str(folder)})
-    run(recipe_of(release).model_copy(update={"capture": capture}), tmp_path, until="capture", quiet=True)
+    recipe = recipe_of(release).model_copy(update={"capture": capture})
+    # With the corpus of the release that wrote the cache.
+    shutil.copytree("run/corpus", tmp_path / recipe.name / "corpus")
+    made = run(recipe, tmp_path, until="capture", quiet=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "nothing was captured again"
+    record = made.stage("capture").record
+    assert record is not None
+    assert record["notes"]["reused"] > 0
+
+
+def test_a_cache_of_rows_does_not_serve_a_corpus_of_pieces(release: Path, tmp_path: Path) -> None:
+    folder = Path("cache/threshold")
+    if json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["version"] != 2:
+        pytest.skip("the cache holds pieces")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capture = CaptureConfig.model_validate({"codec": CODECS["threshold"], "path": str(folder)})
+    recipe = recipe_of(release).model_copy(update={"capture": capture})
+    with pytest.raises(
+        SignalError, match=r"cache of format 2, which is read and not written any more; it lacks [\d,]+ of"
+    ):
+        run(recipe, tmp_path, until="capture", quiet=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_student_is_trained_from_its_corpus_and_cache(release: Path) -> None:
+    recipe = recipe_of(release)
+    changed = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"epochs": 2})})
+    records = {name: Run(Path("run"), recipe).stage(name).record for name in ("corpus", "capture", "shrink")}
+    made = run(changed, ".", until="distill", quiet=True)
+    assert {name: made.stage(name).record for name in records} == records
+    record = made.stage("distill").record
+    assert record is not None
+    assert record["notes"]["steps"] > 0
+
+
+def test_its_corpus_is_captured_anew_with_another_codec(release: Path) -> None:
+    recipe = recipe_of(release)
+    capture = recipe.capture.model_copy(update={"codec": ThresholdCodec(tau=0.2)})
+    made = run(recipe.model_copy(update={"capture": capture}), ".", until="capture", quiet=True)
+    cache = TeacherCache.open(made.path / "capture" / "cache")
+    assert cache.identity.codec == ThresholdCodec(tau=0.2)
+    rows = Sequences.load(made.path / "corpus" / "train.safetensors")
+    assert set(rows.digests) <= set(cache.digests)
+
+
+def test_what_its_corpus_lacks_is_counted(release: Path) -> None:
+    summary = finish(Run.open("run"))
+    missing = summary["context"]["targets_without_context"]
+    if "targets_without_context" in json.loads(Path("run/corpus/ledger.json").read_text())["splits"]["train"]:
+        pytest.skip("its ledger counts them")
+    assert 0 < missing["train"] < summary["tokens"]["train"]
+    assert "their document's beginning" in summary["context"]["warning"]
+    assert "Build it again." in Path("run/report.html").read_text(encoding="utf-8")
 
 
 def machine() -> Pin:

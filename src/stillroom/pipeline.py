@@ -160,7 +160,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         memory.release_memory()
         _check_room(made, spec.name)
         progress.say(f"{spec.name}")
-        with stage.working(inputs, made.recipe.seed):
+        with stage.working(inputs, made.recipe.seed, spec.keeps):
             spec.load()(made, stage, progress)
     if until is None:
         from stillroom.evaluation.floors import require_bounds

@@ -39,12 +39,12 @@ def texts(count: int, salt: str = "") -> list[str]:
 def read_back(corpus: Corpus) -> dict[str, list[str]]:
     """The texts of each split, from its tokens."""
     found: dict[str, list[str]] = {}
-    for name, sequences in corpus.splits.items():
-        found[name] = []
-        for number in range(len(sequences.document_sources)):
-            ids = sequences.ids[sequences.documents == number]
-            if len(ids):
-                found[name].append(TOKENIZER.decode(ids, skip_special_tokens=True))
+    for name, pieces in corpus.pieces.items():
+        own: dict[int, list[int]] = {}
+        for index, document in enumerate(pieces.documents.tolist()):
+            begin, end = pieces.offsets[index : index + 2]
+            own.setdefault(document, []).extend(pieces.ids[begin + pieces.repeated[index] : end].tolist())
+        found[name] = [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in own.values()]
     return found
 
 
@@ -54,15 +54,11 @@ def read_back(corpus: Corpus) -> dict[str, list[str]]:
 )
 def test_every_document_is_in_one_split_whole(tmp_path: Path, count: int, salt: str, seed: int, length: int) -> None:
     source = write(tmp_path / "a.jsonl", *texts(count, salt))
-    # A short tail of training is left out, so give it one that is never short.
     corpus = build(source, seed=seed, sequence_length=length)
     found = read_back(corpus)
     everything = [text for side in found.values() for text in side]
-    assert len(everything) == len(set(everything))
-    assert set(found["validation"] + found["heldout"]) <= set(texts(count, salt))
-    assert all(any(whole.startswith(text) for whole in texts(count, salt)) for text in found["train"])
-    for name in ("validation", "heldout"):
-        sequences = corpus.splits[name]
+    assert sorted(everything) == sorted(texts(count, salt))
+    for name, sequences in corpus.splits.items():
         assert int(sequences.token_bytes.sum()) == sum(len(text.encode()) for text in found[name])
 
 
@@ -107,6 +103,9 @@ def test_the_ledger_adds_up(tmp_path: Path) -> None:
         assert entry["documents"] == len(read_back(corpus)[name]) == sum(s["kept"][name] for s in ledger["sources"])
         assert entry["sequences"] == len(sequences)
         assert entry["targets"] == int((sequences.targets >= 0).sum())
+        assert entry["tokens_padding"] == int((sequences.segments < 0).sum())
+        assert entry["tokens"] + entry["tokens_repeated"] + entry["tokens_padding"] == len(sequences) * sequences.length
+        assert entry["targets_without_context"] == 0
     one = ledger["sources"][0]
     assert (one["kind"], one["name"], one["licence"]) == ("jsonl", str(tmp_path / "a.jsonl"), "CC0-1.0")
     assert (ledger["seed"], ledger["heldout_share"], ledger["validation_share"]) == (0, 0.1, 0.05)
@@ -122,14 +121,39 @@ def test_a_sources_digest_is_that_of_its_documents(tmp_path: Path) -> None:
     assert digest(*texts(10)) != digest(*texts(10)[::-1])
 
 
-def test_limits_take_whole_sequences(tmp_path: Path) -> None:
+def test_limits_take_whole_pieces(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", *texts(300))
     everything = build(source)
-    some = build(source, train_tokens=100, validation_tokens=64, heldout_tokens=33)
-    assert [len(some.splits[name]) for name in SPLITS] == [4, 2, 2]
+    limits = {"train": 100, "validation": 64, "heldout": 33}
+    some = build(source, **{f"{name}_tokens": limit for name, limit in limits.items()})
+    for name, limit in limits.items():
+        assert limit <= some.pieces[name].tokens < limit + 32
+        assert some.pieces[name].addresses == everything.pieces[name].addresses[: len(some.pieces[name])]
+
+
+def test_one_document_is_a_small_share_of_what_is_measured_on(tmp_path: Path) -> None:
+    long = [f"Long {index}: " + " ".join(f"word {index * number}" for number in range(60)) for index in range(120)]
+    source = write(tmp_path / "a.jsonl", *texts(20), *long)
+    free, corpus = build(source, max_document_tokens=10_000), build(source, max_document_tokens=50)
+    for name in ("validation", "heldout"):
+        entry, pieces = corpus.ledger["splits"][name], corpus.pieces[name]
+        of_document = [int(pieces.targets[pieces.documents == index].sum()) for index in set(pieces.documents.tolist())]
+        assert max(of_document) == 50
+        left_out = free.ledger["splits"][name]["targets"] - entry["targets"]
+        assert entry["targets_over_document_limit"] == left_out > 0
+    assert corpus.pieces["train"].addresses == free.pieces["train"].addresses
+    assert corpus.ledger["splits"]["train"]["targets_over_document_limit"] == 0
+    with pytest.raises(CorpusError, match=r"`corpus.max_document_tokens` leaves out [\d,]+ more of long documents"):
+        build(source, max_document_tokens=50, heldout_tokens=4000)
+
+
+def test_a_grown_corpus_keeps_every_address(tmp_path: Path) -> None:
+    long = [" ".join(f"word {index * number}" for number in range(50)) for index in range(20)]
+    small = build(write(tmp_path / "a.jsonl", *texts(60), *long))
+    large = build(write(tmp_path / "a.jsonl", *texts(90), *long, "More. " * 40), seed=3)
     for name in SPLITS:
-        count = len(some.splits[name])
-        assert some.splits[name].digests == everything.splits[name].digests[:count]
+        assert set(small.pieces[name].addresses) <= set(large.pieces[name].addresses)
+        assert set(small.splits[name].digests) == set(small.pieces[name].addresses)
 
 
 def test_a_sources_limit(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_documentation_and_questions() -> None:
     sources = (PythonDocsSource(limit=60), ReasoningGymSource(count=30))
     corpus = build_corpus(CorpusConfig(sources=sources, sequence_length=256), tokenizer, 0, Progress(quiet=True))
     for sequences in corpus.splits.values():
-        real = sequences.segments >= 0
+        real = sequences.own
         plain = (sequences.document_sources == 0)[sequences.documents.clamp(min=0).long()] & real
         text = tokenizer.decode(sequences.ids[plain], skip_special_tokens=True)
         assert int(sequences.token_bytes[plain].sum()) == len(text.encode())

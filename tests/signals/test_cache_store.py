@@ -130,7 +130,15 @@ def test_without_its_model_the_whole_cache_is_captured_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", 2.0), ("seed", 5), ("teacher_digest", "f" * 64), ("codec", TopKCodec(k=2))]
+    ("field", "value"),
+    [
+        ("temperature", 2.0),
+        ("seed", 5),
+        ("teacher_digest", "f" * 64),
+        ("config_digest", "e" * 64),
+        ("codec", TopKCodec(k=2)),
+        ("codec_version", 2),
+    ],
 )
 def test_a_cache_that_was_captured_otherwise_is_refused(tmp_path, field, value):
     write_cache(tmp_path, sequences_of(2, 24), identity(SPARSE))

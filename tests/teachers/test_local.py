@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,17 @@ def test_a_local_teacher_says_who_it_is(tmp_path: Path) -> None:
     config = HuggingFaceTeacher(name=str(folder), licence="MIT")
     loaded = load_teacher(config, "cpu", torch.bfloat16)
     teacher = open_teacher(config, CPU, torch.bfloat16)
-    assert teacher.identity == {"teacher": loaded.digest, "tokenizer": loaded.tokenizer_digest}
+    digests = {"teacher": loaded.digest, "config": loaded.config_digest, "tokenizer": loaded.tokenizer_digest}
+    assert teacher.identity == digests
+    # What a teacher computes is in its config, too: not its name, nor in which dtype, nor what wrote it.
+    stored = json.loads((folder / "config.json").read_text())
+    for changed, same in (
+        ({"transformers_version": "9", "_name_or_path": "elsewhere", "dtype": "float16"}, True),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, False),
+    ):
+        (folder / "config.json").write_text(json.dumps(stored | changed))
+        again = open_teacher(config, CPU, torch.bfloat16).identity
+        assert (again == digests) is same
     assert teacher.vocabulary.size == len(loaded.tokenizer) + 3
     assert teacher.vocabulary.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     assert (teacher.licence, teacher.dtype) == ("MIT", "bfloat16")

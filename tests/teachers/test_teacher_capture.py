@@ -115,7 +115,7 @@ def test_batches_are_whole_sequences():
 def test_a_teacher_without_weights_is_captured(tmp_path, batch):
     table = torch.log_softmax(torch.randn(100, 100, generator=torch.Generator().manual_seed(3)), dim=1)
     teacher = TableTeacher(table)
-    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0, TEXT.length))
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0))
     with Progress(quiet=True).task("capture", TEXT.tokens) as task:
         capture(teacher, TEXT, writer, 1.0, batch, 48, task)
     found = TeacherCache.open(tmp_path)
@@ -126,7 +126,7 @@ def test_a_teacher_without_weights_is_captured(tmp_path, batch):
 
 def test_a_teacher_without_distributions_is_refused(tmp_path):
     teacher = TableTeacher(torch.zeros(100, 100), capabilities=frozenset(("text_only", "generate")))
-    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0, TEXT.length))
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, DenseCodec(), 1.0, 0))
     task = Progress(quiet=True).task("capture", TEXT.tokens)
     with task as shown, pytest.raises(TeacherError, match="`capture` needs the teacher's whole distribution"):
         capture(teacher, TEXT, writer, 1.0, None, 48, shown)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
+from stillroom.corpus.cutting import capped, cut, overlap_of
 from stillroom.corpus.near_duplicates import near_duplicates
-from stillroom.corpus.packing import Packer
+from stillroom.corpus.pieces import PieceList, Pieces
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
 from stillroom.corpus.split import RULE, SPLITS, split_of
@@ -67,8 +68,9 @@ class SourceLedger:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three splits and the ledger of where they came from."""
+    """Three splits, as pieces and packed, and the ledger of where they came from."""
 
+    pieces: dict[str, Pieces]
     splits: dict[str, Sequences]
     ledger: dict[str, Any]
 
@@ -80,7 +82,7 @@ def build_corpus(
     progress: Progress,
     scratch: Path | None = None,
 ) -> Corpus:
-    """Read, split, tokenize and pack.
+    """Read, split, tokenize, cut into pieces and pack.
 
     Args:
         config: The recipe's section.
@@ -97,28 +99,31 @@ def build_corpus(
     ledgers = [SourceLedger(source.kind, name_of(source), source.licence) for source in config.sources]
     encoder = Encoder(tokenizer, config.add_bos, config.add_eos)
     limits = {name: getattr(config, f"{name}_tokens") for name in SPLITS}
-    packers = {
-        name: Packer(
-            config.sequence_length,
-            config.cross_documents,
-            None if limit is None else -(-limit // config.sequence_length),
-        )
+    overlap = overlap_of(config.sequence_length) if config.overlap_tokens is None else config.overlap_tokens
+    lists = {
+        name: PieceList(config.sequence_length, overlap, config.cross_documents, limit)
         for name, limit in limits.items()
     }
     taken: dict[str, list[str]] = {name: [] for name in SPLITS}
+    over = dict.fromkeys(SPLITS, 0)
     with DocumentStore(scratch) as store:
         found = _read(config, ledgers, store, progress)
         sides = split_of(list(found), config.validation_share, config.heldout_share)
         # An order that depends on content and seed alone: sorted by a digest of both.
         order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
         with progress.task("tokenize", total=len(order), unit="documents") as task:
-            for batch in _batches(order, found, sides, packers, store):
+            for batch in _batches(order, found, sides, lists, store):
                 tokens = encoder.encode([store.get(found[digest][1]) for digest in batch])
                 for digest, document in zip(batch, tokens, strict=True):
-                    packer = packers[sides[digest]]
-                    if not packer.full:
-                        packer.add(document, found[digest][0])
-                        taken[sides[digest]].append(digest)
+                    side = sides[digest]
+                    if lists[side].full:
+                        continue
+                    pieces = cut(document, config.sequence_length, overlap)
+                    if side != "train":
+                        pieces, dropped = capped(pieces, config.max_document_tokens)
+                        over[side] += dropped
+                    lists[side].add(pieces, found[digest][0])
+                    taken[side].append(digest)
                 task.advance(len(batch))
             task.advance(task.total - task.done)
         repeated = near_duplicates(
@@ -126,11 +131,14 @@ def build_corpus(
             {name: taken[name] for name in ("validation", "heldout")},
             lambda digest: (store.get(found[digest][1]), ledgers[found[digest][0]].name),
         )
-    splits = {name: packer.finish(keep_tail=name != "train") for name, packer in packers.items()}
+    unlearned = {name: pieces.unlearned for name, pieces in lists.items()}
+    made = {name: pieces.finish() for name, pieces in lists.items()}
     for name, limit in limits.items():
-        _enough(name, splits[name], limit, config, len(found))
-        _count(name, splits[name], ledgers)
-    return Corpus(splits, _ledger(ledgers, splits, seed, config) | {"near_duplicates": repeated})
+        _enough(name, made[name], limit, over[name], len(found))
+        _count(name, made[name], ledgers)
+    splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
+    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {"near_duplicates": repeated}
+    return Corpus(made, splits, ledger)
 
 
 def _read(
@@ -169,20 +177,20 @@ def _batches(
     order: list[str],
     found: dict[str, tuple[int, int]],
     sides: dict[str, str],
-    packers: dict[str, Packer],
+    lists: dict[str, PieceList],
     store: DocumentStore,
 ) -> Iterator[list[str]]:
     """The documents in order, some at a time, without those whose split is full."""
     batch: list[str] = []
     size = 0
     for digest in order:
-        if packers[sides[digest]].full:
+        if lists[sides[digest]].full:
             continue
         here = store.size(found[digest][1])
         if batch and (len(batch) == BATCH or size + here > BATCH_BYTES):
             yield batch
             batch, size = [], 0
-            if packers[sides[digest]].full:
+            if lists[sides[digest]].full:
                 continue
         batch.append(digest)
         size += here
@@ -190,46 +198,64 @@ def _batches(
         yield batch
 
 
-def _count(name: str, sequences: Sequences, ledgers: list[SourceLedger]) -> None:
-    """Documents and tokens of each source as they stand in the packed split."""
-    there = sequences.documents[sequences.documents >= 0].to(torch.int64)
-    tokens = torch.bincount(there, minlength=len(sequences.document_sources))
+def _count(name: str, pieces: Pieces, ledgers: list[SourceLedger]) -> None:
+    """Documents and tokens of each source as they stand in a split."""
+    own = np.diff(pieces.offsets) - pieces.repeated
+    documents = len(pieces.document_sources)
+    tokens = np.bincount(pieces.documents, weights=own, minlength=documents).astype(np.int64)
     for index, ledger in enumerate(ledgers):
-        own = tokens[sequences.document_sources == index]
-        ledger.kept[name] = int((own > 0).sum())
-        ledger.tokens[name] = int(own.sum())
+        mine = tokens[pieces.document_sources == index]
+        ledger.kept[name] = int((mine > 0).sum())
+        ledger.tokens[name] = int(mine.sum())
 
 
-def _enough(name: str, sequences: Sequences, limit: int | None, config: CorpusConfig, documents: int) -> None:
+def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: int) -> None:
     there = f"{documents:,} document{'s' * (documents != 1)}"
     share = "" if name == "train" else f" or raise `corpus.{name}_share`"
-    if int((sequences.targets >= 0).sum()) == 0:
+    if int(pieces.targets.sum()) == 0:
         raise CorpusError(
             f"Nothing is left for the {name} split: the corpus has {there} without empty ones and duplicates.",
             f"Add documents{share}; a file of text is one document, and so is a line or row of the other kinds. "
             "Training, validation and held-out text each need one with two tokens or more.",
         )
-    if limit is not None and len(sequences) < -(-limit // config.sequence_length):
+    if limit is not None and pieces.tokens < limit:
+        capped_ = (
+            f" `corpus.max_document_tokens` leaves out {over:,} more of long documents: raising it takes them in."
+            if over
+            else ""
+        )
         raise CorpusError(
-            f"The recipe asks for {limit:,} {name} tokens, and the corpus ({there}) has {sequences.tokens:,} for it.",
-            f"Add text{share}, lower `corpus.{name}_tokens`, or leave it out to take all there is.",
+            f"The recipe asks for {limit:,} {name} tokens, and the corpus ({there}) has {pieces.tokens:,} for it.",
+            f"Add text{share}, lower `corpus.{name}_tokens`, or leave it out to take all there is.{capped_}",
         )
 
 
 def _ledger(
-    ledgers: list[SourceLedger], splits: dict[str, Sequences], seed: int, config: CorpusConfig
+    ledgers: list[SourceLedger],
+    made: dict[str, Pieces],
+    splits: dict[str, Sequences],
+    over: dict[str, int],
+    unlearned: dict[str, int],
+    seed: int,
+    config: CorpusConfig,
 ) -> dict[str, Any]:
     return {
         "sources": [ledger.as_dict() for ledger in ledgers],
         "splits": {
             name: {
-                "sequences": len(sequences),
-                "tokens": sequences.tokens,
-                "targets": int((sequences.targets >= 0).sum()),
+                "sequences": len(splits[name]),
+                "pieces": len(pieces),
+                "tokens": pieces.tokens,
+                "tokens_repeated": int(pieces.repeated.sum()),
+                "tokens_padding": int((splits[name].segments < 0).sum()),
+                "targets": int((splits[name].targets >= 0).sum()),
+                "targets_without_context": pieces.targets_without_context,
+                "targets_over_document_limit": over[name],
+                "tokens_not_learned_left_out": unlearned[name],
                 "documents": sum(ledger.kept[name] for ledger in ledgers),
-                "digest": files.digest_json(sequences.digests),
+                "digest": files.digest_json(pieces.addresses),
             }
-            for name, sequences in splits.items()
+            for name, pieces in made.items()
         },
         "documents": sum(ledger.documents for ledger in ledgers),
         "empty": sum(ledger.empty for ledger in ledgers),
@@ -239,5 +265,7 @@ def _ledger(
         "validation_share": config.validation_share,
         "heldout_share": config.heldout_share,
         "sequence_length": config.sequence_length,
+        "overlap_tokens": next(iter(made.values())).overlap,
+        "max_document_tokens": config.max_document_tokens,
         "cross_documents": config.cross_documents,
     }

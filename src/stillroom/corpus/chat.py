@@ -148,3 +148,45 @@ class ChatTemplate:
             strftime_now=TODAY,
             **self._variables,
         )
+
+
+def find_turns(messages: Messages, text: str, spans: list[Span]) -> tuple[int, list[Span]]:
+    """Where a chat may be cut, in characters of its text.
+
+    A turn begins behind the answer before it, with the space that the template puts there left to that answer. What a template
+    writes at the beginning of a user's turn is read off a later one, and tells where the head ends and the first one begins.
+
+    Args:
+        messages: The chat.
+        text: It, rendered.
+        spans: What the assistant has to say, of :meth:`ChatTemplate.render`.
+
+    Returns:
+        Where the head ends (system message, tools), 0 where that cannot be told; and of the first turn, and of each user's turn
+        that follows an answer, where it begins and where its answer does.
+    """
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    found: list[Span] = []
+    opening: str | None = None
+    for number, index in enumerate(answers):
+        following = messages[index + 1] if index + 1 < len(messages) else None
+        if following is None or following["role"] != "user":
+            continue
+        begin = spans[number][1]
+        begin += len(text) - begin - len(text[begin:].lstrip())
+        answer = spans[number + 1][0] if number + 1 < len(spans) else len(text)
+        found.append((begin, answer))
+        words = text.find(following["content"].strip(), begin, answer)
+        if opening is None and words >= 0:
+            opening = text[begin:words]
+    if not spans:
+        return 0, []
+    first = next((message for message in messages if message["role"] in ("user", "assistant")), None)
+    head = 0
+    if first is not None and first["role"] == "user":
+        words = first["content"].strip()
+        before = spans[0][0]
+        # Without a later turn, or where the template begins the first one in another way, the head is all up to its words.
+        begins = text.find(opening + words, 0, before + len(words)) if opening else -1
+        head = begins if begins >= 0 else max(0, text.find(words, 0, before)) if words and opening is not None else 0
+    return head, [(head, spans[0][0]), *found]

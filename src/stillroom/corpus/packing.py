@@ -1,117 +1,42 @@
-"""Tokens of documents to packed sequences, without waste.
-
-Legend: S sequences, L tokens a sequence.
-"""
+"""Which pieces share a row: best fit decreasing (Ding et al. 2024, arXiv 2404.10830), which splits no piece."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from stillroom.corpus.sequences import Sequences
-from stillroom.corpus.tokens import Tokens
-
-SHORTEST_PIECE = 2
-"""A piece of one token has nothing to predict inside its sequence."""
+from collections.abc import Sequence
 
 
-Row = dict[str, npt.NDArray[Any]]
+def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Rows of pieces: the longest piece first, each into the row with the least room that it fits into.
 
+    The same sizes give the same rows. Rows come in the order of their longest piece, so that the first ones are as mixed as all
+    of them.
 
-@dataclass
-class Packer:
-    """Fills sequences of ``length`` tokens one after the other; a document that does not fit goes on in the next.
+    Args:
+        sizes: Tokens of each piece.
+        length: Tokens of a row.
 
-    Attributes:
-        length: Tokens a sequence.
-        cross_documents: Whether a sequence is one segment, whatever it holds.
-        limit: Most sequences, or None.
+    Returns:
+        Indices of pieces, row by row, the longest first.
     """
-
-    length: int
-    cross_documents: bool
-    limit: int | None = None
-    rows: list[Row] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    _open: Row | None = None
-    _used: int = 0
-    _segment: int = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the limit is reached."""
-        return self.limit is not None and len(self.rows) >= self.limit
-
-    def add(self, tokens: Tokens, source: int) -> None:
-        """Pack a document as far as the limit allows."""
-        number = len(self.sources)
-        self.sources.append(source)
-        at = 0
-        while at < len(tokens.ids) and not self.full:
-            row = self._open or self._begin()
-            room = self.length - self._used
-            left = len(tokens.ids) - at
-            if room < SHORTEST_PIECE and not self.cross_documents and left >= SHORTEST_PIECE:
-                self._close()
-                continue
-            count = min(room, left)
-            here = slice(self._used, self._used + count)
-            there = slice(at, at + count)
-            row["ids"][here] = tokens.ids[there]
-            row["learned"][here] = tokens.learned[there]
-            row["bytes"][here] = tokens.bytes[there]
-            row["documents"][here] = number
-            row["segments"][here] = 0 if self.cross_documents else self._segment
-            self._segment += 1
-            self._used += count
-            at += count
-            if self._used == self.length:
-                self._close()
-
-    def finish(self, keep_tail: bool) -> Sequences:
-        """The packed sequences; the packer is empty afterwards.
-
-        Args:
-            keep_tail: Keep a last sequence that is less than half full. It is kept too when it is all there is.
-        """
-        if self._open is not None and not self.full and (keep_tail or not self.rows or 2 * self._used >= self.length):
-            self._close()
-        rows, self.rows, self._open = self.rows, [], None
-
-        def stack(key: str, dtype: torch.dtype) -> torch.Tensor:
-            stacked = torch.zeros(len(rows), self.length, dtype=dtype)
-            for index, row in enumerate(rows):
-                # A row's part is freed as soon as it is copied.
-                stacked[index] = torch.from_numpy(row.pop(key))
-            return stacked
-
-        return Sequences(
-            stack("ids", torch.int64),
-            stack("segments", torch.int32),
-            stack("learned", torch.bool),
-            stack("documents", torch.int32),
-            stack("bytes", torch.int32),
-            torch.tensor(self.sources, dtype=torch.int32),
-        )
-
-    def _begin(self) -> Row:
-        self._open = {
-            "ids": np.zeros(self.length, np.uint32),
-            "segments": np.full(self.length, -1, np.int32),
-            "learned": np.zeros(self.length, bool),
-            "documents": np.full(self.length, -1, np.int32),
-            "bytes": np.zeros(self.length, np.int32),
-        }
-        self._used = 0
-        self._segment = 0
-        return self._open
-
-    def _close(self) -> None:
-        if self._open is not None and self._used:
-            self.rows.append(self._open)
-        self._open = None
-        self._used = 0
+    rows: list[list[int]] = []
+    # Of each room that is left, the rows that have it; `open_` has a bit for each room that some row has.
+    left: dict[int, list[int]] = {}
+    open_ = 0
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        size = sizes[index]
+        if size > length:
+            raise ValueError(f"a piece of {size} tokens does not fit into a row of {length}")
+        fitting = open_ >> size
+        if size and fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            row = left[room].pop()
+            if not left[room]:
+                open_ ^= 1 << room
+            rows[row].append(index)
+        else:
+            room, row = length, len(rows)
+            rows.append([index])
+        if room > size:
+            left.setdefault(room - size, []).append(row)
+            open_ |= 1 << (room - size)
+    return sorted(rows, key=lambda row: row[0])

@@ -15,12 +15,12 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     progress.say("  loading the teacher's tokenizer")
     tokenizer = load_tokenizer(recipe.teacher)
     corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=stage.path)
-    for name, sequences in corpus.splits.items():
-        sequences.save(stage.path / f"{name}.safetensors")
+    for name, pieces in corpus.pieces.items():
+        pieces.save(stage.path / f"{name}.safetensors")
     with files.replacing(stage.path / "tokenizer") as beside:
         tokenizer.save_pretrained(beside)
     files.write_json(stage.path / "ledger.json", corpus.ledger)
-    counts = {name: sequences.tokens for name, sequences in corpus.splits.items()}
+    counts = {name: pieces.tokens for name, pieces in corpus.pieces.items()}
     stage.notes.update(
         tokens=counts,
         documents=corpus.ledger["documents"],
@@ -37,3 +37,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
                 f"  {repeated['documents']:,} of {repeated['of']:,} {words} documents are near-duplicates of training "
                 "documents (ledger.json names some)"
             )
+    over = sum(split["targets_over_document_limit"] for split in corpus.ledger["splits"].values())
+    if over:
+        most = recipe.corpus.max_document_tokens
+        progress.say(f"  left {over:,} learned tokens of documents out that had more than {most:,} to measure on")

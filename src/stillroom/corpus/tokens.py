@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.corpus.chat import ChatTemplate, Span
+from stillroom.corpus.chat import ChatTemplate, Span, find_turns
 from stillroom.corpus.documents import Document
 
 if TYPE_CHECKING:
@@ -36,11 +36,18 @@ class Tokens:
         learned: Whether a token is a target, bool.
         bytes: UTF-8 bytes of text that each token adds, int32; they sum to the text's bytes. 0 for the tokens that are
             put around a text, and for a chat's special tokens.
+        bos: Beginning-of-text tokens at the beginning, 0 or 1.
+        head: Tokens of what a chat begins with before its first turn (system message, tools); of plain text ``bos``.
+        turns: Of a chat, for each user's turn that follows an answer, and for the first: where it begins, and where the
+            assistant's words that answer it begin.
     """
 
     ids: Array
     learned: Array
     bytes: Array
+    bos: int = 0
+    head: int = 0
+    turns: tuple[tuple[int, int], ...] = ()
 
 
 class Encoder:
@@ -62,7 +69,10 @@ class Encoder:
         self._template = ChatTemplate(tokenizer)
         self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        wants_bos = bos is not None and (_adds_bos(tokenizer) if add_bos is None else add_bos)
+        adds_bos = bos is not None and _adds_bos(tokenizer)
+        # Some chat templates open every turn with a token that is called the beginning of text: there it is none.
+        self._bos = bos if adds_bos else None
+        wants_bos = bos is not None and (adds_bos if add_bos is None else add_bos)
         self._head = np.asarray([bos] if wants_bos else [], dtype=np.int64)
         self._tail = np.asarray([eos] if add_eos and eos is not None else [], dtype=np.int64)
 
@@ -76,8 +86,8 @@ class Encoder:
         pieces = [[text] if spans is not None else self._pieces(text) for text, spans in rendered]
         encodings = self._encodings([piece for group in pieces for piece in group])
         return [
-            self._plain(group, encodings) if spans is None else self._chat(text, spans, next(encodings))
-            for (text, spans), group in zip(rendered, pieces, strict=True)
+            self._plain(group, encodings) if spans is None else self._chat(document, text, spans, next(encodings))
+            for document, (text, spans), group in zip(documents, rendered, pieces, strict=True)
         ]
 
     def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
@@ -100,14 +110,14 @@ class Encoder:
         sizes.append(np.zeros(len(self._tail), np.int32))
         learned = np.ones(sum(map(len, ids)), dtype=bool)
         learned[: len(self._head)] = False
-        return Tokens(np.concatenate(ids), learned, np.concatenate(sizes))
+        return Tokens(np.concatenate(ids), learned, np.concatenate(sizes), len(self._head), len(self._head))
 
     def _render(self, document: Document) -> tuple[str, list[Span] | None]:
         if document.messages and not (self._template.text is None and document.text):
             return self._template.render(document.messages, document.where)
         return document.text, None
 
-    def _chat(self, text: str, spans: list[Span], encoding: Encoding) -> Tokens:
+    def _chat(self, document: Document, text: str, spans: list[Span], encoding: Encoding) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int64)
         starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         learned = np.zeros(len(ids), dtype=bool)
@@ -115,7 +125,11 @@ class Encoder:
             learned |= (starts >= begin) & (ends <= end) & (ends > starts)
         sizes = token_bytes(text, ends)
         sizes[np.isin(ids, self._special)] = 0
-        return Tokens(ids, learned, sizes)
+        bos = int(len(ids) > 0 and self._bos is not None and int(ids[0]) == self._bos)
+        head, turns = find_turns(document.messages, text, spans)
+        ordered = np.maximum.accumulate(starts) if len(starts) else starts
+        at = np.searchsorted(ordered, np.asarray([head, *(place for turn in turns for place in turn)])).tolist()
+        return Tokens(ids, learned, sizes, bos, max(bos, at[0]), tuple(zip(at[1::2], at[2::2], strict=True)))
 
     def _pieces(self, text: str) -> list[str]:
         """A long text in pieces whose ids, one after the other, are those of the whole."""

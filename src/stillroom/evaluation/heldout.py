@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stillroom.core.errors import CorpusError
+from stillroom.corpus.packing import best_fit
+from stillroom.corpus.pieces import PieceFile
 from stillroom.corpus.sequences import Sequences
 
 
@@ -14,7 +17,7 @@ class HeldOut:
     """One split of a corpus on disk.
 
     Args:
-        path: What :meth:`Sequences.save` wrote.
+        path: A split of a corpus: pieces, or the rows of release 0.1.0.
 
     Raises:
         CorpusError: The file is missing or damaged.
@@ -24,10 +27,18 @@ class HeldOut:
         self.path = path
         from safetensors import SafetensorError, safe_open
 
+        self._pieces: PieceFile | None = None
+        self._layout: list[list[int]] = []
+        if PieceFile.is_one(path):
+            self._pieces = PieceFile(path)
+            self._layout = best_fit(np.diff(self._pieces.offsets).tolist(), self._pieces.length)
+            self._shape = [len(self._layout), self._pieces.length]
+            self.document_sources = torch.from_numpy(self._pieces.document_sources)
+            return
         try:
             with safe_open(path, "pt") as file:
-                self._shape: list[int] = file.get_slice("ids").get_shape()
-                self.document_sources: torch.Tensor = file.get_tensor("document_sources")
+                self._shape = file.get_slice("ids").get_shape()
+                self.document_sources = file.get_tensor("document_sources")
         except (SafetensorError, FileNotFoundError) as error:
             raise CorpusError(f"{path}: cannot be read: {error}.", "Remove its folder and run again.") from None
 
@@ -36,7 +47,7 @@ class HeldOut:
 
     @property
     def length(self) -> int:
-        """Tokens a sequence."""
+        """Most tokens per sequence."""
         return self._shape[1]
 
     @property
@@ -45,13 +56,19 @@ class HeldOut:
         return self.document_sources.shape[0]
 
     def row(self, index: int) -> Sequences:
-        """One sequence."""
-        return self.rows(slice(index, index + 1))
+        """One sequence, without the padding behind it."""
+        row = self.rows(slice(index, index + 1))
+        return row.part(slice(None), row.width)
 
     def rows(self, part: slice) -> Sequences:
         """Some sequences."""
         from safetensors import safe_open
 
+        if self._pieces is not None:
+            layout = self._layout[part]
+            chosen = [index for row in layout for index in row]
+            numbers = iter(range(len(chosen)))
+            return Sequences.pack(self._pieces.read(chosen), [[next(numbers) for _ in row] for row in layout])
         with safe_open(self.path, "pt") as file:
             ids, segments, mask, documents, bytes_ = (
                 file.get_slice(key)[part] for key in ("ids", "segments", "loss_mask", "documents", "token_bytes")
@@ -69,12 +86,4 @@ class InMemory(HeldOut):
 
     def rows(self, part: slice) -> Sequences:
         """Some sequences."""
-        whole = self._sequences
-        return Sequences(
-            whole.ids[part],
-            whole.segments[part],
-            whole.loss_mask[part],
-            whole.documents[part],
-            whole.token_bytes[part],
-            whole.document_sources,
-        )
+        return self._sequences.part(part)

@@ -63,14 +63,7 @@ def measure_importance(
     try:
         for index in chosen:
             # One sequence at a time, so that only these rows have to be made.
-            one = Sequences(
-                text.ids[index : index + 1],
-                text.segments[index : index + 1],
-                text.loss_mask[index : index + 1],
-                text.documents[index : index + 1],
-                text.token_bytes[index : index + 1],
-                text.document_sources,
-            )
+            one = text.part([index])
             source = BatchSource(one, vocabulary, None)
             batch = source.batch([0])
             keep = one.segments[0][source.origin(0)] >= 0

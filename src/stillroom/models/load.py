@@ -38,6 +38,7 @@ class LoadedTeacher:
         tokenizer_digest: SHA-256 over the tokenizer and its chat template.
         licence: As stated by the recipe, or else by the model's own metadata.
         stored_bytes: Bytes of the stored weights.
+        config_digest: SHA-256 over what its config says of the computation; None where ``digest`` covers it (GGUF).
     """
 
     model: CausalModel
@@ -48,6 +49,7 @@ class LoadedTeacher:
     tokenizer_digest: str
     licence: str | None
     stored_bytes: int
+    config_digest: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -86,6 +88,7 @@ def load_teacher(
         weights = sorted(folder.glob("*.safetensors"))
         digest = files.digest_json({file.name: files.digest_file(file) for file in weights})
         stored = sum(file.stat().st_size for file in weights)
+    config_digest = None if isinstance(config, GgufTeacher) else digest_of_config(folder)
     model.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedTeacher(
         model,
@@ -96,7 +99,23 @@ def load_teacher(
         tokenizer_digest(tokenizer),
         stated_licence(config),
         stored,
+        config_digest,
     )
+
+
+NOT_COMPUTED = ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version")
+"""Keys of a config that change nothing in what a model computes (in which dtype it does is the recipe's to say)."""
+
+
+def digest_of_config(folder: Path) -> str:
+    """SHA-256 over a Hugging Face folder's config.json, without the keys that change nothing in what the model computes."""
+
+    def computed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: computed(held) for key, held in value.items() if key not in NOT_COMPUTED}
+        return [computed(held) for held in value] if isinstance(value, list) else value
+
+    return files.digest_json(computed(files.read_json(folder / "config.json")))
 
 
 def stated_licence(config: HuggingFaceTeacher | GgufTeacher) -> str | None:

@@ -28,15 +28,19 @@ class Text:
 
     Attributes:
         train: The training split.
-        tokens: Tokens of each split, padding included.
+        tokens: Tokens of text of each split.
+        row_tokens: Tokens of the rows that they are packed into, with what pieces repeat and with padding.
         tokenizer: The teacher's tokenizer.
         seconds: Seconds that reading the text took.
+        without_context: Targets of each split with neither their document's beginning nor enough text before them in sight.
     """
 
     train: Sequences
     tokens: dict[str, int]
+    row_tokens: dict[str, int]
     tokenizer: Tokenizer
     seconds: float
+    without_context: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Planned:
 def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     """The corpus of the run, if it is done; otherwise the text is read now."""
     from stillroom.corpus.build import build_corpus
+    from stillroom.corpus.context import context_of
     from stillroom.corpus.sequences import Sequences
     from stillroom.corpus.split import SPLITS
     from stillroom.models.load import load_tokenizer
@@ -84,14 +89,18 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     record = stage.record
     if record is not None and stage.holds(inputs_of(run, STAGES[0])):
         splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
+        context = {name: split.missing for name, split in context_of(stage.path).items()}
         seconds = record["seconds"]
     else:
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            splits = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder)).splits
+            corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder))
+        splits = corpus.splits
+        context = {name: pieces.targets_without_context for name, pieces in corpus.pieces.items()}
         seconds = time.perf_counter() - begun
-    tokens = {name: len(split) * split.length for name, split in splits.items()}
-    return Text(splits["train"], tokens, tokenizer, seconds)
+    tokens = {name: split.tokens for name, split in splits.items()}
+    rows = {name: len(split) * split.length for name, split in splits.items()}
+    return Text(splits["train"], tokens, rows, tokenizer, seconds, context)
 
 
 def count_student(recipe: Recipe, text: Text) -> Planned:

@@ -69,7 +69,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         # Libraries are loaded with the first model.
         base = loaded - sum(parameter.nbytes for parameter in model.parameters())
         config = recipe.capture
-        identity = cache_identity(teacher, config.codec, config.temperature, recipe.seed, few.length)
+        identity = cache_identity(teacher, config.codec, config.temperature, config.seed)
         one = few.take(1)
         with MemoryMeter() as meter:
             _captured(teacher, one, CacheWriter.open(Path(folder) / "first", identity), recipe)

@@ -68,9 +68,9 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         teacher_shape=student.teacher_shape,
         student_shape=student.shape,
         student_layers=student.config.num_hidden_layers,
-        train_tokens=text.tokens["train"],
-        validation_tokens=text.tokens["validation"],
-        heldout_tokens=text.tokens["heldout"],
+        train_tokens=text.row_tokens["train"],
+        validation_tokens=text.row_tokens["validation"],
+        heldout_tokens=text.row_tokens["heldout"],
         sequence_length=text.train.length,
         expansion=student.expansion,
         corpus_seconds=text.seconds,
@@ -86,6 +86,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "student_shape": student.shape.words() if student.shape else None,
         "student_note": student.note or None,
         "tokens": text.tokens,
+        "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),
         "training_operations": training_operations(recipe, counts),
         "file_bytes": student.files,
@@ -190,7 +191,8 @@ def _less_text(counts: Counts, plan: dict[str, Any], free: dict[str, float]) -> 
         over = plan[key] - free[key]
         if over > 0 and per_text > 0:
             most = min(most, 1 - over / per_text)
-    tokens = int(most * counts.train_tokens * 0.98) // counts.sequence_length * counts.sequence_length
+    # The recipe counts tokens of text.
+    tokens = int(most * plan["tokens"]["train"] * 0.98) // counts.sequence_length * counts.sequence_length
     return {"corpus.train_tokens": tokens} if tokens >= counts.sequence_length else {}
 
 

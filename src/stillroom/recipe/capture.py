@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 
 
 class ThresholdCodec(Section):
@@ -52,6 +52,9 @@ class CaptureConfig(Section):
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens a teacher's forward pass; without it, as many as memory allows."""
     shard_tokens: int = Field(default=16_384, ge=1)
-    """Tokens a shard of the cache; a kill loses at most the shard that was being written."""
+    """Tokens per shard of the cache; a kill loses at most the shard that was being written."""
     path: Path | None = None
     """Folder of the cache; without it, in the run's folder. A shared folder serves any number of runs."""
+    seed: int = Field(default=0, ge=0, json_schema_extra={SINCE: "0.2.0"})
+    """Seed of the codec's sampling, together with a piece's content. It is not the run's `seed`: one cache serves runs of any
+    seed."""

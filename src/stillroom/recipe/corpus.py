@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 
 
 class _Source(Section):
@@ -117,21 +117,34 @@ class CorpusConfig(Section):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where text comes from; every source is one of the kinds below."""
-    sequence_length: int = Field(default=512, ge=8, le=131_072)
-    """Tokens a packed sequence."""
+    sequence_length: int = Field(default=1024, ge=8, le=131_072)
+    """Tokens of a packed sequence, and most tokens of a piece of a document."""
+    overlap_tokens: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    """Tokens before it that a piece of a longer document repeats; they are seen and not learned. At most half of
+    ``sequence_length``; without it, a quarter of it, and 256 at most."""
     train_tokens: int | None = Field(default=None, gt=0)
-    """Tokens to train on; without it, all there are."""
+    """Tokens to train on; without it, all there are. Tokens of text are counted: not what pieces repeat, and no padding."""
     validation_tokens: int | None = Field(default=None, gt=0)
-    """Tokens that choose the best checkpoint; without it, all of the validation documents."""
+    """Tokens that choose the best checkpoint, likewise; without it, all of the validation documents."""
     heldout_tokens: int | None = Field(default=None, gt=0)
-    """Tokens that the final numbers are measured on; without it, all of the held-out documents."""
+    """Tokens that the final numbers are measured on, likewise; without it, all of the held-out documents."""
+    max_document_tokens: int = Field(default=1024, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    """Most learned tokens that one document gives to validation, and to held-out text: its beginning is taken. Otherwise a few
+    long documents decide the numbers. Training text has no such limit."""
     validation_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of documents that only choose the checkpoint."""
     heldout_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of documents that nothing but the final evaluation sees."""
     cross_documents: bool = False
-    """Let attention and targets cross from one document to the next inside a packed sequence."""
+    """Let attention and targets cross from one document to the next inside a packed sequence. The teacher's outputs then depend
+    on the whole sequence, so that a corpus that grows is captured anew."""
     add_bos: bool | None = None
     """Begin each document with the beginning-of-text token; without it, as the tokenizer does."""
     add_eos: bool = True
     """End each plain-text document with the end-of-text token, where the tokenizer has one."""
+
+    @model_validator(mode="after")
+    def _room(self) -> CorpusConfig:
+        if self.overlap_tokens is not None and 2 * self.overlap_tokens > self.sequence_length:
+            raise ValueError("overlap_tokens is more than half of sequence_length")
+        return self

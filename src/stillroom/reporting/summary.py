@@ -8,6 +8,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.version import tool_version
+from stillroom.corpus.context import context_of, warning_of
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result, without_bounds
 from stillroom.evaluation.registry import find
@@ -27,6 +28,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     """
     evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
     corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
+    context = context_of(run.stage("corpus").path)
     teacher = files.read_json(_finished(run, "capture") / "teacher.json")
     exported = files.read_json(_finished(run, "export") / "export.json")["files"]
     capture = run.stage("capture").record or {}
@@ -50,6 +52,11 @@ def write_summary(run: Run) -> dict[str, Any]:
         "baseline_comparison": baseline_comparison(stages) if "baseline" in models else None,
         "near_duplicates": corpus.get("near_duplicates"),
         "tokens": {name: split["tokens"] for name, split in corpus["splits"].items()},
+        "context": {
+            "targets_without_context": {name: split.missing for name, split in context.items()},
+            "share": {name: split.share for name, split in context.items()},
+            "warning": warning_of(context),
+        },
         "cache": {
             "bytes_per_position": capture["notes"]["bytes_per_position"],
             "codec": capture["notes"]["codec"],
@@ -108,6 +115,9 @@ def text_warnings(summary: dict[str, Any]) -> list[str]:
             f"The held-out text has {summary['effective_documents']:.1f} effective documents, which is {TOO_FEW}: "
             "raise `corpus.heldout_tokens` or give more documents."
         )
+    context = (summary.get("context") or {}).get("warning")
+    if context:
+        found.append(context)
     repeated = (summary.get("near_duplicates") or {}).get("heldout")
     if repeated and repeated["documents"]:
         found.append(

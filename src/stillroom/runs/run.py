@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,8 +270,14 @@ class Stage:
         )
 
     @contextlib.contextmanager
-    def working(self, inputs: dict[str, str], seed: int) -> Iterator[Stage]:
-        """Do the stage: work left by another recipe is removed, work left by a kill stays, the record is written last."""
+    def working(self, inputs: dict[str, str], seed: int, keeps: Sequence[str] = ()) -> Iterator[Stage]:
+        """Do the stage: work left by another recipe is removed, work left by a kill stays, the record is written last.
+
+        Args:
+            inputs: Digests of everything that the result depends on.
+            seed: The recipe's.
+            keeps: Folders inside the stage's that stay in any case.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RECORD).unlink(missing_ok=True)
         files.remove_leftovers(self.path)
@@ -281,8 +287,10 @@ class Stage:
         if previous is not None and previous.get("inputs") == inputs:
             spent = previous.get("seconds", 0.0)
         elif previous is not None or any(self.path.iterdir()):
-            shutil.rmtree(self.path)
-            self.path.mkdir()
+            for entry in self.path.iterdir():
+                if entry.name in keeps:
+                    continue
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         files.write_json(begun, {"inputs": inputs, "seconds": spent})
         self.scratch.mkdir(exist_ok=True)
         self.run.event(self.name, event="begun", resumed=previous is not None)

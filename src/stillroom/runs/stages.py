@@ -17,6 +17,9 @@ from stillroom.runs.run import Run, Stage
 StageFunction = Callable[[Run, Stage, Progress], None]
 CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
+CACHE = "cache"
+"""The folder of the teacher cache inside the stage `capture`."""
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -30,6 +33,8 @@ class StageSpec:
         needs: Stages whose output it reads.
         teacher: Whether it opens the teacher.
         gated: Whether it uses the teacher, so that the terms have to allow it.
+        keeps: Folders inside the stage's that are kept when it is done again for other inputs: the stage itself sees to it that
+            what stands there fits.
     """
 
     name: str
@@ -39,6 +44,7 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     teacher: bool = False
     gated: bool = False
+    keeps: tuple[str, ...] = ()
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -67,6 +73,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("corpus",),
         teacher=True,
         gated=True,
+        # Signals are addressed by content: those of pieces that are still in the corpus stay right.
+        keeps=(CACHE,),
     ),
     StageSpec(
         "shrink",

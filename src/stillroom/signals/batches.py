@@ -107,7 +107,7 @@ class BatchSource:
         signal: Signal | None = None
         entropy = 0.0
         if self.cache is not None:
-            digests = [self.sequences.digests[index] for index in indices]
+            digests = [address for index in indices for address in self.sequences.addresses[index]]
             said = self.cache.read(digests)[0]
             entropy = sum(self.cache.entropy(digest) for digest in digests)
             signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])

@@ -62,15 +62,7 @@ class Sample:
 
 def between(sequences: Sequences, begin: int, end: int) -> Sequences:
     """The sequences from ``begin`` up to ``end``."""
-    part = slice(begin, end)
-    return Sequences(
-        sequences.ids[part],
-        sequences.segments[part],
-        sequences.loss_mask[part],
-        sequences.documents[part],
-        sequences.token_bytes[part],
-        sequences.document_sources,
-    )
+    return sequences.part(slice(begin, end))
 
 
 @contextmanager

@@ -1,17 +1,22 @@
-"""The teacher's one pass over the sequences, into the cache."""
+"""The teacher's one pass over the pieces of a corpus, into the cache."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
 
 from stillroom.core.errors import OutOfMemory, TeacherError, translate
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec
 from stillroom.signals.cache.identity import CacheIdentity
-from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.cache.registry import VERSIONS
+from stillroom.signals.cache.writer import CHUNK, CacheWriter
 from stillroom.teachers.teacher import Teacher, require
 
 
-def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int, length: int) -> CacheIdentity:
+def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int) -> CacheIdentity:
     """What a teacher's cache is made of and how.
 
     Args:
@@ -19,17 +24,17 @@ def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int
         codec: What is stored of each distribution.
         temperature: Divides the teacher's logits.
         seed: Of the codec's sampling.
-        length: Tokens per sequence.
     """
     return CacheIdentity(
         teacher_digest=teacher.identity["teacher"],
+        config_digest=teacher.identity.get("config"),
         tokenizer_digest=teacher.identity["tokenizer"],
         vocabulary_size=teacher.vocabulary.size,
         temperature=temperature,
         codec=codec,
+        codec_version=VERSIONS[codec.kind],
         seed=seed,
         dtype=teacher.dtype,
-        sequence_length=length,
     )
 
 
@@ -41,8 +46,9 @@ def capture(
     asked_batch_tokens: int | None,
     shard_tokens: int,
     task: Task,
+    before: set[str] | None = None,
 ) -> None:
-    """Run the teacher over every sequence that the cache lacks.
+    """Run the teacher over every piece that the cache lacks; what is missing is packed into rows of its own.
 
     Args:
         teacher: The teacher.
@@ -52,18 +58,21 @@ def capture(
         asked_batch_tokens: Tokens per forward pass; None leaves it to the teacher. Fewer are taken where they do not fit.
         shard_tokens: Tokens after which what was captured is written.
         task: Shows progress, in tokens.
+        before: What the cache held when this work was begun. A capture that was interrupted packs the same rows again if it is
+            told the same, so that it ends with the same signals, to the bit. None is what the cache holds now.
 
     Raises:
         TeacherError: The teacher's output is not finite, or it does not give whole distributions.
         OutOfMemory: A single sequence does not fit.
+        SignalError: Something is missing in a cache of format 2.
     """
     require(teacher, "dense", "The stage `capture`")
-    digests = sequences.digests
-    missing = set(writer.missing(digests))
-    todo = [index for index, digest in enumerate(digests) if digest in missing]
-    # The same sequence may stand in a split twice; the cache holds it once.
-    first = {digests[index]: index for index in reversed(todo)}
-    todo = sorted(first.values())
+    addresses = sequences.digests
+    wanted = set(addresses)
+    new = wanted - before if before is not None else set(writer.missing(addresses))
+    # The same piece may stand in a split twice; the cache holds it once.
+    rows = sequences if len(new) == len(addresses) else sequences.only(new)
+    todo = [index for index, row in enumerate(rows.addresses) if any(address not in writer for address in row)]
     task.skip((len(sequences) - len(todo)) * sequences.length)
     batch = max(1, (asked_batch_tokens or teacher.batch_tokens(sequences.length)) // sequences.length)
     unsaved = 0
@@ -71,12 +80,18 @@ def capture(
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            for index, scores in teacher.score(sequences, indices, temperature):
-                if not writer.add(digests[index], scores):
-                    raise TeacherError(
-                        f"The teacher's output on training sequence {index} is not finite.",
-                        "Load it with `dtype: float32`, or check that its files are whole.",
-                    )
+            for index, scores in teacher.score(rows, indices, temperature):
+                parts = _Parts(scores, teacher.vocabulary.size)
+                for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
+                    part = parts.take(count)
+                    if address in writer:
+                        for _ in part:
+                            pass
+                    elif not writer.add(address, part):
+                        raise TeacherError(
+                            f"The teacher's output on training sequence {index} is not finite.",
+                            "Load it with `dtype: float32`, or check that its files are whole.",
+                        )
         except (RuntimeError, MemoryError) as error:
             if not isinstance(translate(error), OutOfMemory):
                 raise
@@ -94,3 +109,37 @@ def capture(
             writer.flush()
             unsaved = 0
     writer.flush()
+
+
+class _Parts:
+    """A row's scores, piece by piece, always in the same steps: where a piece stands in its row changes nothing.
+
+    Args:
+        scores: Of all positions of the row that have a target, some at a time, [n, V] each.
+        size: Ids of the vocabulary, V.
+    """
+
+    def __init__(self, scores: Iterator[torch.Tensor], size: int) -> None:
+        self._scores = scores
+        self._rest = torch.zeros(0, size)
+
+    def take(self, count: int) -> Iterator[torch.Tensor]:
+        """The next ``count`` positions; what was taken before has to be used up."""
+        if not count:
+            yield self._rest[:0]
+        while count:
+            wanted = min(count, CHUNK)
+            held = [self._rest]
+            while sum(map(len, held)) < wanted:
+                more = next(self._scores, None)
+                if more is None:
+                    raise TeacherError(
+                        "The teacher gives scores of fewer positions than have a target.",
+                        "The package that brings this teacher has a mistake: tell its authors.",
+                    )
+                held.append(more)
+            held = [part for part in held if len(part)]
+            whole = held[0] if len(held) == 1 else torch.cat(held)
+            part, self._rest = whole[:wanted], whole[wanted:]
+            count -= wanted
+            yield part

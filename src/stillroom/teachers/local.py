@@ -54,8 +54,9 @@ class LocalTeacher:
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Digests of the stored weights and of the tokenizer with its chat template."""
-        return {"teacher": self.loaded.digest, "tokenizer": self.loaded.tokenizer_digest}
+        """Digests of the stored weights, of the config, and of the tokenizer with its chat template."""
+        found = {"teacher": self.loaded.digest, "tokenizer": self.loaded.tokenizer_digest}
+        return found if self.loaded.config_digest is None else found | {"config": self.loaded.config_digest}
 
     @property
     def licence(self) -> str | None:
@@ -112,8 +113,10 @@ class LocalTeacher:
         model = self.loaded.model
         device = next(model.parameters()).device
         chosen = list(indices)
-        ids = sequences.ids[chosen].to(device)
-        positions = sequences.positions[chosen].to(device)
+        # Padding behind the longest of them need not be seen.
+        width = sequences.part(chosen).width
+        ids = sequences.ids[chosen, :width].to(device)
+        positions = sequences.positions[chosen, :width].to(device)
         hidden = hidden_states(model, ids, positions)
         head = output_head(model)
         for row, index in enumerate(chosen):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 
 from stillroom.core import files
+from stillroom.core.errors import SignalError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.runs.run import Run, Stage
+from stillroom.runs.stages import CACHE
+from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.manifest import VERSION
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
+
+BEGUN = "capture.json"
+"""In the stage's scratch folder: how far the cache was when the stage was begun."""
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -24,18 +33,56 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     corpus = run.stage("corpus").path
     splits = [Sequences.load(corpus / f"{name}.safetensors") for name in ("train", "validation")]
-    folder = config.path or stage.path / "cache"
-    identity = cache_identity(teacher, config.codec, config.temperature, recipe.seed, splits[0].length)
+    folder = config.path or stage.path / CACHE
+    identity = cache_identity(teacher, config.codec, config.temperature, config.seed)
+    wanted = [address for split in splits for address in split.digests]
+    writer = _writer(folder, identity, wanted, own=config.path is None, progress=progress)
+    before = _before(writer, stage.scratch / BEGUN)
     started = time.monotonic()
-    writer = CacheWriter.open(folder, identity)
     with progress.task("capture", total=sum(len(split) * split.length for split in splits)) as task:
         for split in splits:
-            capture(teacher, split, writer, config.temperature, config.batch_tokens, config.shard_tokens, task)
+            capture(teacher, split, writer, config.temperature, config.batch_tokens, config.shard_tokens, task, before)
     seconds = time.monotonic() - started
     cache = TeacherCache.open(folder)
     files.write_json(stage.path / "teacher.json", teacher.record())
+    kept = len(before.intersection(wanted))
+    if kept:
+        progress.say(f"  {kept:,} of {len(set(wanted)):,} pieces stood in the cache")
     stage.notes.update(
         bytes_per_position=cache.bytes_per_position,
         codec=config.codec.model_dump(mode="json"),
         tokens_per_second=round((task.done - task.begun_at) / seconds, 1) if seconds > 0 else None,
+        reused=kept,
     )
+
+
+def _writer(folder: Path, identity: CacheIdentity, wanted: list[str], *, own: bool, progress: Progress) -> CacheWriter:
+    """The cache, to be gone on with. One in the run's folder that does not fit is begun anew; a shared one is refused."""
+    writer: CacheWriter | None = None
+    try:
+        writer = CacheWriter.open(folder, identity)
+    except SignalError:
+        if not own:
+            raise
+    if writer is not None:
+        missing = len(set(writer.missing(wanted))) if writer.version != VERSION else 0
+        if not missing:
+            return writer
+        if not own:
+            raise SignalError(
+                f"{folder} holds a cache of format {writer.version}, which is read and not written any more; it lacks "
+                f"{missing:,} of {len(set(wanted)):,} sequences of this corpus.",
+                "Name another folder as `capture.path`; a cache of format 2 serves runs whose corpus was made by the "
+                "release that wrote it.",
+            )
+    progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
+    shutil.rmtree(folder)
+    return CacheWriter.open(folder, identity)
+
+
+def _before(writer: CacheWriter, kept: Path) -> set[str]:
+    """What the cache held when the stage was begun, also where it was interrupted since."""
+    if kept.is_file():
+        return writer.before(int(files.read_json(kept)["next_shard"]))
+    files.write_json(kept, {"next_shard": writer.next_shard})
+    return writer.before(writer.next_shard)

@@ -61,7 +61,8 @@ class Teacher(Protocol):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """SHA-256 digests: ``teacher`` of what computes the scores, ``tokenizer`` of what makes the ids.
+        """SHA-256 digests: ``teacher`` of what computes the scores, ``tokenizer`` of what makes the ids, and ``config`` of
+        what is configured apart from ``teacher``, if there is such a thing.
 
         Scores of teachers with the same identity may be stored in one cache.
         """

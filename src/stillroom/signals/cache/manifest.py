@@ -13,7 +13,8 @@ from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.signals.cache.identity import CacheIdentity
 
 FORMAT = "stillroom-teacher-cache"
-VERSION = 2
+VERSION: Final = 3
+READABLE = (2, 3)
 NAME = "manifest.json"
 MODEL: Final = "model.safetensors.zst"
 
@@ -41,6 +42,11 @@ class ShardEntry(FileEntry):
     sequences: int = Field(gt=0)
     positions: int = Field(ge=0)
 
+    @property
+    def number(self) -> int:
+        """The number in its name."""
+        return int(self.name[6:12])
+
 
 class Manifest(BaseModel):
     """``manifest.json``."""
@@ -48,7 +54,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = FORMAT
-    version: int = VERSION
+    version: Literal[2, 3] = VERSION
     identity: CacheIdentity
     model: ModelEntry | None = None
     shards: tuple[ShardEntry, ...] = ()
@@ -70,9 +76,10 @@ class Manifest(BaseModel):
             raise CacheDamaged(f"{path} is damaged: {error}.", "Remove the cache and capture again.") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise SignalError(f"{path} is not the manifest of a teacher cache.", "Give a cache's folder.")
-        if value.get("version") != VERSION:
+        if value.get("version") not in READABLE:
             raise SignalError(
-                f"{path} has format version {value.get('version')}, and this program reads version {VERSION}.",
+                f"{path} has format version {value.get('version')}, and this program reads "
+                f"{' and '.join(map(str, READABLE))}.",
                 "Use the version of Stillroom that wrote it, or capture again.",
             )
         try:
@@ -86,7 +93,8 @@ class Manifest(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write it, atomically."""
-        files.write_json(folder / NAME, self.model_dump(mode="json"))
+        unknown = {"config_digest", "codec_version"} if self.version == 2 else {"sequence_length"}
+        files.write_json(folder / NAME, self.model_dump(mode="json", exclude={"identity": unknown}))
 
 
 def write_model(folder: Path, data: bytes) -> ModelEntry:

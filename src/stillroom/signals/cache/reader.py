@@ -1,4 +1,7 @@
-"""Reads a cache: any sequence, in any order, in constant memory; and verifies it."""
+"""Reads a cache: the signals of any pieces, in any order, in constant memory; and verifies it.
+
+A cache of format 2 holds whole rows of pieces, and is read the same way: a row is then what has an address.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ class TeacherCache:
         self.folder = folder
         self.manifest = manifest
         self.identity = manifest.identity
-        self._codec = make_codec(manifest.identity.codec, manifest.identity.vocabulary_size)
+        self._codec = make_codec(
+            manifest.identity.codec, manifest.identity.vocabulary_size, manifest.identity.codec_version
+        )
         if manifest.model is not None:
             self._codec.recall(read_model(folder, manifest.model))
         self._shards = [ShardReader(folder, entry) for entry in manifest.shards]
@@ -56,8 +61,13 @@ class TeacherCache:
 
     @property
     def digests(self) -> list[str]:
-        """Addresses of all sequences."""
+        """Addresses of all sequences: of pieces, or of rows in a cache of format 2."""
         return list(self._places)
+
+    def before(self, shard: int) -> set[str]:
+        """Addresses that stand in shards with a lower number."""
+        numbers = [entry.number for entry in self.manifest.shards]
+        return {address for address, (place, _) in self._places.items() if numbers[place] < shard}
 
     @property
     def positions(self) -> int:

@@ -15,7 +15,7 @@ from stillroom.core import files
 from stillroom.core.errors import SignalError
 from stillroom.signals.cache.codec import sampling_generator
 from stillroom.signals.cache.identity import CacheIdentity
-from stillroom.signals.cache.manifest import NAME, Manifest, read_model, write_model
+from stillroom.signals.cache.manifest import NAME, VERSION, Manifest, read_model, write_model
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import make_codec
 from stillroom.signals.cache.shard import Encoded, write_shard
@@ -34,17 +34,21 @@ class CacheWriter:
         self.folder = folder
         self._manifest = manifest
         self._there = there
-        self._codec = make_codec(manifest.identity.codec, manifest.identity.vocabulary_size)
+        self._codec = make_codec(
+            manifest.identity.codec, manifest.identity.vocabulary_size, manifest.identity.codec_version
+        )
         self._learned = manifest.model is not None
         if manifest.model is not None:
             self._codec.recall(read_model(folder, manifest.model))
         self._waiting: list[_Waiting] = []
+        self._sampled: set[str] = set()
 
     @classmethod
     def open(cls, folder: Path, identity: CacheIdentity) -> CacheWriter:
         """Make a cache, or go on with one.
 
-        Shards that are damaged are quarantined, so that their sequences are missing again.
+        Shards that are damaged are quarantined, so that their sequences are missing again. A cache of format 2 is opened too,
+        if teacher, codec and temperature are the same, but nothing can be added to it.
 
         Raises:
             SignalError: The folder holds a cache of another teacher, codec, temperature or seed.
@@ -56,7 +60,7 @@ class CacheWriter:
             manifest.save(folder)
             return cls(folder, manifest, set())
         manifest = Manifest.load(folder)
-        difference = manifest.identity.difference(identity)
+        difference = manifest.identity.difference(identity, manifest.version)
         if difference is not None:
             raise SignalError(
                 f"{folder} holds a cache that was captured otherwise: {difference}.",
@@ -65,6 +69,23 @@ class CacheWriter:
         TeacherCache.verify_folder(folder)
         cache = TeacherCache.open(folder)
         return cls(folder, cache.manifest, set(cache.digests))
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._there or digest in self._sampled
+
+    @property
+    def version(self) -> int:
+        """Format of the cache."""
+        return self._manifest.version
+
+    @property
+    def next_shard(self) -> int:
+        """The number that the next shard will have."""
+        return 1 + max((entry.number for entry in self._manifest.shards), default=-1)
+
+    def before(self, shard: int) -> set[str]:
+        """Addresses that stand in shards with a lower number than ``shard``."""
+        return TeacherCache(self.folder, self._manifest).before(shard)
 
     def missing(self, digests: list[str]) -> list[str]:
         """Those sequences, in order, that the cache does not hold."""
@@ -81,6 +102,11 @@ class CacheWriter:
         Returns:
             Whether the scores were finite; others are not added.
         """
+        if self.version != VERSION:
+            raise SignalError(
+                f"{self.folder} holds a cache of format {self.version}, which is read and not written any more.",
+                "Name another folder as `capture.path`.",
+            )
         size = self._manifest.identity.vocabulary_size
         entropy = 0.0
         positions = 0
@@ -103,6 +129,7 @@ class CacheWriter:
         if not math.isfinite(entropy):
             return False
         self._waiting.append(_Waiting(digest, positions, entropy, sample))
+        self._sampled.add(digest)
         return True
 
     def flush(self) -> None:
@@ -118,12 +145,11 @@ class CacheWriter:
             Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
             for sequence in self._waiting
         ]
-        number = 1 + max((int(entry.name[6:12]) for entry in self._manifest.shards), default=-1)
-        entry = write_shard(self.folder, number, encoded)
+        entry = write_shard(self.folder, self.next_shard, encoded)
         self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry), **update})
         self._manifest.save(self.folder)
-        self._there.update(sequence.digest for sequence in self._waiting)
-        self._waiting = []
+        self._there |= self._sampled
+        self._waiting, self._sampled = [], set()
 
 
 @dataclass(frozen=True)
