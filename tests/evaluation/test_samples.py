@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillroom.corpus.cutting import cut
+from stillroom.corpus.pieces import PieceList
 from stillroom.corpus.sequences import Sequences
+from stillroom.corpus.tokens import Tokens
 from stillroom.evaluation.answers import Answer, Speaker
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.measures import do_measures
@@ -79,6 +83,18 @@ def test_what_goes_on_in_another_sequence_is_no_beginning() -> None:
     # A chat whose answer is in another sequence has no whole prompt in its first.
     assert find_prompts(packed([chat(0, question=70)]), 20) == []
     assert find_prompts(packed([chat(0, question=LONGEST + 1)], 512), 20) == []
+
+
+def test_a_piece_that_repeats_what_came_before_is_no_beginning() -> None:
+    ids, learned = plain(1, 100)
+    ids[:4] = [7, 8, 9, 10]
+    tokens = Tokens(np.array(ids), np.array(learned), np.ones(100, np.int32))
+    pieces = PieceList(64, 16, False, None)
+    pieces.add(cut(tokens, 64, 16), 0)
+    rows = Sequences.pack(pieces.finish())
+    assert rows.repeated is not None
+    assert rows.repeated.any()
+    assert [prompt.ids[:4] for prompt in find_prompts(InMemory(rows), 20)] == [(7, 8, 9, 10)]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 15)), max_size=30), st.integers(1, 25))

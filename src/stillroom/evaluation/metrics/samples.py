@@ -102,13 +102,14 @@ def find_prompts(heldout: HeldOut, wanted: int) -> list[Prompt]:
     seen: set[int] = set()
     for index in range(len(heldout)):
         row = heldout.row(index)
-        for document in dict.fromkeys(row.documents[0][row.documents[0] >= 0].tolist()):
-            # What goes on in a later sequence is not the document's beginning.
-            if document in seen:
+        for segment in dict.fromkeys(row.segments[0][row.segments[0] >= 0].tolist()):
+            where = (row.segments[0] == segment).nonzero().squeeze(1)
+            # A piece that repeats what came before it is not its document's beginning, nor is what goes on in a later
+            # sequence of a corpus of release 0.1.0.
+            document = int(row.documents[0, where[0]])
+            if document in seen or (row.repeated is not None and bool(row.repeated[0, where[0]])):
                 continue
             seen.add(document)
-            where = (row.documents[0] == document).nonzero().squeeze(1)
-            where = where[row.segments[0][where] == row.segments[0][where[0]]]
             prompt = _prompt(row.ids[0][where].tolist(), row.loss_mask[0][where].tolist())
             if prompt is not None:
                 found.setdefault(prompt.ids, prompt)
