@@ -16,8 +16,9 @@ heads a group, D size of a head.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,7 +91,8 @@ def layers_of(model: CausalModel) -> list[Layer] | None:
             return None
         width = attention.head_dim
         heads, groups = qkv[0].weight.shape[0] // width, qkv[1].weight.shape[0] // width
-        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        first: Any = layer.input_layernorm
+        second: Any = layer.post_attention_layernorm
         found.append(
             Layer(
                 first.weight,
@@ -121,22 +123,34 @@ def join_weights(layers: Sequence[Layer]) -> None:
         for group in (layer.qkv, layer.bias, layer.gate_up):
             if group:
                 whole = torch.cat([parameter.data for parameter in group])
-                for parameter, part in zip(group, whole.split([p.shape[0] for p in group]), strict=True):
+                for parameter, part in zip(group, torch.split(whole, [p.shape[0] for p in group]), strict=True):
                     parameter.data = part
 
 
-def _joined(group: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights one under the other: as they lie in memory, or a copy."""
+def _neighbours(group: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Weights one under the other as they lie in memory; None where they do not."""
     first = group[0].detach()
     place = first.data_ptr()
     for one in group:
         if one.data_ptr() != place or not one.is_contiguous():
-            return torch.cat([one.detach() for one in group])
+            return None
         place += one.numel() * one.element_size()
-    rows = sum(one.shape[0] for one in group)
     if first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() < place:
-        return torch.cat([one.detach() for one in group])
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+        return None
+    return first.as_strided((sum(one.shape[0] for one in group), *first.shape[1:]), first.stride())
+
+
+def _joined(group: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Weights one under the other: as they lie in memory, or a copy."""
+    whole = _neighbours(group)
+    return torch.cat([one.detach() for one in group]) if whole is None else whole
+
+
+def _product(states: torch.Tensor, whole: torch.Tensor | None, group: Sequence[torch.Tensor]) -> torch.Tensor:
+    """States [N, H] times the weights of a group, side by side; ``whole`` are the same weights, where they are joined."""
+    if whole is None:
+        return torch.cat([torch.mm(states, one.t()) for one in group], dim=1)
+    return torch.mm(states, whole.t())
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,7 @@ class Line:
                 continue
             count = -(-(last - first) // BLOCK)
             edges = [first + (last - first) * number // count for number in range(count + 1)]
-            found += [(a, b, start) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            found += [(a, b, start) for a, b in itertools.pairwise(edges)]
         return found
 
 
@@ -202,13 +216,13 @@ def line_of(ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> L
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gradients:
-    """Gradients of a stack: of every layer's :attr:`Layer.parameters`, the final norm and the embedding."""
+    """Gradients of a stack: of every layer's :attr:`Layer.parameters`, the final norm and the embedding (both float32)."""
 
-    layers: list[list[torch.Tensor]] = field(default_factory=list)
-    norm: torch.Tensor | None = None
-    embedding: torch.Tensor | None = None
+    layers: list[list[torch.Tensor]]
+    norm: torch.Tensor
+    embedding: torch.Tensor
 
 
 Loss = Callable[[int, torch.Tensor, slice], torch.Tensor | None]
@@ -223,20 +237,23 @@ class Stack:
         body: The network under the output layer.
         layers: Of :func:`layers_of`.
         line: The tokens.
+        backward: Whether there will be a backward pass.
     """
 
-    def __init__(self, body: Body, layers: Sequence[Layer], line: Line) -> None:
+    def __init__(self, body: Body, layers: Sequence[Layer], line: Line, *, backward: bool) -> None:
+        self.backward = backward
         self.body, self.layers, self.line = body, layers, line
-        self.embedding: torch.Tensor = body.embed_tokens.weight.detach()
+        parts: Any = body
+        self.embedding: torch.Tensor = parts.embed_tokens.weight.detach()
         self.dtype = self.embedding.dtype
-        self.norm: Any = body.norm
         states = self.embedding.new_empty(1, 1, 1)
-        rotary: Any = body
-        cos, sin = rotary.rotary_emb(states, line.positions[None])
+        self.norm: Any = parts.norm
+        cos, sin = parts.rotary_emb(states, line.positions[None])
         half = cos.shape[-1] // 2
         self.cos, self.sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
-        self.qkv = [_joined(layer.qkv) for layer in layers]
-        self.gate_up = [_joined(layer.gate_up) for layer in layers]
+        join = _joined if backward else _neighbours
+        self.qkv = [join(layer.qkv) for layer in layers]
+        self.gate_up = [join(layer.gate_up) for layer in layers]
         self.bias = [_joined(layer.bias) if layer.bias else None for layer in layers]
         count = line.ids.shape[0]
         shapes = [(layer.groups, count, layer.width) for layer in layers]
@@ -250,37 +267,37 @@ class Stack:
         self.grad_norm: torch.Tensor | None = None
         self.grad_embedding: torch.Tensor | None = None
 
-    def run(self, loss: Loss, backward: bool) -> Gradients | None:
+    def run(self, loss: Loss) -> Gradients | None:
         """Forward, the loss, and backward from the gradient that it gives."""
         shares = len(self.line.cuts) - 1
 
         def work(share: int) -> None:
             try:
                 with torch.no_grad():
-                    _Share(self, share).run(loss, backward)
+                    _Share(self, share).run(loss)
             except BaseException:
                 self.milestones.fail()
                 raise
 
         run_together(shares, work)
-        if not backward:
+        if not self.backward:
             return None
-        grads = Gradients(norm=self.grad_norm, embedding=self.grad_embedding)
-        for layer, (norm1, qkv, bias, output, norm2, gate_up, down) in zip(
-            self.layers, self.joined_grads, strict=True
-        ):
-            grads.layers.append(
+        found = []
+        for layer, (norm1, qkv, bias, output, norm2, gate_up, down) in zip(self.layers, self.joined_grads, strict=True):
+            found.append(
                 [
                     norm1,
-                    *qkv.split([p.shape[0] for p in layer.qkv]),
-                    *bias.split([p.shape[0] for p in layer.bias]),
+                    *torch.split(qkv, [p.shape[0] for p in layer.qkv]),
+                    *torch.split(bias, [p.shape[0] for p in layer.bias]),
                     output,
                     norm2,
-                    *gate_up.split([p.shape[0] for p in layer.gate_up]),
+                    *torch.split(gate_up, [p.shape[0] for p in layer.gate_up]),
                     down,
                 ]
             )
-        return grads
+        assert self.grad_norm is not None
+        assert self.grad_embedding is not None
+        return Gradients(found, self.grad_norm, self.grad_embedding)
 
 
 @dataclass
@@ -310,17 +327,17 @@ class _Share:
         self.cos, self.sin = stack.cos[self.begin : self.end], stack.sin[self.begin : self.end]
         self.shares = len(line.cuts) - 1
 
-    def run(self, loss: Loss, backward: bool) -> None:
+    def run(self, loss: Loss) -> None:
         """All layers, the loss, and all layers back."""
         stack, line = self.stack, self.stack.line
         stream = stack.embedding.index_select(0, line.ids[self.begin : self.end])
-        kept = [self._forward(number, stream, backward) for number in range(len(stack.layers))]
+        kept = [self._forward(number, stream, stack.backward) for number in range(len(stack.layers))]
         normed, rstd, hidden = _rms_norm(stream, stack.norm.weight, stack.norm.variance_epsilon)
         del stream
         low, high = torch.searchsorted(line.rows, torch.tensor([self.begin, self.end])).tolist()
         wanted = line.rows[low:high] - self.begin
         given = loss(self.number, hidden.index_select(0, wanted), slice(low, high))
-        if not backward:
+        if not stack.backward:
             return
         assert given is not None
         grad = torch.zeros(hidden.shape, dtype=torch.float32)
@@ -341,7 +358,9 @@ class _Share:
         heads = groups * repeats
         # 1. Queries, keys and values; rotary embeddings.
         normed1, rstd1, states = _rms_norm(stream, layer.norm1, layer.eps[0])
-        qkv = torch.nn.functional.linear(states, stack.qkv[number], stack.bias[number])
+        qkv = _product(states, stack.qkv[number], layer.qkv)
+        if (bias := stack.bias[number]) is not None:
+            qkv += bias
         qkv = qkv.view(count, heads + 2 * groups, width)
         turned = torch.empty(count, heads + groups, width, dtype=qkv.dtype)
         _rotate(qkv[:, : heads + groups], self.cos, self.sin, turned)
@@ -371,7 +390,7 @@ class _Share:
         stream.addmm_(attended, layer.output.t())
         # 3. SwiGLU.
         normed2, rstd2, states = _rms_norm(stream, layer.norm2, layer.eps[1])
-        gate_up = torch.mm(states, stack.gate_up[number].t())
+        gate_up = _product(states, stack.gate_up[number], layer.gate_up)
         gate, up = gate_up.chunk(2, dim=1)
         gated = torch.nn.functional.silu(gate)
         stream.addmm_(gated * up, layer.down.t())
@@ -400,14 +419,14 @@ class _Share:
         down = (given, hidden)
         states2 = kept.normed2 * layer.norm2
         grad_norm2 = _rms_norm_backward(
-            grad, torch.mm(grad_gate_up, stack.gate_up[number]).float(), kept.normed2, kept.rstd2, layer.norm2
+            grad, torch.mm(grad_gate_up, _given(stack.gate_up[number])).float(), kept.normed2, kept.rstd2, layer.norm2
         )
         # 2. Attention and rotary embeddings.
         given = grad.to(dtype, copy=True)
         grad_qkv = self._attention_backward(number, torch.mm(given, layer.output), kept)
         states1 = kept.normed1 * layer.norm1
         grad_norm1 = _rms_norm_backward(
-            grad, torch.mm(grad_qkv, stack.qkv[number]).float(), kept.normed1, kept.rstd1, layer.norm1
+            grad, torch.mm(grad_qkv, _given(stack.qkv[number])).float(), kept.normed1, kept.rstd1, layer.norm1
         )
         # 3. Gradients of the weights, added to those of the shares behind: always in the same order.
         vectors = [grad_norm1, grad_norm2]
@@ -468,9 +487,7 @@ class _Share:
                 grad_keys[:, low - self.begin :] += more_keys[:, low - first : high - first]
                 grad_values[:, low - self.begin :] += more_values[:, low - first : high - first]
         turned = torch.empty(count, heads + groups, width, dtype=grad.dtype)
-        torch.mul(
-            grad_queries.transpose(0, 1), layer.scale, out=turned[:, :heads].view(count, groups, repeats, width)
-        )
+        torch.mul(grad_queries.transpose(0, 1), layer.scale, out=turned[:, :heads].view(count, groups, repeats, width))
         turned[:, heads:] = grad_keys.transpose(0, 1)
         result = torch.empty(count, heads + 2 * groups, width, dtype=grad.dtype)
         _rotate(turned, self.cos, -self.sin, result[:, : heads + groups])
@@ -490,6 +507,11 @@ class _Share:
         stack.grad_embedding.index_add_(0, stack.line.ids[self.begin : self.end], grad)
         stack.grad_norm += grad_norm
         stack.milestones.reach(("embedding", self.number))
+
+
+def _given(whole: torch.Tensor | None) -> torch.Tensor:
+    assert whole is not None
+    return whole
 
 
 def _rms_norm(
@@ -532,3 +554,25 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torc
     x, y = heads[..., :half], heads[..., half:]
     torch.mul(x, cos, out=out[..., :half]).addcmul_(y, sin, value=-1)
     torch.mul(y, cos, out=out[..., half:]).addcmul_(x, sin)
+
+
+@torch.no_grad()
+def hidden_states(
+    model: CausalModel, layers: Sequence[Layer], ids: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Final, normed hidden states [B, L, H] of packed sequences, without gradients.
+
+    Args:
+        model: The model that ``layers`` are of.
+        layers: Of :func:`layers_of`.
+        ids: Token ids, [B, L].
+        positions: Position of each token inside its document, [B, L].
+    """
+    line = line_of(ids, positions, torch.arange(ids.numel()))
+    parts: list[torch.Tensor | None] = [None] * (len(line.cuts) - 1)
+
+    def keep(share: int, hidden: torch.Tensor, _: slice) -> None:
+        parts[share] = hidden
+
+    Stack(model.base_model, layers, line, backward=False).run(keep)
+    return torch.cat([part for part in parts if part is not None]).view(*ids.shape, -1)

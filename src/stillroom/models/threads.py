@@ -29,7 +29,7 @@ def run_together(shares: int, work: Callable[[int], T]) -> list[T]:
 
     Args:
         shares: How many; one runs on the calling thread.
-        work: Takes the share's number. Whether gradients are recorded, it decides itself.
+        work: Takes the share's number. Autograd records what it does where it records on the calling thread.
 
     Returns:
         The results in order.
@@ -40,10 +40,16 @@ def run_together(shares: int, work: Callable[[int], T]) -> list[T]:
     """
     if shares == 1:
         return [work(0)]
+    recording, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def run(share: int) -> T:
+        with torch.inference_mode(inference), torch.set_grad_enabled(recording):
+            return work(share)
+
     # Shares wait for each other, so all of them must run: two callers take turns.
     with _lock:
         pool = _pool(shares)
-        futures: list[Future[T]] = [pool.submit(work, share) for share in range(shares)]
+        futures: list[Future[T]] = [pool.submit(run, share) for share in range(shares)]
         failures = [failure for future in futures if (failure := future.exception()) is not None]
     if failures:
         raise next((failure for failure in failures if not isinstance(failure, Abandoned)), failures[0])
