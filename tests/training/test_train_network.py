@@ -8,12 +8,14 @@ from tiny_models import FAMILIES, make_model
 from torch import nn
 from torch.nn import functional
 
-from stillroom.core.errors import UnsupportedModel
+from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
+from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch
 from stillroom.signals.signal import DenseSignal, SparseSignal
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
+from stillroom.training.optimizer import clip_gradients, make_optimizer
 
 
 def a_batch(vocabulary_size: int, signal: str = "dense", seed: int = 0) -> Batch:
@@ -120,3 +122,124 @@ def test_dropout_is_refused():
     model.add_module("noise", nn.Dropout(0.1))
     with pytest.raises(UnsupportedModel, match="dropout"):
         LossNetwork(model, torch.float32)
+
+
+@pytest.fixture
+def own_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def documents(lengths: list[int], seed: int = 0, few: bool = False) -> Batch:
+    torch.manual_seed(seed)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    ids = torch.randint(64, (1, len(positions)))
+    rows = (positions.roll(-1) != 0).nonzero().squeeze(1)
+    if few:  # only ends of documents are learned, so that some share has nothing to learn
+        rows = rows[positions[rows] >= max(lengths) - 5]
+    said = SparseSignal(torch.randint(64, (len(rows), 4)), torch.full((len(rows), 4), 0.25))
+    return Batch(ids, positions[None], rows, torch.randint(64, rows.shape), said)
+
+
+@pytest.mark.usefixtures("own_threads")
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("lengths", [[700], [100, 420, 200], [40] * 10])
+def test_layers_by_hand_have_autograds_gradients(family, threads, lengths, monkeypatch):
+    torch.set_num_threads(threads)
+    model = make_model(family, rows=64, layers=2)
+    network = LossNetwork(model, torch.float32)
+    assert network.by_hand
+    loss = FusedLoss(make_objective("forward_kl"), 0.3)
+    for few in (False, True):
+        batch = documents(lengths, few=few)
+        found = []
+        for hand in (True, False):
+            with monkeypatch.context() as patch:
+                if not hand:
+                    patch.setattr(LossNetwork, "_layers", lambda *_: None)
+                model.zero_grad()
+                result = network(batch, loss, 50.0)
+                (2 * result.value).backward()
+                found.append((result, gradient(model)))
+        (ours, our_grads), (theirs, their_grads) = found
+        assert float(ours.value.detach()) == pytest.approx(float(theirs.value.detach()), rel=1e-5)
+        assert torch.allclose(ours.distances, theirs.distances, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(ours.cross_entropies, theirs.cross_entropies, rtol=1e-4, atol=1e-4)
+        assert float((our_grads - their_grads).norm()) <= 1e-5 * float(their_grads.norm())
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_threads_do_not_make_results_depend_on_timing():
+    torch.set_num_threads(4)
+    batch = documents([300, 500, 224])
+    loss = FusedLoss(make_objective("forward_kl"))
+    found = []
+    for _ in range(6):
+        model = make_model("llama", rows=64, layers=3)
+        network = LossNetwork(model, torch.bfloat16)
+        optimizer = make_optimizer(model, DistillConfig())
+        for _ in range(2):
+            network(batch, loss, 50.0).value.backward()
+            network.collect()
+            clip_gradients(model, 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            network.refresh()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_bfloat16_by_hand_is_as_close_to_float32_as_the_models_code(monkeypatch):
+    torch.set_num_threads(2)
+    batch = documents([300, 212])
+    loss = FusedLoss(make_objective("forward_kl"))
+    grads = {}
+    for name, dtype in (("exact", torch.float32), ("ours", torch.bfloat16), ("theirs", torch.bfloat16)):
+        model = make_model("llama", rows=64, layers=4)
+        network = LossNetwork(model, dtype)
+        with monkeypatch.context() as patch:
+            if name == "theirs":
+                patch.setattr(LossNetwork, "_layers", lambda *_: None)
+            network(batch, loss, 50.0).value.backward()
+        network.collect()
+        grads[name] = gradient(model)
+    ours, theirs = (float((grads[name] - grads["exact"]).norm()) for name in ("ours", "theirs"))
+    assert ours <= 1.1 * theirs
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_a_mistake_in_a_share_is_the_error_that_is_raised():
+    torch.set_num_threads(2)
+    network = LossNetwork(make_model("llama", rows=64, layers=2), torch.float32)
+    batch = documents([300, 212])
+    batch.signal.ids[-1, 0] = 900
+    with pytest.raises(VocabularyMismatch, match="id 900"):
+        network(batch, FusedLoss(make_objective("forward_kl")), 50.0)
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_shared_adamw_is_adamw():
+    torch.set_num_threads(3)
+    found = []
+    for shared in (True, False):
+        model = make_model("llama", rows=64, layers=2)
+        optimizer = make_optimizer(model, DistillConfig(weight_decay=0.1))
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * (seed + 1)
+            if shared:
+                optimizer.step()
+            else:
+                torch.optim.AdamW.step(optimizer)
+        state = [optimizer.state[parameter] for parameter in model.parameters()]
+        found.append(([parameter.detach() for parameter in model.parameters()], state))
+    for mine, theirs in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in ("step", "exp_avg", "exp_avg_sq"))

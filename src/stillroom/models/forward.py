@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stillroom.models import stack
 from stillroom.models.attention import applies, blocks_of, packed
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
         ids: Token ids, [B, L].
         positions: Position of each token inside its segment, [B, L].
     """
+    if ids.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        layers = stack.layers_of(model)
+        if layers is not None:
+            return stack.hidden_states(model, layers, ids, positions)
     inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
     if applies(model, ids):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else next(model.parameters()).dtype

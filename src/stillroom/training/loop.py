@@ -92,7 +92,8 @@ class Training:
         dtype = choose_dtype(config.precision, self.device.type)
         network = LossNetwork(self.model, dtype)
         network.train()
-        if config.compile == "on" or (config.compile == "auto" and steps >= COMPILE_PAYS_AFTER):
+        # A compiled network is computed by transformers' code; `auto` keeps to the layers by hand where there are some.
+        if config.compile == "on" or (config.compile == "auto" and steps >= COMPILE_PAYS_AFTER and not network.by_hand):
             network.worker.base_model.compile()
         optimizer = make_optimizer(self.model, config)
         accelerator = Accelerator(cpu=self.device.type == "cpu")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from stillroom.core.errors import UnsupportedModel
+from stillroom.models import stack
+from stillroom.models.attention import LONGEST
 from stillroom.models.forward import hidden_states, output_head
+from stillroom.models.threads import run_together
 from stillroom.signals.batches import Batch
 from stillroom.training.losses.fused import FusedLoss, Loss
+from stillroom.training.losses.objective import rows_of
+from stillroom.training.optimizer import shares_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -48,29 +54,137 @@ class LossNetwork(nn.Module):
         self.worker = worker
         working = list(worker.parameters())
         self._pairs = [(a, b) for a, b in zip(own, working, strict=True) if a is not b]
+        if worker is not model and (layers := stack.layers_of(worker)) is not None:
+            stack.join_weights(layers)
 
     def forward(self, batch: Batch, loss: FusedLoss, denominator: float) -> Loss:
         """Loss of a batch; see :class:`FusedLoss`."""
+        layers = self._layers(batch)
+        if layers is not None:
+            return self._by_hand(layers, batch, loss, denominator)
         flat = hidden_states(self.worker, batch.ids, batch.positions).flatten(0, 1)
         if batch.rows.shape[0] != flat.shape[0]:
             flat = flat.index_select(0, batch.rows)
         return loss(flat, output_head(self.worker), batch.targets, batch.signal, denominator)
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether :mod:`stillroom.models.stack` computes this model, where batches allow it."""
+        return self.worker.device.type == "cpu" and stack.layers_of(self.worker) is not None
+
+    def _layers(self, batch: Batch) -> list[stack.Layer] | None:
+        """The layers, where the pass by hand computes this batch: on a processor, for models that it knows."""
+        rows = batch.rows
+        if (
+            batch.ids.device.type != "cpu"
+            or rows.numel() == 0
+            or not bool((rows.diff() > 0).all())
+            or int(batch.positions.max()) >= LONGEST
+            or (batch.signal is not None and len(batch.signal) != rows.shape[0])
+        ):
+            return None
+        return stack.layers_of(self.worker)
+
+    def _by_hand(self, layers: list[stack.Layer], batch: Batch, loss: FusedLoss, denominator: float) -> Loss:
+        """As :meth:`forward`, by :mod:`stillroom.models.stack`; like the loss, it has its gradients at once."""
+        body, head = self.worker.base_model, output_head(self.worker)
+        norm: Any = body.norm
+        parameters = [parameter for parameter in self.worker.parameters() if parameter.requires_grad]
+        backward = torch.is_grad_enabled() and bool(parameters)
+        line = stack.line_of(batch.ids, batch.positions, batch.rows)
+        shares = len(line.cuts) - 1
+        losses: list[Loss | None] = [None] * shares
+        head_grads: list[list[torch.Tensor]] = [[] for _ in range(shares)]
+
+        def share_loss(share: int, hidden: torch.Tensor, rows: slice) -> torch.Tensor | None:
+            targets = None if batch.targets is None else batch.targets[rows]
+            signal = None if batch.signal is None else rows_of(batch.signal, rows.start, rows.stop)
+            if not backward:
+                losses[share] = loss(hidden, head, targets, signal, denominator)
+                return None
+            with torch.enable_grad():
+                leaves = [hidden.requires_grad_(), head.matrix.detach().requires_grad_()]
+                if head.bias is not None:
+                    leaves.append(head.bias.detach().requires_grad_())
+                leaf = dataclasses.replace(head, matrix=leaves[1], bias=leaves[2] if head.bias is not None else None)
+                found = loss(hidden, leaf, targets, signal, denominator)
+                given, *of_head = torch.autograd.grad(found.value, leaves)
+            head_grads[share] = of_head
+            losses[share] = Loss(found.value.detach(), found.distances, found.cross_entropies)
+            return given
+
+        grads = stack.Stack(body, layers, line, backward=backward).run(share_loss)
+        found = [one for one in losses if one is not None]
+        value = torch.stack([one.value for one in found]).sum()
+        distances = torch.cat([one.distances for one in found])
+        cross_entropies = torch.cat([one.cross_entropies for one in found])
+        if grads is not None:
+            pairs: list[tuple[torch.Tensor, torch.Tensor]] = [
+                (self.worker.get_input_embeddings().weight, grads.embedding),
+                (norm.weight, grads.norm),
+            ]
+            for layer, layer_grads in zip(layers, grads.layers, strict=True):
+                pairs += zip(layer.parameters, layer_grads, strict=True)
+            for matrix_grad, *bias_grad in head_grads:
+                pairs += [
+                    (head.matrix, matrix_grad),
+                    *((leaf, grad) for leaf, grad in zip([head.bias], bias_grad, strict=False) if leaf is not None),
+                ]
+            sums: dict[int, torch.Tensor] = {}
+            for weight, grad in pairs:
+                sums[id(weight)] = sums[id(weight)].add_(grad) if id(weight) in sums else grad
+            del pairs, grads, head_grads  # autograd takes gradients over only if nobody else has them
+            stored = [sums.pop(id(parameter)).to(parameter.dtype) for parameter in parameters]
+            value = _Known.apply(value, stored, *parameters)  # type: ignore[no-untyped-call]
+        return Loss(value, distances, cross_entropies)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the model's weights into the working copy; needed whenever they have changed."""
+        shares = self._shares()
+
+        def copy(share: int) -> None:
+            pairs = shares[share]
+            torch._foreach_copy_([worker for _, worker in pairs], [own for own, _ in pairs])
+
         if self._pairs:
-            torch._foreach_copy_([worker for _, worker in self._pairs], [own for own, _ in self._pairs])
+            run_together(len(shares), copy)
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the working copy's gradients to those of the model's weights, in float32, and forget them."""
-        grads = [(own.grad, worker.grad) for own, worker in self._pairs]
-        added = [(grad, new) for grad, new in grads if grad is not None and new is not None]
-        if added:
-            torch._foreach_add_([grad for grad, _ in added], [new.float() for _, new in added])
-        del grads, added  # what the working copy's take is free as soon as they are forgotten
-        for own, worker in self._pairs:
-            if own.grad is None and worker.grad is not None:
-                own.grad = worker.grad.to(own.dtype)
-            worker.grad = None
+        shares = self._shares()
+
+        def add(share: int) -> None:
+            for own, worker in shares[share]:
+                if worker.grad is None:
+                    continue
+                if own.grad is None:
+                    own.grad = worker.grad.to(own.dtype)
+                else:
+                    own.grad.add_(worker.grad)
+                worker.grad = None
+
+        if self._pairs:
+            run_together(len(shares), add)
+
+    def _shares(self) -> list[list[tuple[nn.Parameter, nn.Parameter]]]:
+        """The pairs of weights, shared out among threads."""
+        pairs = {id(own): (own, worker) for own, worker in self._pairs}
+        return [[pairs[id(own)] for own in share] for share in shares_of([own for own, _ in self._pairs])]
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradients with respect to some weights are known; the backward pass hands them out."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, grads: list[torch.Tensor], *_: torch.Tensor) -> torch.Tensor:
+        ctx.grads = list(grads)
+        grads.clear()
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, []
+        factor = float(grad)
+        return (None, None, *(grads if factor == 1.0 else [one.mul_(factor) for one in grads]))

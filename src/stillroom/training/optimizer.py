@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
+from stillroom.models.threads import run_together
 from stillroom.recipe.training import DistillConfig
 
 
@@ -18,7 +22,45 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW
         for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
         if group
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+    return SharedAdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+
+
+class SharedAdamW(torch.optim.AdamW):
+    """AdamW whose parameters are shared out among threads on a processor; every number is as AdamW's own."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step; see :class:`torch.optim.AdamW`."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        shares = shares_of(parameters)
+        if closure is not None or len(shares) == 1:
+            return super().step(closure)
+        parts = []
+        for share in shares:
+            mine = {id(parameter) for parameter in share}
+            groups = [
+                group | {"params": [parameter for parameter in group["params"] if id(parameter) in mine]}
+                for group in self.param_groups
+            ]
+            part = torch.optim.AdamW([group for group in groups if group["params"]])
+            part.state = self.state
+            parts.append(part)
+        run_together(len(parts), lambda share: parts[share].step())
+        return None
+
+
+def shares_of(parameters: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Parameters shared out among PyTorch's threads, so that each has about as many numbers; one share on other devices."""
+    count = torch.get_num_threads()
+    if count == 1 or len(parameters) < count or any(parameter.device.type != "cpu" for parameter in parameters):
+        return [list(parameters)]
+    shares: list[list[torch.Tensor]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for parameter in sorted(parameters, key=lambda parameter: -parameter.numel()):
+        least = sizes.index(min(sizes))
+        shares[least].append(parameter)
+        sizes[least] += parameter.numel()
+    return shares
 
 
 def clip_gradients(model: nn.Module, largest: float) -> float:
@@ -27,7 +69,14 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
     Gradients that are small enough are left alone, which saves a pass over memory.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    shares = shares_of(gradients)
+    norms = run_together(len(shares), lambda share: torch.nn.utils.get_total_norm(shares[share]))
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if float(norm) > largest:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+        factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+
+        def scale(share: int) -> None:
+            torch._foreach_mul_(shares[share], factor)
+
+        run_together(len(shares), scale)
     return float(norm)

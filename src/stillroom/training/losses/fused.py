@@ -220,19 +220,26 @@ def _chunk(
     valid_logits = logits[:, :used]
     ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
     grad: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
     # 2. Cross-entropy on the text, at temperature 1; where it has no weight it is only measured.
     if targets is not None:
         if ce_weight > 0 and needs_grad:
             losses, grad = cross_entropy_chunk(torch.log_softmax(valid_logits, dim=1), targets)
             grad = grad if ce_weight == 1.0 else grad.mul_(ce_weight)
-        else:
+        elif plan.objective is None or plan.temperature != 1.0:
             losses = torch.logsumexp(valid_logits, dim=1) - valid_logits.gather(1, targets[:, None]).squeeze(1)
+        else:
+            # The objective needs the same log-probabilities.
+            logprobs = torch.log_softmax(valid_logits, dim=1)
+            losses = -logprobs.gather(1, targets[:, None]).squeeze(1)
         cross_entropies.append(losses)
     # 3. The objective, on logits divided by the temperature T: its gradient with respect to the logits is as much smaller,
     #    and it counts T² times.
     if plan.objective is not None and signal is not None:
-        scaled_logits = valid_logits if plan.temperature == 1.0 else valid_logits / plan.temperature
-        losses, objective_grad = plan.objective.chunk(torch.log_softmax(scaled_logits, dim=1), signal)
+        if logprobs is None:
+            scaled_logits = valid_logits if plan.temperature == 1.0 else valid_logits / plan.temperature
+            logprobs = torch.log_softmax(scaled_logits, dim=1)
+        losses, objective_grad = plan.objective.chunk(logprobs, signal)
         factor = (1.0 - ce_weight) * plan.temperature
         if needs_grad and factor != 1.0:
             objective_grad.mul_(factor)
