@@ -92,6 +92,15 @@ def test_duplicates_across_sources_and_empty_documents_are_counted(tmp_path: Pat
     assert len(everything) == len(set(everything)) == sum(sum(s["kept"].values()) for s in (one, two))
 
 
+def test_documents_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    short, long = texts(40), [f"Long {index}. " + "and more " * 200 for index in range(7)]
+    corpus = build(write(tmp_path / "a.jsonl", *short, *long), skip_longer_than=150)
+    assert sorted(text for side in read_back(corpus).values() for text in side) == sorted(short)
+    assert corpus.ledger["too_long"] == corpus.ledger["sources"][0]["too_long"] == 7
+    with pytest.raises(CorpusError, match="skip_longer_than"):
+        build(write(tmp_path / "b.jsonl", *short, *long), skip_longer_than=150, train_tokens=10_000)
+
+
 def test_the_ledger_adds_up(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.jsonl", *texts(80)), write(tmp_path / "b.jsonl", *texts(60, "x"))
     corpus = build(first, second, train_tokens=640)

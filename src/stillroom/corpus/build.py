@@ -43,6 +43,7 @@ class SourceLedger:
     documents: int = 0
     empty: int = 0
     duplicates: int = 0
+    too_long: int = 0
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     _digests: array.array[int] = field(default_factory=lambda: array.array("B"))
@@ -61,6 +62,7 @@ class SourceLedger:
             "documents": self.documents,
             "empty": self.empty,
             "duplicates": self.duplicates,
+            "too_long": self.too_long,
             "kept": self.kept,
             "tokens": self.tokens,
         }
@@ -118,6 +120,9 @@ def build_corpus(
                     side = sides[digest]
                     if lists[side].full:
                         continue
+                    if config.skip_longer_than is not None and len(document.ids) > config.skip_longer_than:
+                        ledgers[found[digest][0]].too_long += 1
+                        continue
                     pieces = cut(document, config.sequence_length, overlap)
                     if side != "train":
                         pieces, dropped = capped(pieces, config.max_document_tokens)
@@ -134,7 +139,7 @@ def build_corpus(
     unlearned = {name: pieces.unlearned for name, pieces in lists.items()}
     made = {name: pieces.finish() for name, pieces in lists.items()}
     for name, limit in limits.items():
-        _enough(name, made[name], limit, over[name], len(found))
+        _enough(name, made[name], limit, over[name], len(found), config)
         _count(name, made[name], ledgers)
     splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
     ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {"near_duplicates": repeated}
@@ -209,7 +214,7 @@ def _count(name: str, pieces: Pieces, ledgers: list[SourceLedger]) -> None:
         ledger.tokens[name] = int(mine.sum())
 
 
-def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: int) -> None:
+def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: int, config: CorpusConfig) -> None:
     there = f"{documents:,} document{'s' * (documents != 1)}"
     share = "" if name == "train" else f" or raise `corpus.{name}_share`"
     if int(pieces.targets.sum()) == 0:
@@ -219,6 +224,8 @@ def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: 
             "Training, validation and held-out text each need one with two tokens or more.",
         )
     if limit is not None and pieces.tokens < limit:
+        if config.skip_longer_than is not None:
+            share += ", raise `corpus.skip_longer_than`"
         capped_ = (
             f" `corpus.max_document_tokens` leaves out {over:,} more of long documents: raising it takes them in."
             if over
@@ -260,6 +267,7 @@ def _ledger(
         "documents": sum(ledger.documents for ledger in ledgers),
         "empty": sum(ledger.empty for ledger in ledgers),
         "duplicates": sum(ledger.duplicates for ledger in ledgers),
+        "too_long": sum(ledger.too_long for ledger in ledgers),
         "seed": seed,
         "split_by": RULE,
         "validation_share": config.validation_share,

@@ -30,6 +30,11 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     words = ", ".join(f"{value:,} {name}" for name, value in counts.items())
     dropped = f"; dropped {corpus.ledger['duplicates']:,} duplicates and {corpus.ledger['empty']:,} empty documents"
     progress.say(f"  tokens: {words}{dropped}")
+    if corpus.ledger["too_long"]:
+        progress.say(
+            f"  left out {corpus.ledger['too_long']:,} documents of more than {recipe.corpus.skip_longer_than:,} tokens "
+            "(`corpus.skip_longer_than`)"
+        )
     for name, words in (("validation", "validation"), ("heldout", "held-out")):
         repeated = corpus.ledger["near_duplicates"][name]
         if repeated["documents"]:

@@ -128,6 +128,9 @@ class CorpusConfig(Section):
     """Tokens that choose the best checkpoint, likewise; without it, all of the validation documents."""
     heldout_tokens: int | None = Field(default=None, gt=0)
     """Tokens that the final numbers are measured on, likewise; without it, all of the held-out documents."""
+    skip_longer_than: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    """Leave out documents with more tokens than this; how many of each source were left out is counted and said. Without it,
+    long documents are cut into pieces."""
     max_document_tokens: int = Field(default=1024, gt=0, json_schema_extra={SINCE: "0.2.0"})
     """Most learned tokens that one document gives to validation, and to held-out text: its beginning is taken. Otherwise a few
     long documents decide the numbers. Training text has no such limit."""
