@@ -53,13 +53,15 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
     state = training.run()
     save_model(model, tokenizer, stage.path / "model")
     files.write_json(stage.path / "history.json", {"validations": state.history, "best_step": state.best_step})
+    chosen = training.chosen
     stage.notes.update(
         steps=state.step,
         best_step=state.best_step,
         best_validation_kl=state.best_kl,
-        tokens=state.step
-        * max(1, config.batch_tokens // training.train.sequences.length)
-        * training.train.sequences.length,
+        tokens=state.tokens,
+        step_tokens=training.step_tokens,
+        clipped_share=round(state.clipped / state.step, 4),
+        **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         threads=torch.get_num_threads(),
     )
