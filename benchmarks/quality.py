@@ -43,7 +43,8 @@ from stillroom.training.schedule import batch_order, learning_rate
 LAYERS, LENGTH, BATCH = 8, 256, 4
 TRAIN_TOKENS, HELDOUT_TOKENS = 24_576, 4096
 SEEDS = (0, 1, 2)
-CONFIG = DistillConfig(learning_rate=1e-3)
+RATE = 1e-3
+CONFIG = DistillConfig(learning_rate=RATE)
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
@@ -168,7 +169,7 @@ def train(
             cache: Any = Signals(dict(zip(text.digests, now, strict=True)))
             source.cache = cache
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(CONFIG, step, len(order))
+            group["lr"] = learning_rate(CONFIG, step, len(order), RATE)
         batch = source.batch(indices)
         network(batch, loss, float(len(batch.targets))).value.backward()
         network.collect()

@@ -80,13 +80,17 @@ def _type(annotation: Any, field: Any) -> str:
         if isinstance(item, OpenName):
             names = " or ".join(f"`{name}`" for name in item.built_in)
             text = f"{names} or a name that another package adds under `{item.group}`"
+    return text + _limits(field.metadata)
+
+
+def _limits(metadata: Any) -> str:
     limits = [
         f"{sign} {getattr(item, key)}"
-        for item in field.metadata
+        for item in (part for entry in metadata for part in (getattr(entry, "metadata", None) or [entry]))
         for key, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("min_length", "length ≥"))
         if getattr(item, key, None) is not None
     ]
-    return text + (f", {', '.join(limits)}" if limits else "")
+    return f", {', '.join(limits)}" if limits else ""
 
 
 def _anchor(model: type[BaseModel]) -> str:
@@ -114,7 +118,7 @@ def _words(annotation: Any) -> str:
     if origin is dict:
         return f"map from {_words(arguments[0])} to {_words(arguments[1])}"
     if origin is typing.Annotated:
-        return _words(arguments[0])
+        return _words(arguments[0]) + (_limits(arguments[1:]) if arguments[0] in (int, float) else "")
     if arguments:
         return " or ".join(_words(argument) for argument in arguments)
     return getattr(annotation, "__name__", str(annotation))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from teachers.teacher_material import local_teacher
 from tiny_models import make_model
 from torch import nn
 
-from stillroom.core.errors import CorpusError, TrainingDiverged
+from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
@@ -25,7 +28,8 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.training.loop import Training
 from stillroom.training.optimizer import clip_gradients, make_optimizer
-from stillroom.training.schedule import batch_order, learning_rate
+from stillroom.training.schedule import batch_order, learning_rate, stable_steps, warmup_steps
+from stillroom.training.sweep import table_rate
 
 ROWS, LENGTH, CPU = 48, 16, torch.device("cpu")
 CONFIG = DistillConfig(
@@ -241,10 +245,10 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left_alone(scale):
         assert float(after.norm()) == pytest.approx(1.0, rel=1e-4)
 
 
-@given(st.integers(1, 500), st.sampled_from(["cosine", "linear", "constant"]), st.floats(0, 1), st.floats(0, 1))
+@given(st.integers(1, 500), st.sampled_from(["cosine", "linear", "constant", "wsd"]), st.floats(0, 1), st.floats(0, 1))
 def test_learning_rates_rise_to_the_peak_and_fall_to_the_floor(steps, schedule, warmup, floor):
     config = DistillConfig(learning_rate=1.0, schedule=schedule, warmup_share=warmup, final_learning_rate_share=floor)
-    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    rates = [learning_rate(config, step, steps, 1.0) for step in range(steps)]
     assert all(0 < rate <= 1 + 1e-12 or floor == 0 for rate in rates)
     peak = rates.index(max(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -259,3 +263,150 @@ def test_every_pass_visits_every_sequence_once(count, batch, epochs, seed):
     for epoch in range(epochs):
         assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert order == batch_order(count, batch, epochs, seed)
+
+
+AUTO = CONFIG.model_copy(update={"learning_rate": "auto", "batch_tokens": LENGTH, "epochs": 40, "evaluate_every": 100})
+
+
+def begun(taught, folder, config=AUTO, steps=12, event=None, **options):
+    """A training that was stopped after so many steps, its events, and its weights then."""
+    events, found = [], {}
+    training = None
+
+    def note(**values):
+        events.append(values)
+        if event is not None:
+            event(**values)
+        if values.get("step") == steps and "loss" in values:
+            found.update(weights(training))
+            raise KeyboardInterrupt
+
+    training = a_training(taught, folder, config, event=note, **options)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    return training, events, found
+
+
+def test_a_sweep_chooses_the_rate_and_leaks_nothing(taught, tmp_path):
+    swept, events, after = begun(taught, tmp_path / "auto")
+    chosen = swept.chosen
+    assert chosen.origin == "sweep"
+    assert 0 < chosen.cost_share <= 0.05
+    assert 3 <= len(chosen.points) <= 5
+    told = next(event for event in events if event.get("event") == "learning_rate")
+    assert told == {"event": "learning_rate", **chosen.record()}
+    assert len([event for event in events if event.get("event") == "trial"]) == len(chosen.points)
+    # The same run with that rate written into the recipe is the same to the bit.
+    config = AUTO.model_copy(update={"learning_rate": chosen.rate})
+    given, steps, theirs = begun(taught, tmp_path / "given", config)
+    assert given.chosen.origin == "given"
+    numbers = [event for event in events if event.get("event") not in ("learning_rate", "trial")]
+    assert numbers == steps
+    assert after
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("moment", ["first trial", "second trial", "a step"])
+def test_a_kill_in_the_sweep_or_after_it_changes_nothing(taught, tmp_path, moment):
+    config = AUTO.model_copy(update={"checkpoint_seconds": 0})
+    whole, _, theirs = begun(taught, tmp_path / "whole", config)
+    tried = []
+
+    def interrupt(**values):
+        if values.get("event") == "trial":
+            tried.append(values)
+        most = {"first trial": 1, "second trial": 2}.get(moment)
+        if len(tried) == most or (moment == "a step" and values.get("step") == 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        a_training(taught, tmp_path / "cut", config, event=interrupt).run()
+    again, events, found = begun(taught, tmp_path / "cut", config)
+    assert again.chosen == whole.chosen
+    trials = [event for event in events if event.get("event") == "trial"]
+    assert len(trials) == len(whole.chosen.points) - len(tried), "what was tried is not tried again"
+    assert found
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.items())
+
+
+def test_the_baseline_is_swept_by_its_own_measure(taught, tmp_path):
+    distilled, _, _ = begun(taught, tmp_path / "distill", steps=1)
+    baseline, events, _ = begun(taught, tmp_path / "baseline", steps=1, distill=False)
+    values = [value for _, value in baseline.chosen.points if value is not None]
+    start = events[0]["cross_entropy"]
+    assert min(abs(value - start) for value in values) < 1
+    assert values != [value for _, value in distilled.chosen.points]
+
+
+def test_a_short_run_takes_its_rate_from_the_table(taught, tmp_path):
+    training = a_training(taught, tmp_path, AUTO.model_copy(update={"epochs": 1}))
+    state = training.run()
+    assert training.chosen.origin == "table"
+    assert training.chosen.points == []
+    assert training.chosen.rate == table_rate(64, state.history[0]["kl"])
+
+
+def test_a_checkpoint_is_written_at_every_validation_with_its_best_weights(taught, tmp_path):
+    config = CONFIG.model_copy(update={"checkpoint_seconds": 1e9, "evaluate_every": 2})
+    cut = []
+
+    def interrupt(**values):
+        if values.get("step") == 7 and "loss" in values:
+            cut.extend(path.name for path in sorted(tmp_path.iterdir()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        a_training(taught, tmp_path, config, event=interrupt).run()
+    assert cut == ["best-0000006.safetensors", "step-0000006"]
+    model = make_model("llama", rows=ROWS, layers=2)
+    state = load_checkpoint(tmp_path, model, make_optimizer(model, config))
+    assert (state.step, state.best_step) == (6, 6)
+    best = load_file(tmp_path / "best-0000006.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in unique_tensors(model).items())
+
+
+def test_the_norm_of_the_gradient_and_the_share_of_clipped_steps_are_known(taught, tmp_path):
+    events = []
+    config = CONFIG.model_copy(update={"gradient_clip": 0.5})
+    state = a_training(taught, tmp_path, config, event=lambda **values: events.append(values)).run()
+    norms = [event["gradient_norm"] for event in events if "loss" in event]
+    assert len(norms) == state.step
+    assert state.clipped == sum(norm > 0.5 for norm in norms) > 0
+
+
+def test_tokens_are_those_without_padding(taught, tmp_path):
+    texts, caches = taught
+    segments = texts[0].segments.clone()
+    segments[3, 10:] = -1
+    padded = dataclasses.replace(texts[0], segments=segments)
+    training = a_training(
+        ([padded, texts[1]], caches), tmp_path, CONFIG.model_copy(update={"epochs": 2}), distill=False
+    )
+    assert training.run().tokens == 2 * (16 * LENGTH - 6)
+
+
+def test_the_message_of_a_divergence_names_the_rate_of_its_step(taught, tmp_path):
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "gradient_clip": 1e30, "warmup_share": 0.5, "epochs": 10})
+    with pytest.raises(TrainingDiverged) as error:
+        a_training(taught, tmp_path, config).run()
+    step, rate = re.search(r"at step (\d+), learning rate (\S+) \(largest: 1.00e\+30\)", str(error.value)).groups()
+    assert float(rate) == pytest.approx(learning_rate(config, int(step) - 1, 40, 1e30), rel=1e-2)
+    assert "3e+29" in error.value.hint
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_spent(taught, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(EnvironmentProblem, match=r"needs a C\+\+ compiler"):
+        a_training(taught, tmp_path, CONFIG.model_copy(update={"compile": "on"})).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.integers(10, 500), st.floats(0, 0.3), st.floats(0.05, 0.6))
+def test_wsd_stays_at_the_peak_and_falls_at_the_end(steps, warmup, decay):
+    config = DistillConfig(schedule="wsd", warmup_share=warmup, decay_share=decay, final_learning_rate_share=0.0)
+    rates = [learning_rate(config, step, steps, 1.0) for step in range(steps)]
+    begin = stable_steps(config, steps)
+    assert rates[warmup_steps(config, steps) : begin + 1] == [1.0] * (begin + 1 - warmup_steps(config, steps))
+    assert rates[begin:] == sorted(rates[begin:], reverse=True)
+    assert rates[-1] < 1 or begin == steps - 1

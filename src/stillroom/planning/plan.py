@@ -26,6 +26,7 @@ from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
 from stillroom.training.losses.registry import require_fit
 
+_FROM = {"given": "from the recipe", "sweep": "from a short sweep", "table": "from a table"}
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
 
@@ -47,7 +48,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         MissingDependency: The text cannot be read without a package that is missing.
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
-    from stillroom.training.stage_cost import training_operations, training_steps
+    from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_operations, training_steps
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     check_names(recipe.evaluate.measures)
@@ -88,6 +89,8 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "tokens": text.tokens,
         "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),
+        "step_tokens": step_tokens(recipe, counts),
+        "learning_rate_from": learning_rate_from(recipe, counts),
         "training_operations": training_operations(recipe, counts),
         "file_bytes": student.files,
         "bytes_per_position": round(profile.bytes_per_position, 2),
@@ -162,7 +165,9 @@ def _verdict(recipe: Recipe, plan: dict[str, Any], counts: Counts, profile: Prof
 
 def _less_memory(recipe: Recipe, counts: Counts, profile: Profile, limit: float) -> dict[str, Any]:
     """A smaller forward pass, where that is enough."""
-    tokens = recipe.distill.micro_batch_tokens or recipe.distill.batch_tokens
+    from stillroom.training.stage_cost import step_tokens
+
+    tokens = recipe.distill.micro_batch_tokens or step_tokens(recipe, counts)
     while tokens > counts.sequence_length:
         tokens = max(counts.sequence_length, tokens // 2)
         smaller = recipe.model_copy(
@@ -251,7 +256,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     if plan["file_bytes"]:
         say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
     say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))
-    say(f"  training  {plan['steps']:,} steps, {plan['training_operations']:.1e} operations")
+    say(
+        f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
+        f"learning rate {_FROM[plan['learning_rate_from']]}"
+    )
     limits = plan["limits"]
     say(
         f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes a position; "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
@@ -45,6 +45,28 @@ def for_digest(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): for_digest(item) for key, item in value.items()}
     return to_jsonable_python(value)
+
+
+@dataclass(frozen=True)
+class NumberOrAuto:
+    """Metadata of a type that takes a number or ``auto``: a mistake is one error that names both, not one per alternative.
+
+    Attributes:
+        words: What the number is, such as ``a number``.
+    """
+
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._read, handler(source))
+
+    def _read(self, value: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(value)
+        except ValidationError as error:
+            rules = [item["msg"] for item in error.errors(include_url=False) if item["type"].startswith("greater_than")]
+            message = rules[0] if rules else f"Input should be {self.words} or 'auto'"
+        raise ValueError(message.removeprefix("Input "))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import SINCE, OpenName, Section
+from stillroom.recipe.section import SINCE, NumberOrAuto, OpenName, Section
 
 OBJECTIVES = (
     "forward_kl",
@@ -35,20 +35,29 @@ class DistillConfig(Section):
     evaluation is at 1."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training sequences."""
-    batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens an optimizer step."""
+    batch_tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
+    """Tokens per optimizer step. ``auto`` takes 2.5 times the square root of the run's tokens, at least 512 and at most
+    65,536: a short run needs many small steps, a long one gains from large ones. The plan shows what it comes to."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"], NumberOrAuto("a number")
+    ] = "auto"
+    """Peak learning rate of AdamW. ``auto`` measures it: a few short trials at the start, on the validation split, for at
+    most 5 % of the run's steps, for student and baseline each. A run that is too short for that takes it from a table
+    by the distance to the teacher and the hidden size. What was chosen, and why, is in the stage's notes, the summary
+    and the report."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay; norms and biases have none."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging constants."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
     """Share of steps in which the learning rate rises from zero."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up. ``wsd`` (warm-up, stable, decay) stays at the peak and falls in the
+    last ``decay_share`` of the steps only."""
+    decay_share: float = Field(default=0.2, gt=0, le=1, json_schema_extra={SINCE: "0.2.0"})
+    """Share of the steps in which ``schedule: wsd`` lets the learning rate fall, by one minus the square root."""
     final_learning_rate_share: float = Field(default=0.05, ge=0, le=1)
     """Learning rate at the end, as a share of the peak."""
     gradient_clip: float = Field(default=1.0, gt=0)
@@ -57,10 +66,12 @@ class DistillConfig(Section):
     """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the processor is fast
     at it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network; ``auto`` does where the steps pay for it."""
+    """Compile the network with ``torch.compile``; ``auto`` is ``off``. It needs a C++ compiler, and a resumed run may differ
+    from an uninterrupted one in the last bits."""
     loss_chunk: int = Field(default=512, ge=1)
     """Positions whose logits exist at the same time."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; without it, ten in a run."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
-    """Least time between checkpoints; one is always written at a validation."""
+    """Least time between checkpoints, longer where writing them would take more than 2 % of the time; 0 is after every step.
+    One is always written at a validation."""

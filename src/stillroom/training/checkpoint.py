@@ -23,7 +23,9 @@ class State:
         best_value: The lowest validation KL so far, or cross-entropy where that is what is trained for; None at the start.
         best_kl: The validation KL of the same step.
         best_step: The step that they were measured after.
-        history: One entry a validation.
+        history: One entry per validation.
+        clipped: Steps whose gradient was clipped.
+        tokens: Tokens trained on, without padding; known at the end.
     """
 
     step: int = 0
@@ -31,12 +33,15 @@ class State:
     best_kl: float | None = None
     best_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    clipped: int = 0
+    tokens: int = 0
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write ``folder/step-N`` and remove older ones.
+    """Write ``folder/step-N`` and remove older ones, and best weights that no checkpoint names any more.
 
-    Only folders that carry ``state.json``, written last, are checkpoints.
+    Only folders that carry ``state.json``, written last, are checkpoints. The best weights that the newest checkpoint names are
+    never removed before the next one is whole, so that both are always of one trajectory.
     """
     from safetensors.torch import save_file
 
@@ -57,6 +62,16 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob("best*.safetensors"):
+        if old != best_weights(folder, state.best_step):
+            old.unlink()
+
+
+def best_weights(folder: Path, step: int) -> Path:
+    """The file of the best weights, measured after this step; what 0.1.0 left unfinished has it without the step."""
+    path = folder / f"best-{step:07}.safetensors"
+    old = folder / "best.safetensors"
+    return old if old.is_file() and not path.is_file() and list(folder.glob("step-*")) else path
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:

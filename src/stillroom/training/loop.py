@@ -6,39 +6,50 @@ Losses are in nats per token.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import CorpusError, TrainingDiverged
+from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
 from stillroom.core.progress import Progress
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
-from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
+from stillroom.training import sweep
+from stillroom.training.batch_size import micro_rows, step_rows
+from stillroom.training.checkpoint import (
+    State,
+    best_weights,
+    load_checkpoint,
+    save_checkpoint,
+    unique_tensors,
+)
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
+from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
+from stillroom.training.sweep import Budget, Chosen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from stillroom.models.types import CausalModel
 
-VALIDATIONS = 10
-"""Validations in a run whose recipe does not say."""
 VALIDATION_WORK = 1 / 3
 """Time per token of a validation over that of a training step, for the estimate of the time left: one of its three passes."""
-COMPILE_PAYS_AFTER = 400
-"""Steps from which compiling the network is repaid on a processor."""
+SWEEP = "sweep.json"
+"""The file that keeps how ``learning_rate: auto`` was chosen."""
 
 
 @dataclass
@@ -73,6 +84,11 @@ class Training:
     progress: Progress
     event: Callable[..., None]
     losses: list[float] = field(default_factory=list)
+    chosen: Chosen | None = None
+    """The learning rate, once it is known."""
+    step_tokens: int = 0
+    """Tokens of a full step."""
+    _rate: float | None = None
 
     def run(self) -> State:
         """Train to the end, from the newest checkpoint if there is one. The model ends with the best weights.
@@ -84,7 +100,8 @@ class Training:
 
         config = self.config
         length = self.train.sequences.length
-        per_step = max(1, config.batch_tokens // length)
+        per_step = step_rows(config, self.train.sequences.tokens, length)
+        self.step_tokens = per_step * length
         order = batch_order(len(self.train), per_step, config.epochs, self.seed)
         steps = len(order)
         if steps == 0:
@@ -92,60 +109,142 @@ class Training:
         dtype = choose_dtype(config.precision, self.device.type)
         network = LossNetwork(self.model, dtype)
         network.train()
-        # A compiled network is computed by transformers' code; `auto` keeps to the layers by hand where there are some.
-        if config.compile == "on" or (config.compile == "auto" and steps >= COMPILE_PAYS_AFTER and not network.by_hand):
+        if config.compile == "on":
+            require_compiler(self.device)
             network.worker.base_model.compile()
         optimizer = make_optimizer(self.model, config)
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         prepared, optimizer_ = accelerator.prepare(network, optimizer)
         state = load_checkpoint(self.folder, self.model, optimizer)
         network.refresh()
-        fused_loss = self._loss()
+        run_step = _Stepper(self, accelerator, prepared, optimizer_, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
-        micro = max(1, (config.micro_batch_tokens or config.batch_tokens) // length)
-        saved = time.monotonic()
-        per_batch = length * per_step
+        micro = micro_rows(config, per_step, length)
+        row_tokens = (self.train.sequences.segments >= 0).sum(dim=1).tolist()
+        tokens = list(itertools.accumulate((sum(row_tokens[i] for i in rows) for rows in order), initial=0))
         validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
-        validations = math.ceil(steps / every) - state.step // every + (state.step == 0)
-        with self.progress.task(self.title, total=steps * per_batch, beside=validations * validation) as task:
-            task.skip(state.step * per_batch)
-            if state.step == 0:
-                self._validate(network, state)
-                task.did_beside(validation)
-            pieces = [
-                [indices[i : i + micro] for i in range(0, len(indices), micro)] for indices in order[state.step :]
-            ]
+        if state.step == 0:
+            state = State()
+            self._validate(network, state)
+        self.chosen = self._choose(run_step, optimizer, order, micro, state)
+        peak = self.chosen.rate
+        saved, took = time.monotonic(), 0.0
+        validations = math.ceil(steps / every) - state.step // every
+        with self.progress.task(self.title, total=tokens[-1], beside=validations * validation) as task:
+            task.skip(tokens[state.step])
+            pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
             stream = self.train.stream([piece for group in pieces for piece in group])
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
-                    rate = learning_rate(config, state.step, steps)
-                    for parameters in optimizer.param_groups:
-                        parameters["lr"] = rate
-                    batches = [next(stream).to(self.device) for _ in range(group)]
-                    loss, kl, cross_entropy = self._step(
-                        accelerator, prepared, optimizer_, fused_loss, batches, rate, state.step
-                    )
-                    network.refresh()
+                    rate = learning_rate(config, state.step, steps, peak)
+                    done = run_step([next(stream).to(self.device) for _ in range(group)], rate, state.step)
                     state.step += 1
-                    self.losses.append(loss)
+                    state.clipped += done.gradient_norm > config.gradient_clip
+                    self.losses.append(done.loss)
                     self.event(
                         step=state.step,
-                        loss=loss,
-                        kl=kl,
-                        cross_entropy=cross_entropy,
+                        loss=done.loss,
+                        kl=done.kl,
+                        cross_entropy=done.cross_entropy,
+                        gradient_norm=done.gradient_norm,
                         learning_rate=rate,
-                        tokens=state.step * per_batch,
+                        tokens=tokens[state.step],
                     )
-                    task.advance(per_batch, note=f"loss {loss:.3f}")
-                    if state.step % every == 0 or state.step == steps:
+                    task.advance(tokens[state.step] - tokens[state.step - 1], note=f"loss {done.loss:.3f}")
+                    validated = state.step % every == 0 or state.step == steps
+                    if validated:
                         self._validate(network, state)
                         task.did_beside(validation)
-                    if state.step < steps and time.monotonic() - saved >= config.checkpoint_seconds:
+                    # 0 asks for one after every step.
+                    pause = config.checkpoint_seconds and max(config.checkpoint_seconds, took / CHECKPOINT_SHARE)
+                    if validated or time.monotonic() - saved >= pause:
+                        begun = time.monotonic()
                         save_checkpoint(self.folder, self.model, optimizer, state)
                         saved = time.monotonic()
-        self._restore_best()
+                        took = saved - begun
+        state.tokens = tokens[state.step]
+        self._restore(best_weights(self.folder, state.best_step))
         return state
+
+    def _choose(
+        self,
+        run_step: _Stepper,
+        optimizer: torch.optim.Optimizer,
+        order: list[list[int]],
+        micro: int,
+        state: State,
+    ) -> Chosen:
+        """The learning rate. After a sweep, model, optimizer and random state are what they were before it."""
+        asked = self.config.learning_rate
+        if asked != "auto":
+            return Chosen(asked, "given")
+        kept = sweep.Kept(self.folder / SWEEP)
+        chosen, known = kept.load()
+        if chosen is not None:
+            return chosen
+        distance = state.history[0]["kl"]
+        centre = sweep.table_rate(int(self.model.config.hidden_size), distance)
+        sizes = list(map(len, order))
+        budget = Budget.of(sizes, sum(sizes), len(self.validation)) if state.step == 0 else None
+        if budget is None:
+            chosen = Chosen(centre, "table")
+        else:
+            chosen = self._sweep(run_step, optimizer, order, micro, budget, centre, kept, known)
+            chosen.rate = sweep.for_whole_run(chosen.rate, distance)
+        kept.chosen(chosen)
+        self.event(event="learning_rate", **chosen.record())
+        return chosen
+
+    def _sweep(
+        self,
+        run_step: _Stepper,
+        optimizer: torch.optim.Optimizer,
+        order: list[list[int]],
+        micro: int,
+        budget: Budget,
+        centre: float,
+        kept: sweep.Kept,
+        known: list[tuple[float, float | None]],
+    ) -> Chosen:
+        """Make the trials; see :mod:`stillroom.training.sweep`."""
+        start = best_weights(self.folder, 0)
+        random_state = torch.get_rng_state()
+        count = len(self.validation)
+        held = [index * count // budget.validation_rows for index in range(budget.validation_rows)]
+        points = list(known)
+
+        def rewind() -> None:
+            self._restore(start)
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.state.clear()
+            run_step.network.refresh()
+            self._rate = None
+
+        with self.progress.task(f"{self.title}: learning rate", total=sweep.TRIALS * budget.steps) as task:
+
+            def trial(rate: float) -> float | None:
+                rewind()
+                value: float | None = None
+                pieces = [_micro_batches(rows, micro) for rows in order[: budget.steps]]
+                stream = self.train.stream([piece for group in pieces for piece in group])
+                with contextlib.closing(stream), contextlib.suppress(TrainingDiverged):  # type: ignore[type-var]
+                    for step, group in enumerate(pieces):
+                        batches = [next(stream).to(self.device) for _ in group]
+                        run_step(batches, learning_rate(self.config, step, budget.steps, rate), step)
+                        task.advance(1, note=f"{rate:.1e}")
+                    measured = self._measure(run_step.network, held)
+                    value = measured["kl" if self.distill else "cross_entropy"]
+                    value = value if math.isfinite(value) else None
+                points.append((rate, value))
+                kept.tried(points)
+                self.event(event="trial", learning_rate=rate, value=value)
+                return value
+
+            best, points = sweep.search(trial, centre, known)
+        rewind()
+        torch.set_rng_state(random_state)
+        return Chosen(best, "sweep", points, budget.steps, len(points) * budget.trial_share)
 
     def _loss(self) -> FusedLoss:
         config = self.config
@@ -158,48 +257,23 @@ class Training:
             config.biased,
         )
 
-    def _step(
-        self,
-        accelerator: Accelerator,
-        network: LossNetwork,
-        optimizer: torch.optim.Optimizer,
-        fused_loss: FusedLoss,
-        batches: list[Batch],
-        rate: float,
-        step: int,
-    ) -> tuple[float, float | None, float]:
-        """One optimizer step over its micro-batches; returns loss, estimated KL and cross-entropy, nats per token."""
-        positions = sum(batch.targets.shape[0] for batch in batches)
-        denominator = float(max(1, positions))
-        loss = distance = cross_entropy = 0.0
-        for batch in batches:
-            result = network(batch, fused_loss, denominator)
-            loss += float(result.value.detach())
-            distance += float(result.distances.sum()) / denominator
-            cross_entropy += float(result.cross_entropies.sum()) / denominator
-            if not math.isfinite(loss):
-                self._diverged(f"the loss is {loss}", rate, step)
-            accelerator.backward(result.value)
-            accelerator.unwrap_model(network).collect()
-        norm = clip_gradients(self.model, self.config.gradient_clip)
-        if not math.isfinite(norm):
-            self._diverged(f"the gradient's norm is {norm}", rate, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
-        kl = distance - sum(batch.left_out for batch in batches) / denominator
-        return loss, kl if fused_loss.objective is not None else None, cross_entropy
-
-    def _diverged(self, what: str, rate: float, step: int) -> None:
+    def _diverged(self, what: str, step: int) -> NoReturn:
+        """Stop: a number is not finite. ``step`` is the one that it belongs to, counted from 1; 0 is before the first."""
+        if self._rate is None:
+            raise TrainingDiverged(
+                f"{self.title}: {what} before the first step.",
+                "The student is broken as it begins: see its stage `shrink`, or try `precision: float32`.",
+            )
+        peak = self.chosen.rate if self.chosen is not None else self._rate
         raise TrainingDiverged(
-            f"{self.title}: {what} at step {step + 1}, learning rate {rate:.2e}.",
-            f"Try a learning rate of {rate / 3:.0e}, a longer warm-up, or `precision: float32`. Nothing of this step was kept; "
+            f"{self.title}: {what} at step {step}, learning rate {self._rate:.2e} (largest: {peak:.2e}).",
+            f"Try `learning_rate: {peak / 3:.0e}`, a longer warm-up, or `precision: float32`. Nothing of this step was kept; "
             "after changing the recipe, run it again.",
         )
 
     @torch.no_grad()
-    def _validate(self, network: LossNetwork, state: State) -> None:
-        """Measure the validation split; keep the weights when they are the best so far."""
+    def _measure(self, network: LossNetwork, indices: list[int]) -> dict[str, float]:
+        """KL and cross-entropy on sequences of the validation split, nats per token."""
         network.eval()
         config = self.config
         forward_kl = FusedLoss(
@@ -207,40 +281,111 @@ class Training:
         )
         distance = cross_entropy = left_out = 0.0
         positions = 0
-        per_step = max(1, self.config.batch_tokens // self.validation.sequences.length)
-        count = len(self.validation)
-        for start in range(0, count, per_step):
-            batch = self.validation.batch(list(range(start, min(start + per_step, count)))).to(self.device)
+        per_pass = max(1, self.step_tokens // self.validation.sequences.length)
+        for rows in _micro_batches(indices, per_pass):
+            batch = self.validation.batch(rows).to(self.device)
             result = network(batch, forward_kl, 1.0)
             distance += float(result.distances.sum())
             cross_entropy += float(result.cross_entropies.sum())
             left_out += batch.left_out
             positions += batch.targets.shape[0]
         network.train()
-        kl = (distance - left_out) / max(1, positions)
-        measured = {"step": state.step, "kl": kl, "cross_entropy": cross_entropy / max(1, positions)}
+        count = max(1, positions)
+        return {"kl": (distance - left_out) / count, "cross_entropy": cross_entropy / count}
+
+    def _validate(self, network: LossNetwork, state: State) -> None:
+        """Measure the validation split; keep the weights when they are the best so far."""
+        measured = {"step": state.step, **self._measure(network, list(range(len(self.validation))))}
+        kl = measured["kl"]
         self.event(event="validation", **measured)
         if not math.isfinite(kl):
-            self._diverged(f"the validation KL is {kl}", learning_rate(self.config, state.step, 1), state.step)
+            self._diverged(f"the validation KL is {kl}", state.step)
         state.history.append(measured)
         # Each side keeps the weights that did best at what it was trained for: anything else would be unfair to the baseline.
         value = kl if self.distill else measured["cross_entropy"]
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.best_kl = value, state.step, kl
-            self._keep_best()
+            self._keep(best_weights(self.folder, state.step))
 
-    def _keep_best(self) -> None:
+    def _keep(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        with files.replacing(self.folder / "best.safetensors") as beside:
+        with files.replacing(path) as beside:
             save_file({name: tensor.cpu().contiguous() for name, tensor in unique_tensors(self.model).items()}, beside)
 
     @torch.no_grad()
-    def _restore_best(self) -> None:
+    def _restore(self, path: Path) -> None:
         from safetensors.torch import load_file
 
-        best = self.folder / "best.safetensors"
-        if best.is_file():
-            tensors = load_file(best)
-            for name, tensor in unique_tensors(self.model).items():
-                tensor.copy_(tensors[name])
+        tensors = load_file(path)
+        for name, tensor in unique_tensors(self.model).items():
+            tensor.copy_(tensors[name])
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one optimizer step measured, nats per token; the gradient's norm is the one before clipping."""
+
+    loss: float
+    kl: float | None
+    cross_entropy: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class _Stepper:
+    """Makes optimizer steps."""
+
+    training: Training
+    accelerator: Accelerator
+    prepared: LossNetwork
+    optimizer: torch.optim.Optimizer
+    network: LossNetwork
+    loss: FusedLoss
+
+    def __call__(self, batches: list[Batch], rate: float, step: int) -> _Step:
+        """One step over its micro-batches; ``step`` is counted from 0."""
+        training = self.training
+        training._rate = rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        positions = sum(batch.targets.shape[0] for batch in batches)
+        denominator = float(max(1, positions))
+        loss = distance = cross_entropy = 0.0
+        for batch in batches:
+            result = self.prepared(batch, self.loss, denominator)
+            loss += float(result.value.detach())
+            distance += float(result.distances.sum()) / denominator
+            cross_entropy += float(result.cross_entropies.sum()) / denominator
+            if not math.isfinite(loss):
+                training._diverged(f"the loss is {loss}", step + 1)
+            self.accelerator.backward(result.value)
+            self.network.collect()
+        norm = clip_gradients(training.model, training.config.gradient_clip)
+        if not math.isfinite(norm):
+            training._diverged(f"the gradient's norm is {norm}", step + 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.refresh()
+        # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
+        kl = distance - sum(batch.left_out for batch in batches) / denominator
+        return _Step(loss, kl if self.loss.objective is not None else None, cross_entropy, norm)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse ``compile: on`` where the processor's code cannot be compiled, before anything is spent.
+
+    Raises:
+        EnvironmentProblem: There is no C++ compiler.
+    """
+    named = os.environ.get("CXX")
+    if device.type == "cpu" and not any(map(shutil.which, (named,) if named else ("c++", "g++", "clang++", "cl"))):
+        raise EnvironmentProblem(
+            "`compile: on` needs a C++ compiler, and there is none" + (f" named {named} (CXX)." if named else "."),
+            "Install one (Debian and Ubuntu: apt install g++), or set `distill.compile: off`.",
+        )
+
+
+def _micro_batches(rows: list[int], size: int) -> list[list[int]]:
+    """Some sequences, at most ``size`` at a time."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -13,7 +13,10 @@ from stillroom.recipe.training import DistillConfig
 
 
 def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in one fused pass; vectors (norms, biases) do not decay."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in one fused pass; vectors (norms, biases) do not decay.
+
+    Where the recipe leaves the learning rate to ``auto``, it is 0 until a step sets it.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -22,7 +25,8 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW
         for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
         if group
     ]
-    return SharedAdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+    rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
+    return SharedAdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 class SharedAdamW(torch.optim.AdamW):

@@ -9,26 +9,41 @@ import torch
 from stillroom.recipe.training import DistillConfig
 
 
-def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
+def learning_rate(config: DistillConfig, step: int, steps: int, peak: float) -> float:
     """Learning rate of a step, counted from 0: a linear rise, then the recipe's fall.
 
     Args:
         config: The recipe's section.
         step: The step.
         steps: Steps of the whole run.
+        peak: The largest rate; the recipe's, or what ``auto`` came to.
     """
-    warmup = max(1, round(steps * config.warmup_share)) if config.warmup_share > 0 else 0
+    warmup = warmup_steps(config, steps)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     floor = config.final_learning_rate_share
     if config.schedule == "cosine":
         share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
     elif config.schedule == "linear":
         share = floor + (1 - floor) * (1 - progress)
+    elif config.schedule == "wsd":
+        # Hägele et al. 2024, arXiv 2405.18392, section 3: one minus the square root does better than a linear fall.
+        begin = stable_steps(config, steps)
+        share = floor + (1 - floor) * (1 - math.sqrt((step - begin) / (steps - begin))) if step > begin else 1.0
     else:
         share = 1.0
-    return config.learning_rate * share
+    return peak * share
+
+
+def warmup_steps(config: DistillConfig, steps: int) -> int:
+    """Steps in which the rate rises."""
+    return max(1, round(steps * config.warmup_share)) if config.warmup_share > 0 else 0
+
+
+def stable_steps(config: DistillConfig, steps: int) -> int:
+    """The step at which the fall of ``schedule: wsd`` begins: everything before it has the peak, or the warm-up's rates."""
+    return max(warmup_steps(config, steps), min(steps - 1, round(steps * (1 - config.decay_share))))
 
 
 def batch_order(count: int, batch: int, epochs: int, seed: int) -> list[list[int]]:
@@ -36,7 +51,7 @@ def batch_order(count: int, batch: int, epochs: int, seed: int) -> list[list[int
 
     Args:
         count: Sequences.
-        batch: Sequences a batch.
+        batch: Sequences per batch.
         epochs: Passes.
         seed: The run's seed.
     """

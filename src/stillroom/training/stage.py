@@ -59,14 +59,16 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
     files.write_json(
         stage.path / "history.json", {"validations": state.history, "best_step": state.best_step, "kl_is": kl_is}
     )
+    chosen = training.chosen
     stage.notes.update(
         steps=state.step,
         best_step=state.best_step,
         best_validation_kl=state.best_kl,
         validation_kl_is=kl_is,
-        tokens=state.step
-        * max(1, config.batch_tokens // training.train.sequences.length)
-        * training.train.sequences.length,
+        tokens=state.tokens,
+        step_tokens=training.step_tokens,
+        clipped_share=round(state.clipped / state.step, 4),
+        **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         threads=torch.get_num_threads(),
     )

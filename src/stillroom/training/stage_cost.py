@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import OPEN_STUDENT_SECONDS, Counts, Profile, StageCost
+from stillroom.training.batch_size import step_rows
+from stillroom.training.sweep import LARGEST_SHARE, Budget, Origin
 
 VALIDATIONS = 10
 """Validations of a training run whose recipe does not say how often to validate."""
 VALIDATION_WORK = 1 / 3
 """Time of a validation divided by a training step's, per token: a forward pass without the backward pass."""
-CHECKPOINT_COPIES = 4
-"""Sizes of the student's weights that the checkpoint and the best weights take on disk while the model is trained: the
-weights and AdamW's two moments in the checkpoint, and the best weights so far."""
+CHECKPOINT_COPIES = 8
+"""Sizes of the student's weights that checkpoints and the best weights take on disk at most while the model is trained: the
+weights and AdamW's two moments in the checkpoint and in the one that replaces it, and the best weights of each."""
+CHECKPOINT_SIZES = 3
+"""Sizes of the student's weights in a checkpoint."""
+CHECKPOINT_SHARE = 0.02
+"""Share of the time that checkpoints may take, apart from those at validations."""
 
 
 def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     """Training steps, validations, and the weights that are written; at the end the best ones are read back."""
     config = recipe.distill
-    forward_tokens = min(config.micro_batch_tokens or config.batch_tokens, counts.train_tokens)
+    forward_tokens = min(config.micro_batch_tokens or step_tokens(recipe, counts), counts.train_tokens)
     training = profile.train_bytes + forward_tokens * counts.expansion * profile.token_bytes
     return StageCost(
         seconds=_seconds(recipe, counts, profile),
@@ -26,10 +32,28 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     )
 
 
+def step_tokens(recipe: Recipe, counts: Counts) -> int:
+    """Tokens per optimizer step, also where the recipe leaves them to ``auto``; as they are written in a recipe."""
+    if recipe.distill.batch_tokens != "auto":
+        return recipe.distill.batch_tokens
+    return step_rows(recipe.distill, counts.train_tokens, counts.sequence_length) * counts.sequence_length
+
+
 def training_steps(recipe: Recipe, counts: Counts) -> int:
     """Optimizer steps."""
-    per_step = max(1, recipe.distill.batch_tokens // counts.sequence_length)
+    per_step = step_rows(recipe.distill, counts.train_tokens, counts.sequence_length)
     return recipe.distill.epochs * -(-counts.train_tokens // (per_step * counts.sequence_length))
+
+
+def learning_rate_from(recipe: Recipe, counts: Counts) -> Origin:
+    """Where the learning rate will come from."""
+    if recipe.distill.learning_rate != "auto":
+        return "given"
+    rows = max(1, -(-counts.train_tokens // counts.sequence_length))
+    per_step = step_rows(recipe.distill, counts.train_tokens, counts.sequence_length)
+    validation_rows = max(1, -(-counts.validation_tokens // counts.sequence_length))
+    steps = [min(per_step, rows - start) for start in range(0, rows, per_step)]
+    return "sweep" if Budget.of(steps, recipe.distill.epochs * rows, validation_rows) else "table"
 
 
 def training_operations(recipe: Recipe, counts: Counts) -> int:
@@ -47,5 +71,8 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     validations = 1 + -(-steps // (config.evaluate_every or max(1, -(-steps // VALIDATIONS))))
     tokens = counts.train_tokens * config.epochs + counts.validation_tokens * validations * VALIDATION_WORK
     work = tokens * counts.expansion * profile.token_seconds + steps * profile.step_seconds
-    checkpoints = 3 * work / max(config.checkpoint_seconds, 1.0)
-    return OPEN_STUDENT_SECONDS + work + counts.write_seconds(validations + checkpoints + 1)
+    if learning_rate_from(recipe, counts) == "sweep":
+        work *= 1 + LARGEST_SHARE
+    validating = counts.write_seconds((1 + CHECKPOINT_SIZES) * validations + 1)
+    by_time = counts.write_seconds(CHECKPOINT_SIZES * work / max(config.checkpoint_seconds, 1.0))
+    return OPEN_STUDENT_SECONDS + work + validating + min(by_time, CHECKPOINT_SHARE * work)
