@@ -80,7 +80,12 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
 
 def _indexed(folder: Path, index: Path, shards: list[str]) -> list[Path]:
     """The files of an index, after comparing it with what they hold."""
-    where: dict[str, str] = parse_json(index.read_bytes(), str(index))["weight_map"]
+    listed = parse_json(index.read_bytes(), str(index))
+    if "metadata" not in listed:
+        raise TeacherError(
+            f"{folder}: {INDEX} has no `metadata`, which transformers needs.", "Get the whole model again."
+        )
+    where: dict[str, str] = listed["weight_map"]
     files = sorted(set(where.values()))
     spare = sorted(set(shards) - set(files))
     if spare:
@@ -217,9 +222,12 @@ def require_stored(where: str, model: Any, stored: Mapping[str, StoredTensor], *
             )
     if quantized:
         return
-    takes = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    takes = {name: tensor.is_floating_point() for name, tensor in model.state_dict().items()}
     for name, tensor in stored.items():
-        if tensor.dtype not in _FLOATS and (name in takes or prefix + name in takes):
+        if tensor.dtype in _FLOATS:
+            continue
+        # Tensors that are joined when they are read (experts) have no name in the model; masks and the like no `weight`.
+        if takes.get(name, takes.get(prefix + name, name.endswith("weight"))):
             raise TeacherError(
                 f"{where}: the tensor {name} is stored as {tensor.dtype}, and config.json does not say how to turn that into "
                 "weights (`quantization_config`).",

@@ -296,25 +296,29 @@ def _llama3(keys: _Keys, factors: Array, theta: float, rotated: int) -> dict[str
     factor = float(np.round(factors.max(), 4))
     smooth = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor) if factor > 1 else np.ones(len(factors))
     between = (smooth > 1e-3) & (smooth < 1 - 1e-3)
-    low, high, context = 1.0, 4.0, 8192.0
+    # Contexts and both limits may be stretched together; the lower limit is taken to be 1.
+    pairs = [(8192.0, 4.0)]
     if between.sum() >= 2:
         slope, offset = np.polyfit(per_wave[between], smooth[between], 1)
-        high = low * (1 - 1 / offset) if offset < 0 else high
-        context = round(float(slope * (high - low)))
-        high = float(np.round(high, 3))
-    found = np.clip((context * per_wave - low) / (high - low), 0.0, 1.0)
-    if len(factors) != len(per_wave) or np.abs(1 / ((1 - found) / factor + found) / factors - 1).max() > 1e-3:
-        raise UnsupportedModel(
-            f"{keys.where}: the factors of its rotary positions (rope_freqs.weight) are not those of Llama 3.",
-            "Use the model's Hugging Face folder.",
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": int(context),
-    }
+        high = 1 - 1 / offset if offset < 0 else 4.0
+        pairs.append((float(round(slope * (high - 1))), float(np.round(high, 3))))
+    elif between.sum() == 1:
+        wave, share = float(per_wave[between][0]), float(smooth[between][0])
+        pairs += [(2.0**power, 1 + (2.0**power * wave - 1) / share) for power in range(6, 21)]
+    for context, high in pairs:
+        found = np.clip((context * per_wave - 1) / (high - 1), 0.0, 1.0) if high > 1 else np.zeros(len(per_wave))
+        if len(factors) == len(per_wave) and np.abs(1 / ((1 - found) / factor + found) / factors - 1).max() < 1e-3:
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": int(context),
+            }
+    raise UnsupportedModel(
+        f"{keys.where}: the factors of its rotary positions (rope_freqs.weight) are not those of Llama 3.",
+        "Use the model's Hugging Face folder.",
+    )
 
 
 def _gemma(keys: _Keys, said: dict[str, Any], period: int, odd_depth: int) -> None:

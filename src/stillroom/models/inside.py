@@ -79,7 +79,7 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config of the language model, as its own causal class takes it."""
     from transformers import AutoConfig
 
-    found = copy.deepcopy(config.gettext_config())
+    found = copy.deepcopy(config.get_text_config())
     family = TEXT_AS.get(found.model_type)
     if family is not None:
         said = found.to_dict()

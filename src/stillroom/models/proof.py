@@ -180,11 +180,12 @@ def _prove(model: CausalModel) -> tuple[Proof, bool]:
     judge = _Judge(head, columns, sigma, same, _routed(model))
     single = [states(model, way, document[None], None)[0] for document in documents]
 
-    changed = documents[1].clone()
-    changed[-5:] = (changed[-5:] + 7) % _vocabulary(model)
+    changed, half = documents[1].clone(), len(documents[1]) // 2
+    changed[half:] = (changed[half:] + 7) % _vocabulary(model)
     later = states(model, way, changed[None], None)[0]
-    errors["causal"] = judge.error(later[:-5], single[1][:-5])
-    if not judge.holds(errors["causal"]):
+    errors["causal"] = judge.error(later[:half], single[1][:half])
+    # The same numbers are added in the same order, so that what rounding changes is far less than between shapes.
+    if not errors["causal"] <= (same / 20 if dtype in _SAME else same):
         raise _refused(model, "it is not causal: later tokens change what it says of earlier ones")
 
     telling = _telling(model, way, judge, documents[1], single[1])
