@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,damaged] [--workers N] --json FILE
 
-- **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its logits on
-  packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is refused must
-  be named, from its config alone and within a second after imports (`refused`). What cannot be built here is `impossible`, with
-  its reason.
+- **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its
+  logits on packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is
+  refused must be named, from its config alone and within a second after imports (`refused`). What cannot be built here is
+  `impossible`, with its reason.
 - **damaged**: checkpoints with one fault each, generated: every kind of tensor x every fault, in every file.
 """
 
@@ -181,14 +181,14 @@ def _open(name: str, model: Any, folder: Path) -> dict[str, Any]:
     seconds = round(time.perf_counter() - begun, 3)
     opener: Any = AutoModelForCausalLM
     reference = opener.from_pretrained(folder, dtype=torch.float32).eval()
-    error = max(compare(teacher.model, reference, lengths) for lengths in LENGTHS)
+    worst = max(compare(teacher.model, reference, lengths) for lengths in LENGTHS)
     way = way_of(teacher.model)
     return {
-        "result": "right" if error <= SAME else "wrong",
-        "why": "; ".join(teacher.notes) if error <= SAME else f"logits differ by {error:.2g} of their spread",
+        "result": "right" if worst <= SAME else "wrong",
+        "why": "; ".join(teacher.notes) if worst <= SAME else f"logits differ by {worst:.2g} of their spread",
         "seconds": seconds,
         "packed": way.packed,
-        "error": float(f"{error:.2g}"),
+        "error": float(f"{worst:.2g}"),
         **capabilities(teacher.model, teacher.tokenizer),
     }
 

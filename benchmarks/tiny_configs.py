@@ -32,6 +32,7 @@ _MLA: dict[str, Any] = {
 }  # fmt: skip
 _GROUPS: dict[str, Any] = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
+_AXES: dict[str, Any] = {"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
 _WINDOWS: dict[str, Any] = {"sliding_window": WINDOW, "layer_types": [S, S, S, F]}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -44,11 +45,25 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "cohere2": _WINDOWS,
     "cwm": {"rope_parameters": _ROPE, "layer_types": [F] * 4},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}, "n_heads": 4, "n_layers": 4, "max_seq_len": 512, "rope_theta": 10_000.0},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        "n_heads": 4,
+        "n_layers": 4,
+        "max_seq_len": 512,
+        "rope_theta": 10_000.0,
+    },
     "deepseek_v2": _MLA | _GROUPS | {"n_group": 1},
     "deepseek_v3": _MLA | _GROUPS,
     "deepseek_v32": _MLA | _GROUPS | {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 24},
-    "dots1": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4, "layer_types": [F] * 4},
+    "dots1": {
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "layer_types": [F] * 4,
+    },
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     "exaone4": _WINDOWS,
     "exaone_moe": _WINDOWS | {"n_group": 1, "topk_group": 1},
@@ -56,16 +71,35 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 128, "lm_head_multiplier": 0.8, "embedding_multiplier": 2.0, "key_multiplier": 0.6},
     "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": WINDOW},
     "gemma3_text": _WINDOWS | {"query_pre_attn_scalar": 16},
-    "gemma3n_text": _WINDOWS | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 8, "intermediate_size": 96},
+    "gemma3n_text": _WINDOWS
+    | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 8, "intermediate_size": 96},
     "gemma4_text": _WINDOWS | {"global_head_dim": 16, "num_kv_shared_layers": 0},
     "glm4_moe": {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "glm4_moe_lite": _MLA | {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
-    "glm_moe_dsa": _MLA | _GROUPS | {"n_group": 1, "index_n_heads": 8, "index_head_dim": 16, "index_topk": 24, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "glm_moe_dsa": _MLA
+    | _GROUPS
+    | {
+        "n_group": 1,
+        "index_n_heads": 8,
+        "index_head_dim": 16,
+        "index_topk": 24,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
     "gpt_oss": {"sliding_window": WINDOW, "layer_types": [S, F, S, F]},
     "gptj": {"rotary_dim": 8},
-    "granite": {"attention_multiplier": 0.1, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0},
+    "granite": {
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
     "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention", "mamba"], "logits_scaling": 2.0},
-    "kimi_linear": _MLA | {"num_experts_per_token": 2, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "linear_attn_config": None},
+    "kimi_linear": _MLA
+    | {
+        "num_experts_per_token": 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "linear_attn_config": None,
+    },
     "lfm2": {"layer_types": ["conv", "conv", F, "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", F, "conv"], "num_dense_layers": 1},
     "llama4_text": {"intermediate_size_mlp": 96, "attention_chunk_size": WINDOW, "num_experts_per_tok": 1},
@@ -74,7 +108,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "ministral": {"layer_types": [F] * 4},
     "mistral": {"sliding_window": WINDOW},
     "nemotron": {"head_dim": 16},
-    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"], "n_group": 1, "topk_group": 1, "moe_shared_expert_intermediate_size": 32, "n_groups": 1},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_shared_expert_intermediate_size": 32,
+        "n_groups": 1,
+    },
     "olmo3": _WINDOWS,
     "phi3": {"sliding_window": WINDOW},
     "qwen3_5_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
@@ -82,14 +122,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "dots3_note_text": {"num_key_value_heads": 4},
     "cohere_compass_text": {"rope_parameters": {F: _ROPE, S: _ROPE}},
-    "longcat_flash": _MLA | {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "num_layers": 2, "moe_topk": 2, "zero_expert_num": 2},
+    "longcat_flash": _MLA
+    | {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "num_layers": 2, "moe_topk": 2, "zero_expert_num": 2},
     "zamba2": {"layer_types": None, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
-    **dict.fromkeys(
-        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-        {"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}},
-    ),
+    "qwen2_vl_text": _AXES,
+    "qwen2_5_vl_text": _AXES,
+    "qwen3_vl_text": _AXES,
+    "qwen3_vl_moe_text": _AXES,
     "youtu": _MLA | {"tie_word_embeddings": True},
-}  # fmt: skip
+}
 """Families that need more: every kind of layer, windows shorter than documents, factors that are not one."""
 LARGEST = 60_000_000
 """Parameters beyond which a config is not tiny."""

@@ -213,12 +213,19 @@ def test_a_gguf_cut_anywhere_is_refused(gguf: Path, tmp_path: Path, cut: float) 
         load_teacher(GgufTeacher(path=str(part)), "cpu", torch.float32)
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0}
 STRETCHED = {
-    "llama3": ("llama", {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
-    "llama3 of 8": ("llama", {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 512}),
+    "llama3": ("llama", LLAMA3 | {"factor": 32.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
+    "llama3 of 8": (
+        "llama",
+        LLAMA3 | {"factor": 8.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 512},
+    ),
     "linear": ("llama", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}),
-    "yarn": ("qwen2", {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 512}),
-}  # fmt: skip
+    "yarn": (
+        "qwen2",
+        {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 512},
+    ),
+}
 
 
 @pytest.mark.parametrize("case", [*FAMILIES, *STRETCHED])
