@@ -5,7 +5,7 @@ from __future__ import annotations
 from attacks._model import hostile_folder
 
 ATTACK = hostile_folder(
-    {"config.json": rb'{"model_type": "llama", "auto\u005fmap": {"AutoConfig": "owner/code--config.Config"}}'},
+    {"config.json": rb'{"model_type": "nobodys", "auto\u005fmap": {"AutoConfig": "owner/code--config.Config"}}'},
     says="`auto_map` asks for the model's own code",
 )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_model
+from tiny_models import FAMILIES, tiny_model
 
 from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
 from stillroom.core.files import digest_file
@@ -210,3 +211,92 @@ def test_a_gguf_cut_anywhere_is_refused(gguf: Path, tmp_path: Path, cut: float) 
     part.write_bytes(whole[: int(cut * len(whole))])
     with pytest.raises(StillroomError):
         load_teacher(GgufTeacher(path=str(part)), "cpu", torch.float32)
+
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0}
+STRETCHED = {
+    "llama3": ("llama", LLAMA3 | {"factor": 32.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
+    "llama3 of 8": (
+        "llama",
+        LLAMA3 | {"factor": 8.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 512},
+    ),
+    "linear": ("llama", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}),
+    "yarn": (
+        "qwen2",
+        {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 512},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*FAMILIES, *STRETCHED])
+def test_a_gguf_of_every_family_written_here_is_read_exactly(case: str, tmp_path: Path) -> None:
+    family, rope = STRETCHED.get(case, (case, None))
+    made = tiny_model(family, tmp_path / "made", hidden=256 if rope else 64, layers=6 if family == "gemma3_text" else 4)
+    if rope:
+        config = json.loads((made / "config.json").read_text())
+        config |= {"rope_parameters": rope, "max_position_embeddings": 8192}
+        (made / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "file.gguf"
+    write_gguf(made, file, "F32", name="mistral", licence="MIT")
+    original, tokenizer = load_student(made, torch.float32)
+    other = load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32)
+    ids = torch.randint(5, 400, (1, 300), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, found = (model(input_ids=ids, use_cache=False).logits for model in (original.eval(), other.model))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert other.tokenizer(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+    assert other.tokenizer.decode(other.tokenizer(TEXT)["input_ids"], skip_special_tokens=True) == TEXT
+    assert other.tokenizer.chat_template == tokenizer.chat_template
+    assert other.tokenizer.eos_token_id == tokenizer.eos_token_id == other.model.config.eos_token_id
+    assert other.family == ("llama" if family == "mistral" else family)
+
+
+def rewritten(gguf: Path, target: Path, *, drop: str = "", add: dict[str, Any] | None = None) -> Path:
+    """A copy of a GGUF file without a tensor, or with more keys."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(gguf)
+    writer = GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
+    for entry in reader.fields.values():
+        if not entry.name.startswith("GGUF.") and entry.name != "general.architecture":
+            inner = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(entry.name, entry.contents(), entry.types[0], sub_type=inner)
+    for key, value in (add or {}).items():
+        kind = GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.UINT32
+        writer.add_key_value(key, value, kind)
+    for tensor in reader.tensors:
+        if tensor.name != drop:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.1.ffn_up.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_q.weight"]
+)
+def test_a_gguf_without_a_tensor_is_refused_by_name(gguf: Path, tmp_path: Path, name: str) -> None:
+    file = rewritten(gguf, tmp_path / "less.gguf", drop=name)
+    with pytest.raises(TeacherError, match=rf"{name} is missing"):
+        load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32)
+
+
+def test_a_gguf_with_a_key_that_is_not_known_is_refused_by_name(gguf: Path, tmp_path: Path) -> None:
+    for key, value in (
+        ("llama.expert_count", 8),
+        ("llama.attention.new_kind", 1),
+        ("llama.rope.scaling.type", "longrope"),
+    ):
+        file = rewritten(gguf, tmp_path / f"{key}.gguf", add={key: value})
+        with pytest.raises((UnsupportedModel, TeacherError), match=rf"`{key}`|`longrope`"):
+            load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32)
+    usual = rewritten(gguf, tmp_path / "usual.gguf", add={"llama.expert_count": 0})
+    load_teacher(GgufTeacher(path=str(usual)), "cpu", torch.float32)
+
+
+def test_a_gguf_with_several_end_tokens_keeps_them(gguf: Path, tmp_path: Path) -> None:
+    file = rewritten(gguf, tmp_path / "ends.gguf", add={"tokenizer.ggml.eot_token_id": 7})
+    loaded = load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32)
+    assert loaded.model.config.eos_token_id == [loaded.tokenizer.eos_token_id, 7]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stillroom.evaluation.bench import Loaded
-from stillroom.models.forward import logits_from_hidden
+from stillroom.models.forward import hidden_states, logits_from_hidden
 
 BATCH = 16
 
@@ -216,9 +216,8 @@ class Speaker:
         """Final hidden states of rows; padding stands on the right, where nothing attends to it."""
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.prefix] * (length - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
-        states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return list(states)
+        positions = torch.arange(length, device=self.device).expand(len(rows), -1)
+        return list(hidden_states(self.model, ids, positions))
 
     def _score(self, states: torch.Tensor, length: int, targets: list[int]) -> tuple[float, bool]:
         """Sum of the targets' log-probabilities at the end of a row of ``length`` tokens."""

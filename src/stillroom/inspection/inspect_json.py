@@ -61,7 +61,7 @@ def _no_code(path: Path, data: bytes, value: Any) -> None:
             continue
         queue.extend(item.values())
         for key in _CODE_KEYS:
-            if item.get(key):
+            if item.get(key) and not (key == "auto_map" and item is value and _known(path, value)):
                 at = max(0, data.find(b'"' + key.encode() + b'"'))
                 raise InspectionRefused(
                     f"{path}: `{key}` asks for the model's own code (byte {at:,}).",
@@ -80,6 +80,16 @@ def _no_code(path: Path, data: bytes, value: Any) -> None:
                 f"{path}: `transformers_weights` names {str(weights)[:80]!r}, which is not a safetensors file of the folder.",
                 "Take the key out of the config.",
             )
+
+
+def _known(path: Path, config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a family that transformers has itself: then its `auto_map` is left unread."""
+    name = config.get("model_type")
+    if path.name != "config.json" or not isinstance(name, str):
+        return False
+    from transformers import CONFIG_MAPPING
+
+    return name in CONFIG_MAPPING
 
 
 def _stays_inside(path: Path, value: Any) -> None:

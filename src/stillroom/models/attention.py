@@ -173,16 +173,25 @@ def packed(model: CausalModel) -> Iterator[None]:
 
 
 def _interface(
-    module: Any,  # noqa: ARG001
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    attention_mask: torch.Tensor | None,
     *,
     blocks: list[Block],
     scaling: float | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
+    # A layer that asks for more than plain attention must not get less. models/proof.py meets this before the model is used.
+    asked = [name for name in ("s_aux", "softcap", "position_bias", "head_mask") if more.get(name) is not None]
+    if (
+        attention_mask is not None
+        or asked
+        or sliding_window not in (None, getattr(module.config, "sliding_window", None))
+    ):
+        raise NotImplementedError(f"not plain attention: {asked or 'a mask or window of its own'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Rotary embeddings may have raised queries and keys to another format than values have.
     return packed_attention(query, key.to(query.dtype), value.to(query.dtype), blocks, scale), None

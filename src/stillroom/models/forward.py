@@ -1,81 +1,74 @@
 """Forward passes over packed sequences: to hidden states, and from there to logits.
 
+How a model is run is proved once for each model (:mod:`stillroom.models.proof`): the documents of a sequence go through it
+together where that gives what they give one by one; otherwise each document has a row of its own.
+
 Legend: B sequences, L tokens, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from stillroom.models import stack
-from stillroom.models.attention import applies, blocks_of, packed
+from stillroom.models.attention import applies
+from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
+from stillroom.models.proof import prove
 
 if TYPE_CHECKING:
-    from stillroom.models.types import Body, CausalModel
+    from stillroom.models.types import CausalModel
+
+__all__ = ["Head", "body", "hidden_states", "logits_from_hidden", "output_head", "way_of"]
 
 
-def body(model: CausalModel) -> Body:
-    """The network under the output layer."""
-    return model.base_model
+def way_of(model: CausalModel) -> Way:
+    """How a model is run: as proved when it was opened, or else proved now.
+
+    Raises:
+        UnsupportedModel: It cannot be run rightly, by name.
+    """
+    way = getattr(model, WAY, None)
+    if isinstance(way, Way):
+        return way
+    return prove(model).way
 
 
 def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Final, normed hidden states [B, L, H] of packed sequences.
+    """Hidden states [B, L, H] of packed sequences, as the output layer takes them.
 
-    Documents are kept apart: positions that start again at 0 make the attention mask block-diagonal.
+    Documents are kept apart: by positions that start again at 0 where the model heeds them, or else each runs in a row of
+    its own.
 
     Args:
         model: A Hugging Face causal language model.
         ids: Token ids, [B, L].
-        positions: Position of each token inside its segment, [B, L].
+        positions: Position of each token inside its document, [B, L].
+
+    Raises:
+        UnsupportedModel: The model cannot be run rightly, by name.
     """
-    if ids.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+    way = way_of(model)
+    if not way.packed:
+        return states_by_row(model, way, ids, positions)
+    if (
+        way.by_hand
+        and ids.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    ):
         layers = stack.layers_of(model)
         if layers is not None:
             return stack.hidden_states(model, layers, ids, positions)
-    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
-    if applies(model, ids):
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else next(model.parameters()).dtype
-        with packed(model):
-            result: torch.Tensor = body(model)(**inputs, blocks=blocks_of(positions, dtype)).last_hidden_state
-        return result
-    result = body(model)(**inputs).last_hidden_state
-    return result
-
-
-@dataclass(frozen=True)
-class Head:
-    """The output layer: ``logits = softcap(scale · (hidden @ matrix.T + bias))``.
-
-    Attributes:
-        matrix: Output matrix, [V, H]; the embedding itself where they are tied.
-        bias: [V], or None.
-        scale: Factor on the logits (Granite divides them by ``logits_scaling``; 1 elsewhere).
-        softcap: Gemma 2's cap c in ``c · tanh(logits / c)``, or None.
-    """
-
-    matrix: torch.Tensor
-    bias: torch.Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def finish(self, products: torch.Tensor) -> torch.Tensor:
-        """Logits of ``hidden @ matrix.T + bias``, float32."""
-        if self.scale != 1.0:
-            products = products * self.scale
-        return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
+    if way.blocks and not way.at_output_layer and applies(model, ids):
+        return states_in_blocks(model, ids, positions)
+    return states(model, way, ids, positions)
 
 
 def output_head(model: CausalModel) -> Head:
-    """The output layer of a model, with what its family does to logits."""
-    config = model.config
-    layer = model.get_output_embeddings()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scaling = getattr(config, "logits_scaling", None)
-    return Head(layer.weight, layer.bias, 1.0 / float(scaling) if scaling else 1.0, float(softcap) if softcap else None)
+    """The output layer of a model, with what its family does to logits, as proved. Errors as in :func:`way_of`."""
+    return head_of(model, way_of(model))
 
 
 def logits_from_hidden(model: CausalModel, hidden: torch.Tensor) -> torch.Tensor:

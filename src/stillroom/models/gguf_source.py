@@ -72,36 +72,111 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 @functools.lru_cache(maxsize=2)
 def _converted_tokenizer(path: Path, _changed: int) -> PreTrainedTokenizerFast:
+    facts = gguf_facts(path, path.stat().st_mtime_ns)
+    kind = str(facts.get("tokenizer.ggml.model"))
+    pre = str(facts.get("tokenizer.ggml.pre", "default"))
+    if kind == "gpt2" and pre not in _PRE_TOKENIZERS:
+        raise TeacherError(
+            f"{path}: its pre-tokenizer `{pre}` is not known, so its ids could differ from the original's.",
+            f"Use the model's Hugging Face folder. Known: {', '.join(sorted(_PRE_TOKENIZERS))}.",
+        )
+    tokenizer: PreTrainedTokenizerFast | None = None
+    with contextlib.suppress(TeacherError):  # an architecture that transformers does not read from GGUF
+        tokenizer = open_tokenizer(path.parent, gguf_file=path.name)
+    if tokenizer is None or len(tokenizer) > facts["tokens"]:  # it adds special tokens by their usual names
+        return _own_tokenizer(path, kind, pre)
+    if kind == "gpt2":
+        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    return tokenizer
+
+
+def _pre_tokenizer(name: str) -> Any:
+    """The pre-tokenizer that a ``tokenizer.ggml.pre`` stands for."""
     from tokenizers import Regex, pre_tokenizers
 
-    tokenizer = open_tokenizer(path.parent, gguf_file=path.name)
-    facts = gguf_facts(path, path.stat().st_mtime_ns)
-    if facts.get("tokenizer.ggml.model") == "gpt2":
-        pre = str(facts.get("tokenizer.ggml.pre", "default"))
-        steps = _PRE_TOKENIZERS.get(pre)
-        if steps is None:
-            raise TeacherError(
-                f"{path}: its pre-tokenizer `{pre}` is not known, so its ids could differ from the original's.",
-                f"Use the model's Hugging Face folder. Known: {', '.join(sorted(_PRE_TOKENIZERS))}.",
-            )
-        if steps[0] == "digits":
-            parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        elif steps[0] == "byte_level":
-            parts = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        else:
-            parts = [
-                pre_tokenizers.Split(Regex(steps[0]), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        tokenizer.backend_tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
-    return tokenizer
+    steps = _PRE_TOKENIZERS[name]
+    if steps[0] == "digits":
+        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif steps[0] == "byte_level":
+        parts = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        parts = [
+            pre_tokenizers.Split(Regex(steps[0]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    return parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+
+
+def _own_tokenizer(path: Path, kind: str, pre: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a file, from its own keys alone.
+
+    Raises:
+        TeacherError: It is of a kind that is not known.
+    """
+    from gguf import GGUFReader, TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(path).fields
+
+    def said(name: str, default: Any = None) -> Any:
+        entry = fields.get(f"tokenizer.{name}")
+        return default if entry is None else entry.contents()
+
+    tokens: list[str] = said("ggml.tokens")
+    types: list[int] = said("ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    used = {token: index for index, token in enumerate(tokens) if types[index] != TokenType.UNUSED}
+    special = {name: said(f"ggml.{key}_token_id") for name, key in
+               (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}  # fmt: skip
+    named = {name: tokens[index] for name, index in special.items() if index is not None and index < len(tokens)}
+    if kind == "gpt2":
+        merges = [tuple(merge.split(" ", 1)) for merge in said("ggml.merges")]
+        rules = Tokenizer(models.BPE(used, merges))
+        rules.pre_tokenizer = _pre_tokenizer(pre)
+        rules.decoder = decoders.ByteLevel()
+    elif kind == "llama":
+        scores = said("ggml.scores")
+        rules = Tokenizer(
+            models.BPE(used, _merges(used, scores), unk_token=named.get("unk_token"), fuse_unk=True, byte_fallback=True)
+        )
+        spaces: list[Any] = [normalizers.Prepend("▁")] if said("ggml.add_space_prefix", True) else []
+        rules.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", "▁")])
+        steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        rules.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if spaces else [])])
+    else:
+        raise TeacherError(f"{path}: its tokenizer is of the kind `{kind}`.", "Use the model's Hugging Face folder.")
+    added = {TokenType.CONTROL: True, TokenType.USER_DEFINED: False, TokenType.UNKNOWN: True}
+    for token, index in used.items():
+        if types[index] in added:
+            rules.add_tokens([AddedToken(token, normalized=False, special=added[TokenType(types[index])])])
+    bos = named.get("bos_token")
+    if bos is not None and said("ggml.add_bos_token", kind == "llama"):
+        rules.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, used[bos])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=rules, chat_template=said("chat_template"), clean_up_tokenization_spaces=False, **named
+    )
+
+
+def _merges(used: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """SentencePiece's merges: every way to join a token from two, the tokens with the highest scores first."""
+    found: list[tuple[float, int, int, str, str]] = []
+    for token, index in used.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in used and right in used:
+                found.append((-scores[index], used[left], used[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
 
 
 @functools.lru_cache(maxsize=2)
 def gguf_facts(path: Path, _changed: int) -> dict[str, Any]:
-    """Short metadata of a GGUF file."""
+    """Short metadata of a GGUF file, and how many ``tokens`` it has."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     wanted = ("general.name", "general.license", "general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-    return {key: reader.fields[key].contents() for key in wanted if key in reader.fields}
+    facts = {key: reader.fields[key].contents() for key in wanted if key in reader.fields}
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    return facts | {"tokens": 0 if tokens is None else len(tokens.data)}

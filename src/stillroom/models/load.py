@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,23 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core import files
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
 from stillroom.inspection.inspect import require_safe
+from stillroom.models.checkpoint import (
+    StoredTensor,
+    odd_tensor,
+    require_numbers,
+    require_rows,
+    require_same,
+    require_stored,
+    require_tied,
+    require_whole,
+    stored_tensors,
+    weight_files,
+)
+from stillroom.models.gguf_model import gguf_config, open_gguf
 from stillroom.models.gguf_source import gguf_checked, gguf_facts, gguf_path, gguf_tokenizer
+from stillroom.models.inside import open_inside, text_config
+from stillroom.models.kinds import kind_of
+from stillroom.models.proof import prove
 from stillroom.models.tokenizer import open_tokenizer, quietly, tokenizer_digest
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 
@@ -18,11 +37,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from stillroom.models.types import CausalModel
+    from stillroom.models.types import CausalModel, ModelConfig
 
 MODEL_FILES = (
     "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
+
+
+CHEAP = 256 << 20
+"""Bytes of weights up to which a model is loaded twice where transformers leaves some of its tensors to chance."""
 
 
 @dataclass
@@ -39,6 +62,7 @@ class LoadedTeacher:
         licence: As stated by the recipe, or else by the model's own metadata.
         stored_bytes: Bytes of the stored weights.
         config_digest: SHA-256 over what its config says of the computation; None where ``digest`` covers it (GGUF).
+        notes: What is to be said of how it is run.
     """
 
     model: CausalModel
@@ -50,6 +74,7 @@ class LoadedTeacher:
     licence: str | None
     stored_bytes: int
     config_digest: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -73,16 +98,17 @@ def load_teacher(
         VerificationFailed: It lies inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
+    notes: tuple[str, ...] = ()
     if isinstance(config, GgufTeacher):
-        with gguf_checked(config) as path:
-            model = _from_pretrained(path.parent, dtype, gguf_file=path.name)
+        with gguf_checked(config) as path, _loading(path):
+            model = _plain(open_gguf(path, dtype))
             tokenizer = gguf_tokenizer(path)
             facts = gguf_facts(path, path.stat().st_mtime_ns)
             name = str(facts.get("general.name") or path.stem)
             digest, stored = files.digest_file(path), path.stat().st_size
     else:
         folder = model_folder(config.name, config.revision)
-        model = _from_pretrained(folder, dtype)
+        model, notes = _open_folder(folder, dtype)
         tokenizer = open_tokenizer(folder)
         name = Path(config.name).name if Path(config.name).exists() else config.name
         weights = sorted(folder.glob("*.safetensors"))
@@ -90,6 +116,10 @@ def load_teacher(
         stored = sum(file.stat().st_size for file in weights)
     config_digest = None if isinstance(config, GgufTeacher) else digest_of_config(folder)
     model.to(device).eval().requires_grad_(requires_grad=False)
+    require_rows(name, model, tokenizer)
+    way = prove(model, again=True).way
+    if not way.packed:
+        notes += (f"it runs one document per row: {way.reason}",)
     return LoadedTeacher(
         model,
         tokenizer,
@@ -100,6 +130,7 @@ def load_teacher(
         stated_licence(config),
         stored,
         config_digest,
+        notes,
     )
 
 
@@ -141,6 +172,18 @@ def teacher_identity(config: HuggingFaceTeacher | GgufTeacher) -> dict[str, str]
     return {"teacher": files.digest_json({file.name: files.digest_file(file) for file in names})}
 
 
+def teacher_config(config: HuggingFaceTeacher | GgufTeacher) -> ModelConfig:
+    """The config of a teacher's language model; no weights are read. Errors as in :func:`load_teacher`."""
+    found: Any
+    if isinstance(config, GgufTeacher):
+        found = gguf_config(gguf_path(config.path))
+    else:
+        kind = kind_of(model_folder(config.name, config.revision))
+        found = kind.config if kind.inside is None else text_config(kind.config)
+    known: ModelConfig = found
+    return known
+
+
 def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokenizerFast:
     """The teacher's tokenizer alone. Errors as in :func:`load_teacher`."""
     if isinstance(config, GgufTeacher):
@@ -150,9 +193,15 @@ def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokeni
 
 
 def load_student(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, PreTrainedTokenizerFast]:
-    """A model that a run wrote, and its tokenizer."""
+    """A model that a run wrote or that exists, and its tokenizer. Errors as in :func:`load_teacher`.
+
+    How it is run is proved when it is first used (:func:`stillroom.models.forward.way_of`).
+    """
     require_safe(folder)
-    return _from_pretrained(folder, dtype), open_tokenizer(folder)
+    model, _ = _open_folder(folder, dtype)
+    tokenizer = open_tokenizer(folder)
+    require_rows(str(folder), model, tokenizer)
+    return model, tokenizer
 
 
 def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -187,27 +236,74 @@ def model_folder(name: str, revision: str | None) -> Path:
     return folder
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, **options: Any) -> CausalModel:
-    from transformers import AutoModelForCausalLM
+def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[str, ...]]:
+    """The causal language model of a folder, complete and finite, and what is to be said of it."""
+    import transformers
 
+    opener: Any = transformers.AutoModelForCausalLM
+    kind = kind_of(folder)
+    said = json.loads((folder / "config.json").read_bytes())
+    stored = stored_tensors(weight_files(folder, said))
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they come back by name, and are refused
+    }
+    model: Any
+    notes = kind.notes
+    with _loading(folder, stored):
+        if kind.inside is None:
+            model, info = opener.from_pretrained(folder, **options)
+            whole = model
+        else:
+            model, whole, info = open_inside(folder, kind, options)
+            notes += (
+                f"its language model (`{model.config.model_type}`) is taken from a `{kind.config.model_type}` model",
+            )
+    require_whole(str(folder), info, stored)
+    require_stored(str(folder), whole, stored, quantized=bool(said.get("quantization_config")))
+    require_tied(str(folder), model)
+    require_numbers(str(folder), model)
+    if (
+        type(whole)._keys_to_ignore_on_load_missing
+        and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < CHEAP
+    ):
+        with _loading(folder, stored):
+            again: Any = opener.from_pretrained(folder, **options)[0] if kind.inside is None else None
+        if again is not None:
+            require_same(str(folder), model, again)
+    return _plain(model), notes
+
+
+@contextlib.contextmanager
+def _loading(where: Path, stored: Mapping[str, StoredTensor] | None = None) -> Iterator[None]:
+    """Turn errors of transformers into ours."""
     try:
         with quietly():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
-            )
+            yield
     except Exception as error:
-        known = translate(error, str(folder))
+        known = translate(error, str(where))
         if known is not None:
             raise known from None
         reason = first_line(error)
         if "Unrecognized" in reason or "not supported" in reason or "does not recognize" in reason:
             raise UnsupportedModel(
-                f"{folder}: {reason}", "Give a causal language model that transformers knows."
+                f"{where}: {reason}", "Give a causal language model that transformers knows."
             ) from None
+        odd = odd_tensor(stored or {})
+        if odd:
+            raise TeacherError(f"{where}: {odd}", "Get the whole model again.") from None
         raise TeacherError(
-            f"{folder}: the model cannot be loaded: {reason}", "Check that its files are complete."
+            f"{where}: the model cannot be loaded: {reason}", "Check that its files are complete."
         ) from None
-    # A GGUF leaves its quantization in the config although the weights are floats again; saving would refuse it.
+
+
+def _plain(model: Any) -> CausalModel:
+    """A model without traces of how it was stored."""
+    # Quantized files leave that in the config although the weights are floats again; saving would refuse it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -41,8 +41,23 @@ def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise TeacherError(f"{folder}: only a slow tokenizer is there.", "Save the model with its tokenizer.json.")
     tokenizer.name_or_path = ""
+    _one_template(folder, tokenizer)
     opened: PreTrainedTokenizerFast = tokenizer
     return opened
+
+
+def _one_template(where: Path, tokenizer: Any) -> None:
+    """Of several named chat templates, the one for ordinary chats: what everything that renders or exports one takes."""
+    named = tokenizer.chat_template
+    if not isinstance(named, dict):
+        return
+    chosen = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    if chosen is None:
+        raise TeacherError(
+            f"{where}: its tokenizer has several chat templates ({', '.join(sorted(named))}), and none is called `default`.",
+            "Leave the one that is meant in tokenizer_config.json.",
+        )
+    tokenizer.chat_template = chosen
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
-from stillroom.recipe.teacher import GgufTeacher
 from stillroom.runs.run import Run
 
 if TYPE_CHECKING:
@@ -110,12 +109,12 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
 
     from stillroom.models.families.family import fit_layer_lists
     from stillroom.models.families.registry import family_of
-    from stillroom.models.load import count_parameters, model_folder
+    from stillroom.models.load import count_parameters, model_folder, teacher_config
     from stillroom.models.tokenizer import quietly
     from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
     from stillroom.students.stage import choose_vocabulary, pieces_a_token
 
-    config = _teacher_config(recipe)
+    config = teacher_config(recipe.teacher)
     with torch.device("meta"):
         teacher: CausalModel = AutoModelForCausalLM.from_config(config)
     teacher.tie_weights()
@@ -229,19 +228,3 @@ def _file_bytes(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, rows:
         )
         for kind in recipe.export.gguf
     }
-
-
-def _teacher_config(recipe: Recipe) -> ModelConfig:
-    from transformers import AutoConfig
-
-    from stillroom.models.gguf_source import gguf_path
-    from stillroom.models.load import model_folder
-    from stillroom.models.tokenizer import quietly
-
-    with quietly():
-        if isinstance(recipe.teacher, GgufTeacher):
-            path = gguf_path(recipe.teacher.path)
-            config: ModelConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        else:
-            config = AutoConfig.from_pretrained(model_folder(recipe.teacher.name, recipe.teacher.revision))
-        return config

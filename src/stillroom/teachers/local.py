@@ -6,7 +6,7 @@ Legend: N positions with a target, V ids of the teacher's vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -14,9 +14,11 @@ import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.forward import Head, hidden_states, output_head
+from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.signals.cache.writer import CHUNK
+from stillroom.teachers.second_opinion import compare_with_runtime
 from stillroom.teachers.teacher import Capability, Vocabulary
 
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
@@ -39,8 +41,12 @@ class LocalTeacher:
     def open(
         cls, config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype
     ) -> LocalTeacher:
-        """Load it. Errors as in :func:`stillroom.models.load.load_teacher`."""
-        return cls(load_teacher(config, device, dtype))
+        """Load it; a GGUF file is compared with llama.cpp. Errors as in :func:`stillroom.models.load.load_teacher`."""
+        loaded = load_teacher(config, device, dtype)
+        if isinstance(config, GgufTeacher):
+            notes = compare_with_runtime(loaded, gguf_path(config.path))
+            loaded = replace(loaded, notes=loaded.notes + notes)
+        return cls(loaded)
 
     @property
     def name(self) -> str:

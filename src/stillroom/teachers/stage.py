@@ -18,6 +18,7 @@ from stillroom.signals.cache.manifest import VERSION
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.teachers.capture import cache_identity, capture
+from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 
 BEGUN = "capture.json"
@@ -31,6 +32,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     device = prepare(recipe.compute, recipe.seed)
     progress.say("  loading the teacher")
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
+    for note in teacher.loaded.notes if isinstance(teacher, LocalTeacher) else ():
+        progress.say(f"  {note}")
     corpus = run.stage("corpus").path
     splits = [Sequences.load(corpus / f"{name}.safetensors") for name in ("train", "validation")]
     folder = config.path or stage.path / CACHE

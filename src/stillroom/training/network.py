@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models import stack
 from stillroom.models.attention import LONGEST
-from stillroom.models.forward import hidden_states, output_head
+from stillroom.models.forward import hidden_states, output_head, way_of
 from stillroom.models.threads import run_together
 from stillroom.signals.batches import Batch
 from stillroom.training.losses.fused import FusedLoss, Loss
@@ -54,7 +54,7 @@ class LossNetwork(nn.Module):
         self.worker = worker
         working = list(worker.parameters())
         self._pairs = [(a, b) for a, b in zip(own, working, strict=True) if a is not b]
-        if worker is not model and (layers := stack.layers_of(worker)) is not None:
+        if worker is not model and (layers := self._by_hand_layers()) is not None:
             stack.join_weights(layers)
 
     def forward(self, batch: Batch, loss: FusedLoss, denominator: float) -> Loss:
@@ -70,7 +70,13 @@ class LossNetwork(nn.Module):
     @property
     def by_hand(self) -> bool:
         """Whether :mod:`stillroom.models.stack` computes this model, where batches allow it."""
-        return self.worker.device.type == "cpu" and stack.layers_of(self.worker) is not None
+        return self._by_hand_layers() is not None
+
+    def _by_hand_layers(self) -> list[stack.Layer] | None:
+        """The layers for the pass by hand: of models that it knows, on a processor, where it was proved."""
+        if self.worker.device.type != "cpu" or (layers := stack.layers_of(self.worker)) is None:
+            return None
+        return layers if way_of(self.worker).by_hand else None
 
     def _layers(self, batch: Batch) -> list[stack.Layer] | None:
         """The layers, where the pass by hand computes this batch: on a processor, for models that it knows."""
@@ -83,7 +89,7 @@ class LossNetwork(nn.Module):
             or (batch.signal is not None and len(batch.signal) != rows.shape[0])
         ):
             return None
-        return stack.layers_of(self.worker)
+        return self._by_hand_layers()
 
     def _by_hand(self, layers: list[stack.Layer], batch: Batch, loss: FusedLoss, denominator: float) -> Loss:
         """As :meth:`forward`, by :mod:`stillroom.models.stack`; like the loss, it has its gradients at once."""

@@ -1,0 +1,403 @@
+"""Every causal language model of the installed transformers as a teacher: right, refused by name, or wrong.
+
+    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,damaged] [--workers N] --json FILE
+
+- **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its
+  logits on packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is
+  refused must be named, from its config alone and within a second after imports (`refused`). What cannot be built here is
+  `impossible`, with its reason.
+- **damaged**: checkpoints with one fault each, generated: every kind of tensor x every fault, in every file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import write
+from benchmarks.tiny_configs import VOCABULARY, tiny_config, tiny_model
+
+SECONDS, BYTES = 240, 6 << 30
+"""Limits of one family's process."""
+SAME = 1e-3
+"""Difference of logits, in their standard deviations, up to which they are the same."""
+LENGTHS = (((33, 61, 50), (90, 54)), ((24, 41), (9, 56)))
+"""Documents of two batches of sequences: one as long as attention in blocks needs, and a shorter one."""
+DAMAGED = ("llama", "gemma2", "qwen3_moe", "phi3", "gpt2")
+"""Families whose checkpoints are damaged: plain, tied with caps, with an expert per tensor, fused, and transposed."""
+
+
+def main() -> None:
+    """Run the parts, and write the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--types", help="comma-separated; all by default")
+    parser.add_argument("--parts", default="types,damaged")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--one", help="one family, in this process; prints its result")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(examine(options.one)))
+        return
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    if "types" in options.parts:
+        figures, details["families"] = types(
+            options.types.split(",") if options.types else causal_types(), options.workers
+        )
+    if "damaged" in options.parts:
+        more, details["not_caught"] = damaged()
+        figures |= more
+    write(figures, details, options.json)
+    bad = figures.get("wrong", 0) or figures.get("caught_share", 1) < 1
+    sys.exit(1 if bad else 0)
+
+
+def causal_types() -> list[str]:
+    """Every ``model_type`` of transformers' causal mapping."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Examine families, each in a process of its own."""
+    with ThreadPoolExecutor(workers) as pool:
+        found = dict(zip(names, pool.map(_in_a_process, names), strict=True))
+    for name, result in found.items():
+        sys.stderr.write(
+            f"{name:26} {result['result']:10} {result.get('seconds', 0):7.2f} s  {result.get('why', '')}\n"
+        )
+    counts = Counter(result["result"] for result in found.values())
+    possible = len(found) - counts["impossible"]
+    figures = {
+        "types": len(found),
+        "right": counts["right"],
+        "refused": counts["refused"],
+        "wrong": counts["wrong"],
+        "impossible": counts["impossible"],
+        "right_share": round((counts["right"] + counts["refused"]) / possible, 4) if possible else 0.0,
+        "by_rows": sum(result.get("packed") is False for result in found.values()),
+        "prunable": sum(bool(result.get("prunable")) for result in found.values()),
+        "gguf": sum(bool(result.get("gguf")) for result in found.values()),
+        "moe_prunable": sum(bool(result.get("prunable") and result.get("moe")) for result in found.values()),
+    }
+    return figures, found
+
+
+def _in_a_process(name: str) -> dict[str, Any]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
+
+    command = [sys.executable, "-m", "benchmarks.models", "--one", name]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, env=environment, preexec_fn=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"result": "impossible", "why": f"more than {SECONDS} s", "seconds": SECONDS}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"result": "wrong", "why": f"the process ended with {done.returncode}: {last[:160]}"}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def examine(name: str) -> dict[str, Any]:
+    """What becomes of one family: ``result``, ``why``, ``seconds`` of opening, and what else can be done with it."""
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from stillroom.core.errors import StillroomError
+    from stillroom.models.kinds import kind_of
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    maker: Any = AutoConfig
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            config = maker.for_model(name)
+            said = config.to_dict() | {"model_type": name}
+        except Exception:
+            said = {"model_type": name}
+        (folder / "config.json").write_text(json.dumps(said, default=str))
+        begun = time.perf_counter()
+        try:
+            kind_of(folder)
+        except StillroomError as error:
+            seconds = time.perf_counter() - begun
+            named = name in str(error)
+            if type(error).__name__ == "UnsupportedModel":
+                result = "refused" if named and seconds < 1 else "wrong"
+                return {"result": result, "why": error.what, "seconds": round(seconds, 3)}
+        try:
+            config = tiny_config(name)
+            model = tiny_model(config, AutoModelForCausalLM)
+            model(input_ids=torch.arange(3, 43)[None], use_cache=False)
+        except Exception as error:
+            return {"result": "impossible", "why": f"no tiny config: {type(error).__name__}: {_line(error)}"}
+        return _open(name, model, folder)
+
+
+def _open(name: str, model: Any, folder: Path) -> dict[str, Any]:
+    """Write a model, open it as a teacher, and compare."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stillroom.core.errors import StillroomError
+    from stillroom.models.forward import way_of
+    from stillroom.models.load import load_teacher
+    from stillroom.recipe.teacher import HuggingFaceTeacher
+
+    model.save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    if said["model_type"] != name and not said["model_type"].startswith(name):  # an alias; not the text model inside
+        (folder / "config.json").write_text(json.dumps(said | {"model_type": name}))
+    tokenizer().save_pretrained(folder)
+    begun = time.perf_counter()
+    try:
+        teacher = load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
+    except StillroomError as error:
+        seconds = time.perf_counter() - begun
+        named = name in error.what or type(model).__name__ in error.what
+        return {"result": "refused" if named else "wrong", "why": error.what, "seconds": round(seconds, 3)}
+    seconds = round(time.perf_counter() - begun, 3)
+    opener: Any = AutoModelForCausalLM
+    reference = opener.from_pretrained(folder, dtype=torch.float32).eval()
+    worst = max(compare(teacher.model, reference, lengths) for lengths in LENGTHS)
+    way = way_of(teacher.model)
+    return {
+        "result": "right" if worst <= SAME else "wrong",
+        "why": "; ".join(teacher.notes) if worst <= SAME else f"logits differ by {worst:.2g} of their spread",
+        "seconds": seconds,
+        "packed": way.packed,
+        "error": float(f"{worst:.2g}"),
+        **capabilities(teacher.model, teacher.tokenizer),
+    }
+
+
+def compare(model: Any, reference: Any, lengths: tuple[tuple[int, ...], ...]) -> float:
+    """Largest difference of logits on packed sequences from those of single documents, in standard deviations."""
+    import torch
+
+    from stillroom.models.forward import hidden_states, logits_from_hidden
+
+    generator = torch.Generator().manual_seed(7)
+    rows = [[torch.randint(3, VOCABULARY, (length,), generator=generator) for length in row] for row in lengths]
+    ids = torch.stack([torch.cat(row) for row in rows])
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    with torch.no_grad():
+        expected = torch.cat(
+            [reference(input_ids=document[None], use_cache=False).logits[0].float() for row in rows for document in row]
+        )
+        found = logits_from_hidden(model, hidden_states(model, ids, positions)).flatten(0, 1)
+    return float((found - expected).abs().max() / expected.std())
+
+
+def capabilities(model: Any, words: Any) -> dict[str, Any]:
+    """What else can be done with a family, found by trying: pruning, and a GGUF file."""
+    from stillroom.core.errors import StillroomError
+    from stillroom.formats.gguf_file import planned_bytes
+    from stillroom.models.families.registry import families
+
+    family = families().get(model.config.model_type)
+    found: dict[str, Any] = {"prunable": family is not None, "gguf": False}
+    names = [name.lower() for name, _ in model.named_modules()]
+    found["moe"] = any("experts" in name for name in names)
+    if family is not None and family.gguf is not None:
+        try:
+            planned_bytes(model.config, words, "F16", name="tiny", licence=None)
+            found["gguf"] = True
+        except StillroomError as error:
+            # The tokenizer here is not one of llama.cpp's; what is said of the family is not.
+            found["gguf"] = "tokenizer" in str(error) or "pre-tokenizer" in str(error)
+    return found
+
+
+def tokenizer() -> Any:
+    """A byte-level tokenizer of as many ids as the tiny models have rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 4]
+    tokens = ["<pad>", "<s>", "</s>", "<|endoftext|>", *letters]  # the last is what Qwen's class adds
+    rules = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def damaged(families: tuple[str, ...] = DAMAGED) -> tuple[dict[str, Any], list[str]]:
+    """Open checkpoints with one fault each."""
+    import torch
+    import transformers
+
+    from stillroom.core.errors import StillroomError
+    from stillroom.models.load import load_teacher
+    from stillroom.recipe.teacher import HuggingFaceTeacher
+
+    transformers.logging.set_verbosity_error()
+    count, caught, missed = 0, 0, []
+    for family in families:
+        with tempfile.TemporaryDirectory() as temporary:
+            for fault, folder in damages(family, Path(temporary)):
+                try:
+                    load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
+                    outcome = "opened"
+                except StillroomError:
+                    outcome = ""
+                except Exception as error:
+                    outcome = type(error).__name__
+                if fault == "none":
+                    if outcome != "opened":
+                        raise SystemExit(f"{family}: the whole checkpoint does not open")
+                    continue
+                count += 1
+                caught += not outcome
+                if outcome:
+                    missed.append(f"{family}: {fault}: {outcome}")
+    return {"damaged": count, "caught_share": round(caught / count, 4)}, missed
+
+
+def damages(family: str, root: Path) -> Iterator[tuple[str, Path]]:
+    """The whole checkpoint of a family (``none``), then copies with one fault each, all in several files."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    whole, copy = root / "whole", root / "copy"
+    tiny_model(tiny_config(family), AutoModelForCausalLM).save_pretrained(whole, max_shard_size="120KB")
+    tokenizer().save_pretrained(whole)
+    yield "none", whole
+    index = json.loads((whole / "model.safetensors.index.json").read_text())
+    where: dict[str, str] = index["weight_map"]
+    kinds: dict[tuple[str, str], str] = {}
+    for name, file in where.items():
+        kinds.setdefault((re.sub(r"\d+", "*", name), file), name)
+
+    def fresh() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(whole, copy)
+
+    for name in kinds.values():
+        for fault, change in TENSOR_FAULTS.items():
+            fresh()
+            path = copy / where[name]
+            tensors = load_file(path)
+            change(tensors, name)
+            save_file(tensors, path, metadata={"format": "pt"})
+            # The index agrees with the files: the fault is in the tensors alone.
+            known = {key: file for key, file in where.items() if file != where[name]} | dict.fromkeys(
+                tensors, where[name]
+            )
+            (copy / "model.safetensors.index.json").write_text(json.dumps(index | {"weight_map": known}))
+            yield f"{fault} {name}", copy
+    for file in sorted(set(where.values())):
+        for fault, damage in FILE_FAULTS.items():
+            fresh()
+            damage(copy, file, where)
+            yield f"{fault} {file}", copy
+
+
+def _renamed(tensors: dict[str, Any], name: str) -> None:
+    tensors[name.replace(".weight", "_.weight") if ".weight" in name else f"{name}_"] = tensors.pop(name)
+
+
+def _shorter(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = tensors[name][:-1].clone()
+
+
+def _number(value: float) -> Callable[[dict[str, Any], str], None]:
+    def change(tensors: dict[str, Any], name: str) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[0] = value
+
+    return change
+
+
+def _integers(tensors: dict[str, Any], name: str) -> None:
+    import torch
+
+    tensors[name] = tensors[name].to(torch.int8)
+
+
+TENSOR_FAULTS: dict[str, Callable[[dict[str, Any], str], None]] = {
+    "missing": lambda tensors, name: tensors.pop(name),
+    "renamed": _renamed,
+    "other shape": _shorter,
+    "NaN": _number(float("nan")),
+    "Inf": _number(float("inf")),
+    "integers": _integers,
+}
+
+
+def _cut(folder: Path, file: str, _where: dict[str, str]) -> None:
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) * 2 // 3])
+
+
+def _gone(folder: Path, file: str, _where: dict[str, str]) -> None:
+    (folder / file).unlink()
+
+
+def _doubled(folder: Path, file: str, where: dict[str, str]) -> None:
+    """A tensor of another file is in this one too."""
+    from safetensors.torch import load_file, save_file
+
+    other = next(name for name in sorted(where) if where[name] != file)
+    tensors = load_file(folder / file)
+    tensors[other] = load_file(folder / where[other])[other]
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+
+
+def _unnamed(folder: Path, file: str, where: dict[str, str]) -> None:
+    """The index forgets the file."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {name: held for name, held in where.items() if held != file}
+    path.write_text(json.dumps(index))
+
+
+def _swapped(folder: Path, file: str, where: dict[str, str]) -> None:
+    """The file holds what another one holds."""
+    other = next(held for held in sorted(set(where.values())) if held != file)
+    shutil.copyfile(folder / other, folder / file)
+
+
+def _empty(folder: Path, file: str, _where: dict[str, str]) -> None:
+    (folder / file).write_bytes(b"")
+
+
+FILE_FAULTS: dict[str, Callable[[Path, str, dict[str, str]], None]] = {
+    "truncated": _cut,
+    "gone": _gone,
+    "empty": _empty,
+    "a tensor twice in": _doubled,
+    "not in the index:": _unnamed,
+    "another file's content in": _swapped,
+}
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
