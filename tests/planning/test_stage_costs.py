@@ -11,6 +11,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.stages import STAGES
 from stillroom.students.shape import Shape
+from stillroom.training.stage_cost import learning_rate_from, step_tokens
 
 PROFILE = Profile(
     base_bytes=400_000_000,
@@ -33,6 +34,7 @@ BASE: dict[str, Any] = {
     "corpus": {"sources": [{"kind": "text", "path": "text", "licence": "PSF-2.0"}]},
     "teacher": {"kind": "huggingface", "name": "teacher", "dtype": "float32"},
     "student": {"kind": "shrink", "layers": 20},
+    "distill": {"batch_tokens": 2048, "learning_rate": 5e-4},
 }
 OLD_MEASURES = ["fidelity", "languages", "cost"]
 """Those of 0.1.0, whose plan the values below are."""
@@ -49,15 +51,18 @@ CASES: dict[str, dict[str, Any]] = {
             "onnx": True,
         }
     },
-    "batches": {"distill": {"micro_batch_tokens": 1024, "epochs": 3, "evaluate_every": 50, "checkpoint_seconds": 5}},
+    "batches": {
+        "distill": BASE["distill"]
+        | {"micro_batch_tokens": 1024, "epochs": 3, "evaluate_every": 50, "checkpoint_seconds": 5}
+    },
 }
 EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
     "layers": {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
-        "distill": (280.881, 1_307_584_000, 1_200_000_000),
-        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "distill": (298.038, 1_307_584_000, 2_160_000_000),
+        "baseline": (298.038, 1_307_584_000, 2_160_000_000),
         "export": (26.18, 1_120_000_000, 0),
         "evaluate": (87.952, 2_402_984_832, 0),
     },
@@ -65,7 +70,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (365.968, 2_350_371_712, 240_000_000),
-        "distill": (280.881, 1_307_584_000, 1_200_000_000),
+        "distill": (298.038, 1_307_584_000, 2_160_000_000),
         "export": (26.18, 1_120_000_000, 0),
         "evaluate": (76.639, 2_162_984_832, 0),
     },
@@ -73,8 +78,8 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (20.053, 1_831_326_592, 240_000_000),
-        "distill": (280.881, 1_307_584_000, 1_200_000_000),
-        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "distill": (298.038, 1_307_584_000, 2_160_000_000),
+        "baseline": (298.038, 1_307_584_000, 2_160_000_000),
         "export": (26.18, 1_120_000_000, 0),
         "evaluate": (76.639, 2_162_984_832, 0),
     },
@@ -82,8 +87,8 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (4.6, 1_831_326_592, 240_000_000),
-        "distill": (280.881, 1_307_584_000, 1_200_000_000),
-        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "distill": (298.038, 1_307_584_000, 2_160_000_000),
+        "baseline": (298.038, 1_307_584_000, 2_160_000_000),
         "export": (26.18, 1_120_000_000, 0),
         "evaluate": (58.52, 2_162_984_832, 0),
     },
@@ -91,8 +96,8 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
-        "distill": (280.881, 1_307_584_000, 1_200_000_000),
-        "baseline": (280.881, 1_307_584_000, 1_200_000_000),
+        "distill": (298.038, 1_307_584_000, 2_160_000_000),
+        "baseline": (298.038, 1_307_584_000, 2_160_000_000),
         "export": (118.585, 1_360_000_000, 242_600_000),
         "evaluate": (87.952, 2_402_984_832, 0),
     },
@@ -100,13 +105,15 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "corpus": (3.0, 409_200_000, 6_670_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
-        "distill": (954.8, 1_273_792_000, 1_200_000_000),
-        "baseline": (954.8, 1_273_792_000, 1_200_000_000),
+        "distill": (730.275, 1_273_792_000, 2_160_000_000),
+        "baseline": (730.275, 1_273_792_000, 2_160_000_000),
         "export": (26.18, 1_120_000_000, 0),
         "evaluate": (87.952, 2_402_984_832, 0),
     },
 }
-"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them."""
+"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them; of training with a checkpoint at every
+validation (three sizes of the weights beside the best ones), two checkpoints at most on the disk, and at most 2 % of the time
+for others."""
 
 
 def counts(name: str, **changed: Any) -> Counts:
@@ -164,6 +171,18 @@ def test_text_known_by_heart_is_one_pass_over_its_passages() -> None:
     # 64 passages of 50 tokens and 8 more, by a student of 60 of the teacher's 135 million parameters.
     more = costs[1]["evaluate"].seconds - costs[0]["evaluate"].seconds
     assert more == pytest.approx(64 * 58 / PROFILE.exact_rate * counts("layers").ratio)
+
+
+def test_a_plan_says_where_the_learning_rate_comes_from_and_what_a_sweep_costs() -> None:
+    given = Recipe.model_validate(BASE)
+    short = Recipe.model_validate(BASE | {"distill": {"batch_tokens": 2048}})
+    long = Recipe.model_validate(BASE | {"distill": {"batch_tokens": 2048, "epochs": 10}})
+    sizes = counts("layers")
+    assert [learning_rate_from(recipe, sizes) for recipe in (given, short, long)] == ["given", "table", "sweep"]
+    assert step_tokens(Recipe.model_validate(BASE | {"distill": {}}), sizes) == 1024
+    same = Recipe.model_validate(BASE | {"distill": {"batch_tokens": 2048, "epochs": 10, "learning_rate": 5e-4}})
+    swept, fixed = (stage_costs(recipe, sizes, PROFILE)["distill"].seconds for recipe in (long, same))
+    assert 1.03 < swept / fixed < 1.06
 
 
 def test_files_of_the_export_are_part_of_its_disk() -> None:

@@ -18,6 +18,8 @@ from stillroom.runs.run import MODELS, SUMMARY, Run
 FORMAT = 1
 SAME_SECONDS = 0.95
 """A baseline that took this share of the student's seconds had as many: the same work differs by as much from run to run."""
+TRAINING = ("learning_rate", "learning_rate_from", "sweep", "sweep_cost_share", "step_tokens", "clipped_share")
+"""What a summary takes from the notes of the stages that train; those of 0.1.0 have none of it."""
 
 
 def write_summary(run: Run) -> dict[str, Any]:
@@ -65,6 +67,12 @@ def write_summary(run: Run) -> dict[str, Any]:
             name: {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
             for name, record in stages.items()
             if record is not None
+        },
+        "training": {
+            name: found
+            for name, record in stages.items()
+            if record is not None
+            and (found := {key: record["notes"][key] for key in TRAINING if key in record["notes"]})
         },
         "machine": machine(),
         "measures": brief(evaluation["measures"] | extras(run)),
