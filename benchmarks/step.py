@@ -8,6 +8,9 @@ bfloat16 over float32 weights, AdamW and gradient clipping in every step. Peers:
 (`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it they are left out and
 the reason is printed. Utilisation counts the products of the model (causal pairs only in attention), over the
 matrix-product rate measured between the rounds.
+
+`busy_over_free` is what is left of our step's speed beside a program that computes on one core all the time: rounds with and
+without it alternate. It says little on a machine that other programs use as well, so the load before is written beside it.
 """
 
 from __future__ import annotations
@@ -290,6 +293,8 @@ def main() -> None:
         seconds, rates = measure(steps, 3 if arguments.quick else 8)
         if peer is not None:
             peer.close()
+        load = os.getloadavg()[0]
+        busy, busy_seconds = busy_over_free(steps["ours_cached"], 2 if arguments.quick else 5)
         operations = model_operations(student, batch)
     tokens = BATCH * LENGTH
     rate = statistics.median(rates)
@@ -307,6 +312,8 @@ def main() -> None:
         "matrix_operations_per_second": rates,
         "operations_a_step": operations,
         "making_a_batch_seconds": decoding,
+        "busy_core": {"seconds": busy_seconds, "load_before": load, "threads": torch.get_num_threads()},
+        "processor": matrix_instructions(),
         "settings": {"layers": LAYERS, "tokens_a_step": tokens, "tau": TAU, "ignored": IGNORED},
     }
     figures = {
@@ -314,9 +321,11 @@ def main() -> None:
         "cached_over_trl_gkd": ratio(seconds, "trl_gkd") if "trl_gkd" in seconds else None,
         "cached_over_liger": ratio(seconds, "liger") if "liger" in seconds else None,
         "flop_utilisation": operations / statistics.median(seconds["ours_cached"]) / rate,
+        "busy_over_free": busy,
         "loss_memory_growth_bytes": growth,
         "decode_share_of_step": decoding / statistics.median(seconds["ours_cached"]),
     }
+    sys.stderr.write(f"The processor has AMX: {'yes' if matrix_instructions()['amx_bf16'] else 'no'}\n")
     report.write({name: value for name, value in figures.items() if value is not None}, details, arguments.json)
 
 
@@ -324,6 +333,35 @@ def ratio(seconds: dict[str, list[float]], peer: str) -> float:
     """Median over rounds of a peer's seconds over those of our step with a cached signal."""
     pairs = zip(seconds[peer], seconds["ours_cached"], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """While the body runs, a process of its own computes without pause on one core."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def busy_over_free(step: Callable[[], float], rounds: int) -> tuple[float, dict[str, list[float]]]:
+    """Tokens per second of a step beside a busy core over those without: the median of pairs, and all seconds."""
+    seconds: dict[str, list[float]] = {"free": [], "busy": []}
+    for _ in range(rounds):
+        seconds["free"].append(step())
+        with busy_core():
+            step()  # the scheduler takes a moment to share the cores out
+            seconds["busy"].append(step())
+    ratio = statistics.median(free / busy for free, busy in zip(seconds["free"], seconds["busy"], strict=True))
+    return ratio, seconds
+
+
+def matrix_instructions() -> dict[str, bool]:
+    """What the processor has for products in bfloat16."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").is_file() else set()
+    return {"amx_bf16": "amx_bf16" in flags, "avx512_bf16": "avx512_bf16" in flags}
 
 
 def decode_seconds(decode: Callable[[], Batch]) -> float:

@@ -41,6 +41,19 @@ def test_windows_hooks_and_other_layers_are_left_to_the_model():
     handle.remove()
     assert stack.layers_of(hooked) is not None
 
+    hooked.base_model.layers[0].forward = lambda state, **_: state
+    assert stack.layers_of(hooked) is None
+    del hooked.base_model.layers[0].forward
+    norm = hooked.base_model.layers[0].input_layernorm
+
+    class OtherNorm(type(norm)):
+        pass
+
+    norm.__class__ = OtherNorm
+    assert stack.layers_of(hooked) is None
+    norm.__class__ = OtherNorm.__base__
+    assert stack.layers_of(hooked) is not None
+
     class Other(torch.nn.Linear):
         pass
 

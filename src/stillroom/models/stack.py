@@ -72,7 +72,7 @@ def layers_of(model: CausalModel) -> list[Layer] | None:
         or getattr(body, "_compiled_call_impl", None) is not None
         or type(body).__name__ not in ("LlamaModel", "MistralModel", "Qwen2Model")
         or type(body.embed_tokens) is not nn.Embedding
-        or any(module._forward_hooks or module._forward_pre_hooks or _full_hooks(module) for module in body.modules())
+        or any(_changed(module) for module in body.modules())
     ):
         return None
     found = []
@@ -82,8 +82,10 @@ def layers_of(model: CausalModel) -> list[Layer] | None:
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         others = [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         biases = [linear.bias for linear in qkv if linear.bias is not None]
+        parts = (layer, attention, mlp, layer.input_layernorm, layer.post_attention_layernorm)
         if (
-            any(type(linear) is not nn.Linear for linear in qkv + others)
+            any(type(part).__module__ != type(body).__module__ for part in parts)
+            or any(type(linear) is not nn.Linear for linear in qkv + others)
             or any(linear.bias is not None for linear in others)
             or len(biases) not in (0, 3)
             or attention.head_dim % 2
@@ -112,8 +114,15 @@ def layers_of(model: CausalModel) -> list[Layer] | None:
     return found
 
 
-def _full_hooks(module: nn.Module) -> bool:
-    return bool(module._backward_hooks or module._backward_pre_hooks)
+def _changed(module: nn.Module) -> bool:
+    """Whether something watches or replaces what a module computes."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 @torch.no_grad()
