@@ -10,7 +10,7 @@ Legend: T tokens of a chat, P its positions, V vocabulary, D chats.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from stillroom.corpus.documents import Document
 from stillroom.corpus.sources import read_source
 from stillroom.corpus.split import split_of
 from stillroom.corpus.tokens import Encoder
+from stillroom.evaluation.answers import Speaker
+from stillroom.evaluation.bench import Loaded
 from stillroom.evaluation.intervals import Array, Estimate, difference, ratio
 from stillroom.models.load import load_student
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -201,38 +203,12 @@ def _kl(theirs: torch.Tensor, said: torch.Tensor) -> float:
     return float(terms.double().sum())
 
 
-@torch.inference_mode()
 def answers(
-    model: CausalModel, tokenizer: PreTrainedTokenizerFast, questions: Iterable[str], used: int | None = None
+    model: CausalModel, tokenizer: PreTrainedTokenizerFast, vocabulary: VocabularyMap, questions: Sequence[str]
 ) -> list[str]:
-    """Greedy answers of at most ``ANSWER_TOKENS`` tokens, one question at a time, without a repetition penalty.
-
-    Args:
-        model: The model.
-        tokenizer: Its own.
-        questions: What the user asks.
-        used: Ids that are real; padding rows behind them can never be written.
-    """
-    found = []
-    for question in questions:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-        )
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        rows = model.get_output_embeddings().weight.shape[0]
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            pad_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            suppress_tokens=list(range(used, rows)) if used is not None and used < rows else None,
-        )
-        found.append(str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)))
-    return found
+    """Greedy answers of at most ``ANSWER_TOKENS`` tokens, without a repetition penalty."""
+    speaker = Speaker(Loaded(model, tokenizer, vocabulary, 0))
+    return [answer.text for answer in speaker.chat(questions, ANSWER_TOKENS)]
 
 
 def degenerate(ids: Sequence[int]) -> bool:

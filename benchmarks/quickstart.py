@@ -138,11 +138,12 @@ def written(recipe: Any, run: Path) -> dict[str, Any]:
     loaded = load_teacher(recipe.teacher, "cpu", torch.float32)
     heldout = judge.chats_of(recipe.corpus, loaded.tokenizer, 1 << 20)["heldout"]
     questions = [chat[0]["content"] for chat in heldout if chat[0]["role"] == "user"][:QUESTIONS]
-    answers = {"teacher": judge.answers(loaded.model, loaded.tokenizer, questions)}
+    whole = VocabularyMap.identity(loaded.model.get_output_embeddings().weight.shape[0])
+    answers = {"teacher": judge.answers(loaded.model, loaded.tokenizer, whole, questions)}
     for name, stage in (("student", "distill"), ("baseline", "baseline")):
         if (run / stage / "model").is_dir():
             model, tokenizer, vocabulary = opened(run, stage)
-            answers[name] = judge.answers(model, tokenizer, questions, vocabulary.student_used)
+            answers[name] = judge.answers(model, tokenizer, vocabulary, questions)
     # Of all models in the teacher's tokens, so that they are compared by the same measure.
     ids = {name: loaded.tokenizer(texts, add_special_tokens=False).input_ids for name, texts in answers.items()}
     return {
