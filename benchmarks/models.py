@@ -82,14 +82,14 @@ def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any
             f"{name:26} {result['result']:10} {result.get('seconds', 0):7.2f} s  {result.get('why', '')}\n"
         )
     counts = Counter(result["result"] for result in found.values())
-    possible = len(found) - counts["impossible"]
+    possible = len(found) - counts["refused"]  # what could not be built here counts against the share
     figures = {
         "types": len(found),
         "right": counts["right"],
         "refused": counts["refused"],
         "wrong": counts["wrong"],
         "impossible": counts["impossible"],
-        "right_share": round((counts["right"] + counts["refused"]) / possible, 4) if possible else 0.0,
+        "right_share": round(counts["right"] / possible, 4) if possible else 0.0,
         "by_rows": sum(result.get("packed") is False for result in found.values()),
         "prunable": sum(bool(result.get("prunable")) for result in found.values()),
         "gguf": sum(bool(result.get("gguf")) for result in found.values()),
