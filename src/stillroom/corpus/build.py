@@ -21,6 +21,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
 from stillroom.corpus.split import RULE, SPLITS, split_of
 from stillroom.corpus.store import DocumentStore
+from stillroom.corpus.tally import Tally
 from stillroom.corpus.tokens import Encoder
 from stillroom.recipe.corpus import CorpusConfig
 
@@ -43,6 +44,7 @@ class SourceLedger:
     documents: int = 0
     empty: int = 0
     duplicates: int = 0
+    tally: Tally = field(default_factory=Tally)
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     _digests: array.array[int] = field(default_factory=lambda: array.array("B"))
@@ -61,6 +63,7 @@ class SourceLedger:
             "documents": self.documents,
             "empty": self.empty,
             "duplicates": self.duplicates,
+            **self.tally.as_dict(),
             "kept": self.kept,
             "tokens": self.tokens,
         }
@@ -137,7 +140,10 @@ def build_corpus(
         _enough(name, made[name], limit, over[name], len(found))
         _count(name, made[name], ledgers)
     splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
-    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {"near_duplicates": repeated}
+    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {
+        "near_duplicates": repeated,
+        "chat_template_left_out": dict(encoder.notes.most_common()),
+    }
     return Corpus(made, splits, ledger)
 
 
@@ -148,7 +154,7 @@ def _read(
     found: dict[str, tuple[int, int]] = {}
     with progress.task("read", total=len(config.sources), unit="sources") as task:
         for index, (source, ledger) in enumerate(zip(config.sources, ledgers, strict=True)):
-            for document in itertools.islice(read_source(source), source.limit):
+            for document in itertools.islice(read_source(source, ledger.tally), source.limit):
                 ledger.documents += 1
                 if ledger.documents % 1000 == 0:
                     task.advance(0, note=f"{ledger.name}: {ledger.documents:,} documents")

@@ -87,6 +87,11 @@ def _of_corpus(recipe: Recipe) -> list[Need]:
                 found += _extra("corpus", key, "datasets", ("pyarrow",))
             case DatasetSource():
                 found += _extra("corpus", key, "datasets")
+            case TextSource():
+                written = [str(source.path), *source.pattern] if source.path.is_dir() else [str(source.path)]
+                kinds = {Path(name.lower().removesuffix(".gz").removesuffix(".zst")).suffix for name in written}
+                packages = tuple(sorted({DOCUMENTS[kind] for kind in kinds if kind in DOCUMENTS}))
+                found += _extra("corpus", key, "documents", packages) if packages else []
             case ReasoningGymSource():
                 found += _extra("corpus", key, "reasoning")
             case _:
