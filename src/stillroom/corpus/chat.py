@@ -93,6 +93,7 @@ class ChatTemplate:
                 learned = [known and index not in thoughtless for known, index in zip(learned, turns, strict=True)]
             else:
                 text, spans = self.render(messages, where)
+                spans = self._with_spaces(messages, text, spans)
             require_contents(messages, text, lambda changed: self._apply(changed, where), where)
             note_keys(messages, text, lambda changed: self._apply(changed, where), where, self.notes)
             if self._tools is not None:
@@ -101,6 +102,18 @@ class ChatTemplate:
         finally:
             self._tools = None
         return Rendered(text, spans, learned)
+
+    def _with_spaces(self, messages: Messages, text: str, spans: list[Span]) -> list[Span]:
+        """Spans with the space before them, where the template has no prompt for an answer: the model says it with its first word."""
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        found = []
+        for index, (begin, end) in zip(turns, spans, strict=True):
+            if text[begin - 1 : begin] == " ":
+                plain, prompt = self._prompt(messages[:index])
+                if plain and plain == prompt and text.startswith(plain) and not text[len(plain) : begin].strip(" "):
+                    begin = min(begin, len(plain))
+            found.append((begin, end))
+        return found
 
     def render(self, messages: Messages, where: str) -> tuple[str, list[Span]]:
         """The text of a chat, and for each of the assistant's turns the characters that the model has to say.

@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from stillroom.core.errors import CorpusError, NotWritable, StillroomError, translate
 from stillroom.corpus.documents import LONGEST
@@ -155,6 +155,44 @@ def inner_suffix(path: Path) -> str:
     return Path(_unpacked(path.name)).suffix.lower()
 
 
+class _Zstandard(io.RawIOBase):
+    """Bytes of a Zstandard file, frame after frame; unlike the library's own reader it refuses a file that was cut off."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._packed, self._ready = b"", b""
+        self._begun = False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; 0 at the end of the file."""
+        while not self._ready:
+            # Little at a time: packed text may be a thousand times as long.
+            packed = self._packed or self._raw.read(1 << 14)
+            self._packed = b""
+            if not packed:
+                if self._begun and not self._frame.eof:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            if self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._begun = True
+            self._ready = self._frame.decompress(packed)
+            if self._frame.eof:
+                self._packed = self._frame.unused_data
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked as they are read.
@@ -172,10 +210,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             if suffix == ".gz":
                 yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
             elif suffix == ".zst":
-                import zstandard
-
-                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-                yield stack.enter_context(io.BufferedReader(stream, 1 << 17))  # type: ignore[type-var]
+                yield stack.enter_context(io.BufferedReader(_Zstandard(raw), 1 << 17))
             else:
                 yield raw
         except StillroomError:
