@@ -51,7 +51,7 @@ QWEN = """{%- if tools %}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
-"""As Qwen 3: thoughts of earlier turns are left out, results of tools are the user's, an empty thought closes the last turn."""
+"""As Qwen 3: thoughts of earlier turns are left out, results of tools are the user's, the last turn has a thought."""
 LLAMA = """{{- '<|bos|>' }}
 {%- if messages[0].role == 'system' %}{%- set system = messages[0].content | trim %}{%- set messages = messages[1:] %}
 {%- else %}{%- set system = '' %}{%- endif %}
@@ -76,7 +76,8 @@ LLAMA = """{{- '<|bos|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\\n\\n' }}{%- endif %}"""
 """As Llama 3.1: one call in a turn, whose words are left out; results as JSON."""
-MISTRAL = """{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set loop_messages = messages[1:] %}
+MISTRAL = """{%- if messages[0].role == 'system' %}
+    {%- set system = messages[0].content %}{%- set loop_messages = messages[1:] %}
 {%- else %}{%- set loop_messages = messages %}{%- endif %}
 {%- set users = loop_messages | selectattr('role', 'equalto', 'user') | list %}
 {%- set ns = namespace(turn=0) %}
@@ -107,7 +108,8 @@ MISTRAL = """{%- if messages[0].role == 'system' %}{%- set system = messages[0].
     {%- elif message.role == 'assistant' %}
         {{- ' ' + message.content | trim + '<|im_end|>' }}
     {%- elif message.role == 'tool' %}
-        {{- '[TOOL_RESULTS] {"content": ' + message.content | string + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content | string }}
+        {{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
     {%- else %}
         {{- raise_exception('only user, assistant and tool') }}
     {%- endif %}
@@ -134,7 +136,7 @@ XML = """{%- if tools %}{{- 'You have these functions:\\n' }}
     {%- endfor %}
 {%- endif %}
 {%- for m in messages %}
-    {{- '<|im_start|>' + m.role + '\\n' }}
+    {{- '<|im_start|>' + m.role + (' ' + m.name if m.name else '') + '\\n' }}
     {%- if m.thinking %}{{- '<thought>' + m.thinking + '</thought>\\n' }}{%- endif %}
     {{- m.content or '' }}
     {%- for call in m.tool_calls or [] %}

@@ -2,12 +2,14 @@
 
     python -m benchmarks.data --json FILE [--quick]
 
-Rows of every shape go through every kind of chat template, and files of every kind through the sources. Each is ``read`` (then the
-rendered text has to hold every part, and what is learned has to be the assistant's) or ``refused_by_name`` (then the message names
-the file and what to do). Anything else is ``silently_changed`` or a ``traceback``. Then a file of 1 GB is built into a corpus.
+Rows of every shape go through every kind of chat template, and files of every kind through the sources. Each is ``read``
+(then the rendered text has to hold every part, and what is learned has to be the assistant's) or ``refused_by_name`` (then the
+message names the file and what to do). Anything else is ``silently_changed`` or a ``traceback``. Then a file of 1 GB is built
+into a corpus.
 
-Figures: ``shapes`` and how many were ``read`` and ``refused_by_name``; ``silently_changed``; ``tracebacks``; ``peak_bytes``, the
-most memory while the large file is built into a corpus, less that of a run with a small one, and the file's ``file_bytes``.
+Figures: ``shapes``, ``tried`` (shapes under each template) and how many of these were ``read`` and ``refused_by_name``;
+``silently_changed``; ``tracebacks``; ``peak_bytes``, the most memory while the large file is built into a corpus, less that of
+a run with a small one; and the file's ``file_bytes``.
 """
 
 from __future__ import annotations
@@ -100,10 +102,14 @@ CALLING = [_user(), _says(None, tool_calls=[_call("M6 bolt")]), _result(), _says
 ROWS: dict[str, Row] = {
     "messages": Row({"messages": [_user(), _says()]}, ("How many bolts?",), ("There are 412.",), ("How many",)),
     "system message": Row(
-        {"messages": [{"role": "system", "content": "Be brief."}, _user(), _says()]}, ("Be brief.",), ("There are 412.",)
+        {"messages": [{"role": "system", "content": "Be brief."}, _user(), _says()]},
+        ("Be brief.",),
+        ("There are 412.",),
     ),
     "developer message": Row(
-        {"messages": [{"role": "developer", "content": "Be brief."}, _user(), _says()]}, ("Be brief.",), ("There are 412.",)
+        {"messages": [{"role": "developer", "content": "Be brief."}, _user(), _says()]},
+        ("Be brief.",),
+        ("There are 412.",),
     ),
     "two turns": Row(
         {"messages": [_user("One?"), _says("Yes 1."), _user("Two?"), _says("Yes 2.")]},
@@ -114,14 +120,26 @@ ROWS: dict[str, Row] = {
     "the same words twice": Row(
         {"messages": [_user("yes"), _says("A 1"), _user("yes"), _says("A 2")]}, ("yes",), ("A 1", "A 2"), ("yes",)
     ),
-    "two users in a row": Row({"messages": [_user("One."), _user("Two?"), _says()]}, ("One.", "Two?"), ("There are 412.",)),
+    "two users in a row": Row(
+        {"messages": [_user("One."), _user("Two?"), _says()]}, ("One.", "Two?"), ("There are 412.",)
+    ),
     "system in the middle": Row(
-        {"messages": [_user("One?"), _says("Yes."), {"role": "system", "content": "Now shout."}, _user("Two?"), _says("YES.")]},
+        {
+            "messages": [
+                _user("One?"),
+                _says("Yes."),
+                {"role": "system", "content": "Now shout."},
+                _user("Two?"),
+                _says("YES."),
+            ]
+        },
         ("Now shout.",),
         ("Yes.", "YES."),
     ),
     "tools": Row({"tools": TOOLS, "messages": [_user(), _says()]}, TOOL_WORDS, ("There are 412.",), ("left",)),
-    "tools as JSON text": Row({"tools": json.dumps(TOOLS), "messages": [_user(), _says()]}, TOOL_WORDS, ("There are 412.",)),
+    "tools as JSON text": Row(
+        {"tools": json.dumps(TOOLS), "messages": [_user(), _says()]}, TOOL_WORDS, ("There are 412.",)
+    ),
     "tools without a wrapper": Row(
         {"tools": [TOOLS[0]["function"]], "messages": [_user(), _says()]}, TOOL_WORDS, ("There are 412.",)
     ),
@@ -129,7 +147,10 @@ ROWS: dict[str, Row] = {
         {"functions": [TOOLS[0]["function"]], "messages": [_user(), _says()]}, TOOL_WORDS, ("There are 412.",)
     ),
     "a call, null content": Row(
-        {"tools": TOOLS, "messages": CALLING}, ("412", "M6 bolt"), ("stock_level", "M6 bolt", "There are 412."), ("How many",)
+        {"tools": TOOLS, "messages": CALLING},
+        ("412", "M6 bolt"),
+        ("stock_level", "M6 bolt", "There are 412."),
+        ("How many",),
     ),
     "a call, empty content": Row(
         {"messages": [_user(), _says("", tool_calls=[_call("M6 bolt")]), _result(), _says()]},
@@ -150,7 +171,10 @@ ROWS: dict[str, Row] = {
         ("count",),
     ),
     "a call alone": Row(
-        {"messages": [_user(), _says(None, tool_calls=[_call("M6 bolt")])]}, ("M6 bolt",), ("stock_level", "M6 bolt"), ("How many",)
+        {"messages": [_user(), _says(None, tool_calls=[_call("M6 bolt")])]},
+        ("M6 bolt",),
+        ("stock_level", "M6 bolt"),
+        ("How many",),
     ),
     "arguments as an object": Row(
         {"messages": [_user(), _says(None, tool_calls=[_call("M6 bolt", text=False)]), _result(), _says()]},
@@ -244,7 +268,14 @@ ROWS: dict[str, Row] = {
         ("count 412",),
     ),
     "reasoning in two turns": Row(
-        {"messages": [_user("A?"), _says("Yes 1.", reasoning_content="Hm one."), _user("B?"), _says("Yes 2.", reasoning_content="Hm two.")]},
+        {
+            "messages": [
+                _user("A?"),
+                _says("Yes 1.", reasoning_content="Hm one."),
+                _user("B?"),
+                _says("Yes 2.", reasoning_content="Hm two."),
+            ]
+        },
         ("Hm two.", "Yes 1."),
         ("Hm two.", "Yes 2."),
         ("A?", "B?"),
@@ -263,9 +294,7 @@ ROWS: dict[str, Row] = {
         ("No 1.",),
     ),
     "weight of a half": Row({"messages": [_user(), _says(weight=0.5)]}, ("a refusal",), ("a refusal",)),
-    "a user with weight 1": Row(
-        {"messages": [_user() | {"weight": 1}, _says()]}, ("a refusal",), ("a refusal",)
-    ),
+    "a user with weight 1": Row({"messages": [_user() | {"weight": 1}, _says()]}, ("a refusal",), ("a refusal",)),
     "names of users": Row(
         {"messages": [_user() | {"name": "Kunigunde"}, _says()]}, ("Kunigunde",), ("There are 412.",), ("Kunigunde",)
     ),
@@ -278,7 +307,9 @@ ROWS: dict[str, Row] = {
         ("There are 412.",),
     ),
     "an image": Row(
-        {"messages": [_user([{"type": "image_url", "image_url": {"url": "x"}}]), _says()]}, ("a refusal",), ("a refusal",)
+        {"messages": [_user([{"type": "image_url", "image_url": {"url": "x"}}]), _says()]},
+        ("a refusal",),
+        ("a refusal",),
     ),
     "images of the row": Row({"images": ["a.png"], "messages": [_user(), _says()]}, ("a refusal",), ("a refusal",)),
     "null content of a user": Row({"messages": [_user(None), _says()]}, ("a refusal",), ("a refusal",)),
@@ -291,7 +322,10 @@ ROWS: dict[str, Row] = {
         ("There are 412.",),
     ),
     "ShareGPT": Row(
-        {"conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "There are 412."}], "id": "7"},
+        {
+            "conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "There are 412."}],
+            "id": "7",
+        },
         ("How many?",),
         ("There are 412.",),
         ("How many?",),
@@ -319,7 +353,10 @@ ROWS: dict[str, Row] = {
         ("Explain", "valve"),
     ),
     "Alpaca without input": Row(
-        {"instruction": "Explain.", "input": "", "output": "It lets fluid pass."}, ("Explain.",), ("It lets fluid pass.",), ("Explain",)
+        {"instruction": "Explain.", "input": "", "output": "It lets fluid pass."},
+        ("Explain.",),
+        ("It lets fluid pass.",),
+        ("Explain",),
     ),
     "Alpaca with system and history": Row(
         {
@@ -340,10 +377,16 @@ ROWS: dict[str, Row] = {
         ("On valves.",),
     ),
     "prompt and completion": Row(
-        {"prompt": "What is a valve?", "completion": "It lets fluid pass."}, ("What is a valve?",), ("It lets fluid pass.",), ("What",)
+        {"prompt": "What is a valve?", "completion": "It lets fluid pass."},
+        ("What is a valve?",),
+        ("It lets fluid pass.",),
+        ("What",),
     ),
     "prompt and completion, one text": Row(
-        {"prompt": "A valve lets", "completion": " fluid pass."}, ("A valve lets fluid pass.",), (" fluid pass.",), ("valve",)
+        {"prompt": "A valve lets", "completion": " fluid pass."},
+        ("A valve lets fluid pass.",),
+        (" fluid pass.",),
+        ("valve",),
     ),
     "prompt and completion as messages": Row(
         {"prompt": [_user("A?"), _says("No 1."), _user("B?")], "completion": [_says("Yes 2.")]},
@@ -352,7 +395,10 @@ ROWS: dict[str, Row] = {
         ("No 1.", "A?"),
     ),
     "preference pair": Row(
-        {"prompt": "Which?", "chosen": "The good one.", "rejected": "The bad one."}, ("Which?",), ("The good one.",), ("bad", "Which")
+        {"prompt": "Which?", "chosen": "The good one.", "rejected": "The bad one."},
+        ("Which?",),
+        ("The good one.",),
+        ("bad", "Which"),
     ),
     "preference pair of messages": Row(
         {"prompt": [_user("Which?")], "chosen": [_says("The good one.")], "rejected": [_says("The bad one.")]},
@@ -361,7 +407,11 @@ ROWS: dict[str, Row] = {
         ("bad", "Which"),
     ),
     "preference pair of whole chats": Row(
-        {"prompt": "Which?", "chosen": [_user("Which?"), _says("The good one.")], "rejected": [_user("Which?"), _says("The bad one.")]},
+        {
+            "prompt": "Which?",
+            "chosen": [_user("Which?"), _says("The good one.")],
+            "rejected": [_user("Which?"), _says("The bad one.")],
+        },
         ("Which?",),
         ("The good one.",),
         ("bad", "Which"),
@@ -372,15 +422,22 @@ ROWS: dict[str, Row] = {
         ("Good one.",),
         ("Human",),
     ),
-    "question and answer": Row({"question": "Which?", "answer": "The good one."}, ("Which?",), ("The good one.",), ("Which",)),
+    "question and answer": Row(
+        {"question": "Which?", "answer": "The good one."}, ("Which?",), ("The good one.",), ("Which",)
+    ),
     "question with choices": Row(
         {"question": "Which?", "choices": ["a", "b"], "answer": "a"}, ("a refusal",), ("a refusal",)
     ),
     "an answer that is a number": Row({"question": "Which?", "answer": 5}, ("a refusal",), ("a refusal",)),
-    "text": Row({"text": "A valve lets fluid pass.", "id": 5}, ("A valve lets fluid pass.",), ("A valve lets fluid pass.",)),
+    "text": Row(
+        {"text": "A valve lets fluid pass.", "id": 5}, ("A valve lets fluid pass.",), ("A valve lets fluid pass.",)
+    ),
     "text with \\r\\n": Row({"text": "one\r\ntwo"}, ("one\ntwo",), ("one\ntwo",)),
     "the answer alone by text_key": Row(
-        {"instruction": "Explain.", "input": "", "output": "It lets."}, ("a refusal",), ("a refusal",), keys=(("text_key", "output"),)
+        {"instruction": "Explain.", "input": "", "output": "It lets."},
+        ("a refusal",),
+        ("a refusal",),
+        keys=(("text_key", "output"),),
     ),
     "an answer alone on purpose": Row(
         {"instruction": "Explain.", "output": "It lets."},
@@ -389,13 +446,19 @@ ROWS: dict[str, Row] = {
         keys=(("text_key", "output"), ("ignore", ("instruction",))),
     ),
     "thoughts ignored on purpose": Row(
-        {"messages": [_user(), _says(reasoning_content="Hm.")]}, ("How many",), ("There are 412.",), ("Hm.",), keys=(("ignore", ("reasoning_content",)),)
+        {"messages": [_user(), _says(reasoning_content="Hm.")]},
+        ("How many",),
+        ("There are 412.",),
+        ("Hm.",),
+        keys=(("ignore", ("reasoning_content",)),),
     ),
     "another key": Row({"body": "A valve."}, ("a refusal",), ("a refusal",)),
     "no messages": Row({"messages": 5}, ("a refusal",), ("a refusal",)),
     "a message without a role": Row({"messages": [{"content": "x"}]}, ("a refusal",), ("a refusal",)),
     "arguments that are not JSON": Row(
-        {"messages": [_user(), _says(None, tool_calls=[{"function": {"name": "f", "arguments": "{a"}}])]}, ("a refusal",), ("a refusal",)
+        {"messages": [_user(), _says(None, tool_calls=[{"function": {"name": "f", "arguments": "{a"}}])]},
+        ("a refusal",),
+        ("a refusal",),
     ),
 }
 """Shapes of rows; a row whose text has to hold "a refusal" can only be refused."""
@@ -567,7 +630,12 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], tuple[str, ...]]] = {
     "text, latin-1": ("a.txt", "Käse".encode("latin-1"), {"encoding": "latin-1"}, ("Käse",)),
     "text, bytes of zero": ("a.txt", b"abc\0def", {}, ("a refusal",)),
     "text, zero under latin-1": ("a.txt", b"abc\0def", {"encoding": "latin-1"}, ("a refusal",)),
-    "text, cut by a separator": ("a.txt", b"One valve.\n\nTwo pumps.\r\n\r\nThree.", {"separator": "\n\n"}, ("One valve.", "Three.")),
+    "text, cut by a separator": (
+        "a.txt",
+        b"One valve.\n\nTwo pumps.\r\n\r\nThree.",
+        {"separator": "\n\n"},
+        ("One valve.", "Three."),
+    ),
     "a PDF called text": ("a.txt", pdf(WORDS), {"encoding": "latin-1"}, ("a refusal",)),
     "a picture called text": ("a.txt", b"\x89PNG\r\n\x1a\n" + b"\1" * 50, {"encoding": "latin-1"}, ("a refusal",)),
     "JSON Lines as text": ("a.jsonl", _jsonl_bytes(CHAT), {"kind": "text"}, ("a refusal",)),
@@ -588,11 +656,21 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], tuple[str, ...]]] = {
     "JSON Lines, gzip": ("a.jsonl.gz", gzip.compress(_jsonl_bytes(CHAT)), {}, ("How many",)),
     "JSON Lines, zst": ("a.jsonl.zst", _zst(_jsonl_bytes(CHAT)), {}, ("How many",)),
     "JSON Lines, gzip cut off": ("a.jsonl.gz", gzip.compress(_jsonl_bytes(CHAT))[:-12], {}, ("a refusal",)),
-    "JSON Lines, zst cut off": ("a.jsonl.zst", _zst(_jsonl_bytes(*[{"text": f"{WORDS} {n}"} for n in range(99)]))[:-40], {}, ("a refusal",)),
+    "JSON Lines, zst cut off": (
+        "a.jsonl.zst",
+        _zst(_jsonl_bytes(*[{"text": f"{WORDS} {n}"} for n in range(99)]))[:-40],
+        {},
+        ("a refusal",),
+    ),
     "JSON Lines, bz2": ("a.jsonl.bz2", b"BZh9", {}, ("a refusal",)),
     "JSON Lines, UTF-16 unsaid": ("a.jsonl", _jsonl_bytes(CHAT, encoding="utf-16"), {}, ("a refusal",)),
     "JSON Lines, UTF-16": ("a.jsonl", _jsonl_bytes(CHAT, encoding="utf-16"), {"encoding": "utf-16"}, ("How many",)),
-    "JSON Lines, latin-1": ("a.jsonl", _jsonl_bytes({"text": "Käse"}, encoding="latin-1"), {"encoding": "latin-1"}, ("Käse",)),
+    "JSON Lines, latin-1": (
+        "a.jsonl",
+        _jsonl_bytes({"text": "Käse"}, encoding="latin-1"),
+        {"encoding": "latin-1"},
+        ("Käse",),
+    ),
     "JSON Lines, byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + _jsonl_bytes(CHAT), {}, ("How many",)),
     "JSON Lines, cut off": ("a.jsonl", _jsonl_bytes(CHAT)[:-9], {}, ("a refusal",)),
     "JSON Lines, an array": ("a.jsonl", b"[\n" + _jsonl_bytes(CHAT), {}, ("a refusal",)),
@@ -602,8 +680,18 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], tuple[str, ...]]] = {
     "JSON array, no comma": ("a.json", b'[{"text": "a b c"} {"text": "d e f"}]', {}, ("a refusal",)),
     "JSON objects": ("a.json", _jsonl_bytes(CHAT, {"text": WORDS}), {}, ("How many", WORDS)),
     "JSON of something else": ("a.json", b'{"version": 3}', {}, ("a refusal",)),
-    "CSV": ("a.csv", b"question,answer\r\nWhich?,\"The good, one.\"\r\n", {"kind": "jsonl"}, ("Which?", "The good, one.")),
-    "CSV, semicolons": ("a.csv", b"question;answer\nWhich?;The good one.\n", {"kind": "jsonl"}, ("Which?", "The good one.")),
+    "CSV": (
+        "a.csv",
+        b'question,answer\r\nWhich?,"The good, one."\r\n',
+        {"kind": "jsonl"},
+        ("Which?", "The good, one."),
+    ),
+    "CSV, semicolons": (
+        "a.csv",
+        b"question;answer\nWhich?;The good one.\n",
+        {"kind": "jsonl"},
+        ("Which?", "The good one."),
+    ),
     "CSV, a field too many": ("a.csv", b"question,answer\nWhich?,The good, one.\n", {"kind": "jsonl"}, ("a refusal",)),
     "TSV": ("a.tsv", b"question\tanswer\nWhich?\tThe good one.\n", {"kind": "jsonl"}, ("Which?", "The good one.")),
     "CSV as text": ("a.csv", b"question,answer\nWhich?,The good one.\n", {"kind": "text"}, ("Which?,The good one.",)),
@@ -731,7 +819,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here too")
     parser.add_argument("--quick", action="store_true", help="a large file of 100 MB instead of 1 GB")
     parser.add_argument("--shapes-only", action="store_true", help="no large file")
-    parser.add_argument("--folder", type=Path, help="where the large file is written; else the system's temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where the large file is written; else the system's temporary folder"
+    )
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.build:

@@ -17,11 +17,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import Document
+from stillroom.corpus.documents import Document, common_end, common_start
 from stillroom.corpus.faithful import holds, left_out, note_keys, require_contents, require_tools, says_calls
 from stillroom.corpus.messages import THOUGHTS
 from stillroom.inspection.template import render_chat
@@ -104,7 +103,7 @@ class ChatTemplate:
         return Rendered(text, spans, learned)
 
     def _with_spaces(self, messages: Messages, text: str, spans: list[Span]) -> list[Span]:
-        """Spans with the space before them, where the template has no prompt for an answer: the model says it with its first word."""
+        """Spans with the space before them, where the template has no prompt for an answer: the model has to say it."""
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         found = []
         for index, (begin, end) in zip(turns, spans, strict=True):
@@ -182,7 +181,9 @@ class ChatTemplate:
                 raise left_out(where, f"what the assistant thinks (`{own}`)", own)
             renamed = without
             lost.add(index)
-            self.notes["answers that are not learned, since the chat template leaves out their thoughts in earlier turns"] += 1
+            self.notes[
+                "answers that are not learned, since the chat template leaves out their thoughts in earlier turns"
+            ] += 1
         return renamed, lost
 
     def _with_arguments(self, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -193,7 +194,8 @@ class ChatTemplate:
         refusal: CorpusError | None = None
         for form in (dict, _as_text):
             changed = [
-                message | {"tool_calls": [_called(call, form(call["function"]["arguments"])) for call in message["tool_calls"]]}
+                message
+                | {"tool_calls": [_called(call, form(call["function"]["arguments"])) for call in message["tool_calls"]]}
                 if "tool_calls" in message
                 else message
                 for message in messages
@@ -250,17 +252,17 @@ class ChatTemplate:
         other = self._apply(changed, where)
         if other == whole:
             raise left_out(where, f"the assistant's turn in message {index + 1}")
-        last = len(whole) - _common_end(whole, other)
+        last = len(whole) - common_end(whole, other)
         alone, alone_other = self._apply(messages[: index + 1], where), self._apply(changed[: index + 1], where)
-        closing = alone[len(alone) - _common_end(alone, alone_other) :].rstrip()
-        end = last + len(commonprefix([closing, whole[last:]]))
+        closing = alone[len(alone) - common_end(alone, alone_other) :].rstrip()
+        end = last + common_start(closing, whole[last:])
         plain, prompt = self._prompt(messages[:index])
         if not prompt:
             # A template that refuses a chat which begins with the assistant still tells how its turns begin.
             plain, prompt = self._prompt([{"role": "user", "content": "q"}])
-        begin = len(commonprefix([prompt, whole]))
+        begin = common_start(prompt, whole)
         if not plain or begin < len(plain) or index == 0:
-            first = len(commonprefix([whole, other]))
+            first = common_start(whole, other)
             tail = prompt[len(plain) :] if prompt.startswith(plain) else ""
             for header in (tail, tail.partition("\n")[0] + "\n"):
                 found = whole.rfind(header, floor, first) if header.strip() else -1
@@ -274,7 +276,7 @@ class ChatTemplate:
 
     def _unknown_turn(self, index: int, where: str) -> CorpusError:
         return CorpusError(
-            f"{where}: under the teacher's chat template it cannot be told which words of message {index + 1} are the assistant's.",
+            f"{where}: the teacher's chat template does not show which words of message {index + 1} are the assistant's.",
             "Leave this chat out, or give the teacher another chat template.",
         )
 
@@ -376,13 +378,10 @@ def _other(message: Mapping[str, Any]) -> dict[str, Any]:
     if "tool_calls" in found:
         text = any(isinstance(call["function"]["arguments"], str) for call in found["tool_calls"])
         arguments = {mark: mark}
-        found["tool_calls"] = [_called(call, _as_text(arguments) if text else arguments) for call in found["tool_calls"]]
+        found["tool_calls"] = [
+            _called(call, _as_text(arguments) if text else arguments) for call in found["tool_calls"]
+        ]
     return found
-
-
-def _common_end(one: str, two: str) -> int:
-    """How many characters two texts share at their ends."""
-    return len(commonprefix([one[::-1], two[::-1]]))
 
 
 def find_turns(messages: Messages, text: str, spans: list[Span]) -> tuple[int, list[Span]]:

@@ -60,7 +60,7 @@ class Document:
 
 
 def clean(text: str, where: str, tally: Tally | None = None) -> str:
-    """The text with ``\\n`` for ``\\r\\n``, counted; errors as in :func:`whole_text`."""
+    """The text with line feeds alone for Windows' line ends, counted; errors as in :func:`whole_text`."""
     if "\r\n" in text:
         text = text.replace("\r\n", "\n")
         if tally is not None:
@@ -88,3 +88,20 @@ def kind_of(value: Any) -> str:
     """What a value of a row is, in words."""
     names = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
     return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def common_start(one: str, two: str) -> int:
+    """How many characters two texts share at their beginnings."""
+    low, high = 0, min(len(one), len(two))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == two[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def common_end(one: str, two: str) -> int:
+    """How many characters two texts share at their ends."""
+    return common_start(one[::-1], two[::-1])

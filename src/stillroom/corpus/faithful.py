@@ -139,7 +139,7 @@ def note_keys(messages: Messages, whole: str, apply: Apply, where: str, notes: C
     """Count keys of messages that a template does not read, such as ids of calls; refuse those that are words.
 
     Raises:
-        CorpusError: A name is left out; or results of tools are in another order than their calls, and no id tells which is whose.
+        CorpusError: A name is left out; or results of tools are in another order than their calls, without an id in the text.
     """
     core = {"role", "content", "tool_calls", "reasoning_content", "reasoning", "thinking"}
     for key in sorted({key for message in messages for key in message} - core):
@@ -168,7 +168,7 @@ def _require_order(messages: Messages, where: str) -> None:
             known = [name for name in answered if name in called]
             if known != [name for name in called if name in known]:
                 raise CorpusError(
-                    f"{where}: results of tools are in another order than their calls, and the chat template leaves out the ids.",
+                    f"{where}: results of tools are not in the order of their calls, and the chat template leaves out the ids.",
                     "Put each result in the order of the calls.",
                 )
             called = [str(call.get("id")) for call in message.get("tool_calls", ())]

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from stillroom.core.errors import CorpusError, NotWritable, StillroomError, translate
@@ -39,7 +39,9 @@ MAGIC = (
 """How files begin that are no text."""
 
 
-def find_files(path: Path, patterns: tuple[str, ...], check: str = "`path`", tally: Tally | None = None) -> Iterator[Path]:
+def find_files(
+    path: Path, patterns: tuple[str, ...], check: str = "`path`", tally: Tally | None = None
+) -> Iterator[Path]:
     """The files of a source in the order of their names, one at a time.
 
     Args:
@@ -89,7 +91,7 @@ def _chosen(
     taken = 0
     passed: Tally = Tally() if tally is None else tally
     for name in _walk(str(folder), ""):
-        if wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name):
+        if not name.endswith("/") and (wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name)):
             taken += 1
             passed.files += 1
             yield folder / name
@@ -108,17 +110,18 @@ def _chosen(
 
 
 def _walk(folder: str, below: str) -> Iterator[str]:
-    """Names of files under a folder, relative to it, in order; a folder that may not be read must not look like an empty one."""
+    """Names of files under a folder, relative to it, in order; what is neither file nor folder ends in a slash."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as error:
+        # A folder that may not be read must not look like an empty one.
         raise unreadable(Path(folder), error) from None
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(os.path.join(folder, name), f"{below}{name}/")
-        elif os.path.isfile(os.path.join(folder, name)):
-            yield f"{below}{name}"
+            yield from _walk(f"{folder}/{name}", f"{below}{name}/")
+        else:
+            yield f"{below}{name}" + ("" if Path(folder, name).is_file() else "/")
 
 
 def _expression(pattern: str) -> str:
@@ -138,14 +141,16 @@ def _expression(pattern: str) -> str:
 
 def _unpacked(name: str) -> str:
     """A file's name without ``.gz`` or ``.zst``."""
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in PACKED else name
+    suffix = PurePath(name).suffix
+    return name[: -len(suffix)] if suffix.lower() in PACKED else name
 
 
 def ending(name: str) -> str:
     """The ending of a file's name in lower case, ``.jsonl.gz`` for packed ones; what to call files without one."""
-    inner = os.path.splitext(_unpacked(name))[1].lower()
-    outer = os.path.splitext(name)[1].lower()
+    if name.endswith("/"):
+        return "links to folders and special files"
+    inner = PurePath(_unpacked(name)).suffix.lower()
+    outer = PurePath(name).suffix.lower()
     found = inner + outer if outer in PACKED else inner
     return found or "without an ending"
 
@@ -203,7 +208,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     suffix = path.suffix.lower()
     if suffix in OTHER_ARCHIVES:
-        raise CorpusError(f"{path}: files of the kind {suffix} are not unpacked.", "Unpack it, or pack it as .gz or .zst.")
+        raise CorpusError(
+            f"{path}: files of the kind {suffix} are not unpacked.", "Unpack it, or pack it as .gz or .zst."
+        )
     with contextlib.ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(open(path, "rb"))
         try:
@@ -277,7 +284,8 @@ def require_text(data: bytes, path: Path, encoding: str) -> None:
     for magic, what in MAGIC:
         if data.startswith(magic):
             raise CorpusError(
-                f"{path}: {what}, not text.", f"Give it the ending of its kind, or leave it out by `pattern`; it has `{ending(path.name)}`."
+                f"{path}: {what}, not text.",
+                f"Give it the ending of its kind, or leave it out by `pattern`; it has `{ending(path.name)}`.",
             )
     for mark, name in MARKS:
         if data.startswith(mark) and not wide:

@@ -240,7 +240,9 @@ def parsed(text: str, where: str, key: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
-        raise CorpusError(f"{where}: `{key}` holds text that is not JSON: {reason}.", "Write it as valid JSON.") from None
+        raise CorpusError(
+            f"{where}: `{key}` holds text that is not JSON: {reason}.", "Write it as valid JSON."
+        ) from None
 
 
 def plain(value: Any, where: str, key: str) -> Any:

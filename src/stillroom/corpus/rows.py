@@ -5,20 +5,19 @@
 | messages | ``messages`` (with ``tools``), ``conversations`` as ShareGPT has it |
 | text | ``text`` |
 | preference | ``prompt``, ``chosen``, ``rejected``: the chosen side is learned |
-| prompt and completion | where white space stands between them, text, one behind the other; otherwise a chat of two turns. The completion is
-learned |
+| prompt and completion | text, where white space stands between them; otherwise a chat. The completion is learned |
 | question and answer | a chat of two turns: the pairs of :data:`PAIRS` |
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import Document, clean, kind_of
+from stillroom.corpus.documents import Document, clean, common_start, kind_of
 from stillroom.corpus.messages import MEDIA, Message, messages_of, text_of_content, tools_of
 from stillroom.corpus.tally import Tally
 
@@ -45,8 +44,9 @@ REFUSED = (*MEDIA, "choices", "options", "answers", "chat_template_kwargs")
 """Keys without which a row would say something else."""
 TOOLS = ("tools", "functions")
 KNOWN = frozenset(
-    (*CONVERSATIONS, *(key for pair in PAIRS for key in pair), *SYSTEM, *BESIDE, *REFUSED, *TOOLS)
-    + ("text", "prompt", "completion", "chosen", "rejected", "history")
+    {"text", "prompt", "completion", "chosen", "rejected", "history"}.union(
+        CONVERSATIONS, SYSTEM, BESIDE, REFUSED, TOOLS, *PAIRS
+    )
 )
 """Every key that this module looks at."""
 
@@ -164,7 +164,9 @@ def _text(reading: _Reading, key: str) -> tuple[str, Document]:
     if reading.is_chat(key):
         return "messages", _chat(reading, reading.messages(key))
     if not isinstance(value, str):
-        raise CorpusError(f"{reading.where}: `{key}` holds {kind_of(value)}, not text.", "Name another key as `text_key`.")
+        raise CorpusError(
+            f"{reading.where}: `{key}` holds {kind_of(value)}, not text.", "Name another key as `text_key`."
+        )
     return "text", Document(text=clean(value, reading.where, reading.tally), where=reading.where)
 
 
@@ -195,7 +197,7 @@ def _pair_shape(reading: _Reading) -> tuple[str, Callable[[_Reading], Document],
     for question, answer in PAIRS:
         if reading.has(question, answer):
             name = f"`{question}` with `{answer}`"
-            return name, lambda reading: _question(reading, question, answer), (question, answer)
+            return name, functools.partial(_question, question=question, answer=answer), (question, answer)
     return None
 
 
@@ -212,9 +214,9 @@ def _preference(reading: _Reading) -> Document:
     given = 0
     if isinstance(reading.row.get("rejected"), str):
         # Both sides begin with the same prompt: what they share, up to its last white space, is given.
-        shared = commonprefix([text, clean(reading.row["rejected"], reading.where)])
-        given = len(shared) if shared != text else 0
-        while given and not shared[given - 1].isspace():
+        shared = common_start(text, clean(reading.row["rejected"], reading.where))
+        given = shared if shared < len(text) else 0
+        while given and not text[given - 1].isspace():
             given -= 1
     return Document(text, (), reading.where, (), given)
 
@@ -222,7 +224,9 @@ def _preference(reading: _Reading) -> Document:
 def _begins_with(reading: _Reading) -> bool:
     """Whether a chosen chat repeats its prompt."""
     chosen, prompt = reading.row["chosen"], reading.row["prompt"]
-    first = next((entry for entry in chosen if entry.get("role", entry.get("from")) not in ("system", "developer")), None)
+    first = next(
+        (entry for entry in chosen if entry.get("role", entry.get("from")) not in ("system", "developer")), None
+    )
     if first is None or first.get("role", first.get("from")) not in ("user", "human"):
         return False
     words = text_of_content(first.get("content", first.get("value")), reading.where, "user").strip()

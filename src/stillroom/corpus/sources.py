@@ -169,7 +169,9 @@ def _no_encoding(path: Path, encoding: str) -> CorpusError:
 
 
 def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
-    for path in find_files(source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally):
+    for path in find_files(
+        source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally
+    ):
         kind = inner_suffix(path)
         if kind == ".parquet":
             raise CorpusError(f"{path}: a Parquet file.", "Write `kind: parquet` for this source.")
@@ -253,7 +255,9 @@ def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
                 continue
             if array and rest[at] == "]":
                 if rest[at + 1 :].strip() or text.read(BLOCK).strip():
-                    raise CorpusError(f"{path}: something follows the array.", "A JSON file holds one array of objects.")
+                    raise CorpusError(
+                        f"{path}: something follows the array.", "A JSON file holds one array of objects."
+                    )
                 return
             if array and comma:
                 if rest[at] != ",":

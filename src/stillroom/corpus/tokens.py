@@ -90,7 +90,9 @@ class Encoder:
         ]
         encodings = self._encodings([piece for group in pieces for piece in group])
         return [
-            self._plain(group, encodings, document.given) if chat is None else self._chat(document, chat, next(encodings))
+            self._plain(group, encodings, document.given)
+            if chat is None
+            else self._chat(document, chat, next(encodings))
             for document, chat, group in zip(documents, rendered, pieces, strict=True)
         ]
 

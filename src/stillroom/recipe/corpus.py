@@ -36,7 +36,7 @@ class TextSource(_Source):
 
 
 class JsonlSource(_Source):
-    """JSON Lines, a JSON array, or CSV: one document a line or row, as plain text, as a chat, or as a question with its answer."""
+    """JSON Lines, a JSON array, or CSV: one document a line or row, as text, a chat, or a question with its answer."""
 
     kind: Literal["jsonl"] = "jsonl"
     path: Path

@@ -32,7 +32,9 @@ def _read(path: Path, encoding: str) -> Iterator[str | PassedOver]:  # noqa: ARG
     for head in HEADS:
         count = sum(name.startswith(head) for name in names)
         if count:
-            yield PassedOver(f"{'pictures' if 'media' in head else head.removeprefix('word/') + 's'} of DOCX files", count)
+            yield PassedOver(
+                f"{'pictures' if 'media' in head else head.removeprefix('word/') + 's'} of DOCX files", count
+            )
     yield "\n\n".join(text for text in _blocks(docx.Document(str(path))) if text.strip()) + "\n"
 
 

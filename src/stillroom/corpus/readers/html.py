@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stillroom.core.errors import CorpusError
 from stillroom.core.extras import require
@@ -11,8 +12,47 @@ from stillroom.corpus.readers.reader import Reader
 
 UNSEEN = ("script", "style", "noscript", "template", "svg", "head")
 BLOCKS = frozenset(
-    "address article aside blockquote dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li "
-    "main nav ol p pre section summary table tbody td tfoot th thead title tr ul".split()
+    (
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "p",
+        "pre",
+        "section",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "title",
+        "tr",
+        "ul",
+    )
 )
 
 
@@ -41,20 +81,20 @@ def text_of_html(markup: str) -> str:
     return (f"{title}\n\n{body}" if title and not body.startswith(title) else body) + "\n"
 
 
-def _gather(node: object, parts: list[str], *, kept: bool) -> None:
+def _gather(node: Any, parts: list[str], *, kept: bool) -> None:
     """The text under a node, with line ends around blocks."""
-    import bs4
+    from bs4.element import NavigableString, PreformattedString
 
-    stack: list[object] = [(node, kept)]
+    stack: list[Any] = [(node, kept)]
     while stack:
         entry = stack.pop()
         if isinstance(entry, str):
             parts.append(entry)
             continue
-        current, pre = entry  # type: ignore[misc]
-        if isinstance(current, bs4.element.PreformattedString):
+        current, pre = entry
+        if isinstance(current, PreformattedString):
             continue
-        if isinstance(current, bs4.NavigableString):
+        if isinstance(current, NavigableString):
             words = str(current).replace("\x02", "")
             parts.append(words.replace("\n", "\n\x02") if pre else " ".join(f"x{words}x".split())[1:-1])
             continue

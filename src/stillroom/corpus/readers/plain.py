@@ -1,4 +1,4 @@
-"""Plain text, light markup and source code, as they are written: one document a file. Files of no known format are read so too."""
+"""Plain text, light markup and source code, as they are written: one document a file. So are files of no known format."""
 
 from __future__ import annotations
 

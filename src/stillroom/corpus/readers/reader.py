@@ -35,8 +35,8 @@ class Reader:
     Attributes:
         suffixes: The endings of its files' names, lower case, such as ``(".txt",)``.
         read: Called with a file's path and the recipe's ``encoding`` (a format that knows its own leaves it alone); gives
-            the text of each document of the file, in order, and a :class:`PassedOver` for what it leaves out. A damaged file is a :class:`CorpusError` that says what is
-            wrong and where; an ``OSError`` becomes one.
+            the text of each document of the file, in order, and a :class:`PassedOver` for what it leaves out. A damaged
+            file is a :class:`CorpusError` that says what is wrong and where; an ``OSError`` becomes one.
     """
 
     suffixes: tuple[str, ...]
