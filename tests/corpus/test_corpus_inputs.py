@@ -139,7 +139,7 @@ def test_zstandard_frames_and_cut_off_files(parts: list[bytes], short: int, tmp_
 
 def test_html_is_what_a_reader_sees() -> None:
     assert text_of_html(data.HTML) == ("Valves\n\nHome\n\nA valve lets fluid pass.\n\nM6 | 412 |\n\nif x:\n    y\n")
-    assert text_of_html("<p>a&amp;b<br>c</p><!-- no --><ul><li>one<li>two</ul>") == "a&b\nc\n\none\n\ntwo\n"
+    assert text_of_html("<p>a&amp;b<br>c</p><!-- no --><ul><li>one<li>two</ul>") == "a&b\nc\n\none\ntwo\n"
 
 
 @pytest.mark.parametrize(("module", "name"), [("bs4", "a.html"), ("pypdf", "a.pdf"), ("docx", "a.docx")])

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
-from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean
+from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
 from stillroom.corpus.inputs import find_files, inner_suffix, opened, require_text, too_long, unpacked, unreadable
 from stillroom.corpus.readers.plain import PLAIN
 from stillroom.corpus.readers.reader import PassedOver
@@ -144,7 +144,7 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
                 for text in found if block else [*found, rest]:
                     number += 1
                     where = f"{path}, document {number}"
-                    yield Document(text=clean(text, where), where=where)
+                    yield Document(text=whole_text(text, where), where=where)
                 if not block:
                     return
                 if len(rest) > LONGEST:
