@@ -78,10 +78,11 @@ def test_a_missing_path(tmp_path: Path) -> None:
 def test_a_folder_without_fitting_files(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("x")
     assert message(TextSource(path=tmp_path, pattern=("*.txt", "*.md"))) == (
-        f"{tmp_path}: the folder holds no file that fits *.txt, *.md.\nCheck `path` and `pattern`."
+        f"{tmp_path}: the folder holds no file that fits *.txt, *.md (it has 1 .pdf).\n"
+        'Check `path` and `pattern`: `pattern: ["**/*.pdf"]` would take those.'
     )
     assert message(ParquetSource(path=tmp_path)) == (
-        f"{tmp_path}: the folder holds no file that fits **/*.parquet.\nCheck `path`."
+        f"{tmp_path}: the folder holds no file that fits **/*.parquet (it has 1 .pdf).\nCheck `path`."
     )
 
 
@@ -171,7 +172,7 @@ def test_json_lines_give_back_any_text(texts: list[str], escape: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jsonl"
         path.write_bytes(b"".join(json.dumps({"text": t}, ensure_ascii=escape).encode() + b"\n" for t in texts))
-        assert [document.text for document in read(JsonlSource(path=path))] == texts
+        assert [document.text for document in read(JsonlSource(path=path))] == [t.replace("\r\n", "\n") for t in texts]
 
 
 def test_bad_json(tmp_path: Path) -> None:
@@ -209,7 +210,8 @@ def test_half_a_character(tmp_path: Path) -> None:
 def test_a_missing_key(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"text": "one"}, {"body": "two", "id": 3})
     wanted = (
-        "line 2: no key `text`; there are: body, id.\nName the right one as `text_key` or `messages_key` in the recipe."
+        "line 2: no key `text`; there are: body, id.\n"
+        "Name the right one as `text_key` or `messages_key` in the recipe, here `text_key: body`."
     )
     assert message(JsonlSource(path=path)) == f"{path}, {wanted}"
     assert "line 1: no key `talk`; there are: text." in message(JsonlSource(path=path, messages_key="talk"))
@@ -229,8 +231,8 @@ def test_a_missing_key(tmp_path: Path) -> None:
             '`messages` holds a list, not a list of messages.\nA message looks like {"role": "user", "content": "…"}.',
         ),
         (
-            {"messages": [{"from": "human", "value": "Q"}]},
-            "a message has `from`, `value` where `role` and `content` are needed.\n"
+            {"messages": [{"who": "human", "value": "Q"}]},
+            "a message has `who`, `value` where `role` and `content` are needed.\n"
             'A message looks like {"role": "user", "content": "…"}.',
         ),
         (

@@ -21,6 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "trust": {"cryptography": "cryptography", "securesystemslib": "securesystemslib", "tuf": "tuf"},
     "openssf": {"model-signing": "model_signing", "pyopenssl": "OpenSSL"},
     "datasets": {"datasets": "datasets", "pyarrow": "pyarrow"},
+    "documents": {"beautifulsoup4": "bs4", "pypdf": "pypdf", "python-docx": "docx"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "quantise": {"libgguf": "libgguf"},
     "reasoning": {"reasoning-gym": "reasoning_gym"},

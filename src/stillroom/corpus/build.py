@@ -21,6 +21,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
 from stillroom.corpus.split import RULE, SPLITS, split_of
 from stillroom.corpus.store import DocumentStore
+from stillroom.corpus.tally import Tally
 from stillroom.corpus.tokens import Encoder
 from stillroom.recipe.corpus import CorpusConfig
 
@@ -44,6 +45,7 @@ class SourceLedger:
     empty: int = 0
     duplicates: int = 0
     too_long: int = 0
+    tally: Tally = field(default_factory=Tally)
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     _digests: array.array[int] = field(default_factory=lambda: array.array("B"))
@@ -63,6 +65,7 @@ class SourceLedger:
             "empty": self.empty,
             "duplicates": self.duplicates,
             "too_long": self.too_long,
+            **self.tally.as_dict(),
             "kept": self.kept,
             "tokens": self.tokens,
         }
@@ -142,7 +145,10 @@ def build_corpus(
         _enough(name, made[name], limit, over[name], len(found), config)
         _count(name, made[name], ledgers)
     splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
-    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {"near_duplicates": repeated}
+    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {
+        "near_duplicates": repeated,
+        "chat_template_left_out": dict(encoder.notes.most_common()),
+    }
     return Corpus(made, splits, ledger)
 
 
@@ -153,7 +159,7 @@ def _read(
     found: dict[str, tuple[int, int]] = {}
     with progress.task("read", total=len(config.sources), unit="sources") as task:
         for index, (source, ledger) in enumerate(zip(config.sources, ledgers, strict=True)):
-            for document in itertools.islice(read_source(source), source.limit):
+            for document in itertools.islice(read_source(source, ledger.tally), source.limit):
                 ledger.documents += 1
                 if ledger.documents % 1000 == 0:
                     task.advance(0, note=f"{ledger.name}: {ledger.documents:,} documents")

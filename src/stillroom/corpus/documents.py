@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stillroom.core.errors import CorpusError
+from stillroom.corpus.tally import Tally
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+LONGEST = 1 << 26
+"""Most bytes of one document, of one line and of one unpacked file; longer ones are refused by name."""
+LINE_ENDS = "texts whose line ends \\r\\n became \\n"
 
 
 @dataclass(frozen=True)
@@ -19,81 +22,50 @@ class Document:
 
     Attributes:
         text: Plain text. A chat's is what it says where a tokenizer has no chat template; empty if that is an error.
-        messages: Chat messages, ``{"role": …, "content": …}``; empty for plain text.
+        messages: Chat messages, ``{"role": …, "content": …}`` and what else a chat template reads (``tool_calls``,
+            ``reasoning_content``, ``name``, …); ``"train": False`` where an answer is not to be learned. Empty for plain text.
         where: File and line, for messages to the user.
+        tools: The tools that a chat's assistant may call, as the chat template takes them.
+        given: Characters at the beginning of ``text`` that are given and not learned, such as a prompt.
     """
 
     text: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     where: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    given: int = 0
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to learn: only white space, or a chat without an assistant's words."""
+        """Whether there is nothing to learn: only white space, or a chat without an assistant's words or calls."""
         if self.messages:
-            return not any(m["role"] == "assistant" and str(m["content"]).strip() for m in self.messages)
-        return not self.text.strip()
+            return not any(
+                m["role"] == "assistant"
+                and m.get("train", True)
+                and (str(m["content"]).strip() or m.get("tool_calls") or str(m.get("reasoning_content", "")).strip())
+                for m in self.messages
+            )
+        return not self.text[self.given :].strip()
 
     @property
     def digest(self) -> str:
         """SHA-256 of the content: what duplicates and the split go by."""
-        content = json.dumps(self.messages, sort_keys=True, ensure_ascii=False) if self.messages else self.text
+        if self.tools:
+            content = json.dumps([self.messages, self.tools], sort_keys=True, ensure_ascii=False)
+        elif self.messages:
+            content = json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        else:
+            content = f"{self.given}\0{self.text}" if self.given else self.text
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def document_of(row: Mapping[str, Any], text_key: str | None, messages_key: str | None, where: str) -> Document:
-    """The document in a row of JSON Lines, Parquet or a dataset.
-
-    A value that is null is an empty document.
-
-    Args:
-        row: The row.
-        text_key: Key of plain text, or None to look for ``text`` unless messages are there.
-        messages_key: Key of messages, or None to look for ``messages``.
-        where: File and line.
-
-    Raises:
-        CorpusError: A key is missing or a value has the wrong shape.
-    """
-    if messages_key is None and text_key is None:
-        messages_key = "messages" if "messages" in row else None
-        text_key = "text" if messages_key is None else None
-    key = messages_key or text_key or "text"
-    if key not in row:
-        raise CorpusError(
-            f"{where}: no key `{key}`; there are: {', '.join(map(str, row)) or 'none'}.",
-            "Name the right one as `text_key` or `messages_key` in the recipe.",
-        )
-    value = row[key]
-    if value is None:
-        return Document(where=where)
-    if key != messages_key:
-        if not isinstance(value, str):
-            raise CorpusError(f"{where}: `{key}` holds {_kind(value)}, not text.", "Name another key as `text_key`.")
-        return Document(text=whole_text(value, where), where=where)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
-        raise CorpusError(
-            f"{where}: `{key}` holds {_kind(value)}, not a list of messages.",
-            'A message looks like {"role": "user", "content": "…"}.',
-        )
-    return Document(messages=tuple(_message(message, where) for message in value), where=where)
-
-
-def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    if "role" not in message or "content" not in message:
-        keys = ", ".join(f"`{key}`" for key in message) or "nothing"
-        raise CorpusError(
-            f"{where}: a message has {keys} where `role` and `content` are needed.",
-            'A message looks like {"role": "user", "content": "…"}.',
-        )
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise CorpusError(f"{where}: a message has the role {role!r}.", f"Roles are: {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise CorpusError(
-            f"{where}: the {role}'s message has {_kind(content)} as its `content`.", "Give the words as one text."
-        )
-    return {"role": role, "content": whole_text(content, where)}
+def clean(text: str, where: str, tally: Tally | None = None) -> str:
+    """The text with line feeds alone for Windows' line ends, counted; errors as in :func:`whole_text`."""
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
+        if tally is not None:
+            tally.notes[LINE_ENDS] += 1
+    return whole_text(text, where)
 
 
 def whole_text(text: str, where: str) -> str:
@@ -112,6 +84,24 @@ def whole_text(text: str, where: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of a row is, in words."""
     names = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
     return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def common_start(one: str, two: str) -> int:
+    """How many characters two texts share at their beginnings."""
+    low, high = 0, min(len(one), len(two))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == two[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def common_end(one: str, two: str) -> int:
+    """How many characters two texts share at their ends."""
+    return common_start(one[::-1], two[::-1])

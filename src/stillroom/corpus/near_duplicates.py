@@ -134,8 +134,9 @@ def text_of(document: Document) -> str:
     """A document's own text. Of a chat what user, assistant and tools say: chats share their system prompts."""
     if not document.messages:
         return document.text
+    said = (message for message in document.messages if message["role"] not in ("system", "developer"))
     return "\n".join(
-        str(message["content"]) for message in document.messages if message["role"] not in ("system", "developer")
+        " ".join(str(part) for part in (message["content"], message.get("tool_calls", "")) if part) for message in said
     )
 
 

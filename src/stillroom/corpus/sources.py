@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import ast
+import codecs
+import csv
+import io
 import json
-import os
-import stat
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from stillroom.core.errors import CorpusError, NotWritable, StillroomError, first_line, translate
+from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
-from stillroom.corpus.documents import Document, document_of, whole_text
+from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
+from stillroom.corpus.inputs import find_files, inner_suffix, opened, require_text, too_long, unpacked, unreadable
+from stillroom.corpus.readers.plain import PLAIN
+from stillroom.corpus.readers.reader import PassedOver
 from stillroom.corpus.readers.registry import reader_of
+from stillroom.corpus.rows import KNOWN, document_of
+from stillroom.corpus.tally import Tally
 from stillroom.recipe.corpus import (
     DatasetSource,
     JsonlSource,
@@ -28,6 +34,8 @@ from stillroom.recipe.corpus import (
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
+BLOCK = 1 << 20
+"""Characters that are read at a time."""
 QUESTIONS = (
     "What does Python's documentation say about {}?",
     "Explain {} in Python.",
@@ -38,22 +46,27 @@ QUESTIONS = (
 """Ways to ask for a piece of documentation; each takes its turn."""
 
 
-def read_source(source: Source) -> Iterator[Document]:
+def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document]:
     """The documents of a source, in a fixed order.
+
+    Args:
+        source: The recipe's source.
+        tally: Counts what is taken, passed over and changed.
 
     Raises:
         CorpusError: Something is missing, unreadable or of the wrong shape; names file and line or offset.
         MissingDependency: The source needs an extra that is not installed.
     """
+    tally = Tally() if tally is None else tally
     match source:
         case TextSource():
-            yield from _text(source)
+            yield from _text(source, tally)
         case JsonlSource():
-            yield from _jsonl(source)
+            yield from _jsonl(source, tally)
         case ParquetSource():
-            yield from _parquet(source)
+            yield from _parquet(source, tally)
         case DatasetSource():
-            yield from _dataset(source)
+            yield from _dataset(source, tally)
         case PythonDocsSource():
             yield from _python_docs(source)
         case ReasoningGymSource():
@@ -73,98 +86,279 @@ def name_of(source: Source) -> str:
             return f"reasoning-gym: {', '.join(source.tasks)}"
 
 
-def _files(path: Path, patterns: tuple[str, ...], check: str = "`path`") -> list[Path]:
-    try:
-        kind = path.stat().st_mode
-        if not stat.S_ISDIR(kind):
-            return [path]
-        # A folder that may not be read must not look like an empty one.
-        for _ in os.walk(path, onerror=_raise):
-            pass
-    except FileNotFoundError:
-        raise CorpusError(
-            f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder."
-        ) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-    if not found:
-        raise CorpusError(f"{path}: the folder holds no file that fits {', '.join(patterns)}.", f"Check {check}.")
-    return found
+def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
+    for path in find_files(source.path, source.pattern, "`path` and `pattern`", tally):
+        kind = inner_suffix(path)
+        if kind in (".jsonl", ".ndjson", ".parquet"):
+            right = "parquet" if kind == ".parquet" else "jsonl"
+            raise CorpusError(f"{path}: holds rows, not plain text.", f"Write `kind: {right}` for this source.")
+        reader = reader_of(Path(f"file{kind}"))
+        if source.separator is not None and reader is PLAIN:
+            yield from _separated(path, source.separator, source.encoding, tally)
+            continue
+        with unpacked(path) as real:
+            try:
+                if reader is PLAIN and real.stat().st_size > LONGEST:
+                    raise too_long(str(path))
+                number = 0
+                for text in reader.read(real, source.encoding):
+                    if isinstance(text, PassedOver):
+                        tally.notes[text.what] += text.count
+                        continue
+                    number += 1
+                    where = str(path) if number == 1 else f"{path}, document {number}"
+                    if len(text) > LONGEST:
+                        raise too_long(where)
+                    yield Document(text=clean(text, where, tally), where=where)
+            except OSError as error:
+                raise unreadable(path, error) from None
+            except StillroomError as error:
+                if real == path:
+                    raise
+                raise type(error)(error.what.replace(str(real), str(path)), error.todo) from None
+            except Exception as error:
+                raise translate(error, str(path)) or CorpusError(
+                    f"{path}: not a whole {kind or 'text'} file: {first_line(error)}",
+                    "Copy or write it again, or leave it out by `pattern`.",
+                ) from error
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _unreadable(path: Path, error: OSError) -> StillroomError:
-    place = str(error.filename or path)
-    if isinstance(error, PermissionError):
-        return NotWritable(f"{place}: may not be read.", "Check its permissions.")
-    return translate(error, place) or CorpusError(f"{place}: cannot be read: {error.strerror}.", "Check the file.")
-
-
-def _text(source: TextSource) -> Iterator[Document]:
-    for path in _files(source.path, source.pattern, "`path` and `pattern`"):
+def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Iterator[Document]:
+    """The documents of a file of plain text between separators; the file is never whole in memory."""
+    rest, number, carried = "", 0, ""
+    with opened(path) as stream:
         try:
-            for number, text in enumerate(reader_of(path).read(path, source.encoding), 1):
-                where = str(path) if number == 1 else f"{path}, document {number}"
-                yield Document(text=whole_text(text, where), where=where)
+            require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
+            reader = codecs.getreader("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)(stream)
+            while True:
+                block = reader.read(BLOCK, BLOCK)
+                if "\0" in block:
+                    raise CorpusError(f"{path}: has characters that are 0, so that it is no text.", "Leave it out.")
+                whole, carried = carried + block, ""
+                if whole.endswith("\r") and block:
+                    whole, carried = whole[:-1], "\r"
+                if "\r\n" in whole:
+                    tally.notes[LINE_ENDS] += 1
+                rest += whole.replace("\r\n", "\n")
+                *found, rest = rest.split(separator)
+                for text in found if block else [*found, rest]:
+                    number += 1
+                    where = f"{path}, document {number}"
+                    yield Document(text=whole_text(text, where), where=where)
+                if not block:
+                    return
+                if len(rest) > LONGEST:
+                    raise too_long(f"{path}, document {number + 1}")
+        except UnicodeDecodeError as error:
+            raise _not_encoded(f"{path}, document {number + 1}", encoding, error) from None
+        except LookupError:
+            raise _no_encoding(path, encoding) from None
         except OSError as error:
-            raise _unreadable(path, error) from None
-        except StillroomError:
-            raise
-        except Exception as error:
-            raise translate(error, str(path)) or CorpusError(
-                f"{path}: not a whole {path.suffix or 'text'} file: {first_line(error)}",
-                "Copy or write it again, or leave it out by `pattern`.",
-            ) from error
+            raise unreadable(path, error) from None
 
 
-def _jsonl(source: JsonlSource) -> Iterator[Document]:
-    for path in _files(source.path, ("**/*.jsonl", "**/*.ndjson")):
+def _not_encoded(where: str, encoding: str, error: UnicodeDecodeError) -> CorpusError:
+    return CorpusError(
+        f"{where}: has bytes that are not {encoding}: {error.reason}.",
+        "Name the right `encoding` in the recipe, or save the file as UTF-8.",
+    )
+
+
+def _no_encoding(path: Path, encoding: str) -> CorpusError:
+    return CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.")
+
+
+def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
+    for path in find_files(
+        source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally
+    ):
+        kind = inner_suffix(path)
+        if kind == ".parquet":
+            raise CorpusError(f"{path}: a Parquet file.", "Write `kind: parquet` for this source.")
         try:
-            with open(path, "rb") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        where = f"{path}, line {number}"
-                        yield document_of(_row(line, where), source.text_key, source.messages_key, where)
+            with opened(path) as stream:
+                require_text(stream.peek(4)[:4], path, source.encoding)  # type: ignore[attr-defined]
+                if kind == ".json":
+                    rows = _json(stream, path, source.encoding)
+                elif kind in (".csv", ".tsv"):
+                    rows = _csv(stream, path, source.encoding, "\t" if kind == ".tsv" else ",")
+                else:
+                    rows = _lines(stream, path, source.encoding)
+                for row, where in rows:
+                    yield document_of(
+                        row, source.text_key, source.messages_key, where, ignore=source.ignore, tally=tally
+                    )
+        except UnicodeDecodeError as error:
+            raise _not_encoded(str(path), source.encoding, error) from None
+        except LookupError as error:
+            if isinstance(error, (KeyError, IndexError)):
+                raise
+            raise _no_encoding(path, source.encoding) from None
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+Rows = Iterator[tuple[dict[str, Any], str]]
+
+
+def _lines(stream: IO[bytes], path: Path, encoding: str) -> Rows:
+    """The rows of JSON Lines, and where each stands."""
+    lines: IO[Any] = stream
+    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
+        lines = io.TextIOWrapper(stream, encoding, newline="\n")
+    number = 0
+    while line := lines.readline(LONGEST + 1):
+        number += 1
+        where = f"{path}, line {number}"
+        if len(line) > LONGEST:
+            raise too_long(where, text=False)
+        if line.strip():
+            yield _row(line.removeprefix("\ufeff") if isinstance(line, str) else line, where), where
+
+
+def _row(line: bytes | str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line.", "Save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
-        raise CorpusError(f"{where}: not valid JSON: {reason}.", "Each line holds one JSON object.") from None
+        array = line.lstrip()[:1] in (b"[", "[") and where.endswith("line 1")
+        raise CorpusError(
+            f"{where}: not valid JSON: {reason}.",
+            "Each line holds one JSON object." + (" A file that is one JSON array ends in `.json`." if array else ""),
+        ) from None
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: not a JSON object.", 'A line looks like {"text": "…"}.')
     return row
 
 
-def _parquet(source: ParquetSource) -> Iterator[Document]:
+def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
+    """The objects of a JSON array, or objects one behind the other; never the whole file."""
+    text = io.TextIOWrapper(stream, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    decoder = json.JSONDecoder()
+    rest, number, array, wanted = "", 0, None, 0
+    while True:
+        block = text.read(BLOCK)
+        rest += block
+        if block and len(rest) < wanted:
+            continue
+        at = 0
+        while True:
+            at += len(rest) - at - len(rest[at:].lstrip()) if rest[at : at + 1].isspace() else 0
+            if at >= len(rest):
+                break
+            if array is None:
+                array = rest[at] == "["
+                at += array
+                comma = False
+                continue
+            if array and rest[at] == "]":
+                if rest[at + 1 :].strip() or text.read(BLOCK).strip():
+                    raise CorpusError(
+                        f"{path}: something follows the array.", "A JSON file holds one array of objects."
+                    )
+                return
+            if array and comma:
+                if rest[at] != ",":
+                    raise CorpusError(f"{path}, row {number}: no comma behind it.", "Write the array as valid JSON.")
+                at, comma = at + 1, False
+                continue
+            where = f"{path}, row {number + 1}"
+            try:
+                row, at = decoder.raw_decode(rest, at)
+            except (ValueError, RecursionError) as error:
+                if block and _unfinished(error, len(rest)):
+                    if len(rest) - at > LONGEST:
+                        raise too_long(where, text=False) from None
+                    wanted = 2 * (len(rest) - at)
+                    break
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+                raise CorpusError(f"{where}: not valid JSON: {reason}.", "Write the array as valid JSON.") from None
+            if not isinstance(row, dict):
+                raise CorpusError(f"{where}: not a JSON object.", 'A row looks like {"text": "…"}.')
+            number, comma = number + 1, True
+            yield row, where
+        rest = rest[at:]
+        if not block:
+            if array:
+                raise CorpusError(f"{path}: the array does not end.", "The file was cut off: copy it again.")
+            return
+
+
+def _unfinished(error: Exception, length: int) -> bool:
+    """Whether more text may mend a decoder's error."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= length - 16
+
+
+def _csv(stream: IO[bytes], path: Path, encoding: str, delimiter: str) -> Rows:
+    """The rows of a table whose first line names its columns."""
+    text = io.TextIOWrapper(stream, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding, newline="")
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        names = next(reader, [])
+        if len(names) == 1 and ";" in names[0]:
+            names = names[0].split(";")
+            reader = csv.reader(text, delimiter=";", strict=True)
+        if len(set(names)) < len(names):
+            raise CorpusError(f"{path}: two columns have one name.", "Give each column a name of its own.")
+        for number, row in enumerate(reader, 1):
+            where = f"{path}, row {number}"
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise CorpusError(
+                    f"{where}: {len(row)} fields for {len(names)} columns.", "Quote fields that hold the delimiter."
+                )
+            yield dict(zip(names, row, strict=True)), where
+    except csv.Error as error:
+        raise CorpusError(f"{path}, line {reader.line_num}: not a CSV row: {error}.", "Write the file again.") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of a table without the keys that are null: columns give every entry the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
+
+
+def _table_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: _without_nulls(value) for key, value in row.items()}
+
+
+def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
     require("datasets", "Parquet files need pyarrow.", "pyarrow.parquet")
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
-    for path in _files(source.path, ("**/*.parquet",)):
+    for path in find_files(source.path, ("**/*.parquet",), tally=tally):
         number = 0
         try:
             file = parquet.ParquetFile(path)
-            keys = [key for key in (source.text_key, source.messages_key) if key] or ["messages", "text"]
-            columns = [key for key in keys if key in file.schema_arrow.names]
-            if not columns:
-                document_of(dict.fromkeys(file.schema_arrow.names), source.text_key, source.messages_key, str(path))
+            names = file.schema_arrow.names
+            wanted = [key for key in (source.text_key, source.messages_key) if key]
+            columns = [name for name in names if name in wanted or name in KNOWN]
+            if not columns or not set(wanted) <= set(names):
+                document_of(dict.fromkeys(names), source.text_key, source.messages_key, str(path))
+            tally.unused.update({name: file.metadata.num_rows for name in names if name not in columns})
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield document_of(row, source.text_key, source.messages_key, f"{path}, row {number}")
+                    yield document_of(
+                        _table_row(row),
+                        source.text_key,
+                        source.messages_key,
+                        f"{path}, row {number}",
+                        ignore=source.ignore,
+                        tally=tally,
+                    )
         except PermissionError as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
         except (ArrowException, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise translate(error, str(path)) or CorpusError(
@@ -172,7 +366,7 @@ def _parquet(source: ParquetSource) -> Iterator[Document]:
             ) from None
 
 
-def _dataset(source: DatasetSource) -> Iterator[Document]:
+def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
     require("datasets", "Hugging Face datasets need the package `datasets`.", "datasets")
     import datasets
 
@@ -194,7 +388,14 @@ def _dataset(source: DatasetSource) -> Iterator[Document]:
                 source.name, source.config, split=source.split, revision=source.revision, streaming=streaming
             )
         for number, row in enumerate(data, 1):
-            yield document_of(row, source.text_key, source.messages_key, f"{source.name}, row {number}")
+            yield document_of(
+                _table_row(row),
+                source.text_key,
+                source.messages_key,
+                f"{source.name}, row {number}",
+                ignore=source.ignore,
+                tally=tally,
+            )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise translate(error, source.name) or CorpusError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
+from stillroom.corpus.tally import sentences
 from stillroom.models.load import load_tokenizer
 from stillroom.runs.run import Run, Stage
 
@@ -42,6 +43,11 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
                 f"  {repeated['documents']:,} of {repeated['of']:,} {words} documents are near-duplicates of training "
                 "documents (ledger.json names some)"
             )
+    for source in corpus.ledger["sources"]:
+        for sentence in sentences(source):
+            progress.say(f"  {source['name']}: {sentence}")
+    for what, count in corpus.ledger["chat_template_left_out"].items():
+        progress.say(f"  {what}: {count:,}")
     over = sum(split["targets_over_document_limit"] for split in corpus.ledger["splits"].values())
     if over:
         most = recipe.corpus.max_document_tokens

@@ -36,7 +36,9 @@ class DocumentStore:
 
     def add(self, document: Document) -> int:
         """Keep a document behind all others; returns its number."""
-        row = json.dumps([document.text, document.messages, document.where], ensure_ascii=False).encode()
+        row = json.dumps(
+            [document.text, document.messages, document.where, document.tools, document.given], ensure_ascii=False
+        ).encode()
         if self._reading:
             self._file.seek(self._offsets[-1])
             self._reading = False
@@ -49,8 +51,8 @@ class DocumentStore:
         begin, end = self._offsets[number : number + 2]
         self._reading = True
         self._file.seek(begin)
-        text, messages, where = json.loads(self._file.read(end - begin))
-        return Document(text, tuple(messages), where)
+        text, messages, where, tools, given = json.loads(self._file.read(end - begin))
+        return Document(text, tuple(messages), where, tuple(tools), given)
 
     def size(self, number: int) -> int:
         """About how many bytes a document has."""

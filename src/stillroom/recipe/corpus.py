@@ -26,23 +26,33 @@ class TextSource(_Source):
 
     kind: Literal["text"] = "text"
     path: Path
-    """A file or a folder; relative paths start at the recipe's folder."""
+    """A file, a folder, or a pattern such as ``texts/*.md``; relative paths start at the recipe's folder."""
     pattern: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.markdown", "**/*.rst")
-    """Which files of a folder are taken."""
+    """Which files of a folder are taken, in upper or lower case, and packed as ``.gz`` or ``.zst`` too."""
     encoding: str = "utf-8"
     """How bytes become text. Bytes that do not fit are an error that names the file and the offset."""
+    separator: str | None = Field(default=None, min_length=1, json_schema_extra={SINCE: "0.2.0"})
+    """What stands between the documents of a file of plain text, such as ``"\n\n"``; without it, a file is one document."""
 
 
 class JsonlSource(_Source):
-    """JSON Lines: one document a line, as plain text or as chat messages."""
+    """JSON Lines, a JSON array, or CSV: one document a line or row, as text, a chat, or a question with its answer."""
 
     kind: Literal["jsonl"] = "jsonl"
     path: Path
-    """A file or a folder of ``*.jsonl`` files."""
+    """A file, a folder of ``*.jsonl`` files, or a pattern such as ``data/*.jsonl.gz``."""
+    pattern: tuple[str, ...] = Field(default=("**/*.jsonl", "**/*.ndjson"), json_schema_extra={SINCE: "0.2.0"})
+    """Which files of a folder are taken, in upper or lower case, and packed as ``.gz`` or ``.zst`` too. Files of the endings
+    ``.json``, ``.csv`` and ``.tsv`` can be read as well."""
+    encoding: str = Field(default="utf-8", json_schema_extra={SINCE: "0.2.0"})
+    """How bytes become text."""
     text_key: str | None = None
-    """The key that holds plain text. Give this or ``messages_key``; without either, ``messages`` or ``text``."""
+    """The key that holds plain text. Give this or ``messages_key``; without either, each row's shape is found."""
     messages_key: str | None = None
     """The key that holds chat messages ``[{"role": …, "content": …}]``."""
+    ignore: tuple[str, ...] = Field(default=(), json_schema_extra={SINCE: "0.2.0"})
+    """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
+    text without being named here is counted, or refused where the text would say something else."""
 
     @model_validator(mode="after")
     def _one_key(self) -> JsonlSource:
@@ -56,11 +66,14 @@ class ParquetSource(_Source):
 
     kind: Literal["parquet"] = "parquet"
     path: Path
-    """A file or a folder of ``*.parquet`` files."""
+    """A file, a folder of ``*.parquet`` files, or a pattern."""
     text_key: str | None = None
     """The column that holds plain text."""
     messages_key: str | None = None
     """The column that holds chat messages."""
+    ignore: tuple[str, ...] = Field(default=(), json_schema_extra={SINCE: "0.2.0"})
+    """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
+    text without being named here is counted, or refused where the text would say something else."""
 
 
 class DatasetSource(_Source):
@@ -79,6 +92,9 @@ class DatasetSource(_Source):
     """The column that holds plain text."""
     messages_key: str | None = None
     """The column that holds chat messages."""
+    ignore: tuple[str, ...] = Field(default=(), json_schema_extra={SINCE: "0.2.0"})
+    """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
+    text without being named here is counted, or refused where the text would say something else."""
 
 
 class PythonDocsSource(_Source):

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem
 from stillroom.core.progress import clock
+from stillroom.corpus.tally import sentences
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import find, in_order
@@ -221,7 +222,13 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "clock": clock,
         "teacher": teacher | {"name": public_name(teacher["name"])},
         "ledger": ledger
-        | {"sources": [source | {"name": public_name(source["name"])} for source in ledger["sources"]]},
+        | {
+            "sources": [
+                source | {"name": public_name(source["name"]), "said": sentences(source)}
+                for source in ledger["sources"]
+            ],
+            "left_out": ledger.get("chat_template_left_out", {}),
+        },
         "shrunk": shrunk,
         "training": record.get("notes", {}),
         "charts": _charts(run, shrunk, losses, pooled),

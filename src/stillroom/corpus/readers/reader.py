@@ -12,6 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.core.errors import CorpusError
+from stillroom.corpus.inputs import require_text
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """What a reader did not take from a file; a reader gives it among its texts, and it is counted and named.
+
+    Attributes:
+        what: A few words in the plural, the same for every file, such as ``"pages of PDF files without text"``.
+        count: How many.
+    """
+
+    what: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -21,12 +35,12 @@ class Reader:
     Attributes:
         suffixes: The endings of its files' names, lower case, such as ``(".txt",)``.
         read: Called with a file's path and the recipe's ``encoding`` (a format that knows its own leaves it alone); gives
-            the text of each document of the file, in order. A damaged file is a :class:`CorpusError` that says what is
-            wrong and where; an ``OSError`` becomes one.
+            the text of each document of the file, in order, and a :class:`PassedOver` for what it leaves out. A damaged
+            file is a :class:`CorpusError` that says what is wrong and where; an ``OSError`` becomes one.
     """
 
     suffixes: tuple[str, ...]
-    read: Callable[[Path, str], Iterable[str]]
+    read: Callable[[Path, str], Iterable[str | PassedOver]]
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -38,10 +52,12 @@ def read_text(path: Path, encoding: str) -> str:
     """A whole file as text, without a byte order mark.
 
     Raises:
-        CorpusError: The bytes are not of the encoding, or there is no such encoding; names file and offset.
+        CorpusError: The bytes are not of the encoding, or there is no such encoding, or the file is no text; names file and
+            offset.
         OSError: The file cannot be read.
     """
     data = path.read_bytes()
+    require_text(data, path, encoding)
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:

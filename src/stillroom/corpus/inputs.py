@@ -1,0 +1,298 @@
+"""Files of a source: which are taken and which are passed over, and how they are opened, packed or not."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import gzip
+import io
+import os
+import re
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import IO, Any
+
+from stillroom.core.errors import CorpusError, NotWritable, StillroomError, translate
+from stillroom.corpus.documents import LONGEST
+from stillroom.corpus.tally import Tally
+
+PACKED = (".gz", ".zst")
+"""Endings of packed files; what stands before them tells what is inside."""
+OTHER_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".lz4", ".br")
+MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+"""Byte order marks that UTF-8 does not have."""
+MAGIC = (
+    (b"%PDF-", "a PDF file"),
+    (b"PK\x03\x04", "a ZIP file (DOCX, EPUB and XLSX are ZIP files)"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"{\\rtf", "an RTF file"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file"),
+)
+"""How files begin that are no text."""
+
+
+def find_files(
+    path: Path, patterns: tuple[str, ...], check: str = "`path`", tally: Tally | None = None
+) -> Iterator[Path]:
+    """The files of a source in the order of their names, one at a time.
+
+    Args:
+        path: A file, a folder, or a pattern with ``*``, ``?`` or ``[``.
+        patterns: Which files of a folder are taken, in either case; they may end in ``.gz`` and ``.zst`` besides.
+        check: The keys to check where nothing fits.
+        tally: Counts files that are taken and passed over.
+
+    Raises:
+        CorpusError: Nothing is there, or nothing fits.
+        NotWritable: A folder may not be read.
+    """
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        if glob.has_magic(str(path)):
+            yield from _globbed(path, patterns, tally)
+            return
+        raise CorpusError(
+            f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder."
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not stat.S_ISDIR(kind):
+        if tally is not None:
+            tally.files += 1
+        yield path
+        return
+    yield from _chosen(path, patterns, f"Check {check}", tally)
+
+
+def _globbed(path: Path, patterns: tuple[str, ...], tally: Tally | None) -> Iterator[Path]:
+    """What a pattern in ``path`` names: files, and folders with the files in them that ``pattern`` takes."""
+    parts = path.parts
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    base, own = Path(*parts[:first]), "/".join(parts[first:])
+    if not base.is_dir():
+        raise CorpusError(f"{path}: there is no folder {base}.", "Check `path`.")
+    inside = tuple(f"{own}/{pattern}" for pattern in patterns)
+    yield from _chosen(base, (own, *inside), "Check `path`", tally, shown=own)
+
+
+def _chosen(
+    folder: Path, patterns: tuple[str, ...], todo: str, tally: Tally | None, shown: str | None = None
+) -> Iterator[Path]:
+    wanted = re.compile("|".join(_expression(pattern) for pattern in patterns), re.IGNORECASE)
+    taken = 0
+    passed: Tally = Tally() if tally is None else tally
+    for name in _walk(str(folder), ""):
+        if not name.endswith("/") and (wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name)):
+            taken += 1
+            passed.files += 1
+            yield folder / name
+        elif shown is None:
+            # With a pattern in `path` the user has chosen among the files already.
+            passed.passed_over[ending(name)] += 1
+    if not taken:
+        there = ", ".join(f"{count:,} {suffix}" for suffix, count in passed.passed_over.most_common(5))
+        suffix = next((suffix for suffix in passed.passed_over if suffix.startswith(".")), None)
+        line = f': `pattern: ["**/*{suffix}"]` would take those' if suffix and "pattern" in todo else ""
+        raise CorpusError(
+            f"{folder}: the folder holds no file that fits {shown or ', '.join(patterns)}"
+            f"{f' (it has {there})' if there else ''}.",
+            f"{todo}{line}.",
+        )
+
+
+def _walk(folder: str, below: str) -> Iterator[str]:
+    """Names of files under a folder, relative to it, in order; what is neither file nor folder ends in a slash."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        # A folder that may not be read must not look like an empty one.
+        raise unreadable(Path(folder), error) from None
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(f"{folder}/{name}", f"{below}{name}/")
+        else:
+            yield f"{below}{name}" + ("" if Path(folder, name).is_file() else "/")
+
+
+def _expression(pattern: str) -> str:
+    """A pattern as a regular expression of relative names: ``**/`` is any number of folders."""
+    parts = pattern.split("/")
+    found = ""
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if part == "**":
+            found += ".*" if last else "(?:.*/)?"
+        else:
+            # fnmatch's star reaches over folders; here it stays in one.
+            own = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
+            found += own.replace(".*", "[^/]*") + ("" if last else "/")
+    return f"(?:{found})"
+
+
+def _unpacked(name: str) -> str:
+    """A file's name without ``.gz`` or ``.zst``."""
+    suffix = PurePath(name).suffix
+    return name[: -len(suffix)] if suffix.lower() in PACKED else name
+
+
+def ending(name: str) -> str:
+    """The ending of a file's name in lower case, ``.jsonl.gz`` for packed ones; what to call files without one."""
+    if name.endswith("/"):
+        return "links to folders and special files"
+    inner = PurePath(_unpacked(name)).suffix.lower()
+    outer = PurePath(name).suffix.lower()
+    found = inner + outer if outer in PACKED else inner
+    return found or "without an ending"
+
+
+def inner_suffix(path: Path) -> str:
+    """The ending that tells what is in a file, packed or not, in lower case."""
+    return Path(_unpacked(path.name)).suffix.lower()
+
+
+class _Zstandard(io.RawIOBase):
+    """Bytes of a Zstandard file, frame after frame; unlike the library's own reader it refuses a file that was cut off."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._packed, self._ready = b"", b""
+        self._begun = False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; 0 at the end of the file."""
+        while not self._ready:
+            # Little at a time: packed text may be a thousand times as long.
+            packed = self._packed or self._raw.read(1 << 14)
+            self._packed = b""
+            if not packed:
+                if self._begun and not self._frame.eof:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            if self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._begun = True
+            self._ready = self._frame.decompress(packed)
+            if self._frame.eof:
+                self._packed = self._frame.unused_data
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked as they are read.
+
+    Raises:
+        CorpusError: A packed file is damaged; or it is packed in a way that is not read.
+        OSError: It cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in OTHER_ARCHIVES:
+        raise CorpusError(
+            f"{path}: files of the kind {suffix} are not unpacked.", "Unpack it, or pack it as .gz or .zst."
+        )
+    with contextlib.ExitStack() as stack:
+        raw: IO[bytes] = stack.enter_context(open(path, "rb"))
+        try:
+            if suffix == ".gz":
+                yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
+            elif suffix == ".zst":
+                yield stack.enter_context(io.BufferedReader(_Zstandard(raw), 1 << 17))
+            else:
+                yield raw
+        except StillroomError:
+            raise
+        except Exception as error:
+            if suffix in PACKED and (isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)) or _is_zstd(error)):
+                raise CorpusError(
+                    f"{path}: not a whole {suffix} file: {str(error).rstrip('.')}.", "Copy or pack it again."
+                ) from None
+            raise
+
+
+def _is_zstd(error: Exception) -> bool:
+    return type(error).__module__.startswith("zstandard")
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A file that readers can open by its path: the file itself, or what is packed in it as a temporary file.
+
+    Raises:
+        CorpusError: There is more in it than :data:`stillroom.corpus.documents.LONGEST`, or it is damaged.
+    """
+    if path.suffix.lower() not in (*PACKED, *OTHER_ARCHIVES):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=inner_suffix(path)) as copy:
+        size = 0
+        with opened(path) as stream:
+            while block := stream.read(1 << 20):
+                size += len(block)
+                if size > LONGEST:
+                    raise too_long(str(path))
+                copy.write(block)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def too_long(where: str, *, text: bool = True) -> CorpusError:
+    """The refusal of a document that is longer than memory is bounded for."""
+    return CorpusError(
+        f"{where}: longer than {LONGEST >> 20} MiB, which is the most that one document may have.",
+        'Cut it into documents: a file of plain text by a `separator: "\\n\\n"` in the recipe, others into several files.'
+        if text
+        else "Cut its text into several rows.",
+    )
+
+
+def unreadable(path: Path, error: OSError) -> StillroomError:
+    """What went wrong with a file, in words."""
+    place = str(error.filename or path)
+    if isinstance(error, PermissionError):
+        return NotWritable(f"{place}: may not be read.", "Check its permissions.")
+    return translate(error, place) or CorpusError(f"{place}: cannot be read: {error.strerror}.", "Check the file.")
+
+
+def require_text(data: bytes, path: Path, encoding: str) -> None:
+    """Refuse what is no text, by the beginning of a file.
+
+    Raises:
+        CorpusError: It begins as some binary format does, has a byte order mark of another encoding, or bytes that are zero.
+    """
+    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "utf16", "utf32", "u16", "u32"))
+    for magic, what in MAGIC:
+        if data.startswith(magic):
+            raise CorpusError(
+                f"{path}: {what}, not text.",
+                f"Give it the ending of its kind, or leave it out by `pattern`; it has `{ending(path.name)}`.",
+            )
+    for mark, name in MARKS:
+        if data.startswith(mark) and not wide:
+            raise CorpusError(f"{path}: begins as {name.upper()} does.", f"Write `encoding: {name}` beside `path`.")
+    zero = data.find(b"\0")
+    if zero >= 0 and not wide:
+        raise CorpusError(
+            f"{path}: the byte at offset {zero} is 0, so that it is no text.",
+            "Leave it out by `pattern`; or write `encoding: utf-16` where that is what it is.",
+        )

@@ -1,0 +1,261 @@
+"""Messages of chats as people write them, to the one form that chat templates take.
+
+Read are OpenAI's messages (``tool_calls``, results of tools, ``reasoning_content``, ``weight``, contents in parts, the older
+``function_call``) and ShareGPT's (``from`` and ``value``). What is not understood is refused by name; whether a chat template
+renders what is kept here is found out when it is rendered (:mod:`stillroom.corpus.chat`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from stillroom.core.errors import CorpusError
+from stillroom.corpus.documents import clean, kind_of
+from stillroom.corpus.tally import Tally
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "system": "system",
+    "function_call": "assistant",
+}
+"""Who speaks in a ShareGPT message, and the role that it is."""
+MEDIA = ("image", "images", "image_url", "audio", "audios", "video", "videos", "file", "files")
+"""Keys and kinds of parts that hold something else than text."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+SWITCHES = ("weight", "train", "trainable", "loss")
+"""Keys that say whether a message is learned."""
+EXAMPLE = 'A message looks like {"role": "user", "content": "…"}.'
+
+Message = Mapping[str, Any]
+
+
+def messages_of(
+    value: Any, where: str, key: str, tally: Tally | None = None, ignore: Collection[str] = ()
+) -> tuple[Message, ...]:
+    """A chat's messages.
+
+    Args:
+        value: A list of messages, such a list as JSON text, or a mapping of equally long lists.
+        where: File and line.
+        key: The row's key that holds it.
+        tally: Counts what is not used.
+        ignore: Keys of messages that the recipe leaves out.
+
+    Raises:
+        CorpusError: Something is not as messages are; names the place and the part.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = parsed(value, where, key)
+    if isinstance(value, Mapping) and value and all(isinstance(part, list) for part in value.values()):
+        lengths = {len(part) for part in value.values()}
+        if len(lengths) == 1:
+            value = [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
+        raise CorpusError(f"{where}: `{key}` holds {kind_of(value)}, not a list of messages.", EXAMPLE)
+    return tuple(_message(message, where, tally, ignore) for message in value)
+
+
+def tools_of(value: Any, where: str, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
+    """The tools of a chat as chat templates take them: ``{"type": "function", "function": {"name": …, …}}``.
+
+    Args:
+        value: A list of tools, with or without ``type`` and ``function`` around each, or such a list as JSON text.
+        where: File and line.
+        key: The row's key that holds it.
+
+    Raises:
+        CorpusError: It is no list of functions.
+    """
+    if isinstance(value, str):
+        value = parsed(value, where, key) if value.strip() else []
+    if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
+        raise CorpusError(
+            f"{where}: `{key}` holds {kind_of(value)}, not a list of tools.",
+            'A tool looks like {"type": "function", "function": {"name": "…", "parameters": {…}}}.',
+        )
+    found = []
+    for tool in value:
+        if isinstance(tool.get("function"), Mapping) and tool.get("type", "function") == "function":
+            whole = dict(tool) | {"type": "function"}
+        elif isinstance(tool.get("name"), str) and tool.get("type", "function") == "function":
+            whole = {"type": "function", "function": {name: part for name, part in tool.items() if name != "type"}}
+        else:
+            raise CorpusError(
+                f"{where}: `{key}` has an entry that is no function: {', '.join(map(str, tool)) or 'nothing'}.",
+                'A tool looks like {"type": "function", "function": {"name": "…", "parameters": {…}}}.',
+            )
+        if not isinstance(whole["function"].get("name"), str):
+            raise CorpusError(f"{where}: a function of `{key}` has no `name`.", "Give each tool a name.")
+        found.append(plain(whole, where, key))
+    return tuple(found)
+
+
+def text_of_content(content: Any, where: str, role: str, tally: Tally | None = None) -> str:
+    """The words of a content: text, or a list of text parts, which are joined by line ends.
+
+    Raises:
+        CorpusError: It holds something else, such as an image.
+    """
+    if isinstance(content, str):
+        return clean(content, where, tally)
+    if not isinstance(content, list):
+        raise CorpusError(
+            f"{where}: the {role}'s message has {kind_of(content)} as its `content`.", "Give the words as one text."
+        )
+    words = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+            what = f"a part of the type `{kind}`" if kind != "text" else f"{kind_of(text)} as a part's text"
+            raise CorpusError(
+                f"{where}: the {role}'s content has {what}; only text is learned.",
+                "Leave this row out, or leave only its text parts.",
+            )
+        words.append(clean(text, where, tally))
+    if tally is not None and len(words) > 1:
+        tally.notes["contents of several text parts joined by line ends"] += 1
+    return "\n".join(words)
+
+
+def _message(message: Message, where: str, tally: Tally | None, ignore: Collection[str]) -> Message:
+    given = {str(key): value for key, value in message.items() if value is not None and key not in ignore}
+    if tally is not None:
+        tally.unused.update(f"messages.{key}" for key in message if key in ignore and message[key] is not None)
+    if "role" not in given and "from" in given and ("value" in message or "content" in message):
+        given = _sharegpt(given, where)
+    calls = given.get("tool_calls") or given.get("function_call")
+    speaks = calls or any(given.get(key) for key in THOUGHTS)
+    if "role" not in given or not ("content" in given or "content" in message or speaks):
+        keys = ", ".join(f"`{key}`" for key in message) or "nothing"
+        raise CorpusError(f"{where}: a message has {keys} where `role` and `content` are needed.", EXAMPLE)
+    role = "tool" if given["role"] == "function" else given["role"]
+    if role not in ROLES:
+        raise CorpusError(f"{where}: a message has the role {role!r}.", f"Roles are: {', '.join(ROLES)}.")
+    content = given.get("content", "" if role == "assistant" and speaks else None)
+    found: dict[str, Any] = {"role": role, "content": text_of_content(content, where, role, tally)}
+    if calls:
+        if role != "assistant":
+            raise CorpusError(f"{where}: the {role}'s message has `tool_calls`.", "Only the assistant calls tools.")
+        old = not given.get("tool_calls")
+        found["tool_calls"] = _calls([calls] if old else calls, where, tally)
+    if not _learned(given, role, where):
+        found["train"] = False
+    for key, value in given.items():
+        if key in ("role", "content", "tool_calls", "function_call", *SWITCHES) or value in ("", [], {}):
+            continue
+        if key in MEDIA:
+            raise CorpusError(
+                f"{where}: the {role}'s message has `{key}`; only text is learned.", "Leave this row out of the file."
+            )
+        if key in THOUGHTS or key in ("name", "tool_call_id"):
+            if not isinstance(value, str):
+                raise CorpusError(f"{where}: the {role}'s `{key}` is {kind_of(value)}, not text.", "Write it as text.")
+            if key in THOUGHTS and role != "assistant":
+                raise CorpusError(f"{where}: the {role}'s message has `{key}`.", "Only the assistant thinks.")
+            found[key] = clean(value, where, tally)
+        else:
+            found[key] = plain(value, where, key)
+    return found
+
+
+def _sharegpt(given: dict[str, Any], where: str) -> dict[str, Any]:
+    speaker = given.pop("from")
+    value = given.pop("value", None)
+    if speaker not in SHAREGPT:
+        raise CorpusError(
+            f"{where}: a message is from {speaker!r}.", f"Speakers are: {', '.join(SHAREGPT)}. Write one of them."
+        )
+    given["role"] = SHAREGPT[speaker]
+    if speaker == "function_call":
+        given["tool_calls"] = value if isinstance(value, list) else [value]
+    elif value is not None:
+        given["content"] = value
+    return given
+
+
+def _learned(given: Message, role: str, where: str) -> bool:
+    """Whether a message is to be learned as far as it says so itself."""
+    learned = True
+    for key in SWITCHES:
+        if key in given:
+            if given[key] not in (0, 1):
+                raise CorpusError(
+                    f"{where}: the {role}'s message has the `{key}` {given[key]!r}.",
+                    "A message is learned (1 or true) or not (0 or false): write one of these.",
+                )
+            if given[key] and role != "assistant":
+                raise CorpusError(
+                    f"{where}: the {role}'s message is to be learned (`{key}`).",
+                    f"Only the assistant's words are learned: leave `{key}` out there.",
+                )
+            learned = learned and bool(given[key])
+    return learned or role != "assistant"
+
+
+def _calls(calls: Any, where: str, tally: Tally | None) -> list[dict[str, Any]]:
+    """Calls of tools with their arguments as a mapping, which is how chat templates take them."""
+    if isinstance(calls, str):
+        calls = parsed(calls, where, "tool_calls")
+    found = []
+    for entry in calls if isinstance(calls, Sequence) else [calls]:
+        call = parsed(entry, where, "tool_calls") if isinstance(entry, str) else entry
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise CorpusError(
+                f"{where}: the assistant's `tool_calls` hold {kind_of(call)} without the name of a function.",
+                'A call looks like {"type": "function", "function": {"name": "…", "arguments": "{…}"}}.',
+            )
+        name, arguments = function["name"], function.get("arguments")
+        if isinstance(arguments, str):
+            arguments = parsed(arguments, where, f"arguments of {name}") if arguments.strip() else {}
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise CorpusError(
+                f"{where}: the arguments of the call of `{name}` are {kind_of(arguments)}, not a JSON object.",
+                'Arguments look like "{\\"city\\": \\"Bonn\\"}".',
+            )
+        whole: dict[str, Any] = {"type": "function"}
+        if call.get("id") is not None and function is not call:
+            whole["id"] = str(call["id"])
+        whole["function"] = {"name": name, "arguments": plain(dict(arguments or {}), where, f"arguments of {name}")}
+        unknown = {key for key in call if call[key] is not None} - {"id", "type", "function", "name", "arguments"}
+        if tally is not None:
+            tally.unused.update(f"messages.tool_calls.{key}" for key in unknown)
+        found.append(whole)
+    return found
+
+
+def parsed(text: str, where: str, key: str) -> Any:
+    """A value that is written as JSON text.
+
+    Raises:
+        CorpusError: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        raise CorpusError(
+            f"{where}: `{key}` holds text that is not JSON: {reason}.", "Write it as valid JSON."
+        ) from None
+
+
+def plain(value: Any, where: str, key: str) -> Any:
+    """A value of JSON's kinds with whole characters only.
+
+    Raises:
+        CorpusError: It holds something that JSON cannot.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError):
+        raise CorpusError(
+            f"{where}: `{key}` holds a value that JSON cannot hold.", f"Leave it out: `ignore: [{key}]`."
+        ) from None
+    return json.loads(text)

@@ -1,0 +1,139 @@
+"""HTML: the text that a reader of the page sees, a line for each block. Scripts, styles and comments are no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.errors import CorpusError
+from stillroom.core.extras import require
+from stillroom.corpus.readers.reader import Reader
+
+UNSEEN = ("script", "style", "noscript", "template", "svg", "head")
+BLOCKS = frozenset(
+    (
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "p",
+        "pre",
+        "section",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "title",
+        "tr",
+        "ul",
+    )
+)
+
+
+def text_of_html(markup: str) -> str:
+    """The text of a page: its title, then its body; blocks are paragraphs, cells of a row stand beside each other.
+
+    Raises:
+        MissingDependency: BeautifulSoup is not installed.
+    """
+    require("documents", "HTML files need {}.", "bs4")
+    import bs4
+
+    soup = bs4.BeautifulSoup(markup, "html.parser")
+    title = soup.title.get_text(" ", strip=True) if soup.title is not None else ""
+    for tag in soup.find_all(UNSEEN):
+        tag.decompose()
+    parts: list[str] = []
+    _gather(soup, parts, kept=False)
+    lines: list[str] = []
+    for line in "".join(parts).split("\n"):
+        # Of white space outside <pre> one space is left; the mark tells which lines are inside.
+        text = line[1:].rstrip() if line.startswith("\x02") else " ".join(line.split())
+        if text or (lines and lines[-1]):
+            lines.append(text)
+    body = "\n".join(lines).strip("\n")
+    return (f"{title}\n\n{body}" if title and not body.startswith(title) else body) + "\n"
+
+
+def _gather(node: Any, parts: list[str], *, kept: bool) -> None:
+    """The text under a node, with line ends around blocks."""
+    from bs4.element import NavigableString, PreformattedString
+
+    stack: list[Any] = [(node, kept)]
+    while stack:
+        entry = stack.pop()
+        if isinstance(entry, str):
+            parts.append(entry)
+            continue
+        current, pre = entry
+        if isinstance(current, PreformattedString):
+            continue
+        if isinstance(current, NavigableString):
+            words = str(current).replace("\x02", "")
+            parts.append(words.replace("\n", "\n\x02") if pre else " ".join(f"x{words}x".split())[1:-1])
+            continue
+        name = current.name
+        inner = pre or name == "pre"
+        after = "\n" if name in BLOCKS else ""
+        if name in ("td", "th"):
+            after = " | "
+        if name == "br":
+            parts.append("\n\x02" if pre else "\n")
+        elif name in BLOCKS and name not in ("td", "th"):
+            gap = "\n" if name in ("li", "tr", "dt", "dd", "tbody", "thead") else "\n\n"
+            parts.append(gap + ("\x02" if name == "pre" else ""))
+            after = gap
+        elif name == "img" and current.get("alt"):
+            parts.append(str(current["alt"]))
+        stack.append(after)
+        stack.extend((child, inner) for child in reversed(list(current.children)))
+
+
+def _read(path: Path, encoding: str) -> Iterator[str]:
+    require("documents", "HTML files need {}.", "bs4")
+    from bs4.dammit import EncodingDetector
+
+    data = path.read_bytes()
+    declared = EncodingDetector.find_declared_encoding(data[:4096], is_html=True, search_entire_document=True)
+    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            declared = name
+    used = declared if declared and encoding == "utf-8" else encoding
+    try:
+        yield text_of_html(data.decode(used))
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path}: the bytes at offset {error.start} are not {used}.",
+            "Name the right `encoding` in the recipe, or save the file as UTF-8.",
+        ) from None
+    except LookupError:
+        raise CorpusError(f"{path}: `{used}` is not an encoding.", "Write for example `encoding: latin-1`.") from None
+
+
+READERS = (Reader((".html", ".htm", ".xhtml"), _read),)

@@ -1,0 +1,199 @@
+"""Shapes of rows under every kind of chat template: each part is in the text, or the row is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import make_tokenizer
+
+from benchmarks import data
+from benchmarks.chat_templates import GEMMA, LLAMA, MISTRAL, PYTHON_ARGUMENTS, QWEN, TEMPLATES
+from stillroom.core.errors import CorpusError
+from stillroom.corpus.documents import Document, common_end, common_start
+from stillroom.corpus.rows import document_of
+from stillroom.corpus.tally import Tally, sentences
+from stillroom.corpus.tokens import Encoder
+
+
+def encoded(row: dict[str, Any], template: str | None = QWEN, **keys: Any) -> tuple[str, str]:
+    """The text of a row, and what is learned of it."""
+    tokenizer = make_tokenizer("bpe")
+    tokenizer.chat_template = template
+    document = document_of(row, keys.pop("text_key", None), keys.pop("messages_key", None), "here", **keys)
+    tokens = Encoder(tokenizer).encode([document])[0]
+    return tokenizer.decode(tokens.ids), tokenizer.decode(tokens.ids[tokens.learned])
+
+
+def refusal(row: dict[str, Any], template: str | None = QWEN, **keys: Any) -> str:
+    with pytest.raises(CorpusError) as caught:
+        encoded(row, template, **keys)
+    return str(caught.value)
+
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "stock", "arguments": '{"part": "M6"}'}}
+USER = {"role": "user", "content": "How many?"}
+SAID = {"role": "assistant", "content": "There are 412."}
+CALLING = [
+    USER,
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call00001", "content": "412"},
+    SAID,
+]
+TOOLS = [{"type": "function", "function": {"name": "stock", "description": "Parts left", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("shape", data.ROWS)
+def test_every_shape_is_read_whole_or_refused_by_name(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "ROWS", {shape: data.ROWS[shape]})
+    found = list(data.rows(tmp_path))
+    assert len(found) == len(TEMPLATES) + 1
+    assert [entry for entry in found if entry.result not in ("read", "refused_by_name")] == []
+    results = Counter(entry.result for entry in found)
+    # A row that can be read is read under some template, and the others are refused everywhere.
+    assert ("read" not in results) == (data.ROWS[shape].holds == ("a refusal",))
+
+
+def test_a_change_that_nobody_is_told_of_is_found() -> None:
+    """The benchmark's own judgement can fail."""
+    row = data.Row({}, ("one", "two"), ("two",), ("one",))
+    for text, learned in (("one", "one"), ("one two", ""), ("one two", "one two"), ("two", "two")):
+        assert data._judged("x", lambda t=text, s=learned: ([(t, s)], ""), row).result == "silently_changed"  # type: ignore[misc]
+    assert data._judged("x", lambda: ([("one two", "two")], ""), row).result == "read"
+
+
+def test_a_call_is_learned_to_the_letter() -> None:
+    text, learned = encoded({"tools": TOOLS, "messages": CALLING})
+    assert "# Tools" in text
+    assert learned == (
+        '<tool_call>\n{"name": "stock", "arguments": {"part": "M6"}}\n</tool_call><|im_end|>'
+        "<think>\n\n</think>\n\nThere are 412.<|im_end|>"
+    )
+    assert encoded({"messages": CALLING}, LLAMA)[1] == (
+        '{"name": "stock", "parameters": {"part": "M6"}}<|im_end|>There are 412.<|im_end|>'
+    )
+    assert encoded({"messages": CALLING}, MISTRAL)[1] == (
+        '[TOOL_CALLS] [{"name": "stock", "arguments": {"part": "M6"}, "id": "call00001"}]<|im_end|> There are 412.<|im_end|>'
+    )
+
+
+def test_arguments_are_json_and_never_what_python_writes() -> None:
+    text, learned = encoded({"messages": CALLING}, PYTHON_ARGUMENTS)
+    assert '<call>stock{"part": "M6"}</call>' in text
+    assert '{"part": "M6"}' in learned
+
+
+def test_what_a_template_leaves_out_is_named_with_the_line_to_write() -> None:
+    assert refusal({"tools": TOOLS, "messages": [USER, SAID]}, GEMMA) == (
+        "here: the teacher's chat template leaves out the chat's tools.\n"
+        "Write `ignore: [tools]` for this source to train without it, or give the teacher a chat template that renders it."
+    )
+    assert (
+        encoded({"tools": TOOLS, "messages": [USER, SAID]}, GEMMA, ignore=("tools",))[1] == "There are 412.<|im_end|>"
+    )
+    thought = {**SAID, "reasoning_content": "Hm."}
+    assert "leaves out what the assistant thinks (`reasoning_content`)" in refusal({"messages": [USER, thought]}, GEMMA)
+    assert "leaves out the user's `name`" in refusal({"messages": [{**USER, "name": "Ada"}, SAID]})
+    assert "System role not supported" in refusal({"messages": [{"role": "system", "content": "S"}, USER, SAID]}, GEMMA)
+
+
+def test_an_earlier_thought_that_the_template_leaves_out_is_counted_and_its_answer_not_learned() -> None:
+    tokenizer = make_tokenizer("bpe")
+    tokenizer.chat_template = QWEN
+    encoder = Encoder(tokenizer)
+    messages = [
+        USER,
+        {**SAID, "reasoning_content": "One."},
+        {"role": "user", "content": "And?"},
+        {**SAID, "reasoning_content": "Two."},
+    ]
+    tokens = encoder.encode([document_of({"messages": messages}, None, None, "here")])[0]
+    assert tokenizer.decode(tokens.ids[tokens.learned]) == "<think>\nTwo.\n</think>\n\nThere are 412.<|im_end|>"
+    assert list(encoder.notes.values()) == [1]
+    assert "thoughts in earlier turns" in next(iter(encoder.notes))
+
+
+def test_weights_say_what_is_learned() -> None:
+    messages = [USER, {**SAID, "content": "No.", "weight": 0}, {"role": "user", "content": "And?"}, SAID]
+    text, learned = encoded({"messages": messages})
+    assert "No." in text
+    assert "No." not in learned
+    nothing = document_of({"messages": [USER, {**SAID, "train": False}]}, None, None, "here")
+    assert nothing.is_empty
+
+
+def test_without_a_chat_template_a_question_is_text_and_its_answer_is_learned() -> None:
+    assert encoded({"instruction": "Explain.", "input": "valve", "output": "It lets."}, None) == (
+        "Explain.\n\nvalve\n\nIt lets.\n<|im_end|>",
+        "It lets.\n<|im_end|>",
+    )
+    assert encoded({"prompt": "A valve", "completion": " lets."}) == ("A valve lets.<|im_end|>", " lets.<|im_end|>")
+
+
+def test_a_text_key_that_would_lose_the_question() -> None:
+    row = {"instruction": "Explain.", "input": "", "output": "It lets."}
+    assert refusal(row, text_key="output") == (
+        "here: the row has `instruction` and `output`; with `text_key: output` the `instruction` would be lost.\n"
+        "Leave `text_key` out, then both are read and the `output` is learned. To train on `output` alone, write beside it: "
+        "`ignore: [instruction]`."
+    )
+
+
+def test_what_is_not_used_is_counted_by_key() -> None:
+    tally = Tally()
+    for number in range(3):
+        document_of({"messages": [USER, SAID], "id": number, "source": None}, None, None, "here", tally=tally)
+    document_of({"question": "Q", "answer": "A", "score": 0.5}, None, None, "here", tally=tally)
+    assert tally.as_dict()["unused_keys"] == {"id": 3, "score": 1}
+    assert sentences(tally.as_dict()) == [
+        "rows read as 1 `question` with `answer`",
+        "keys that are in no text: 3 id, 1 score",
+    ]
+
+
+def test_digests_of_what_was_read_before_are_as_they_were() -> None:
+    import hashlib
+
+    chat = (USER, SAID)
+    whole = json.dumps(chat, sort_keys=True, ensure_ascii=False)
+    assert Document(messages=chat).digest == hashlib.sha256(whole.encode()).hexdigest()
+    assert Document("abc").digest == hashlib.sha256(b"abc").hexdigest()
+    assert Document(messages=chat, tools=tuple(TOOLS)).digest != Document(messages=chat).digest
+    assert Document("abc", given=1).digest != Document("abc").digest
+
+
+@settings(max_examples=200)
+@given(st.text("ab", max_size=12), st.text("ab", max_size=12))
+def test_shared_beginnings_and_ends(one: str, two: str) -> None:
+    count = common_start(one, two)
+    assert one[:count] == two[:count]
+    assert count == min(len(one), len(two)) or one[count] != two[count]
+    end = common_end(one, two)
+    assert one.endswith(two[len(two) - end :])
+
+
+@settings(max_examples=100)
+@given(
+    name=st.text("abcdefgh_", min_size=3, max_size=8),
+    arguments=st.dictionaries(
+        st.text("xyz", min_size=1, max_size=4),
+        st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8) | st.integers(-99, 99) | st.booleans(),
+        max_size=3,
+    ),
+    words=st.sampled_from(["", "Let me look."]),
+)
+def test_calls_of_any_arguments_are_learned(name: str, arguments: dict[str, Any], words: str) -> None:
+    call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    messages = [USER, {"role": "assistant", "content": words, "tool_calls": [call]}]
+    _, learned = encoded({"messages": messages})
+    written = json.dumps(arguments, ensure_ascii=False)
+    gap = "\n" if words else ""
+    called = f'<tool_call>\n{{"name": "{name}", "arguments": {written}}}\n</tool_call>'
+    assert learned == f"<think>\n\n</think>\n\n{words}{gap}{called}<|im_end|>"
