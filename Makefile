@@ -34,7 +34,7 @@ OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable 
 .PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse clean
 
 quickstart: $(VENV)/teacher.stamp
-	$(BIN)/stillroom run recipes/quickstart.yaml
+	$(BIN)/stillroom run recipes/quickstart.yaml --runs runs
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

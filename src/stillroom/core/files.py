@@ -104,6 +104,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def make_way(path: Path, *, folder: bool = False) -> None:
+    """Move away what stands in the way of a file of ours: a folder of that name (or, for a folder, a file).
+
+    It is renamed to ``NAME.moved-away``, with a number where there was one before; nothing is removed.
+    """
+    if path.exists() and path.is_dir() != folder:
+        target = path.with_name(f"{path.name}.moved-away")
+        number = 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{path.name}.moved-away-{number}")
+        os.rename(path, target)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process was writing beside its targets."""
     if not folder.is_dir():

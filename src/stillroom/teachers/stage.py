@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from stillroom.core import files
-from stillroom.core.errors import SignalError
+from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
@@ -61,7 +61,7 @@ def _writer(folder: Path, identity: CacheIdentity, wanted: list[str], *, own: bo
     writer: CacheWriter | None = None
     try:
         writer = CacheWriter.open(folder, identity)
-    except SignalError:
+    except (SignalError, CacheDamaged):
         if not own:
             raise
     if writer is not None:
