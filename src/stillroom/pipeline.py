@@ -66,7 +66,10 @@ def recipe_and_root(
         return recipe, here
     beside = Path(source).parent / RUNS
     if _holds_run(here / recipe.name) and not _holds_run(beside / recipe.name):
-        return recipe, here
+        # One that another recipe of this name made is not meant.
+        origin = Run(here / recipe.name, recipe).origin
+        if origin is None or origin == Path(source).absolute():
+            return recipe, here
     return recipe, beside
 
 

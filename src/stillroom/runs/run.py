@@ -141,6 +141,12 @@ class Run:
         """Remember the file that the recipe was read from, so that a later change of it is noticed."""
         self._write_recipe(origin)
 
+    @property
+    def origin(self) -> Path | None:
+        """The recipe's file, where the run knows it."""
+        found = (self._origin() or {}).get("origin")
+        return Path(found) if found else None
+
     def _origin(self) -> dict[str, Any] | None:
         """The copy of the recipe and where it came from; None where there is none, as in runs of 0.1.0."""
         try:
