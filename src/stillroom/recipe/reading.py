@@ -120,7 +120,7 @@ def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors: ``# yaml-language-server: $schema=FILE`` in a recipe's first line."""
     schema = Recipe.model_json_schema()
     _sizes_too(schema)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Stillroom recipe"} | schema
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Stillroom recipe"}
 
 
 def _sizes_too(value: Any) -> None:
