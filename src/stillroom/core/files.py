@@ -51,7 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file or a folder beside ``path`` and put it in place at the end, or not at all.
 
     Yields a path that does not exist yet, in the same folder. The body creates a file or a folder there. When the body
-    ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before.
+    ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before. A
+    folder that stands where a file has to be is moved aside (:func:`make_way`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -68,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             _sync_file(beside)
+            make_way(path)
             os.replace(beside, path)
         sync_folder(path.parent)
     except BaseException:
