@@ -33,6 +33,17 @@ BATCH_BYTES = 1 << 22
 """Most bytes that are tokenized together, unless one document alone has more."""
 
 
+MEASURED_SHARE = {"validation": (16, 10_000), "heldout": (8, 20_000)}
+"""Of each split besides training, without a limit in the recipe: training tokens divided by the first number are its limit, or
+the second, if that is more."""
+
+
+def default_limit(split: str, train_tokens: int) -> int:
+    """Most tokens that are taken for validation or held-out text where the recipe does not say."""
+    part, least = MEASURED_SHARE[split]
+    return max(train_tokens // part, least)
+
+
 @dataclass
 class SourceLedger:
     """What was read of one source, and what became of it."""
@@ -111,11 +122,16 @@ def build_corpus(
         sides = split_of(list(found), config.validation_share, config.heldout_share)
         # An order that depends on content and seed alone: sorted by a digest of both.
         order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
+        # Training text first: how much of the rest is taken by default is in proportion to it.
+        order.sort(key=lambda digest: sides[digest] != "train")
+        left_out: dict[str, int] = {}
         with progress.task("tokenize", total=len(order), unit="documents") as task:
             for batch in _batches(order, found, sides, lists, store):
                 tokens = encoder.encode([store.get(found[digest][1]) for digest in batch])
                 for digest, document in zip(batch, tokens, strict=True):
                     side = sides[digest]
+                    if side in MEASURED_SHARE and lists[side].limit is None:
+                        lists[side].limit = default_limit(side, lists["train"].tokens)
                     if lists[side].full:
                         continue
                     pieces = cut(document, config.sequence_length, overlap)
@@ -126,6 +142,10 @@ def build_corpus(
                     taken[side].append(digest)
                 task.advance(len(batch))
             task.advance(task.total - task.done)
+        for side in MEASURED_SHARE:
+            there = sum(split == side for split in sides.values())
+            if limits[side] is None and lists[side].full and len(taken[side]) < there:
+                left_out[side] = there - len(taken[side])
         repeated = near_duplicates(
             taken["train"],
             {name: taken[name] for name in ("validation", "heldout")},
@@ -138,6 +158,8 @@ def build_corpus(
         _count(name, made[name], ledgers)
     splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
     ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {"near_duplicates": repeated}
+    if left_out:
+        ledger["documents_over_default_limit"] = left_out
     return Corpus(made, splits, ledger)
 
 
