@@ -281,9 +281,19 @@ def repo_init(
     address: Annotated[str | None, typer.Option(help="Where machines find it; this folder without it.")] = None,
     passphrase_fd: Descriptor = None,
 ) -> None:
-    """Make a repository, and trust.json to ship with an application."""
+    """Make a repository, and trust.json to ship with an application; this machine trusts it from now on."""
+    from stillroom.verification.remembered import remember_own
+
     _repository(repo, keys, passphrase_fd).init(address)
     typer.echo(f"{repo}: made. Ship {repo / 'trust.json'}; renew with `stillroom repo refresh` every week.")
+    pin, held = remember_own(repo)
+    if held is None:
+        typer.echo(f"{pin.publisher} is your own, and trusted on this machine.")
+    else:
+        typer.echo(
+            f"{held} pins {pin.publisher} otherwise, and stays: to trust these keys here, remove that file, then"
+        )
+        typer.echo(f"  stillroom repo trust {repo / 'trust.json'}")
 
 
 @repo_app.command("add")
