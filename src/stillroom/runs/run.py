@@ -322,6 +322,8 @@ class Stage:
     path: Path
     notes: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in its record; kept under ``notes``."""
+    result: str | None = None
+    """What depends on the stage names this digest, where the stage sets one; else that of all outputs."""
 
     @property
     def scratch(self) -> Path:
@@ -531,6 +533,8 @@ class Stage:
         }
         if sections is not None:
             record["sections"] = dict(sections)
+        if self.result is not None:
+            record["result"] = self.result
         if beside:
             record["beside"] = list(beside)
         record["digest"] = _own_digest(record)
@@ -544,12 +548,14 @@ class Stage:
 
     @property
     def output_digest(self) -> str:
-        """One digest over all outputs of a finished stage: what depends on it names this."""
+        """One digest over the result of a finished stage: what depends on it names this."""
         record = self.record
         if record is None:
             raise RunError(
                 f"{self.run.path}: the stage `{self.name}` is not finished.", "Run `stillroom run` on its recipe."
             )
+        if isinstance(record.get("result"), str):
+            return str(record["result"])
         beside = record.get("beside", ())
         return files.digest_json(
             {name: entry["sha256"] for name, entry in record["outputs"].items() if name not in beside}

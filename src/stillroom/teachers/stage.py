@@ -45,6 +45,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     seconds = time.monotonic() - started
     cache = TeacherCache.open(folder)
     files.write_json(stage.path / "teacher.json", teacher.record())
+    # Signals are addressed by content: in which shards they are stored, and when, is no part of the result.
+    stage.result = files.digest_json([identity.model_dump(mode="json"), sorted(set(wanted)), teacher.record()])
     kept = len(before.intersection(wanted))
     if kept:
         progress.say(f"  {kept:,} of {len(set(wanted)):,} pieces stood in the cache")
