@@ -84,7 +84,12 @@ def _existing(source: AnyRecipe) -> Run | None:
         RunError: It is a folder with a recipe of the user's, and not a run: no stage is written there.
     """
     if isinstance(source, Run):
-        return Run.open(source)
+        # Its recipe may have been written anew since; what is to be said of it and what it did stay.
+        again = Run.open(source)
+        again.notices = [*source.notices, *(notice for notice in again.notices if notice not in source.notices)]
+        again.done = source.done
+        source.notices = []
+        return again
     if isinstance(source, (Recipe, Mapping)) or not (_holds_run(Path(source)) or (Path(source) / ORIGIN).is_file()):
         return None
     found = Run.open(source)
