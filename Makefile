@@ -61,7 +61,7 @@ docs: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build
-	for name in cache quality step shrink plan evaluation export serve switch trust; do \
+	for name in cache quality step shrink plan evaluation export serve switch trust runs; do \
 		$(BIN)/python -m benchmarks.$$name --quick --json build/$$name.json || exit 1; done
 
 attacks: $(VENV)/dev.stamp

@@ -167,7 +167,7 @@ def test_all_mistakes_at_once_in_peoples_words() -> None:
 def test_ctrl_c_says_where_it_stopped_and_that_the_same_command_goes_on(
     tmp_path: Path, teacher: Path, small_recipe: Any
 ) -> None:
-    settings = small_recipe(teacher) | {"baseline": False}
+    settings = small_recipe(teacher) | {"baseline": False, "student": {"kind": "shrink", "layers": 1}}
     settings["distill"] = settings["distill"] | {"epochs": 4000}
     recipe = tmp_path / "long.yaml"
     recipe.write_text(yaml.safe_dump(settings))
