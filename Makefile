@@ -34,7 +34,7 @@ OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable 
 .PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse clean
 
 quickstart: $(VENV)/teacher.stamp
-	$(BIN)/stillroom run recipes/quickstart.yaml
+	$(BIN)/stillroom run recipes/quickstart.yaml --runs runs
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -61,7 +61,7 @@ docs: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build
-	for name in cache quality step shrink plan evaluation export serve switch trust; do \
+	for name in cache quality step shrink plan evaluation export serve switch trust runs; do \
 		$(BIN)/python -m benchmarks.$$name --quick --json build/$$name.json || exit 1; done
 
 attacks: $(VENV)/dev.stamp

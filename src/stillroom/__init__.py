@@ -68,7 +68,7 @@ StepCallback = Callable[[str, Mapping[str, Any]], None]
 
 def run(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     until: str | None = None,
@@ -80,7 +80,9 @@ def run(
 
     Args:
         recipe: A recipe's file, a dict, a recipe, a run or its folder.
-        runs: The folder that holds runs; not used for a run that exists.
+        runs: The folder that holds runs; without it, ``runs`` beside the recipe's file (in the working directory for a
+            recipe that is no file), or ``runs`` in the working directory where that holds a run of this name. Not used for a
+            run's folder.
         overrides: Values by dotted keys of the recipe, such as ``{"distill.epochs": 2}``.
         until: The last stage to do; all of them without it.
         quiet: Draw no progress.
@@ -100,7 +102,7 @@ def run(
 
 def plan(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = True,
@@ -109,7 +111,7 @@ def plan(
 
     Args:
         recipe: As in :func:`run`.
-        runs: The folder that holds runs; a corpus that a run there has finished is used.
+        runs: As in :func:`run`; a corpus that a run there has finished is used.
         overrides: As in :func:`run`.
         quiet: Draw no progress.
 
@@ -128,7 +130,7 @@ def plan(
 
 def capture(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -140,7 +142,7 @@ def capture(
 
 def shrink(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -152,7 +154,7 @@ def shrink(
 
 def distill(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -165,7 +167,7 @@ def distill(
 
 def evaluate(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -178,7 +180,7 @@ def evaluate(
 
 def export(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str] = "runs",
+    runs: str | os.PathLike[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -192,7 +194,7 @@ def export(
 def _stage(
     name: str,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run,
-    runs: str | os.PathLike[str],
+    runs: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any] | None,
     quiet: bool,
     on_stage: StageCallback | None,

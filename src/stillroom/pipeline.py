@@ -14,9 +14,19 @@ from stillroom.core.errors import DiskFull, OutOfMemory, RunError, translate
 from stillroom.core.progress import Progress
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
-from stillroom.runs.run import AnyPath, Callback, Run
-from stillroom.runs.stages import StageSpec, inputs_of, recipe_digest, stages_of, with_needs
+from stillroom.runs.run import HISTORY, ORIGIN, AnyPath, Callback, Run, keep_summary
+from stillroom.runs.stages import (
+    StageSpec,
+    inputs_of,
+    made_from_if_there,
+    recipe_digest,
+    sections_of,
+    stages_of,
+    with_needs,
+)
 
+RUNS = "runs"
+"""The folder that holds runs, beside a recipe."""
 SPARE_BYTES = 64 << 20
 """Room on the disk without which no stage is begun."""
 
@@ -26,24 +36,45 @@ AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run
 
 
 def recipe_and_root(
-    source: AnyRecipe, root: AnyPath = "runs", overrides: Mapping[str, Any] | None = None
+    source: AnyRecipe, root: AnyPath | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, Path]:
     """The recipe that is meant, and the folder that holds its run.
+
+    Without ``root`` that is ``runs`` beside the recipe's file (in the working directory for a recipe that is no file), or
+    ``runs`` in the working directory where that already holds a run of this name.
 
     Raises:
         RecipeError: There is none, or a key or value of it is wrong.
     """
     existing = _existing(source)
-    root = Path(root)
     if existing is not None:
-        recipe, root = existing.recipe, existing.path.parent
+        recipe = existing.recipe
     elif isinstance(source, Recipe):
         recipe = source
     elif isinstance(source, Mapping):
         recipe = recipe_of(source)
     else:
         recipe = load_recipe(source)
-    return (with_overrides(recipe, overrides) if overrides else recipe), root
+    if overrides:
+        recipe = with_overrides(recipe, overrides)
+    if existing is not None:
+        return recipe, existing.path.parent
+    if root is not None:
+        return recipe, Path(root)
+    here = Path(RUNS)
+    if isinstance(source, (Recipe, Mapping)):
+        return recipe, here
+    beside = Path(source).parent / RUNS
+    if _holds_run(here / recipe.name) and not _holds_run(beside / recipe.name):
+        # One that another recipe of this name made is not meant.
+        origin = Run(here / recipe.name, recipe).origin
+        if origin is None or origin == Path(source).absolute():
+            return recipe, here
+    return recipe, beside
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file()
 
 
 def _existing(source: AnyRecipe) -> Run | None:
@@ -53,8 +84,13 @@ def _existing(source: AnyRecipe) -> Run | None:
         RunError: It is a folder with a recipe of the user's, and not a run: no stage is written there.
     """
     if isinstance(source, Run):
-        return Run.open(source)
-    if isinstance(source, (Recipe, Mapping)) or not (Path(source) / "recipe.yaml").is_file():
+        # Its recipe may have been written anew since; what is to be said of it and what it did stay.
+        again = Run.open(source)
+        again.notices = [*source.notices, *(notice for notice in again.notices if notice not in source.notices)]
+        again.done = source.done
+        source.notices = []
+        return again
+    if isinstance(source, (Recipe, Mapping)) or not (_holds_run(Path(source)) or (Path(source) / ORIGIN).is_file()):
         return None
     found = Run.open(source)
     if not (found.path / "events.jsonl").is_file() and found.path.resolve().name != found.recipe.name:
@@ -67,7 +103,7 @@ def _existing(source: AnyRecipe) -> Run | None:
 
 def opened(
     source: AnyRecipe,
-    root: AnyPath = "runs",
+    root: AnyPath | None = None,
     overrides: Mapping[str, Any] | None = None,
     on_stage: Callback | None = None,
     on_step: Callback | None = None,
@@ -75,7 +111,12 @@ def opened(
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
     made = _existing(source)
     if made is None:
-        made = Run.create(*recipe_and_root(source, root, overrides))
+        recipe, folder = recipe_and_root(source, root, overrides)
+        made = Run.create(recipe, folder)
+        if not isinstance(source, (Recipe, Mapping)):
+            made.came_from(Path(source))
+            if root is None and folder == Path(RUNS) and folder.absolute() != (Path(source).parent / RUNS).absolute():
+                made.notices.append(f"a run of this name is in {made.path}: it goes on there")
     elif overrides:
         made.change(with_overrides(made.recipe, overrides))
     made.listen(on_stage, on_step)
@@ -84,7 +125,7 @@ def opened(
 
 def run(
     recipe: AnyRecipe,
-    root: AnyPath = "runs",
+    root: AnyPath | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     until: str | None = None,
@@ -93,8 +134,10 @@ def run(
     on_step: Callback | None = None,
 ) -> Run:
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
-    with _translated(Path(root)):
+    with _translated(Path(root or RUNS)):
         made = opened(recipe, root, overrides, on_stage, on_step)
+        if until is not None:
+            _require_stage(made, until)
         with made.locked():
             _do(made, until, Progress(quiet))
     return made
@@ -103,7 +146,7 @@ def run(
 def run_stage(
     source: AnyRecipe,
     name: str,
-    root: AnyPath = "runs",
+    root: AnyPath | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -116,12 +159,16 @@ def run_stage(
         RunError: The recipe has no such stage.
     """
     made = opened(source, root, overrides, on_stage, on_step)
-    names = [spec.name for spec in stages_of(made.recipe)]
-    if name not in names:
-        raise RunError(f"{made.path}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
+    _require_stage(made, name)
     with _translated(made.path), made.locked():
         _do(made, name, Progress(quiet))
     return made
+
+
+def _require_stage(made: Run, name: str) -> None:
+    names = [spec.name for spec in stages_of(made.recipe)]
+    if name not in names:
+        raise RunError(f"{made.path}: this recipe has no stage `{name}`.", f"Its stages: {', '.join(names)}.")
 
 
 def finish(made: Run) -> dict[str, Any]:
@@ -136,8 +183,11 @@ def finish(made: Run) -> dict[str, Any]:
 
 def _do(made: Run, until: str | None, progress: Progress) -> None:
     from stillroom.evaluation.registry import check_names
-    from stillroom.planning.plan import begin_with_plan
 
+    for notice in made.notices:
+        progress.say(f"{made.recipe.name}: {notice}")
+    made.notices.clear()
+    _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
@@ -148,24 +198,92 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         pass_gate(made)
     _require_objective(made, wanted)
     _require_packages(made, wanted)
+    redone = False
     for spec in wanted:
-        stage = made.stage(spec.name)
-        inputs = inputs_of(made, spec)
-        if stage.holds(inputs):
-            progress.say(f"{spec.name}: done before")
-            continue
-        if spec.name != "corpus" and not progress.quiet:
-            # By now the text is counted, and nothing that takes long was done.
-            begin_with_plan(made)
-        memory.release_memory()
-        _check_room(made, spec.name)
-        progress.say(f"{spec.name}")
-        with stage.working(inputs, made.recipe.seed, spec.keeps):
-            spec.load()(made, stage, progress)
+        redone = _do_stage(made, spec, progress, redone)
+    made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+
+
+def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> bool:
+    """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
+    stage = made.stage(spec.name)
+    inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
+    if stage.holds(inputs):
+        progress.say(f"{spec.name}: done before")
+        record = stage.record or {}
+        if "files" in inputs and "sections" not in record and spec.name not in made.known.made_from:
+            progress.say(
+                f"  it was finished by version {record.get('version')}, which kept no digests of the files that it read: "
+                "whether they changed before today cannot be told; from now on changes are noticed"
+            )
+            made.known.remember(spec.name, found)
+        return redone
+    why = stage.why_again(inputs, sections, found)
+    if spec.name != "corpus" and not progress.quiet:
+        from stillroom.planning.plan import begin_with_plan
+
+        # By now the text is counted, and nothing that takes long was done.
+        begin_with_plan(made)
+    memory.release_memory()
+    _check_room(made, spec.name)
+    if why:
+        if not redone:
+            keep_summary(made)
+        redone = True
+        gone = spec.name == "corpus" and any(name not in found for name in made.known.made_from.get("corpus", {}))
+        kept = stage.next_in_history()
+        if spec.name == "corpus":
+            progress.say(f"{spec.name}: {why}: {spec.again}; what it counted before is kept in {kept}")
+        else:
+            progress.say(f"{spec.name}: {why}: {spec.again}; the previous result is kept in {kept}")
+        if gone:
+            progress.say(
+                "  text that is gone from the sources is gone from the corpus, from what the cache is read for, and from the "
+                f"manifest; models made with it are still in {made.path / HISTORY}: remove that folder to be rid of them"
+            )
+    else:
+        progress.say(f"{spec.name}{': going on' if stage.is_begun(inputs) else ''}")
+    try:
+        with stage.working(
+            inputs, made.recipe.seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
+        ):
+            spec.load()(made, stage, progress)
+    except KeyboardInterrupt:
+        # What the user is told; see `stillroom.cli`.
+        steps = [event["step"] for event in made.events(spec.name) if "step" in event]
+        raise KeyboardInterrupt(
+            f"step {steps[-1]} of the stage `{spec.name}`" if steps else f"the stage `{spec.name}`"
+        ) from None
+    return redone
+
+
+def _mend(made: Run, progress: Progress) -> None:
+    """Move away what stands where a run's own files have to be, and remove files that can only be written again."""
+    for name in ("plan.json", "summary.json", "report.html", "report.md", "events.jsonl", ORIGIN):
+        path = made.path / name
+        if path.is_dir():
+            files.make_way(path)
+            progress.say(f"{made.path}: {name} was a folder; it is moved away, and the file is written again")
+    for name in ("measures", HISTORY):
+        path = made.path / name
+        if path.exists() and not path.is_dir():
+            files.make_way(path, folder=True)
+            progress.say(f"{made.path}: {name} was a file; it is moved away")
+    for path in [made.path / "plan.json", *(made.path / "measures").rglob("*.json")]:
+        if path.is_dir():
+            files.make_way(path)
+        elif path.is_file():
+            try:
+                if isinstance(files.read_json(path), dict):
+                    continue
+            except (ValueError, RecursionError):
+                pass
+            path.unlink()
+            progress.say(f"{path} was damaged: removed; what it held is worked out again")
 
 
 def _require_objective(made: Run, wanted: list[StageSpec]) -> None:

@@ -47,12 +47,15 @@ def test_from_keys_to_a_revoked_package(tmp_path: Path) -> None:
     ring, repo, folder = tmp_path / "keys", tmp_path / "repo", run.path / "package"
     shown = json.loads(command("keys", "init", ring, "--publisher", "acme", "--json"))
     assert shown["roles"]["release"]["threshold"] == 2
-    command("repo", "init", repo, "--keys", ring)
+    assert "acme is your own, and trusted on this machine" in command("repo", "init", repo, "--keys", ring)
     assert "unsigned" in command("package", run.path)
     assert "refuse" in command("package", run.path, "--at-expiry", "later", fails=UsageError)
     assert "1 more" in command("sign", folder, "--keys", ring, "--key", "release-1")
     digest = json.loads(command("sign", folder, "--keys", ring, "--json"))["digest"]
     command("repo", "add", repo, folder, "--keys", ring)
+    assert "verified by 3 keys of acme" in command("verify", folder)
+    for kept in (tmp_path / "trust").iterdir():
+        kept.unlink()
     assert "No publisher is trusted" in command("verify", folder, fails=VerificationFailed)
     assert "is trusted" in command("repo", "trust", repo / "trust.json")
     passport = json.loads(command("verify", folder, "--json"))
@@ -83,6 +86,28 @@ def test_rotation_and_thresholds(tmp_path: Path) -> None:
     assert "holds until" in command("repo", "refresh", repo, "--keys", ring)
     assert json.loads((repo / "metadata" / "2.root.json").read_text())["signed"]["roles"]["root"]["threshold"] == 3
     assert "not a role" in command("keys", "rotate", ring, "king", "king-1", fails=UsageError)
+
+
+def test_ones_own_package_verifies_where_its_address_cannot_be_reached(tmp_path: Path) -> None:
+    """The sequence of docs/packages.md, as it is written there: nothing answers at the address yet."""
+    run = finished_run(tmp_path / "runs")
+    ring, repo, folder = tmp_path / "keys", tmp_path / "site", run.path / "package"
+    command("keys", "init", ring, "--publisher", "acme")
+    command("repo", "init", repo, "--keys", ring, "--address", "https://127.0.0.1:9/models")
+    command("package", run.path)
+    command("sign", folder, "--keys", ring)
+    command("repo", "add", repo, folder, "--keys", ring)
+    assert "verified by 3 keys of acme" in command("verify", folder)
+    # Elsewhere there is no such folder, and the message says why the address does not answer.
+    (tmp_path / "trust" / "acme.own").unlink()
+    for kept in sorted((tmp_path / "state").rglob("*"), reverse=True):
+        kept.rmdir() if kept.is_dir() else kept.unlink()
+    refused = command("verify", folder, fails=VerificationFailed)
+    assert "127.0.0.1:9" in refused
+    assert "()" not in refused
+    command("keys", "init", tmp_path / "others", "--publisher", "acme")
+    other = command("repo", "init", tmp_path / "elsewhere", "--keys", tmp_path / "others")
+    assert "pins acme otherwise, and stays" in other
 
 
 def test_keys_from_several_folders_sign_together(tmp_path: Path) -> None:

@@ -10,14 +10,37 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from stillroom.core.errors import FloorMissed, Interrupted, StillroomError, translate
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; an interrupt reaches the entry point, which says what it means."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Do a command.
+
+        Raises:
+            Interrupted: The user stopped it.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _stopped(error) from None
+
+
+def _stopped(error: KeyboardInterrupt) -> Interrupted:
+    where = f" at {error}" if str(error) else ""
+    return Interrupted(f"Stopped{where}.", "The same command goes on.")
+
+
 app = typer.Typer(
     name="stillroom",
+    cls=_Commands,
     help="Turn a large language model into a small one that its owner can run, prove and switch off.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -29,7 +52,15 @@ no faster on a free one."""
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the folder of a run.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")]
-Root = Annotated[Path, typer.Option("--runs", help="The folder that holds runs.")]
+Root = Annotated[
+    Path | None, typer.Option("--runs", help="The folder that holds runs; `runs` beside the recipe without it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as distill.epochs=2; may be repeated."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
@@ -51,15 +82,19 @@ def _main(
 @app.command()
 def run(
     recipe: RecipePath,
-    runs: Root = Path("runs"),
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    runs: Root = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Stop after this stage: corpus, capture, shrink, distill, baseline, export or evaluate."),
+    ] = None,
+    changes: Set = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
 
-    made = pipeline.opened(recipe, runs)
+    made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:
         pipeline.run(made, until=until, quiet=quiet)
@@ -73,12 +108,14 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as_json: Json = False) -> None:
+def plan(
+    recipe: RecipePath, runs: Root = None, changes: Set = None, quiet: Quiet = False, as_json: Json = False
+) -> None:
     """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
     from stillroom.pipeline import recipe_and_root
     from stillroom.planning.plan import make_plan, show_plan
 
-    made = make_plan(*recipe_and_root(recipe, runs), quiet=quiet or as_json)
+    made = make_plan(*recipe_and_root(recipe, runs, _overrides(changes)), quiet=quiet or as_json)
     if as_json:
         _echo_json(made)
     else:
@@ -87,28 +124,48 @@ def plan(recipe: RecipePath, runs: Root = Path("runs"), quiet: Quiet = False, as
         raise typer.Exit(1)
 
 
-def _one_stage(name: str, folder: Path, quiet: bool, as_json: bool) -> None:
+def _overrides(changes: list[str] | None) -> dict[str, Any] | None:
+    """What ``--set`` says: values by dotted keys; values are YAML, as in a recipe."""
+    from stillroom.core.errors import UsageError
+    from stillroom.core.strict_yaml import load_yaml
+
+    found = {}
+    for change in changes or ():
+        key, equals, value = change.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--set {change}: not KEY=VALUE.", "Write it as --set distill.epochs=2.")
+        found[key.strip()] = load_yaml(value, f"--set {key}")[1]
+    return found or None
+
+
+def _one_stage(
+    name: str, recipe: Path, runs: Path | None, changes: list[str] | None, quiet: bool, as_json: bool
+) -> None:
     from stillroom import pipeline
 
-    made = pipeline.run_stage(folder, name, quiet=quiet)
+    made = pipeline.run_stage(recipe, name, runs, overrides=_overrides(changes), quiet=quiet)
     record = made.stage(name).record or {}
     if as_json:
         _echo_json(record)
-    else:
+    elif name in made.done:
         typer.echo(f"{name}: {record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    else:
+        typer.echo(f"{name}: done before; nothing was to be done")
 
 
 def _stage_command(name: str) -> Callable[..., None]:
     """The command that does one stage."""
 
-    def command(folder: RunPath, quiet: Quiet = False, as_json: Json = False) -> None:
-        _one_stage(name, folder, quiet, as_json)
+    def command(
+        recipe: RecipePath, runs: Root = None, changes: Set = None, quiet: Quiet = False, as_json: Json = False
+    ) -> None:
+        _one_stage(name, recipe, runs, changes, quiet, as_json)
 
-    command.__doc__ = f"Do the stage `{name}` of a run, and what it needs."
+    command.__doc__ = f"Do the stage `{name}` of a recipe or run, and what it needs."
     return command
 
 
-for _stage in ("capture", "shrink", "distill", "export"):
+for _stage in ("corpus", "capture", "shrink", "distill", "baseline", "export"):
     app.command(_stage)(_stage_command(_stage))
 
 
@@ -151,7 +208,7 @@ def _register() -> None:
     """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for group in ("cache", "evaluate", "ladder", "serve", "switch", "terms", "package"):
+    for group in ("recipe", "cache", "evaluate", "ladder", "serve", "switch", "terms", "package"):
         importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 
@@ -168,8 +225,8 @@ def main() -> None:
         sys.exit(_draw(error))
     except BrokenPipeError:
         sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(_draw(Interrupted("Stopped.", "The same command goes on from the last checkpoint.")))
+    except KeyboardInterrupt as error:
+        sys.exit(_draw(_stopped(error)))
     except Exception as error:
         known = translate(error)
         if known is None:

@@ -16,6 +16,10 @@ def register(app: typer.Typer) -> None:
 
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the folder of a run.")]
+Root = Annotated[
+    Path | None, typer.Option("--runs", help="The folder that holds runs; `runs` beside the recipe without it.")
+]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Folders of two runs or more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
@@ -28,22 +32,24 @@ Only = Annotated[
 ]
 
 
-def evaluate(folder: RunPath, only: Only = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def evaluate(
+    folder: RecipePath, only: Only = None, runs: Root = None, quiet: Quiet = False, as_json: Json = False
+) -> None:
     """Measure a run's student against its teacher; then write its summary and report."""
     from stillroom import pipeline
 
     if only is None:
-        pipeline.run_stage(folder, "evaluate", quiet=quiet)
-        pipeline.run_stage(folder, "export", quiet=quiet)
-        _finish(folder, as_json, strict=True)
+        made = pipeline.run_stage(folder, "evaluate", runs, quiet=quiet)
+        pipeline.run_stage(made, "export", quiet=quiet)
+        _finish(made.path, as_json, strict=True)
         return
     import json
 
     from stillroom.core.progress import Progress
     from stillroom.evaluation.stage import measure_only
-    from stillroom.runs.run import Run
 
-    run = Run.open(folder)
+    run = pipeline.opened(folder, runs)
+    folder = run.path
     names = [name.strip() for name in only.split(",") if name.strip()]
     with run.locked():
         found = measure_only(run, names, Progress(quiet))

@@ -134,12 +134,43 @@ def inspect(
     elif (path / "metadata" / "timestamp.json").is_file():
         _inspect_repository(path, as_json)
     else:
+        from stillroom.inspection.facts import facts_in_words, model_facts
         from stillroom.inspection.inspect import report
 
+        if (path / "recipe.yaml").is_file() and (path / "events.jsonl").is_file():
+            _inspect_run(path, as_json)
+            return
         found: dict[str, Any] = report(path)
-        _show(found, _plain(found), as_json)
+        facts = model_facts(path)
+        words = [f"{path}: {facts_in_words(facts)}"] if facts is not None else []
+        _show({**found, "model": facts}, [*words, *_plain(found)], as_json)
         if found.get("refused") or found.get("safe") is False:
             raise typer.Exit(1)
+
+
+def _inspect_run(path: Path, as_json: bool) -> None:
+    """What a run of one's own is, and whether the models in it are safe to open."""
+    from stillroom.inspection.facts import facts_in_words, model_facts
+    from stillroom.inspection.inspect import report
+    from stillroom.runs.run import Run
+    from stillroom.runs.stages import stages_of
+
+    run = Run.open(path)
+    finished = [spec.name for spec in stages_of(run.recipe) if run.stage(spec.name).record is not None]
+    value: dict[str, Any] = {"run": str(path), "finished": finished, "models": []}
+    lines = [f"{path}: a run of Stillroom; finished: {', '.join(finished) or 'nothing yet'}"]
+    places = [path / "shrink" / "model", path / "distill" / "model", *sorted((path / "export").glob("*.gguf"))]
+    for place in (place for place in places if place.exists()):
+        found, facts = report(place), model_facts(place)
+        name = place.relative_to(path).as_posix()
+        value["models"].append({"path": name, "safe": found["safe"], "refused": found["refused"], "model": facts})
+        words = facts_in_words(facts) if facts is not None else "not a whole model"
+        lines.append(f"  {name}: {words}; {'safe to open' if found['safe'] else 'not safe to open:'}")
+        lines += [f"    {entry['file']}: {entry['reason']} {entry['todo']}" for entry in found["refused"]]
+    value["safe"] = all(entry["safe"] for entry in value["models"])
+    _show(value, lines, as_json)
+    if not value["safe"]:
+        raise typer.Exit(1)
 
 
 def _inspect_repository(path: Path, as_json: bool) -> None:
@@ -250,9 +281,19 @@ def repo_init(
     address: Annotated[str | None, typer.Option(help="Where machines find it; this folder without it.")] = None,
     passphrase_fd: Descriptor = None,
 ) -> None:
-    """Make a repository, and trust.json to ship with an application."""
+    """Make a repository, and trust.json to ship with an application; this machine trusts it from now on."""
+    from stillroom.verification.remembered import remember_own
+
     _repository(repo, keys, passphrase_fd).init(address)
     typer.echo(f"{repo}: made. Ship {repo / 'trust.json'}; renew with `stillroom repo refresh` every week.")
+    pin, held = remember_own(repo)
+    if held is None:
+        typer.echo(f"{pin.publisher} is your own, and trusted on this machine.")
+    else:
+        typer.echo(
+            f"{held} pins {pin.publisher} otherwise, and stays: to trust these keys here, remove that file, then"
+        )
+        typer.echo(f"  stillroom repo trust {repo / 'trust.json'}")
 
 
 @repo_app.command("add")

@@ -51,7 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file or a folder beside ``path`` and put it in place at the end, or not at all.
 
     Yields a path that does not exist yet, in the same folder. The body creates a file or a folder there. When the body
-    ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before.
+    ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before. A
+    folder that stands where a file has to be is moved aside (:func:`make_way`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -68,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             _sync_file(beside)
+            make_way(path)
             os.replace(beside, path)
         sync_folder(path.parent)
     except BaseException:
@@ -102,6 +104,20 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def make_way(path: Path, *, folder: bool = False) -> None:
+    """Move away what stands in the way of a file of ours: a folder of that name (or, for a folder, a file).
+
+    It is renamed to ``NAME.moved-away``, with a number where there was one before; nothing is removed.
+    """
+    if path.exists() and path.is_dir() != folder:
+        target = path.with_name(f"{path.name}.moved-away")
+        number = 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{path.name}.moved-away-{number}")
+        os.rename(path, target)
 
 
 def remove_leftovers(folder: Path) -> None:

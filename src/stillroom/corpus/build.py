@@ -34,6 +34,17 @@ BATCH_BYTES = 1 << 22
 """Most bytes that are tokenized together, unless one document alone has more."""
 
 
+MEASURED_SHARE = {"validation": (16, 10_000), "heldout": (8, 20_000)}
+"""Of each split besides training, without a limit in the recipe: training tokens divided by the first number are its limit, or
+the second, if that is more."""
+
+
+def default_limit(split: str, train_tokens: int) -> int:
+    """Most tokens that are taken for validation or held-out text where the recipe does not say."""
+    part, least = MEASURED_SHARE[split]
+    return max(train_tokens // part, least)
+
+
 @dataclass
 class SourceLedger:
     """What was read of one source, and what became of it."""
@@ -111,20 +122,27 @@ def build_corpus(
     }
     taken: dict[str, list[str]] = {name: [] for name in SPLITS}
     over = dict.fromkeys(SPLITS, 0)
+    too_long = dict.fromkeys(SPLITS, 0)
     with DocumentStore(scratch) as store:
         found = _read(config, ledgers, store, progress)
         sides = split_of(list(found), config.validation_share, config.heldout_share)
         # An order that depends on content and seed alone: sorted by a digest of both.
         order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
+        # Training text first: how much of the rest is taken by default is in proportion to it.
+        order.sort(key=lambda digest: sides[digest] != "train")
+        left_out: dict[str, int] = {}
         with progress.task("tokenize", total=len(order), unit="documents") as task:
             for batch in _batches(order, found, sides, lists, store):
                 tokens = encoder.encode([store.get(found[digest][1]) for digest in batch])
                 for digest, document in zip(batch, tokens, strict=True):
                     side = sides[digest]
+                    if side in MEASURED_SHARE and lists[side].limit is None:
+                        lists[side].limit = default_limit(side, lists["train"].tokens)
                     if lists[side].full:
                         continue
                     if config.skip_longer_than is not None and len(document.ids) > config.skip_longer_than:
                         ledgers[found[digest][0]].too_long += 1
+                        too_long[side] += 1
                         continue
                     pieces = cut(document, config.sequence_length, overlap)
                     if side != "train":
@@ -134,6 +152,10 @@ def build_corpus(
                     taken[side].append(digest)
                 task.advance(len(batch))
             task.advance(task.total - task.done)
+        for side in MEASURED_SHARE:
+            there = sum(split == side for split in sides.values()) - too_long[side]
+            if limits[side] is None and lists[side].full and len(taken[side]) < there:
+                left_out[side] = there - len(taken[side])
         repeated = near_duplicates(
             taken["train"],
             {name: taken[name] for name in ("validation", "heldout")},
@@ -149,6 +171,8 @@ def build_corpus(
         "near_duplicates": repeated,
         "chat_template_left_out": dict(encoder.notes.most_common()),
     }
+    if left_out:
+        ledger["documents_over_default_limit"] = left_out
     return Corpus(made, splits, ledger)
 
 

@@ -52,3 +52,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     if over:
         most = recipe.corpus.max_document_tokens
         progress.say(f"  left {over:,} learned tokens of documents out that had more than {most:,} to measure on")
+    for name, documents in corpus.ledger.get("documents_over_default_limit", {}).items():
+        words = "held-out" if name == "heldout" else name
+        progress.say(
+            f"  left {documents:,} {words} documents out: {counts[name]:,} tokens are enough "
+            f"beside {counts['train']:,} to train on (`corpus.{name}_tokens` takes more)"
+        )

@@ -6,6 +6,7 @@ depend on; a restart reads it where they still hold and measures again where the
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -48,6 +49,7 @@ def do_measures(bench: Bench, wanted: Iterable[str]) -> dict[str, Result]:
                 "seconds": round(time.monotonic() - started, 3),
                 "result": result,
             }
+            record["digest"] = _own_digest(record)
             files.write_json(bench.folder / f"{spec.name}.json", record)
         else:
             bench.progress.say(f"  {spec.name}: measured before")
@@ -60,10 +62,24 @@ def finished(bench: Bench, spec: Metric) -> dict[str, Any] | None:
     path = bench.folder / f"{spec.name}.json"
     if not path.is_file():
         return None
-    record: dict[str, Any] = files.read_json(path)
+    try:
+        record: dict[str, Any] = files.read_json(path)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("result"), dict):
+        return None
+    # Those of 0.1.0 have no digest of their own.
+    if "digest" in record and record["digest"] != _own_digest(record):
+        return None
     if record.get("format") != FORMAT or record.get("inputs") != inputs_of(bench, spec):
         return None
     return record
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a record without this digest."""
+    held = {key: value for key, value in record.items() if key != "digest"}
+    return files.digest_bytes(json.dumps(held, sort_keys=True).encode())
 
 
 def finished_besides(bench: Bench, wanted: Iterable[str]) -> dict[str, Result]:

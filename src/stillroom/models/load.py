@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,17 +159,22 @@ def stated_licence(config: HuggingFaceTeacher | GgufTeacher) -> str | None:
     return _card_licence(model_folder(config.name, config.revision))
 
 
-def teacher_identity(config: HuggingFaceTeacher | GgufTeacher) -> dict[str, str]:
-    """Digests that change when the teacher's stored files do: what a stage that loads it depends on."""
+def teacher_identity(
+    config: HuggingFaceTeacher | GgufTeacher, digest: Callable[[Path], str] = files.digest_file
+) -> dict[str, str]:
+    """Digests that change when the teacher's stored files do: what a stage that loads it depends on.
+
+    ``digest`` computes the SHA-256 of a file, or knows it.
+    """
     if isinstance(config, GgufTeacher):
-        return {"teacher": files.digest_file(gguf_path(config.path))}
+        return {"teacher": digest(gguf_path(config.path))}
     folder = model_folder(config.name, config.revision)
     names = sorted(
         file
         for file in folder.iterdir()
         if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model")
     )
-    return {"teacher": files.digest_json({file.name: files.digest_file(file) for file in names})}
+    return {"teacher": files.digest_json({file.name: digest(file) for file in names})}
 
 
 def teacher_config(config: HuggingFaceTeacher | GgufTeacher) -> ModelConfig:

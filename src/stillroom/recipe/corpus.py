@@ -141,9 +141,11 @@ class CorpusConfig(Section):
     train_tokens: int | None = Field(default=None, gt=0)
     """Tokens to train on; without it, all there are. Tokens of text are counted: not what pieces repeat, and no padding."""
     validation_tokens: int | None = Field(default=None, gt=0)
-    """Tokens that choose the best checkpoint, likewise; without it, all of the validation documents."""
+    """Tokens that choose the best checkpoint, likewise; without it, all of the validation documents up to a sixteenth of the
+    training tokens, or 10,000 if that is more."""
     heldout_tokens: int | None = Field(default=None, gt=0)
-    """Tokens that the final numbers are measured on, likewise; without it, all of the held-out documents."""
+    """Tokens that the final numbers are measured on, likewise; without it, all of the held-out documents up to an eighth of the
+    training tokens, or 20,000 if that is more."""
     skip_longer_than: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
     """Leave out documents with more tokens than this; how many of each source were left out is counted and said. Without it,
     long documents are cut into pieces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import os
@@ -17,6 +18,17 @@ from pydantic import BaseModel, ValidationError
 from stillroom.core.errors import RecipeError
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
+
+MOST_MISTAKES = 20
+"""Mistakes of a recipe that are shown at once."""
+OTHER_UNITS = {
+    "batch_size": ("batch_tokens", "`batch_tokens` is the batch in tokens (not in sequences)."),
+    "steps": ("epochs", "Steps follow from `epochs` and `batch_tokens`."),
+    "max_steps": ("epochs", "Steps follow from `epochs` and `batch_tokens`."),
+    "num_train_epochs": ("epochs", "It is called `epochs`."),
+    "lr": ("learning_rate", "It is called `learning_rate`."),
+}
+"""Keys of other programs: what the key here is, and what is to be known of it."""
 
 
 def load_recipe(path: str | os.PathLike[str], *, kept: bool = False) -> Recipe:
@@ -104,6 +116,29 @@ def _place(at: Any, part: str, key: str) -> str | int:
     )
 
 
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors: ``# yaml-language-server: $schema=FILE`` in a recipe's first line."""
+    schema = Recipe.model_json_schema()
+    _sizes_too(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Stillroom recipe"}
+
+
+def _sizes_too(value: Any) -> None:
+    """Let a schema's integers be sizes such as ``60M``."""
+    if isinstance(value, dict):
+        for held in value.values():
+            _sizes_too(held)
+        if value.get("type") == "integer":
+            size = {"type": "string", "pattern": "^[0-9][0-9_.]*([eE][+]?[0-9]+)? ?([KMGTkmgt](i?[Bb])?)?$"}
+            kept = {
+                key: value.pop(key) for key in list(value) if key not in ("description", "title", "default", "since")
+            }
+            value["anyOf"] = [kept, size]
+    elif isinstance(value, list):
+        for held in value:
+            _sizes_too(held)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -140,39 +175,76 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: bool = True) -> tuple[str, str]:
-    """What, where and what to do, of the first mistake (and how many more there are)."""
-    mistakes = error.errors(include_url=False)
+    """What, where and what to do, of every mistake: the first as the message, the others below it."""
     # An unknown key often explains the missing one.
-    mistake = min(mistakes, key=lambda item: item["type"] != "extra_forbidden")
+    mistakes = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    explained = [_explain_one(mistake, node, name, lines) for mistake in mistakes]
+    what, allowed = explained[0]
+    others = [f"{place}\n    {todo}" for place, todo in explained[1:MOST_MISTAKES]]
+    if len(explained) > MOST_MISTAKES:
+        others.append(f"and {len(explained) - MOST_MISTAKES} more mistakes")
+    return what, "\n  ".join([allowed, *others])
+
+
+def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -> tuple[str, str]:
     keys = list(mistake["loc"])
     line, path, section = _locate(node, keys, Recipe)
     place = f"{name}, line {line}: `{path}`" if lines else f"{name}: `{path}`"
-    allowed = ""
     kind = mistake["type"]
     if kind == "extra_forbidden":
         key = str(keys[-1])
         fields = sorted(section.model_fields) if section is not None else []
         close = difflib.get_close_matches(key, fields, n=1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
-        what = f"{place} is not a key of this section.{hint}"
-        allowed = f"Allowed here: {', '.join(fields)}."
-    elif kind == "missing":
-        what = f"{place} is missing."
-        allowed = "Add it; `docs/recipe.md` describes it."
-    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        if key in OTHER_UNITS and OTHER_UNITS[key][0] in fields:
+            hint = " {1}".format(*OTHER_UNITS[key])
+        return f"{place} is not a key of this section.{hint}", f"Allowed here: {', '.join(fields)}."
+    if kind == "missing":
+        return f"{place} is missing.", "Add it; `docs/recipe.md` describes it."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
         context = mistake.get("ctx", {})
         found = context.get("tag")
-        what = f"{place}: " + (f"`kind: {found}` is not known." if found else "a `kind:` is needed.")
         expected = context.get("expected_tags") or ", ".join(_kinds(keys))
-        allowed = f"Allowed: {expected}.".replace("'", "")
-    else:
-        found = mistake.get("input")
-        shown = "null" if found is None else repr(found)
-        what = f"{place}: found {shown[:80]}."
-        allowed = _sentence(mistake["msg"])
-    if len(mistakes) > 1:
-        allowed += f" ({len(mistakes) - 1} more like this after it.)"
-    return what, allowed
+        return (
+            f"{place}: " + (f"`kind: {found}` is not known." if found else "a `kind:` is needed."),
+            f"Allowed: {expected}.".replace("'", ""),
+        )
+    found = mistake.get("input")
+    return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)
+
+
+def _found(value: Any) -> str:
+    """A value of a recipe as its file has it."""
+    if value is None:
+        return "null"
+    text = value.isoformat() if isinstance(value, datetime.date) else repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
+    """What to write instead, as people say it."""
+    kind = mistake["type"]
+    if kind in ("tuple_type", "list_type"):
+        return "Write a list: " + (f"[{found}]." if isinstance(found, (str, int, float)) else "[…].")
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        kinds = _kinds(keys)
+        if kinds:
+            example = f" For a path or a name: {{kind: {kinds[0]}, name: {found}}}." if "huggingface" in kinds else ""
+            return f"Write keys and values below it, beginning with `kind:` (one of {', '.join(kinds)}).{example}"
+        return "Write keys and values below it, one a line; `docs/recipe.md` names them."
+    if kind == "string_pattern_mismatch" and keys == ["name"]:
+        return "Write letters, digits, `.`, `_` and `-`, at most 64, beginning with a letter or digit; such as `my-handbook`."
+    if kind in ("int_parsing", "int_type", "int_from_float"):
+        return "Write a whole number, such as 60000, 60K, 1e6 or 2GiB."
+    if kind in ("float_parsing", "float_type"):
+        return "Write a number, such as 0.001 or 1e-3."
+    if kind in ("bool_parsing", "bool_type"):
+        return "Write true or false."
+    if kind == "string_type":
+        return f'Write text; a number or date in quotes: "{found}".'
+    if kind in ("timezone_aware", "datetime_parsing", "datetime_from_date_parsing"):
+        return "Write a day, time and zone, such as 2026-11-24T00:00:00Z."
+    return _sentence(mistake["msg"])
 
 
 def _kinds(keys: list[int | str]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
@@ -17,6 +20,49 @@ class Section(BaseModel):
     """A part of a recipe. An unknown key is an error; a value cannot be changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        """Integers may be written as people write sizes: see :func:`integer_of`."""
+        if not isinstance(value, dict):
+            return value
+        found = dict(value)
+        for name, held in value.items():
+            field = cls.model_fields.get(name)
+            if field is not None and isinstance(held, str) and _is_integer(field.annotation):
+                number = integer_of(held)
+                if number is not None:
+                    found[name] = number
+        return found
+
+
+_SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?) ?(?:([KMGT])(i?B)?)?", re.IGNORECASE)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def integer_of(text: str) -> int | None:
+    """The integer that a size means: ``60M`` and ``50MB`` are powers of 1,000, ``2GiB`` of 1,024, ``1e6`` is what it says.
+
+    None where it is no such size, or not a whole number.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    digits, unit, binary = found.groups()
+    base = 1024 if (binary or "").lower() == "ib" else 1000
+    number = Fraction(digits.replace("_", "")) * base ** _POWERS.get((unit or "").lower(), 0)
+    return int(number) if number.denominator == 1 else None
+
+
+def _is_integer(annotation: Any) -> bool:
+    """Whether a key takes integers, and neither text nor other numbers."""
+    members = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _is_integer(members[0])
+    if members:
+        return {member for member in members if member is not type(None)} == {int}
+    return annotation is int
 
 
 SINCE = "since"

@@ -1,7 +1,8 @@
 """A run's folder and the records of its stages.
 
 A stage is finished when its ``stage.json`` exists. It is written last and atomically, and carries digests of inputs and
-outputs, the tool's version, seeds, wall time and peak memory. A stage whose inputs changed is done again.
+outputs, the recipe's keys, the tool's version, seeds, wall time and peak memory. A stage whose inputs changed is done again,
+and its previous result is kept in ``history/``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
-from stillroom.core.errors import RunError
+from stillroom.core.errors import RecipeError, RunError
 from stillroom.core.memory import MemoryMeter
 from stillroom.core.version import tool_version
-from stillroom.recipe.reading import dump_recipe, load_recipe
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.known import Known, difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -48,6 +50,14 @@ COLUMNS = {
 }
 """Columns of the table that a notebook shows, and their keys in a summary."""
 FORMAT = 1
+HISTORY = "history"
+"""The folder of earlier results in a run's folder: ``history/<stage>-<number>``."""
+KEPT_RESULTS = 3
+"""Earlier results of a stage that are kept; older ones are removed."""
+ORIGIN = ".recipe.json"
+"""In a run's folder: the recipe as it was last given, and the file that it came from."""
+TEXT_OF_CORPUS = ("*.safetensors", "tokenizer")
+"""What ``history`` does not keep of a corpus: text that was withdrawn has to be gone."""
 
 
 class Run:
@@ -64,6 +74,18 @@ class Run:
         self._trackers: list[Log] | None = None
         self._on_stage: Callback | None = None
         self._on_step: Callback | None = None
+        self.done: list[str] = []
+        """Stages that this object finished; those that were finished before are not among them."""
+        self.notices: list[str] = []
+        """What is to be said of this run before it goes on."""
+        self._known: Known | None = None
+
+    @property
+    def known(self) -> Known:
+        """Digests of files, and what the stages were made from."""
+        if self._known is None:
+            self._known = Known.open(self.path)
+        return self._known
 
     def __repr__(self) -> str:
         done = [
@@ -96,11 +118,42 @@ class Run:
             )
         run = cls(path, recipe)
         path.mkdir(parents=True, exist_ok=True)
-        text = dump_recipe(recipe)
-        target = path / "recipe.yaml"
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            files.write_text(target, text)
+        run._write_recipe()
         return run
+
+    def _write_recipe(self, origin: Path | None = None) -> None:
+        """Write ``recipe.yaml`` where it is not there as it should be, and a copy that says where it came from."""
+        text = dump_recipe(self.recipe)
+        target = self.path / "recipe.yaml"
+        if target.is_dir():
+            files.make_way(target)
+        if not target.is_file() or target.read_bytes() != text.encode():
+            files.write_text(target, text)
+        held = self._origin() or {}
+        value = {"recipe": text, "origin": held.get("origin"), "sha256": held.get("sha256")}
+        if origin is not None:
+            value |= {"origin": str(origin.absolute()), "sha256": files.digest_file(origin)}
+        if value != held:
+            files.make_way(self.path / ORIGIN)
+            files.write_json(self.path / ORIGIN, value)
+
+    def came_from(self, origin: Path) -> None:
+        """Remember the file that the recipe was read from, so that a later change of it is noticed."""
+        self._write_recipe(origin)
+
+    @property
+    def origin(self) -> Path | None:
+        """The recipe's file, where the run knows it."""
+        found = (self._origin() or {}).get("origin")
+        return Path(found) if found else None
+
+    def _origin(self) -> dict[str, Any] | None:
+        """The copy of the recipe and where it came from; None where there is none, as in runs of 0.1.0."""
+        try:
+            value = files.read_json(self.path / ORIGIN)
+        except (OSError, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) and isinstance(value.get("recipe"), str) else None
 
     @classmethod
     def open(cls, path: AnyPath) -> Run:
@@ -110,17 +163,45 @@ class Run:
             RunError: There is no run in this folder.
         """
         path = path.path if isinstance(path, Run) else Path(path)
-        if not (path / "recipe.yaml").is_file():
+        copy = cls(path, None)._origin()  # type: ignore[arg-type]
+        target = path / "recipe.yaml"
+        if not target.is_file() and copy is None:
             raise RunError(
                 f"{path} is not a run: it has no recipe.yaml.",
                 "Give the folder that `stillroom run` made, such as runs/quickstart.",
             )
-        return cls(path, load_recipe(path / "recipe.yaml", kept=True))
+        try:
+            run = cls(path, load_recipe(target, kept=True))
+        except RecipeError as error:
+            if copy is None:
+                raise RecipeError(
+                    error.what, f"{error.todo} Or run the recipe itself again: its run keeps a copy."
+                ) from None
+            run = cls(path, parse_recipe(copy["recipe"], f"{path / ORIGIN}", kept=True))
+            run.notices.append(
+                f"{target} cannot be read; this run's own copy of the recipe is used and written there again"
+            )
+            with contextlib.suppress(OSError):
+                run._write_recipe()
+            return run
+        if copy is not None and copy["recipe"] != target.read_text(encoding="utf-8"):
+            run.notices.append(
+                f"{target} was changed since the run was last given a recipe: it is taken as it is now"
+                + (f"; to set it back: stillroom run {copy['origin']}" if copy["origin"] else "")
+            )
+        elif copy is not None and copy["origin"] and Path(copy["origin"]).is_file():
+            now = files.digest_file(Path(copy["origin"]))
+            if now != copy["sha256"]:
+                run.notices.append(
+                    f"{copy['origin']} was changed since: this goes on with the run's own copy of it; to take the change, "
+                    "give that file instead of the run's folder"
+                )
+        return run
 
     def change(self, recipe: Recipe) -> None:
         """Give the run another recipe; stages that depend on what changed are done again."""
         self.recipe = recipe
-        files.write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        self._write_recipe()
 
     def listen(self, on_stage: Callback | None, on_step: Callback | None) -> None:
         """Call these with the name of a stage and its events: when it begins and ends, and after each step of training."""
@@ -175,6 +256,7 @@ class Run:
     def event(self, stage: str, **values: Any) -> None:
         """Append one line to ``events.jsonl``: stage, time in seconds since 1970, and the values."""
         line = json.dumps({"stage": stage, "time": round(time.time(), 3), **values}) + "\n"
+        files.make_way(self.path / "events.jsonl")
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as stream:
             stream.write(line)
         self._track(stage, values)
@@ -202,9 +284,11 @@ class Run:
         found: list[dict[str, Any]] = []
         if not path.is_file():
             return found
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 event = json.loads(line)
+                if not isinstance(event, dict):
+                    continue
                 if stage is None or event.get("stage") == stage:
                     found.append(event)
         return found
@@ -214,6 +298,7 @@ class Run:
         """Keep a second process out of this run; the system frees the lock of a killed one."""
         from filelock import FileLock, Timeout
 
+        files.make_way(self.path / ".lock")
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
@@ -237,6 +322,8 @@ class Stage:
     path: Path
     notes: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in its record; kept under ``notes``."""
+    result: str | None = None
+    """What depends on the stage names this digest, where the stage sets one; else that of all outputs."""
 
     @property
     def scratch(self) -> Path:
@@ -255,34 +342,157 @@ class Stage:
             return None
         try:
             record = files.read_json(path)
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             return None
-        return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            return None
+        # Records of 0.1.0 have neither their own digest nor the recipe's keys; every later one has both.
+        if ("digest" in record or "sections" in record) and record.get("digest") != _own_digest(record):
+            return None
+        if not all(isinstance(record.get(key), dict) for key in ("inputs", "outputs")):
+            return None
+        return record
 
-    def holds(self, inputs: dict[str, str]) -> bool:
-        """Whether the stage is finished for exactly these inputs and its files are still there."""
+    def holds(self, inputs: Mapping[str, str]) -> bool:
+        """Whether the stage is finished for exactly these inputs and its files are as they were written."""
         record = self.record
-        if record is None or record["inputs"] != inputs:
-            return False
-        return all(
-            (self.path / name).is_file() and (self.path / name).stat().st_size == entry["bytes"]
-            for name, entry in record["outputs"].items()
-        )
+        return record is not None and self._same(record, inputs) and not self.damaged()
+
+    def _same(self, record: dict[str, Any], inputs: Mapping[str, str]) -> bool:
+        """Whether a record's inputs are these. One of 0.1.0 is held against the files first seen since."""
+        before, now = dict(record["inputs"]), dict(inputs)
+        before.pop("files", None)
+        now.pop("files", None)
+        return before == now and self._same_files(record, inputs)
+
+    def _same_files(self, record: dict[str, Any], inputs: Mapping[str, str]) -> bool:
+        """Whether the files that it reads are as they were."""
+        now, before = inputs.get("files"), record["inputs"].get("files")
+        if before is None and "sections" not in record:
+            since = self.run.known.made_from.get(self.name)
+            return now is None or since is None or files.digest_json(since) == now
+        return bool(now == before)
+
+    def damaged(self) -> list[str]:
+        """Outputs of a finished stage that are missing or not what they were, and how."""
+        record = self.record
+        found = []
+        for name, entry in record["outputs"].items() if record is not None else ():
+            path = self.path / name
+            try:
+                if not path.is_file():
+                    found.append(f"{name} is {'a folder' if path.is_dir() else 'missing'}")
+                elif path.stat().st_size != entry["bytes"]:
+                    found.append(f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}")
+                elif self.run.known.digest(path) != entry["sha256"]:
+                    found.append(f"{name} is damaged")
+            except OSError as error:
+                found.append(f"{name} cannot be read ({error.strerror})")
+        return found
+
+    def why_again(
+        self, inputs: Mapping[str, str], sections: Mapping[str, Any], made_from: Mapping[str, str] | None = None
+    ) -> str:
+        """Why a stage that was finished is done again, in words; empty where it never was.
+
+        Args:
+            inputs: Digests of everything that the result depends on, now.
+            sections: The parts of the recipe that it reads, now, as the record keeps them.
+            made_from: SHA-256 of each file that it reads, now.
+        """
+        record = self.record
+        if record is None:
+            return f"its {RECORD} is damaged" if (self.path / RECORD).exists() else ""
+        reasons = []
+        before = record["inputs"]
+        if before.get("recipe") != inputs.get("recipe"):
+            changed = _changed_keys(record["sections"], dict(sections)) if "sections" in record else []
+            shown = [f"`{key}` changed from {_shown(old)} to {_shown(new)}" for key, old, new in changed[:4]]
+            if len(changed) > 4:
+                shown.append(f"{len(changed) - 4} more keys changed")
+            reasons += shown or ["the recipe changed"]
+        if not self._same_files(record, inputs):
+            known = self.run.known.made_from.get(self.name)
+            words = difference(known, dict(made_from or {})) if known is not None else ""
+            reasons.append(words or "files that it reads changed")
+        if "teacher" in inputs and before.get("teacher") != inputs["teacher"]:
+            reasons.append("the teacher's files changed")
+        if before.get("method") != inputs.get("method"):
+            reasons.append("this version of Stillroom does it in another way")
+        others = ("recipe", "files", "teacher", "method")
+        needs = [name for name in {**before, **inputs} if name not in others and before.get(name) != inputs.get(name)]
+        if needs:
+            reasons.append(f"the result of {' and '.join(f'`{name}`' for name in needs)} changed")
+        reasons = [reason for reason in reasons if reason]
+        if not reasons:
+            found = self.damaged()
+            reasons = found[:3] + ([f"and {len(found) - 3} more"] if len(found) > 3 else [])
+        return ", ".join(reasons)
+
+    def next_in_history(self) -> str:
+        """Where in the run's folder a finished result goes when the stage is done again."""
+        return _next(self.run.path / HISTORY, self.name).relative_to(self.run.path).as_posix()
+
+    def is_begun(self, inputs: Mapping[str, str]) -> bool:
+        """Whether it was interrupted, and goes on."""
+        begun = _begun(self.path / BEGUN)
+        return begun is not None and begun.get("inputs") == inputs
+
+    def set_aside(self, keeps: Sequence[str] = ()) -> Path | None:
+        """Move a finished result to ``history``; returns the folder there, None where there is no result.
+
+        Folders that are kept stay where they are; of a corpus only what it counted is kept, not the text.
+        """
+        if not (self.path / RECORD).exists():
+            return None
+        damaged = [self.path / found.split(" ")[0] for found in self.damaged()]
+        target = _next(self.run.path / HISTORY, self.name)
+        target.parent.mkdir(exist_ok=True)
+        os.rename(self.path, target)
+        self.path.mkdir()
+        for keep in keeps:
+            if (target / keep).is_dir():
+                os.rename(target / keep, self.path / keep)
+        for path in damaged:
+            # What is damaged inside a folder that is kept must not be taken for whole.
+            if any(path.is_relative_to(self.path / keep) for keep in keeps) and path.exists():
+                _remove(path)
+        shutil.rmtree(target / SCRATCH, ignore_errors=True)
+        if self.name == "corpus":
+            for pattern in TEXT_OF_CORPUS:
+                for path in target.glob(pattern):
+                    _remove(path)
+        forget_old(self.run.path / HISTORY, self.name)
+        return target
 
     @contextlib.contextmanager
-    def working(self, inputs: dict[str, str], seed: int, keeps: Sequence[str] = ()) -> Iterator[Stage]:
+    def working(
+        self,
+        inputs: Mapping[str, str],
+        seed: int,
+        keeps: Sequence[str] = (),
+        *,
+        sections: Mapping[str, Any] | None = None,
+        made_from: Mapping[str, str] | None = None,
+        beside: Sequence[str] = (),
+    ) -> Iterator[Stage]:
         """Do the stage: work left by another recipe is removed, work left by a kill stays, the record is written last.
 
         Args:
             inputs: Digests of everything that the result depends on.
             seed: The recipe's.
             keeps: Folders inside the stage's that stay in any case.
+            sections: The parts of the recipe that the stage reads, for the record.
+            made_from: SHA-256 of the files that it reads.
+            beside: Outputs that no other stage reads, so that they are no part of the result's digest.
         """
+        inputs = dict(inputs)
+        files.make_way(self.path, folder=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / RECORD).unlink(missing_ok=True)
+        self.set_aside(keeps)
         files.remove_leftovers(self.path)
         begun = self.path / BEGUN
-        previous = files.read_json(begun) if begun.is_file() else None
+        previous = _begun(begun)
         spent = 0.0
         if previous is not None and previous.get("inputs") == inputs:
             spent = previous.get("seconds", 0.0)
@@ -290,7 +500,7 @@ class Stage:
             for entry in self.path.iterdir():
                 if entry.name in keeps:
                     continue
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                _remove(entry)
         files.write_json(begun, {"inputs": inputs, "seconds": spent})
         self.scratch.mkdir(exist_ok=True)
         self.run.event(self.name, event="begun", resumed=previous is not None)
@@ -321,20 +531,99 @@ class Stage:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "notes": self.notes,
         }
+        if sections is not None:
+            record["sections"] = dict(sections)
+        if self.result is not None:
+            record["result"] = self.result
+        if beside:
+            record["beside"] = list(beside)
+        record["digest"] = _own_digest(record)
         files.write_json(self.path / RECORD, record)
+        self.run.known.remember(self.name, dict(made_from or {}))
+        self.run.known.save()
+        self.run.done.append(self.name)
         begun.unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.run.event(self.name, event="finished", seconds=round(seconds, 3))
 
     @property
     def output_digest(self) -> str:
-        """One digest over all outputs of a finished stage: what depends on it names this."""
+        """One digest over the result of a finished stage: what depends on it names this."""
         record = self.record
         if record is None:
             raise RunError(
                 f"{self.run.path}: the stage `{self.name}` is not finished.", "Run `stillroom run` on its recipe."
             )
-        return files.digest_json({name: entry["sha256"] for name, entry in record["outputs"].items()})
+        if isinstance(record.get("result"), str):
+            return str(record["result"])
+        beside = record.get("beside", ())
+        return files.digest_json(
+            {name: entry["sha256"] for name, entry in record["outputs"].items() if name not in beside}
+        )
+
+
+def _begun(path: Path) -> dict[str, Any] | None:
+    """What a stage that was interrupted left of itself; None where there is nothing to go on with."""
+    try:
+        value = files.read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _own_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record without this digest."""
+    return files.digest_json(json.loads(json.dumps({key: value for key, value in record.items() if key != "digest"})))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _next(history: Path, name: str) -> Path:
+    """The folder for the next earlier result of a name."""
+    return history / f"{name}-{max(_numbers(history, name), default=0) + 1}"
+
+
+def _numbers(history: Path, name: str) -> list[int]:
+    found = [path.name.rpartition("-") for path in history.glob(f"{name}-*")]
+    return sorted(int(number) for stem, _, number in found if stem == name and number.isdigit())
+
+
+def forget_old(history: Path, name: str) -> None:
+    """Remove the oldest results of a name beyond those that are kept."""
+    for number in _numbers(history, name)[:-KEPT_RESULTS]:
+        shutil.rmtree(history / f"{name}-{number}", ignore_errors=True)
+
+
+def keep_summary(run: Run) -> None:
+    """Copy the summary and report of a finished run to ``history``, before they are written anew."""
+    present = [run.path / name for name in (SUMMARY, "report.html", "report.md") if (run.path / name).is_file()]
+    if present:
+        target = _next(run.path / HISTORY, "summary")
+        target.mkdir(parents=True)
+        for path in present:
+            shutil.copy2(path, target)
+        forget_old(run.path / HISTORY, "summary")
+
+
+def _changed_keys(before: Any, after: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys that differ between two parts of recipes, with what they were and what they are."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            change
+            for key in {**before, **after}
+            for change in _changed_keys(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == after else [(name, before, after)]
+
+
+def _shown(value: Any) -> str:
+    """A recipe's value in a message; a key that was not written has its default."""
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _cell(value: object) -> str:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillroom.core import files
+from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import for_digest
 from stillroom.runs.costs import Counts, Profile, StageCost
+from stillroom.runs.known import SourceMissing, made_from
 from stillroom.runs.run import Run, Stage
 
 StageFunction = Callable[[Run, Stage, Progress], None]
@@ -33,6 +35,9 @@ class StageSpec:
         needs: Stages whose output it reads.
         teacher: Whether it opens the teacher.
         gated: Whether it uses the teacher, so that the terms have to allow it.
+        again: What is said when it is done again.
+        version: Number of the method. A change of it, and of nothing else in a release, has finished stages done again.
+        beside: Outputs that no other stage reads.
         keeps: Folders inside the stage's that are kept when it is done again for other inputs: the stage itself sees to it that
             what stands there fits.
     """
@@ -45,6 +50,9 @@ class StageSpec:
     teacher: bool = False
     gated: bool = False
     keeps: tuple[str, ...] = ()
+    again: str = "doing it again"
+    version: int = 1
+    beside: tuple[str, ...] = ()
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -64,7 +72,15 @@ def _imported(where: str) -> Any:
 
 
 STAGES: tuple[StageSpec, ...] = (
-    StageSpec("corpus", "corpus.stage:run_stage", "corpus.stage_cost:stage_cost", ("corpus",), teacher=True),
+    StageSpec(
+        "corpus",
+        "corpus.stage:run_stage",
+        "corpus.stage_cost:stage_cost",
+        ("corpus",),
+        teacher=True,
+        again="reading again",
+        beside=("ledger.json",),
+    ),
     StageSpec(
         "capture",
         "teachers.stage:run_stage",
@@ -75,6 +91,7 @@ STAGES: tuple[StageSpec, ...] = (
         gated=True,
         # Signals are addressed by content: those of pieces that are still in the corpus stay right.
         keeps=(CACHE,),
+        again="capturing what is new",
     ),
     StageSpec(
         "shrink",
@@ -84,6 +101,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("corpus",),
         teacher=True,
         gated=True,
+        again="pruning again",
     ),
     StageSpec(
         "distill",
@@ -92,6 +110,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("distill", "compute"),
         ("corpus", "capture", "shrink"),
         gated=True,
+        again="training again",
     ),
     StageSpec(
         "baseline",
@@ -100,6 +119,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("distill", "compute"),
         ("corpus", "capture", "shrink"),
         gated=True,
+        again="training again",
     ),
     StageSpec(
         "export",
@@ -107,6 +127,7 @@ STAGES: tuple[StageSpec, ...] = (
         "formats.stage_cost:stage_cost",
         ("export", "compute"),
         ("corpus", "shrink", "distill"),
+        again="exporting again",
     ),
     StageSpec(
         "evaluate",
@@ -115,6 +136,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("teacher", "evaluate", "compute"),
         ("corpus", "shrink", "distill", "baseline"),
         teacher=True,
+        again="measuring again",
     ),
 )
 
@@ -137,18 +159,60 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
     return [spec for spec in specs if spec.name in wanted]
 
 
+def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
+    """The parts of a run's recipe that a stage reads, as digests and records have them."""
+    return {name: for_digest(getattr(made.recipe, name)) for name in (*spec.sections, "seed")}
+
+
 def recipe_digest(made: Run, spec: StageSpec) -> str:
     """SHA-256 of the parts of a run's recipe that a stage reads."""
-    return files.digest_json({name: for_digest(getattr(made.recipe, name)) for name in (*spec.sections, "seed")})
+    return files.digest_json(sections_of(made, spec))
+
+
+def made_from_of(made: Run, spec: StageSpec) -> dict[str, str]:
+    """SHA-256 of each file outside the run that a stage reads, besides the teacher's.
+
+    Raises:
+        CorpusError: A source is not there.
+    """
+    try:
+        return made_from(made.recipe, spec.name, made.known)
+    except SourceMissing as error:
+        raise CorpusError(
+            f"{error}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder."
+        ) from None
+
+
+def made_from_if_there(made: Run, spec: StageSpec) -> dict[str, str]:
+    """As :func:`made_from_of`; empty where a source is not there."""
+    try:
+        return made_from_of(made, spec)
+    except CorpusError:
+        return {}
 
 
 def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
-    """Digests of everything that a stage's result depends on."""
+    """Digests of everything that a stage's result depends on.
+
+    Raises:
+        CorpusError: A source is not there, and the stage was not finished by a release that did not look at it.
+    """
     inputs = {"recipe": recipe_digest(made, spec)}
+    if spec.version > 1:
+        inputs["method"] = str(spec.version)
+    record = made.stage(spec.name).record
+    try:
+        found = made_from_of(made, spec)
+    except CorpusError:
+        if record is None or "sections" in record:
+            raise
+        found = {}
+    if found:
+        inputs["files"] = files.digest_json(found)
     if spec.teacher:
         from stillroom.models.load import teacher_identity
 
-        inputs |= teacher_identity(made.recipe.teacher)
+        inputs |= teacher_identity(made.recipe.teacher, made.known.digest)
     for need in spec.needs:
         if need != "baseline" or made.recipe.baseline:
             inputs[need] = made.stage(need).output_digest

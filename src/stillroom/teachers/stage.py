@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from stillroom.core import files
-from stillroom.core.errors import SignalError
+from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
@@ -48,6 +48,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     seconds = time.monotonic() - started
     cache = TeacherCache.open(folder)
     files.write_json(stage.path / "teacher.json", teacher.record())
+    # Signals are addressed by content: in which shards they are stored, and when, is no part of the result.
+    stage.result = files.digest_json([identity.model_dump(mode="json"), sorted(set(wanted)), teacher.record()])
     kept = len(before.intersection(wanted))
     if kept:
         progress.say(f"  {kept:,} of {len(set(wanted)):,} pieces stood in the cache")
@@ -64,7 +66,7 @@ def _writer(folder: Path, identity: CacheIdentity, wanted: list[str], *, own: bo
     writer: CacheWriter | None = None
     try:
         writer = CacheWriter.open(folder, identity)
-    except SignalError:
+    except (SignalError, CacheDamaged):
         if not own:
             raise
     if writer is not None:

@@ -61,18 +61,21 @@ class View:
     trouble: str = ""
 
 
-def look(pin: Pin, folder: Path, repository: str | None = None) -> View:
+def look(pin: Pin, folder: Path, repository: str | None = None, own: str | None = None) -> View:
     """Fetch what is new, if the repository can be reached, and read what is kept.
 
     Args:
         pin: What is trusted from the start.
         folder: Where the metadata is kept.
         repository: Read from here instead of the pinned place: a mirror on a medium.
+        own: The folder on the publisher's own machine, read where the pinned place cannot be reached.
 
     Raises:
         VerificationFailed: The repository says what cannot be true, or nothing is kept and nothing can be reached.
     """
     trouble = _fetch(pin, folder, repository or pin.repository or "")
+    if trouble and own is not None and repository is None:
+        trouble = _fetch(pin, folder, own)
     return _read(pin, folder, trouble)
 
 
@@ -115,7 +118,8 @@ def _fetch(pin: Pin, folder: Path, address: str) -> str:
             if updater.find_cached_target(info) is None:
                 updater.download_target(info)
     except DownloadError as error:
-        return f"{address} cannot be reached ({error})"
+        reason = str(error) or str(error.__cause__ or "") or type(error).__name__
+        return f"{address} cannot be reached ({reason})"
     except RepositoryError as error:
         raise _explain(error, address) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -26,11 +26,43 @@ def state_folder() -> Path:
     return Places.of_user().state
 
 
+OWN = ".own"
+"""Suffix of the file beside a pin that says where the publisher's own repository is on this machine."""
+
+
 def trust_folder() -> Path:
     """Where this user's pins lie, one ``trust.json`` a publisher."""
     from stillroom.switch.places import Places
 
     return Places.of_user().config / "trust"
+
+
+def remember_own(repository: Path) -> tuple[Pin, Path | None]:
+    """Trust the publisher of a repository that was made on this machine, and remember where it is.
+
+    Returns:
+        The publisher's pin; and the file of another pin of that name where there is one, which is left as it is.
+    """
+    data = read_bytes(repository / "trust.json")
+    pin = parse(Pin, data, str(repository / "trust.json"))
+    target = trust_folder() / f"{pin.publisher}.json"
+    if target.is_file() and target.read_bytes() != data:
+        return pin, target
+    files.write_bytes(target, data)
+    files.write_text(target.with_suffix(OWN), f"{repository.absolute()}\n")
+    return pin, None
+
+
+def own_repository(publisher: str) -> str | None:
+    """The folder of a publisher's repository that was made on this machine, if it is still there.
+
+    It vouches for nothing: what it holds has to be signed as anybody's.
+    """
+    try:
+        folder = Path((trust_folder() / f"{publisher}{OWN}").read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return str(folder) if folder.is_absolute() and (folder / "metadata").is_dir() else None
 
 
 class Remembered:

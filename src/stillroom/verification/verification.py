@@ -38,7 +38,7 @@ from stillroom.verification.manifest import (
     require_exact,
 )
 from stillroom.verification.openssf import check_bundle
-from stillroom.verification.remembered import Remembered, state_folder, trust_folder
+from stillroom.verification.remembered import Remembered, own_repository, state_folder, trust_folder
 
 
 @dataclass
@@ -217,7 +217,7 @@ def _trusted(question: _Question, remembered: Remembered, now: datetime.datetime
     if pin.repository or question.repository:
         # The clock is judged first by what is remembered: with a wrong clock, expired metadata would look fresh.
         remembered.require_time(now, None)
-        view = look(pin, remembered.metadata, question.repository)
+        view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher))
         keys, threshold = view.release_keys, view.threshold
         remembered.learn(view.revocations.revocations, view.reinstatements.reinstated)
     else:

@@ -1,0 +1,187 @@
+"""What a run knows of files: their digests, so that unchanged ones are not read again, and what its stages were made from.
+
+``.known.json`` in the run's folder is a shortcut and nothing more: without it, or where it is damaged, files are read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.core import files
+from stillroom.recipe.corpus import DatasetSource, PythonDocsSource, ReasoningGymSource
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.section import Section
+from stillroom.recipe.student import ExistingStudent
+
+NAME = ".known.json"
+SETTLED_SECONDS = 0.1
+"""A file that changed so recently may change again without its times telling: its digest is not remembered."""
+
+
+@dataclass
+class Known:
+    """Digests of files by path, size and times; and by stage what it was made from.
+
+    Attributes:
+        path: The file that it is kept in.
+        digests: By path: bytes, times of change of content and of inode in nanoseconds, SHA-256.
+        made_from: By stage: SHA-256 of each file that its present result was made from.
+    """
+
+    path: Path
+    digests: dict[str, tuple[int, int, int, str]] = field(default_factory=dict)
+    made_from: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: bool = False
+
+    @classmethod
+    def open(cls, folder: Path) -> Known:
+        """What a run's folder keeps; nothing where that cannot be read."""
+        known = cls(folder / NAME)
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            value = files.read_json(known.path)
+            if value.pop("digest") == files.digest_json(value):
+                known.digests = {name: (a, b, c, sha) for name, (a, b, c, sha) in value["digests"].items()}
+                known.made_from = {stage: dict(made) for stage, made in value["made_from"].items()}
+        return known
+
+    def save(self) -> None:
+        """Keep it, where something changed and the folder may be written."""
+        if not self.changed or not self.path.parent.is_dir():
+            return
+        value: dict[str, Any] = {"digests": self.digests, "made_from": self.made_from}
+        text = json.dumps({"digest": files.digest_json(value), **value}, ensure_ascii=False)
+        with contextlib.suppress(OSError):
+            files.write_text(self.path, text)
+            self.changed = False
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file; one whose size and times are as they were is not read again."""
+        found = path.stat()
+        times = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        name = str(path.absolute())
+        held = self.digests.get(name)
+        if held is not None and tuple(held[:3]) == times:
+            return held[3]
+        sha = files.digest_file(path)
+        if time.time_ns() - max(times[1:]) > SETTLED_SECONDS * 1e9:
+            self.digests[name] = (*times, sha)
+            self.changed = True
+        return sha
+
+    def remember(self, stage: str, made_from: dict[str, str]) -> None:
+        """Keep what a stage's result was made from."""
+        if self.made_from.get(stage) != made_from:
+            self.made_from[stage] = made_from
+            self.changed = True
+
+
+class SourceMissing(Exception):
+    """A file or folder that a recipe names is not there."""
+
+
+def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
+    """SHA-256 of every file outside the run that a stage reads, besides the teacher's; and versions of what stands for files.
+
+    All files of a source's folder count, also those that no reader takes today: what is read is the reader's to say.
+
+    Raises:
+        SourceMissing: A source of the corpus is not there.
+    """
+    found: dict[str, str] = {}
+    if stage == "corpus":
+        for source in recipe.corpus.sources:
+            if isinstance(source, PythonDocsSource):
+                import platform
+
+                found["Python's own documentation"] = platform.python_version()
+            elif isinstance(source, ReasoningGymSource):
+                found["reasoning-gym"] = _version("reasoning-gym")
+            elif isinstance(source, DatasetSource):
+                if Path(source.name).exists():
+                    found |= _digests(Path(source.name), known)
+            else:
+                here = _digests(source.path, known)
+                if not here and not source.path.exists():
+                    raise SourceMissing(str(source.path))
+                found |= here
+    elif stage == "shrink" and isinstance(recipe.student, ExistingStudent):
+        if Path(recipe.student.name).exists():
+            found |= _digests(Path(recipe.student.name), known)
+    elif stage == "evaluate":
+        for path in _paths(recipe.evaluate):
+            found |= _digests(path, known)
+    return found
+
+
+def _digests(path: Path, known: Known) -> dict[str, str]:
+    """Of a file, of all files under a folder (hidden ones left out), or of what a pattern names."""
+    found: dict[str, str] = {}
+    starts = [path]
+    if not path.exists():
+        # A pattern, such as `texts/*.md`.
+        starts = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  (it is absolute)
+    for start in starts:
+        for file in _walk(start) if start.is_dir() else [start]:
+            # A file that cannot be read is the reader's to refuse: by name, when it is read.
+            try:
+                found[str(file)] = known.digest(file)
+            except OSError as error:
+                found[str(file)] = type(error).__name__
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(here, name)
+            if not name.startswith(".") and file.is_file():
+                yield file
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Every path in a section."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Section):
+        for name in type(value).model_fields:
+            yield from _paths(getattr(value, name))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, dict):
+        yield from _paths(list(value.values()))
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def difference(before: dict[str, str], after: dict[str, str]) -> str:
+    """What changed between two states of files, in a few words; empty where nothing did."""
+    counts = {
+        "added": sum(name not in before for name in after),
+        "changed": sum(name in before and before[name] != sha for name, sha in after.items()),
+        "gone": sum(name not in after for name in before),
+    }
+    total = sum(counts.values())
+    words = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if not words:
+        return ""
+    first, *rest = words
+    number, what = first.split(" ")
+    plural = "file" if number == "1" and (total == 1 or counts[what] == 1) else "files"
+    return ", ".join([f"{number} {plural} {what}", *rest])

@@ -1,0 +1,275 @@
+"""What changed is done again and said why; what was there is kept; what is damaged is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import tiny_model
+
+from stillroom import pipeline
+from stillroom.core.errors import CorpusError, RunError, StillroomError
+from stillroom.runs.known import Known, difference
+from stillroom.runs.run import Run
+from tests.conftest import OWN
+
+Go = Callable[..., tuple[Run, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A project's folder: teacher, text, recipe, and its run as far as `shrink`."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny_model("llama", folder / "teacher", layers=2)
+    shutil.copytree(text, folder / "text")
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {"sources": [{"kind": "text", "path": "text", "licence": "PSF-2.0"}], "sequence_length": 64},
+        "teacher": {"kind": "huggingface", "name": "teacher"},
+        "student": {"kind": "shrink", "layers": 1},
+        "distill": {"batch_tokens": 512, "precision": "float32"},
+        "chat": {"prompt": None},
+        "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    for stage in ("capture", "shrink"):
+        pipeline.run(folder / "tiny.yaml", until=stage, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path) -> Any:
+    """The project as it was, in the same place."""
+    kept = made.with_name(f"{made.name}.kept")
+    shutil.copytree(made, kept)
+    yield made
+    shutil.rmtree(made)
+    kept.rename(made)
+
+
+def go(project: Path, *until: str) -> tuple[Run, str]:
+    """The corpus, the capture and the pruned student; what was done, and what was said."""
+    said = io.StringIO()
+    run = pipeline.opened(project / "tiny.yaml")
+    with contextlib.redirect_stderr(said):
+        for stage in until or ("capture", "shrink"):
+            pipeline.run(run, until=stage, quiet=True)
+    return run, said.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quiet runs draw nothing; what they would say is said here."""
+    from stillroom.core.progress import Progress, say
+
+    monkeypatch.setattr(Progress, "say", lambda _self, text: say(text))
+
+
+def change(project: Path, key: str, value: Any) -> None:
+    tree = yaml.safe_load((project / "tiny.yaml").read_text())
+    at = tree
+    *above, last = key.split(".")
+    for part in above:
+        at = at.setdefault(part, {})
+    at[last] = value
+    (project / "tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def test_a_run_lies_beside_its_recipe_and_nothing_is_done_twice(project: Path) -> None:
+    run, said = go(project)
+    assert run.path == project / "runs" / "tiny"
+    assert run.done == []
+    assert said.count("done before") == 4
+    assert not (run.path / "history").exists()
+
+
+def test_files_added_changed_and_gone_are_noticed_and_counted(project: Path) -> None:
+    text = project / "text"
+    for number in range(3):
+        (text / f"new-{number}.txt").write_text(f"Words that were not there, number {number}. " * 8)
+    (text / "01.txt").write_text("Quite another text than before. " * 8)
+    (text / "02.txt").unlink()
+    run, said = go(project)
+    assert "corpus: 3 files added, 1 changed, 1 gone: reading again" in said
+    assert "the result of `corpus` changed: capturing what is new" in said
+    assert run.done == ["corpus", "capture", "shrink"]
+    record = run.stage("capture").record
+    assert record is not None
+    assert record["notes"]["reused"] > 0, "what is still there is not captured again"
+    # Text that is gone is gone from the history of the corpus too.
+    assert "gone from the corpus" in said
+    assert sorted(path.name for path in (run.path / "history" / "corpus-1").iterdir()) == ["ledger.json", "stage.json"]
+
+
+def test_a_file_that_is_only_touched_is_no_change(project: Path) -> None:
+    for path in (project / "text").iterdir():
+        os.utime(path, ns=(time.time_ns(), time.time_ns()))
+    assert go(project)[0].done == []
+
+
+def test_a_source_that_is_gone_is_refused_and_nothing_is_lost(project: Path) -> None:
+    (project / "text").rename(project / "elsewhere")
+    with pytest.raises(CorpusError, match="text: no such file or folder"):
+        go(project)
+    (project / "elsewhere").rename(project / "text")
+    assert go(project)[0].done == []
+
+
+def test_another_teacher_in_the_same_folder_is_noticed(project: Path) -> None:
+    path = project / "teacher" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    run, said = go(project)
+    assert "corpus: the teacher's files changed: reading again" in said
+    assert run.done == ["corpus", "capture", "shrink"]
+
+
+def test_the_key_that_changed_is_named_and_the_result_kept(project: Path) -> None:
+    before = (project / "runs/tiny/shrink/stage.json").read_bytes()
+    change(project, "student.vocabulary", {"keep": "all"})
+    run, said = go(project)
+    assert run.done == ["shrink"]
+    assert "shrink: `student.vocabulary.keep` changed from" in said
+    assert "the previous result is kept in history/shrink-1" in said
+    assert (run.path / "history" / "shrink-1" / "stage.json").read_bytes() == before
+    assert (run.path / "history" / "shrink-1" / "model" / "model.safetensors").is_file()
+
+
+def test_three_results_are_kept(project: Path) -> None:
+    for number in range(5):
+        change(project, "seed", number + 1)
+        go(project, "corpus")
+    kept = sorted(path.name for path in (project / "runs/tiny/history").iterdir())
+    assert kept == ["corpus-3", "corpus-4", "corpus-5"]
+
+
+@pytest.mark.parametrize("kind", ["byte", "cut", "empty", "folder", "gone"])
+def test_a_damaged_output_is_made_again(project: Path, kind: str) -> None:
+    path = project / "runs/tiny/shrink/model/model.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "byte":
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut":
+            path.write_bytes(data[:-9])
+        case "empty":
+            path.write_bytes(b"")
+        case "folder":
+            path.mkdir()
+    run, said = go(project)
+    assert run.done == ["shrink"]
+    assert "shrink: model/model.safetensors" in said
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["corpus/stage.json", "recipe.yaml", "events.jsonl", ".known.json", ".recipe.json"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe{", None])
+def test_a_damaged_file_of_the_run_itself_is_no_dead_end(project: Path, name: str, data: bytes | None) -> None:
+    path = project / "runs/tiny" / name
+    path.unlink()
+    if data is None:
+        path.mkdir()
+    else:
+        path.write_bytes(data)
+    run, _ = go(project)
+    assert not path.is_dir()
+    assert run.done == (["corpus"] if name == "corpus/stage.json" else [])
+
+
+def test_a_record_with_one_changed_byte_is_no_record(project: Path) -> None:
+    stage = Run.open(project / "runs/tiny").stage("shrink")
+    path = stage.path / "stage.json"
+    whole = path.read_bytes()
+    assert stage.record is not None
+    for at in range(0, len(whole), 37):
+        path.write_bytes(bytes([*whole[:at], whole[at] ^ 1, *whole[at + 1 :]]))
+        found = stage.record
+        assert found is None, f"byte {at} changed, and the record was taken"
+
+
+def test_the_run_opens_without_its_recipe_and_says_so(project: Path) -> None:
+    (project / "runs/tiny/recipe.yaml").write_text("name: [")
+    run = Run.open(project / "runs/tiny")
+    assert "this run's own copy of the recipe is used" in run.notices[0]
+    assert Run.open(project / "runs/tiny").notices == []
+
+
+def test_a_changed_recipe_file_is_named_where_the_folder_is_given(project: Path) -> None:
+    change(project, "distill.epochs", 3)
+    (notice,) = Run.open(project / "runs/tiny").notices
+    assert "tiny.yaml was changed since" in notice
+    assert Run.open(project / "runs/tiny").recipe.distill.epochs == 1
+    assert pipeline.opened(project / "tiny.yaml").recipe.distill.epochs == 3
+
+
+def test_a_run_in_the_working_directory_is_found_and_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.move(project / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    run, said = go(project)
+    assert run.path == Path("runs/tiny")
+    assert run.done == []
+    assert "a run of this name is in runs/tiny: it goes on there" in said
+    # One that another recipe made is not meant.
+    shutil.copytree(project, tmp_path / "other", ignore=shutil.ignore_patterns("runs"))
+    assert pipeline.opened(tmp_path / "other" / "tiny.yaml").path == tmp_path / "other" / "runs" / "tiny"
+    assert pipeline.opened(project / "tiny.yaml", tmp_path / "named").path == tmp_path / "named" / "tiny"
+
+
+def test_a_wrong_stage_lists_the_stages(project: Path) -> None:
+    with pytest.raises(RunError, match=r"no stage `foo`.\nIts stages: corpus, capture, shrink"):
+        go(project, "foo")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {}, ""),
+        ({"a": "1"}, {"a": "1", "b": "1"}, "1 file added"),
+        ({"a": "1", "b": "1", "c": "1"}, {"a": "2"}, "1 file changed, 2 gone"),
+        ({"a": "1"}, {"a": "1", "b": "1", "c": "1"}, "2 files added"),
+    ],
+)
+def test_differences_in_words(before: Mapping[str, str], after: Mapping[str, str], words: str) -> None:
+    assert difference(dict(before), dict(after)) == words
+
+
+def test_known_digests_follow_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    os.utime(path, ns=(10**18, 10**18))
+    time.sleep(0.15)
+    known = Known.open(tmp_path)
+    first = known.digest(path)
+    assert known.changed
+    known.save()
+    again = Known.open(tmp_path)
+    assert again.digests
+    assert again.digest(path) == first
+    # The same size and the same time of change: what the system notes of the change itself tells.
+    path.write_text("two")
+    os.utime(path, ns=(10**18, 10**18))
+    assert again.digest(path) != first
+    (tmp_path / ".known.json").write_text(json.dumps({"digest": "0", "digests": {}, "made_from": {}}))
+    assert Known.open(tmp_path).digests == {}
+
+
+def test_errors_of_damage_have_a_message(project: Path) -> None:
+    """With neither recipe nor copy there is no run, and that is said."""
+    for name in ("recipe.yaml", ".recipe.json"):
+        (project / "runs/tiny" / name).write_bytes(b"\xff\xff")
+    with pytest.raises(StillroomError, match="Or run the recipe itself again"):
+        Run.open(project / "runs/tiny")
