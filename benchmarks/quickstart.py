@@ -192,22 +192,50 @@ class Before:
         subprocess.run(["tar", "-x", "-C", str(beside)], input=archive.stdout, check=True)
         beside.rename(self.code)
 
-    def _environment(self) -> dict[str, str]:
-        return {
-            "PYTHONPATH": os.pathsep.join([str(self.code / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        }
+    def _python(self) -> Path:
+        """A light environment: the commit's code before this environment's packages, for isolated child processes too.
+
+        Raises:
+            NotThere: It cannot be made, or another Stillroom would be imported.
+        """
+        folder = self.folder / "environment"
+        python = folder / "bin" / "python"
+        if not (folder / "whole").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            made = subprocess.run(
+                [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if made.returncode:
+                raise NotThere(f"an environment for its code cannot be made: {tail_of(made)}")
+            packages = next(folder.glob("lib/python*/site-packages"))
+            shared = [path for path in sys.path if Path(path).name == "site-packages"]
+            (packages / "a_code.pth").write_text(f"{self.code / 'src'}\n", encoding="utf-8")
+            (packages / "b_shared.pth").write_text("".join(f"{path}\n" for path in shared), encoding="utf-8")
+            (folder / "whole").touch()
+        asked = [str(python), "-I", "-c", "import stillroom; print(stillroom.__file__)"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NotThere(f"its code does not run here: {tail_of(done)}")
+        if not Path(done.stdout.strip()).is_relative_to(self.code):
+            raise NotThere(
+                f"in its environment the package is imported from {done.stdout.strip()}, not from {self.code}"
+            )
+        return python
 
     def chats(self) -> list[judge.Chat]:
         """Every chat that it holds out."""
         done = subprocess.run(
-            [sys.executable, "-c", HELD_OUT],
-            env=os.environ | self._environment(),
+            [str(self._python()), "-c", HELD_OUT],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
-            raise NotThere(f"its code does not run here: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
+            raise NotThere(f"its code does not run here: {tail_of(done)}")
         return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
     def _run(self, name: str, tokens: int) -> tuple[Path, budget.Spent]:
@@ -219,8 +247,8 @@ class Before:
         file = runs / f"{name}.yaml"
         file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         log = runs / f"{name}.log"
-        command: list[str | Path] = [sys.executable, "-m", "stillroom", "run", file, "--runs", runs, "--quiet"]
-        spent = budget.run(command, self._environment(), log=log)
+        command: list[str | Path] = [self._python(), "-m", "stillroom", "run", file, "--runs", runs, "--quiet"]
+        spent = budget.run(command, {"PYTHONPATH": ""}, log=log)
         if spent.returncode not in (0, 1) or not (runs / name / "summary.json").is_file():
             raise NotThere(f"its run failed with exit code {spent.returncode}: {tail(log)}")
         return runs / name, spent
@@ -279,6 +307,11 @@ class Before:
             cost = budget.Cost.through(*((one["tokens"], one["cpu_seconds"]) for one in near))
         whole: int = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))["corpus"]["train_tokens"]
         return min(cost.tokens(seconds, length), whole)
+
+
+def tail_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a failed command wrote to standard error."""
+    return (done.stderr.strip().splitlines() or ["no reason"])[-1]
 
 
 def unseen(chats: list[judge.Chat], run: Path, tokenizer: Any) -> list[judge.Chat]:
