@@ -52,7 +52,8 @@ def build(guide: Guide, recipe: Path, where: str) -> None:
     ledger = json.loads((guide.folder / "runs" / "small" / "corpus" / "ledger.json").read_text(encoding="utf-8"))
     (source,) = ledger["sources"]
     assert (source["documents"], source["empty"], source["duplicates"]) == (20, 0, 0)
-    assert ledger["splits"]["train"]["tokens"] == 1024
+    # Whole pieces are taken: the last one goes past the number that was asked for.
+    assert 1024 <= ledger["splits"]["train"]["tokens"] < 1024 + 64
 
 
 def test_one_file_in_the_source_tree(guide: Guide, recipe: Path) -> None:
