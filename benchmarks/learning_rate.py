@@ -205,7 +205,7 @@ def train_teacher(model: Any, text: Sequences, steps: int) -> float:
         rows = torch.randint(len(text), (TEACHER_BATCH,), generator=generator)
         logits = model(input_ids=text.ids[rows], use_cache=False).logits
         loss = functional.cross_entropy(logits.flatten(0, 1), text.targets[rows].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -269,7 +269,7 @@ def trained(world: World, setting: Setting, size: Size, rate: int | None, seed: 
     text = world.train.take(rows)
     config = DistillConfig(
         batch_tokens=BATCH * text.length,
-        learning_rate=AUTO if rate is None else rate_of(rate),
+        learning_rate="auto" if rate is None else rate_of(rate),
         epochs=-(-rows // len(text)),
         evaluate_every=10**9,
         checkpoint_seconds=1e9,
