@@ -219,14 +219,17 @@ def make_world(name: str, size: Size, folder: Path) -> World:
     length = SMOLLM2_LENGTH if name == SMOLLM2 else TINY_LENGTH
     steps = size.smollm2 if name == SMOLLM2 else max(size.long, size.short)
     tokens = steps * BATCH * length
+    # Of another size they are others.
+    kept = folder / f"{name}-{size.teacher_steps}"
+    kept.mkdir(exist_ok=True)
     if name == SMOLLM2:
         loaded = material.teacher(torch.float32)
     else:
-        loaded = tiny_teacher(name, size.teacher_steps, tokens, folder / f"teacher-{name}")
+        loaded = tiny_teacher(name, size.teacher_steps, tokens, kept / "teacher")
     texts = material.corpus(loaded, length, tokens, size.validation_tokens)
     layers = max(1, int(loaded.model.config.num_hidden_layers) // 2)
     pruned, vocabulary = material.student(loaded, layers, *texts)
-    cache = captured(LocalTeacher(loaded), texts, folder / f"cache-{name}")
+    cache = captured(LocalTeacher(loaded), texts, kept / "cache")
     return World(loaded, *texts, cache, vocabulary, pruned)
 
 
