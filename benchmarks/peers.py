@@ -335,7 +335,12 @@ class Bench:
 
         ratio = next((percent / 100 for percent in range(80, 0, -1) if parameters(percent / 100) >= asked), 0.01)
         while ratio > 0:
-            found = torch_pruning_peer.cut(self.folder / "teacher", target, ratio)
+            try:
+                found = torch_pruning_peer.cut(self.folder / "teacher", target, ratio)
+            except subprocess.CalledProcessError as error:
+                raise NotToBeHad(f"Torch-Pruning failed with exit code {error.returncode} on this teacher") from None
+            except subprocess.TimeoutExpired:
+                raise NotToBeHad(f"Torch-Pruning did not finish in {torch_pruning_peer.LONGEST:.0f} seconds") from None
             if found is None:
                 raise NotToBeHad("Torch-Pruning cannot be installed")
             if count_parameters(judge.open_model(target)) >= asked:

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 PEER = Path(".venvs/torch-pruning")
+LONGEST = 1800.0
+"""Seconds after which it is given up."""
 HEAD_RATIO = 1 / 3
 """Share of heads that go: one query head of each of SmolLM2's key/value groups."""
 WIDTH_RATIO = 0.22
@@ -48,7 +50,9 @@ def cut(teacher: Path, target: Path, width_ratio: float = WIDTH_RATIO) -> float 
         return None
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher), str(target), str(width_ratio)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True, timeout=LONGEST
+    )
     return float(done.stdout.split()[-1])
 
 
