@@ -39,7 +39,10 @@ def test_every_command_about_recipes_runs_and_packages_is_a_verb() -> None:
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     of_this_machine = {"on", "off", "status", "inspect", "revoke", "reinstate", "ladder"}
-    assert commands - of_this_machine == set(VERBS) - {"answer", "load_recipe"}
+    # `init` writes a recipe, `runs` lists folders; single stages are `run(…, until=…)`, and `stillroom.corpus` is a package.
+    of_commands_alone = {"init", "runs", "corpus", "baseline"}
+    assert of_commands_alone <= commands
+    assert commands - of_this_machine - of_commands_alone == set(VERBS) - {"answer", "load_recipe"}
 
 
 def test_verbs_stay_functions_after_every_module_was_imported() -> None:

@@ -110,7 +110,8 @@ def test_the_command_goes_on_where_a_killed_one_stopped(small_recipe: Any, tmp_p
     assert "corpus: done before" in finished.stderr
     later = [event["step"] for event in events(tmp_path / "small") if "loss" in event][len(steps) :]
     assert later[0] > 1
-    assert later[-1] == 64
+    record = json.loads((tmp_path / "small" / "distill" / "stage.json").read_text())
+    assert later[-1] == record["notes"]["steps"] >= 64
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

@@ -173,7 +173,9 @@ def test_ctrl_c_says_where_it_stopped_and_that_the_same_command_goes_on(
     recipe.write_text(yaml.safe_dump(settings))
     words = [sys.executable, "-m", "stillroom", "distill", str(recipe), "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
         events = tmp_path / "runs" / "small" / "events.jsonl"
         for _ in range(3000):
             if events.is_file() and '"step": ' in events.read_text():

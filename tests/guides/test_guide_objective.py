@@ -40,7 +40,7 @@ def train_two_steps(guide: Guide, small_recipe: Any, where: str) -> None:
     lines = (guide.folder / "runs" / "small" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [event for event in map(json.loads, lines) if event["stage"] == "distill" and "step" in event]
     trained = [event["loss"] for event in steps if "loss" in event]
-    assert len(trained) == 2
+    assert len(trained) >= 2
     assert all(0 < loss < 1 for loss in trained)
     validated = [event["kl"] for event in steps if event.get("event") == "validation"]
     assert validated[-1] < validated[0]

@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
     "layers": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
         "distill": (298.038, 1_307_584_000, 2_160_000_000),
@@ -67,7 +67,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (87.952, 2_402_984_832, 0),
     },
     "target": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (365.968, 2_350_371_712, 240_000_000),
         "distill": (298.038, 1_307_584_000, 2_160_000_000),
@@ -75,7 +75,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (76.639, 2_162_984_832, 0),
     },
     "width": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (20.053, 1_831_326_592, 240_000_000),
         "distill": (298.038, 1_307_584_000, 2_160_000_000),
@@ -84,7 +84,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (76.639, 2_162_984_832, 0),
     },
     "fresh": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (4.6, 1_831_326_592, 240_000_000),
         "distill": (298.038, 1_307_584_000, 2_160_000_000),
@@ -93,7 +93,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (58.52, 2_162_984_832, 0),
     },
     "export": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
         "distill": (298.038, 1_307_584_000, 2_160_000_000),
@@ -102,7 +102,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (87.952, 2_402_984_832, 0),
     },
     "batches": {
-        "corpus": (3.0, 409_200_000, 6_670_000),
+        "corpus": (3.0, 409_200_000, 3_680_000),
         "capture": (265.0, 1_030_000_000, 4_520_000),
         "shrink": (150.586, 2_350_371_712, 240_000_000),
         "distill": (730.275, 1_273_792_000, 2_160_000_000),
@@ -111,7 +111,7 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (87.952, 2_402_984_832, 0),
     },
 }
-"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them; of training with a checkpoint at every
+"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them; of a corpus of pieces, 16 bytes per token; of training with a checkpoint at every
 validation (three sizes of the weights beside the best ones), two checkpoints at most on the disk, and at most 2 % of the time
 for others."""
 
