@@ -111,7 +111,8 @@ EXPECTED: dict[str, dict[str, tuple[float, int, int]]] = {
         "evaluate": (87.952, 2_402_984_832, 0),
     },
 }
-"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them; of a corpus of pieces, 16 bytes per token; of training with a checkpoint at every
+"""Seconds, bytes of memory and bytes of disk, as the plan of 0.1.0 computed them; but a corpus of pieces has 16
+bytes per token, and training a checkpoint at every
 validation (three sizes of the weights beside the best ones), two checkpoints at most on the disk, and at most 2 % of the time
 for others."""
 
