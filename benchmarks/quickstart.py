@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -93,7 +92,7 @@ def measured(run: Path, spent: budget.Spent) -> dict[str, Any]:
         "kl_student_over_baseline": student["kl_to_teacher"] / baseline["kl_to_teacher"] if baseline else None,
         "top1_agreement": student["top1_agreement"],
         "effective_documents": effective_number(torch.tensor(sums["compared"]).double().numpy()),
-        "context_missing_share": context_missing(run, summary),
+        "context_missing_share": context_missing(summary),
         "peak_bytes": spent.peak_bytes,
         "heldout_documents": summary["heldout_documents"],
         "stages": stage_seconds(run),
@@ -101,24 +100,9 @@ def measured(run: Path, spent: budget.Spent) -> dict[str, Any]:
     }
 
 
-def context_missing(run: Path, summary: dict[str, Any]) -> float | None:
-    """The share of learned targets without their context, as manifest or summary say it; None where they do not."""
-    ledger = run / "corpus" / "ledger.json"
-    for record in (summary, read_json(ledger) if ledger.is_file() else {}):
-        found = _find(record, re.compile(r"context_missing_share|missing_context_share|without_context_share"))
-        if found:
-            return max(found)
-    return None
-
-
-def _find(record: Any, key: re.Pattern[str]) -> list[float]:
-    """Every number under a key of such a name, at any depth."""
-    if isinstance(record, list):
-        return [number for one in record for number in _find(one, key)]
-    if not isinstance(record, dict):
-        return []
-    own = [float(value) for name, value in record.items() if key.fullmatch(name) and isinstance(value, int | float)]
-    return own + [number for value in record.values() for number in _find(value, key)]
+def context_missing(summary: dict[str, Any]) -> float:
+    """The share of learned targets without their context, in the split that has most of them."""
+    return max(summary["context"]["share"].values())
 
 
 def opened(run: Path, stage: str) -> tuple[Any, Any, VocabularyMap]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import judge, peers
-from benchmarks.quickstart import _find, unseen
+from benchmarks.quickstart import unseen
 from stillroom.evaluation.tasks.task_files import read_task
 
 TEXTS = [
@@ -84,10 +84,3 @@ def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:
     row = torch.tensor([ord(letter) for letter in TEXTS[2]])
     save_file({"ids": row[None]}, tmp_path / "corpus" / "train.safetensors")
     assert unseen(chats, tmp_path, Letters()) == [chats[0], chats[1], chats[3], chats[4]]
-
-
-def test_a_number_is_found_at_any_depth() -> None:
-    import re
-
-    record = {"a": [{"context_missing_share": 0.25}], "b": {"context_missing_share": 0}, "c": {"other": 3}}
-    assert _find(record, re.compile("context_missing_share")) == [0.25, 0.0]
