@@ -101,8 +101,8 @@ def measured(run: Path, spent: budget.Spent) -> dict[str, Any]:
 
 
 def context_missing(summary: dict[str, Any]) -> float:
-    """The share of learned targets without their context, in the split that has most of them."""
-    return max(summary["context"]["share"].values())
+    """The share of learned targets without their context, in the split that has the largest."""
+    return max(float(share) for share in summary["context"]["share"].values())
 
 
 def opened(run: Path, stage: str) -> tuple[Any, Any, VocabularyMap]:
