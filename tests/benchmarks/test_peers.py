@@ -91,3 +91,14 @@ def test_a_number_is_found_at_any_depth() -> None:
 
     record = {"a": [{"context_missing_share": 0.25}], "b": {"context_missing_share": 0}, "c": {"other": 3}}
     assert _find(record, re.compile("context_missing_share")) == [0.25, 0.0]
+
+
+def test_a_work_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    peers.Bench(tmp_path, peers.RECIPE, {}, quick=True).keep()
+    peers.Bench(tmp_path, peers.RECIPE, {}, quick=True)
+    with pytest.raises(SystemExit, match="with --quick"):
+        peers.Bench(tmp_path, peers.RECIPE, {}, quick=False)
+    other = tmp_path / "other.yaml"
+    other.write_text(peers.RECIPE.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"another other\.yaml"):
+        peers.Bench(tmp_path, other, {}, quick=True)
