@@ -13,7 +13,7 @@ One teacher (the quickstart's), one text (whole chats of the quickstart's source
 - ``cross_entropy_pruned``: transformers' Trainer without the teacher, on the evenly pruned student.
 
 What counts: of Stillroom everything that its process does, loading too; of peers tokenization, pruning, the teacher's passes
-and training, not imports and loading. A peer's learning rate is the best of three by validation KL after a tenth of the
+and training, not imports and loading. A peer's learning rate is the best of four by validation KL after a tenth of the
 budget, which is free of charge, and falls to zero exactly as its budget ends. Students of peers keep the teacher's whole
 vocabulary and have at least our student's parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over
 our student's ids, which can only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
@@ -51,7 +51,7 @@ from stillroom.students.embeddings import keep_rows
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LONGEST = 512
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS = 8192
 TRIES = 3
@@ -131,6 +131,10 @@ class Bench:
         digest = digest_file(self.recipe)
         if self.kept.setdefault("recipe", digest) != digest:
             raise SystemExit(f"{self.path} belongs to another {self.recipe.name}; give another folder by --work.")
+        if self.kept.setdefault("quick", quick) != quick:
+            raise SystemExit(
+                f"{self.path} was made {'without' if quick else 'with'} --quick; give another folder by --work."
+            )
         self.cells: dict[str, Any] = self.kept.setdefault("cells", {})
         self.config = load_recipe(self.recipe)
 

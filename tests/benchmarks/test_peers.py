@@ -84,3 +84,14 @@ def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:
     row = torch.tensor([ord(letter) for letter in TEXTS[2]])
     save_file({"ids": row[None]}, tmp_path / "corpus" / "train.safetensors")
     assert unseen(chats, tmp_path, Letters()) == [chats[0], chats[1], chats[3], chats[4]]
+
+
+def test_a_work_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    peers.Bench(tmp_path, peers.RECIPE, {}, quick=True).keep()
+    peers.Bench(tmp_path, peers.RECIPE, {}, quick=True)
+    with pytest.raises(SystemExit, match="with --quick"):
+        peers.Bench(tmp_path, peers.RECIPE, {}, quick=False)
+    other = tmp_path / "other.yaml"
+    other.write_text(peers.RECIPE.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"another other\.yaml"):
+        peers.Bench(tmp_path, other, {}, quick=True)

@@ -84,11 +84,15 @@ def test_the_page_s_metric_in_one_file(site: Path, tmp_path: Path, small_recipe:
         ("entropy.nats", "floor", True),
         ("entropy.nats", "ceiling", False),
     ]
-    cell = f"{value:.3f}<small>[{low:.3f}, {high:.3f}]</small>"
+    # The last cell of a row of the metric's own table; that of a gate has its rating after it.
+    cell = f"{value:.3f}<small>[{low:.3f}, {high:.3f}]</small></td></tr>"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('<h2 id="entropy">How sure it is</h2>') == 1
     assert cell in page
-    assert re.search(rf">entropy\.nats<small>maximum [^\n]*>{value:.4g}<[^\n]*✗ missed", page)
+    gates = [line for line in page.splitlines() if line.startswith('<tr><th scope="row">entropy.nats')]
+    assert [("minimum 0," in gate, "maximum 0.001," in gate) for gate in gates] == [(True, False), (False, True)]
+    assert all(f'<td class="n">{value:.4g}<small>' in gate for gate in gates)
+    assert ["✗ missed" in gate for gate in gates] == [False, True]
     assert f"| student | {value:.3f} [{low:.3f}, {high:.3f}] |" in (run / "report.md").read_text(encoding="utf-8")
 
     # The report of a run whose metric was uninstalled is still written, and says so.

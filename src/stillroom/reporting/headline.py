@@ -171,7 +171,7 @@ def make_headline(
             "fair": "Fair: the student follows its teacher, with losses",
             "poor": "Poor: the student is not ready for use",
         }[level]
-        worst = [check.name for check in checks if check.level == level] if level != "good" else []
+        worst = [check.name.partition(",")[0] for check in checks if check.level == level] if level != "good" else []
         words = f"What holds it back: {_listed(worst)}. " if worst else ""
         words += "The recipe sets no quality gates, so that rules of thumb rate it."
     if gates and not told:

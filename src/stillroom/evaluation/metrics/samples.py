@@ -251,7 +251,7 @@ def sections(result: Result) -> list[Section]:
         f"row occur in it twice; tokens are the teacher's for every model. {result['interval']}."
     )
     number = {1: "One prompt", 8: "Eight prompts"}.get(len(asked), f"{len(asked)} prompts")
-    title = f"{number}, {len(names)} models"
+    title = f"{number}, {'three' if len(names) == 3 else 'two'} models"
     return [
         Section(
             "answers",
