@@ -173,8 +173,19 @@ def test_ctrl_c_says_where_it_stopped_and_that_the_same_command_goes_on(
     recipe.write_text(yaml.safe_dump(settings))
     words = [sys.executable, "-m", "stillroom", "distill", str(recipe), "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def listen() -> None:
+        # A shell lets what it starts in the background ignore interrupts, and a child inherits that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with subprocess.Popen(
-        words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        preexec_fn=listen,
+        args=words,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
     ) as process:
         events = tmp_path / "runs" / "small" / "events.jsonl"
         for _ in range(3000):
