@@ -266,6 +266,11 @@ def too_long(where: str, *, text: bool = True) -> CorpusError:
     )
 
 
+def no_encoding(path: Path, encoding: str) -> CorpusError:
+    """The error of a recipe's ``encoding`` that there is not."""
+    return CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.")
+
+
 def unreadable(path: Path, error: OSError) -> StillroomError:
     """What went wrong with a file, in words."""
     place = str(error.filename or path)

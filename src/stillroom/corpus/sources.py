@@ -16,7 +16,16 @@ from typing import IO, Any
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
-from stillroom.corpus.inputs import find_files, inner_suffix, opened, require_text, too_long, unpacked, unreadable
+from stillroom.corpus.inputs import (
+    find_files,
+    inner_suffix,
+    no_encoding,
+    opened,
+    require_text,
+    too_long,
+    unpacked,
+    unreadable,
+)
 from stillroom.corpus.readers.plain import PLAIN
 from stillroom.corpus.readers.reader import PassedOver
 from stillroom.corpus.readers.registry import reader_of
@@ -152,7 +161,7 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
         except UnicodeDecodeError as error:
             raise _not_encoded(f"{path}, document {number + 1}", encoding, error) from None
         except LookupError:
-            raise _no_encoding(path, encoding) from None
+            raise no_encoding(path, encoding) from None
         except OSError as error:
             raise unreadable(path, error) from None
 
@@ -162,10 +171,6 @@ def _not_encoded(where: str, encoding: str, error: UnicodeDecodeError) -> Corpus
         f"{where}: has bytes that are not {encoding}: {error.reason}.",
         "Name the right `encoding` in the recipe, or save the file as UTF-8.",
     )
-
-
-def _no_encoding(path: Path, encoding: str) -> CorpusError:
-    return CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.")
 
 
 def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
@@ -193,7 +198,7 @@ def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
         except LookupError as error:
             if isinstance(error, (KeyError, IndexError)):
                 raise
-            raise _no_encoding(path, source.encoding) from None
+            raise no_encoding(path, source.encoding) from None
         except OSError as error:
             raise unreadable(path, error) from None
 
@@ -327,8 +332,10 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _table_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: _without_nulls(value) for key, value in row.items()}
+def _table_document(row: dict[str, Any], source: ParquetSource | DatasetSource, where: str, tally: Tally) -> Document:
+    """The document of a row of a table."""
+    filled = {key: _without_nulls(value) for key, value in row.items()}
+    return document_of(filled, source.text_key, source.messages_key, where, ignore=source.ignore, tally=tally)
 
 
 def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
@@ -349,14 +356,7 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield document_of(
-                        _table_row(row),
-                        source.text_key,
-                        source.messages_key,
-                        f"{path}, row {number}",
-                        ignore=source.ignore,
-                        tally=tally,
-                    )
+                    yield _table_document(row, source, f"{path}, row {number}", tally)
         except PermissionError as error:
             raise unreadable(path, error) from None
         except (ArrowException, OSError) as error:
@@ -388,14 +388,7 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
                 source.name, source.config, split=source.split, revision=source.revision, streaming=streaming
             )
         for number, row in enumerate(data, 1):
-            yield document_of(
-                _table_row(row),
-                source.text_key,
-                source.messages_key,
-                f"{source.name}, row {number}",
-                ignore=source.ignore,
-                tally=tally,
-            )
+            yield _table_document(row, source, f"{source.name}, row {number}", tally)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise translate(error, source.name) or CorpusError(

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import CorpusError
 from stillroom.core.extras import require
-from stillroom.corpus.readers.reader import Reader
+from stillroom.corpus.readers.reader import Reader, decoded
 
 UNSEEN = ("script", "style", "noscript", "template", "svg", "head")
 BLOCKS = frozenset(
@@ -125,15 +124,7 @@ def _read(path: Path, encoding: str) -> Iterator[str]:
         if data.startswith(mark):
             declared = name
     used = declared if declared and encoding == "utf-8" else encoding
-    try:
-        yield text_of_html(data.decode(used))
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path}: the bytes at offset {error.start} are not {used}.",
-            "Name the right `encoding` in the recipe, or save the file as UTF-8.",
-        ) from None
-    except LookupError:
-        raise CorpusError(f"{path}: `{used}` is not an encoding.", "Write for example `encoding: latin-1`.") from None
+    yield text_of_html(decoded(data, path, used))
 
 
 READERS = (Reader((".html", ".htm", ".xhtml"), _read),)

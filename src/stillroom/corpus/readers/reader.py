@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.inputs import require_text
+from stillroom.corpus.inputs import no_encoding, require_text
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,21 @@ def read_text(path: Path, encoding: str) -> str:
     """
     data = path.read_bytes()
     require_text(data, path, encoding)
+    return decoded(data, path, encoding).removeprefix("\ufeff")
+
+
+def decoded(data: bytes, path: Path, encoding: str) -> str:
+    """A file's bytes as text.
+
+    Raises:
+        CorpusError: They are not of the encoding, or there is no such encoding; names file and offset.
+    """
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path}: the bytes at offset {error.start} are not {encoding}.",
             "Name the right `encoding` in the recipe, or save the file as UTF-8.",
         ) from None
     except LookupError:
-        raise CorpusError(f"{path}: `{encoding}` is not an encoding.", "Write for example utf-8 or latin-1.") from None
+        raise no_encoding(path, encoding) from None
