@@ -197,3 +197,17 @@ def test_calls_of_any_arguments_are_learned(name: str, arguments: dict[str, Any]
     gap = "\n" if words else ""
     called = f'<tool_call>\n{{"name": "{name}", "arguments": {written}}}\n</tool_call>'
     assert learned == f"<think>\n\n</think>\n\n{words}{gap}{called}<|im_end|>"
+
+
+def test_a_completion_that_is_marked_as_unwanted_is_not_learned() -> None:
+    tally = Tally()
+    rows: list[dict[str, Any]] = [
+        {"prompt": "2 + 2 =", "completion": "4", "label": True},
+        {"prompt": "2 + 2 =", "completion": "5", "label": False},
+    ]
+    wanted, unwanted = (document_of(row, None, None, "here", tally=tally) for row in rows)
+    assert wanted.messages[-1]["content"] == "4"
+    assert unwanted.is_empty
+    assert tally.notes == {"completions marked as unwanted (`label: false`) that are not learned": 1}
+    assert not tally.unused
+    assert not document_of(rows[1], None, None, "here", ignore=("label",)).is_empty

@@ -439,3 +439,12 @@ def test_pythons_documentation_as_answers_to_questions() -> None:
     assert len({chat.messages[0]["content"].split("`")[0] for chat in asked}) == 5
     docstring = next(chat for chat in read(PythonDocsSource(form="chat")) if "`textwrap.TextWrapper`" in chat.text)
     assert "Object for wrapping/filling text" in docstring.messages[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", '{"text": "one", "text": "two"}\n'), ("a.json", '[{"text": "one", "text": "two"}]')]
+)
+def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CorpusError, match="the key 'text' stands twice"):
+        read(JsonlSource(path=tmp_path / name))

@@ -32,8 +32,8 @@ class NotStrict(ValueError):
         self.column = column
 
 
-class _Twice(ValueError):
-    pass
+class Twice(ValueError):
+    """An object holds a key twice. The text is the key."""
 
 
 def read_strict(data: bytes, *, limit: int | None = None, infinities: bool = False, key_twice: bool = False) -> Any:
@@ -55,7 +55,7 @@ def read_strict(data: bytes, *, limit: int | None = None, infinities: bool = Fal
     try:
         return json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=None if key_twice else _pairs,
+            object_pairs_hook=None if key_twice else once_each,
             parse_constant=float if infinities else _constant,
         )
     except UnicodeDecodeError as error:
@@ -63,7 +63,7 @@ def read_strict(data: bytes, *, limit: int | None = None, infinities: bool = Fal
     except json.JSONDecodeError as error:
         byte = len(error.doc[: error.pos].encode("utf-8", "replace"))
         raise NotStrict("syntax", str(error), error.msg, byte, error.lineno, error.colno) from None
-    except _Twice as error:
+    except Twice as error:
         key = str(error)
         raise NotStrict("key", f"the key {key[:80]!r} stands twice", key, _second(data, key)) from None
     except RecursionError:
@@ -100,13 +100,18 @@ def parse_json(data: bytes, name: str, offset: int = 0, *, infinities: bool = Fa
         raise InspectionRefused(f"{name}: {what}.", advice) from None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON from its keys and values, for ``object_pairs_hook``.
+
+    Raises:
+        Twice: A key stands twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Twice(key)
+                raise Twice(key)
             seen.add(key)
     return found
 

@@ -244,7 +244,15 @@ def _begins_with(reading: _Reading) -> bool:
 
 
 def _completion(reading: _Reading, answer: str = "completion") -> Document:
-    """A prompt and what follows it: text as it is, or messages."""
+    """A prompt and what follows it: text as it is, or messages. A completion that is marked as unwanted is not learned."""
+    label = reading.row["label"] if reading.has("label") else None
+    if isinstance(label, bool) and answer == "completion":
+        reading.used.add("label")
+        if not label:
+            reading.used |= {"prompt", answer}
+            if reading.tally is not None:
+                reading.tally.notes["completions marked as unwanted (`label: false`) that are not learned"] += 1
+            return Document(where=reading.where)
     if reading.is_chat("prompt") or reading.is_chat(answer):
         return _joined(reading, "prompt", answer)
     prompt, words = reading.words("prompt"), reading.words(answer)

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
+from stillroom.core.strict_json import Twice, once_each
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
 from stillroom.corpus.inputs import (
     find_files,
@@ -223,11 +224,11 @@ def _lines(stream: IO[bytes], path: Path, encoding: str) -> Rows:
 
 def _row(line: bytes | str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=once_each)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line.", "Save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        reason = _reason(error)
         array = line.lstrip()[:1] in (b"[", "[") and where.endswith("line 1")
         raise CorpusError(
             f"{where}: not valid JSON: {reason}.",
@@ -241,7 +242,7 @@ def _row(line: bytes | str, where: str) -> dict[str, Any]:
 def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
     """The objects of a JSON array, or objects one behind the other; never the whole file."""
     text = io.TextIOWrapper(stream, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=once_each)
     rest, number, array, wanted = "", 0, None, 0
     while True:
         block = text.read(BLOCK)
@@ -278,8 +279,9 @@ def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
                         raise too_long(where, text=False) from None
                     wanted = 2 * (len(rest) - at)
                     break
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
-                raise CorpusError(f"{where}: not valid JSON: {reason}.", "Write the array as valid JSON.") from None
+                raise CorpusError(
+                    f"{where}: not valid JSON: {_reason(error)}.", "Write the array as valid JSON."
+                ) from None
             if not isinstance(row, dict):
                 raise CorpusError(f"{where}: not a JSON object.", 'A row looks like {"text": "…"}.')
             number, comma = number + 1, True
@@ -289,6 +291,13 @@ def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
             if array:
                 raise CorpusError(f"{path}: the array does not end.", "The file was cut off: copy it again.")
             return
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON, in a few words."""
+    if isinstance(error, Twice):
+        return f"the key {str(error)[:80]!r} stands twice"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
 
 
 def _unfinished(error: Exception, length: int) -> bool:
