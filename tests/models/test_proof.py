@@ -108,6 +108,31 @@ def test_a_proof_leaves_the_model_as_it_was() -> None:
     assert model.get_output_embeddings().__dict__.get("forward") is None
 
 
+def test_whoever_listens_gets_nothing_of_a_proof() -> None:
+    """Pruning catches what layers take while a model runs that was not proved yet: it must be of its own text alone."""
+    model = build("llama")
+    layer = model.base_model.layers[0]
+    heard: list[str] = []
+
+    def stand_in(*values: torch.Tensor, **others: object) -> torch.Tensor:
+        heard.append("forward")
+        return type(layer).forward(layer, *values, **others)
+
+    layer.forward = stand_in
+    handles = [
+        layer.register_forward_hook(lambda *_: heard.append("after")),
+        layer.self_attn.register_forward_pre_hook(lambda *_: heard.append("before")),
+    ]
+    prove(model, again=True)
+    assert heard == []
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert heard == ["forward", "before", "after"]
+    for handle in handles:
+        handle.remove()
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert heard[3:] == ["forward"]
+
+
 def test_a_copy_is_run_as_its_original() -> None:
     model = build("mamba")
     way = prove(model).way

@@ -19,6 +19,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ DIVISORS = ("logits_scaling", "mup_width_multiplier")
 """Config keys of a number that divides the logits."""
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Config keys of a cap on the logits."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Where a module keeps what is called before and after its forward pass."""
 _SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Difference of logits, in their standard deviations, up to which they are the same; wrong ones differ by 0.06 to 90."""
 _SAME_COARSE = 6e-2
@@ -102,8 +105,17 @@ def _key(model: CausalModel) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _quiet(model: CausalModel) -> Iterator[None]:
-    """Evaluation mode without gradients and autocast; afterwards everything is as it was."""
+    """Evaluation mode without gradients and autocast; afterwards everything is as it was.
+
+    Whoever hooks into a module, or has put a function in place of its forward pass, gets nothing of the proof's documents. What
+    accelerate put there moves weights, and stays.
+    """
     training = [module for module in model.modules() if module.training]
+    modules = [module for module in model.modules() if not hasattr(module, "_hf_hook")]
+    stand_ins = [(module, vars(module).pop("forward")) for module in modules if "forward" in vars(module)]
+    hooks = [(module, name, vars(module)[name]) for module in modules for name in HOOKS if vars(module).get(name)]
+    for module, name, _ in hooks:
+        vars(module)[name] = OrderedDict()
     model.eval()
     device = next(model.parameters()).device.type
     try:
@@ -112,6 +124,10 @@ def _quiet(model: CausalModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        for module, name, held in hooks:
+            vars(module)[name] = held
+        for module, forward in stand_ins:
+            module.forward = forward
 
 
 @dataclass(frozen=True)
