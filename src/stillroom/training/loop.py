@@ -20,6 +20,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
+from stillroom.core.memory import Trimmer
 from stillroom.core.progress import Progress
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
@@ -135,6 +136,7 @@ class Training:
             pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
             stream = self.train.stream([piece for group in pieces for piece in group])
+            trim = Trimmer()
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
@@ -163,6 +165,7 @@ class Training:
                         save_checkpoint(self.folder, self.model, optimizer, state)
                         saved = time.monotonic()
                         took = saved - begun
+                    trim()
         state.tokens = tokens[state.step]
         self._restore(best_weights(self.folder, state.best_step))
         return state
