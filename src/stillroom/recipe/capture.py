@@ -56,12 +56,10 @@ class HiddenCodec(Section):
 
     kind: Literal["hidden"] = "hidden"
     bits: Literal[16, 8] = 16
-    """16: bfloat16, exact for a teacher that computes in bfloat16. 8: int8 with a scale per channel and piece, half the size."""
+    """16: bfloat16, exact for a teacher that computes in bfloat16. 8: int8 with a scale per channel and piece, half of that."""
 
 
-Codec = Annotated[
-    ThresholdCodec | TopKCodec | DenseCodec | ObservedCodec | HiddenCodec, Field(discriminator="kind")
-]
+Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec | ObservedCodec | HiddenCodec, Field(discriminator="kind")]
 
 
 class CaptureConfig(Section):

@@ -148,6 +148,14 @@ class CoarseSignal:
         """Which entries are not fillers, [N, K] bool."""
         return self.logprobs > float("-inf")
 
+    def divergence_from(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """KL of the events from a student's log-probabilities [N, V], [N] nats: at most that of the whole distributions."""
+        listed = self.listed
+        own = torch.where(listed, logprobs.gather(1, self.ids), float("-inf"))
+        others = logprobs.exp().scatter_add(1, self.ids, -own.exp()).sum(1).clamp_min(torch.finfo(logprobs.dtype).tiny)
+        found = torch.where(listed, self.logprobs.exp() * (self.logprobs - own), 0.0).sum(1)
+        return found + torch.where(self.rest > 0, self.rest * (self.rest.log() - others.log()), 0.0)
+
     def fault(self, size: int) -> str | None:
         """What is wrong with it as a statement about a vocabulary of ``size`` ids, in words; None where nothing is."""
         listed = self.listed

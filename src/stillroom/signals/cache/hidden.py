@@ -42,8 +42,9 @@ class OutputLayer:
             yield logits if self.temperature == 1.0 else logits / self.temperature
 
     def dump(self) -> bytes:
-        """As safetensors inside one Zstandard frame: ``matrix``, ``bias`` if there is one, ``numbers``: scale, cap (0: none) and
-        temperature, float64.
+        """As safetensors inside one Zstandard frame: ``matrix``, ``bias`` if there is one, and ``numbers``.
+
+        The numbers are scale, cap (0: none) and temperature, float64.
         """
         from safetensors.torch import save
 
@@ -89,7 +90,7 @@ class Hidden(SignalCodec[torch.Tensor]):
         self.vocabulary_size = vocabulary_size
         self.layer: OutputLayer | None = None
 
-    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> NoReturn:
+    def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> NoReturn:  # noqa: ARG002
         """A teacher that gives nothing but distributions has no hidden states to keep."""
         raise SignalError(
             "The codec `hidden` stores hidden states, and this teacher gives distributions.",

@@ -15,9 +15,7 @@ import torch
 
 from stillroom.signals.signal import CoarseSignal
 
-Divergence = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
-]
+Divergence = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From P, log P, Q and log Q of the events, [C, E] each, to the losses [C] and h = Q ∂L/∂Q [C, E]. Where P is 0, log P is
 -inf; at an entry that fills a list P and Q are 0, log P and log Q are -inf, and both results have to be finite."""
 

@@ -44,7 +44,10 @@ class ForwardKL(Objective):
 
 
 def forward_kl_of_events(
-    teacher: torch.Tensor, teacher_log: torch.Tensor, student: torch.Tensor, student_log: torch.Tensor
+    teacher: torch.Tensor,
+    teacher_log: torch.Tensor,
+    student: torch.Tensor,  # noqa: ARG001
+    student_log: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``Σ P (log P − log Q)``: see :data:`stillroom.training.losses.coarse.Divergence`."""
     return torch.where(teacher > 0, teacher * (teacher_log - student_log), 0.0).sum(1), -teacher
