@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,11 @@ def capture_listed(
         received.clear()
         waiting.clear()
 
+    stop = threading.Event()
+
     def scored(piece: Piece) -> tuple[Piece, CoarseSignal]:
+        if stop.is_set():
+            raise CancelledError
         whole = teacher.server.score(piece.ids, piece.address)
         chosen = CoarseSignal(whole.ids[piece.learned], whole.logprobs[piece.learned], whole.rest[piece.learned])
         # As the cache will have it, so that what is recovered after a kill is the same to the bit.
@@ -143,37 +147,43 @@ def capture_listed(
         received.add(piece.address, signal)
         return piece, signal
 
-    unchecked = positions = 0
-    order = iter(todo)
     pool = ThreadPoolExecutor(teacher.config.concurrency, "endpoint")
     try:
-        running: set[Future[tuple[Piece, CoarseSignal]]] = {
-            pool.submit(scored, piece) for piece in itertools.islice(order, teacher.config.concurrency)
-        }
-        failure: BaseException | None = None
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                error = future.exception()
-                if error is not None:
-                    # What else is under way is paid for: it is waited for and kept, and nothing new is begun.
-                    failure = failure or error
+        # Between two checks of the model nothing is under way, so that each answer is clearly before or after one.
+        for group in _groups(todo, teacher.config.check_every, shard_tokens):
+            failure: BaseException | None = None
+            for future in as_completed([pool.submit(scored, piece) for piece in group]):
+                if future.cancelled():
                     continue
-                piece, signal = future.result()
-                waiting[piece.address] = signal
-                unchecked += 1
-                positions += len(signal)
-                task.advance(len(piece.ids))
-                following = next(order, None) if failure is None else None
-                if following is not None:
-                    running.add(pool.submit(scored, following))
-            if failure is None and (unchecked >= teacher.config.check_every or positions >= shard_tokens):
-                confirm()
-                unchecked = positions = 0
-        if failure is not None:
-            raise failure
-        if waiting:
+                error = future.exception()
+                if error is not None and failure is None:
+                    # What is under way is paid for: it is waited for and kept, and nothing new is begun.
+                    failure = error
+                    stop.set()
+                elif error is None:
+                    piece, signal = future.result()
+                    waiting[piece.address] = signal
+                    task.advance(len(piece.ids))
+            if failure is not None:
+                raise failure
             confirm()
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+    if waiting:
+        confirm()
     return recovered
+
+
+def _groups(pieces: list[Piece], requests: int, positions: int) -> Iterator[list[Piece]]:
+    """Pieces in order, in groups of at most so many requests and about so many positions."""
+    group: list[Piece] = []
+    inside = 0
+    for piece in pieces:
+        group.append(piece)
+        inside += len(piece.ids)
+        if len(group) >= requests or inside >= positions:
+            yield group
+            group, inside = [], 0
+    if group:
+        yield group
