@@ -184,7 +184,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     assert KEY not in shown.out + shown.err
 
 
-def test_a_model_that_is_swapped_half_way_is_found_and_its_answers_are_thrown_away(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_swapped_half_way_is_found_and_its_answers_are_thrown_away(
+    folder: Path, tmp_path: Path
+) -> None:
     with serving(FakeServer(SIZE, "other model", PROBES + 4)) as server:
         with pytest.raises(TeacherError, match="another model"):
             captured(server, folder, tmp_path, check_every=2)
@@ -289,7 +291,13 @@ class Script:
 
 def client_of(script: Script, clock: Clock, **values: Any) -> Client:
     return Client(
-        "http://127.0.0.1:1", None, Ledger(None, Price()), clock=clock, transport=script.transport, jitter=lambda: 1.0, **values
+        "http://127.0.0.1:1",
+        None,
+        Ledger(None, Price()),
+        clock=clock,
+        transport=script.transport,
+        jitter=lambda: 1.0,
+        **values,
     )
 
 
@@ -351,7 +359,11 @@ def test_concurrency_stays_between_one_and_the_recipes(outcomes: list[bool], mos
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.sampled_from(("200", "unknown", "lost"))), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 50), st.integers(0, 50), st.sampled_from(("200", "unknown", "lost"))), max_size=12
+    )
+)
 def test_the_ledger_of_a_killed_process_is_the_ledger(entries: list[tuple[int, int, str]]) -> None:
     import tempfile
 
@@ -432,9 +444,7 @@ def test_recipes_that_are_refused(values: dict[str, Any], words: str) -> None:
         from stillroom.recipe.reading import recipe_of
 
         with pytest.raises(RecipeError) as explained:
-            recipe_of(
-                {"name": "x", "corpus": {"sources": []}, "teacher": whole | values | {"kind": "endpoint"}}
-            )
+            recipe_of({"name": "x", "corpus": {"sources": []}, "teacher": whole | values | {"kind": "endpoint"}})
         assert "secret" not in str(explained.value)
     assert failed.value.error_count() >= 1
 
