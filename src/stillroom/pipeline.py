@@ -190,6 +190,9 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
     made.notices.clear()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
+    from stillroom.teachers.endpoint.stage import require_possible
+
+    require_possible(made.recipe)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):

@@ -121,9 +121,9 @@ def cells(model: Mapping[str, Any], *, own: bool) -> list[str]:
     speed = model.get("decode_tokens_per_second")
     return [
         f"{model['parameters'] / 1e6:,.1f} M",
-        "0" if own else with_interval(model, "kl_to_teacher", 3),
+        "0" if own else ("≥ " if model.get("kl_is") else "") + with_interval(model, "kl_to_teacher", 3),
         "100 %" if own else with_interval(model, "top1_agreement", 1, percent=True),
-        with_interval(model, "bits_per_byte", 3),
+        ("≥ " if model.get("bits_are") else "") + with_interval(model, "bits_per_byte", 3),
         f"{speed:,.0f} tok/s" if speed else "",
     ]
 
