@@ -208,7 +208,7 @@ def _register() -> None:
     """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for group in ("recipe", "cache", "evaluate", "ladder", "serve", "switch", "terms", "package"):
+    for group in ("recipe", "cache", "evaluate", "ladder", "serve", "switch", "terms", "package", "guard"):
         importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 
