@@ -22,8 +22,40 @@ def register(app: typer.Typer) -> None:
     guard = typer.Typer(
         help="See whether somebody distilled or copied your model.", no_args_is_help=True, rich_markup_mode=None
     )
+    guard.command("lineage")(lineage)
     guard.command("verify")(verify)
     app.add_typer(guard, name="guard")
+
+
+def lineage(
+    suspect: Annotated[Path, typer.Argument(metavar="SUSPECT", help="A Hugging Face folder or a GGUF file.")],
+    owner: Annotated[Path, typer.Option(help="Your run, package, Hugging Face folder or GGUF file.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The public model that both may stem from; a run knows its own.")
+    ] = None,
+    controls: Annotated[
+        Path | None, typer.Option(help="A folder of independent models that the match of activations is ranked among.")
+    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="Text (UTF-8) over which activations are compared.")] = None,
+    weights_only: Annotated[bool, typer.Option(help="Run no model: compare stored weights alone.")] = False,
+    output: Output = None,
+    keys: Keys = None,
+    passphrase_fd: Descriptor = None,
+    as_json: Json = False,
+) -> None:
+    """Test by weights whether a model stems from yours."""
+    from stillroom.guard.lineage_examine import examine, open_owner
+
+    made = examine(
+        _model(suspect),
+        open_owner(_there(owner)),
+        _model(base) if base is not None else None,
+        _there(controls) if controls is not None else None,
+        _text(texts) if texts is not None else None,
+        match=not weights_only,
+        say=lambda words: typer.echo(f"{words} …", err=True),
+    )
+    deliver(made.result(), made.subjects, output, keys, passphrase_fd, as_json)
 
 
 def verify(
@@ -83,6 +115,30 @@ def deliver(
         typer.echo(
             f"Written to {output}" + (", signed." if keys is not None else ", not signed (--keys FOLDER signs).")
         )
+
+
+def _there(path: Path) -> Path:
+    from stillroom.core.errors import UsageError
+
+    if not path.exists():
+        raise UsageError(f"{path}: there is nothing at this path.", "Check it.")
+    return path
+
+
+def _model(path: Path) -> Path:
+    """A model's folder or file; of a run its student."""
+    from stillroom.guard.lineage_examine import open_owner
+
+    return open_owner(_there(path)).model
+
+
+def _text(path: Path) -> str:
+    from stillroom.core.errors import UsageError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{path} cannot be read as UTF-8 text.", "Give a plain text file.") from None
 
 
 def _show(findings: Findings) -> None:
