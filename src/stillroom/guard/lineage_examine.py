@@ -16,6 +16,10 @@ from stillroom.runs.run import Run
 
 LEVEL = -6.0
 """log10 of the p-value from which a finding says more than `cannot tell`."""
+FIXED_SEED = (
+    "the run's recipe fixes its randomness (`seed:` is explicit), so that anybody who gives the same seed repeats it"
+)
+"""Why a run with a seed has no evidence of grade A of its own."""
 LEAST_CONTROLS = 39
 """Controls from which being first among them says more than `cannot tell`: 1 in 40."""
 
@@ -37,6 +41,11 @@ class Owner:
     base: Path | None = None
     run: Run | None = None
     why_not_exact: str = ""
+
+    @property
+    def commitment(self) -> str | None:
+        """SHA-256 of the secret that ordered the units; None where they stand in a base's order, or nothing is known."""
+        return self.run.commitment if self.run is not None and self.base is None else None
 
 
 @dataclass
@@ -88,15 +97,7 @@ def _of_run(run: Run) -> Owner:
         else:
             base = _local(teacher)
         return Owner(str(run.path), model, base, run)
-    return Owner(str(run.path), model, None, run, _fixed_seed(run))
-
-
-def _fixed_seed(run: Run) -> str:
-    """Why a fresh student's order is no secret."""
-    return (
-        "the run's recipe fixes its initial weights (`seed:` is explicit), so that anybody who gives the same seed and shape "
-        "starts with the same units"
-    )
+    return Owner(str(run.path), model, None, run, FIXED_SEED if run.recipe.seed is not None else "")
 
 
 def _local(config: HuggingFaceTeacher | GgufTeacher) -> Path | None:
@@ -212,7 +213,7 @@ def _order_finding(
             "scan_units": SCAN_UNITS,
             "most_units": MOST_UNITS,
         },
-        commitment=None,
+        commitment=owner.commitment,
     )
 
 

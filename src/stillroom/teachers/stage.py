@@ -29,7 +29,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Capture what the cache lacks; verify what a killed process left."""
     recipe = run.recipe
     config = recipe.capture
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
     progress.say("  loading the teacher")
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     for note in teacher.loaded.notes if isinstance(teacher, LocalTeacher) else ():
