@@ -17,8 +17,10 @@ from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import RunError, UsageError
 from stillroom.core.secret import Secret, read_secret, write_secret
+from stillroom.corpus.sequences import Sequences
 from stillroom.guard.lineage import unit_order
 from stillroom.guard.lineage_examine import examine, open_owner
+from stillroom.guard.lineage_order import examine_order
 from stillroom.models.families.registry import family_of
 from stillroom.pipeline import run
 from stillroom.runs.run import SECRET, Run
@@ -84,6 +86,7 @@ def fresh(small_recipe: Any, teacher: Path, **more: Any) -> dict[str, Any]:
         teacher, student={"kind": "fresh", "config": {"num_hidden_layers": 2}}, baseline=False
     )
     del recipe["seed"]
+    recipe["corpus"] = recipe["corpus"] | {"train_tokens": 3200}
     return recipe | more
 
 
@@ -119,6 +122,11 @@ def test_default_runs_are_independent_and_repeat_with_their_secret(
     (finding,) = examine(again.path / "distill" / "model", open_owner(one.path), match=False).findings
     assert (finding.grade, finding.verdict) == ("A", "derived")
     assert finding.commitment == one.commitment
+    # The order of training: too few steps to be remembered, and the whole way is gone.
+    order = examine_order(again.path / "distill" / "model", Run.open(one.path))
+    assert order.statistic["pairs"] == len(Sequences.load(one.path / "corpus" / "train.safetensors")) // 2
+    assert order.commitment == one.commitment
+    assert order.log10_p is not None
 
     # Finished stages hold without the file; what has to be trained again does not begin.
     (one.path / SECRET).rename(tmp_path / "kept")
@@ -143,6 +151,8 @@ def test_an_explicit_seed_rules_grade_a_out(small_recipe: Any, teacher: Path, tm
     assert finding.log10_p is None
     assert "proves nothing" in finding.verdict
     write_secret(tmp_path / "secret", ONE)
+    with pytest.raises(UsageError, match="anybody can repeat its order"):
+        examine_order(stranger.path / "distill" / "model", made)
     with pytest.raises(UsageError, match="fixes `seed: 7`"):
         run(made, quiet=True, secret=tmp_path / "secret")
 

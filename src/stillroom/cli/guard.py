@@ -37,6 +37,15 @@ def lineage(
         Path | None, typer.Option(help="A folder of independent models that the match of activations is ranked among.")
     ] = None,
     texts: Annotated[Path | None, typer.Option(help="Text (UTF-8) over which activations are compared.")] = None,
+    training_order: Annotated[
+        bool, typer.Option(help="Test the order of training too: runs the suspect over the run's whole training text.")
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="For the order of training: a model that does not depend on it; the untrained student without."
+        ),
+    ] = None,
     weights_only: Annotated[bool, typer.Option(help="Run no model: compare stored weights alone.")] = False,
     output: Output = None,
     keys: Keys = None,
@@ -44,17 +53,29 @@ def lineage(
     as_json: Json = False,
 ) -> None:
     """Test by weights whether a model stems from yours."""
+    from stillroom.core.errors import UsageError
     from stillroom.guard.lineage_examine import examine, open_owner
+    from stillroom.guard.lineage_order import examine_order
 
+    opened = open_owner(_there(owner))
+    if training_order and opened.run is None:
+        raise UsageError(
+            f"{owner} is not a run: its order of training is not known.", "Give the run's folder with --owner."
+        )
+    if reference is not None and not training_order:
+        raise UsageError("--reference is for the order of training.", "Add --training-order.")
     made = examine(
         _model(suspect),
-        open_owner(_there(owner)),
+        opened,
         _model(base) if base is not None else None,
         _there(controls) if controls is not None else None,
         _text(texts) if texts is not None else None,
         match=not weights_only,
-        say=lambda words: typer.echo(f"{words} …", err=True),
+        say=_say,
     )
+    if training_order and opened.run is not None:
+        other = _model(reference) if reference is not None else None
+        made.findings.append(examine_order(_model(suspect), opened.run, other, _say))
     deliver(made.result(), made.subjects, output, keys, passphrase_fd, as_json)
 
 
@@ -115,6 +136,10 @@ def deliver(
         typer.echo(
             f"Written to {output}" + (", signed." if keys is not None else ", not signed (--keys FOLDER signs).")
         )
+
+
+def _say(words: str) -> None:
+    typer.echo(f"{words} …", err=True)
 
 
 def _there(path: Path) -> Path:
