@@ -88,6 +88,10 @@ def run(
         typer.Option(help="Stop after this stage: corpus, capture, shrink, distill, baseline, export or evaluate."),
     ] = None,
     changes: Set = None,
+    secret: Annotated[
+        Path | None,
+        typer.Option(help="Repeat another run: its file lineage.secret, for a recipe without `seed`."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +101,7 @@ def run(
     made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:
-        pipeline.run(made, until=until, quiet=quiet)
+        pipeline.run(made, until=until, quiet=quiet, secret=secret)
     except FloorMissed as error:
         # Everything was done and written: it is shown before the answer is no.
         missed = error
@@ -208,7 +212,7 @@ def _register() -> None:
     """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for group in ("recipe", "cache", "teacher", "evaluate", "ladder", "serve", "switch", "terms", "package"):
+    for group in ("recipe", "cache", "teacher", "evaluate", "ladder", "serve", "switch", "terms", "package", "guard"):
         importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 

@@ -192,7 +192,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         sources=[source["name"] for source in files.read_json(corpus / "ledger.json")["sources"]],
         config=recipe.evaluate,
         student_languages=kept.languages if kept is not None else (),
-        seed=recipe.seed,
+        seed=recipe.public_seed,
         device=device,
         folder=run.path / "measures",
         text_digest=run.stage("corpus").output_digest,

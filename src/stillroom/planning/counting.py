@@ -93,7 +93,7 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     else:
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder))
+            corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=Path(folder))
         splits = corpus.splits
         context = {name: pieces.targets_without_context for name, pieces in corpus.pieces.items()}
         seconds = time.perf_counter() - begun

@@ -56,7 +56,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     """
     import psutil
 
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
     few = sequences.take(max(2, CAPTURED_TOKENS // sequences.length))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()

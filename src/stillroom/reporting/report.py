@@ -202,7 +202,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     learned = record.get("notes", {}) | (
         {"validations": files.read_json(history)["validations"]} if history.is_file() else {}
     )
-    ratio = over_baseline(summary, measures["fidelity"], run.recipe.evaluate, run.recipe.seed)
+    ratio = over_baseline(summary, measures["fidelity"], run.recipe.evaluate, run.recipe.public_seed)
     shown = sections(measures)
     return {
         "headline": make_headline(summary, ratio, learned),

@@ -11,6 +11,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.core.progress import Progress
+from stillroom.core.secret import Secret, library_seed
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.families.family import Family, fit_layer_lists
@@ -33,6 +34,7 @@ from stillroom.students.embeddings import keep_rows, renumber_config
 from stillroom.students.importance import Sample
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
+from stillroom.students.order import order_channels
 from stillroom.students.planning import given_sizes, plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
@@ -51,7 +53,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     Where a repair was kept, ``cut/`` holds the student before it, so that both can be measured.
     """
     recipe = run.recipe
-    device = prepare(recipe.compute, recipe.seed)
+    # Only the initial weights of a fresh student are the run's own secret.
+    randomness = run.randomness if isinstance(recipe.student, FreshStudent) else recipe.public_seed
+    device = prepare(recipe.compute, library_seed(randomness, "initial weights"))
     train = Sequences.load(run.stage("corpus").path / "train.safetensors")
     student = recipe.student
     if isinstance(recipe.teacher, EndpointTeacher):
@@ -73,6 +77,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)
     elif isinstance(student, FreshStudent):
         model, tokenizer, vocabulary, facts = _fresh(student, basis, train)
+        if isinstance(randomness, Secret):
+            order_channels(model, family_of(model), randomness)
     else:
         model, tokenizer, vocabulary, facts = _existing(student, basis)
     facts |= {

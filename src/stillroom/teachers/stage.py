@@ -31,7 +31,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         capture_endpoint(run, stage, progress)
         return
     config = recipe.capture
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
     progress.say("  loading the teacher")
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     for note in teacher.loaded.notes if isinstance(teacher, LocalTeacher) else ():

@@ -22,6 +22,7 @@ from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
 from stillroom.core.memory import Trimmer
 from stillroom.core.progress import Progress
+from stillroom.core.secret import Secret
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
@@ -65,7 +66,7 @@ class Training:
         validation: Validation batches, with signals.
         distill: Learn from the signals; otherwise from the text alone.
         folder: Where checkpoints and the best weights are kept.
-        seed: Order of the sequences.
+        seed: Order of the sequences: the recipe's seed, or the run's secret.
         device: Where to compute.
         used: Rows of the student's output that are real ids.
         progress: Draws the bar.
@@ -79,7 +80,7 @@ class Training:
     validation: BatchSource
     distill: bool
     folder: Path
-    seed: int
+    seed: int | Secret
     device: torch.device
     used: int | None
     progress: Progress
