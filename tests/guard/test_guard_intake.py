@@ -58,13 +58,16 @@ def test_the_formats() -> None:
     assert (row.account, row.latency_ms, row.tokens_in, row.user) == ("u-7", 2000, 5, None)
     for names in ("input_tokens output_tokens", "prompt_tokens completion_tokens"):
         have = [
-            {"key": f"gen_ai.usage.{name}", "value": {"intValue": str(4 + index)}} for index, name in enumerate(names.split())
+            {"key": f"gen_ai.usage.{name}", "value": {"intValue": str(4 + index)}}
+            for index, name in enumerate(names.split())
         ]
         have.append({"key": "enduser.id", "value": {"stringValue": "t-1"}})
         row = otel({"startTimeUnixNano": "1790000000000000000", "attributes": have})
         assert (row.account, row.tokens_in, row.tokens_out) == ("t-1", 4, 5)
         assert row.time_us == 1_790_000_000_000_000
-    found = nginx('203.0.113.9 - - [10/Oct/2026:13:55:36 +0200] "POST /v1/chat HTTP/1.1" 200 51 "-" "curl/8" key=ab12 rt=1.5')
+    found = nginx(
+        '203.0.113.9 - - [10/Oct/2026:13:55:36 +0200] "POST /v1/chat HTTP/1.1" 200 51 "-" "curl/8" key=ab12 rt=1.5'
+    )
     assert found is not None
     assert (found.account, found.latency_ms, found.time_us) == ("ab12", 1500, time_of("2026-10-10T11:55:36+00:00"))
     found = vllm('2026-10-10 13:55:36,120 INFO:     198.51.100.7:5123 - "POST /v1/completions HTTP/1.1" 200 OK')
@@ -83,7 +86,7 @@ def test_times_of_any_unit(unit: int) -> None:
 
 def test_requests_of_one_template_share_a_skeleton() -> None:
     """What fills a slot is masked; another template is another skeleton, and another secret another digest."""
-    one, two = "Translate 17 lines of \"Faust\" for Anna into French", "Translate 9 lines of \"Emma\" for Bob into French"
+    one, two = 'Translate 17 lines of "Faust" for Anna into French', 'Translate 9 lines of "Emma" for Bob into French'
     assert skeleton(one) == skeleton(two)
     redactor = Redactor(b"k" * 32)
     assert redactor.text("", one).skeleton == redactor.text("", two).skeleton
@@ -108,7 +111,9 @@ def test_hostile_lines_are_counted_and_never_fatal(tmp_path: Path) -> None:
         b'{"time": 1790000000, "account": "odd", "request": {"messages": [1, null, {"role": "user", "content": [3]}]}}',
     ]
     good = [json.dumps(line(number)).encode() for number in range(5)]
-    hostile = b'{"time": 1790000000, "account": "\xff\xfe\\u001b[31m", "request": {"messages": "\'; DROP TABLE rows; --"}}'
+    hostile = (
+        b'{"time": 1790000000, "account": "\xff\xfe\\u001b[31m", "request": {"messages": "\'; DROP TABLE rows; --"}}'
+    )
     log.write_bytes(b"\n".join([*bad, hostile, *good]) + b'\n{"time": 17900')
     store = create_store(tmp_path / "store")
     report = intake([log], store, line_bytes=250_000)
@@ -140,7 +145,9 @@ def test_merged_parts_equal_one_pass(tmp_path: Path, shards: int) -> None:
     """Shards of the same bytes, read apart and in another order, add up to the same tables to the bit."""
     log = write(tmp_path / "log.jsonl", [line(number) for number in range(400)])
     packed = tmp_path / "more.jsonl.gz"
-    packed.write_bytes(gzip.compress(write(tmp_path / "more.jsonl", [line(number, account="z") for number in range(50)]).read_bytes()))
+    packed.write_bytes(
+        gzip.compress(write(tmp_path / "more.jsonl", [line(number, account="z") for number in range(50)]).read_bytes())
+    )
     whole = create_store(tmp_path / "whole")
     assert intake([log, packed], whole).rows == 450
     apart = [create_store(tmp_path / f"part{number}", tmp_path / "whole" / "secret.key") for number in range(2)]
@@ -168,7 +175,17 @@ def test_the_same_log_is_not_counted_twice(tmp_path: Path) -> None:
 
 def test_no_text_and_no_address_reaches_the_disk(tmp_path: Path) -> None:
     """A prompt's words, addresses and keys are in no file of the store."""
-    log = write(tmp_path / "log.jsonl", [{"time": 1_790_000_000, "api_key": "sk-verysecret", "ip": "203.0.113.77", "request": {"messages": [{"role": "user", "content": "Xylophone elegy"}]}}])
+    log = write(
+        tmp_path / "log.jsonl",
+        [
+            {
+                "time": 1_790_000_000,
+                "api_key": "sk-verysecret",
+                "ip": "203.0.113.77",
+                "request": {"messages": [{"role": "user", "content": "Xylophone elegy"}]},
+            }
+        ],
+    )
     store = create_store(tmp_path / "store")
     intake([log], store)
     with database() as connection:

@@ -3,7 +3,8 @@
 A *stream* is what one cluster sends from one template (or, in logs without text, with one set of parameters). Cover traffic and
 real end users are in other streams of the same cluster, so that they cannot water a campaign down.
 
-All features grow with suspicion, and none says "distillation" alone: a product, an evaluation or a course is extreme in some of them.
+All features grow with suspicion, and none says "distillation" alone: a product, an evaluation or a course is extreme in some
+of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +51,14 @@ class Data:
         accounts: Digests, ``[accounts]``.
         templates: Digests; index 0 stands for all that are too rare to be a stream.
         pair_account, pair_template: ``[pairs]``.
-        rows: Requests by pair and day: ``pair``, ``day`` (0 is the month's first) and the columns of :data:`SUMS`; sorted by day.
-        fills: A sample of texts: ``pair``, ``day``, ``fill``, ``requests``.
+        rows: Requests by pair and day: ``pair``, ``day`` (0 is the month's first) and the columns of :data:`SUMS`; sorted by
+        day. fills: A sample of texts: ``pair``, ``day``, ``fill``, ``requests``.
         links: What accounts share.
         first_us: When each account was first seen in the store.
         content: Most frequent template of each account.
         begin_us, days: The month.
         month: Its name, such as 2026-01.
+        released: Days (of the month, from 0) on which models were first seen, by digest.
     """
 
     accounts: npt.NDArray[np.uint64]
@@ -129,23 +130,35 @@ def load_month(store: Store, month: str, memory: str = "1GB") -> Data:
         chosen = f"day >= {low} AND day < {high}"
         connection.execute(
             "CREATE TEMP TABLE kept AS SELECT skeleton, row_number() OVER (ORDER BY skeleton)::INTEGER AS template"
-            f" FROM read_parquet('{_path(store, 'streams')}') WHERE {chosen} GROUP BY skeleton HAVING sum(requests) >= {LEAST}"
+            f" FROM read_parquet('{_path(store, 'streams')}') WHERE {chosen}"
+            f" GROUP BY skeleton HAVING sum(requests) >= {LEAST}"
         )
         released = load(
-            store, connection, "SELECT model, min(day)::BIGINT AS day FROM {{streams}} GROUP BY model HAVING sum(requests) >= 100"
-            .replace("{{", "{").replace("}}", "}")
-        )  # fmt: skip
+            store,
+            connection,
+            "SELECT model, min(day)::BIGINT AS day FROM {streams} GROUP BY model HAVING sum(requests) >= 100",
+        )
         # A model whose first request is in the store's first days was there before the logs.
         first_day = int(released["day"].min()) if len(released["day"]) else low
-        new = {int(model): int(day) for model, day in zip(released["model"], released["day"], strict=True) if day > first_day + 2}
+        new = {
+            int(model): int(day)
+            for model, day in zip(released["model"], released["day"], strict=True)
+            if day > first_day + 2
+        }
         days_after = " OR ".join(f"(day BETWEEN {day} AND {day + 2})" for day in set(new.values())) or "false"
-        on_new = " OR ".join(f"(model = {model} AND day BETWEEN {day} AND {day + 2})" for model, day in new.items()) or "false"
+        on_new = (
+            " OR ".join(f"(model = {model} AND day BETWEEN {day} AND {day + 2})" for model, day in new.items())
+            or "false"
+        )
         accounts = load(
             store, connection,
-            f"SELECT account, first_us FROM {{accounts}} WHERE account IN (SELECT account FROM {{streams}} WHERE {chosen}) ORDER BY account",
+            "SELECT account, first_us FROM {accounts} WHERE account IN"
+            f" (SELECT account FROM {{streams}} WHERE {chosen}) ORDER BY account",
         )  # fmt: skip
         if not len(accounts["account"]):
-            raise UsageError(f"{store.path} has no requests of {month}.", f"It has: {', '.join(months_of(store)) or 'none'}.")
+            raise UsageError(
+                f"{store.path} has no requests of {month}.", f"It has: {', '.join(months_of(store)) or 'none'}."
+            )
         connection.register("who", {"account": accounts["account"], "number": np.arange(len(accounts["account"]))})
         rows = load(
             store, connection,
@@ -155,7 +168,8 @@ def load_month(store: Store, month: str, memory: str = "1GB") -> Data:
             " sum(q0)::INTEGER AS q0, sum(q1)::INTEGER AS q1, sum(q2)::INTEGER AS q2, sum(q3)::INTEGER AS q3,"
             f" coalesce(sum(requests) FILTER ({on_new}), 0)::INTEGER AS new_model,"
             f" coalesce(sum(requests) FILTER ({days_after}), 0)::INTEGER AS after_release"
-            f" FROM {{streams}} JOIN who USING (account) LEFT JOIN kept USING (skeleton) WHERE {chosen} GROUP BY 1, 2, 3 ORDER BY 3, 1, 2",
+            " FROM {streams} JOIN who USING (account) LEFT JOIN kept USING (skeleton)"
+            f" WHERE {chosen} GROUP BY 1, 2, 3 ORDER BY 3, 1, 2",
         )  # fmt: skip
         fills = load(
             store, connection,
@@ -277,25 +291,24 @@ def _novelty(data: Data, active: Integers, place: Integers, n: int, fills: Table
     span = int(fills["fill"].max()) + 1 if len(fills["fill"]) else 1
     distinct = np.bincount(np.unique(stream * span + fills["fill"]) // span, minlength=n)
     # In a sample of eight texts a repeat is easily missed, so the share counts only as far as the sample goes.
-    return np.log10((sampled + 1) / (np.maximum(sampled - distinct, 0) + 1))
+    return np.asarray(np.log10((sampled + 1) / (np.maximum(sampled - distinct, 0) + 1)))
 
 
 def _evenness(requests: Floats, place: Integers, n: int, accounts: Floats) -> Floats:
-    """-log10 of the coefficient of variation of requests per account beyond counting noise; low for fewer than three accounts."""
+    """-log10 of the coefficient of variation of requests per account beyond counting noise; low for fewer than three
+    accounts.
+    """
     mean = np.bincount(place, requests, n) / np.maximum(accounts, 1)
     square = np.bincount(place, requests**2, n) / np.maximum(accounts, 1)
     excess = np.maximum(square - mean**2 - mean, 0.0)
     variation = np.sqrt(excess) / np.maximum(mean, 1e-9)
-    return np.where((accounts >= 3) & (mean >= 3), -np.log10(variation + 0.05), -1.0)
+    return np.asarray(np.where((accounts >= 3) & (mean >= 3), -np.log10(variation + 0.05), -1.0))
 
 
 def _synchrony(first: Floats, place: Integers, n: int, accounts: Floats) -> Floats:
-    """-log10 of the mean distance (in days) of the accounts' first requests from their mean; low for fewer than three accounts."""
+    """-log10 of the mean distance (in days) of the accounts' first requests from their mean; low for fewer than three
+    accounts.
+    """
     mean = np.bincount(place, first, n) / np.maximum(accounts, 1)
     spread = np.bincount(place, np.abs(first - mean[place]), n) / np.maximum(accounts, 1)
-    return np.where(accounts >= 3, -np.log10(spread + 0.02), -2.0)
-
-
-def named(table: Table) -> dict[str, Any]:
-    """Columns as lists."""
-    return {name: column.tolist() for name, column in table.items()}
+    return np.asarray(np.where(accounts >= 3, -np.log10(spread + 0.02), -2.0))

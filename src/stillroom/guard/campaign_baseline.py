@@ -1,17 +1,19 @@
 """The benign baseline: what honest clusters look like, learned from months in which the owner knows of no campaign.
 
-A third of the clusters, drawn by digest, fits the score; the others are the pool that e-values compare with. No example of an attack
-is in either. A stream's score is the sum, over features, of how far it lies in the upper tail of benign streams of its stratum,
+A third of the clusters, drawn by digest, fits the score; the others are the pool that e-values compare with. No example of
+an attack is in either. A stream's score is the sum, over features, of how far it lies in the upper tail of benign streams of
+its stratum,
 
     u_f(x) = -log10 P(feature of a benign stream ≥ x),
 
-empirical up to the 95th percentile and exponential beyond it, at most :data:`MOST` each. A cluster's statistic is S = 10^(λ · score)
-of its highest stream.
+empirical up to the 95th percentile and exponential beyond it, at most :data:`MOST` each. A cluster's statistic is S = 10^(λ
+· score) of its highest stream.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,18 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import UsageError
-from stillroom.guard.campaign import FEATURES, STRATA, Data, Day, Floats, Integers, days_of, load_month, months_of, stratum
+from stillroom.guard.campaign import (
+    FEATURES,
+    STRATA,
+    Data,
+    Day,
+    Floats,
+    Integers,
+    days_of,
+    load_month,
+    months_of,
+    stratum,
+)
 from stillroom.guard.evalues import conformal_e, log_threshold
 from stillroom.guard.log_store import Store
 
@@ -174,7 +187,7 @@ class Baseline:
 
     def limit(self, kind: int, now: float = 0.0) -> float:
         """The score at which a cluster of a stratum is reported; infinite where the baseline is too small for the bound."""
-        return log_threshold(self.pools[kind], self.needed(kind, now)) / (LAMBDA * np.log(10))
+        return log_threshold(self.pools[kind], self.needed(kind, now)) / (LAMBDA * math.log(10))
 
     def e_values(self, score: Floats, kind: int) -> Floats:
         """E-values of scores."""
@@ -224,12 +237,18 @@ def read_baseline(path: Path) -> Baseline:
             tuple(map(str, record["sources"])),
         )
         shape = (len(STRATA), len(FEATURES))
-        if found.scorer.grids.shape != (*shape, len(LEVELS)) or found.scorer.scales.shape != shape or len(found.pools) != 3:
+        if (
+            found.scorer.grids.shape != (*shape, len(LEVELS))
+            or found.scorer.scales.shape != shape
+            or len(found.pools) != 3
+        ):
             raise ValueError
         if not (np.isfinite(found.scorer.grids).all() and (found.scorer.scales > 0).all() and found.false_alarms > 0):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise UsageError(f"{path} is not a baseline of this version.", "Make one: stillroom guard calibrate STORE...") from None
+        raise UsageError(
+            f"{path} is not a baseline of this version.", "Make one: stillroom guard calibrate STORE..."
+        ) from None
     return found
 
 
@@ -250,7 +269,10 @@ def in_fit(digest: int, month: str) -> bool:
 
 
 def calibrate(
-    stores: list[Store], false_alarms: float = 1.0, months: list[str] | None = None, permitted: frozenset[int] = frozenset()
+    stores: list[Store],
+    false_alarms: float = 1.0,
+    months: list[str] | None = None,
+    permitted: frozenset[int] = frozenset(),
 ) -> Baseline:
     """Make a baseline from benign months.
 
@@ -264,7 +286,9 @@ def calibrate(
         UsageError: The months hold too little for any bound, or for this one.
     """
     if not 0 < false_alarms <= 1000:
-        raise UsageError(f"{false_alarms} false alarms a month is not a bound.", "One a month is usual: --false-alarms 1.")
+        raise UsageError(
+            f"{false_alarms} false alarms a month is not a bound.", "One a month is usual: --false-alarms 1."
+        )
     kept: list[tuple[Data, list[Day]]] = list(benign_days(stores, months))
     if not kept:
         raise UsageError("The stores have none of these months.", "Name months that they have, or leave --months out.")
@@ -272,7 +296,7 @@ def calibrate(
     for data, days in kept:
         last = days[-1]
         fits = np.array([in_fit(int(data.accounts[root]), data.month) for root in last.root], bool)
-        fits &= ~_permitted(data, days, permitted)[last.clusters.labels[last.root]]
+        fits &= ~all_permitted(data, days, permitted)[last.clusters.labels[last.root]]
         fit_values.append(last.values[fits])
         fit_strata.append(stratum(last.size[fits]))
     values = np.concatenate(fit_values)
@@ -286,7 +310,7 @@ def calibrate(
     counts = np.zeros(len(STRATA))
     for data, days in kept:
         worst = worst_of(days, scorer)
-        allowed = ~_permitted(data, days, permitted)[worst.cluster]
+        allowed = ~all_permitted(data, days, permitted)[worst.cluster]
         pool = ~np.array([in_fit(int(data.accounts[root]), data.month) for root in worst.root], bool)
         for kind in range(len(STRATA)):
             counts[kind] += int((allowed & (worst.strata == kind)).sum())
@@ -301,13 +325,14 @@ def calibrate(
     )
     if not any(np.isfinite(made.limit(kind)) for kind in range(len(STRATA)) if len(made.pools[kind])):
         raise UsageError(
-            f"{len(kept)} benign months are too few for {false_alarms:g} false alarms a month: no e-value could be large enough.",
+            f"{len(kept)} benign months are too few for {false_alarms:g} false alarms a month:"
+            " no e-value could be large enough.",
             f"Allow --false-alarms {np.ceil(made.least_bound() * 10) / 10 + 0.1:g}, or add benign months.",
         )
     return made
 
 
-def _permitted(data: Data, days: list[Day], permitted: frozenset[int]) -> Any:
+def all_permitted(data: Data, days: list[Day], permitted: frozenset[int]) -> Any:
     """By cluster at the month's end: whether all of its accounts are permitted."""
     labels = days[-1].clusters.labels
     seen = labels >= 0

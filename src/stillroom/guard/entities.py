@@ -5,12 +5,14 @@ cluster is a connected component. A value's weight is how rarely two accounts sh
 
     w(v) = log10(N / accounts with v), for a network log10(N / sqrt(accounts with v))
 
-with N accounts (the root, since a campaign of 200 accounts behind its own networks must not make these look common by itself). A card or device links by itself, unless more than `hub` accounts have it: then it is a payment processor or a shared
-computer and says nothing. Anything weaker links only in combination (network and network, network and client, network and start),
-where the weights together exceed log10(N) + 0.5: fewer than one account in three shares that much with any other by chance.
+with N accounts (the root, since a campaign of 200 accounts behind its own networks must not make these look common by
+itself). A card or device links by itself, unless more than `hub` accounts have it: then it is a payment processor or a
+shared computer and says nothing. Anything weaker links only in combination (network and network, network and client, network
+and start), where the weights together exceed log10(N) + 0.5: fewer than one account in three shares that much with any other
+by chance.
 
-What accounts ask may add at most one to a combination whose other parts have at least three: content alone never links, so nobody can
-be drawn into a cluster by having their prompts copied.
+What accounts ask may add at most one to a combination whose other parts have at least three: content alone never links, so
+nobody can be drawn into a cluster by having their prompts copied.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def find_clusters(links: Links, first_us: Indices, content: Indices, until_us: i
         content: Index of each account's most frequent template, ``[accounts]``; -1 for none.
         until_us: The moment.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_matrix  # type: ignore[import-untyped,unused-ignore]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped,unused-ignore]
 
     accounts = len(first_us)
     seen = first_us < until_us
@@ -130,9 +132,7 @@ def find_clusters(links: Links, first_us: Indices, content: Indices, until_us: i
     slots["start", 0] = _spread(accounts, everyone, start, _weights(start, total))
     told = np.flatnonzero(seen & (content >= 0))
     family = (content[told] + 1).astype(np.uint64)
-    slots["content", 0] = _spread(
-        accounts, told, family, np.minimum(_weights(family, total), CONTENT_MOST)
-    )
+    slots["content", 0] = _spread(accounts, told, family, np.minimum(_weights(family, total), CONTENT_MOST))
     needed = np.log10(total) + MARGIN
     for parts in COMBINATIONS:
         if any(part not in slots for part in parts):

@@ -1,21 +1,21 @@
 """E-values of clusters against a benign baseline, and what may be claimed from them.
 
-**One e-value per cluster and month.** A cluster's statistic S is at least 0 and grows with its worst day so far. With the statistics
-S_1 … S_m of benign clusters of the same stratum,
+**One e-value per cluster and month.** A cluster's statistic S is at least 0 and grows with its worst day so far. With the
+statistics S_1 … S_m of benign clusters of the same stratum,
 
     e = (m + 1) · S / (S + S_1 + … + S_m)
 
-has a mean of at most 1 for a benign cluster that is exchangeable with them (the m + 1 ratios add up to m + 1). Because S only grows
-within the month, e is at any day at most what it will be at the month's end: looking every day costs nothing.
+has a mean of at most 1 for a benign cluster that is exchangeable with them (the m + 1 ratios add up to m + 1). Because S
+only grows within the month, e is at any day at most what it will be at the month's end: looking every day costs nothing.
 
-**False alarms.** With n benign clusters in a month, an alarm at e ≥ n / B happens on average at most B times a month, by Markov's
-inequality, however the clusters depend on one another. Every month begins anew (restart), so that nothing accumulates.
+**False alarms.** With n benign clusters in a month, an alarm at e ≥ n / B happens on average at most B times a month, by
+Markov's inequality, however the clusters depend on one another. Every month begins anew (restart), so that nothing accumulates.
 
-Multiplying daily e-values of one cluster would need its days to be independent of its past. They are not: an odd but honest customer
-is odd every day, and a product over days accuses it for certain. So the customer, not the day, is the unit here.
+Multiplying daily e-values of one cluster would need its days to be independent of its past. They are not: an odd but honest
+customer is odd every day, and a product over days accuses it for certain. So the customer, not the day, is the unit here.
 
-**e-BH** (Wang and Ramdas 2022, arXiv 2009.02824) names a set of clusters in which the expected share of benign ones is at most alpha,
-also under any dependence.
+**e-BH** (Wang and Ramdas 2022, arXiv 2009.02824) names a set of clusters in which the expected share of benign ones is at
+most alpha, also under any dependence.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def conformal_e(statistics: Values, benign: Values) -> Values:
     own = np.exp(np.clip(logs - top, -700, 700))
     own = np.where(np.isneginf(logs), 0.0, own)
     whole = own + rest
-    return np.divide((len(benign) + 1) * own, whole, out=np.zeros_like(own), where=whole > 0)
+    return np.asarray(np.divide((len(benign) + 1) * own, whole, out=np.zeros_like(own), where=whole > 0))
 
 
 def log_threshold(benign: Values, e: float) -> float:

@@ -1,7 +1,8 @@
 """Reads request logs of any size and any content into a store.
 
-Lines come from outside, and what is in them was chosen by whoever is being looked for. A line can be huge, nested, not UTF-8 or not
-JSON: it is counted under a reason, and the next one is read. Memory is bounded by the longest line that is taken and one batch.
+Lines come from outside, and what is in them was chosen by whoever is being looked for. A line can be huge, nested, not UTF-8
+or not JSON: it is counted under a reason, and the next one is read. Memory is bounded by the longest line that is taken and
+one batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -23,7 +24,17 @@ from stillroom.core.errors import UsageError
 from stillroom.core.strict_json import NotStrict, read_strict
 from stillroom.guard.intake_formats import FORMATS, LINES, OBJECTS, Row, recognise
 from stillroom.guard.intake_text import Redactor, printable
-from stillroom.guard.log_store import COLUMNS, REDUCTIONS, Store, database, merge, quoted, reduce_part, write_names, write_rows
+from stillroom.guard.log_store import (
+    COLUMNS,
+    REDUCTIONS,
+    Store,
+    database,
+    merge,
+    quoted,
+    reduce_part,
+    write_names,
+    write_rows,
+)
 
 LINE_BYTES = 4 << 20
 """Longest line that is read."""
@@ -94,7 +105,9 @@ class _Batches:
         count = len(self.columns["time_us"])
         if count or (last and not self.written):
             types = {"UBIGINT": np.uint64, "FLOAT": np.float32}
-            table = {name: np.array(values, types.get(COLUMNS[name], np.int64)) for name, values in self.columns.items()}
+            table = {
+                name: np.array(values, types.get(COLUMNS[name], np.int64)) for name, values in self.columns.items()
+            }
             write_rows(self.connection, table, self.folder / f"rows-{self.written:05d}.parquet")
             for name in MISSING_NAMES:
                 absent = 0 if COLUMNS[name] == "UBIGINT" else -1
@@ -157,7 +170,9 @@ def intake(
             report.rows = reduce_part(connection, work)
         if not report.rows and shard[1] == 1:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common(4))
-            raise UsageError(f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format.")
+            raise UsageError(
+                f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format."
+            )
         files.write_json(work / "part.json", report.record())
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
@@ -176,9 +191,14 @@ def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shar
     for number, path in enumerate(logs):
         digest.update(files.digest_file(path).encode())
         try:
-            have = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(str(path))})").fetchall()}
+            have = {
+                row[0]
+                for row in connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(str(path))})").fetchall()
+            }
             if not {"time_us", "account"} <= have:
-                raise UsageError(f"{path} has no columns `time_us` and `account`.", "See docs/guard-logs.md for the columns.")
+                raise UsageError(
+                    f"{path} has no columns `time_us` and `account`.", "See docs/guard-logs.md for the columns."
+                )
             chosen = ", ".join(
                 f"coalesce({name}, {0 if kind == 'UBIGINT' else -1})::{kind} AS {name}"
                 if name in have
@@ -191,12 +211,16 @@ def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shar
                 " (FORMAT parquet, COMPRESSION zstd)"
             )
         except duckdb.Error as error:
-            raise UsageError(f"{path}: not canonical rows: {printable(str(error), 200)}", "Write the file again.") from None
+            raise UsageError(
+                f"{path}: not canonical rows: {printable(str(error), 200)}", "Write the file again."
+            ) from None
     write_names(connection, {}, work / "names.parquet")
     counted = ", ".join(
         f"count(*) FILTER ({name} <> {0 if COLUMNS[name] == 'UBIGINT' else -1})" for name in MISSING_NAMES
     )
-    found = connection.execute(f"SELECT count(*), {counted} FROM read_parquet({quoted(str(work / 'rows-*.parquet'))})").fetchone()
+    found = connection.execute(
+        f"SELECT count(*), {counted} FROM read_parquet({quoted(str(work / 'rows-*.parquet'))})"
+    ).fetchone()
     report.missing = {
         words: round(1 - present / max(1, found[0]), 4)
         for words, present in zip(MISSING_NAMES.values(), found[1:], strict=True)
@@ -250,7 +274,7 @@ class _Reader:
             if number % shard[1] != shard[0]:
                 return
             begin, end = 0, 1 << 62
-        opened: IO[bytes] = gzip.open(path, "rb") if zipped else open(path, "rb")
+        opened = cast(IO[bytes], gzip.open(path, "rb") if zipped else open(path, "rb"))  # noqa: SIM115 - closed below
         with opened as stream:
             if begin:
                 # The line that is being written at the border belongs to the share in which it begins.

@@ -194,7 +194,13 @@ def _around(row: Row, record: Object) -> None:
     row.status = number_of(_first(record.get("status"), record.get("status_code")), 999)
     row.request = text_of(_first(record.get("request_id"), record.get("custom_id"), record.get("id")))
     row.time_us = time_of(
-        _first(record.get("time"), record.get("timestamp"), record.get("ts"), record.get("created"), record.get("created_at"))
+        _first(
+            record.get("time"),
+            record.get("timestamp"),
+            record.get("ts"),
+            record.get("created"),
+            record.get("created_at"),
+        )
     )
 
 
@@ -263,16 +269,25 @@ def otel(record: Object) -> Row:
     row.choices = number_of(have.get(request + "choice.count"), 1000)
     row.seeded = (request + "seed") in have
     row.tokens_in = number_of(_first(have.get("gen_ai.usage.input_tokens"), have.get("gen_ai.usage.prompt_tokens")))
-    row.tokens_out = number_of(_first(have.get("gen_ai.usage.output_tokens"), have.get("gen_ai.usage.completion_tokens")))
+    row.tokens_out = number_of(
+        _first(have.get("gen_ai.usage.output_tokens"), have.get("gen_ai.usage.completion_tokens"))
+    )
     row.request = text_of(_first(have.get("gen_ai.response.id"), record.get("spanId"), record.get("span_id")))
     row.ip = text_of(_first(have.get("client.address"), have.get("net.peer.ip")))
     row.ua = text_of(_first(have.get("user_agent.original"), have.get("http.user_agent")))
     row.end_user = text_of(have.get("enduser.pseudo.id"))
-    row.account = text_of(_first(have.get("enduser.id"), have.get("user.id"), have.get("tenant.id"), resource.get("tenant.id")))
+    row.account = text_of(
+        _first(have.get("enduser.id"), have.get("user.id"), have.get("tenant.id"), resource.get("tenant.id"))
+    )
     row.org = text_of(have.get("organization.id"))
     row.status = number_of(have.get("http.response.status_code"), 999)
     row.time_us = time_of(
-        _first(record.get("startTimeUnixNano"), record.get("start_time"), record.get("start_time_unix_nano"), record.get("time"))
+        _first(
+            record.get("startTimeUnixNano"),
+            record.get("start_time"),
+            record.get("start_time_unix_nano"),
+            record.get("time"),
+        )
     )
     ended = time_of(_first(record.get("endTimeUnixNano"), record.get("end_time"), record.get("end_time_unix_nano")))
     row.latency_ms = (ended - row.time_us) // 1000 if ended and row.time_us and ended >= row.time_us else None
@@ -310,7 +325,12 @@ _VLLM = re.compile(
 )
 _KEY = re.compile(r"\bkey=\"?(?P<key>[\w.-]{1,100})")
 _DURATION = re.compile(r"\brt=(?P<seconds>\d+(?:\.\d+)?)")
-_MONTHS = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+_MONTHS = {
+    name: number
+    for number, name in enumerate(
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], 1
+    )
+}
 
 
 def nginx(line: str) -> Row | None:
@@ -337,7 +357,12 @@ def vllm(line: str) -> Row | None:
         return None
     ip = found["ip"].strip("[]")
     stamp = found["time"]
-    return Row(ip=ip, account=f"ip {ip}", status=int(found["status"]), time_us=time_of(stamp.replace(",", ".")) if stamp else None)
+    return Row(
+        ip=ip,
+        account=f"ip {ip}",
+        status=int(found["status"]),
+        time_us=time_of(stamp.replace(",", ".")) if stamp else None,
+    )
 
 
 def _access_time(text: str) -> int | None:
@@ -348,14 +373,25 @@ def _access_time(text: str) -> int | None:
     zone = datetime.timedelta(hours=int(found[8]), minutes=int(found[9]))
     try:
         moment = datetime.datetime(
-            int(found[3]), _MONTHS[found[2]], int(found[1]), int(found[4]), int(found[5]), int(found[6]), tzinfo=datetime.UTC
+            int(found[3]),
+            _MONTHS[found[2]],
+            int(found[1]),
+            int(found[4]),
+            int(found[5]),
+            int(found[6]),
+            tzinfo=datetime.UTC,
         )
     except ValueError:
         return None
     return time_of((moment - zone if found[7] == "+" else moment + zone).timestamp())
 
 
-OBJECTS: dict[str, Callable[[Object], Row]] = {"openai": openai, "litellm": litellm, "otel": otel, "stillroom": stillroom}
+OBJECTS: dict[str, Callable[[Object], Row]] = {
+    "openai": openai,
+    "litellm": litellm,
+    "otel": otel,
+    "stillroom": stillroom,
+}
 LINES: dict[str, Callable[[str], Row | None]] = {"nginx": nginx, "vllm": vllm}
 FORMATS = ("auto", *OBJECTS, *LINES, "parquet")
 

@@ -5,8 +5,8 @@
     STORE/parts/ID/           one intake: rows-*.parquet, its reductions, and part.json (what was read, skipped, missing)
     STORE/reduced/            the reductions of all parts together
 
-Every reduction is a table of sums, minima and maxima of integers by a key. So reductions of parts add up to the reduction of the
-whole, in any order, to the last bit; parts may be made on different machines that were given the same secret.
+Every reduction is a table of sums, minima and maxima of integers by a key. So reductions of parts add up to the reduction of
+the whole, in any order, to the last bit; parts may be made on different machines that were given the same secret.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ REDUCTIONS: dict[str, tuple[str, str]] = {
         " FROM all_parts GROUP BY ALL",
     ),
     "accounts": (
-        "SELECT account, count(*)::BIGINT AS requests, min(time_us) AS first_us, max(time_us) AS last_us FROM rows GROUP BY ALL",
+        "SELECT account, count(*)::BIGINT AS requests, min(time_us) AS first_us, max(time_us) AS last_us"
+        " FROM rows GROUP BY ALL",
         "SELECT account, sum(requests)::BIGINT AS requests, min(first_us) AS first_us, max(last_us) AS last_us"
         " FROM all_parts GROUP BY ALL",
     ),
@@ -158,7 +159,9 @@ def create_store(path: Path, key_file: Path | None = None) -> Store:
     if (path / "store.json").is_file():
         store = open_store(path)
         if given is not None and given != store.key:
-            raise UsageError(f"{path}: this store has another secret than {key_file}.", "Name another store, or its own key.")
+            raise UsageError(
+                f"{path}: this store has another secret than {key_file}.", "Name another store, or its own key."
+            )
         return store
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} exists and is not a store of request logs.", "Name a new folder.")
@@ -180,7 +183,9 @@ def open_store(path: Path) -> Store:
     try:
         record = files.read_json(path / "store.json")
     except (OSError, ValueError):
-        raise UsageError(f"{path} is not a store of request logs.", "Make one: stillroom guard intake LOGS... -o STORE.") from None
+        raise UsageError(
+            f"{path} is not a store of request logs.", "Make one: stillroom guard intake LOGS... -o STORE."
+        ) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("fill_sample") != FILL_SAMPLE:
         raise UsageError(f"{path}: this store was written by another version.", "Make it again from the logs.")
     key = _read_key(path / "secret.key")
@@ -267,7 +272,9 @@ def reduce_part(connection: DuckDBPyConnection, folder: Path) -> int:
     connection.execute(f"CREATE OR REPLACE TEMP VIEW rows AS SELECT * FROM {_parquet(rows)}")
     for name, (sql, _) in REDUCTIONS.items():
         if sql:
-            connection.execute(f"COPY ({sql}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)")
+            connection.execute(
+                f"COPY ({sql}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
+            )
     found = connection.execute("SELECT count(*) FROM rows").fetchone()
     return int(found[0]) if found else 0
 
@@ -290,7 +297,9 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
     # The same logs may be in two of the stores: a part's name is the digest of what it read.
     parts = {part.name: part for store in [into, *stores] for part in store.parts()}
     if not parts:
-        raise UsageError(f"{into.path}: no part was read yet.", "Read logs first: stillroom guard intake LOGS... -o STORE.")
+        raise UsageError(
+            f"{into.path}: no part was read yet.", "Read logs first: stillroom guard intake LOGS... -o STORE."
+        )
     record: dict[str, Any] = {"schema": "stillroom.guard.reduced/1", "parts": sorted(parts), "tables": {}}
     record["rows"] = sum(int(files.read_json(part / "part.json")["rows"]) for part in parts.values())
     with (
@@ -302,7 +311,9 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
             sources = [parts[part] / f"{name}.parquet" for part in sorted(parts)]
             connection.execute(f"CREATE OR REPLACE TEMP VIEW all_parts AS SELECT * FROM {_parquet(sources)}")
             made = sql.format(sums=", ".join(f"sum({column})::BIGINT AS {column}" for column in _SUMS))
-            connection.execute(f"COPY ({made}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)")
+            connection.execute(
+                f"COPY ({made}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
+            )
             record["tables"][name] = _content(connection, folder / f"{name}.parquet")
         files.write_json(folder / "reduced.json", record)
     return record

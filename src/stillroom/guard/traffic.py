@@ -1,8 +1,8 @@
 """Makes a month of request logs whose truth is known: honest customers of twelve kinds, and campaigns from clumsy to careful.
 
-The detector never sees what is here: `guard gen-traffic` writes requests in one file and the truth in another. A customer is one or
-more *streams*: an account that sends a number of requests from a template, at times, addresses and with parameters of its own law.
-Everything is drawn from one seed.
+The detector never sees what is here: `guard gen-traffic` writes requests in one file and the truth in another. A customer is
+one or more *streams*: an account that sends a number of requests from a template, at times, addresses and with parameters of
+its own law. Everything is drawn from one seed.
 
 It is a model of traffic and not traffic. What is measured on it says how the detector behaves on these kinds; an owner's own
 rate of false alarms is measured on the owner's own benign months (`guard calibrate`).
@@ -120,7 +120,9 @@ CAMPAIGNS: dict[str, Campaign] = {
     "plain": Campaign(200, 20_000, 0, 4, "pool", "fives", 12, 14, cot=0.8),
     "mixed": Campaign(200, 20_000, 0.5, 20, "pool", "fives", 72, 20, True, cot=0.5, logprobs=0.0, multiple=0.05),
     "migrating": Campaign(300, 30_000, 0.3, 50, "pool", "fives", 48, 20, True, cot=0.5, migrate=0.5),
-    "paraphrased": Campaign(200, 20_000, 0.5, 5_000, "pool", "fives", 72, 20, True, cot=0.4, logprobs=0.0, multiple=0.0),
+    "paraphrased": Campaign(
+        200, 20_000, 0.5, 5_000, "pool", "fives", 72, 20, True, cot=0.4, logprobs=0.0, multiple=0.0
+    ),
     "residential": Campaign(
         200, 20_000, 0.5, 20, "residential", "none", 72, 20, True, cot=0.4, logprobs=0.0, multiple=0.0, sdk=False
     ),
@@ -497,7 +499,9 @@ def _expand(month: Month, law: Table, index: npt.NDArray[np.int64], rng: Generat
     hour = np.where(rng.random(count) < law["flat"], rng.random(count) * 24, rng.normal(law["centre"], 3.3) % 24)
     moment = np.maximum(np.floor(day) + hour / 24, law["first"])
     which = np.floor(rng.random(count) * np.maximum(law["bursts"], 1))
-    start = law["first"] + (_mix(law["account"] * 1000 + which + 1, 3) % np.uint64(10_000)).astype(float) / 10_000 * active
+    start = (
+        law["first"] + (_mix(law["account"] * 1000 + which + 1, 3) % np.uint64(10_000)).astype(float) / 10_000 * active
+    )
     moment = np.where(law["bursts"] > 0, start + rng.random(count) * 0.15, moment)
     moment = np.minimum(moment, DAYS - 1e-6)
     time_us = month.start_us + (moment * DAY_US).astype(np.int64)
@@ -513,9 +517,12 @@ def _expand(month: Month, law: Table, index: npt.NDArray[np.int64], rng: Generat
     rank = np.where(law["texts"] < 0, order % universe, rank)
     small = law["template"].astype(np.int64) * 100_003 + rank + 1
     greeting = (law["template"] == 0) & (rng.random(count) < 0.08)
-    text = np.where(greeting, 1 + popular, np.where(law["texts"] == UNIQUE, rng.integers(1 << 40, 1 << 62, count), small))
+    text = np.where(
+        greeting, 1 + popular, np.where(law["texts"] == UNIQUE, rng.integers(1 << 40, 1 << 62, count), small)
+    )
     newer = moment >= month.release + law["migrate"]
     network = law["pool"] * 64 + (rng.random(count) * law["pool_size"]).astype(np.int64) + 1
+    user = np.minimum(rng.zipf(1.2, count), 1 << 40) % np.maximum(law["end_users"], 1)
     table: Table = {
         "time_us": time_us,
         "account": _mix(law["account"], salt * 16 + 1),
@@ -529,7 +536,7 @@ def _expand(month: Month, law: Table, index: npt.NDArray[np.int64], rng: Generat
         "country": _mix(law["country"], 8),
         "ua": _mix(law["ua"], 9),
         "end_user": _mix(
-            np.where(law["end_users"] > 0, law["account"] * 8191 + np.minimum(rng.zipf(1.2, count), 1 << 40) % np.maximum(law["end_users"], 1) + 1, 0),
+            np.where(law["end_users"] > 0, law["account"] * 8191 + user + 1, 0),
             salt * 16 + 10,
         ),
         "model": _mix(1 + newer.astype(np.int64), 11),
@@ -551,10 +558,42 @@ def _expand(month: Month, law: Table, index: npt.NDArray[np.int64], rng: Generat
     return table, {"template": template, "text": text, "stream": index}
 
 
-WORDS = (
-    "amber basket candle dragon ember forest garden harbour island jacket kettle lantern meadow needle orchard pepper quiver ribbon"
-    " saddle temple umbrella velvet willow yellow zipper anchor bridge copper dagger engine feather glacier hammer insect"
-).split()
+WORDS = [
+    "amber",
+    "basket",
+    "candle",
+    "dragon",
+    "ember",
+    "forest",
+    "garden",
+    "harbour",
+    "island",
+    "jacket",
+    "kettle",
+    "lantern",
+    "meadow",
+    "needle",
+    "orchard",
+    "pepper",
+    "quiver",
+    "ribbon",
+    "saddle",
+    "temple",
+    "umbrella",
+    "velvet",
+    "willow",
+    "yellow",
+    "zipper",
+    "anchor",
+    "bridge",
+    "copper",
+    "dagger",
+    "engine",
+    "feather",
+    "glacier",
+    "hammer",
+    "insect",
+]
 
 
 def _words(number: int, salt: int, count: int) -> str:
