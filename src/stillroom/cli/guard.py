@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillroom.cli import guard_logs
+
 if TYPE_CHECKING:
     from stillroom.guard.findings import Findings
 
@@ -24,6 +26,7 @@ def register(app: typer.Typer) -> None:
     )
     guard.command("lineage")(lineage)
     guard.command("verify")(verify)
+    guard_logs.add(guard)
     app.add_typer(guard, name="guard")
 
 
