@@ -65,6 +65,10 @@ def serve(
     memory: Annotated[int | None, typer.Option(min=64, help="MiB that all models together may take.")] = None,
     idle: Annotated[float | None, typer.Option(min=1, help="Seconds after which an unused model is unloaded.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; nobody's is by default."),
+    ] = None,
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
@@ -90,6 +94,7 @@ def serve(
         memory_bytes=memory << 20 if memory is not None else None,
         idle_seconds=idle,
         timeout=timeout,
+        proxies=proxy or [],
     )
 
 
