@@ -1,7 +1,9 @@
 """Log-probabilities of a given text: the engine is made to write it, one token after the other.
 
 llama.cpp says nothing of a prompt's own tokens. A grammar of token ids leaves it one choice each time, and the
-log-probabilities that it reports are those from before the grammar.
+log-probabilities that it reports are those from before the grammar. Two kinds of tokens cannot be written by force: it stops at
+those that end a text, and it leaves out those that end within a character. They are looked up among all of the alternatives
+to a token that can.
 """
 
 from __future__ import annotations
@@ -23,9 +25,7 @@ def token_grammar(ids: Sequence[int]) -> str:
     return "root ::= " + " ".join(f"<[{number}]>" for number in ids)
 
 
-async def prompt_logprobs(
-    engine: Engine, slot: int, ids: Sequence[int], top: int, cached: bool
-) -> list[dict[str, Any]]:
+async def prompt_logprobs(engine: Engine, slot: int, ids: Sequence[int], top: int, cached: bool) -> list[dict[str, Any]]:
     """What the model thinks of each token but the first.
 
     Args:
@@ -40,40 +40,48 @@ async def prompt_logprobs(
 
     Raises:
         EngineGone: It ended.
-        EngineRefused: It does not take the text, which may be too long.
+        EngineRefused: It does not take the text, which may be too long or have a token that there is not.
     """
     found: list[dict[str, Any]] = []
+    span = SPAN
     while len(found) < len(ids) - 1:
         begin = len(found) + 1
-        found += await _span(engine, slot, ids, begin, min(len(ids), begin + SPAN), top, cached or begin > 1)
+        wanted = list(ids[begin : begin + span])
+        body = {"prompt": list(ids[:begin]), "temperature": 0, "id_slot": slot, "cache_prompt": cached or begin > 1}
+        forced = {"max_tokens": len(wanted), "logprobs": top, "grammar": token_grammar(wanted)}
+        try:
+            entries = await _entries(engine, {**body, **forced})
+        except transport.EngineRefused as error:
+            if error.error.get("type") == "exceed_context_size_error":
+                raise
+            if span > 1:
+                # A token that ends texts is somewhere among them.
+                span //= 2
+                continue
+            entries = []
+        same = next((at for at, entry in enumerate(entries) if entry["id"] != wanted[at]), len(entries))
+        found += entries[:same]
+        if same == len(wanted):
+            span = min(SPAN, 2 * span)
+            continue
+        found.append(await _looked_up(engine, slot, ids[: begin + same], wanted[same], top, cached or begin + same > 1))
+        span = max(8, 2 * same)
     return found
 
 
-async def _span(
-    engine: Engine, slot: int, ids: Sequence[int], begin: int, end: int, top: int, cached: bool
-) -> list[dict[str, Any]]:
-    """Entries of the tokens from ``begin`` to before ``end``."""
-    body = {"prompt": list(ids[:begin]), "temperature": 0, "logprobs": top, "id_slot": slot, "cache_prompt": cached}
-    forced = {**body, "max_tokens": end - begin, "grammar": token_grammar(ids[begin:end])}
-    try:
-        entries = await _entries(engine, forced)
-    except transport.EngineRefused as error:
-        if error.status < 500 or error.error.get("type") == "exceed_context_size_error":
-            raise
-        entries = []
-    if [entry.get("id") for entry in entries] == list(ids[begin:end]):
-        return entries
-    # A token that ends texts cannot be written by force: it is looked up among all of the alternatives.
-    if end - begin > 1:
-        middle = (begin + end) // 2
-        first = await _span(engine, slot, ids, begin, middle, top, cached)
-        return first + await _span(engine, slot, ids, middle, end, top, True)
-    (entry, *_) = await _entries(engine, {**body, "max_tokens": 1, "logprobs": EVERY}) or [{}]
-    every = entry.get("top_logprobs", [])
-    wanted = next((each for each in every if each.get("id") == ids[begin]), None)
-    if wanted is None:
-        raise transport.EngineRefused(400, {"message": f"The vocabulary has no token {ids[begin]}."})
-    return [{**wanted, "top_logprobs": every[:top]}]
+async def _looked_up(
+    engine: Engine, slot: int, before: Sequence[int], wanted: int, top: int, cached: bool
+) -> dict[str, Any]:
+    """The entry of a token that cannot be written by force."""
+    plain = await transport.call(engine.socket, engine.key, "POST", "/tokenize", {"content": "a", "add_special": False})
+    body = {"prompt": list(before), "temperature": 0, "id_slot": slot, "cache_prompt": cached, "max_tokens": 1}
+    forced = {"logprobs": EVERY, "grammar": token_grammar(plain["tokens"][:1])}
+    entries = await _entries(engine, {**body, **forced})
+    every = entries[0].get("top_logprobs", []) if entries else []
+    entry = next((each for each in every if each.get("id") == wanted), None)
+    if entry is None:
+        raise transport.EngineRefused(400, {"message": f"The vocabulary has no token {wanted}."})
+    return {**entry, "top_logprobs": every[:top]}
 
 
 async def _entries(engine: Engine, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,10 @@ CONTEXT_POLICY = (
 _TOO_LONG = "exceed_context_size_error"
 
 
+GENERATED = {"stillroom": {"generated": True}}
+"""What labels an answer as written by a model."""
+
+
 class ContextFull(EngineFailed):
     """The prompt is longer than the model's context."""
 
@@ -479,14 +483,14 @@ def join_completion(events: list[dict[str, Any]], model: str) -> dict[str, Any]:
                 whole["logprobs"] = whole["logprobs"] or {}
                 whole["logprobs"].setdefault(name, []).extend(values)
     choices = [found[index] for index in sorted(found)]
-    return _head("text_completion", number, model) | {"choices": choices, "usage": usage}
+    return _head("text_completion", number, model) | {"choices": choices, "usage": usage, **GENERATED}
 
 
 def notes(question: Question) -> dict[str, Any]:
     """What the answer says besides the words of the OpenAI API."""
     # What a program wrote is labelled as such wherever it goes.
     if question.session is None:
-        return {"stillroom": {"generated": True}}
+        return GENERATED
     said = {
         "generated": True,
         "session": question.session.id,

@@ -25,8 +25,17 @@ from stillroom.core.strict_json import read_strict
 from stillroom.core.version import tool_version
 from stillroom.runtime import transport as local
 from stillroom.runtime.worker import RELEASE_SECONDS
-from stillroom.serving import answers, page, problems
-from stillroom.serving.deliver import EVENTS, LOOK_SECONDS, ClientGone, Delivery, EventStream, StreamForm
+from stillroom.serving import answers, ollama, page, problems, responses
+from stillroom.serving.deliver import (
+    EVENTS,
+    LINES,
+    LOOK_SECONDS,
+    NAMED_EVENTS,
+    ClientGone,
+    Delivery,
+    EventStream,
+    StreamForm,
+)
 from stillroom.serving.embeddings import embed, require_kind
 from stillroom.serving.guard import BodyRefused, Guard, is_loopback
 from stillroom.serving.metrics import Metrics
@@ -171,6 +180,75 @@ class Service:
             return self.whole(lambda: answers.join_completion(whole, model.name))
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return await self.stream(request, events, lambda event: _public(event, model.name, usage, None))
+
+    async def respond(self, request: Request) -> Response:
+        """A response, as agents ask for it."""
+        self.require(request)
+        asked = await _parse(request, responses.ResponsesRequest)
+        model, question, events = await self.ask(request, asked.chat())
+        if not asked.stream:
+            whole = await self.collect(request, events)
+            return self.whole(lambda: responses.response(answers.join_chat(whole, question, model.name)))
+        calls = CallStream().turn if question.calls else None
+        stream = responses.ResponseStream(model.name)
+
+        def each(event: dict[str, Any]) -> list[dict[str, Any]]:
+            return [made for one in _public(event, model.name, True, calls) for made in stream.turn(one)]
+
+        return await self.stream(request, events, each, NAMED_EVENTS)
+
+    async def ollama_tags(self, request: Request) -> Response:
+        """The models, for clients of Ollama."""
+        self.require(request)
+        return JSONResponse(ollama.tags(list(self.pool.models.values())))
+
+    async def ollama_version(self, request: Request) -> Response:
+        """The version of Ollama whose API this is."""
+        self.require(request)
+        return JSONResponse({"version": ollama.VERSION})
+
+    async def ollama_chat(self, request: Request) -> Response:
+        """A chat, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.OllamaChat)
+        model, question, events = await self.ask(request, asked.chat())
+        calls = CallStream().turn if question.calls else None
+        return await self._lines(request, model, events, calls, asked.stream, generate=False)
+
+    async def ollama_generate(self, request: Request) -> Response:
+        """A text, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.OllamaGenerate)
+        if asked.raw:
+            wanted = asked.completion()
+            model = require_kind(self.pool.model(wanted.model), embeddings=False)
+            question = await asyncio.to_thread(
+                answers.completion_question, wanted, wanted.prompts()[0], owner_of(request)
+            )
+            events = self.answerer.several(model, [question])
+        else:
+            model, _, events = await self.ask(request, asked.chat())
+        return await self._lines(request, model, events, None, asked.stream, generate=True)
+
+    async def _lines(
+        self,
+        request: Request,
+        model: ServedModel,
+        events: AsyncGenerator[dict[str, Any]],
+        calls: Callable[[dict[str, Any]], list[dict[str, Any]]] | None,
+        stream: bool,
+        generate: bool,
+    ) -> Response:
+        lines = ollama.Lines(model.name, generate)
+        if not stream:
+            found = await self.collect(request, events)
+            whole = [one for event in found for one in _public(event, model.name, True, calls)]
+            return self.whole(lambda: lines.whole(whole))
+
+        def each(event: dict[str, Any]) -> list[dict[str, Any]]:
+            return [line for one in _public(event, model.name, True, calls) for line in lines.turn(one)]
+
+        return await self.stream(request, events, each, LINES)
 
     async def embed(self, request: Request) -> Response:
         """Embeddings of texts."""
@@ -457,6 +535,11 @@ def make_app(service: Service) -> Starlette:
         ("/v1/models/{name}", service.one_model, {"GET": None}),
         ("/v1/chat/completions", service.chat, {"POST": ChatRequest}),
         ("/v1/completions", service.complete, {"POST": CompletionRequest}),
+        ("/v1/responses", service.respond, {"POST": responses.ResponsesRequest}),
+        ("/api/tags", service.ollama_tags, {"GET": None}),
+        ("/api/version", service.ollama_version, {"GET": None}),
+        ("/api/chat", service.ollama_chat, {"POST": ollama.OllamaChat}),
+        ("/api/generate", service.ollama_generate, {"POST": ollama.OllamaGenerate}),
         ("/v1/embeddings", service.embed, {"POST": EmbeddingRequest}),
         ("/v1/sessions", service.list_sessions, {"GET": None}),
         ("/v1/sessions", service.new_session, {"POST": NewSession}),

@@ -192,6 +192,15 @@ UNHELD = (
 _OF_TEMPLATES = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 
 
+def require_held(value: Any) -> Any:
+    """A request's body, unless it has a key that would be ignored against its meaning."""
+    if isinstance(value, dict):
+        for key in UNHELD:
+            if value.get(key) not in (None, False, 0, [], "") and not (key == "best_of" and value[key] == 1):
+                raise ValueError(f"{key}: not supported by this server; leave it out")
+    return value
+
+
 class Schemas(Words):
     """The places where servers take the form of an answer."""
 
@@ -208,11 +217,7 @@ class Schemas(Words):
     @model_validator(mode="before")
     @classmethod
     def _all_are_held(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for key in UNHELD:
-                if value.get(key) not in (None, False, 0, [], "") and not (key == "best_of" and value[key] == 1):
-                    raise ValueError(f"{key}: not supported by this server; leave it out")
-        return value
+        return require_held(value)
 
     @model_validator(mode="after")
     def _one_form(self) -> Schemas:
