@@ -25,7 +25,9 @@ def token_grammar(ids: Sequence[int]) -> str:
     return "root ::= " + " ".join(f"<[{number}]>" for number in ids)
 
 
-async def prompt_logprobs(engine: Engine, slot: int, ids: Sequence[int], top: int, cached: bool) -> list[dict[str, Any]]:
+async def prompt_logprobs(
+    engine: Engine, slot: int, ids: Sequence[int], top: int, cached: bool
+) -> list[dict[str, Any]]:
     """What the model thinks of each token but the first.
 
     Args:

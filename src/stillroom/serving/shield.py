@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import re
 import secrets
-from collections.abc import Iterable
 
 STANDIN = "stillroomStandIn"
 
@@ -64,8 +63,3 @@ class Shield:
     def _replace(self, found: re.Match[str]) -> str:
         self._found.append(found[0])
         return f"{self._mark}{len(self._found) - 1}x"
-
-
-def plain_pieces(text: str, pieces: Iterable[str] = ()) -> list[str]:
-    """A token's text in two: an added token is found in every text, but not across a cut."""
-    return [text[:1], text[1:]] if text in set(pieces) and len(text) > 1 else [text]
