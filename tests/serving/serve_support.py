@@ -16,9 +16,10 @@ from typing import Any
 import uvicorn
 
 from stillroom.runtime.engine import EngineOptions
-from stillroom.serving.app import Limits, Service, make_app
+from stillroom.serving.app import Limits, Service
 from stillroom.serving.models import OpenedModel
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.running import settings
 from stillroom.serving.sessions import SessionStore
 from stillroom.switch import Places, Switch
 
@@ -93,7 +94,7 @@ def running(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = uvicorn.Config(make_app(service), port=port, log_level="critical", timeout_graceful_shutdown=1)
+    config = settings(service, "127.0.0.1", port)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

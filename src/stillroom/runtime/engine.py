@@ -119,13 +119,22 @@ class Engine:
         return self.call("POST", "/v1/chat/completions", body)
 
     def stream(self, messages: list[dict[str, str]], **options: Any) -> Iterator[str]:
-        """A chat's answer, piece by piece. Closing the iterator stops the model at its next token."""
+        """A chat's answer, piece by piece, with what the model thinks where it does. Closing the iterator stops the model at
+        its next token.
+        """
+        # Reasoning that is told apart would be lost here: it comes as it is written.
+        body = {"messages": messages, "reasoning_format": "none", **options}
+        return self._pieces("/v1/chat/completions", body)
+
+    def stream_prompt(self, prompt: str | list[Any], **options: Any) -> Iterator[str]:
+        """What follows a prompt, piece by piece: a text, or texts and ids of tokens in a row. Closing as above."""
+        return self._pieces("/v1/completions", {"prompt": prompt, **options})
+
+    def _pieces(self, path: str, body: dict[str, Any]) -> Iterator[str]:
         # A connection of its own: closing it is what stops the model.
         connection = self._connect()
         try:
-            response = self._request(
-                connection, "POST", "/v1/chat/completions", {"messages": messages, "stream": True, **options}
-            )
+            response = self._request(connection, "POST", path, {**body, "stream": True})
             for line in self._lines(response):
                 if not line.startswith(b"data: ") or line == b"data: [DONE]":
                     continue
@@ -133,7 +142,7 @@ class Engine:
                 if "error" in event:
                     raise _refused(event)
                 for choice in event.get("choices", ()):
-                    text = choice.get("delta", {}).get("content")
+                    text = choice.get("delta", {}).get("content") or choice.get("text")
                     if text:
                         self.switch.require_on()
                         yield text

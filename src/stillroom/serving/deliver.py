@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -76,14 +77,43 @@ class Delivery:
         self.registration.close()
 
 
+@dataclass(frozen=True)
+class StreamForm:
+    """How the events of a stream are written.
+
+    Attributes:
+        media_type: What the stream is.
+        event: The text of one event.
+        end: The text at its proper end.
+    """
+
+    media_type: str
+    event: Callable[[dict[str, Any]], str]
+    end: str = ""
+
+
+def _plain_event(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+EVENTS = StreamForm("text/event-stream", _plain_event, "data: [DONE]\n\n")
+"""Server-sent events, as the OpenAI API has them."""
+NAMED_EVENTS = StreamForm(
+    "text/event-stream", lambda event: f"event: {event.get('type', 'error')}\n{_plain_event(event)}"
+)
+"""Server-sent events that have names, as the Responses API has them."""
+LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event, ensure_ascii=False) + "\n")
+"""One JSON value a line, as Ollama has them."""
+
+
 class EventStream(Response):
-    """Server-sent events. Every event is handed over under the switch's lock, after one more look at the switch."""
+    """A stream. Every event is handed over under the switch's lock, after one more look at the switch."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, delivery: Delivery, events: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, delivery: Delivery, events: AsyncIterator[dict[str, Any]], form: StreamForm = EVENTS) -> None:
         self.delivery = delivery
         self.events = events
+        self.form = form
+        self.media_type = form.media_type
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -117,16 +147,17 @@ class EventStream(Response):
                 error = off
             status, code, message = problems.explain(error)
             # Headers are gone: the client gets the error in its stream, never silence.
-            await send(_body(f"data: {json.dumps(problems.body(status, code, message))}\n\n", more=True))
+            await send(_body(self.form.event(problems.body(status, code, message)), more=True))
         await send(_body("", more=False))
 
     async def _pump(self, send: Send) -> None:
         async for event in self.events:
-            data = _body(f"data: {json.dumps(event, ensure_ascii=False)}\n\n", more=True)
+            data = _body(self.form.event(event), more=True)
             with self.delivery.registration.delivering():
                 self.delivery.switch.require_on()
                 await send(data)
-        await send(_body("data: [DONE]\n\n", more=True))
+        if self.form.end:
+            await send(_body(self.form.end, more=True))
 
 
 def _body(text: str, more: bool) -> Message:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -14,30 +16,52 @@ from stillroom.runtime.engine import EngineOptions
 from stillroom.serving.app import Limits, Service, make_app
 from stillroom.serving.guard import require_key
 from stillroom.serving.models import open_model
+from stillroom.serving.peer import Connection, can_tell
 from stillroom.serving.pool import Pool, ServedModel
 from stillroom.switch import Switch
 
 
-def run(service: Service, host: str, port: int) -> None:
-    """Serve until Ctrl-C or a signal to end.
+def settings(service: Service, host: str, port: int, proxies: list[str] | None = None) -> uvicorn.Config:
+    """How the application is put on a socket.
 
     Args:
         service: What is served.
         host: The address.
         port: The port; 0 takes a free one.
+        proxies: Addresses whose word on where a request came from is believed (``X-Forwarded-For``); none by default.
     """
-    config = uvicorn.Config(
+    return uvicorn.Config(
         make_app(service),
         host=host,
         port=port,
+        http=Connection,
         log_level="warning",
         server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies or [],
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
-        limit_concurrency=512,
         ws="none",
     )
-    _Server(config, service).run()
+
+
+def run(service: Service, host: str, port: int, proxies: list[str] | None = None) -> None:
+    """Serve until Ctrl-C or a signal to end. Arguments as of :func:`settings`."""
+    _Server(settings(service, host, port, proxies), service).run()
+
+
+def own_key(folder: Path) -> str:
+    """The key by which a user is known to the user's own server, where the system does not tell; made if there is none."""
+    path = folder / "serve.key"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError), open(path, "x", encoding="ascii", opener=_private) as stream:
+            stream.write(secrets.token_hex(32) + "\n")
+    return path.read_text(encoding="ascii").strip()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def serve_models(
@@ -55,6 +79,7 @@ def serve_models(
     memory_bytes: int | None,
     idle_seconds: float | None,
     timeout: float,
+    proxies: list[str] | None = None,
 ) -> None:
     """Open models and serve them: what :func:`stillroom.serve` does.
 
@@ -73,7 +98,11 @@ def serve_models(
         pool = Pool([ServedModel(model, options, switch, queue) for model in found], memory_bytes, idle_seconds)
         opened.callback(pool.close)
         hosts = (*Limits().hosts, host.lower(), *allow_hosts)
-        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts)), host, port)
+        own = ""
+        if not keys and not can_tell():
+            own = own_key(switch.places.data)
+            _say(f"Sessions, the switch and figures need the key in {switch.places.data / 'serve.key'}.")
+        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)), host, port, proxies)
 
 
 class _Server(uvicorn.Server):
