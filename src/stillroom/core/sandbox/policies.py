@@ -135,8 +135,8 @@ ENGINE = Policy(
     },
     default=REFUSED,
 )  # fmt: skip
-"""A process that runs a model: it listens on a local stream socket and connects to nothing; it starts no process and no program,
-and reaches no other one. Which files it may open is Landlock's part (:mod:`.confine`)."""
+"""A process that runs a model: it listens on a local stream socket and connects to nothing; it starts no process, and reaches
+no other one. Which files it may open is Landlock's part (:mod:`.confine`)."""
 
 NO_EFFECTS = Policy(
     {
