@@ -15,6 +15,7 @@ import secrets
 import select
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,7 @@ class Engine:
         if self._registration is not None:
             self._registration.close()
             self._registration = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def died(self) -> Exception:
         """What to raise when the child has gone: the switch, or a failure."""
@@ -296,7 +297,69 @@ class _LocalConnection(http.client.HTTPConnection):
 def _private_folder() -> Path:
     """A folder that only this user can enter, in memory where there is such a place: prompts do not reach the disk."""
     memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has mode 0700 and a random name
-    return Path(tempfile.mkdtemp(prefix="stillroom-", dir=memory if os.access(memory, os.W_OK) else None))
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    sweep(place)
+    made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    _LOCKS[made] = _lock(made / OWNER, os.O_CREAT)
+    return made
+
+
+PREFIX, OWNER = "stillroom-", "owner.lock"
+OLD_SECONDS = 600.0
+"""A folder without a lock was just made, or is of Stillroom 0.1.0: then it is removed where nobody listens on its socket."""
+_LOCKS: dict[Path, int] = {}
+"""The locks of this process's folders. The system lets go of them when the process ends, however it ends."""
+
+
+def sweep(place: Path) -> list[Path]:
+    """Remove the folders of engines whose process was killed: they may hold a conversation in plain text.
+
+    Only this user's, and only where nobody holds the lock; a process number would say nothing of another container.
+    """
+    removed = []
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or folder in _LOCKS:
+                continue
+            if (folder / OWNER).exists():
+                os.close(_lock(folder / OWNER))
+            elif time.time() - found.st_mtime < OLD_SECONDS or not _refuses(folder / SOCKET):
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def _lock(path: Path, create: int = 0) -> int:
+    """Hold a folder's lock; OSError where another process does."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | create, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuses(path: Path) -> bool:
+    """Whether there is a socket on which nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _LOCKS.pop(folder, None)) is not None:
+        os.close(lock)
 
 
 def _message(stream: IO[bytes], seconds: float) -> dict[str, Any] | None:

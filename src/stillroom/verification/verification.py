@@ -15,6 +15,7 @@ import datetime
 import os
 import shutil
 import tempfile
+import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,16 +333,47 @@ def _private_folder(copies: Path | None) -> Path:
         copies = platformdirs.user_cache_path("stillroom") / "verified"
     copies.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in copies.glob("pid*-*"):
-        number = left.name.removeprefix("pid").partition("-")[0]
-        if number.isdecimal() and not _alive(int(number)):
+        if left.name.startswith(f"pid{os.getpid()}-") or not left.is_dir():
+            continue
+        # A number means something only in the list of processes that it is from: another container or machine may share
+        # this folder. The lock means the same to all of them, and ends with its process.
+        lock = _lock(left)
+        if lock is not None:
             _remove(left)
-    return Path(tempfile.mkdtemp(prefix=f"pid{os.getpid()}-", dir=copies))
+            (copies / f"{left.name}.lock").unlink(missing_ok=True)
+            os.close(lock)
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f"pid{os.getpid()}-", dir=copies))
+        lock = _lock(made, make=True)
+        # Somebody may have looked between the two, and removed it.
+        if lock is not None and made.is_dir():
+            _LOCKS[made] = lock
+            return made
 
 
-def _alive(pid: int) -> bool:
-    import psutil
+_LOCKS: dict[Path, int] = {}
+"""The locks on the copies of this process, each until its copy is removed."""
+OLD_SECONDS = 7 * 86400.0
+"""A copy without a lock is of Stillroom 0.1.0 (or was just begun): it is removed when nothing was done to it for so long."""
 
-    return psutil.pid_exists(pid)
+
+def _lock(folder: Path, make: bool = False) -> int | None:
+    """The lock of a copy, where nobody holds it: beside it, since the copy itself may be read only."""
+    import fcntl
+
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
+    except FileNotFoundError:
+        if clock.time() - folder.stat().st_mtime < OLD_SECONDS:
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _remove(folder: Path) -> None:
@@ -349,6 +381,9 @@ def _remove(folder: Path) -> None:
         with contextlib.suppress(OSError):
             path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _LOCKS.pop(folder, None)) is not None:
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _folders(folder: Path) -> Iterator[Path]:
