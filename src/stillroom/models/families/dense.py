@@ -48,7 +48,8 @@ def _ministral3(writer: GGUFWriter, config: Any) -> None:
 
 
 def _exaone4(_writer: GGUFWriter, config: Any) -> None:
-    if getattr(config, "sliding_window", None) and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    # With a window, layers without it have no rotary positions.
+    if getattr(config, "sliding_window", None):
         raise UnsupportedModel(
             "llama.cpp has the windows of the family `exaone4` at 64 layers only, in one order.",
             "Use a model without `sliding_window`, or export nothing: `export: {gguf: []}`.",

@@ -198,7 +198,8 @@ class Family:
 
     def experts(self, config: ModelConfig) -> int:
         """Experts of a layer; 0 for a dense model."""
-        return int(getattr(config, self.experts_key, None) or 0) if "experts" in self.cuts else 0
+        count = getattr(config, self.experts_key, None) if "experts" in self.cuts else 0
+        return count if isinstance(count, int) else 0
 
     def groups(self, config: ModelConfig) -> int:
         """Key/value heads of a layer; 0 without attention."""
@@ -234,16 +235,23 @@ def fit_layer_lists(config: ModelConfig, layers: int, given: Collection[str]) ->
     """Repeat or cut the lists of a config that hold one entry per layer, but for those that were given."""
     for key in LAYER_LISTS:
         value = getattr(config, key, None)
-        if isinstance(value, list) and key not in given:
+        if isinstance(value, list) and key not in given and not _derived(config, key):
             repeated = value * (1 + layers // max(1, len(value)))
             setattr(config, key, repeated[:layers])
 
 
+def _derived(config: ModelConfig, key: str) -> bool:
+    """Whether a config works a key out of others, so that it cannot be set."""
+    found = getattr(type(config), config.attribute_map.get(key, key), None)
+    return isinstance(found, property) and found.fset is None
+
+
 def cut_config(config: ModelConfig, kept: list[int]) -> None:
     """Leave only these layers in a config."""
-    for key in LAYER_LISTS:
-        value = getattr(config, key, None)
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+    # All are read before any is set: some keys are other names of others.
+    lists = {key: value for key in LAYER_LISTS if isinstance(value := getattr(config, key, None), list)}
+    for key, value in lists.items():
+        if len(value) == config.num_hidden_layers and not _derived(config, key):
             setattr(config, key, [value[index] for index in kept])
     for key in DENSE_LAYERS:
         value = getattr(config, key, None)
@@ -255,10 +263,18 @@ def cut_config(config: ModelConfig, kept: list[int]) -> None:
             setattr(config, key, [number for number, index in enumerate(kept) if index in value])
     last = getattr(config, "moe_layer_end_index", None)
     if isinstance(last, int) and last >= 0:
-        config.moe_layer_end_index = sum(index <= last for index in kept) - 1  # type: ignore[attr-defined]
+        config.moe_layer_end_index = sum(index <= last for index in kept) - 1
     config.num_hidden_layers = len(kept)
 
 
 def head_width(config: ModelConfig) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """The matrix of a linear layer, [outputs, inputs]: a view, also where the layer keeps it transposed (GPT-2)."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = cast("torch.Tensor", module.weight)
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -152,7 +152,7 @@ def _delta_sections(writer: GGUFWriter, config: Any) -> None:
     rope = rope_parameters(config)
     rotated = int(config.head_dim * float(rope.get("partial_rotary_factor") or 1.0))
     sections = list(rope.get("mrope_section") or [rotated // 2, 0, 0])
-    writer.add_rope_dimension_sections((sections + [0])[:4])
+    writer.add_rope_dimension_sections(([*sections, 0])[:4])
 
 
 FAMILIES = (
@@ -241,7 +241,13 @@ FAMILIES = (
     Family(
         "qwen3_5_moe_text",
         {},
-        gguf=GgufLayout("qwen35moe", experts=True, rules=REGROUPED_DELTA, extra=_delta_sections),
+        gguf=GgufLayout(
+            "qwen35moe",
+            experts=True,
+            rules=REGROUPED_DELTA,
+            feed_forward=lambda c: int(c.moe_intermediate_size),
+            extra=_delta_sections,
+        ),
         cuts=MIXTURE,
     ),
 )

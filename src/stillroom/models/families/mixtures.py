@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Extra = Callable[["GGUFWriter", Any], None]
+CHUNK = 8192
+"""Tokens of a chunk of attention that llama.cpp takes for granted of Llama 4."""
 LITE = (26, 27)
 """Numbers of layers at which llama.cpp takes DeepSeek 2 for its "lite" version, without low-rank queries."""
 
@@ -38,7 +40,7 @@ def dense_layers(config: Any) -> int:
     kinds = getattr(config, "mlp_layer_types", None)
     if kinds is None:
         kinds = ["dense"] * int(getattr(config, "first_k_dense_replace", None) or 0)
-    count = sum(kind == "dense" for kind in kinds)
+    count: int = sum(kind == "dense" for kind in kinds)
     if any(kind != "dense" for kind in kinds[:count]):
         refuse(config, "takes the layers without experts to be the first ones")
     return count
@@ -157,6 +159,10 @@ def _llama4(writer: GGUFWriter, config: Any) -> None:
     kinds = [(index + 1) % 4 == 0 for index in range(config.num_hidden_layers)]
     if [kind == "full_attention" for kind in config.layer_types] != kinds:
         refuse(config, "takes every 4. layer to have no rotary positions and to attend to everything")
+    if min(config.max_position_embeddings, CHUNK) > config.attention_chunk_size or config.attention_chunk_size > CHUNK:
+        refuse(config, f"attends in chunks of {CHUNK} tokens")
+    if config.attn_temperature_tuning and (config.attn_scale, config.floor_scale) != (0.1, CHUNK):
+        refuse(config, f"scales queries by 0.1 from {CHUNK} tokens on")
     writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
     writer.add_expert_feed_forward_length(config.intermediate_size)
 
@@ -207,7 +213,7 @@ def _latent_layout(sigmoid: bool, experts: bool = True) -> GgufLayout:
         _latent(sigmoid),
         rules=LATENT,
         experts=experts,
-        kv_heads=lambda config: 1,
+        kv_heads=lambda _config: 1,
         rotated=lambda config: int(config.qk_rope_head_dim),
     )
 

@@ -83,7 +83,7 @@ def _joined(tensor: torch.Tensor, _config: Any, read: Read, kind: str) -> tuple[
 
 
 def _latent(tensor: torch.Tensor, config: Any, _read: Read) -> tuple[torch.Tensor, ...]:
-    """Multi-head latent attention: [heads · (nope + value), rank] to keys [heads, rank, nope] and values [heads, value, rank]."""
+    """Latent attention: [heads · (nope + value), rank] to keys [heads, rank, nope] and values [heads, value, rank]."""
     heads, nope, value = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
     parts = tensor.reshape(heads, nope + value, -1)
     return parts[:, :nope].transpose(1, 2), parts[:, nope:]
