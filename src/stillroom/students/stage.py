@@ -40,6 +40,7 @@ from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
 from stillroom.students.solver import Choice, require_pruned
 from stillroom.students.trim import trim, whole
+from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
 
@@ -74,7 +75,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
                 "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
                 "Use `student: {kind: existing}` or `{kind: fresh}`, or a teacher on this machine.",
             )
-        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)
+        exported = bool(recipe.export.gguf)
+        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress, exported)
     elif isinstance(student, FreshStudent):
         model, tokenizer, vocabulary, facts = _fresh(student, basis, train)
         if isinstance(randomness, Secret):
@@ -111,14 +113,19 @@ class _Basis:
 
 
 def _shrink(
-    config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
+    config: ShrinkStudent,
+    teacher: LoadedTeacher,
+    train: Sequences,
+    stage: Stage,
+    progress: Progress,
+    exported: bool,
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     family = family_of(teacher.model)
     count = len(family.layers(teacher.model))
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
-    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer))
+    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer), exported)
     if config.target is None:
         asked = replace(anatomy.teacher, vocabulary=vocabulary.student_size, **given_sizes(config))
         anatomy.require_possible(asked)
@@ -152,7 +159,10 @@ def _shrink(
         + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
     )
     note = ""
-    if config.heal and family.norm_after and removed:
+    if config.heal and not family.repairable:
+        note = f"the family {family.name} has no single matrix in each layer that a least-squares repair could fit"
+        progress.say(f"  {note}")
+    elif config.heal and family.norm_after and removed:
         note = (
             f"in the family {family.name} a norm follows what layers add, "
             "so that nothing can stand in for removed layers"
@@ -176,6 +186,8 @@ def _shrink(
         "lost_energy": cut.lost,
         "planned": planned,
     }
+    if measured.widths.experts.numel():
+        facts["experts"] = _expert_facts(measured, teacher.model.config, cut.kept, anatomy, shape, progress)
     if config.vocabulary.languages:
         costs = language_costs(teacher.tokenizer, tokenizer, config.vocabulary.languages)
         facts["languages"] = as_record(costs)
@@ -184,6 +196,39 @@ def _shrink(
                 f"  {cost.name}: {cost.before:.3f} tokens a byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
             )
     return model, tokenizer, vocabulary, facts
+
+
+def _expert_facts(
+    measured: Measured,
+    teacher_config: ModelConfig,
+    kept: list[int],
+    anatomy: Anatomy,
+    shape: Shape,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What was measured of the experts, and which stay: by layer of the teacher, as lists of numbers."""
+    tokens = measured.widths.tokens
+    routed = [index for index in range(len(tokens)) if float(tokens[index].sum()) > 0]
+    never = sum(int((tokens[index] == 0).sum()) for index in routed)
+    if never:
+        progress.say(
+            f"  {never} of {len(routed) * tokens.shape[1]} experts were never chosen on the sample: "
+            "nothing is known of them (a larger `student.importance.tokens` says more)"
+        )
+    chosen = None
+    if shape.experts < anatomy.teacher.experts:
+        whole = choose_widths(measured.widths, teacher_config, kept, None, None, None, shape.experts, anatomy.family)
+        assert whole.experts is not None
+        chosen = {
+            str(index): picked.tolist() for index, picked in zip(kept, whole.experts, strict=True) if index in routed
+        }
+    return {
+        "teacher": anatomy.teacher.experts,
+        "kept": chosen,
+        "mass": measured.widths.experts.tolist(),
+        "tokens": tokens.tolist(),
+        "never_chosen": never,
+    }
 
 
 def _shape(
