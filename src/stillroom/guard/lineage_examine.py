@@ -11,7 +11,7 @@ from stillroom.core.errors import UsageError
 from stillroom.guard.findings import Finding, Findings, Rank, findings_of, subject_digest
 from stillroom.guard.lineage import CANDIDATES, MOST_UNITS, SCAN_UNITS, OrderTest, unit_order
 from stillroom.guard.lineage_weights import open_units
-from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 from stillroom.runs.run import Run
 
 LEVEL = -6.0
@@ -100,7 +100,9 @@ def _of_run(run: Run) -> Owner:
     return Owner(str(run.path), model, None, run, FIXED_SEED if run.recipe.seed is not None else "")
 
 
-def _local(config: HuggingFaceTeacher | GgufTeacher) -> Path | None:
+def _local(config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher) -> Path | None:
+    if isinstance(config, EndpointTeacher):
+        return None  # its weights are not here
     if isinstance(config, GgufTeacher):
         from stillroom.models.gguf_source import gguf_path
 
