@@ -13,7 +13,8 @@ from stillroom.core.errors import UnsupportedModel
 from stillroom.formats.pretokenizers import TEXTS, proved_name, texts
 from stillroom.formats.vocabulary import add_tokenizer
 
-QWEN35 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+QWEN35 = LETTERS + r"|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 NONE_OF_THEM = r"[aeiou]+|[^aeiou]+"
 
 
