@@ -35,8 +35,8 @@ def test_texts_are_many_and_the_same_each_time() -> None:
 
 
 def test_a_pattern_is_found_by_its_ids() -> None:
-    assert proved_name(split_by(QWEN35), ("gpt-2", "no-such-name", "qwen35")) == "qwen35"
-    assert proved_name(split_by(QWEN35), ("gpt-2",)) is None
+    assert proved_name(split_by(QWEN35), add_tokenizer, ("gpt-2", "no-such-name", "qwen35")) == "qwen35"
+    assert proved_name(split_by(QWEN35), add_tokenizer, ("gpt-2",)) is None
 
 
 def test_a_pattern_that_llama_cpp_lacks_is_refused_by_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

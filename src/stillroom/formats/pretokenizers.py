@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from stillroom.runtime.engine import Engine, EngineOptions
 
 if TYPE_CHECKING:
     from stillroom.models.types import Tokenizer
+
+    Add = Callable[[GGUFWriter, Tokenizer, int, str], None]
 
 NAMES = (
     "qwen35", "gpt-4o", "llama-bpe", "qwen2", "tekken", "deepseek-v3", "deepseek-llm", "deepseek-coder", "glm4", "seed-coder",
@@ -128,11 +131,12 @@ def texts() -> list[str]:
     return found
 
 
-def proved_name(tokenizer: Tokenizer, names: tuple[str, ...] = NAMES) -> str | None:
+def proved_name(tokenizer: Tokenizer, add: Add, names: tuple[str, ...] = NAMES) -> str | None:
     """The first name under which the runtime makes the tokenizer's ids of all texts; None where there is none.
 
     Args:
         tokenizer: A byte-level tokenizer.
+        add: Writes a tokenizer of so many rows into a file under a name.
         names: What to try, in this order.
 
     Raises:
@@ -142,7 +146,7 @@ def proved_name(tokenizer: Tokenizer, names: tuple[str, ...] = NAMES) -> str | N
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             file = Path(folder) / "vocabulary.gguf"
-            _write(tokenizer, name, file)
+            _write(tokenizer, add, name, file)
             try:
                 if _agrees(file, wanted):
                     return name
@@ -159,10 +163,8 @@ def _agrees(file: Path, wanted: list[tuple[str, list[int]]]) -> bool:
         )
 
 
-def _write(tokenizer: Tokenizer, name: str, file: Path) -> None:
+def _write(tokenizer: Tokenizer, add: Add, name: str, file: Path) -> None:
     """A file with the vocabulary under a pre-tokenizer's name, and the smallest model that the runtime loads."""
-    from stillroom.formats.vocabulary import add_tokenizer
-
     rows, width = max(tokenizer.get_vocab().values()) + 1, 32
     writer = GGUFWriter(file, "llama")
     try:
@@ -177,7 +179,7 @@ def _write(tokenizer: Tokenizer, name: str, file: Path) -> None:
         ):
             write(value)
         writer.add_layer_norm_rms_eps(1e-5)
-        add_tokenizer(writer, tokenizer, rows, name)
+        add(writer, tokenizer, rows, name)
         square = np.eye(width, dtype=np.float32)
         writer.add_tensor("token_embd.weight", np.zeros((rows, width), dtype=np.float16))
         writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))

@@ -144,7 +144,7 @@ def _proved(tokenizer: PreTrainedTokenizerFast) -> str | None:
 
     digest = files.digest_json(tokenizer.backend_tokenizer.to_str())
     if digest not in _FOUND:
-        _FOUND[digest] = proved_name(tokenizer)
+        _FOUND[digest] = proved_name(tokenizer, add_tokenizer)
     return _FOUND[digest]
 
 
