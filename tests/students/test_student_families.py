@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.tiny_configs import SMALL, SPECIAL, VOCABULARY, tiny_config, tiny_model
 from tiny_families import tiny_sequences
 from transformers import AutoModelForCausalLM
 
+from benchmarks.tiny_configs import SMALL, SPECIAL, VOCABULARY, tiny_config, tiny_model
 from stillroom.core.errors import RecipeError
 from stillroom.models.families.family import cut_config
 from stillroom.models.families.registry import families
@@ -72,11 +72,11 @@ def test_experts_that_are_never_chosen_can_go(name: str, tmp_path: Path) -> None
     model.get_input_embeddings().weight[:, 0] = 20.0
     routers = 0
     for key, parameter in model.named_parameters():
-        if "shared" not in key and key.endswith(("gate.weight", "router.weight", "gate.wg.weight")):
-            if parameter.shape[0] == EXPERTS:
-                parameter[gone] = 0
-                parameter[gone, 0] = -50.0
-                routers += 1
+        router = "shared" not in key and key.endswith(("gate.weight", "router.weight", "gate.wg.weight"))
+        if router and parameter.shape[0] == EXPERTS:
+            parameter[gone] = 0
+            parameter[gone, 0] = -50.0
+            routers += 1
     assert routers
     kept = [torch.tensor(KEPT)] * model.config.num_hidden_layers
     smaller = narrow(model, family, Widths(experts=kept))

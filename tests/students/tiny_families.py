@@ -1,4 +1,4 @@
-"""Tiny random models of every family that can be pruned along every axis, in memory, and tiny tokenizers trained on the spot."""
+"""Tiny random models of every family that can be pruned along every axis, in memory, and tokenizers trained on the spot."""
 
 from __future__ import annotations
 
