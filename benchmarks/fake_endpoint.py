@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Quiet."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Models and version."""
         known = {
             "/v1/models": {"data": [{"id": "served", "owned_by": "vllm", "max_model_len": 4096}]},
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._answer(200 if self.path in known else 404, known.get(self.path, {}))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Scores a given text."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server

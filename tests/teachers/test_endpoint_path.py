@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from teachers.served import llama_server, tiny_endpoint
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
@@ -20,7 +21,6 @@ from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.recipe.teacher import HuggingFaceTeacher
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.endpoint.teacher import open_endpoint
-from teachers.served import llama_server, tiny_endpoint
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,20 @@ def test_hosts_and_models_go_through_the_terms_gate(small_recipe: Any, tmp_path:
     settings["teacher"] |= {"base_url": "https://models.example.com", "service": "Example"}
     with pytest.raises(TermsRefused, match=r"not known"):
         run(Recipe.model_validate(settings), tmp_path, quiet=True)
+
+
+def test_the_plan_says_what_is_sent_and_asks_for_nothing(small_recipe: Any, tmp_path: Path) -> None:
+    from stillroom.planning.plan import make_plan, show_plan
+
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=2)
+    settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher)
+    settings["teacher"] |= {"price": {"input": 1000, "output": 2000, "cap": 50}, "server": "vllm"}
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
+    asked = plan["endpoint"]
+    assert asked["tokens_in"] >= plan["tokens"]["train"] + plan["tokens"]["heldout"]
+    assert asked["cost"] == pytest.approx((asked["tokens_in"] * 1000 + asked["tokens_out"] * 2000) / 1e6)
+    assert plan["stages"]["capture"]["disk_bytes"] > 0
+    show_plan(plan)
 
 
 def test_probe_on_the_command_line(served: tuple[str, Path]) -> None:

@@ -35,9 +35,9 @@ def formula(name: str, logits: torch.Tensor, signal: CoarseSignal) -> torch.Tens
         qs = [*(q[i] for i in listed), q[others].sum()]
         for p, mass in zip(ps, qs, strict=True):
             if name == "forward_kl":
-                total = total + (p * (torch.tensor(p).double().log() - mass.log()) if p > 0 else 0.0)
+                total = total + (p * (torch.tensor(p, dtype=torch.float64).log() - mass.log()) if p > 0 else 0.0)
             elif name == "reverse_kl":
-                total = total + mass * (mass.log() - torch.tensor(p).double().log())
+                total = total + mass * (mass.log() - torch.tensor(p, dtype=torch.float64).log())
             elif name == "jensen_shannon":
                 middle = (mass + p) / 2
                 total = total + 0.5 * mass * (mass / middle).log()

@@ -20,6 +20,13 @@ from stillroom.terms.table import read_licence
 if TYPE_CHECKING:
     from stillroom.recipe.corpus import Source
 
+SERVICE_HOSTS = {
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "generativelanguage.googleapis.com": "gemini-api",
+    "api.x.ai": "xai",
+}
+"""Services of the packaged table by the host that they answer on."""
 LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20
 _HUB_NAME = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
@@ -72,7 +79,7 @@ def endpoint_subject(config: EndpointTeacher, role: Role) -> Subject:
     )
     host = urlsplit(config.base_url).hostname or ""
     if not config.is_private:
-        statements.append(Statement("service", host, "the recipe's `base_url`"))
+        statements.append(Statement("service", SERVICE_HOSTS.get(host, host), "the recipe's `base_url`"))
     if config.service:
         statements.append(Statement("service", config.service, "recipe"))
     if config.licence:
