@@ -59,6 +59,19 @@ def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None
         {"type": "string", "format": "cuid2"},
         {"type": "string", "format": "email", "pattern": "^.+@.+$"},
         {"type": "integer", "multipleOf": 5},
+        {"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True, "minItems": 2},
+        {
+            "$defs": {
+                kind: {
+                    "type": "object",
+                    "properties": {"k": {"const": kind}, "n": {"type": "integer"}},
+                    "required": ["k"],
+                }
+                for kind in ("a", "b")
+            },
+            "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+            "discriminator": {"propertyName": "k"},
+        },
         {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 900},
         {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
         {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}},
@@ -73,6 +86,14 @@ def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None
 )
 def test_what_libraries_write_is_held(schema: Any) -> None:
     assert json_grammar(schema).startswith("%llguidance")
+
+
+def test_branches_that_could_both_hold_stay_one_of() -> None:
+    branch = {"type": "object", "properties": {"k": {"enum": ["a", "b"]}}, "required": ["k"]}
+    with pytest.raises(UnsupportedSchema, match="oneOf"):
+        json_grammar({"oneOf": [branch, branch]})
+    rows = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 1}
+    assert '"uniqueItems"' not in json_grammar(rows)
 
 
 def test_names_that_are_words_of_schemas_stay_names() -> None:

@@ -7,6 +7,7 @@ by the same library within narrower limits: what it cannot hold is refused by na
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,9 @@ DEEPEST = 64
 """Brackets within brackets of a grammar, a schema or a pattern: deeper ones cost the compilers their stack."""
 MOST_CALLS = 32
 """Calls in one answer."""
+MOST_PERMUTED = 4
+"""Values of a list without repeats whose orders are all written out."""
+_OF_LISTS = {"type", "items", "minItems", "maxItems", "uniqueItems"}
 HEAD = "%llguidance {}\n"
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FORMATS = {
@@ -181,7 +185,7 @@ def _document(schema: Any) -> str:
     _require_shallow(text)
     if not isinstance(schema, dict | bool):
         raise UnsupportedSchema("A schema is an object, or true or false.")
-    made = _mapped(schema, _plainer)
+    made = _mapped(schema, lambda part: _plainer(part, schema))
     if made is not False and not _Finite(made).holds():
         raise UnsupportedSchema(
             "No finite value satisfies the schema: it refers to itself without an end.",
@@ -232,7 +236,7 @@ def _mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], dep
     return change(made)
 
 
-def _plainer(schema: dict[str, Any]) -> dict[str, Any]:
+def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     """A schema in words that llguidance knows, with the same values or fewer."""
     made = {key: value for key, value in schema.items() if key not in ("x-guidance", "discriminator")}
     if isinstance(made.get("format"), str) and (made["format"] not in FORMATS or "pattern" in made):
@@ -240,6 +244,11 @@ def _plainer(schema: dict[str, Any]) -> dict[str, Any]:
         del made["format"]
     if made.get("uniqueItems") is False or (made.get("uniqueItems") is True and made.get("maxItems") in (0, 1)):
         del made["uniqueItems"]
+    if made.get("uniqueItems") is True and (rows := _permuted(made)) is not None:
+        made = {key: value for key, value in made.items() if key not in _OF_LISTS} | {"enum": rows}
+    if "anyOf" not in made and _told_apart(_listed(made, "oneOf"), document):
+        # At most one branch holds: it is the same to say that any does, and llguidance sees no apartness through references.
+        made["anyOf"] = made.pop("oneOf")
     for key, nothing in (("minContains", 0), ("minProperties", 0)):
         if made.get(key) == nothing and not isinstance(made.get(key), bool):
             del made[key]
@@ -253,6 +262,70 @@ def _plainer(schema: dict[str, Any]) -> dict[str, Any]:
             made["patternProperties"] = {pattern: made.get("additionalProperties", True)}
             made["additionalProperties"] = False
     return made
+
+
+def _permuted(schema: dict[str, Any]) -> list[list[Any]] | None:
+    """All lists of different values that a schema allows; None where there are too many to be written out."""
+    items = schema.get("items")
+    if schema.get("type") != "array" or not isinstance(items, dict) or "prefixItems" in schema or "enum" in schema:
+        return None
+    values = [True, False] if items.get("type") == "boolean" else items.get("enum")
+    if (
+        not isinstance(values, list)
+        or len(values) > MOST_PERMUTED
+        or set(items) - {"enum", "type", "title", "description"}
+    ):
+        return None
+    different = {json.dumps(value, sort_keys=True): value for value in values}
+    least, most = schema.get("minItems", 0), schema.get("maxItems", len(different))
+    if not isinstance(least, int) or not isinstance(most, int):
+        return None
+    sizes = range(least, min(most, len(different)) + 1)
+    return [list(row) for size in sizes for row in itertools.permutations(different.values(), size)]
+
+
+def _told_apart(branches: list[Any], document: Any) -> bool:
+    """Whether branches are objects that one required property tells apart, each by values of its own."""
+    if len(branches) < 2:
+        return False
+    tags: list[dict[str, set[str]]] = []
+    for branch in branches:
+        found = branch
+        for _ in range(8):
+            if isinstance(found, dict) and isinstance(found.get("$ref"), str) and found["$ref"].startswith("#/"):
+                found = _pointed(document, found["$ref"])
+        if not isinstance(found, dict) or found.get("type") != "object":
+            return False
+        properties, required = found.get("properties"), found.get("required")
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            return False
+        told: dict[str, set[str]] = {}
+        for name in required:
+            part = properties.get(name) if isinstance(name, str) else None
+            if isinstance(part, dict) and ("const" in part or isinstance(part.get("enum"), list)):
+                values = [part["const"]] if "const" in part else part["enum"]
+                if all(isinstance(value, str) for value in values):
+                    told[name] = set(values)
+        tags.append(told)
+    for name in set.intersection(*map(set, tags)):
+        values_of = [told[name] for told in tags]
+        if sum(map(len, values_of)) == len(set.union(*values_of)):
+            return True
+    return False
+
+
+def _pointed(document: Any, reference: str) -> Any:
+    """What a reference within a document points at; None where there is nothing."""
+    target = document
+    for step in reference[1:].strip("/").split("/") if reference not in ("#", "#/") else []:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, dict) and step in target:
+            target = target[step]
+        elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
+            target = target[int(step)]
+        else:
+            return None
+    return target
 
 
 def _pattern_of_names(names: dict[str, Any]) -> str | None:
@@ -318,17 +391,11 @@ class _Finite:
             return True
         if reference in path:
             return False
-        target: Any = self._document
         if not reference.startswith("#"):
             return True  # llguidance says what it thinks of others
-        for step in reference[1:].strip("/").split("/") if reference not in ("#", "#/") else []:
-            step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, dict) and step in target:
-                target = target[step]
-            elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
-                target = target[int(step)]
-            else:
-                return True
+        target = _pointed(self._document, reference)
+        if target is None:
+            return True
         found = self._value(target, path | {reference})
         if found:
             self._known.add(reference)
