@@ -26,6 +26,8 @@ def run(service: Service, host: str, port: int) -> None:
         host: The address.
         port: The port; 0 takes a free one.
     """
+    # Threads take turns often: the one that looks at the switch waits behind every other one.
+    sys.setswitchinterval(0.001)
     config = uvicorn.Config(
         make_app(service),
         host=host,
