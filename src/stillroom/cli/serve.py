@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillroom.core.plain import shown
+
 if TYPE_CHECKING:
     from stillroom.runtime.engine import Engine
     from stillroom.serving.ask import Chat
@@ -111,7 +113,7 @@ def _say(talk: Chat, asked: str, temperature: float, max_tokens: int, seed: int)
     tokens = talk.stream(asked, temperature=temperature, max_tokens=max_tokens, seed=seed)
     try:
         for text in tokens:
-            sys.stdout.write(text)
+            sys.stdout.write(shown(text))
             sys.stdout.flush()
     except KeyboardInterrupt:
         tokens.close()

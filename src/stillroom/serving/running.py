@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.plain import shown
 from stillroom.runtime.engine import EngineOptions
 from stillroom.serving.app import Limits, Service, make_app
 from stillroom.serving.guard import require_key
@@ -110,5 +111,5 @@ class _Server(uvicorn.Server):
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(shown(text) + "\n")
     sys.stderr.flush()
