@@ -40,7 +40,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as alive:
         for folder, listener in ((young, dead), (old, dead), (used, alive)):
             folder.mkdir()
-            if folder == used or folder == old:
+            if folder in (used, old):
                 listener.bind(str(folder / "engine.sock"))
         alive.listen()
         for folder in (old, used):

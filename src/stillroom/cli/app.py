@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from stillroom.core.errors import FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.errors import EnvironmentProblem, FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.plain import guard_terminal, shown
 
 
 class _Commands(typer.core.TyperGroup):
@@ -217,6 +218,17 @@ def _register() -> None:
 
 
 _register()
+# Whatever a command prints may come from a file, a model or a network.
+guard_terminal()
+
+
+def _require_system() -> None:
+    if sys.platform == "win32":
+        raise EnvironmentProblem(
+            "Windows is not supported: the switch, the lists of engines and the locks of runs need what only Linux and macOS "
+            "have (fcntl, local sockets, signals).",
+            "Use Linux or macOS, or the Windows Subsystem for Linux.",
+        )
 
 
 def main() -> None:
@@ -224,6 +236,7 @@ def main() -> None:
     # Read when PyTorch is loaded, which no command has done yet.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
+        _require_system()
         app()
     except StillroomError as error:
         sys.exit(_draw(error))
@@ -239,7 +252,7 @@ def main() -> None:
 
 
 def _draw(error: StillroomError) -> int:
-    sys.stderr.write(f"stillroom: {error.what}\n")
+    sys.stderr.write(f"stillroom: {shown(error.what)}\n")
     if error.todo:
-        sys.stderr.write(f"  {error.todo}\n")
+        sys.stderr.write(f"  {shown(error.todo)}\n")
     return error.exit_code

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillroom.core.plain import shown
+
 if TYPE_CHECKING:
     from stillroom.runtime.engine import Engine
     from stillroom.serving.ask import Chat
@@ -164,20 +166,12 @@ class _Settings:
         return f"{name} {number:g}"
 
 
-def visible(text: str) -> str:
-    """A model's text for a terminal: control characters are shown and not obeyed."""
-    return "".join(
-        char if char in "\n\t" or not (ord(char) < 32 or 0x7F <= ord(char) < 0xA0) else f"\\x{ord(char):02x}"
-        for char in text
-    )
-
-
 def _say(talk: Chat, asked: str, settings: _Settings) -> None:
     """Stream an answer to standard output."""
     tokens = talk.stream(asked, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed)
     try:
         for text in tokens:
-            sys.stdout.write(visible(text))
+            sys.stdout.write(shown(text))
             sys.stdout.flush()
     except KeyboardInterrupt:
         tokens.close()

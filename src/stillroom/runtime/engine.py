@@ -299,9 +299,14 @@ def _private_folder() -> Path:
     memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has mode 0700 and a random name
     place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     sweep(place)
-    made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-    _LOCKS[made] = _lock(made / OWNER, os.O_CREAT)
-    return made
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        # Somebody may be sweeping just now, and have found the lock before it was taken.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            _LOCKS[made] = _lock(made / OWNER, os.O_CREAT)
+            if (made / OWNER).exists():
+                return made
+            os.close(_LOCKS.pop(made))
 
 
 PREFIX, OWNER = "stillroom-", "owner.lock"

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +31,6 @@ from stillroom.serving import answers, ollama, page, problems, responses
 from stillroom.serving.deliver import (
     EVENTS,
     LINES,
-    LOOK_SECONDS,
     NAMED_EVENTS,
     ClientGone,
     Delivery,
@@ -38,6 +39,7 @@ from stillroom.serving.deliver import (
 )
 from stillroom.serving.embeddings import embed, require_kind
 from stillroom.serving.guard import BodyRefused, Guard, is_loopback
+from stillroom.serving.hush import remember_transport
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.pool import Pool, ServedModel
@@ -55,8 +57,9 @@ from stillroom.switch import stopping
 from stillroom.switch.state import Switch
 
 M = TypeVar("M", bound=BaseModel)
-OFF_SECONDS = 0.3
-"""How long engines may run after the switch was seen to be off."""
+T = TypeVar("T")
+TEND_SECONDS = 1.0
+"""How often is looked at everything but the switch."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,12 @@ class Service:
         self.page_token = secrets.token_hex(16)
         self.started = time.time()
         self._watching: dict[str, asyncio.Future[None]] = {}
+        self._switch_threads = ThreadPoolExecutor(4, "switch")
+
+    def close(self) -> None:
+        """Leave the list of servers, and end the threads of the switch."""
+        self.delivery.close()
+        self._switch_threads.shutdown(wait=False)
 
     def require(self, request: Request, feature: str | None = None) -> None:
         """Ask the switch: for the page's own requests as chat, for everybody else's as API."""
@@ -285,20 +294,24 @@ class Service:
             return JSONResponse(_session(await asyncio.to_thread(self.sessions.rename, number, name, owner)))
         return JSONResponse(_session(await asyncio.to_thread(self.sessions.load, number, owner)))
 
+    async def _for_switch(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Work of the switch, in threads that nothing else may use."""
+        return await asyncio.get_running_loop().run_in_executor(self._switch_threads, work, *arguments)
+
     async def switch_status(self, _: Request) -> Response:
         """What the switch says."""
-        return JSONResponse(await asyncio.to_thread(stopping.status, self.switch))
+        return JSONResponse(await self._for_switch(stopping.status, self.switch))
 
     async def switch_off(self, _: Request) -> Response:
         """Turn everything off, and say what was stopped."""
-        receipt = await asyncio.to_thread(stopping.off, self.switch)
+        receipt = await self._for_switch(stopping.off, self.switch)
         await self.delivery.look()
         return JSONResponse(receipt.as_dict())
 
     async def switch_on(self, request: Request) -> Response:
         """Turn it on again: only from this machine. From afar it can only be turned off."""
         self._require_here(request)
-        await asyncio.to_thread(stopping.on, self.switch)
+        await self._for_switch(stopping.on, self.switch)
         await self.delivery.look()
         return await self.switch_status(request)
 
@@ -307,7 +320,7 @@ class Service:
         asked = await _parse(request, SwitchFeature)
         if asked.state != "blocked":
             self._require_here(request)
-        await asyncio.to_thread(self.switch.set_feature, asked.feature, asked.state)
+        await self._for_switch(self.switch.set_feature, asked.feature, asked.state)
         return await self.switch_status(request)
 
     def watch_engines(self) -> None:
@@ -450,7 +463,7 @@ class _Guarded(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self.answer
-        with self.delivery.registration.delivering():
+        with self.delivery.hush.answering(scope):
             try:
                 self.delivery.switch.require_on()
             except StillroomError as error:
@@ -562,13 +575,14 @@ def make_app(service: Service) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.delivery.hush.start()
         watcher = asyncio.create_task(_watch(service))
         try:
             yield
         finally:
             watcher.cancel()
             await service.pool.stop()
-            service.delivery.close()
+            service.close()
 
     limits = service.limits
     guard = Middleware(
@@ -584,7 +598,7 @@ def make_app(service: Service) -> Starlette:
         status = getattr(error, "status_code", 404)
         return problems.problem(status, "not_found" if status == 404 else "invalid_request", "There is nothing here.")
 
-    return Starlette(
+    return _Served(
         routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
         middleware=[guard],
         lifespan=lifespan,
@@ -592,25 +606,35 @@ def make_app(service: Service) -> Starlette:
     )
 
 
+class _Served(Starlette):
+    """The application; it notes the connection of each request, so that it can be cut off."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        remember_transport(scope, send)
+        await super().__call__(scope, receive, send)
+
+
 async def _watch(service: Service) -> None:
-    """Look at the switch all the time, and at everything else once a second."""
-    tended = on = released = time.monotonic()
+    """Look at everything but the switch once a second. That has a thread of its own (:mod:`.hush`), which waits for nothing."""
+    released = time.monotonic()
     while True:
-        if not await service.delivery.look():
-            # `off` stops the engines itself, and its receipt names them; a policy that appears has nobody to do it.
-            if time.monotonic() - on > OFF_SECONDS:
+        await asyncio.sleep(TEND_SECONDS)
+        try:
+            if not service.switch.is_on():
+                # They have been ended by then; what is left of them is given up.
                 await service.pool.stop(grace=False)
-        elif time.monotonic() - tended > 1:
-            tended = on = time.monotonic()
+                continue
             await service.pool.tend()
             service.watch_engines()
-            if tended - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
+            now = time.monotonic()
+            if now - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
                 # Long bodies leave memory behind that is not given back by itself; it takes a moment, so nobody must wait.
                 await asyncio.to_thread(release_memory)
-                released = time.monotonic()
-        else:
-            on = time.monotonic()
-        await asyncio.sleep(LOOK_SECONDS)
+                released = now
+        except Exception:
+            # One failure is not the end of the watch.
+            traceback.print_exc()
 
 
 def read_keys(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from stillroom.serving import problems
-from stillroom.switch.engines import Registration
+from stillroom.serving.hush import Hush, ServerLine
 from stillroom.switch.state import Switch
 
 T = TypeVar("T")
@@ -36,16 +36,20 @@ class Delivery:
     def __init__(self, switch: Switch, seconds: float) -> None:
         self.switch = switch
         self.seconds = seconds
-        self.registration = Registration(switch.places, "server", "server")
+        self.registration = ServerLine(switch.places)
         self.off = asyncio.Event()
+        self.hush = Hush(switch, self.registration, self._told)
 
-    async def look(self) -> bool:
-        """One look at the switch; wakes everybody who waits while it is off."""
-        on = self.switch.is_on()
+    def _told(self, on: bool) -> None:
         if on:
             self.off.clear()
         else:
             self.off.set()
+
+    async def look(self) -> bool:
+        """One look at the switch; wakes everybody who waits while it is off."""
+        on = self.switch.is_on()
+        self._told(on)
         return on
 
     async def race(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -74,6 +78,7 @@ class Delivery:
 
     def close(self) -> None:
         """Leave the list of servers."""
+        self.hush.close()
         self.registration.close()
 
 
@@ -117,8 +122,12 @@ class EventStream(Response):
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes until it ends, the client goes, time runs out or the switch is off."""
+        with self.delivery.hush.answering(scope):
+            await self._answer(receive, send)
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
         await self.delivery.look()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pump = asyncio.ensure_future(self._pump(send))
@@ -130,16 +139,22 @@ class EventStream(Response):
                 error = pump.exception()
             elif others[0].done():
                 return
+            elif others[1].done():
+                # At once: `off` waits for it, and cuts off what takes longer. Ending the events may wait for an engine.
+                pump.cancel()
+                await self._finish(TimeoutError(), send)
+                return
             else:
                 error = TimeoutError("The request took too long.")
-                with contextlib.suppress(BaseException):
-                    self.delivery.switch.require_on()
         finally:
             for each in (pump, *others):
                 each.cancel()
             await asyncio.gather(pump, *others, return_exceptions=True)
             with contextlib.suppress(Exception):
                 await self.events.aclose()  # type: ignore[attr-defined]
+        await self._finish(error, send)
+
+    async def _finish(self, error: BaseException | None, send: Send) -> None:
         if error is not None:
             try:
                 self.delivery.switch.require_on()

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.plain import shown
 from stillroom.runtime.engine import EngineOptions
 from stillroom.serving.app import Limits, Service, make_app
 from stillroom.serving.guard import require_key
@@ -30,6 +31,8 @@ def settings(service: Service, host: str, port: int, proxies: list[str] | None =
         port: The port; 0 takes a free one.
         proxies: Addresses whose word on where a request came from is believed (``X-Forwarded-For``); none by default.
     """
+    # Threads take turns often: the one that looks at the switch waits behind every other one.
+    sys.setswitchinterval(0.001)
     return uvicorn.Config(
         make_app(service),
         host=host,
@@ -137,5 +140,5 @@ class _Server(uvicorn.Server):
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(shown(text) + "\n")
     sys.stderr.flush()

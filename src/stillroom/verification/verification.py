@@ -24,7 +24,7 @@ from typing import Any
 
 from stillroom.core.errors import VerificationFailed
 from stillroom.verification.claims import Claims, read_claims
-from stillroom.verification.client import View, look, pinned_keys
+from stillroom.verification.client import Ahead, View, fetch_ahead, is_far, look, pinned_keys
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.copying import copy_verified
 from stillroom.verification.documents import Pin, Policy
@@ -97,8 +97,9 @@ class VerifiedPackage:
         """
         question = self._again
         require_on()
+        ahead = _ahead(question, now or _now())
         with Remembered.open(question.state, question.pin) as remembered:
-            self.view, signed, _ = _trusted(question, remembered, now or _now())
+            self.view, signed, _ = _trusted(question, remembered, now or _now(), ahead)
             _judge(question, remembered, parse_statement(signed.payload), self.claims, self.view, now or _now())
 
     def close(self) -> None:
@@ -173,8 +174,9 @@ def verify(
     question = _Question(envelope, SIGNATURE, pin, state or state_folder(), repository)
     time = now or _now()
     # The memory is locked for moments, not while files are copied: other packages of this publisher need not wait.
+    ahead = _ahead(question, time)
     with Remembered.open(question.state, pin) as remembered:
-        view, signed, threshold = _trusted(question, remembered, time)
+        view, signed, threshold = _trusted(question, remembered, time, ahead)
     manifest = parse_statement(signed.payload)
     require_exact(path, manifest)
     private = _private_folder(copies)
@@ -210,7 +212,20 @@ def verify(
     )
 
 
-def _trusted(question: _Question, remembered: Remembered, now: datetime.datetime) -> tuple[View | None, Signed, int]:
+def _ahead(question: _Question, now: datetime.datetime) -> Ahead | None:
+    """What a repository on the network says, fetched before the memory is locked: others must not wait for a slow mirror."""
+    pin, address = question.pin, question.repository or question.pin.repository or ""
+    if not is_far(address):
+        return None
+    with Remembered.open(question.state, pin) as remembered:
+        remembered.require_time(now, None)
+        folder = remembered.metadata
+    return fetch_ahead(pin, folder, address, Remembered.open(question.state, pin))
+
+
+def _trusted(
+    question: _Question, remembered: Remembered, now: datetime.datetime, ahead: Ahead | None
+) -> tuple[View | None, Signed, int]:
     """Steps 2 and the first half of 3: metadata, clock, revocations learnt, signatures counted."""
     pin = question.pin
     view = None
@@ -218,7 +233,7 @@ def _trusted(question: _Question, remembered: Remembered, now: datetime.datetime
     if pin.repository or question.repository:
         # The clock is judged first by what is remembered: with a wrong clock, expired metadata would look fresh.
         remembered.require_time(now, None)
-        view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher))
+        view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher), ahead)
         keys, threshold = view.release_keys, view.threshold
         remembered.learn(view.revocations.revocations, view.reinstatements.reinstated)
     else:
