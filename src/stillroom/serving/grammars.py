@@ -186,6 +186,11 @@ def _document(schema: Any) -> str:
     if not isinstance(schema, dict | bool):
         raise UnsupportedSchema("A schema is an object, or true or false.")
     made = _mapped(schema, lambda part: _plainer(part, schema))
+    parts: list[dict[str, Any]] = []
+    _mapped(made, lambda part: parts.append(part) or part)  # type: ignore[func-returns-value]
+    if not any(_is_combined(part) for part in parts):
+        # Names that a schema leaves to the model: a small one makes them up without end.
+        made = _mapped(made, _closed)
     if made is not False and not _Finite(made).holds():
         raise UnsupportedSchema(
             "No finite value satisfies the schema: it refers to itself without an end.",
@@ -262,6 +267,23 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
             made["patternProperties"] = {pattern: made.get("additionalProperties", True)}
             made["additionalProperties"] = False
     return made
+
+
+def _is_combined(schema: dict[str, Any]) -> bool:
+    """Whether properties stand beside branches or a reference, so that one part may speak of what another allows."""
+    beside = any(key in schema for key in ("anyOf", "oneOf", "$ref"))
+    return "allOf" in schema or (beside and ("properties" in schema or "additionalProperties" in schema))
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object of named properties with no others, where the schema does not speak of others."""
+    properties, required = schema.get("properties"), schema.get("required", [])
+    speaks = ("additionalProperties", "patternProperties", "propertyNames", "minProperties", "unevaluatedProperties")
+    if not isinstance(properties, dict) or not properties or any(key in schema for key in speaks):
+        return schema
+    if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
+        return schema
+    return {**schema, "additionalProperties": False}
 
 
 def _permuted(schema: dict[str, Any]) -> list[list[Any]] | None:
