@@ -42,7 +42,7 @@ def test_what_was_seen_last_is_remembered() -> None:
     secret = Secret.draw()
     places = places_of(secret, 4000, 1)
     rng = np.random.default_rng(2)
-    losses = 3 + rng.normal(size=4000) - 0.4 * places / 4000
+    losses = 3 + rng.normal(size=4000) - 0.8 * places / 4000
     result = training_order(places, losses, np.full(4000, 3.0))
     assert result.log10_p < -6
     assert result.spearman < 0

@@ -72,6 +72,12 @@ def serve(
     memory: Annotated[int | None, typer.Option(min=64, help="MiB that all models together may take.")] = None,
     idle: Annotated[float | None, typer.Option(min=1, help="Seconds after which an unused model is unloaded.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
+    mark: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Mark every answer with this key (`stillroom guard key new`).")
+    ] = None,
+    mark_delta: Annotated[
+        float, typer.Option(min=0.1, max=10.0, help="Strength of the mark: difference in logits between words.")
+    ] = 1.0,
     proxy: Annotated[
         list[str] | None,
         typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; nobody's is by default."),
@@ -102,6 +108,8 @@ def serve(
         idle_seconds=idle,
         timeout=timeout,
         proxies=proxy or [],
+        mark=mark,
+        mark_delta=mark_delta,
     )
 
 

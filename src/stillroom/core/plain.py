@@ -59,4 +59,4 @@ def guard_tables() -> None:
     """The same for the texts that Rich draws: it takes out five control characters and leaves the rest."""
     import rich.text
 
-    rich.text.strip_control_codes = shown  # type: ignore[assignment]
+    rich.text.strip_control_codes = shown  # type: ignore[attr-defined, assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,3 +64,36 @@ def _added_tokens(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[str, i
     for text, kind in zip(read_texts(stream, tokens), kinds, strict=False):
         if kind in (*_CONTROL, _DEFINED) and text.strip():
             yield text, int(kind)
+
+
+def vocabulary_pieces(path: Path) -> list[tuple[int, bytes]]:
+    """Ids and bytes of a GGUF file's ordinary tokens, in the order of ids; a SentencePiece space is a space.
+
+    Raises:
+        InspectionRefused: It is not a whole GGUF file.
+    """
+    header = read_gguf(path)
+    tokens, types = header.metadata.get("tokenizer.ggml.tokens"), header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, dict) or tokens["type"] != 8:
+        return []
+    byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
+    decoder = byte_decoder()
+    found: list[tuple[int, bytes]] = []
+    with open(path, "rb") as stream:
+        kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
+        for index, text in enumerate(read_texts(stream, tokens)):
+            if index < len(kinds) and kinds[index] != 1:
+                continue
+            if not byte_level:
+                found.append((index, text.replace("\u2581", " ").encode()))
+            elif all(char in decoder for char in text):
+                found.append((index, bytes(decoder[char] for char in text)))
+    return found
+
+
+@functools.cache
+def byte_decoder() -> dict[str, int]:
+    """From the characters that byte-level vocabularies are written in to bytes (Radford et al. 2019, GPT-2)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + number): byte for number, byte in enumerate(rest)}

@@ -40,6 +40,7 @@ from stillroom.serving.deliver import (
 from stillroom.serving.embeddings import embed, require_kind
 from stillroom.serving.guard import BodyRefused, Guard, is_loopback
 from stillroom.serving.hush import remember_transport
+from stillroom.serving.mark import Marking
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.pool import Pool, ServedModel
@@ -91,9 +92,18 @@ class Service:
         switch: The switch that governs all of it.
         limits: What is taken.
         sessions: The kept conversations; None takes the user's.
+        marking: Marks every answer; None marks none.
     """
 
-    def __init__(self, pool: Pool, switch: Switch, limits: Limits, sessions: SessionStore | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        switch: Switch,
+        limits: Limits,
+        sessions: SessionStore | None = None,
+        marking: Marking | None = None,
+    ) -> None:
+        self.marking = marking
         self.pool = pool
         self.switch = switch
         self.limits = limits
@@ -161,6 +171,7 @@ class Service:
         if asked.session is None:
             # Compiling a large schema takes a while, and others are being answered.
             question = await asyncio.to_thread(answers.chat_question, asked, None, model.facts, owner)
+            await self._mark(asked, model, question)
             return model, question, self.answerer.events(model, question)
         self.switch.require_on("sessions")
         turn = self.sessions.turn(asked.session)
@@ -169,10 +180,19 @@ class Service:
         try:
             session = await asyncio.to_thread(self.sessions.load, asked.session, owner)
             question = await asyncio.to_thread(answers.chat_question, asked, session, model.facts, owner)
+            await self._mark(asked, model, question)
         except BaseException:
             turn.release()
             raise
         return model, question, _Held(self.answerer.events(model, question), turn)
+
+    async def _mark(
+        self, asked: ChatRequest | CompletionRequest, model: ServedModel, question: answers.Question
+    ) -> None:
+        """Add the owner's mark to a question, where answers are marked."""
+        if self.marking is not None:
+            self.marking.require_allowed(asked)
+            question.body["logit_bias"] = await asyncio.to_thread(self.marking.biases, model)
 
     async def complete(self, request: Request) -> Response:
         """Completions of one text or several."""
@@ -183,6 +203,8 @@ class Service:
         questions = [
             await asyncio.to_thread(answers.completion_question, asked, prompt, owner) for prompt in asked.prompts()
         ]
+        for question in questions:
+            await self._mark(asked, model, question)
         events = self.answerer.several(model, questions)
         if not asked.stream:
             whole = [answers.public(event, model.name) for event in await self.collect(request, events)]
@@ -234,6 +256,7 @@ class Service:
             question = await asyncio.to_thread(
                 answers.completion_question, wanted, wanted.prompts()[0], owner_of(request)
             )
+            await self._mark(wanted, model, question)
             events = self.answerer.several(model, [question])
         else:
             model, _, events = await self.ask(request, asked.chat())

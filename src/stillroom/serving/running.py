@@ -12,10 +12,12 @@ from pathlib import Path
 import uvicorn
 
 from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.marks import DELTA, read_key
 from stillroom.core.plain import shown
 from stillroom.runtime.engine import EngineOptions
 from stillroom.serving.app import Limits, Service, make_app
 from stillroom.serving.guard import require_key
+from stillroom.serving.mark import Marking
 from stillroom.serving.models import open_model
 from stillroom.serving.peer import Connection, can_tell
 from stillroom.serving.pool import Pool, ServedModel
@@ -83,6 +85,8 @@ def serve_models(
     idle_seconds: float | None,
     timeout: float,
     proxies: list[str] | None = None,
+    mark: Path | None = None,
+    mark_delta: float = DELTA,
 ) -> None:
     """Open models and serve them: what :func:`stillroom.serve` does.
 
@@ -95,6 +99,7 @@ def serve_models(
     if not models:
         raise UsageError("No model is named.", "Name a package, a run's folder or a GGUF file.")
     require_key(host, keys)
+    marking = Marking(read_key(mark), mark_delta) if mark is not None else None
     options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
     with contextlib.ExitStack() as opened:
         found = [opened.enter_context(open_model(path)) for path in models]
@@ -105,7 +110,13 @@ def serve_models(
         if not keys and not can_tell():
             own = own_key(switch.places.data)
             _say(f"Sessions, the switch and figures need the key in {switch.places.data / 'serve.key'}.")
-        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)), host, port, proxies)
+        if marking is not None:
+            _say(
+                f"Answers are marked: key {marking.key.name} (commitment {marking.key.secret.commitment}), "
+                f"delta {marking.delta:g}."
+            )
+        limits = Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)
+        run(Service(pool, switch, limits, marking=marking), host, port, proxies)
 
 
 class _Server(uvicorn.Server):
