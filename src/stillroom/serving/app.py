@@ -43,6 +43,7 @@ from stillroom.serving.hush import remember_transport
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
     ChatRequest,
     CompletionRequest,
@@ -91,9 +92,18 @@ class Service:
         switch: The switch that governs all of it.
         limits: What is taken.
         sessions: The kept conversations; None takes the user's.
+        request_log: Where requests are logged; None logs none.
     """
 
-    def __init__(self, pool: Pool, switch: Switch, limits: Limits, sessions: SessionStore | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        switch: Switch,
+        limits: Limits,
+        sessions: SessionStore | None = None,
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.request_log = request_log
         self.pool = pool
         self.switch = switch
         self.limits = limits
@@ -594,13 +604,15 @@ def make_app(service: Service) -> Starlette:
         own_key=limits.own_key,
     )
 
+    logged = [Middleware(LoggedRequests, log=service.request_log)] if service.request_log is not None else []
+
     async def not_found(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         return problems.problem(status, "not_found" if status == 404 else "invalid_request", "There is nothing here.")
 
     return _Served(
         routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
-        middleware=[guard],
+        middleware=[guard, *logged],
         lifespan=lifespan,
         exception_handlers={404: not_found, 405: not_found},
     )

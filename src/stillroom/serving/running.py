@@ -19,6 +19,7 @@ from stillroom.serving.guard import require_key
 from stillroom.serving.models import open_model
 from stillroom.serving.peer import Connection, can_tell
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import RequestLog
 from stillroom.switch import Switch
 
 
@@ -83,6 +84,8 @@ def serve_models(
     idle_seconds: float | None,
     timeout: float,
     proxies: list[str] | None = None,
+    request_log: Path | None = None,
+    request_log_texts: bool = False,
 ) -> None:
     """Open models and serve them: what :func:`stillroom.serve` does.
 
@@ -105,7 +108,11 @@ def serve_models(
         if not keys and not can_tell():
             own = own_key(switch.places.data)
             _say(f"Sessions, the switch and figures need the key in {switch.places.data / 'serve.key'}.")
-        run(Service(pool, switch, Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)), host, port, proxies)
+        log = RequestLog(request_log, texts=request_log_texts) if request_log is not None else None
+        if log is not None:
+            opened.callback(log.close)
+        limits = Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)
+        run(Service(pool, switch, limits, request_log=log), host, port, proxies)
 
 
 class _Server(uvicorn.Server):
