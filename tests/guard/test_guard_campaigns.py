@@ -142,7 +142,8 @@ def test_lines_and_columns_are_the_same_traffic(tmp_path: Path) -> None:
             sql = (
                 "SELECT requests, n FROM"
                 " (SELECT skeleton, sum(requests)::BIGINT AS requests,"
-                " count(DISTINCT account)::BIGINT AS n FROM {streams} GROUP BY skeleton HAVING sum(requests) >= 30) ORDER BY ALL"
+                " count(DISTINCT account)::BIGINT AS n FROM {streams} GROUP BY skeleton"
+                " HAVING sum(requests) >= 30) ORDER BY ALL"
             )
             found = load(store, connection, sql)
         sizes.append([found["requests"].tolist(), found["n"].tolist()])
