@@ -284,7 +284,7 @@ def _features(data: Data, sums: Floats, pairs: Integers, place: Integers, n: int
     # An account that sends from several templates of a stream is one account.
     own, back = np.unique(place * len(data.accounts) + data.pair_account[pairs], return_inverse=True)
     stream_of, account_of = own // len(data.accounts), own % len(data.accounts)
-    each = np.bincount(back, sums[0], len(own))
+    each = np.bincount(back, sums[0], len(own)).astype(float)
     accounts = np.bincount(stream_of, minlength=n).astype(float)
     requests = np.maximum(total["requests"], 1)
     values = np.zeros((n, len(FEATURES)))
