@@ -140,8 +140,10 @@ def test_lines_and_columns_are_the_same_traffic(tmp_path: Path) -> None:
         )
         with database() as connection:
             sql = (
-                "SELECT requests, n FROM (SELECT skeleton, sum(requests)::BIGINT AS requests,"
-                " count(DISTINCT account)::BIGINT AS n FROM {streams} GROUP BY skeleton HAVING sum(requests) >= 30) ORDER BY ALL"
+                "SELECT requests, n FROM"
+                " (SELECT skeleton, sum(requests)::BIGINT AS requests,"
+                " count(DISTINCT account)::BIGINT AS n FROM {streams} GROUP BY skeleton"
+                " HAVING sum(requests) >= 30) ORDER BY ALL"
             )
             found = load(store, connection, sql)
         sizes.append([found["requests"].tolist(), found["n"].tolist()])

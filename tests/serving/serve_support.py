@@ -20,6 +20,7 @@ from stillroom.serving.app import Limits, Service
 from stillroom.serving.mark import Marking
 from stillroom.serving.models import OpenedModel
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import RequestLog
 from stillroom.serving.running import settings
 from stillroom.serving.sessions import SessionStore
 from stillroom.switch import Places, Switch
@@ -83,6 +84,7 @@ def running(
     memory: int | None = None,
     idle: float | None = None,
     marking: Marking | None = None,
+    request_log: RequestLog | None = None,
 ) -> Iterator[Running]:
     """A server for as long as the block lasts, under a switch of its own."""
     switch = Switch(Places.under(folder / "switch"))
@@ -92,7 +94,7 @@ def running(
         ServedModel(OpenedModel(path, path.stem, path, _passport=passport), options, switch, queue) for path in models
     ]
     sessions = SessionStore(switch.places.data / "sessions", keyring=False)
-    service = Service(Pool(served, memory, idle), switch, limits or Limits(), sessions, marking=marking)
+    service = Service(Pool(served, memory, idle), switch, limits or Limits(), sessions, marking, request_log)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

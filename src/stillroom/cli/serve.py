@@ -82,6 +82,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; nobody's is by default."),
     ] = None,
+    request_log: Annotated[
+        Path | None, typer.Option(help="Log requests to this file, without texts, for `guard intake`; none without it.")
+    ] = None,
+    request_log_texts: Annotated[bool, typer.Option(help="Log the texts of requests too.")] = False,
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
@@ -93,6 +97,8 @@ def serve(
 
     if key_file is not None and not key_file.is_file():
         raise UsageError(f"{key_file} is not a file of keys.", "Write one key a line into it.")
+    if request_log_texts and request_log is None:
+        raise UsageError("--request-log-texts without --request-log.", "Name the file: --request-log FILE.")
     serve_models(
         models,
         host,
@@ -110,6 +116,8 @@ def serve(
         proxies=proxy or [],
         mark=mark,
         mark_delta=mark_delta,
+        request_log=request_log,
+        request_log_texts=request_log_texts,
     )
 
 

@@ -1,7 +1,8 @@
 """What clusters of accounts do, day by day: the features of their streams, from a store's reductions.
 
 A *stream* is what one cluster sends from one template (or, in logs without text, with one set of parameters). Cover traffic and
-real end users are in other streams of the same cluster, so that they cannot water a campaign down.
+real end users are in other streams of the same cluster, so that they cannot water a campaign down. Clusters of three
+accounts or more have one further stream, of everything that they send: paraphrased templates are not seen in any other.
 
 All features grow with suspicion, and none says "distillation" alone: a product, an evaluation or a course is extreme in some
 of them.
@@ -84,7 +85,7 @@ class Day:
         day: From 0.
         root: Account that names the cluster: the one that was seen first.
         size: Accounts of the cluster.
-        template: Index of the template.
+        template: Index of the template; 0 stands for all requests of the cluster.
         values: Features, ``[streams, features]``.
         clusters: The partition.
     """
@@ -253,33 +254,55 @@ def _streams(data: Data, day: int, sums: Floats, clusters: Clusters, fills: Tabl
     order = order[seen[order]]
     root_of = np.zeros(count, np.int64)
     root_of[labels[order][::-1]] = order[::-1]
-    # --- pairs of account and template to streams of cluster and template ---
-    active = np.flatnonzero((sums[0] > 0) & (data.pair_template > 0))
+    # --- of one template, and (template 0) all that clusters of three accounts or more send ---
     width = len(data.templates)
-    code = labels[data.pair_account[active]] * width + data.pair_template[active]
-    streams, place = np.unique(code, return_inverse=True)
-    n = len(streams)
-    total = {name: np.bincount(place, sums[number][active], n) for number, name in enumerate(SUMS)}
-    enough = total["requests"] >= LEAST
-    accounts = np.bincount(place, minlength=n).astype(float)
+    one = np.flatnonzero((sums[0] > 0) & (data.pair_template > 0))
+    all_ = np.flatnonzero((sums[0] > 0) & (size[labels[data.pair_account]] >= 3))
+    parts = []
+    for pairs, template in ((one, data.pair_template[one]), (all_, np.zeros(len(all_), np.int64))):
+        streams, place = np.unique(labels[data.pair_account[pairs]] * width + template, return_inverse=True)
+        parts.append((streams, _features(data, sums[:, pairs], pairs, place, len(streams), fills)))
+    streams = np.concatenate([streams for streams, _ in parts])
+    values = np.concatenate([values for _, values in parts])
+    enough = values[:, 0] >= np.log10(LEAST) - 1e-9
+    cluster, template = streams[enough] // width, streams[enough] % width
+    return Day(day, root_of[cluster], size[cluster], template, values[enough], clusters)
+
+
+def _features(data: Data, sums: Floats, pairs: Integers, place: Integers, n: int, fills: Table) -> Floats:
+    """The features of ``n`` streams from their pairs of account and template.
+
+    Args:
+        data: The month.
+        sums: Sums so far, ``[sums, pairs]``.
+        pairs: Indices of the pairs.
+        place: Stream of each.
+        n: Streams.
+        fills: The sampled texts so far.
+    """
+    total = {name: np.bincount(place, sums[number], n) for number, name in enumerate(SUMS)}
+    # An account that sends from several templates of a stream is one account.
+    own, back = np.unique(place * len(data.accounts) + data.pair_account[pairs], return_inverse=True)
+    stream_of, account_of = own // len(data.accounts), own % len(data.accounts)
+    each = np.bincount(back, sums[0], len(own)).astype(float)
+    accounts = np.bincount(stream_of, minlength=n).astype(float)
     requests = np.maximum(total["requests"], 1)
     values = np.zeros((n, len(FEATURES)))
     values[:, 0] = np.log10(requests)
     values[:, 1] = np.log10(total["tokens_out"] + 1)
-    values[:, 2] = _novelty(data, active, place, n, fills)
+    values[:, 2] = _novelty(data, pairs, place, n, fills)
     values[:, 3] = np.log10(np.maximum(accounts, 1))
     values[:, 4] = total["cot"] / requests
     values[:, 5] = np.minimum(1.0, total["asked"] / requests)
     quarters = np.stack([total[f"q{number}"] for number in range(4)]) / requests
     values[:, 6] = -(quarters * np.log(np.maximum(quarters, 1e-12))).sum(0) / np.log(4)
     values[:, 7] = total["single"] / requests
-    values[:, 8] = _evenness(sums[0][active], place, n, accounts)
-    values[:, 9] = _synchrony(data.first_us[data.pair_account[active]] / DAY_US, place, n, accounts)
+    values[:, 8] = _evenness(each, stream_of, n, accounts)
+    values[:, 9] = _synchrony(data.first_us[account_of] / DAY_US, stream_of, n, accounts)
     moved = total["new_model"] / np.maximum(total["after_release"], 1)
     values[:, 10] = np.where(total["after_release"] >= 20, moved, 0.0)
     values[:, 11] = np.log10(total["tokens_out"] / requests + 1)
-    cluster, template = streams[enough] // width, streams[enough] % width
-    return Day(day, root_of[cluster], size[cluster], template, values[enough], clusters)
+    return values
 
 
 def _novelty(data: Data, active: Integers, place: Integers, n: int, fills: Table) -> Floats:
@@ -287,9 +310,11 @@ def _novelty(data: Data, active: Integers, place: Integers, n: int, fills: Table
     stream_of = np.full(len(data.pair_account), -1, np.int64)
     stream_of[active] = place
     stream = stream_of[fills["pair"]]
-    sampled = np.bincount(stream, fills["requests"], n)
-    span = int(fills["fill"].max()) + 1 if len(fills["fill"]) else 1
-    distinct = np.bincount(np.unique(stream * span + fills["fill"]) // span, minlength=n)
+    known = stream >= 0
+    stream, fill = stream[known], fills["fill"][known]
+    sampled = np.bincount(stream, fills["requests"][known], n)
+    span = int(fill.max()) + 1 if len(fill) else 1
+    distinct = np.bincount(np.unique(stream * span + fill) // span, minlength=n)
     # In a sample of eight texts a repeat is easily missed, so the share counts only as far as the sample goes.
     return np.asarray(np.log10((sampled + 1) / (np.maximum(sampled - distinct, 0) + 1)))
 

@@ -43,7 +43,7 @@ BUDGET = (0.25, 0.25, 0.5)
 """How the false alarms that are allowed a month are divided between the strata."""
 LEVELS = np.r_[np.arange(0, 95), 95.0]
 MOST = 4.0
-LAMBDA = 0.5
+LAMBDA = 0.3
 FIT_SHARE = 1 / 3
 
 

@@ -49,7 +49,7 @@ class Suspect:
         rank, of: Place among the benign clusters of its stratum and itself.
         day: Day of the highest score, from 0.
         alarm: Day on which it was reported first; None where it was not.
-        template: Index of the template in the month's data.
+        template: Index of the template in the month's data; 0 stands for all requests of the cluster.
         requests: Requests of the stream that made the score.
         values, parts: Features of that stream, and their surprisals.
         level: ``ask a person``, ``watch`` or ``none``.
@@ -217,7 +217,9 @@ def findings(watched: Watched, baseline: Baseline) -> Findings:
                     "score": round(suspect.score, 3),
                     "e needed": round(suspect.needed, 2),
                     "first reported": watched.date(suspect.alarm),
-                    "template": f"{int(watched.data.templates[suspect.template]):016x}",
+                    "template": f"{int(watched.data.templates[suspect.template]):016x}"
+                    if suspect.template
+                    else "all requests",
                     "requests in the stream": suspect.requests,
                     "named by e-BH at 0.1": suspect.discovered,
                     "features": {

@@ -73,7 +73,8 @@ def gather(store: Store, watched: Watched, suspect: Suspect) -> Evidence:
     data = watched.data
     mine = np.isin(data.accounts, np.array(suspect.accounts, np.uint64))
     of_pair = mine[data.pair_account]
-    stream = of_pair & (data.pair_template == suspect.template)
+    # Template 0 stands for everything that the cluster sends.
+    stream = of_pair & (data.pair_template == suspect.template) if suspect.template else of_pair
     rows = data.rows
     in_all, in_stream = of_pair[rows["pair"]], stream[rows["pair"]]
     daily_all = np.bincount(rows["day"][in_all], rows["requests"][in_all], data.days).astype(int)
@@ -114,7 +115,7 @@ def gather(store: Store, watched: Watched, suspect: Suspect) -> Evidence:
                 if index == 0
                 else known.get(("skeleton", digest), f"template {digest:016x}")
             )
-            mark = " (the stream that made the score)" if index == suspect.template else ""
+            mark = " (the stream that made the score)" if index and index == suspect.template else ""
             templates.append((words + mark, int(volume[index]), int(accounts[index])))
     daily = [(watched.date(day), int(daily_all[day]), int(daily_stream[day])) for day in range(data.days)]
     return Evidence(names, daily, shared, templates, int(daily_all.sum() - daily_stream.sum()), int(users["n"][0]))
@@ -135,6 +136,7 @@ def page(watched: Watched, baseline: Baseline, suspect: Suspect, evidence: Evide
         "<h2>Requests by day</h2>",
         _timeline(evidence.daily),
         "<h2>Templates</h2>",
+        "" if suspect.template else "<p>The score is of all its requests together, not of one template.</p>",
         _table(("template", "requests", "accounts"), evidence.templates),
         "<h2>What the accounts share</h2>",
         *(_shared(kind, rows) for kind, rows in evidence.shared.items()),

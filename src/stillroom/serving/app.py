@@ -44,6 +44,7 @@ from stillroom.serving.mark import Marking
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
     ChatRequest,
     CompletionRequest,
@@ -93,6 +94,7 @@ class Service:
         limits: What is taken.
         sessions: The kept conversations; None takes the user's.
         marking: Marks every answer; None marks none.
+        request_log: Where requests are logged; None logs none.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class Service:
         limits: Limits,
         sessions: SessionStore | None = None,
         marking: Marking | None = None,
+        request_log: RequestLog | None = None,
     ) -> None:
         self.marking = marking
+        self.request_log = request_log
         self.pool = pool
         self.switch = switch
         self.limits = limits
@@ -617,13 +621,15 @@ def make_app(service: Service) -> Starlette:
         own_key=limits.own_key,
     )
 
+    logged = [Middleware(LoggedRequests, log=service.request_log)] if service.request_log is not None else []
+
     async def not_found(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         return problems.problem(status, "not_found" if status == 404 else "invalid_request", "There is nothing here.")
 
     return _Served(
         routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
-        middleware=[guard],
+        middleware=[guard, *logged],
         lifespan=lifespan,
         exception_handlers={404: not_found, 405: not_found},
     )

@@ -21,6 +21,7 @@ from stillroom.serving.mark import Marking
 from stillroom.serving.models import open_model
 from stillroom.serving.peer import Connection, can_tell
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import RequestLog
 from stillroom.switch import Switch
 
 
@@ -87,6 +88,8 @@ def serve_models(
     proxies: list[str] | None = None,
     mark: Path | None = None,
     mark_delta: float = DELTA,
+    request_log: Path | None = None,
+    request_log_texts: bool = False,
 ) -> None:
     """Open models and serve them: what :func:`stillroom.serve` does.
 
@@ -115,8 +118,11 @@ def serve_models(
                 f"Answers are marked: key {marking.key.name} (commitment {marking.key.secret.commitment}), "
                 f"delta {marking.delta:g}."
             )
+        log = RequestLog(request_log, texts=request_log_texts) if request_log is not None else None
+        if log is not None:
+            opened.callback(log.close)
         limits = Limits(seconds=timeout, keys=keys, hosts=hosts, own_key=own)
-        run(Service(pool, switch, limits, marking=marking), host, port, proxies)
+        run(Service(pool, switch, limits, marking=marking, request_log=log), host, port, proxies)
 
 
 class _Server(uvicorn.Server):
