@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.cli.serve import _Settings, visible
+from stillroom.cli.serve import _Settings
+from stillroom.core.plain import shown
 from stillroom.serving.ask import Chat, rendered
 
 
@@ -38,4 +39,4 @@ def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
-    assert visible("a\x1b]0;x\x07b\n\tc\x9b\u00e9") == "a\\x1b]0;x\\x07b\n\tc\\x9b\u00e9"
+    assert shown("a\x1b]0;x\x07b\n\tc\x9b\u00e9") == "a\\u001b]0;x\\u0007b\n\tc\\u009b\u00e9"
