@@ -196,8 +196,8 @@ def test_a_limit_ends_with_the_piece_that_reaches_it() -> None:
     assert some.addresses == everything.addresses[: len(some)]
 
 
-def test_the_overlap_is_a_quarter_and_256_at_most() -> None:
-    assert [overlap_of(length) for length in (8, 64, 1024, 4096)] == [2, 16, 256, 256]
+def test_the_overlap_is_a_quarter_and_512_at_most() -> None:
+    assert [overlap_of(length) for length in (8, 64, 1024, 4096)] == [2, 16, 256, 512]
 
 
 def test_targets_without_context_of_a_corpus_of_0_1_0() -> None:

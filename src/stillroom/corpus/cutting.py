@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from stillroom.corpus.tokens import Tokens
 
-OVERLAP = 256
+OVERLAP = 512
 """Tokens that a piece repeats from before it, in sequences of four times as many or more."""
 
 Array = npt.NDArray[Any]
@@ -54,7 +54,7 @@ class Piece:
 
 
 def overlap_of(length: int) -> int:
-    """Tokens that pieces repeat in sequences of a length: a quarter of it, 256 at most."""
+    """Tokens that pieces repeat in sequences of a length: a quarter of it, 512 at most."""
     return min(OVERLAP, length // 4)
 
 

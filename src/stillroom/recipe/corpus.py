@@ -133,11 +133,11 @@ class CorpusConfig(Section):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where text comes from; every source is one of the kinds below."""
-    sequence_length: int = Field(default=1024, ge=8, le=131_072)
+    sequence_length: int = Field(default=2048, ge=8, le=131_072)
     """Tokens of a packed sequence, and most tokens of a piece of a document."""
     overlap_tokens: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
     """Tokens before it that a piece of a longer document repeats; they are seen and not learned. At most half of
-    ``sequence_length``; without it, a quarter of it, and 256 at most."""
+    ``sequence_length``; without it, a quarter of it, and 512 at most."""
     train_tokens: int | None = Field(default=None, gt=0)
     """Tokens to train on; without it, all there are. Tokens of text are counted: not what pieces repeat, and no padding."""
     validation_tokens: int | None = Field(default=None, gt=0)
