@@ -93,7 +93,8 @@ def run_program(program: str, limits: Limits, checks: str | None = None, before:
             return process
 
         program_runs = start(SERVE)
-        assert program_runs.stdin is not None and program_runs.stdout is not None
+        assert program_runs.stdin is not None
+        assert program_runs.stdout is not None
         replies, requests = program_runs.stdout.fileno(), program_runs.stdin.fileno()
         judge = start(str(replies), str(requests), passed=(replies, requests))
         with contextlib.suppress(BrokenPipeError):

@@ -25,7 +25,7 @@ SERVE = "serve"
 NOT_PLAIN = b"not plain data: "
 """What the judge says, with a type's name, where a test hands over what cannot be sent."""
 
-_SEQUENCES: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
+_SEQUENCES: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
 
 
 def main() -> None:
@@ -125,7 +125,11 @@ def _decode(value: Any, other: Callable[[Any], Any]) -> Any:
         return getattr(importlib.import_module(module), name)(rest[0])
     if letter in ("b", "a"):
         return (bytes if letter == "b" else bytearray).fromhex(rest[0])
-    return {"i": lambda: int(rest[0], 16), "c": lambda: complex(*rest), "o": lambda: other(rest[0])}[letter]()
+    if letter == "i":
+        return int(rest[0], 16)
+    if letter == "c":
+        return complex(*rest)
+    return other(rest[0])
 
 
 def _serve(names: dict[str, Any], requests: IO[str], replies: IO[str]) -> NoReturn:
