@@ -235,11 +235,26 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         require_bounds(finish(made), str(made.path / "report.html"))
 
 
+def _damaged_cache(made: Run) -> str:
+    """How a cache that lies outside the run's folder is damaged, in words; one inside is looked at as every output is."""
+    from stillroom.core.errors import CacheDamaged, SignalError
+    from stillroom.signals.cache.reader import damages_of
+
+    folder = made.recipe.capture.path
+    if folder is None:
+        return ""
+    try:
+        return ", ".join(damages_of(folder, made.known.digest)[:3])
+    except (CacheDamaged, SignalError) as error:
+        return str(error.args[0])
+
+
 def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
-    if stage.holds(inputs):
+    lost = _damaged_cache(made) if spec.name == "capture" and stage.record is not None else ""
+    if not lost and stage.holds(inputs):
         progress.say(f"{spec.name}: done before")
         record = stage.record or {}
         if "files" in inputs and "sections" not in record and spec.name not in made.known.made_from:
@@ -249,7 +264,7 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> b
             )
             made.known.remember(spec.name, found)
         return redone
-    why = stage.why_again(inputs, sections, found)
+    why = stage.why_again(inputs, sections, found) or lost
     if spec.name != "corpus" and not progress.quiet:
         from stillroom.planning.plan import begin_with_plan
 

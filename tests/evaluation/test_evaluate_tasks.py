@@ -18,6 +18,7 @@ from stillroom.core.sandbox.programs import Limits, run_program
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import package_folder
 from stillroom.evaluation.measures import do_measures
+from stillroom.evaluation.metrics.tasks import _judge
 from stillroom.evaluation.registry import require_metrics
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
@@ -248,3 +249,92 @@ def test_the_sandbox(program: str, expected: str, tmp_path: Path) -> None:
     assert found in ((expected, "timeout") if "while" in program else (expected,))
     assert (tmp_path / "there").read_text() == "x"
     assert not (tmp_path / "new").exists()
+
+
+HONEST = "def double(x):\n    return 2 * x\n"
+WRONG = "def double(x):\n    return 7\n"
+CHEATS = {
+    "leave": "import sys; sys.exit(0)",
+    "leave at once": "import os; os._exit(0)",
+    "leave when called": "def double(x):\n    import os\n    os._exit(0)\n",
+    "patched builtins": WRONG
+    + "import builtins\nbuiltins.AssertionError = type('E', (), {})\nbuiltins.abs = lambda x: 0\n",
+    "own builtins": WRONG + "abs = lambda x: 0\nisinstance = lambda *a: True\n",
+    "always equal": "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
+    "    __sub__ = __rsub__ = lambda s, o: 0\n"
+    "def double(x):\n    return E(7)\n",
+    "an object that is equal": "class E:\n    __eq__ = lambda s, o: True\n    __sub__ = __rsub__ = lambda s, o: 0\n"
+    "def double(x):\n    return E()\n",
+    "printed marker": WRONG
+    + "import os\nfor at in range(64):\n    try: os.write(at, b'passed')\n    except OSError: pass\n",
+    "frames": WRONG
+    + "import os, sys\nf = sys._getframe(1).f_locals\nos.write(f['out'], f['word'].encode())\nos._exit(0)\n",
+    "a traceback's frames": "import os\ntry:\n    1 / 0\n"
+    "except ZeroDivisionError as e:\n    f = e.__traceback__.tb_frame.f_back.f_locals\n"
+    "os.write(f['out'], f['word'].encode()); os._exit(0)\n",
+    "no exit": WRONG + "import os\nos._exit = lambda c: None\nraise KeyboardInterrupt\n",
+    "at exit": WRONG + "import atexit, os\natexit.register(os._exit, 0)\nraise SystemExit\n",
+    "an exit raised": "def double(x):\n    raise SystemExit(0)\n",
+    "replies of its own": WRONG
+    + "import os, json\nfor at in range(3, 64):\n    try: os.write(at, b'{}\\n[\"value\", 4, [2]]\\n' * 9)\n"
+    "    except OSError: pass\n",
+    "the test's own check": WRONG + "def check(f):\n    pass\ndef same(a, b):\n    return True\n",
+}
+
+
+@pytest.mark.skipif(not LINUX, reason="the sandbox is Linux's")
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_an_answer_cannot_forge_its_verdict(cheat: str) -> None:
+    before = "def same(a, b):\n    return a == b\n\ndef double(x):\n    pass\n\n"
+    test = before + "{answer}\ndef check(f):\n    assert same(f(2), 4)\n    assert abs(f(3) - 6) < 1\ncheck(double)\n"
+    task = Task(name="x", kind="code", items=(), source="")
+    assert not _judge(task, Item(prompt="", test=test), CHEATS[cheat], Limits(2.0))
+
+
+@pytest.mark.skipif(not LINUX, reason="the sandbox is Linux's")
+def test_the_assertions_a_program_ends_with_are_judged_outside() -> None:
+    leave = "import os, sys\nf = sys._getframe(1).f_locals\nos.write(f['out'], f['word'].encode())\nos._exit(0)"
+    assert run_program(leave + "\nassert False\n", Limits(2.0)) == "failed"
+    assert run_program(HONEST + "assert double(2) == 4\nassert double('a') == 'aa'\n", Limits(2.0)) == "passed"
+
+
+@pytest.mark.skipif(not LINUX, reason="the sandbox is Linux's")
+def test_what_tests_do_with_answers() -> None:
+    answer = """
+import math
+from collections import Counter, namedtuple
+class Account:
+    def __init__(self, held): self.held = held
+    def add(self, more): self.held += more; return self
+    def __len__(self): return 3
+def sorts(values, key=0): values.sort()
+def refuses(x): raise ValueError("no " + x)
+class Own(KeyError): pass
+def own(): raise Own("k")
+def counts(text): return Counter(text)
+def many(n):
+    for i in range(n): yield (i, {i}, None, 2.5, b"x", 1 << 80)
+"""
+    checks = """
+values = [3, 1]
+assert sorts(values, key=1) is None and values == [1, 3]
+assert Account(2).add(3).held == 5 and len(Account(1)) == 3
+assert list(many(2))[1] == (1, {1}, None, 2.5, b"x", 1 << 80)
+assert counts("aab") == {"a": 2, "b": 1} and math.sqrt(4) == 2
+for raises, kind in ((lambda: refuses("x"), ValueError), (own, KeyError)):
+    try: raises()
+    except kind: pass
+    else: assert False
+"""
+    assert run_program(answer, Limits(2.0), checks) == "passed"
+    with pytest.raises(RecipeError, match="of the type `function`"):
+        run_program(answer, Limits(2.0), "sorts(lambda: 1)")
+
+
+@pytest.mark.parametrize(
+    "test", ["assert add(1, 2) == 3", "try:\n    {{answer}}\nexcept E:\n    pass", "{{answer}}\n{{answer}}"]
+)
+def test_a_test_that_cannot_be_judged_outside_is_refused(test: str, tmp_path: Path) -> None:
+    text = f"task: t\noutput_type: code\ndata: doors.jsonl\ndoc_to_text: q\ntest: {json.dumps(test)}\n"
+    with pytest.raises(RecipeError, match="`test`"):
+        read_task(write_task(tmp_path, text, [{"q": "x"}]), None)

@@ -174,6 +174,21 @@ def test_a_damaged_output_is_made_again(project: Path, kind: str) -> None:
     assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_damaged_shard_is_named_and_captured_again(project: Path, outside: bool) -> None:
+    folder = project / ("shared-cache" if outside else "runs/tiny/capture/cache")
+    if outside:
+        change(project, "capture", {"path": "shared-cache"})
+        go(project)
+    shard = next(folder.glob("shard-*.safetensors"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
+    run, said = go(project)
+    assert "capture" in run.done
+    assert shard.name in said
+    assert go(project)[0].done == []
+
+
 @pytest.mark.parametrize("name", ["corpus/stage.json", "recipe.yaml", "events.jsonl", ".known.json", ".recipe.json"])
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe{", None])
 def test_a_damaged_file_of_the_run_itself_is_no_dead_end(project: Path, name: str, data: bytes | None) -> None:

@@ -14,7 +14,7 @@ from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
-from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.reader import TeacherCache, damages_of
 from stillroom.signals.cache.writer import CacheWriter, summed_entropy
 
 SPARSE = ThresholdCodec(tau=0.1)
@@ -104,6 +104,7 @@ def test_a_damaged_shard_is_named_quarantined_and_captured_again(tmp_path, damag
         with pytest.raises(CacheDamaged, match="shard-000001") as caught:
             TeacherCache.open(tmp_path)
         assert "stillroom cache verify" in caught.value.todo
+    assert [name.split(" ")[0] for name in damages_of(tmp_path)] == [shard.name]
     result = CliRunner().invoke(app, ["cache", "verify", str(tmp_path), "--json"])
     assert json.loads(result.stdout)["damaged"][0]["shard"] == "shard-000001.safetensors"
     assert json.loads(result.stdout)["damaged"][0]["sequences"] == 2
@@ -112,6 +113,21 @@ def test_a_damaged_shard_is_named_quarantined_and_captured_again(tmp_path, damag
     assert TeacherCache.verify_folder(tmp_path) == []
     write_cache(tmp_path, text, identity(SPARSE))
     assert torch.equal(estimate(TeacherCache.open(tmp_path), text.digests), expected)
+
+
+def test_a_changed_address_is_named_as_damage_and_not_as_a_missing_sequence(tmp_path):
+    text = sequences_of(6, 24)
+    write_cache(tmp_path, text, identity(SPARSE))
+    shard = tmp_path / "shard-000001.safetensors"
+    lost = TeacherCache.open(tmp_path)._shards[1].digests[0]
+    shard.write_bytes(shard.read_bytes().replace(bytes.fromhex(lost), bytes(32)))
+    with pytest.raises(CacheDamaged, match=r"000001.* has another SHA-256") as caught:
+        TeacherCache.open(tmp_path).read([lost])
+    assert "again" in caught.value.todo
+    write_cache(tmp_path, text, identity(SPARSE))
+    assert TeacherCache.open(tmp_path).read([lost])
+    with pytest.raises(SignalError, match="does not hold"):
+        TeacherCache.open(tmp_path).read(["0" * 64])
 
 
 def test_without_its_model_the_whole_cache_is_captured_again(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.core import files
-from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program
+from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program, settled
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.metric import Beside, Metric, Result
@@ -194,7 +194,8 @@ def _prompt(speaker: Speaker, item: Item) -> str:
 
 def _judge(task: Task, item: Item, answer: str, limits: Limits) -> bool:
     if task.kind == "code":
-        return run_program(item.test.replace("{answer}", answer), limits) == "passed"
+        before, _, checks = item.test.partition("{answer}")
+        return run_program(before + answer, limits, checks, settled(before)) == "passed"
     if task.kind == "check" and item.check is not None:
         return bool(item.check(answer))
     return is_exact(answer, item.right if isinstance(item.right, tuple) else (), task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -177,11 +178,9 @@ def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path
     if described.output_type == "code":
         if described.test is None:
             raise RecipeError(f"{path}: `test` is missing.", "Write the program that checks `{{answer}}`.")
-        return Item(
-            prompt=prompt,
-            messages=messages,
-            test=str(render(described.test, document | {"answer": "{answer}"}, "test")),
-        )
+        test = str(render(described.test, document | {"answer": "{answer}"}, "test"))
+        _require_judged_outside(test, path)
+        return Item(prompt=prompt, messages=messages, test=test)
     if value is None:
         raise RecipeError(f"{path}: `doc_to_target` is missing.", EXAMPLE)
     if described.output_type == "generate_until":
@@ -204,3 +203,17 @@ def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path
         choices=tuple(described.target_delimiter + text for text in named),
         right=right,
     )
+
+
+def _require_judged_outside(test: str, path: Path) -> None:
+    """What judges an answer runs in a process of its own, so that it has to be a program of its own."""
+    _, *parts = test.split("{answer}")
+    try:
+        if len(parts) != 1:
+            raise SyntaxError(f"`{{{{answer}}}}` stands in it {len(parts)} times")
+        ast.parse(parts[0])
+    except (SyntaxError, ValueError) as error:
+        raise RecipeError(
+            f"{path}: `test`: what follows the answer is no program of its own: {error}.",
+            "Write `{{answer}}` once, at the end of a statement or block, and below it whole statements that check it.",
+        ) from None

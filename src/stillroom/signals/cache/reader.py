@@ -6,11 +6,12 @@ A cache of format 2 holds whole rows of pieces, and is read the same way: a row 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.core import files
-from stillroom.core.errors import SignalError
+from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.signals.cache.manifest import NAME, FileEntry, Manifest, read_model
 from stillroom.signals.cache.registry import make_codec
 from stillroom.signals.cache.shard import ShardReader
@@ -123,6 +124,12 @@ class TeacherCache:
     def _place(self, digest: str) -> tuple[int, int]:
         place = self._places.get(digest)
         if place is None:
+            if found := damages_of(self.folder):
+                # Addresses stand in the shards: a changed byte there loses a sequence as surely as a cut file.
+                raise CacheDamaged(
+                    f"{self.folder}: {'; '.join(found)}.",
+                    "Give the same `run` again: what is damaged is captured again.",
+                )
             raise SignalError(
                 f"{self.folder}: the cache does not hold the sequence {digest[:12]}….", "Capture this corpus first."
             )
@@ -166,14 +173,30 @@ class TeacherCache:
         return damages
 
 
-def _damage(folder: Path, entry: FileEntry) -> str | None:
+def damages_of(folder: Path, digest: Callable[[Path], str] = files.digest_file) -> list[str]:
+    """Files of a cache that are not what its manifest says, and how, in words. Changes nothing.
+
+    Args:
+        folder: The cache.
+        digest: Gives the SHA-256 of a file.
+
+    Raises:
+        SignalError: There is no cache.
+        CacheDamaged: The manifest cannot be read.
+    """
+    manifest = Manifest.load(folder)
+    entries: list[FileEntry] = [*([manifest.model] if manifest.model is not None else []), *manifest.shards]
+    return [f"{entry.name} {reason}" for entry in entries if (reason := _damage(folder, entry, digest)) is not None]
+
+
+def _damage(folder: Path, entry: FileEntry, digest: Callable[[Path], str] = files.digest_file) -> str | None:
     """How a file differs from what the manifest says, or None."""
     path = folder / entry.name
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != entry.bytes:
         return f"has {path.stat().st_size} bytes instead of {entry.bytes}"
-    if files.digest_file(path) != entry.sha256:
+    if digest(path) != entry.sha256:
         return "has another SHA-256 than the manifest says"
     return None
 
