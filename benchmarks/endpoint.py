@@ -187,9 +187,7 @@ def fault_named(tokenizer: Path, where: Path, fault: str, place: str, leaks: Lea
 def work(address: str, tokenizer: str, where: str, count: int) -> None:
     """What is killed."""
     os.environ[KEY_ENV] = KEY
-    captured(
-        address, Path(tokenizer), Path(where), pieces(count), check_every=25, timeout_seconds=30, concurrency=2
-    )
+    captured(address, Path(tokenizer), Path(where), pieces(count), check_every=25, timeout_seconds=30, concurrency=2)
 
 
 def killed(tokenizer: Path, where: Path, kills: int, count: int, seed: int) -> dict[str, Any]:
