@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -259,8 +260,7 @@ def caps(tokenizer: Path, where: Path, sizes: list[float]) -> list[dict[str, flo
 
 def differences(gguf: Path, text: str, folder: Path) -> dict[str, float]:
     """Largest differences of log-probabilities on the 20 most probable ids, nats; of the engine here, and of PyTorch."""
-    from tests.teachers.served import llama_server
-
+    llama_server = importlib.import_module("tests.teachers.served").llama_server
     loaded = load_teacher(GgufTeacher(path=str(gguf)), "cpu", torch.float32)
     loaded.tokenizer.save_pretrained(folder)
     loaded.model.config.save_pretrained(folder)
@@ -284,7 +284,8 @@ def differences(gguf: Path, text: str, folder: Path) -> dict[str, float]:
             theirs = dict(zip(signal.ids[length - 1].tolist(), signal.logprobs[length - 1].tolist(), strict=True))
             mine += [abs(value - values.get(token, float("-inf"))) for token, value in theirs.items()]
     with torch.inference_mode():
-        exact = loaded.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(1)
+        model: Any = loaded.model
+        exact = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(1)
     own = (exact.gather(1, signal.ids) - signal.logprobs).abs()
     return {
         "engine_max": max(mine),

@@ -250,6 +250,11 @@ def listed(method: str, dense: DenseSignal) -> Signal:
     return SparseSignal(signal.ids, mass / mass.sum(1, keepdim=True), False)
 
 
+def always(signals: Any) -> Callable[[int], Any]:
+    """The same signals in every epoch."""
+    return lambda _: signals
+
+
 def coarse_part(
     loaded: Any, tokens: int, layers: int, seeds: tuple[int, ...], results: dict[str, Any], keep: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, Any]]:
@@ -281,7 +286,7 @@ def coarse_part(
             _, method, seed = name.split("/")
             taught: Any = lazily if method == "dense" else [listed(method, make()) for make in lazily]
             begun = time.monotonic()
-            network = train(start, train_text, vocabulary, lambda _, taught=taught: taught, int(seed))
+            network = train(start, train_text, vocabulary, always(taught), int(seed))
             kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
             results[name] = {"kl": kl}
             sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")
