@@ -7,16 +7,22 @@ tokens in the same order; three seeds of order and sampling. Every signal is tak
 the student's ids. The measure is the dense KL to the teacher on held-out text, in nats a token. `--work` names a file that
 keeps finished trainings, so that an interrupted benchmark goes on. `--quick` takes one seed and the three signals that
 matter most.
+
+A second part (`--only coarse` runs it alone) is of what an endpoint lists: the same number of layers, repaired in closed form,
+learns on 102,400 tokens from the 20 or 5 most probable ids and the mass of all others (``coarse20``, ``coarse5``), or from
+those ids alone, normalised to one (``coarse20_renormalised``, ``coarse5_renormalised``), beside the dense signal.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import math
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +33,21 @@ import torch
 from benchmarks import material, report
 from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.families.registry import family_of
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.hidden import OutputLayer
+from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.threshold import Entries, Threshold
 from stillroom.signals.cache.top_k import TopK
-from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.students.embeddings import keep_rows
+from stillroom.students.importance import Sample
+from stillroom.students.measured import Measured
+from stillroom.students.shape import Anatomy, Shape
+from stillroom.students.shrink import shrink
+from stillroom.students.trim import trim
 from stillroom.teachers.local import LocalTeacher
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
@@ -48,21 +63,33 @@ CONFIG = DistillConfig(learning_rate=RATE)
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
+COARSE_TOKENS, QUICK_COARSE_TOKENS, REPAIR_TOKENS = 102_400, 8192, 8192
+COARSE = {"coarse20": 20, "coarse5": 5}
+"""Ids that are listed."""
+RENORMALISED = "_renormalised"
+COARSE_METHODS = ("dense", *COARSE, *(f"{name}{RENORMALISED}" for name in COARSE))
+
+Lazy = Callable[[], Signal]
+"""Makes a signal that is too large to be kept."""
 
 
 class Signals:
     """Signals in memory, with the interface of a cache."""
 
-    def __init__(self, by_digest: dict[str, Signal]) -> None:
+    def __init__(self, by_digest: dict[str, Signal | Lazy]) -> None:
         self._signals = by_digest
 
     def read(self, digests: list[str]) -> tuple[Signal, list[int]]:
         """See :meth:`TeacherCache.read`."""
-        found = [self._signals[digest] for digest in digests]
+        found = [signal() if callable(signal) else signal for signal in map(self._signals.__getitem__, digests)]
         counts = [len(signal) for signal in found]
         dense = [signal for signal in found if isinstance(signal, DenseSignal)]
         if dense:
             return DenseSignal(torch.cat([signal.logprobs for signal in dense])), counts
+        coarse = [signal for signal in found if isinstance(signal, CoarseSignal)]
+        if coarse:
+            columns = zip(*((signal.ids, signal.logprobs, signal.rest) for signal in coarse), strict=True)
+            return CoarseSignal(*map(torch.cat, columns)), counts
         sparse = [signal for signal in found if isinstance(signal, SparseSignal)]
         wide = max(signal.ids.shape[1] for signal in sparse)
         pad = torch.nn.functional.pad
@@ -140,7 +167,7 @@ def train(
     start: Any,
     text: Sequences,
     vocabulary: VocabularyMap,
-    signals: Callable[[int], list[Signal]] | None,
+    signals: Callable[[int], list[Signal] | list[Lazy]] | None,
     seed: int,
     epochs: int = 1,
     dtype: torch.dtype = torch.bfloat16,
@@ -178,6 +205,105 @@ def train(
         optimizer.zero_grad()
         network.refresh()
     return network
+
+
+def repaired_start(loaded: Any, layers: int, *texts: Sequences) -> tuple[Any, VocabularyMap]:
+    """As :func:`benchmarks.material.student`, with the layers chosen and repaired as the stage `shrink` does it."""
+    teacher = material.as_dtype(copy.deepcopy(loaded.model), torch.float32)
+    family = family_of(teacher)
+    measured = Measured.of(teacher, family, Sample.of(texts[0], REPAIR_TOKENS))
+    whole = Anatomy.of(teacher, family).teacher
+    shape = Shape(layers, whole.channels, whole.groups, whole.hidden, whole.vocabulary)
+    model = copy.deepcopy(shrink(teacher, family, shape, measured, True).model)
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(text.ids[text.segments >= 0].tolist())
+    trimmed = trim(loaded.tokenizer, counts, None, teacher.get_output_embeddings().weight.shape[0], 64)
+    keep_rows(model, trimmed.kept, trimmed.vocabulary.student_size)
+    made = material.as_dtype(model, torch.float32).requires_grad_(requires_grad=True).train()
+    return made, trimmed.vocabulary
+
+
+def hidden_of(loaded: Any, text: Sequences) -> list[torch.Tensor]:
+    """The teacher's last hidden states, sequence by sequence, [N, H]: dense signals of so much text fill the memory."""
+    return [
+        hidden.clone()
+        for start in range(0, len(text), 4)
+        for _, hidden in LocalTeacher(loaded).hidden(text, list(range(start, min(start + 4, len(text)))))
+    ]
+
+
+def dense_of(layer: OutputLayer, vocabulary: VocabularyMap, hidden: torch.Tensor) -> DenseSignal:
+    """The teacher's distribution over the student's ids, of hidden states [N, H]."""
+    parts = [vocabulary.project_dense(part.log_softmax(1)) for part in layer.logits(hidden)]
+    return DenseSignal(torch.cat(parts).clone())
+
+
+def listed(method: str, dense: DenseSignal) -> Signal:
+    """What an endpoint lists of a distribution, as a method takes it."""
+    count = COARSE[method.removesuffix(RENORMALISED)]
+    codec = Observed(count, dense.logprobs.shape[1])
+    signal = codec.observe(codec.sample([dense.logprobs.exp()], np.random.default_rng(0)))
+    if not method.endswith(RENORMALISED):
+        return signal
+    mass = signal.logprobs.exp()
+    return SparseSignal(signal.ids, mass / mass.sum(1, keepdim=True), False)
+
+
+def always(signals: Any) -> Callable[[int], Any]:
+    """The same signals in every epoch."""
+    return lambda _: signals
+
+
+def coarse_part(
+    loaded: Any, tokens: int, layers: int, seeds: tuple[int, ...], results: dict[str, Any], keep: Callable[[], None]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures and details of learning from what an endpoint lists.
+
+    Args:
+        loaded: The teacher.
+        tokens: To train on.
+        layers: Of the student.
+        seeds: Of the order.
+        results: Finished trainings; new ones are put there.
+        keep: Called after each.
+    """
+    original = material.corpus(loaded, LENGTH, tokens, HELDOUT_TOKENS if tokens >= HELDOUT_TOKENS else LENGTH)
+    prefix = f"repaired-{layers}-{tokens}"
+    names = [f"{prefix}/{method}/{seed}" for seed in seeds for method in COARSE_METHODS]
+    if any(name not in results for name in [*names, f"{prefix}/start"]):
+        start, to_student = repaired_start(loaded, layers, *original)
+        vocabulary = VocabularyMap.identity(to_student.student_size)
+        train_text, heldout = (material.renumbered(text, to_student) for text in original)
+        layer = OutputLayer(LocalTeacher(loaded).output_layer)
+        lazily = [functools.partial(dense_of, layer, to_student, states) for states in hidden_of(loaded, original[0])]
+        dense_heldout = dense_signals(loaded, original[1], to_student)
+        kl = heldout_kl(LossNetwork(copy.deepcopy(start), torch.bfloat16), heldout, vocabulary, dense_heldout)
+        results[f"{prefix}/start"] = {"kl": kl}
+        for name in names:
+            if name in results:
+                continue
+            _, method, seed = name.split("/")
+            taught: Any = lazily if method == "dense" else [listed(method, make()) for make in lazily]
+            begun = time.monotonic()
+            network = train(start, train_text, vocabulary, always(taught), int(seed))
+            kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
+            results[name] = {"kl": kl}
+            sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")
+            keep()
+    table: dict[str, Any] = {}
+    for method in COARSE_METHODS:
+        kls = [results[f"{prefix}/{method}/{seed}"]["kl"] for seed in seeds]
+        ratios = [kl / results[f"{prefix}/dense/{seed}"]["kl"] for kl, seed in zip(kls, seeds, strict=True)]
+        table[method] = {
+            "kl": statistics.mean(kls),
+            "kls": kls,
+            "over_dense": statistics.mean(ratios),
+            "over_dense_interval": report.interval(ratios),
+        }
+    figures = {f"{method}_over_dense": table[method]["over_dense"] for method in COARSE_METHODS[1:]}
+    settings = {"layers": layers, "train_tokens": tokens, "start_kl": results[f"{prefix}/start"]["kl"]}
+    return figures, {"methods": table, "settings": settings}
 
 
 @torch.no_grad()
@@ -220,16 +346,36 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after so many minutes")
+    parser.add_argument("--only", choices=("sampled", "coarse"), help="one part alone")
+    parser.add_argument("--tokens", type=int, help="to train on in the part `coarse`")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the student in the part `coarse`")
     arguments = parser.parse_args()
     begun = time.monotonic()
     results: dict[str, Any] = files.read_json(arguments.work) if arguments.work and arguments.work.is_file() else {}
     loaded = material.teacher()
+    seeds = SEEDS[:1] if arguments.quick else SEEDS
+    figures: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    if arguments.only != "coarse":
+        figures, details = sampled_part(loaded, seeds, arguments, results, begun)
+    # Beyond the minutes nothing of this part is begun: a part of its methods would say nothing.
+    if arguments.only != "sampled" and time.monotonic() - begun <= 60 * arguments.minutes:
+        tokens = arguments.tokens or (QUICK_COARSE_TOKENS if arguments.quick else COARSE_TOKENS)
+        keep = (lambda: files.write_json(arguments.work, results)) if arguments.work else (lambda: None)
+        found, details["coarse"] = coarse_part(loaded, tokens, arguments.layers, seeds, results, keep)
+        figures |= found
+    report.write(figures, details, arguments.json)
+
+
+def sampled_part(
+    loaded: Any, seeds: tuple[int, ...], arguments: argparse.Namespace, results: dict[str, Any], begun: float
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures and details of learning from what is kept of whole distributions."""
     original = material.corpus(loaded, LENGTH, TRAIN_TOKENS, HELDOUT_TOKENS)
     start, to_student = material.student(loaded, LAYERS, *original)
     vocabulary = VocabularyMap.identity(to_student.student_size)
     train_text, heldout = (material.renumbered(text, to_student) for text in original)
     dense, dense_heldout = (dense_signals(loaded, text, to_student) for text in original)
-    seeds = SEEDS[:1] if arguments.quick else SEEDS
     # What matters most for every seed first, so that an interrupted benchmark has it.
     plan = [(method, seed) for seed in seeds for method in METHODS[:4]]
     plan += [] if arguments.quick else [(method, seed) for seed in seeds for method in METHODS[4:]]
@@ -257,7 +403,7 @@ def main() -> None:
         "heldout_tokens": HELDOUT_TOKENS,
         "batch": BATCH * LENGTH,
     }
-    report.write(figures, {"methods": table, "settings": settings}, arguments.json)
+    return figures, {"methods": table, "settings": settings}
 
 
 if __name__ == "__main__":

@@ -284,15 +284,17 @@ class Client:
                         raise _Broken(f"the server is slow: no whole answer within {self.timeout:g} seconds")
                 return response.status_code, bytes(data), response.headers
         except httpx2.TimeoutException:
-            raise _Broken(f"the server is slow: no answer within {self.timeout:g} seconds") from None
+            failed: Exception = _Broken(f"the server is slow: no answer within {self.timeout:g} seconds")
         except (httpx2.RemoteProtocolError, httpx2.ReadError):
-            raise _Broken("the connection broke before the answer was whole") from None
+            failed = _Broken("the connection broke before the answer was whole")
         except httpx2.DecodingError:
-            raise _Broken("the answer's compression is damaged") from None
+            failed = _Broken("the answer's compression is damaged")
         except httpx2.HTTPError as error:
-            raise _Broken(f"the server cannot be reached ({type(error).__name__})") from None
+            failed = _Broken(f"the server cannot be reached ({type(error).__name__})")
         except httpx2.InvalidURL:
-            raise TeacherError(f"{self.base_url}{path} is not an address.", "Check `teacher.base_url`.") from None
+            failed = TeacherError(f"{self.base_url}{path} is not an address.", "Check `teacher.base_url`.")
+        # Raised here, so that it does not carry httpx's error as its context: that holds the request, and so the key.
+        raise failed
 
     def _value(self, data: bytes) -> Any:
         """The answer's JSON.
@@ -300,13 +302,18 @@ class Client:
         Raises:
             TeacherError: It is something else.
         """
+        garbage = False
         try:
             value = _parsed(data)
         except ValueError:
+            garbage = True
+        if garbage:
+            # Raised here, so that it does not carry the parser's error as its context: that holds the answer as it came,
+            # and a server may send the key back.
             raise TeacherError(
                 f"{self.base_url}: the answer is not JSON: {self._words(data)}",
                 "Check `teacher.base_url`; everything that was received before is kept.",
-            ) from None
+            )
         if not isinstance(value, dict):
             raise TeacherError(f"{self.base_url}: the answer is not a JSON object.", "Check `teacher.base_url`.")
         return value
