@@ -98,11 +98,15 @@ class Setting:
 def library_text(size: int) -> str:
     """Characters of Python's own library, which is on every machine: more text than its documentation has."""
     found, total = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
         found.append(path.read_text(encoding="utf-8", errors="replace"))
         total += len(found[-1])
         if total >= size:
             break
+    if total < size:
+        raise SystemExit(f"Python's library here has only {total} characters of text; {size} are needed.")
     return "\n\n".join(found)[:size]
 
 
@@ -144,15 +148,16 @@ def small_models(setting: Setting, count: int) -> list[Path]:
     found = []
     for number in range(count):
         folder = setting.work / "models" / f"{number}-{steps}"
-        if not (folder / "done").exists():
+        done = folder.with_suffix(".done")
+        if not done.exists():
             tiny_model("llama", folder, layers=2, seed=1000 + number, tied=False)
             loaded = open_model(folder)
-            shift = (0, 100_000 * (number % 2), 200_000 * number)[number % 3]
-            text = library_text(200_000 * (count + 1))[shift : shift + 200_000]
+            shift = (0, 100_000 * (number % 2), 200_000 * (number // 3 + 1))[number % 3]
+            text = library_text(shift + 200_000)[shift : shift + 200_000]
             ids = loaded.tokenizer.encode(text, add_special_tokens=False)
             train(loaded.model, batches(ids, steps, np.random.default_rng(number)), 1e-3)
             loaded.model.save_pretrained(folder)
-            (folder / "done").touch()
+            done.touch()
         found.append(folder)
     return found
 
