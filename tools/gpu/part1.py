@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def attention(at: Setting) -> None:
     together = hidden_states(model, ids.to(at.device), positions.to(at.device))[0].double().cpu()
     alone = [
         hidden_states(model, ids[:, a:b].to(at.device), positions[:, a:b].to(at.device))[0].double().cpu()
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in itertools.pairwise(cuts)
     ]
     at.note("packed against one by one, float32, relative error", relative(together, torch.cat(alone)), most=1e-4)
     sizes = ((64, 2, 4, 2, 16),) if at.tiny else ((2048, 8, 32, 8, 128), (8192, 2, 32, 8, 128))
@@ -248,7 +249,7 @@ def kernels(at: Setting, length: int, batch: int, heads: int, groups: int, width
             answer: torch.Tensor = kernel(*flat, ends, ends, longest, longest, window_size=(-1, 0))
             return answer.view(batch, length, heads, width)
         pieces = []
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             parts = [part[:, a:b].transpose(1, 2) for part in (query, *wide())]
             pieces.append(sdpa(*parts, is_causal=True).transpose(1, 2))
         return torch.cat(pieces, 1)
@@ -274,7 +275,7 @@ def packed_text(
     """Random ids and positions [B, L] of sequences that are packed alike, and where their documents begin and end."""
     inner = (torch.randperm(length - 1, generator=random)[:7] + 1).sort().values.tolist()
     cuts = [0, *inner, length]
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)])
+    positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(cuts)])
     ids = torch.randint(rows, (batch, length), generator=random)
     return ids, positions.expand(batch, length).contiguous(), cuts
 

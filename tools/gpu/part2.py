@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def path(at: Setting) -> None:
         folder = Path(name)
         (folder / "path.yaml").write_text(json.dumps(recipe(at, folder)), encoding="utf-8")  # JSON is YAML too
         command = [sys.executable, "-m", "stillroom", "run", "path.yaml", "--runs", "runs", "--quiet"]
-        for words in (["--until", "distill"], []):
+        for words in [[]] if at.tiny else [["--until", "distill"], []]:
             begun = time.monotonic()
             done = subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, check=False)
             what = "run to the student" if words else "run whole"
@@ -114,16 +114,23 @@ def path(at: Setting) -> None:
             at.note(f"{what}: exit code", done.returncode, least=0, most=0)
             if done.returncode:
                 at.note(f"{what}: last words", (done.stdout + done.stderr)[-800:])
-            for log in folder.glob("runs/*/*/log.jsonl") if words else []:
-                values = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-                losses = [row["loss"] for row in values if isinstance(row.get("loss"), float)]
-                if len(losses) > 8:
-                    fell = statistics.mean(losses[-4:]) / statistics.mean(losses[:4])
-                    at.note(f"{log.parent.name}: loss at the end over that at the beginning", fell)
         summary = folder / "runs" / "path" / "summary.json"
         if summary.is_file():
             found = json.loads(summary.read_text(encoding="utf-8"))
-            at.note("summary", found)
+            for key, value in flat(found):
+                if key.startswith(("student", "teacher", "shrink", "distill")) and isinstance(value, int | float):
+                    at.note(f"summary: {key}", value)
+            stages = folder.glob("runs/path/*/stage.json")
+            at.note("finished stages", ", ".join(sorted(stage.parent.name for stage in stages)))
+
+
+def flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and what they lead to."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def recipe(at: Setting, folder: Path) -> dict[str, Any]:
