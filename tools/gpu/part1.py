@@ -1,0 +1,412 @@
+"""Part 1: what needs no teacher. Right numbers first, then memory, then time, on random models of real shapes.
+
+Run by part1.sh; `--out` is the folder for results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import itertools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stillroom.models.forward import Head, hidden_states
+from stillroom.recipe.training import OBJECTIVES, DistillConfig
+from stillroom.signals.batches import Batch
+from stillroom.signals.cache.threshold import BLOCK, Entries, Threshold
+from stillroom.signals.signal import DenseSignal, SparseSignal
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import make_objective
+from stillroom.training.network import LossNetwork
+from stillroom.training.optimizer import clip_gradients, make_optimizer
+from tools.gpu.harness import Check, Setting, run_checks
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
+
+GRADIENT_BARS = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+"""Of the gradient's relative error; float32 gives about 1e-6, bfloat16 about 1e-2."""
+SIGNS_BAR = 0.15
+"""Of total variation in bfloat16: its gradient has signs, which rounding flips."""
+TAU = 1 / 24
+
+
+def ceilings(at: Setting) -> None:
+    """What the card can do at most: products in bfloat16, and copying."""
+    size = 128 if at.tiny else 8192
+    left, right = (torch.randn(size, size, device=at.device, dtype=torch.bfloat16) for _ in range(2))
+    at.note("bfloat16 products, TFLOP/s", 2 * size**3 / at.seconds(lambda: left @ right, 10) / 1e12)
+    source = torch.empty(1 << 16 if at.tiny else 2 << 30, dtype=torch.uint8, device=at.device)
+    target = torch.empty_like(source)
+    at.note("copying, TB/s read and written", 2 * source.numel() / at.seconds(lambda: target.copy_(source)) / 1e12)
+
+
+def gradients(at: Setting) -> None:
+    """Loss and gradients of every objective against its formula in float64 on the processor, on numbers new each time."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    seed = time.time_ns() % 2**31
+    at.note("seed", seed)
+    random = torch.Generator().manual_seed(seed)
+    positions, width, rows = (48, 16, 200) if at.tiny else (192, 64, 1000)
+    for name in OBJECTIVES:
+        objective = make_objective(name)
+        for kind in ("sparse", "dense") if objective.linear else ("dense",):
+            hidden = torch.randn(positions, width, generator=random)
+            matrix = torch.randn(rows, width, generator=random) / 4
+            targets = torch.randint(rows, (positions,), generator=random)
+            signal: SparseSignal | DenseSignal
+            if kind == "sparse":
+                signal = sparse(positions, rows, 12, random)
+            else:
+                signal = DenseSignal(torch.log_softmax(torch.randn(positions, rows, generator=random) * 2, 1))
+            exact_hidden, exact_matrix = hidden.double().requires_grad_(), matrix.double().requires_grad_()
+            exact = reference(name, exact_hidden @ exact_matrix.T, signal) / positions
+            torch.autograd.backward(exact)
+            for dtype, bar in GRADIENT_BARS.items():
+                mine = hidden.detach().clone().to(at.device, dtype).requires_grad_()
+                weight = matrix.detach().clone().to(at.device, dtype).requires_grad_()
+                fused = FusedLoss(make_objective(name), chunk=positions // 3)
+                found = fused(mine, Head(weight), targets.to(at.device), signal.to(at.device))
+                torch.autograd.backward(found.value)
+                worst = max(relative(mine.grad, exact_hidden.grad), relative(weight.grad, exact_matrix.grad))
+                words = f"{name}, {kind}, {str(dtype).removeprefix('torch.')}"
+                most = SIGNS_BAR if name == "total_variation" and dtype == torch.bfloat16 else bar
+                at.note(f"{words}: gradient, relative error", worst, most=most)
+                if kind == "dense":  # a sparse signal's loss lacks the teacher's entropy, by design
+                    error = abs(float(found.value.detach()) / float(exact.detach()) - 1)
+                    at.note(f"{words}: loss, relative error", error, most=bar)
+
+
+def reference(name: str, logits: torch.Tensor, signal: SparseSignal | DenseSignal) -> torch.Tensor:
+    """The summed loss by its formula, float64."""
+    student = torch.log_softmax(logits, 1)
+    if isinstance(signal, SparseSignal):
+        return -(signal.weights.double() * student.gather(1, signal.ids)).sum()
+    teacher = torch.log_softmax(signal.logprobs.double(), 1)
+    if name == "forward_kl":
+        return (teacher.exp() * (teacher - student)).sum()
+    if name == "reverse_kl":
+        return (student.exp() * (student - teacher)).sum()
+    if name == "total_variation":
+        return 0.5 * (teacher.exp() - student.exp()).abs().sum()
+    if name == "jensen_shannon":
+        mean = ((teacher.exp() + student.exp()) / 2).log()
+        return 0.5 * ((teacher.exp() * (teacher - mean)).sum() + (student.exp() * (student - mean)).sum())
+    raise NotImplementedError(f"no formula to compare {name} with: add it to tools/gpu/part1.py")
+
+
+def relative(found: torch.Tensor | None, exact: torch.Tensor | None) -> float:
+    """Norm of the difference over the norm of what is exact."""
+    assert found is not None
+    assert exact is not None
+    return float((found.double().cpu() - exact).norm() / exact.norm())
+
+
+def sparse(positions: int, rows: int, entries: int, random: torch.Generator) -> SparseSignal:
+    """A random unbiased signal."""
+    weights = torch.rand(positions, entries, generator=random)
+    ids = torch.randint(rows, (positions, entries), generator=random)
+    return SparseSignal(ids, weights / weights.sum(1, keepdim=True))
+
+
+def threshold_draw(at: Setting) -> None:
+    """The draw on the device: the host's points from the same numbers, and the distribution in the mean."""
+    torch.use_deterministic_algorithms(False)
+    random = torch.Generator().manual_seed(1)
+    positions, rows = (64, 1024) if at.tiny else (2048, 49_152)
+    probabilities = torch.softmax(torch.randn(positions, rows, generator=random) * 3, 1)
+    tail = torch.where(probabilities >= TAU, 0.0, probabilities).view(positions, rows // BLOCK, BLOCK)
+    offsets = torch.rand(positions, generator=random, dtype=torch.float64)
+    codec = Threshold(TAU, rows)
+    points: Callable[..., tuple[torch.Tensor, torch.Tensor]] = getattr(codec, "tail", None) or codec._tail
+    host = points(tail, offsets)
+    there_tail, there_offsets = tail.to(at.device), offsets.to(at.device)
+    there = points(there_tail, there_offsets)
+    at.note("tail: points on the host", len(host[0]), least=1)
+    at.note("tail: share found on the device too", common(host, there), least=0.995)
+    at.note("tail: microseconds a position", at.seconds(lambda: points(there_tail, there_offsets)) / positions * 1e6)
+    try:
+        draw: Any = importlib.import_module("stillroom.signals.device_draw").draw
+    except ModuleNotFoundError:
+        at.note("whole draw on the device", "this version of Stillroom has none")
+        return
+    logits = probabilities.log()
+    here: Entries = codec.sample(iter(torch.split(torch.softmax(logits, 1), 64)), np.random.default_rng(2))
+    there_logits = logits.to(at.device)
+    drawn, entropy, count = draw(codec, [there_logits], np.random.default_rng(2))
+    assert count == positions
+    host_entries, there_entries = (
+        (torch.from_numpy(np.repeat(np.arange(positions), one.counts)), torch.from_numpy(one.ids))
+        for one in (here, drawn)
+    )
+    at.note("draw: share of the host's entries", common(host_entries, there_entries), least=0.995)
+    exact = float(-(probabilities.double() * probabilities.double().log()).sum())
+    at.note("draw: entropy, relative error", abs(entropy / exact - 1), most=1e-4)
+    spent = at.seconds(lambda: draw(codec, [there_logits], np.random.default_rng(2)))
+    at.note("draw: microseconds a position", spent / positions * 1e6)
+    # The mean of many draws of one distribution: each id's error in units of the draw's own standard deviation at most.
+    repeats = 128 if at.tiny else 4096
+    one = logits[:1].expand(repeats, rows).contiguous().to(at.device)
+    many = draw(codec, [one], np.random.default_rng(3))[0]
+    mean = np.bincount(many.ids, weights=many.levels * (TAU / 2), minlength=rows) / repeats
+    error = torch.from_numpy(mean) - probabilities[0].double()
+    # An id below tau is worth tau with probability p / tau; one above is rounded to a multiple of tau / 2.
+    exactly = probabilities[0].double()
+    spread = torch.where(exactly < TAU, exactly * (TAU - exactly), TAU**2 / 16).sum() / repeats
+    at.note("draw: squared error of the mean over what sampling allows", float((error**2).sum() / spread), most=2.5)
+
+
+def common(host: tuple[torch.Tensor, torch.Tensor], there: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Points of both over the points of either."""
+    first, second = (set(zip(rows.tolist(), ids.tolist(), strict=True)) for rows, ids in (host, there))
+    return len(first & second) / max(1, len(first | second))
+
+
+def loss_memory(at: Setting) -> None:
+    """Peak and time of the fused loss by chunk, at Qwen's vocabulary: more positions cost no more than what enters."""
+    rows, width, few, many = (4096, 32, 128, 512) if at.tiny else (151_936, 2560, 1024, 65_536)
+    random = torch.Generator().manual_seed(2)
+    matrix = torch.randn(rows, width, device=at.device, dtype=torch.bfloat16) / math.sqrt(width)
+    for chunk in (64, 256) if at.tiny else (512, 2048, 8192):
+        above = {}
+        for positions in (few, many):
+            leaf = matrix.clone().requires_grad_()
+            hidden = torch.randn(positions, width, device=at.device, dtype=torch.bfloat16).requires_grad_()
+            signal = sparse(positions, rows, 20, random).to(at.device)
+            fused = FusedLoss(make_objective("forward_kl"), chunk=chunk)
+
+            def step(fused: FusedLoss = fused, hidden: Any = hidden, leaf: Any = leaf, signal: Any = signal) -> None:
+                hidden.grad = leaf.grad = None
+                torch.autograd.backward(fused(hidden, Head(leaf), None, signal).value)
+
+            base = at.memory()
+            step()
+            above[positions] = at.peak() - base
+            at.note(f"chunk {chunk}, {positions} positions: MiB above what was there", above[positions] / 2**20)
+            spent = at.seconds(step, 3, 1)
+            at.note(f"chunk {chunk}, {positions} positions: microseconds a position", spent / positions * 1e6)
+            del leaf, hidden, signal, step
+        # Below a chunk's size the logits themselves still grow, so that only chunks up to `few` are held to the bar.
+        growth = (above[many] - above[few] - (many - few) * width * 2 * 2) / 2**20
+        name = f"chunk {chunk}: growth beyond hidden states and their gradients, MiB"
+        at.note(name, growth, most=64.0 if chunk <= few else None, speed=True)
+
+
+def attention(at: Setting) -> None:
+    """Packed documents: each as if it were alone, and the kernel over documents against the mask, with gradients."""
+    model = llama(at, (2, 64, 128, 4, 2, 512), 64) if at.tiny else llama(at, (4, 576, 1536, 9, 3, 4096), 512)
+    model.requires_grad_(requires_grad=False).eval()
+    length = 64 if at.tiny else 512
+    ids, positions, cuts = packed_text(1, length, 512, torch.Generator().manual_seed(4))
+    together = hidden_states(model, ids.to(at.device), positions.to(at.device))[0].double().cpu()
+    alone = [
+        hidden_states(model, ids[:, a:b].to(at.device), positions[:, a:b].to(at.device))[0].double().cpu()
+        for a, b in itertools.pairwise(cuts)
+    ]
+    at.note("packed against one by one, float32, relative error", relative(together, torch.cat(alone)), most=1e-4)
+    sizes = ((64, 2, 4, 2, 16),) if at.tiny else ((2048, 8, 32, 8, 128), (8192, 2, 32, 8, 128))
+    for length, batch, heads, groups, width in sizes:
+        kernels(at, length, batch, heads, groups, width)
+
+
+def kernels(at: Setting, length: int, batch: int, heads: int, groups: int, width: int) -> None:
+    """`varlen_attn` against SDPA with a mask; on the processor, which lacks it, SDPA document by document."""
+    _, positions, cuts = packed_text(1, length, 512, torch.Generator().manual_seed(5))
+    starts = positions[0].eq(0).cumsum(0).to(at.device)
+    mask = (starts[:, None] == starts[None]) & torch.ones(length, length, dtype=torch.bool, device=at.device).tril()
+    dtype = torch.bfloat16 if at.cuda else torch.float32
+    query, key, value, weight = (
+        torch.randn(batch, length, count, width, device=at.device, dtype=dtype)
+        for count in (heads, groups, groups, heads)
+    )
+    inputs = [part.requires_grad_() for part in (query, key, value)]
+    ends = torch.tensor([row * length + cut for row in range(batch) for cut in cuts[:-1]] + [batch * length])
+    longest = int(ends.diff().max())
+    ends = ends.to(at.device, torch.int32)
+
+    def wide() -> tuple[torch.Tensor, torch.Tensor]:
+        return (key.repeat_interleave(heads // groups, 2), value.repeat_interleave(heads // groups, 2))
+
+    sdpa: Any = torch.nn.functional.scaled_dot_product_attention
+
+    def masked() -> torch.Tensor:
+        parts = [part.transpose(1, 2) for part in (query, *wide())]
+        answer: torch.Tensor = sdpa(*parts, attn_mask=mask).transpose(1, 2)
+        return answer
+
+    def by_document() -> torch.Tensor:
+        if at.cuda:
+            kernel: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+            flat = [part.flatten(0, 1) for part in (query, *wide())]
+            answer: torch.Tensor = kernel(*flat, ends, ends, longest, longest, window_size=(-1, 0))
+            return answer.view(batch, length, heads, width)
+        pieces = []
+        for a, b in itertools.pairwise(cuts):
+            parts = [part[:, a:b].transpose(1, 2) for part in (query, *wide())]
+            pieces.append(sdpa(*parts, is_causal=True).transpose(1, 2))
+        return torch.cat(pieces, 1)
+
+    found = []
+    for kernel in (by_document, masked):
+        out = kernel()
+        found.append((out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)))
+    for name, mine, theirs in zip(("values", "of queries", "of keys", "of values"), *found, strict=True):
+        what = name if name == "values" else f"gradients {name}"
+        at.note(f"{length} tokens: {what}, relative error", relative(mine, theirs.double().cpu()), most=2e-2)
+    spent = [
+        at.seconds(lambda kernel=kernel: torch.autograd.grad((kernel() * weight).sum(), inputs))  # type: ignore[misc]
+        for kernel in (by_document, masked)
+    ]
+    at.note(f"{length} tokens: milliseconds by document", spent[0] * 1e3)
+    at.note(f"{length} tokens: milliseconds with a mask", spent[1] * 1e3)
+
+
+def packed_text(
+    batch: int, length: int, rows: int, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Random ids and positions [B, L] of sequences that are packed alike, and where their documents begin and end."""
+    inner = (torch.randperm(length - 1, generator=random)[:7] + 1).sort().values.tolist()
+    cuts = [0, *inner, length]
+    positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(cuts)])
+    ids = torch.randint(rows, (batch, length), generator=random)
+    return ids, positions.expand(batch, length).contiguous(), cuts
+
+
+def llama(at: Setting, shape: tuple[int, int, int, int, int, int], length: int) -> CausalModel:
+    """A random Llama of (layers, width, inner width, heads, groups, ids), float32, made on the device."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, width, inner, heads, groups, rows = shape
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        tie_word_embeddings=True,
+        max_position_embeddings=length,
+    )
+    torch.manual_seed(6)
+    with torch.device(at.device):
+        model: Any = LlamaForCausalLM(config)
+    return model  # type: ignore[no-any-return]
+
+
+def steps(
+    at: Setting, shape: tuple[int, int, int, int, int, int], batch: int, length: int, bar: float, rounds: int
+) -> None:
+    """Whole training steps against transformers' own step: interleaved, on the same model and batch."""
+    model = llama(at, shape, length)
+    random = torch.Generator().manual_seed(7)
+    ids, positions, _ = packed_text(batch, length, shape[-1], random)
+    count = batch * length
+    targets = torch.randint(shape[-1], (count,), generator=random)
+    signal = sparse(count, shape[-1], 20, random)
+    text = Batch(ids, positions, torch.arange(count), targets, signal).to(at.device)
+    spent: dict[str, list[float]] = {}
+    makers: dict[str, Callable[[], Callable[[], float]]] = {"stock": lambda: stock_step(at, copy.deepcopy(model), text)}
+    for chunk in (64,) if at.tiny else (512, 4096):
+        makers[f"ours, chunk {chunk}"] = lambda chunk=chunk: our_step(copy.deepcopy(model), text, chunk)  # type: ignore[misc]
+    # One at a time holds the memory of a step; rounds are interleaved by making each again.
+    for number in range(1 if at.tiny else rounds):
+        for name, make in makers.items():
+            base = at.memory()
+            step = make()
+            losses = [step() for _ in range(1 if at.tiny else 3)]
+            spent.setdefault(name, []).append(at.seconds(step, 5, 0))
+            if number == 0:
+                at.note(f"{name}: peak MiB above the model", (at.peak() - base) / 2**20)
+                at.note(f"{name}: loss is finite", int(all(map(math.isfinite, losses))), least=1)
+            at.note(f"{name}: tokens/s, round {number}", count / spent[name][-1])
+            del step
+    layers, width = shape[:2]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    operations = 6 * parameters + 6 * layers * width * length
+    best = {name: min(seconds) for name, seconds in spent.items()}
+    ours = min(seconds for name, seconds in best.items() if name != "stock")
+    at.note("ours: TFLOP/s of the model", operations * count / ours / 1e12)
+    at.note("step over stock", best["stock"] / ours, least=bar, speed=True)
+
+
+def stock_step(at: Setting, model: Any, text: Batch) -> Callable[[], float]:
+    """The loss of transformers under autocast, AdamW, clipping."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> float:
+        with torch.autocast(at.device.type, torch.bfloat16):
+            value = model(input_ids=text.ids, labels=text.ids).loss
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(value.detach())
+
+    return step
+
+
+def our_step(model: Any, text: Batch, chunk: int) -> Callable[[], float]:
+    """Our step on a cached signal."""
+    network = LossNetwork(model, torch.bfloat16)
+    optimizer = make_optimizer(model, DistillConfig(learning_rate=1e-5))
+    fused = FusedLoss(make_objective("forward_kl"), chunk=chunk)
+
+    def step() -> float:
+        value = network(text, fused, float(len(text.targets))).value
+        value.backward()
+        network.collect()
+        clip_gradients(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        network.refresh()
+        return float(value.detach())
+
+    return step
+
+
+def small_steps(at: Setting) -> None:
+    """At 61 million parameters."""
+    if at.tiny:
+        steps(at, (2, 64, 128, 4, 2, 512), 2, 64, 1.3, 1)
+    else:
+        steps(at, (16, 576, 1536, 9, 3, 7680), 32, 512, 1.3, 3)
+
+
+def large_steps(at: Setting) -> None:
+    """At 1.7 billion parameters."""
+    if at.tiny:
+        steps(at, (3, 64, 128, 4, 4, 512), 1, 64, 1.05, 1)
+    else:
+        steps(at, (24, 2048, 8192, 32, 32, 49_152), 8, 2048, 1.05, 2)
+
+
+CHECKS = (
+    Check("ceilings", ceilings, 30),
+    Check("gradients", gradients, 60),
+    Check("threshold_draw", threshold_draw, 70),
+    Check("loss_memory", loss_memory, 90),
+    Check("attention", attention, 70),
+    Check("steps_61M", small_steps, 80),
+    Check("steps_1.7B", large_steps, 110),
+)
+
+
+def main() -> int:
+    """Run them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    from transformers import LlamaForCausalLM  # noqa: F401  (once, before children are forked)
+
+    return min(100, run_checks("part1", CHECKS, parser.parse_args().out))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""Writes docs/benchmarks/gpu.md from what part1.sh and part2.sh found.
+
+    .venv/bin/python -m tools.gpu.report [part1.json part2.json]
+
+Files that are named are kept beside the page first (docs/benchmarks/gpu-part1.json and gpu-part2.json); without any, the
+page is written again from those. A dry run is refused: it says nothing about a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "gpu.md"
+PARTS = ("part1", "part2")
+HEAD = """# On a GPU
+
+`make gpu-pack` packs what travels; `bash tools/gpu/part1.sh` and `bash tools/gpu/part2.sh` run on the machine with the card,
+each at most ten minutes; `python -m tools.gpu.report part1.json part2.json` writes this page. A dry run of both on the
+processor is part of the tests: it shows that the programs run, not what a card does.
+"""
+NOTHING = """
+**No run yet: no card was at hand.** Nothing about speed or memory on a GPU is claimed, here or on any other page.
+"""
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page, from the results by part.
+
+    Raises:
+        ValueError: A result is a dry run's, or not a result.
+    """
+    parts = [HEAD]
+    if not results:
+        parts.append(NOTHING)
+    for part in PARTS:
+        if part not in results:
+            if results:
+                parts.append(f"\n## {part}\n\nNot run.\n")
+            continue
+        result = results[part]
+        machine = result.get("machine") or {}
+        if result.get("tiny") or result.get("device") == "cpu" or "card" not in machine:
+            raise ValueError(f"{part} is a dry run, or names no card: it says nothing about a GPU")
+        words = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "card")
+        parts.append(f"\n## {part}: {machine['card']}\n\n{words}.\n")
+        for name, row in result["checks"].items():
+            if name == "machine":
+                continue
+            ended = "" if row["ended"] == "whole" else f" **{row['ended']}**"
+            parts.append(f"\n### {name}\n\n{row['seconds']:.0f} s.{ended}{_error(row)}\n")
+            if row["findings"]:
+                parts.append("\n| what | found | bar | |\n|---|---|---|---|\n")
+                parts += [_line(one) for one in row["findings"]]
+    return "".join(parts)
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    return f" `{_cell(row['error'])}`" if "error" in row else ""
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    bars = [f"≥ {one['least']:g}"] if one.get("least") is not None else []
+    bars += [f"≤ {one['most']:g}"] if one.get("most") is not None else []
+    verdict = {True: "ok", False: "**failed**", None: ""}[one.get("ok")]
+    return f"| {_cell(one['name'])} | {_cell(_number(one['value']))} | {' and '.join(bars)} | {verdict} |\n"
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("`", "'").replace("\n", " ")
+
+
+def kept() -> dict[str, Any]:
+    """Results that stand beside the page."""
+    paths = {part: PAGE.with_name(f"gpu-{part}.json") for part in PARTS}
+    return {part: json.loads(path.read_text(encoding="utf-8")) for part, path in paths.items() if path.is_file()}
+
+
+def main() -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="*", help="part1.json and part2.json of a run")
+    options = parser.parse_args()
+    results = kept()
+    try:
+        for path in options.files:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(result, dict) or result.get("part") not in PARTS:
+                raise ValueError(f"{path} is not a result of part1.sh or part2.sh")
+            results[result["part"]] = result
+        text = page(results)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"gpu report: {error}\n")
+        return 1
+    for part, result in results.items():
+        target = PAGE.with_name(f"gpu-{part}.json")
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
