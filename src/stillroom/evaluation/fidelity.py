@@ -188,4 +188,4 @@ def _reliability(tally: Tally, here: Places, best: torch.return_types.max, targe
 
 
 def _float(values: torch.Tensor) -> np.ndarray:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()

@@ -19,7 +19,8 @@ def fast_bfloat16(device: str) -> bool:
     import torch
 
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # Older cards emulate it, slower than float32.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
         supported = (
             getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -27,6 +28,20 @@ def fast_bfloat16(device: str) -> bool:
         )
         return bool(supported)
     return False
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point format that a device has: float64, but not on ``mps``."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64: where they are, or on the processor where their device has no float64."""
+    import torch
+
+    return tensor.double() if widest(tensor.device) == torch.float64 else tensor.cpu().double()
 
 
 def choose_dtype(asked: str, device: str) -> torch.dtype:

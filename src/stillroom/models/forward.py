@@ -42,7 +42,7 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
     its own.
 
     Args:
-        model: A Hugging Face causal language model.
+        model: A Hugging Face causal language model, on any device; ids and positions are carried there.
         ids: Token ids, [B, L].
         positions: Position of each token inside its document, [B, L].
 
@@ -50,6 +50,8 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
         UnsupportedModel: The model cannot be run rightly, by name.
     """
     way = way_of(model)
+    device = model.get_input_embeddings().weight.device
+    ids, positions = ids.to(device), positions.to(device)
     if not way.packed:
         return states_by_row(model, way, ids, positions)
     if (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.compute import widest
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states, logits_from_hidden
 
@@ -103,6 +104,8 @@ def block_influence(model: CausalModel, family: Family, sample: Sequences) -> li
     """
     layers = family.layers(model)
     real = (sample.segments >= 0).flatten()
+    count = int(real.sum())
+    real = real.to(next(model.parameters()).device)
     sums = torch.zeros(len(layers), dtype=torch.float64)
     named = {str(index): layer for index, layer in enumerate(layers)}
     for start in range(len(sample)):
@@ -110,10 +113,12 @@ def block_influence(model: CausalModel, family: Family, sample: Sequences) -> li
         with watching(named, inputs=True) as inputs, watching(named, inputs=False) as outputs:
             hidden_states(model, sample.ids[one], sample.positions[one])
         chosen = real[start * sample.length : (start + 1) * sample.length]
+        changes = []
         for index in range(len(layers)):
             before, after = inputs[str(index)][chosen], outputs[str(index)][chosen]
-            sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
-    influence: list[float] = (sums / int(real.sum())).tolist()
+            changes.append((1 - torch.cosine_similarity(before, after, dim=1)).sum())
+        sums += torch.stack(changes).cpu().double()
+    influence: list[float] = (sums / count).tolist()
     return influence
 
 
@@ -135,6 +140,7 @@ def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> l
     sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
     walk = Layerwise(model, family, sample)
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
+    chosen = chosen.to(walk.states[0].device)
     count = len(walk.layers)
 
     def logprobs(states: list[torch.Tensor]) -> torch.Tensor:
@@ -167,7 +173,7 @@ def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> f
     for student in _judged_parts(model, sample):
         mine = teacher[begin : begin + len(student)]
         # In place: at a large vocabulary each of these is large.
-        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=torch.float64))
+        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=widest(mine.device)))
         begin += len(mine)
     return divergence / len(teacher)
 
@@ -181,6 +187,6 @@ def _judged_parts(model: CausalModel, sample: Sequences) -> Iterator[torch.Tenso
         ]
     )
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
-    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
+    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS].to(hidden.device)
     for begin in range(0, len(chosen), JUDGED_AT_ONCE):
         yield torch.log_softmax(logits_from_hidden(model, hidden[chosen[begin : begin + JUDGED_AT_ONCE]]), dim=1)

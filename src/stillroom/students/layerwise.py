@@ -31,13 +31,13 @@ class Layerwise:
 
     def __init__(self, model: CausalModel, family: Family, sample: Sequences) -> None:
         self.layers = family.layers(model)
-        self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
+        device = next(model.parameters()).device
+        self.real = [row.nonzero().squeeze(1).to(device) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""
         self._arguments: list[list[dict[str, Any]]] = []
         self.place = 0
         """The next layer."""
-        device = next(model.parameters()).device
         for index in range(len(sample)):
             one = slice(index, index + 1)
             state, arguments = _enter(model, self.layers, sample.ids[one].to(device), sample.positions[one].to(device))
@@ -52,7 +52,7 @@ class Layerwise:
     def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The real tokens of tensors that have one entry a sequence, [N, …] float32."""
         return torch.cat(
-            [part.flatten(0, -2)[rows.to(part.device)] for part, rows in zip(parts, self.real, strict=True)]
+            [part.flatten(0, -2)[rows] for part, rows in zip(parts, self.real, strict=True)]
         ).float()
 
     def run(
