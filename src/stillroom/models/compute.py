@@ -73,9 +73,10 @@ def prepare(config: ComputeConfig, seed: int) -> torch.device:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
+    device = choose_device(config)
+    torch.use_deterministic_algorithms(device.type == "cpu" if config.deterministic == "auto" else config.deterministic)
     # Nothing reads memory that nothing wrote; filling all of it first costs a tenth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     memory.keep_freed_memory()
-    return choose_device(config)
+    return device

@@ -31,6 +31,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher, weights_of
+from stillroom.training.batch_size import LEAST_CHUNK
 from stillroom.training.loop import Training
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         cache_bytes = folder_bytes(cache.folder) - shards
         training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
         # From a whole chunk of the loss on, memory grows with tokens alone.
-        fewest = max(1, min(recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+        fewest = max(1, min(LEAST_CHUNK if recipe.distill.loss_chunk == "auto" else recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
         most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
         small = training.measure(fewest)
         # With so little text that both would be all of it, one measurement is all there is.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import SINCE, NumberOrAuto, OpenName, Section
+from stillroom.recipe.section import BEFORE, SINCE, NumberOrAuto, OpenName, Section
 
 OBJECTIVES = (
     "forward_kl",
@@ -68,8 +68,12 @@ class DistillConfig(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network with ``torch.compile``; ``auto`` is ``off``. It needs a C++ compiler, and a resumed run may differ
     from an uninterrupted one in the last bits."""
-    loss_chunk: int = Field(default=512, ge=1)
-    """Positions whose logits exist at the same time."""
+    loss_chunk: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = Field(
+        default="auto", json_schema_extra={BEFORE: 512}
+    )
+    """Positions whose logits exist at the same time. ``auto`` is 512 on the processor, and on a GPU the most whose logits and
+    gradients take 2 GiB, at least 512 and at most 8,192: a larger chunk reads and writes the output matrix's gradient
+    less often."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; without it, ten in a run."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +49,24 @@ class Batch:
         return self.entropy if isinstance(self.signal, SparseSignal) and self.signal.unbiased else 0.0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; out of pinned memory, the copy is not waited for."""
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
+            if device.type == "cuda"
+            else tensor.to(device)
+        )
+
+    def pinned(self) -> Batch:
+        """The same batch in pinned memory, from where a GPU takes it by itself. It needs CUDA."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch(
-            self.ids.to(device),
-            self.positions.to(device),
-            self.rows.to(device),
-            self.targets.to(device),
-            None if self.signal is None else self.signal.to(device),
+            change(self.ids),
+            change(self.positions),
+            change(self.rows),
+            change(self.targets),
+            None if self.signal is None else self.signal.each(change),
             self.entropy,
         )
 
@@ -121,8 +132,8 @@ class BatchSource:
         """The teacher's token that each of the student's tokens of a sequence is a piece of."""
         return self._rows[index].source
 
-    def stream(self, order: list[list[int]]) -> Iterator[Batch]:
-        """Batches in an order, decoded ahead on another thread."""
+    def stream(self, order: list[list[int]], change: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
+        """Batches in an order, decoded ahead, and changed if asked, on another thread."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
         stop = threading.Event()
 
@@ -138,7 +149,8 @@ class BatchSource:
         def work() -> None:
             try:
                 for indices in order:
-                    if not put(self.batch(indices)):
+                    batch = self.batch(indices)
+                    if not put(batch if change is None else change(batch)):
                         return
                 put(None)
             except BaseException as error:

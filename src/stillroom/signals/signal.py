@@ -5,6 +5,7 @@ Legend: N positions, V ids of the vocabulary, K entries a position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -48,7 +49,11 @@ class DenseSignal:
 
     def to(self, device: torch.device) -> DenseSignal:
         """The same signal on a device."""
-        return DenseSignal(self.logprobs.to(device), None if self.certain is None else self.certain.to(device))
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> DenseSignal:
+        """The same signal with every tensor changed, such as carried elsewhere."""
+        return DenseSignal(change(self.logprobs), None if self.certain is None else change(self.certain))
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,16 @@ class SparseSignal:
 
     def to(self, device: torch.device) -> SparseSignal:
         """The same signal on a device."""
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SparseSignal:
+        """The same signal with every tensor changed, such as carried elsewhere."""
         return replace(
             self,
-            ids=self.ids.to(device),
-            weights=self.weights.to(device),
-            rest=None if self.rest is None else self.rest.to(device),
-            certain=None if self.certain is None else self.certain.to(device),
+            ids=change(self.ids),
+            weights=change(self.weights),
+            rest=None if self.rest is None else change(self.rest),
+            certain=None if self.certain is None else change(self.certain),
         )
 
 

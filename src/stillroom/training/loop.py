@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,7 +25,7 @@ from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.training import sweep
-from stillroom.training.batch_size import micro_rows, step_rows
+from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
     State,
     best_weights,
@@ -36,14 +36,12 @@ from stillroom.training.checkpoint import (
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
-from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
 from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
 from stillroom.training.sweep import Budget, Chosen
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from stillroom.models.types import CausalModel
 
 VALIDATION_WORK = 1 / 3
@@ -96,8 +94,6 @@ class Training:
         Raises:
             TrainingDiverged: A loss or the gradient's norm is not finite.
         """
-        from accelerate import Accelerator
-
         config = self.config
         length = self.train.sequences.length
         per_step = step_rows(config, self.train.sequences.tokens, length)
@@ -113,11 +109,9 @@ class Training:
             require_compiler(self.device)
             network.worker.base_model.compile()
         optimizer = make_optimizer(self.model, config)
-        accelerator = Accelerator(cpu=self.device.type == "cpu")
-        prepared, optimizer_ = accelerator.prepare(network, optimizer)
         state = load_checkpoint(self.folder, self.model, optimizer)
         network.refresh()
-        run_step = _Stepper(self, accelerator, prepared, optimizer_, network, self._loss())
+        run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
         micro = micro_rows(config, per_step, length)
         row_tokens = (self.train.sequences.segments >= 0).sum(dim=1).tolist()
@@ -134,11 +128,11 @@ class Training:
             task.skip(tokens[state.step])
             pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
-            stream = self.train.stream([piece for group in pieces for piece in group])
+            stream = self._stream([piece for group in pieces for piece in group])
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
-                    done = run_step([next(stream).to(self.device) for _ in range(group)], rate, state.step)
+                    done = run_step([next(stream) for _ in range(group)], rate, state.step)
                     state.step += 1
                     state.clipped += done.gradient_norm > config.gradient_clip
                     self.losses.append(done.loss)
@@ -227,10 +221,10 @@ class Training:
                 rewind()
                 value: float | None = None
                 pieces = [_micro_batches(rows, micro) for rows in order[: budget.steps]]
-                stream = self.train.stream([piece for group in pieces for piece in group])
+                stream = self._stream([piece for group in pieces for piece in group])
                 with contextlib.closing(stream), contextlib.suppress(TrainingDiverged):  # type: ignore[type-var]
                     for step, group in enumerate(pieces):
-                        batches = [next(stream).to(self.device) for _ in group]
+                        batches = [next(stream) for _ in group]
                         run_step(batches, learning_rate(self.config, step, budget.steps, rate), step)
                         task.advance(1, note=f"{rate:.1e}")
                     measured = self._measure(run_step.network, held)
@@ -253,9 +247,18 @@ class Training:
             config.cross_entropy_weight if self.distill else 1.0,
             config.temperature if self.distill else 1.0,
             self.used,
-            config.loss_chunk,
+            loss_chunk(config, self.device.type, self._output_rows),
             config.biased,
         )
+
+    @property
+    def _output_rows(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
+        """Batches on the processor, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
+        pinned = self.device.type == "cuda" and torch.cuda.is_available()
+        return self.train.stream(order, Batch.pinned if pinned else None)
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         """Stop: a number is not finite. ``step`` is the one that it belongs to, counted from 1; 0 is before the first."""
@@ -277,7 +280,12 @@ class Training:
         network.eval()
         config = self.config
         forward_kl = FusedLoss(
-            make_objective("forward_kl"), 0.0, config.temperature, self.used, config.loss_chunk, config.biased
+            make_objective("forward_kl"),
+            0.0,
+            config.temperature,
+            self.used,
+            loss_chunk(config, self.device.type, self._output_rows),
+            config.biased,
         )
         distance = cross_entropy = left_out = 0.0
         positions = 0
@@ -337,31 +345,39 @@ class _Stepper:
     """Makes optimizer steps."""
 
     training: Training
-    accelerator: Accelerator
-    prepared: LossNetwork
     optimizer: torch.optim.Optimizer
     network: LossNetwork
     loss: FusedLoss
 
     def __call__(self, batches: list[Batch], rate: float, step: int) -> _Step:
-        """One step over its micro-batches; ``step`` is counted from 0."""
+        """One step over its micro-batches, on the processor as they are made; ``step`` is counted from 0.
+
+        A GPU is waited for once a step: for the losses and the gradient's norm, before the optimizer changes anything.
+        """
         training = self.training
+        device = training.device
         training._rate = rate
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         positions = sum(batch.targets.shape[0] for batch in batches)
         denominator = float(max(1, positions))
-        loss = distance = cross_entropy = 0.0
+        sums: list[torch.Tensor] = []
         for batch in batches:
-            result = self.prepared(batch, self.loss, denominator)
-            loss += float(result.value.detach())
-            distance += float(result.distances.sum()) / denominator
-            cross_entropy += float(result.cross_entropies.sum()) / denominator
-            if not math.isfinite(loss):
-                training._diverged(f"the loss is {loss}", step + 1)
-            self.accelerator.backward(result.value)
+            if device.type != "cpu" and batch.signal is not None and self.loss.objective is not None:
+                self.loss.objective.check(batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased)
+            result = self.network(batch.to(device), self.loss, denominator)
+            sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
+            result.value.backward()
             self.network.collect()
-        norm = clip_gradients(training.model, training.config.gradient_clip)
+        if device.type == "cpu":
+            loss, distance, cross_entropy = _added(list(map(float, sums)), denominator)
+            norm = clip_gradients(training.model, training.config.gradient_clip) if math.isfinite(loss) else math.nan
+        else:
+            norm_there = clip_on_device(training.model, training.config.gradient_clip)
+            *values, norm = torch.stack([*sums, norm_there]).tolist()
+            loss, distance, cross_entropy = _added(values, denominator)
+        if not math.isfinite(loss):
+            training._diverged(f"the loss is {loss}", step + 1)
         if not math.isfinite(norm):
             training._diverged(f"the gradient's norm is {norm}", step + 1)
         self.optimizer.step()
@@ -370,6 +386,16 @@ class _Stepper:
         # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
         kl = distance - sum(batch.left_out for batch in batches) / denominator
         return _Step(loss, kl if self.loss.objective is not None else None, cross_entropy, norm)
+
+
+def _added(values: list[float], denominator: float) -> tuple[float, float, float]:
+    """Loss, distance and cross-entropy of a step from those of its micro-batches, three numbers each."""
+    loss = distance = cross_entropy = 0.0
+    for index in range(0, len(values), 3):
+        loss += values[index]
+        distance += values[index + 1] / denominator
+        cross_entropy += values[index + 2] / denominator
+    return loss, distance, cross_entropy
 
 
 def require_compiler(device: torch.device) -> None:

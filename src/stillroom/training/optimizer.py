@@ -67,6 +67,14 @@ def shares_of(parameters: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     return shares
 
 
+def clip_on_device(model: nn.Module, largest: float) -> torch.Tensor:
+    """As :func:`clip_gradients`, for a GPU: it is not waited for, and returns the norm as a tensor there."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    return norm
+
+
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scale all gradients so that their joint norm is at most ``largest``; returns the norm before.
 
