@@ -12,7 +12,7 @@ import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -148,7 +148,7 @@ class Device(TorchDispatchMode):
         peak: Largest sum of bytes of live tensors there; only with ``weigh``.
     """
 
-    active: list[Device] = []
+    active: ClassVar[list[Device]] = []
 
     def __init__(self, where: str) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ def compare(
         places = _places(row, where.numpy(), heldout, classes, own)
         seen.update(row.documents[0][where].tolist())
         targets = row.targets[0][where].to(device)
-        hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
+        hidden = hidden_states(teacher, row.ids, row.positions)[0, where.to(device)]
         students = [_Student(contender, row, where, heldout, classes) for contender in contenders]
         for start in range(0, len(where), CHUNK):
             part = slice(start, min(start + CHUNK, len(where)))
@@ -125,7 +125,7 @@ class _Student:
         source = BatchSource(row, contender.vocabulary, None)
         batch = source.batch([0])
         device = next(contender.model.parameters()).device
-        hidden = hidden_states(contender.model, batch.ids.to(device), batch.positions.to(device))[0]
+        hidden = hidden_states(contender.model, batch.ids, batch.positions)[0]
         keep = (row.segments[0] >= 0).nonzero().squeeze(1)
         owner = keep[source.origin(0)[batch.rows + 1]] - 1
         # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.

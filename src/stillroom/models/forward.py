@@ -14,6 +14,8 @@ import torch
 
 from stillroom.models import stack
 from stillroom.models.attention import applies
+from stillroom.models.documents import Documents, documents_of, states_in_documents
+from stillroom.models.documents import applies as applies_documents
 from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
 from stillroom.models.proof import prove
 
@@ -35,7 +37,9 @@ def way_of(model: CausalModel) -> Way:
     return prove(model).way
 
 
-def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    model: CausalModel, ids: torch.Tensor, positions: torch.Tensor, documents: Documents | None = None
+) -> torch.Tensor:
     """Hidden states [B, L, H] of packed sequences, as the output layer takes them.
 
     Documents are kept apart: by positions that start again at 0 where the model heeds them, or else each runs in a row of
@@ -45,12 +49,15 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
         model: A Hugging Face causal language model, on any device; ids and positions are carried there.
         ids: Token ids, [B, L].
         positions: Position of each token inside its document, [B, L].
+        documents: Of the positions, as :func:`stillroom.models.documents.documents_of` finds them. Only a GPU asks for
+            them, and waits where they are not given and the positions are not on the processor.
 
     Raises:
         UnsupportedModel: The model cannot be run rightly, by name.
     """
     way = way_of(model)
     device = model.get_input_embeddings().weight.device
+    known = positions
     ids, positions = ids.to(device), positions.to(device)
     if not way.packed:
         return states_by_row(model, way, ids, positions)
@@ -63,6 +70,9 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
         layers = stack.layers_of(model)
         if layers is not None:
             return stack.hidden_states(model, layers, ids, positions)
+    if way.documents and applies_documents(model, ids):
+        found = documents_of(known.cpu()) if documents is None else documents
+        return states_in_documents(model, body(model), ids, positions, found.to(device))
     if way.blocks and not way.at_output_layer and applies(model, ids):
         return states_in_blocks(model, ids, positions)
     return states(model, way, ids, positions)

@@ -88,7 +88,11 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         cache_bytes = folder_bytes(cache.folder) - shards
         training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
         # From a whole chunk of the loss on, memory grows with tokens alone.
-        fewest = max(1, min(LEAST_CHUNK if recipe.distill.loss_chunk == "auto" else recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+        fewest = max(
+            1,
+            min(LEAST_CHUNK if recipe.distill.loss_chunk == "auto" else recipe.distill.loss_chunk, STEP_TOKENS // 2)
+            // few.length,
+        )
         most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
         small = training.measure(fewest)
         # With so little text that both would be all of it, one measurement is all there is.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.documents import Documents, documents_of
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -31,6 +32,7 @@ class Batch:
         targets: The student id that each of them predicts, [N].
         signal: What the teacher says at each of them, or None.
         entropy: Sum of the teacher's entropy over the positions that the teacher speaks of, nats.
+        documents: Where documents lie, for a GPU; None on the processor.
     """
 
     ids: torch.Tensor
@@ -39,6 +41,7 @@ class Batch:
     targets: torch.Tensor
     signal: Signal | None
     entropy: float = 0.0
+    documents: Documents | None = None
 
     @property
     def left_out(self) -> float:
@@ -50,17 +53,27 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; out of pinned memory, the copy is not waited for."""
-        return self._each(
-            lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
-            if device.type == "cuda"
-            else tensor.to(device)
+        batch = self if device.type == "cpu" else self.located()
+        return batch._each(
+            lambda tensor: (
+                tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
+                if device.type == "cuda"
+                else tensor.to(device)
+            ),
+            lambda documents: documents.to(device),
         )
+
+    def located(self) -> Batch:
+        """The same batch with its documents, which are looked for on the processor."""
+        if self.documents is not None or self.positions.device.type != "cpu":
+            return self
+        return replace(self, documents=documents_of(self.positions))
 
     def pinned(self) -> Batch:
         """The same batch in pinned memory, from where a GPU takes it by itself. It needs CUDA."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self.located()._each(lambda tensor: tensor.pin_memory(), Documents.pinned)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], moved: Callable[[Documents], Documents]) -> Batch:
         return Batch(
             change(self.ids),
             change(self.positions),
@@ -68,6 +81,7 @@ class Batch:
             change(self.targets),
             None if self.signal is None else self.signal.each(change),
             self.entropy,
+            None if self.documents is None else moved(self.documents),
         )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states
+from stillroom.models.passes import attention_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -30,6 +31,7 @@ class Layerwise:
     """
 
     def __init__(self, model: CausalModel, family: Family, sample: Sequences) -> None:
+        self.model = model
         self.layers = family.layers(model)
         device = next(model.parameters()).device
         self.real = [row.nonzero().squeeze(1).to(device) for row in sample.segments >= 0]
@@ -51,9 +53,7 @@ class Layerwise:
 
     def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The real tokens of tensors that have one entry a sequence, [N, …] float32."""
-        return torch.cat(
-            [part.flatten(0, -2)[rows] for part, rows in zip(parts, self.real, strict=True)]
-        ).float()
+        return torch.cat([part.flatten(0, -2)[rows] for part, rows in zip(parts, self.real, strict=True)]).float()
 
     def run(
         self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
@@ -73,7 +73,8 @@ class Layerwise:
         caught.update({f"out:{name}": [] for name in outputs})
         with _catching(layer, caught):
             for state, arguments in zip(self.states, self._arguments, strict=True):
-                result = layer(state, **arguments[self.place])
+                with attention_of(self.model, arguments[self.place]):
+                    result = layer(state, **arguments[self.place])
                 results.append(result[0] if isinstance(result, tuple) else result)
         return results, {name: self.pick(parts) for name, parts in caught.items()}
 

@@ -92,17 +92,17 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
             cut[name] = tensor
     if model.config.tie_word_embeddings:
         cut.pop("lm_head.weight", None)
-    kind = next(model.parameters())
+    like = next(model.parameters())
     # On a GPU it is made there: the same matrices would else stand in memory too.
-    with kind.device if kind.device.type != "cpu" else contextlib.nullcontext():
-        smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=kind.dtype)
+    with like.device if like.device.type != "cpu" else contextlib.nullcontext():
+        smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
     lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
     if lost:
         raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")
     smaller.tie_weights()
     smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.to(kind.device).train(model.training)
+    return smaller.to(like.device).train(model.training)
 
 
 def _config(config: ModelConfig, widths: Widths) -> ModelConfig:

@@ -121,9 +121,7 @@ class LocalTeacher:
         chosen = list(indices)
         # Padding behind the longest of them need not be seen.
         width = sequences.part(chosen).width
-        ids = sequences.ids[chosen, :width].to(device)
-        positions = sequences.positions[chosen, :width].to(device)
-        hidden = hidden_states(model, ids, positions)
+        hidden = hidden_states(model, sequences.ids[chosen, :width], sequences.positions[chosen, :width])
         head = output_head(model)
         for row, index in enumerate(chosen):
             learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)

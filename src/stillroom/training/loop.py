@@ -258,7 +258,9 @@ class Training:
     def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
         """Batches on the processor, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
-        return self.train.stream(order, Batch.pinned if pinned else None)
+        return self.train.stream(
+            order, Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
+        )
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         """Stop: a number is not finite. ``step`` is the one that it belongs to, counted from 1; 0 is before the first."""
@@ -364,7 +366,9 @@ class _Stepper:
         sums: list[torch.Tensor] = []
         for batch in batches:
             if device.type != "cpu" and batch.signal is not None and self.loss.objective is not None:
-                self.loss.objective.check(batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased)
+                self.loss.objective.check(
+                    batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased
+                )
             result = self.network(batch.to(device), self.loss, denominator)
             sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
             result.value.backward()

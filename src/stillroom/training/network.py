@@ -62,7 +62,7 @@ class LossNetwork(nn.Module):
         layers = self._layers(batch)
         if layers is not None:
             return self._by_hand(layers, batch, loss, denominator)
-        flat = hidden_states(self.worker, batch.ids, batch.positions).flatten(0, 1)
+        flat = hidden_states(self.worker, batch.ids, batch.positions, batch.documents).flatten(0, 1)
         if batch.rows.shape[0] != flat.shape[0]:
             flat = flat.index_select(0, batch.rows)
         return loss(flat, output_head(self.worker), batch.targets, batch.signal, denominator)

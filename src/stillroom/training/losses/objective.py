@@ -72,8 +72,8 @@ class Objective(ABC):
 
         Raises:
             SignalError: As in :meth:`require`.
-            VocabularyMismatch: The signal speaks of another number of ids than the student has. A sparse signal's ids are looked
-                at on the processor only.
+            VocabularyMismatch: The signal speaks of another number of ids than the student has. A sparse signal's ids are
+                looked at on the processor only.
         """
         self.require(signal.kind, biased=biased)
         if isinstance(signal, SparseSignal):
