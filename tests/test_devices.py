@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from devices import Device, DeviceMismatch, There, move
@@ -13,15 +15,21 @@ from students.tiny_families import tiny, tiny_sequences
 from teachers.teacher_material import local_teacher
 
 from stillroom.core.progress import Progress
+from stillroom.evaluation.fidelity import Contender, compare
+from stillroom.evaluation.heldout import InMemory
+from stillroom.evaluation.tally import Tally
 from stillroom.models import documents
 from stillroom.models.documents import documents_of
 from stillroom.models.families.registry import family_of
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
 from stillroom.recipe.training import OBJECTIVES, DistillConfig
 from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.codec import sampling_generator
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.cache.threshold import Threshold
+from stillroom.signals.cache.writer import CHUNK, CacheWriter
+from stillroom.signals.device_draw import draw
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.importance import Sample
 from stillroom.students.measured import Measured
@@ -264,3 +272,75 @@ def test_the_flash_kernel_is_asked_for_what_it_takes():
             documents.flash = before
     assert found.shape == (2, 64, 4, 16)
     assert found.device.type == "cuda"
+
+
+@pytest.mark.parametrize(("draws", "head", "size"), [(1, 0, 200), (2, 3, 1000), (1, 0, 4096)])
+def test_the_draw_where_the_logits_are_is_the_processor_s(draws, head, size):
+    """The same random numbers give the same entries; a sum in another order may move a point, once in some thousands."""
+    codec = Threshold(1 / 16, size, draws, head)
+    scores = 3 * torch.randn(200, size, generator=torch.Generator().manual_seed(size))
+    here = codec.sample((torch.softmax(part, 1) for part in torch.split(scores, CHUNK)), sampling_generator(0, "x"))
+    with Device("cuda:0") as device:
+        there = scores.to(device.where)
+        found, entropy, positions = draw(codec, torch.split(there, 2 * CHUNK), sampling_generator(0, "x"))
+    assert positions == 200
+    expected = float(-(torch.softmax(scores.double(), 1) * torch.log_softmax(scores.double(), 1)).sum())
+    assert entropy == pytest.approx(expected, rel=1e-5)
+
+    def keys(sample):
+        rows = np.repeat(np.arange(len(sample.counts)), sample.counts)
+        return set(zip(rows.tolist(), sample.ids.tolist(), sample.levels.tolist(), strict=True))
+
+    assert len(keys(found) & keys(here)) >= 0.995 * len(keys(here))
+    assert abs(int(found.counts.sum()) - int(here.counts.sum())) <= 0.005 * len(here.ids)
+
+
+def test_scores_that_are_not_finite_are_seen_where_they_are():
+    scores = torch.randn(3, 200)
+    for value in (torch.nan, torch.inf):
+        broken = scores.clone()
+        broken[1, 5] = value
+        assert not math.isfinite(draw(Threshold(1 / 16, 200), [broken], sampling_generator(0, "x"))[1])
+    ruled_out = scores.clone()
+    ruled_out[1, 5] = -torch.inf
+    assert math.isfinite(draw(Threshold(1 / 16, 200), [ruled_out], sampling_generator(0, "x"))[1])
+
+
+def test_memory_that_runs_out_gives_no_sequence_twice(tmp_path, monkeypatch):
+    """In the middle of a batch, after the first sequence was drawn; the rest goes on in smaller batches."""
+    from stillroom.teachers import capture as module
+
+    whole, calls = module.draw, []
+
+    def failing(*arguments):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, "draw", failing)
+    text, device = tiny_sequences(4), Device("cuda:0")
+    with device:
+        cache = captured(move(teacher_of(), device), text, tmp_path / "there", ThresholdCodec(tau=1 / 16))
+    assert sorted(cache.digests) == sorted(set(text.digests))
+    assert cache.read(text.digests)[0].ids.shape[0] == int((text.targets >= 0).sum())
+
+
+def test_fidelity(device):
+    """Evaluation's comparison with the teacher, of a student with other ids."""
+    text = tiny_sequences(3)
+    vocabulary = VocabularyMap.from_pieces([[i] if i < 90 else [i - 50, i - 60] for i in range(IDS)], IDS, 90)
+
+    def compared(teacher, student):
+        own, tally = (Tally({"all": 1}, 2) for _ in range(2))
+        contender = Contender("student", student, vocabulary, tally)
+        with Progress(quiet=True).task("x", total=1) as task:
+            compare(teacher, own, [contender], InMemory(text), np.zeros(IDS, np.int64), task)
+        return own.as_dict(), tally.as_dict()
+
+    expected = compared(teacher_of(), teacher_of(seed=1))
+    with device:
+        found = compared(move(teacher_of(), device), move(teacher_of(seed=1), device))
+    for mine, theirs in zip(found, expected, strict=True):
+        for name in ("kl", "nats", "top1", "tokens"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -12,7 +13,10 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.registry import VERSIONS
+from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
+from stillroom.signals.device_draw import draw, draws_on
+from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
 
 
@@ -77,10 +81,17 @@ def capture(
     batch = max(1, (asked_batch_tokens or teacher.batch_tokens(sequences.length)) // sequences.length)
     unsaved = 0
     at = 0
+    there = isinstance(teacher, LocalTeacher) and draws_on(writer.codec, teacher.device)
+    # While a GPU computes, what it drew before is packed and written.
+    packing = ThreadPoolExecutor(1) if there else None
+    packed: Future[None] | None = None
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            for index, scores in teacher.score(rows, indices, temperature):
+            if there:
+                assert isinstance(teacher, LocalTeacher)
+                _draw_there(teacher, rows, indices, writer, temperature)
+            for index, scores in () if there else teacher.score(rows, indices, temperature):
                 parts = _Parts(scores, teacher.vocabulary.size)
                 for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
                     part = parts.take(count)
@@ -88,10 +99,7 @@ def capture(
                         for _ in part:
                             pass
                     elif not writer.add(address, part):
-                        raise TeacherError(
-                            f"The teacher's output on training sequence {index} is not finite.",
-                            "Load it with `dtype: float32`, or check that its files are whole.",
-                        )
+                        raise _not_finite(index)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(translate(error), OutOfMemory):
                 raise
@@ -101,14 +109,48 @@ def capture(
                     "Shorten `corpus.sequence_length`, or free memory.",
                 ) from None
             batch = max(1, batch // 2)
+            error.__traceback__ = None  # it holds what did not fit
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             continue
         at += len(indices)
         unsaved += len(indices) * sequences.length
         task.advance(len(indices) * sequences.length)
         if unsaved >= shard_tokens:
-            writer.flush()
+            if packing is None:
+                writer.flush()
+            else:
+                if packed is not None:
+                    packed.result()
+                packed = packing.submit(writer.flush)
             unsaved = 0
+    if packing is not None:
+        if packed is not None:
+            packed.result()
+        packing.shutdown()
     writer.flush()
+
+
+def _draw_there(
+    teacher: LocalTeacher, rows: Sequences, indices: list[int], writer: CacheWriter, temperature: float
+) -> None:
+    """Draw some sequences on the teacher's device; what the cache has by now is left out."""
+    codec = writer.codec
+    assert isinstance(codec, Threshold)
+    for index, pieces in teacher.score_there(rows, indices, rows.counts, temperature):
+        for address, scores in zip(rows.addresses[index], pieces, strict=True):
+            if address in writer:
+                continue
+            sample, entropy, positions = draw(codec, scores, writer.random_of(address))
+            if not writer.add_sample(address, positions, entropy, sample):
+                raise _not_finite(index)
+
+
+def _not_finite(index: int) -> TeacherError:
+    return TeacherError(
+        f"The teacher's output on training sequence {index} is not finite.",
+        "Load it with `dtype: float32`, or check that its files are whole.",
+    )
 
 
 class _Parts:

@@ -18,6 +18,7 @@ from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.signals.cache.writer import CHUNK
+from stillroom.signals.device_draw import positions_at_once
 from stillroom.teachers.second_opinion import compare_with_runtime
 from stillroom.teachers.teacher import Capability, Vocabulary
 
@@ -111,11 +112,37 @@ class LocalTeacher:
         fitting = int(free / 2 / per_token)
         return max(length, min(MAX_BATCH_TOKENS.get(parameter.device.type, 2048), fitting) // length * length)
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        """Where its model is."""
+        device: torch.device = next(self.loaded.model.parameters()).device
+        return device
+
     def score(
         self, sequences: Sequences, indices: Sequence[int], temperature: float = 1.0
     ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
         """Logits divided by the temperature, sequence by sequence: :meth:`stillroom.teachers.teacher.Teacher.score`."""
+        for index, head, hidden in self._hidden(sequences, indices):
+            yield index, _logits(head, hidden, temperature)
+
+    def score_there(
+        self, sequences: Sequences, indices: Sequence[int], counts: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> Iterator[tuple[int, list[Iterator[torch.Tensor]]]]:
+        """As :meth:`score`, on the model's device, and apart for each piece of a sequence.
+
+        Args:
+            sequences: A split.
+            indices: Those of its sequences to score.
+            counts: Positions with a target of each piece, of every sequence of the split.
+            temperature: Divides the logits.
+        """
+        for index, head, hidden in self._hidden(sequences, indices):
+            pieces = torch.split(hidden, list(counts[index]))
+            yield index, [_logits_there(head, piece, temperature) for piece in pieces]
+
+    @torch.inference_mode()
+    def _hidden(self, sequences: Sequences, indices: Sequence[int]) -> Iterator[tuple[int, Head, torch.Tensor]]:
+        """Hidden states [N, H] of the positions with a target, sequence by sequence, in one forward pass."""
         model = self.loaded.model
         device = next(model.parameters()).device
         chosen = list(indices)
@@ -125,7 +152,15 @@ class LocalTeacher:
         head = output_head(model)
         for row, index in enumerate(chosen):
             learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
-            yield index, _logits(head, hidden[row, learned], temperature)
+            yield index, head, hidden[row, learned]
+
+
+@torch.inference_mode()
+def _logits_there(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
+    """As :func:`_logits`, left on the device, as many at a time as the draw there takes."""
+    for part in torch.split(hidden, positions_at_once(head.matrix.shape[0])):
+        logits = head.finish(torch.nn.functional.linear(part, head.matrix, head.bias).float())
+        yield logits if temperature == 1.0 else logits / temperature
 
 
 @torch.inference_mode()
