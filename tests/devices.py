@@ -93,7 +93,7 @@ class _Functions(TorchFunctionMode):
             if name == "is_pinned":
                 return False
             self.to.waited(name)
-            with torch._C.DisableTorchFunction():
+            with torch._C.DisableTorchFunction(), self.to.asked():
                 copy = torch.ops.aten._to_copy.default(tensor, device=HERE)
             return copy.tolist() if name == "tolist" else copy
         if name == "pin_memory" and isinstance(tensor, torch.Tensor):
@@ -131,7 +131,7 @@ class _Functions(TorchFunctionMode):
             return tensor
         if device != tensor.device and isinstance(tensor, There):
             self.to.waited("to")
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), self.to.asked():
             result: torch.Tensor = torch.ops.aten._to_copy.default(
                 tensor, dtype=dtype, device=device, non_blocking=bool(kwargs.get("non_blocking"))
             )
@@ -157,6 +157,7 @@ class Device(TorchDispatchMode):
         self.places: Counter[str] = Counter()
         self._functions = _Functions(self)
         self._silent = False
+        self._asked = False
 
     def __enter__(self) -> Device:
         Device.active.append(self)
@@ -181,6 +182,15 @@ class Device(TorchDispatchMode):
         finally:
             self._silent = before
 
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """The body carries something between processor and device; autograd's own copies only change formats."""
+        before, self._asked = self._asked, True
+        try:
+            yield
+        finally:
+            self._asked = before
+
     def waited(self, what: str) -> None:
         if self._silent:
             return
@@ -202,7 +212,10 @@ class Device(TorchDispatchMode):
         tensors = [value for value in flat if isinstance(value, torch.Tensor)]
         there = any(isinstance(value, There) for value in tensors)
         target: torch.device | None = kwargs.get("device")
-        if target is not None and "device" in kwargs:
+        if name == "aten::_to_copy" and there and not self._asked:
+            target = None
+            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+        elif target is not None:
             kwargs = {**kwargs, "device": HERE}
         if not self._silent:
             self._agree(name, args, tensors)
@@ -269,7 +282,8 @@ def _held(value: Any) -> Any:
 
 def _plain(value: There) -> torch.Tensor:
     held = value.__dict__.get("held")
-    if held is None:
+    # Whoever assigns to `.data` puts another storage behind the same tensor.
+    if held is None or held.dtype != value.dtype or held.shape != value.shape or held.data_ptr() != value.data_ptr():
         held = torch.Tensor._make_subclass(torch.Tensor, value, False)
         value.__dict__["held"] = held
     return held

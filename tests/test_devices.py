@@ -344,3 +344,20 @@ def test_fidelity(device):
     for mine, theirs in zip(found, expected, strict=True):
         for name in ("kl", "nats", "top1", "tokens"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("state", [16, 12, 8])
+@pytest.mark.parametrize("checkpointing", ["on", "off"])
+def test_training_in_fewer_bytes(caches, tmp_path, state, checkpointing):
+    """A student learns in every layout, on the processor and on a GPU, and is float32 in the end."""
+    config = CONFIG.model_copy(
+        update={"state": state, "gradient_checkpointing": checkpointing, "precision": "bfloat16", "epochs": 4}
+    )
+    here, _ = trained(tmp_path / "here", caches["threshold"], config)
+    device = Device("cuda:0")
+    with device:
+        found, training = trained(tmp_path / "there", caches["threshold"], config, device)
+    assert all(parameter.dtype == torch.float32 for parameter in training.model.parameters())
+    for events in (here, found):
+        kls = [event["kl"] for event in events if event.get("event") == "validation"]
+        assert kls[-1] < kls[0]

@@ -8,13 +8,14 @@ Legend: B sequences, L tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
 
 from stillroom.models import stack
-from stillroom.models.attention import applies
-from stillroom.models.documents import Documents, documents_of, states_in_documents
+from stillroom.models.attention import applies, packed
+from stillroom.models.documents import Documents, attending, documents_of, states_in_documents
 from stillroom.models.documents import applies as applies_documents
 from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
 from stillroom.models.proof import prove
@@ -22,7 +23,7 @@ from stillroom.models.proof import prove
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
-__all__ = ["Head", "body", "hidden_states", "logits_from_hidden", "output_head", "way_of"]
+__all__ = ["Head", "attention_again", "body", "hidden_states", "logits_from_hidden", "output_head", "way_of"]
 
 
 def way_of(model: CausalModel) -> Way:
@@ -76,6 +77,21 @@ def hidden_states(
     if way.blocks and not way.at_output_layer and applies(model, ids):
         return states_in_blocks(model, ids, positions)
     return states(model, way, ids, positions)
+
+
+def attention_again(model: CausalModel, ids: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """The attention that :func:`hidden_states` gave the model's layers, for a backward pass that runs them again.
+
+    Args:
+        model: The model.
+        ids: Those of the forward pass, on its device, [B, L].
+    """
+    way = way_of(model)
+    if way.packed and way.documents and applies_documents(model, ids):
+        return attending(model)
+    if way.packed and way.blocks and not way.at_output_layer and applies(model, ids):
+        return packed(model)
+    return contextlib.nullcontext()
 
 
 def output_head(model: CausalModel) -> Head:

@@ -96,7 +96,7 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
     # On a GPU it is made there: the same matrices would else stand in memory too.
     with like.device if like.device.type != "cpu" else contextlib.nullcontext():
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
-    missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
+    missing, unexpected = smaller.load_state_dict(cut, strict=False)
     lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
     if lost:
         raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")

@@ -33,8 +33,11 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
     unique_tensors,
 )
+from stillroom.training.lean import LeanAdamW
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
+from stillroom.training.memory import Sizes, choose_layout
+from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
@@ -84,6 +87,10 @@ class Training:
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
+    state: MemoryState = "plain"
+    """How weights and averages are stored."""
+    checkpointing: bool = False
+    """Whether activations are computed twice."""
     step_tokens: int = 0
     """Tokens of a full step."""
     _rate: float | None = None
@@ -103,17 +110,24 @@ class Training:
         if steps == 0:
             raise CorpusError("There is no training sequence.", "Add text, or shorten `corpus.sequence_length`.")
         dtype = choose_dtype(config.precision, self.device.type)
-        network = LossNetwork(self.model, dtype)
+        micro = micro_rows(config, per_step, length)
+        self.state, self.checkpointing = self._layout(dtype, micro * length, accumulates=micro < per_step)
+        if self.state == 8:
+            dtype = torch.bfloat16
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to(dtype)
+        lean = self.state != "plain"
+        network = LossNetwork(self.model, dtype, straight=lean, checkpointing=self.checkpointing)
         network.train()
         if config.compile == "on":
             require_compiler(self.device)
             network.worker.base_model.compile()
-        optimizer = make_optimizer(self.model, config)
+        averages = torch.float32 if self.state == 16 else torch.bfloat16
+        optimizer = LeanAdamW(self.model, config, averages) if lean else make_optimizer(self.model, config)
         state = load_checkpoint(self.folder, self.model, optimizer)
         network.refresh()
         run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
-        micro = micro_rows(config, per_step, length)
         row_tokens = (self.train.sequences.segments >= 0).sum(dim=1).tolist()
         tokens = list(itertools.accumulate((sum(row_tokens[i] for i in rows) for rows in order), initial=0))
         validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
@@ -159,7 +173,25 @@ class Training:
                         took = saved - begun
         state.tokens = tokens[state.step]
         self._restore(best_weights(self.folder, state.best_step))
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.float()
         return state
+
+    def _layout(self, dtype: torch.dtype, tokens: int, *, accumulates: bool) -> tuple[MemoryState, bool]:
+        limit = None
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            # The student is there already, in float32.
+            limit = torch.cuda.mem_get_info(self.device)[0] + sum(4 * p.numel() for p in self.model.parameters())
+        return choose_layout(
+            self.config,
+            Sizes.of(self.model.config),
+            sum(parameter.numel() for parameter in self.model.parameters()),
+            tokens,
+            loss_chunk(self.config, self.device.type, self._output_rows),
+            limit,
+            precise=dtype == torch.float32,
+            accumulates=accumulates,
+        )
 
     def _choose(
         self,
@@ -369,15 +401,20 @@ class _Stepper:
                 self.loss.objective.check(
                     batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased
                 )
-            result = self.network(batch.to(device), self.loss, denominator)
+            there = batch.to(device)
+            result = self.network(there, self.loss, denominator)
             sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
-            result.value.backward()
+            self.network.backward(result.value, there)
             self.network.collect()
-        if device.type == "cpu":
+        lean = self.optimizer if isinstance(self.optimizer, LeanAdamW) else None
+        if lean is not None:
+            lean.gradients = self.network.hand_over()
+        if device.type == "cpu" and lean is None:
             loss, distance, cross_entropy = _added(list(map(float, sums)), denominator)
             norm = clip_gradients(training.model, training.config.gradient_clip) if math.isfinite(loss) else math.nan
         else:
-            norm_there = clip_on_device(training.model, training.config.gradient_clip)
+            largest = training.config.gradient_clip
+            norm_there = clip_on_device(training.model, largest) if lean is None else lean.clip(largest)
             *values, norm = torch.stack([*sums, norm_there]).tolist()
             loss, distance, cross_entropy = _added(values, denominator)
         if not math.isfinite(loss):
