@@ -39,7 +39,27 @@ class DenseCodec(Section):
     kind: Literal["dense"] = "dense"
 
 
-Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec, Field(discriminator="kind")]
+class ObservedCodec(Section):
+    """The k most probable ids exactly, and the probability of all others together: what an endpoint lists. Every objective
+    takes it; losses are lower bounds of those on whole distributions.
+    """
+
+    kind: Literal["observed"] = "observed"
+    k: int = Field(default=20, ge=1, le=4096)
+    """Ids kept per position; with an endpoint at most ``teacher.top``."""
+
+
+class HiddenCodec(Section):
+    """The teacher's last hidden states, and its output matrix once: the whole distribution in 2 bytes per channel. Needs a
+    teacher on this machine.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    bits: Literal[16, 8] = 16
+    """16: bfloat16, exact for a teacher that computes in bfloat16. 8: int8 with a scale per channel and piece, half of that."""
+
+
+Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec | ObservedCodec | HiddenCodec, Field(discriminator="kind")]
 
 
 class CaptureConfig(Section):

@@ -93,6 +93,13 @@ class LocalTeacher:
             "dtype": self.dtype,
         }
 
+    @property
+    def output_layer(self) -> Head:
+        """Its output layer, on the CPU: what its hidden states go through."""
+        head = output_head(self.loaded.model)
+        bias = None if head.bias is None else head.bias.detach().cpu()
+        return replace(head, matrix=head.matrix.detach().cpu(), bias=bias)
+
     def batch_tokens(self, length: int) -> int:
         """Tokens of a forward pass that fit into half of the free memory, at least one sequence.
 
@@ -122,7 +129,8 @@ class LocalTeacher:
         self, sequences: Sequences, indices: Sequence[int], temperature: float = 1.0
     ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
         """Logits divided by the temperature, sequence by sequence: :meth:`stillroom.teachers.teacher.Teacher.score`."""
-        for index, head, hidden in self._hidden(sequences, indices):
+        head = output_head(self.loaded.model)
+        for index, hidden in self.hidden(sequences, indices):
             yield index, _logits(head, hidden, temperature)
 
     def score_there(
@@ -136,23 +144,23 @@ class LocalTeacher:
             counts: Positions with a target of each piece, of every sequence of the split.
             temperature: Divides the logits.
         """
-        for index, head, hidden in self._hidden(sequences, indices):
+        head = output_head(self.loaded.model)
+        for index, hidden in self.hidden(sequences, indices):
             pieces = torch.split(hidden, list(counts[index]))
             yield index, [_logits_there(head, piece, temperature) for piece in pieces]
 
     @torch.inference_mode()
-    def _hidden(self, sequences: Sequences, indices: Sequence[int]) -> Iterator[tuple[int, Head, torch.Tensor]]:
-        """Hidden states [N, H] of the positions with a target, sequence by sequence, in one forward pass."""
+    def hidden(self, sequences: Sequences, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The last hidden states [N, H] of the positions with a target, sequence by sequence, in one forward pass."""
         model = self.loaded.model
         device = next(model.parameters()).device
         chosen = list(indices)
         # Padding behind the longest of them need not be seen.
         width = sequences.part(chosen).width
         hidden = hidden_states(model, sequences.ids[chosen, :width], sequences.positions[chosen, :width])
-        head = output_head(model)
         for row, index in enumerate(chosen):
             learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
-            yield index, head, hidden[row, learned]
+            yield index, hidden[row, learned]
 
 
 @torch.inference_mode()

@@ -20,7 +20,9 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
+from stillroom.core.memory import Trimmer
 from stillroom.core.progress import Progress
+from stillroom.core.secret import Secret
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
@@ -65,7 +67,7 @@ class Training:
         validation: Validation batches, with signals.
         distill: Learn from the signals; otherwise from the text alone.
         folder: Where checkpoints and the best weights are kept.
-        seed: Order of the sequences.
+        seed: Order of the sequences: the recipe's seed, or the run's secret.
         device: Where to compute.
         used: Rows of the student's output that are real ids.
         progress: Draws the bar.
@@ -79,7 +81,7 @@ class Training:
     validation: BatchSource
     distill: bool
     folder: Path
-    seed: int
+    seed: int | Secret
     device: torch.device
     used: int | None
     progress: Progress
@@ -143,6 +145,7 @@ class Training:
             pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
             stream = self._stream([piece for group in pieces for piece in group])
+            trim = Trimmer()
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
@@ -171,6 +174,7 @@ class Training:
                         save_checkpoint(self.folder, self.model, optimizer, state)
                         saved = time.monotonic()
                         took = saved - begun
+                    trim()
         state.tokens = tokens[state.step]
         self._restore(best_weights(self.folder, state.best_step))
         for parameter in self.model.parameters():
@@ -217,7 +221,7 @@ class Training:
             chosen = Chosen(centre, "table")
         else:
             chosen = self._sweep(run_step, optimizer, order, micro, budget, centre, kept, known)
-            chosen.rate = sweep.for_whole_run(chosen.rate, distance)
+            chosen.rate = sweep.for_whole_run(chosen.rate, distance, centre)
         kept.chosen(chosen)
         self.event(event="learning_rate", **chosen.record())
         return chosen

@@ -1,7 +1,5 @@
 """What training takes of a GPU's memory, by arithmetic, and the layout that fits.
 
-``benchmarks/gpu_memory.py`` compares it with an account of every tensor of a real step.
-
 Legend: H hidden size, F feed-forward channels, Q and K widths of all query and all key/value heads, V ids.
 """
 

@@ -6,6 +6,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.progress import Progress
+from stillroom.core.secret import library_seed
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
@@ -32,7 +33,8 @@ def run_baseline(run: Run, stage: Stage, progress: Progress) -> None:
 def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
     recipe = run.recipe
     config = recipe.distill
-    device = prepare(recipe.compute, recipe.seed)
+    randomness = run.randomness
+    device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
     cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
@@ -47,7 +49,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         validation=BatchSource(Sequences.load(corpus / "validation.safetensors"), vocabulary, cache),
         distill=distill,
         folder=stage.scratch,
-        seed=recipe.seed,
+        seed=randomness,
         device=device,
         used=vocabulary.student_used,
         progress=progress,
