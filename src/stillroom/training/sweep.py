@@ -133,7 +133,8 @@ class Budget:
 def table_rate(width: int, distance: float) -> float:
     """The rate for a student of this hidden size that begins at this KL to its teacher, nats per token."""
     base, power = next(((rate, power) for most, rate, power in TABLE if distance <= most), TABLE[-1][1:])
-    return min(max(base * (TABLE_WIDTH / width) ** power, LOWEST), HIGHEST / FACTOR)
+    rate: float = base * (TABLE_WIDTH / width) ** power
+    return min(max(rate, LOWEST), HIGHEST / FACTOR)
 
 
 def for_whole_run(rate: float, distance: float, table: float) -> float:
