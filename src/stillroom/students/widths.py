@@ -141,7 +141,7 @@ def routed(layers: nn.ModuleList, mass: torch.Tensor, tokens: torch.Tensor, rows
     def add(number: int, chosen: torch.Tensor, gates: torch.Tensor) -> None:
         picked, weights = chosen.reshape(-1, chosen.shape[-1])[rows], gates.reshape(-1, gates.shape[-1])[rows]
         index = picked.flatten().long().cpu()
-        mass[number].index_add_(0, index, weights.flatten().double().abs().cpu())
+        mass[number].index_add_(0, index, weights.flatten().cpu().double().abs())
         tokens[number].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
 
     def chosen_experts(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -160,7 +160,7 @@ def routed(layers: nn.ModuleList, mass: torch.Tensor, tokens: torch.Tensor, rows
         def run(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             found = output[0] if isinstance(output, tuple) else output
             if not tokens[number].any() or tokens[number].sum() == seen.get(number, -1):
-                values = found.reshape(-1, found.shape[-1])[rows].double().cpu()
+                values = found.reshape(-1, found.shape[-1])[rows].cpu().double()
                 if values.shape[1] == count:
                     mass[number] += values.abs().sum(0)
                     tokens[number] += (values != 0).sum(0)
