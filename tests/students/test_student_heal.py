@@ -185,3 +185,17 @@ def test_layer_choices() -> None:
     assert evenly_spaced(30, 22)[0] == 0
     assert evenly_spaced(30, 22)[-1] == 29
     assert len(set(evenly_spaced(30, 22))) == 22
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("length", [24, 160])
+def test_layer_by_layer_is_the_whole_model(family, length):
+    """Documents are kept apart in a walk over single layers too, whatever attention the model is given."""
+    model = tiny(family, dtype=torch.float32)
+    text = tiny_sequences(1, length)
+    with torch.no_grad():
+        walk = Layerwise(model, family_of(model), text)
+        walk.advance(len(walk.layers))
+        found = model.base_model.norm(walk.states[0])
+        expected = hidden_states(model, text.ids, text.positions)
+    assert torch.allclose(found, expected, atol=1e-4)

@@ -19,7 +19,8 @@ IDS = 13
 def coarse_of(logprobs: torch.Tensor, k: int, fillers: int = 0) -> CoarseSignal:
     """The k most probable ids of each position, and behind them entries that only fill the list."""
     best, ids = logprobs.topk(k, dim=1)
-    rest = (1.0 - best.double().exp().sum(1)).clamp_min(0.0) if k < logprobs.shape[1] else torch.zeros(len(best))
+    # Of the others themselves: one minus the listed loses the digits of a small rest.
+    rest = logprobs.double().exp().scatter(1, ids, 0.0).sum(1)
     best = torch.cat([best, torch.full((len(best), fillers), float("-inf"), dtype=best.dtype)], dim=1)
     ids = torch.cat([ids, ids[:, :1].repeat(1, fillers)], dim=1)
     return CoarseSignal(ids, best, rest.to(logprobs.dtype))

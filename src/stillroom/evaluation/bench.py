@@ -126,6 +126,14 @@ class Bench:
             self.progress.say(f"  loading {name}")
         return subject.load()
 
+    def release(self, name: str) -> None:
+        """Forget a model, so that its memory is free; it is loaded again when it is asked for."""
+        import torch
+
+        self.subjects[name]._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def part(self, measure: str, name: str, inputs: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """A part of a measure: read if it was finished for these inputs, else computed and kept."""
         path = self.folder / measure / f"{files.digest_json([name, inputs])[:24]}.json"

@@ -131,7 +131,7 @@ def _asked(
     if isinstance(teacher, ListedTeacher):
         signal = teacher.of(row, device)
         return lambda part: ListedSaid(signal.rows(part.start, part.stop))
-    hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
+    hidden = hidden_states(teacher, row.ids, row.positions)[0, where.to(device)]
     return lambda part: _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
 
 
@@ -184,7 +184,7 @@ class _Student:
         source = BatchSource(row, contender.vocabulary, None)
         batch = source.batch([0])
         device = next(contender.model.parameters()).device
-        hidden = hidden_states(contender.model, batch.ids.to(device), batch.positions.to(device))[0]
+        hidden = hidden_states(contender.model, batch.ids, batch.positions)[0]
         keep = (row.segments[0] >= 0).nonzero().squeeze(1)
         owner = keep[source.origin(0)[batch.rows + 1]] - 1
         # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
@@ -246,4 +246,4 @@ def _reliability(tally: Tally, here: Places, best: tuple[torch.Tensor, torch.Ten
 
 
 def _float(values: torch.Tensor) -> np.ndarray:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()

@@ -19,7 +19,8 @@ def fast_bfloat16(device: str) -> bool:
     import torch
 
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # Older cards emulate it, slower than float32.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
         supported = (
             getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -27,6 +28,20 @@ def fast_bfloat16(device: str) -> bool:
         )
         return bool(supported)
     return False
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point format that a device has: float64, but not on ``mps``."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64: where they are, or on the processor where their device has no float64."""
+    import torch
+
+    return tensor.double() if widest(tensor.device) == torch.float64 else tensor.cpu().double()
 
 
 def choose_dtype(asked: str, device: str) -> torch.dtype:
@@ -58,9 +73,10 @@ def prepare(config: ComputeConfig, seed: int) -> torch.device:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
+    device = choose_device(config)
+    torch.use_deterministic_algorithms(device.type == "cpu" if config.deterministic == "auto" else config.deterministic)
     # Nothing reads memory that nothing wrote; filling all of it first costs a tenth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     memory.keep_freed_memory()
-    return choose_device(config)
+    return device

@@ -8,19 +8,22 @@ Legend: B sequences, L tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
 
 from stillroom.models import stack
-from stillroom.models.attention import applies
+from stillroom.models.attention import applies, packed
+from stillroom.models.documents import Documents, attending, documents_of, states_in_documents
+from stillroom.models.documents import applies as applies_documents
 from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
 from stillroom.models.proof import prove
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
-__all__ = ["Head", "body", "hidden_states", "logits_from_hidden", "output_head", "way_of"]
+__all__ = ["Head", "attention_again", "body", "hidden_states", "logits_from_hidden", "output_head", "way_of"]
 
 
 def way_of(model: CausalModel) -> Way:
@@ -35,21 +38,28 @@ def way_of(model: CausalModel) -> Way:
     return prove(model).way
 
 
-def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    model: CausalModel, ids: torch.Tensor, positions: torch.Tensor, documents: Documents | None = None
+) -> torch.Tensor:
     """Hidden states [B, L, H] of packed sequences, as the output layer takes them.
 
     Documents are kept apart: by positions that start again at 0 where the model heeds them, or else each runs in a row of
     its own.
 
     Args:
-        model: A Hugging Face causal language model.
+        model: A Hugging Face causal language model, on any device; ids and positions are carried there.
         ids: Token ids, [B, L].
         positions: Position of each token inside its document, [B, L].
+        documents: Of the positions, as :func:`stillroom.models.documents.documents_of` finds them. Only a GPU asks for
+            them, and waits where they are not given and the positions are not on the processor.
 
     Raises:
         UnsupportedModel: The model cannot be run rightly, by name.
     """
     way = way_of(model)
+    device = model.get_input_embeddings().weight.device
+    known = positions
+    ids, positions = ids.to(device), positions.to(device)
     if not way.packed:
         return states_by_row(model, way, ids, positions)
     if (
@@ -61,9 +71,27 @@ def hidden_states(model: CausalModel, ids: torch.Tensor, positions: torch.Tensor
         layers = stack.layers_of(model)
         if layers is not None:
             return stack.hidden_states(model, layers, ids, positions)
+    if way.documents and applies_documents(model, ids):
+        found = documents_of(known.cpu()) if documents is None else documents
+        return states_in_documents(model, body(model), ids, positions, found.to(device))
     if way.blocks and not way.at_output_layer and applies(model, ids):
         return states_in_blocks(model, ids, positions)
     return states(model, way, ids, positions)
+
+
+def attention_again(model: CausalModel, ids: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """The attention that :func:`hidden_states` gave the model's layers, for a backward pass that runs them again.
+
+    Args:
+        model: The model.
+        ids: Those of the forward pass, on its device, [B, L].
+    """
+    way = way_of(model)
+    if way.packed and way.documents and applies_documents(model, ids):
+        return attending(model)
+    if way.packed and way.blocks and not way.at_output_layer and applies(model, ids):
+        return packed(model)
+    return contextlib.nullcontext()
 
 
 def output_head(model: CausalModel) -> Head:

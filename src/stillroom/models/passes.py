@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillroom.models.attention import blocks_of, packed
+from stillroom.models.documents import attending
 
 if TYPE_CHECKING:
     from stillroom.models.types import Body, CausalModel
@@ -31,6 +32,7 @@ class Way:
     Attributes:
         packed: Whether the documents of a sequence go through the model together.
         blocks: Whether :func:`stillroom.models.attention.packed` may stand in for the model's attention.
+        documents: Whether :mod:`stillroom.models.documents` may stand in for the model's attention; asked on GPUs only.
         by_hand: Whether :mod:`stillroom.models.stack` may stand in for the model's layers.
         at_output_layer: Whether hidden states are taken at the entry of the output layer, because what the body returns goes
             through more than that layer.
@@ -41,6 +43,7 @@ class Way:
 
     packed: bool = True
     blocks: bool = True
+    documents: bool = False
     by_hand: bool = False
     at_output_layer: bool = False
     scale: float = 1.0
@@ -80,6 +83,15 @@ def states_in_blocks(model: CausalModel, ids: torch.Tensor, positions: torch.Ten
             input_ids=ids, position_ids=positions, use_cache=False, blocks=blocks_of(positions, dtype)
         ).last_hidden_state
     return result
+
+
+def attention_of(model: CausalModel, arguments: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """The attention that a layer's arguments were made for, for who runs a layer by itself: it is the model's that changes."""
+    if "blocks" in arguments:
+        return packed(model)
+    if "documents" in arguments:
+        return attending(model)
+    return contextlib.nullcontext()
 
 
 def states_by_row(model: CausalModel, way: Way, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,9 @@ import torch
 from stillroom.core.errors import UnsupportedModel, first_line, translate
 from stillroom.models import stack
 from stillroom.models.attention import applies
-from stillroom.models.passes import WAY, Head, Way, head_of, states, states_by_row, states_in_blocks
+from stillroom.models.documents import applies as applies_documents
+from stillroom.models.documents import documents_of, states_in_documents
+from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -370,6 +372,15 @@ def _packing(
     if layers is not None:
         errors["by_hand"] = _worst(judge, stack.hidden_states(model, layers, ids, positions), single)
         way = replace(way, by_hand=judge.holds(errors["by_hand"], own_code=False))
+    if applies_documents(model, ids):
+        try:
+            found = states_in_documents(
+                model, body(model), ids, positions, documents_of(positions.cpu()).to(ids.device)
+            )
+            errors["documents"] = _worst(judge, found, single)
+        except Exception:
+            return way
+        way = replace(way, documents=judge.holds(errors["documents"], own_code=False))
     if not applies(model, ids):
         return way
     try:

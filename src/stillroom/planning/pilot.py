@@ -35,6 +35,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher, weights_of
+from stillroom.training.batch_size import LEAST_CHUNK
 from stillroom.training.loop import Training
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def _trained(training: _Trial, base: int) -> dict[str, Any]:
     """What the profile has of training steps; ``base`` is the memory of the libraries."""
     few = training.sequences
     # From a whole chunk of the loss on, memory grows with tokens alone.
-    fewest = max(1, min(training.recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+    asked = training.recipe.distill.loss_chunk
+    fewest = max(1, min(LEAST_CHUNK if asked == "auto" else asked, STEP_TOKENS // 2) // few.length)
     most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
     small = training.measure(fewest)
     # With so little text that both would be all of it, one measurement is all there is.

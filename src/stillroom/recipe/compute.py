@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from stillroom.recipe.section import Section
-
-if TYPE_CHECKING:
-    pass
+from stillroom.recipe.section import BEFORE, Section
 
 
 class ComputeConfig(Section):
@@ -19,5 +16,6 @@ class ComputeConfig(Section):
     """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the processor."""
     threads: int | None = Field(default=None, ge=1)
     """Threads on the processor; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
-    deterministic: bool = True
-    """Refuse operations whose result depends on the order of execution."""
+    deterministic: bool | Literal["auto"] = Field(default="auto", json_schema_extra={BEFORE: True})
+    """Refuse operations whose result depends on the order of execution. ``auto`` does so on the processor; on a GPU such
+    operations are many times slower, and some there are none of."""

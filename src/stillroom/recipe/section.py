@@ -69,11 +69,16 @@ SINCE = "since"
 """The key of a field's ``json_schema_extra`` that says which release brought a recipe key: ``{"since": "0.2.0"}``."""
 
 
+BEFORE = "before"
+"""The key of a field's ``json_schema_extra`` that says what the default was before it became ``auto``: ``{"before": 512}``.
+``auto`` means the same on every machine that an earlier release ran on."""
+
+
 def for_digest(value: Any) -> Any:
     """A part of a recipe as stages' digests see it: its JSON, without new keys that have their default.
 
     A key that a later release brought (its field says so, see ``SINCE``) is left out while it has its default, so that
-    what an earlier release finished stays finished.
+    what an earlier release finished stays finished. One whose default became ``auto`` is what it was (see ``BEFORE``).
     """
     if isinstance(value, BaseModel):
         found = {}
@@ -82,6 +87,9 @@ def for_digest(value: Any) -> Any:
             extra = field.json_schema_extra
             held = getattr(value, name)
             if isinstance(extra, dict) and SINCE in extra and held == field.get_default(call_default_factory=True):
+                continue
+            if isinstance(extra, dict) and BEFORE in extra and held == field.get_default(call_default_factory=True):
+                found[name] = extra[BEFORE]
                 continue
             nested = isinstance(held, (BaseModel, tuple, list, dict))
             found[name] = for_digest(held) if nested else whole[name]

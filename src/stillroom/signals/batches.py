@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.documents import Documents, documents_of
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -31,6 +32,7 @@ class Batch:
         targets: The student id that each of them predicts, [N].
         signal: What the teacher says at each of them, or None.
         entropy: Sum of the teacher's entropy over the positions that the teacher speaks of, nats.
+        documents: Where documents lie, for a GPU; None on the processor.
     """
 
     ids: torch.Tensor
@@ -39,6 +41,7 @@ class Batch:
     targets: torch.Tensor
     signal: Signal | None
     entropy: float = 0.0
+    documents: Documents | None = None
 
     @property
     def left_out(self) -> float:
@@ -49,14 +52,36 @@ class Batch:
         return self.entropy if isinstance(self.signal, SparseSignal) and self.signal.unbiased else 0.0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; out of pinned memory, the copy is not waited for."""
+        batch = self if device.type == "cpu" else self.located()
+        return batch._each(
+            lambda tensor: (
+                tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
+                if device.type == "cuda"
+                else tensor.to(device)
+            ),
+            lambda documents: documents.to(device),
+        )
+
+    def located(self) -> Batch:
+        """The same batch with its documents, which are looked for on the processor."""
+        if self.documents is not None or self.positions.device.type != "cpu":
+            return self
+        return replace(self, documents=documents_of(self.positions))
+
+    def pinned(self) -> Batch:
+        """The same batch in pinned memory, from where a GPU takes it by itself. It needs CUDA."""
+        return self.located()._each(lambda tensor: tensor.pin_memory(), Documents.pinned)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], moved: Callable[[Documents], Documents]) -> Batch:
         return Batch(
-            self.ids.to(device),
-            self.positions.to(device),
-            self.rows.to(device),
-            self.targets.to(device),
-            None if self.signal is None else self.signal.to(device),
+            change(self.ids),
+            change(self.positions),
+            change(self.rows),
+            change(self.targets),
+            None if self.signal is None else self.signal.each(change),
             self.entropy,
+            None if self.documents is None else moved(self.documents),
         )
 
 
@@ -121,8 +146,8 @@ class BatchSource:
         """The teacher's token that each of the student's tokens of a sequence is a piece of."""
         return self._rows[index].source
 
-    def stream(self, order: list[list[int]]) -> Iterator[Batch]:
-        """Batches in an order, decoded ahead on another thread."""
+    def stream(self, order: list[list[int]], change: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
+        """Batches in an order, decoded ahead, and changed if asked, on another thread."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
         stop = threading.Event()
 
@@ -138,7 +163,8 @@ class BatchSource:
         def work() -> None:
             try:
                 for indices in order:
-                    if not put(self.batch(indices)):
+                    batch = self.batch(indices)
+                    if not put(batch if change is None else change(batch)):
                         return
                 put(None)
             except BaseException as error:

@@ -5,6 +5,7 @@ Legend: N positions, V ids of the vocabulary, K entries a position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -50,7 +51,11 @@ class DenseSignal:
 
     def to(self, device: torch.device) -> DenseSignal:
         """The same signal on a device."""
-        return DenseSignal(self.logprobs.to(device), None if self.certain is None else self.certain.to(device))
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> DenseSignal:
+        """The same signal with every tensor changed, such as carried elsewhere."""
+        return DenseSignal(change(self.logprobs), None if self.certain is None else change(self.certain))
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,16 @@ class SparseSignal:
 
     def to(self, device: torch.device) -> SparseSignal:
         """The same signal on a device."""
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SparseSignal:
+        """The same signal with every tensor changed, such as carried elsewhere."""
         return replace(
             self,
-            ids=self.ids.to(device),
-            weights=self.weights.to(device),
-            rest=None if self.rest is None else self.rest.to(device),
-            certain=None if self.certain is None else self.certain.to(device),
+            ids=change(self.ids),
+            weights=change(self.weights),
+            rest=None if self.rest is None else change(self.rest),
+            certain=None if self.certain is None else change(self.certain),
         )
 
 
@@ -181,8 +190,12 @@ class CoarseSignal:
 
     def to(self, device: torch.device) -> CoarseSignal:
         """The same signal on a device."""
-        certain = None if self.certain is None else self.certain.to(device)
-        return CoarseSignal(self.ids.to(device), self.logprobs.to(device), self.rest.to(device), certain)
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CoarseSignal:
+        """The same signal with every tensor changed, such as carried elsewhere."""
+        certain = None if self.certain is None else change(self.certain)
+        return CoarseSignal(change(self.ids), change(self.logprobs), change(self.rest), certain)
 
 
 Signal = DenseSignal | SparseSignal | CoarseSignal

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import exact
 from stillroom.models.families.family import Family, matrix_of
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.narrow import Widths
@@ -173,7 +174,8 @@ def ridge_change(
 ) -> torch.Tensor:
     """Weighted ridge regression: the matrix M [H, F] that minimizes ``Σ w |M x − missing|² + λ |M|²``.
 
-    λ is ``ridge`` times the inputs' mean square. The normal equations are ``(Xᵀ W X + λ I) Mᵀ = Xᵀ W missing``.
+    λ is ``ridge`` times the inputs' mean square. The normal equations are ``(Xᵀ W X + λ I) Mᵀ = Xᵀ W missing``. They are solved
+    in float64, on the inputs' device if it has that.
 
     Args:
         inputs: x, [N, F].
@@ -182,8 +184,8 @@ def ridge_change(
         ridge: Share of the inputs' weighted mean square.
     """
     weighted_inputs = inputs * weights[:, None]
-    gram = (inputs.T @ weighted_inputs).double().cpu()  # Xᵀ W X, [F, F]
-    cross = (weighted_inputs.T @ missing).double().cpu()  # Xᵀ W missing, [F, H]
+    gram = exact(inputs.T @ weighted_inputs)  # Xᵀ W X, [F, F]
+    cross = exact(weighted_inputs.T @ missing)  # Xᵀ W missing, [F, H]
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
     change: torch.Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(inputs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.compute import widest
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states, logits_from_hidden, way_of
 
@@ -100,19 +101,20 @@ def texts(model: CausalModel, sample: Sequences) -> Iterator[tuple[torch.Tensor,
         sample: Sequences.
 
     Yields:
-        Ids and positions, both [1, L], and which of the L tokens are real, [N].
+        Ids and positions, both [1, L], and which of the L tokens are real, [N], on the model's device.
     """
     packed = way_of(model).packed
+    device = next(model.parameters()).device
     for index in range(len(sample)):
         one = slice(index, index + 1)
         segments = sample.segments[index]
         real = (segments >= 0).nonzero().squeeze(1)
         if packed:
-            yield sample.ids[one], sample.positions[one], real
+            yield sample.ids[one], sample.positions[one], real.to(device)
             continue
         for segment in sorted(set(segments[real].tolist())):
             own = (segments == segment).nonzero().squeeze(1)
-            yield sample.ids[one, own], sample.positions[one, own], torch.arange(len(own))
+            yield sample.ids[one, own], sample.positions[one, own], torch.arange(len(own), device=device)
 
 
 @torch.no_grad()
@@ -132,9 +134,11 @@ def block_influence(model: CausalModel, family: Family, sample: Sequences) -> li
         with watching(named, inputs=True) as inputs, watching(named, inputs=False) as outputs:
             hidden_states(model, ids, positions)
         count += len(chosen)
+        changes = []
         for index in range(len(layers)):
             before, after = inputs[str(index)][chosen], outputs[str(index)][chosen]
-            sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
+            changes.append((1 - torch.cosine_similarity(before, after, dim=1)).sum())
+        sums += torch.stack(changes).cpu().double()
     influence: list[float] = (sums / count).tolist()
     return influence
 
@@ -157,6 +161,7 @@ def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> l
     sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
     walk = Layerwise(model, family, sample)
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
+    chosen = chosen.to(walk.states[0].device)
     count = len(walk.layers)
 
     def logprobs(states: list[torch.Tensor]) -> torch.Tensor:
@@ -189,7 +194,7 @@ def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> f
     for student in _judged_parts(model, sample):
         mine = teacher[begin : begin + len(student)]
         # In place: at a large vocabulary each of these is large.
-        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=torch.float64))
+        divergence += float(student.neg_().add_(mine).mul_(mine.exp()).sum(dtype=widest(mine.device)))
         begin += len(mine)
     return divergence / len(teacher)
 
@@ -203,6 +208,6 @@ def _judged_parts(model: CausalModel, sample: Sequences) -> Iterator[torch.Tenso
         ]
     )
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
-    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS]
+    chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS].to(hidden.device)
     for begin in range(0, len(chosen), JUDGED_AT_ONCE):
         yield torch.log_softmax(logits_from_hidden(model, hidden[chosen[begin : begin + JUDGED_AT_ONCE]]), dim=1)

@@ -15,6 +15,7 @@ from torch import nn
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states
+from stillroom.models.passes import attention_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -33,14 +34,15 @@ class Layerwise:
     """
 
     def __init__(self, model: CausalModel, family: Family, sample: Sequences) -> None:
+        self.model = model
         self.layers = family.layers(model)
-        self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
+        device = next(model.parameters()).device
+        self.real = [row.nonzero().squeeze(1).to(device) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""
         self._arguments: list[list[Arguments]] = []
         self.place = 0
         """The next layer."""
-        device = next(model.parameters()).device
         for index in range(len(sample)):
             one = slice(index, index + 1)
             state, arguments = _enter(model, self.layers, sample.ids[one].to(device), sample.positions[one].to(device))
@@ -54,9 +56,7 @@ class Layerwise:
 
     def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The real tokens of tensors that have one entry a sequence, [N, …] float32."""
-        return torch.cat(
-            [part.flatten(0, -2)[rows.to(part.device)] for part, rows in zip(parts, self.real, strict=True)]
-        ).float()
+        return torch.cat([part.flatten(0, -2)[rows] for part, rows in zip(parts, self.real, strict=True)]).float()
 
     def run(
         self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
@@ -77,7 +77,8 @@ class Layerwise:
         with _catching(layer, caught):
             for state, arguments in zip(self.states, self._arguments, strict=True):
                 more, named = arguments[self.place]
-                result = layer(state, *more, **named)
+                with attention_of(self.model, named):
+                    result = layer(state, *more, **named)
                 results.append(result[0] if isinstance(result, tuple) else result)
         return results, {name: self.pick(parts) for name, parts in caught.items()}
 

@@ -8,6 +8,7 @@ Legend: F channels, G key/value groups, H hidden width, D width of a head.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from dataclasses import dataclass
@@ -107,15 +108,18 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
     if model.config.tie_word_embeddings:
         cut.pop("lm_head.weight", None)
         cut.pop("embed_out.weight", None)
-    smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
+    like = next(model.parameters())
+    # On a GPU it is made there: the same matrices would else stand in memory too.
+    with like.device if like.device.type != "cpu" else contextlib.nullcontext():
+        smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
+    missing, unexpected = smaller.load_state_dict(cut, strict=False)
     outputs = ("lm_head.weight", "embed_out.weight")
     lost = [name for name in missing if name not in outputs] + list(unexpected)
     if lost:
         raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")
     smaller.tie_weights()
     smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.to(next(model.parameters()).device).train(model.training)
+    return smaller.to(like.device).train(model.training)
 
 
 EXPERT_ROWS = re.compile(
@@ -213,12 +217,12 @@ def _before_norm(axes: dict[str, tuple[str, str | None]], module: str, rows: _Ax
 
 def blocks(chosen: torch.Tensor, width: int) -> torch.Tensor:
     """Entries of the chosen blocks of ``width`` entries each."""
-    return (chosen[:, None] * width + torch.arange(width)).flatten()
+    return (chosen[:, None] * width + torch.arange(width, device=chosen.device)).flatten()
 
 
 def _pick(tensor: torch.Tensor, rows: _Axis | None, columns: _Axis | None) -> torch.Tensor:
     if rows is not None:
-        tensor = tensor.index_select(0, rows.kept)
+        tensor = tensor.index_select(0, rows.kept.to(tensor.device))
     if columns is not None:
-        tensor = tensor.index_select(1, columns.kept)
+        tensor = tensor.index_select(1, columns.kept.to(tensor.device))
     return tensor

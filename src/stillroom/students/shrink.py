@@ -274,7 +274,11 @@ def _cut(teacher: CausalModel, family: Family, kept: list[int], widths: Widths) 
     """A copy of the teacher with these layers and widths; removed layers are never copied."""
     layers = family.layers(teacher)
     dropped = [layer for index, layer in enumerate(layers) if index not in kept]
-    model = copy.deepcopy(teacher, {id(layer): layer for layer in dropped})
+    shared: dict[int, object] = {id(layer): layer for layer in dropped}
+    if widths.narrows:
+        # What narrower layers are cut from is not copied.
+        shared |= {id(parameter): parameter for parameter in teacher.parameters()}
+    model = copy.deepcopy(teacher, shared)
     family.keep_layers(model, kept)
     if widths.narrows:
         model = narrow(model, family, widths)

@@ -19,6 +19,7 @@ from torch import nn
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import exact
 from stillroom.models.families.family import Family, head_width, matrix_of
 from stillroom.models.forward import hidden_states
 from stillroom.students.importance import texts
@@ -99,7 +100,7 @@ def measure_widths(model: CausalModel, family: Family, sample: Sequences) -> Wid
             square = values.detach().float().square()
             if normed:
                 square = square / square.mean(-1, keepdim=True).clamp_min(1e-12)
-            total.add_(square.sum(dim=0).double().cpu())
+            total.add_(square.sum(dim=0).cpu().double())
 
         return take
 
@@ -140,7 +141,7 @@ def routed(layers: nn.ModuleList, mass: torch.Tensor, tokens: torch.Tensor, rows
     def add(number: int, chosen: torch.Tensor, gates: torch.Tensor) -> None:
         picked, weights = chosen.reshape(-1, chosen.shape[-1])[rows], gates.reshape(-1, gates.shape[-1])[rows]
         index = picked.flatten().long().cpu()
-        mass[number].index_add_(0, index, weights.flatten().double().abs().cpu())
+        mass[number].index_add_(0, index, weights.flatten().cpu().double().abs())
         tokens[number].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
 
     def chosen_experts(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -159,7 +160,7 @@ def routed(layers: nn.ModuleList, mass: torch.Tensor, tokens: torch.Tensor, rows
         def run(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             found = output[0] if isinstance(output, tuple) else output
             if not tokens[number].any() or tokens[number].sum() == seen.get(number, -1):
-                values = found.reshape(-1, found.shape[-1])[rows].double().cpu()
+                values = found.reshape(-1, found.shape[-1])[rows].cpu().double()
                 if values.shape[1] == count:
                     mass[number] += values.abs().sum(0)
                     tokens[number] += (values != 0).sum(0)
@@ -288,13 +289,13 @@ def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Ten
     Returns:
         Numbers of blocks, [F / block]. Single inputs go several at a time, a twenty-fourth of all.
     """
-    gram = (inputs.T @ (inputs * weights[:, None])).double().cpu()
+    gram = exact(inputs.T @ (inputs * weights[:, None]))
     gram.diagonal().add_(ORDER_RIDGE * gram.diagonal().mean() + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    work = matrix.detach().double().cpu().clone()
+    work = exact(matrix.detach()).clone()
     count = len(gram) // block
     step = max(1, count // 24) if block == 1 else 1
-    left = torch.arange(count)
+    left = torch.arange(count, device=gram.device)
     order: list[torch.Tensor] = []
     while len(left) > 1:
         if block == 1:
@@ -304,7 +305,7 @@ def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Ten
             parts = work.view(len(work), len(left), block).permute(1, 2, 0)  # [blocks, block, H]
             costs = (parts * torch.cholesky_solve(parts, torch.linalg.cholesky(squares))).sum((1, 2))
         gone = costs.topk(min(step, len(left) - 1), largest=False).indices
-        stays = torch.ones(len(left), dtype=torch.bool)
+        stays = torch.ones(len(left), dtype=torch.bool, device=gram.device)
         stays[gone] = False
         out, rest = blocks(gone, block), blocks(stays.nonzero().squeeze(1), block)
         # Eliminate the blocks from the inverse and let the rest take over what they carried.
@@ -313,7 +314,7 @@ def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Ten
         inverse = inverse[rest][:, rest] - inverse[rest][:, out] @ into
         order.append(left[gone])
         left = left[stays]
-    return torch.cat([*order, left])
+    return torch.cat([*order, left]).cpu()
 
 
 def _scores(energy: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
@@ -339,7 +340,7 @@ def _top(scores: torch.Tensor, count: int | None) -> torch.Tensor:
 
 
 def _column_energy(module: nn.Linear) -> torch.Tensor:
-    energy: torch.Tensor = matrix_of(module).detach().float().square().sum(0).double().cpu()
+    energy: torch.Tensor = matrix_of(module).detach().float().square().sum(0).cpu().double()
     return energy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.manifest import VERSION
 from stillroom.signals.cache.registry import VERSIONS
+from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
+from stillroom.signals.device_draw import draw, draws_on
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
 
@@ -111,10 +114,16 @@ def capture(
     batch = max(1, (asked_batch_tokens or teacher.batch_tokens(sequences.length)) // sequences.length)
     unsaved = 0
     at = 0
+    there = isinstance(teacher, LocalTeacher) and draws_on(writer.codec, teacher.device)
+    # While a GPU computes, what it drew before is packed and written.
+    packing = ThreadPoolExecutor(1) if there else None
+    packed: Future[None] | None = None
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            if hidden:
+            if there:
+                _draw_there(_local(teacher), rows, indices, writer, temperature)
+            elif hidden:
                 _add_hidden(_local(teacher), rows, indices, writer)
             else:
                 _add_scores(teacher, rows, indices, temperature, writer)
@@ -127,14 +136,41 @@ def capture(
                     "Shorten `corpus.sequence_length`, or free memory.",
                 ) from None
             batch = max(1, batch // 2)
+            error.__traceback__ = None  # it holds what did not fit
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             continue
         at += len(indices)
         unsaved += len(indices) * sequences.length
         task.advance(len(indices) * sequences.length)
         if unsaved >= shard_tokens:
-            writer.flush()
+            if packing is None:
+                writer.flush()
+            else:
+                if packed is not None:
+                    packed.result()
+                packed = packing.submit(writer.flush)
             unsaved = 0
+    if packing is not None:
+        if packed is not None:
+            packed.result()
+        packing.shutdown()
     writer.flush()
+
+
+def _draw_there(
+    teacher: LocalTeacher, rows: Sequences, indices: list[int], writer: CacheWriter, temperature: float
+) -> None:
+    """Draw some sequences on the teacher's device; what the cache has by now is left out."""
+    codec = writer.codec
+    assert isinstance(codec, Threshold)
+    for index, pieces in teacher.score_there(rows, indices, rows.counts, temperature):
+        for address, scores in zip(rows.addresses[index], pieces, strict=True):
+            if address in writer:
+                continue
+            sample, entropy, positions = draw(codec, scores, writer.random_of(address))
+            if not writer.add_sample(address, positions, entropy, sample):
+                raise _not_finite(index)
 
 
 def _add_scores(teacher: Teacher, rows: Sequences, indices: list[int], temperature: float, writer: CacheWriter) -> None:

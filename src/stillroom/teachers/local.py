@@ -18,6 +18,7 @@ from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.signals.cache.writer import CHUNK
+from stillroom.signals.device_draw import positions_at_once
 from stillroom.teachers.second_opinion import compare_with_runtime
 from stillroom.teachers.teacher import Capability, Vocabulary
 
@@ -118,6 +119,12 @@ class LocalTeacher:
         fitting = int(free / 2 / per_token)
         return max(length, min(MAX_BATCH_TOKENS.get(parameter.device.type, 2048), fitting) // length * length)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its model is."""
+        device: torch.device = next(self.loaded.model.parameters()).device
+        return device
+
     def score(
         self, sequences: Sequences, indices: Sequence[int], temperature: float = 1.0
     ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
@@ -125,6 +132,22 @@ class LocalTeacher:
         head = output_head(self.loaded.model)
         for index, hidden in self.hidden(sequences, indices):
             yield index, _logits(head, hidden, temperature)
+
+    def score_there(
+        self, sequences: Sequences, indices: Sequence[int], counts: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> Iterator[tuple[int, list[Iterator[torch.Tensor]]]]:
+        """As :meth:`score`, on the model's device, and apart for each piece of a sequence.
+
+        Args:
+            sequences: A split.
+            indices: Those of its sequences to score.
+            counts: Positions with a target of each piece, of every sequence of the split.
+            temperature: Divides the logits.
+        """
+        head = output_head(self.loaded.model)
+        for index, hidden in self.hidden(sequences, indices):
+            pieces = torch.split(hidden, list(counts[index]))
+            yield index, [_logits_there(head, piece, temperature) for piece in pieces]
 
     @torch.inference_mode()
     def hidden(self, sequences: Sequences, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
@@ -134,12 +157,18 @@ class LocalTeacher:
         chosen = list(indices)
         # Padding behind the longest of them need not be seen.
         width = sequences.part(chosen).width
-        ids = sequences.ids[chosen, :width].to(device)
-        positions = sequences.positions[chosen, :width].to(device)
-        hidden = hidden_states(model, ids, positions)
+        hidden = hidden_states(model, sequences.ids[chosen, :width], sequences.positions[chosen, :width])
         for row, index in enumerate(chosen):
             learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
             yield index, hidden[row, learned]
+
+
+@torch.inference_mode()
+def _logits_there(head: Head, hidden: torch.Tensor, temperature: float) -> Iterator[torch.Tensor]:
+    """As :func:`_logits`, left on the device, as many at a time as the draw there takes."""
+    for part in torch.split(hidden, positions_at_once(head.matrix.shape[0])):
+        logits = head.finish(torch.nn.functional.linear(part, head.matrix, head.bias).float())
+        yield logits if temperature == 1.0 else logits / temperature
 
 
 @torch.inference_mode()

@@ -17,6 +17,30 @@ FEWEST, MOST = 512, 65_536
 """Tokens per step at least and at most. A forward pass over fewer than 512 tokens uses a processor badly."""
 
 
+LEAST_CHUNK, MOST_CHUNK = 512, 8192
+"""Positions whose logits exist at the same time, at least and at most, where the recipe leaves them to us."""
+CHUNK_BYTES = 2 << 30
+"""Of a GPU's memory, for the logits of a chunk."""
+CHUNK_COPIES = 3
+"""Float32 copies of a chunk's logits that the loss holds at its peak."""
+
+
+def loss_chunk(config: DistillConfig, device: str, rows: int) -> int:
+    """Positions whose logits exist at the same time.
+
+    Args:
+        config: The recipe's section.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        rows: Rows of the output matrix.
+    """
+    if config.loss_chunk != "auto":
+        return config.loss_chunk
+    if device == "cpu":
+        return LEAST_CHUNK
+    fits = max(1, CHUNK_BYTES // (CHUNK_COPIES * 4 * rows))
+    return min(MOST_CHUNK, max(LEAST_CHUNK, 1 << (fits.bit_length() - 1)))
+
+
 def step_rows(config: DistillConfig, tokens: int, length: int) -> int:
     """Sequences per optimizer step.
 

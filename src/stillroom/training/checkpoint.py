@@ -49,12 +49,15 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in unique_tensors(model).items():
-        tensors[f"model.{name}"] = tensor
+        tensors[f"model.{name}"] = tensor.cpu().contiguous()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     tensors["random.cpu"] = torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type != "cpu" and _random_of(device).is_available():
+        tensors["random.device"] = _random_of(device).get_rng_state()
     with files.replacing(target) as beside:
         beside.mkdir()
         save_file(tensors, beside / "state.safetensors")
@@ -92,11 +95,18 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         prefix = f"optimizer.{name}."
         entries = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if entries:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()
-            }
+            # A fused optimizer's kernel reads the number of steps too, where the parameter is.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}
     torch.set_rng_state(tensors["random.cpu"])
+    device = next(iter(parameters.values())).device
+    if "random.device" in tensors and device.type != "cpu":
+        _random_of(device).set_rng_state(tensors["random.device"])
     return state
+
+
+def _random_of(device: torch.device) -> Any:
+    """The module with a GPU's random state: ``torch.cuda`` or ``torch.mps``."""
+    return torch.cuda if device.type == "cuda" else torch.mps
 
 
 def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

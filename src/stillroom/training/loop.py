@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,7 +27,7 @@ from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.training import sweep
-from stillroom.training.batch_size import micro_rows, step_rows
+from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
     State,
     best_weights,
@@ -35,17 +35,18 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
     unique_tensors,
 )
+from stillroom.training.lean import LeanAdamW
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
+from stillroom.training.memory import Sizes, choose_layout
+from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
-from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
 from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
 from stillroom.training.sweep import Budget, Chosen
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from stillroom.models.types import CausalModel
 
 VALIDATION_WORK = 1 / 3
@@ -88,6 +89,10 @@ class Training:
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
+    state: MemoryState = "plain"
+    """How weights and averages are stored."""
+    checkpointing: bool = False
+    """Whether activations are computed twice."""
     step_tokens: int = 0
     """Tokens of a full step."""
     _rate: float | None = None
@@ -98,8 +103,6 @@ class Training:
         Raises:
             TrainingDiverged: A loss or the gradient's norm is not finite.
         """
-        from accelerate import Accelerator
-
         config = self.config
         length = self.train.sequences.length
         per_step = step_rows(config, self.train.sequences.tokens, length)
@@ -109,19 +112,24 @@ class Training:
         if steps == 0:
             raise CorpusError("There is no training sequence.", "Add text, or shorten `corpus.sequence_length`.")
         dtype = choose_dtype(config.precision, self.device.type)
-        network = LossNetwork(self.model, dtype)
+        micro = micro_rows(config, per_step, length)
+        self.state, self.checkpointing = self._layout(dtype, micro * length, accumulates=micro < per_step)
+        if self.state == 8:
+            dtype = torch.bfloat16
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to(dtype)
+        lean = self.state != "plain"
+        network = LossNetwork(self.model, dtype, straight=lean, checkpointing=self.checkpointing)
         network.train()
         if config.compile == "on":
             require_compiler(self.device)
             network.worker.base_model.compile()
-        optimizer = make_optimizer(self.model, config)
-        accelerator = Accelerator(cpu=self.device.type == "cpu")
-        prepared, optimizer_ = accelerator.prepare(network, optimizer)
+        averages = torch.float32 if self.state == 16 else torch.bfloat16
+        optimizer = LeanAdamW(self.model, config, averages) if lean else make_optimizer(self.model, config)
         state = load_checkpoint(self.folder, self.model, optimizer)
         network.refresh()
-        run_step = _Stepper(self, accelerator, prepared, optimizer_, network, self._loss())
+        run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
-        micro = micro_rows(config, per_step, length)
         row_tokens = (self.train.sequences.segments >= 0).sum(dim=1).tolist()
         tokens = list(itertools.accumulate((sum(row_tokens[i] for i in rows) for rows in order), initial=0))
         validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
@@ -136,12 +144,12 @@ class Training:
             task.skip(tokens[state.step])
             pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
-            stream = self.train.stream([piece for group in pieces for piece in group])
+            stream = self._stream([piece for group in pieces for piece in group])
             trim = Trimmer()
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
-                    done = run_step([next(stream).to(self.device) for _ in range(group)], rate, state.step)
+                    done = run_step([next(stream) for _ in range(group)], rate, state.step)
                     state.step += 1
                     state.clipped += done.gradient_norm > config.gradient_clip
                     self.losses.append(done.loss)
@@ -169,7 +177,25 @@ class Training:
                     trim()
         state.tokens = tokens[state.step]
         self._restore(best_weights(self.folder, state.best_step))
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.float()
         return state
+
+    def _layout(self, dtype: torch.dtype, tokens: int, *, accumulates: bool) -> tuple[MemoryState, bool]:
+        limit = None
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            # The student is there already, in float32.
+            limit = torch.cuda.mem_get_info(self.device)[0] + sum(4 * p.numel() for p in self.model.parameters())
+        return choose_layout(
+            self.config,
+            Sizes.of(self.model.config),
+            sum(parameter.numel() for parameter in self.model.parameters()),
+            tokens,
+            loss_chunk(self.config, self.device.type, self._output_rows),
+            limit,
+            precise=dtype == torch.float32,
+            accumulates=accumulates,
+        )
 
     def _choose(
         self,
@@ -231,10 +257,10 @@ class Training:
                 rewind()
                 value: float | None = None
                 pieces = [_micro_batches(rows, micro) for rows in order[: budget.steps]]
-                stream = self.train.stream([piece for group in pieces for piece in group])
+                stream = self._stream([piece for group in pieces for piece in group])
                 with contextlib.closing(stream), contextlib.suppress(TrainingDiverged):  # type: ignore[type-var]
                     for step, group in enumerate(pieces):
-                        batches = [next(stream).to(self.device) for _ in group]
+                        batches = [next(stream) for _ in group]
                         run_step(batches, learning_rate(self.config, step, budget.steps, rate), step)
                         task.advance(1, note=f"{rate:.1e}")
                     measured = self._measure(run_step.network, held)
@@ -257,8 +283,19 @@ class Training:
             config.cross_entropy_weight if self.distill else 1.0,
             config.temperature if self.distill else 1.0,
             self.used,
-            config.loss_chunk,
+            loss_chunk(config, self.device.type, self._output_rows),
             config.biased,
+        )
+
+    @property
+    def _output_rows(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
+        """Batches on the processor, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
+        pinned = self.device.type == "cuda" and torch.cuda.is_available()
+        return self.train.stream(
+            order, Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
         )
 
     def _diverged(self, what: str, step: int) -> NoReturn:
@@ -281,7 +318,12 @@ class Training:
         network.eval()
         config = self.config
         forward_kl = FusedLoss(
-            make_objective("forward_kl"), 0.0, config.temperature, self.used, config.loss_chunk, config.biased
+            make_objective("forward_kl"),
+            0.0,
+            config.temperature,
+            self.used,
+            loss_chunk(config, self.device.type, self._output_rows),
+            config.biased,
         )
         distance = cross_entropy = left_out = 0.0
         positions = 0
@@ -341,31 +383,46 @@ class _Stepper:
     """Makes optimizer steps."""
 
     training: Training
-    accelerator: Accelerator
-    prepared: LossNetwork
     optimizer: torch.optim.Optimizer
     network: LossNetwork
     loss: FusedLoss
 
     def __call__(self, batches: list[Batch], rate: float, step: int) -> _Step:
-        """One step over its micro-batches; ``step`` is counted from 0."""
+        """One step over its micro-batches, on the processor as they are made; ``step`` is counted from 0.
+
+        A GPU is waited for once a step: for the losses and the gradient's norm, before the optimizer changes anything.
+        """
         training = self.training
+        device = training.device
         training._rate = rate
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         positions = sum(batch.targets.shape[0] for batch in batches)
         denominator = float(max(1, positions))
-        loss = distance = cross_entropy = 0.0
+        sums: list[torch.Tensor] = []
         for batch in batches:
-            result = self.prepared(batch, self.loss, denominator)
-            loss += float(result.value.detach())
-            distance += float(result.distances.sum()) / denominator
-            cross_entropy += float(result.cross_entropies.sum()) / denominator
-            if not math.isfinite(loss):
-                training._diverged(f"the loss is {loss}", step + 1)
-            self.accelerator.backward(result.value)
+            if device.type != "cpu" and batch.signal is not None and self.loss.objective is not None:
+                self.loss.objective.check(
+                    batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased
+                )
+            there = batch.to(device)
+            result = self.network(there, self.loss, denominator)
+            sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
+            self.network.backward(result.value, there)
             self.network.collect()
-        norm = clip_gradients(training.model, training.config.gradient_clip)
+        lean = self.optimizer if isinstance(self.optimizer, LeanAdamW) else None
+        if lean is not None:
+            lean.gradients = self.network.hand_over()
+        if device.type == "cpu" and lean is None:
+            loss, distance, cross_entropy = _added(list(map(float, sums)), denominator)
+            norm = clip_gradients(training.model, training.config.gradient_clip) if math.isfinite(loss) else math.nan
+        else:
+            largest = training.config.gradient_clip
+            norm_there = clip_on_device(training.model, largest) if lean is None else lean.clip(largest)
+            *values, norm = torch.stack([*sums, norm_there]).tolist()
+            loss, distance, cross_entropy = _added(values, denominator)
+        if not math.isfinite(loss):
+            training._diverged(f"the loss is {loss}", step + 1)
         if not math.isfinite(norm):
             training._diverged(f"the gradient's norm is {norm}", step + 1)
         self.optimizer.step()
@@ -374,6 +431,16 @@ class _Stepper:
         # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
         kl = distance - sum(batch.left_out for batch in batches) / denominator
         return _Step(loss, kl if self.loss.objective is not None else None, cross_entropy, norm)
+
+
+def _added(values: list[float], denominator: float) -> tuple[float, float, float]:
+    """Loss, distance and cross-entropy of a step from those of its micro-batches, three numbers each."""
+    loss = distance = cross_entropy = 0.0
+    for index in range(0, len(values), 3):
+        loss += values[index]
+        distance += values[index + 1] / denominator
+        cross_entropy += values[index + 2] / denominator
+    return loss, distance, cross_entropy
 
 
 def require_compiler(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torch import nn
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models import stack
 from stillroom.models.attention import LONGEST
-from stillroom.models.forward import hidden_states, output_head, way_of
+from stillroom.models.forward import attention_again, hidden_states, output_head, way_of
 from stillroom.models.threads import run_together
 from stillroom.signals.batches import Batch
 from stillroom.training.losses.fused import FusedLoss, Loss
@@ -33,10 +34,17 @@ class LossNetwork(nn.Module):
     Args:
         model: A Hugging Face causal language model, float32; what the optimizer changes.
         dtype: Format that forward and backward pass compute in.
+        straight: Leave gradients to the optimizer as they come: :meth:`hand_over`.
+        checkpointing: Keep what enters each layer only, and compute the rest again.
     """
 
-    def __init__(self, model: CausalModel, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: CausalModel, dtype: torch.dtype, *, straight: bool = False, checkpointing: bool = False
+    ) -> None:
         super().__init__()
+        self.straight = straight
+        self.checkpointing = checkpointing
+        self.gradients: dict[int, torch.Tensor] = {}
         dropped = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
         if dropped:
             raise UnsupportedModel(
@@ -52,7 +60,11 @@ class LossNetwork(nn.Module):
             for parameter in worker.parameters():
                 parameter.data = parameter.data.to(dtype)
         self.worker = worker
+        if checkpointing:
+            again: Any = worker
+            again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         working = list(worker.parameters())
+        self._all = list(zip(own, working, strict=True))
         self._pairs = [(a, b) for a, b in zip(own, working, strict=True) if a is not b]
         if worker is not model and (layers := self._by_hand_layers()) is not None:
             stack.join_weights(layers)
@@ -62,10 +74,15 @@ class LossNetwork(nn.Module):
         layers = self._layers(batch)
         if layers is not None:
             return self._by_hand(layers, batch, loss, denominator)
-        flat = hidden_states(self.worker, batch.ids, batch.positions).flatten(0, 1)
+        flat = hidden_states(self.worker, batch.ids, batch.positions, batch.documents).flatten(0, 1)
         if batch.rows.shape[0] != flat.shape[0]:
             flat = flat.index_select(0, batch.rows)
         return loss(flat, output_head(self.worker), batch.targets, batch.signal, denominator)
+
+    def backward(self, value: torch.Tensor, batch: Batch) -> None:
+        """Gradients of a loss of this batch; layers may run again for it."""
+        with attention_again(self.worker, batch.ids) if self.checkpointing else contextlib.nullcontext():
+            value.backward()  # type: ignore[no-untyped-call]
 
     @property
     def by_hand(self) -> bool:
@@ -74,7 +91,7 @@ class LossNetwork(nn.Module):
 
     def _by_hand_layers(self) -> list[stack.Layer] | None:
         """The layers for the pass by hand: of models that it knows, on a processor, where it was proved."""
-        if self.worker.device.type != "cpu" or (layers := stack.layers_of(self.worker)) is None:
+        if self.checkpointing or self.worker.device.type != "cpu" or (layers := stack.layers_of(self.worker)) is None:
             return None
         return layers if way_of(self.worker).by_hand else None
 
@@ -159,6 +176,14 @@ class LossNetwork(nn.Module):
     @torch.no_grad()
     def collect(self) -> None:
         """Add the working copy's gradients to those of the model's weights, in float32, and forget them."""
+        if self.straight:
+            for own, worker in self._all:
+                if worker.grad is not None:
+                    before = self.gradients.get(id(own))
+                    # Of one micro-batch as they are; the sum of several in float32.
+                    self.gradients[id(own)] = worker.grad if before is None else before.float().add_(worker.grad)
+                    worker.grad = None
+            return
         shares = self._shares()
 
         def add(share: int) -> None:
@@ -173,6 +198,11 @@ class LossNetwork(nn.Module):
 
         if self._pairs:
             run_together(len(shares), add)
+
+    def hand_over(self) -> dict[int, torch.Tensor]:
+        """The gradients by the id of the model's parameter; they are forgotten here."""
+        found, self.gradients = self.gradients, {}
+        return found
 
     def _shares(self) -> list[list[tuple[nn.Parameter, nn.Parameter]]]:
         """The pairs of weights, shared out among threads."""

@@ -17,16 +17,22 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW
 
     Where the recipe leaves the learning rate to ``auto``, it is 0 until a step sets it.
     """
+    groups, rate = parameter_groups(model, config)
+    return SharedAdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
+
+
+def parameter_groups(model: nn.Module, config: DistillConfig) -> tuple[list[dict[str, Any]], float]:
+    """Matrices, which decay, and vectors, which do not, as an optimizer takes them; and the learning rate to begin with."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": group, "weight_decay": decay}
         for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
         if group
     ]
     rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
-    return SharedAdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
+    return groups, rate
 
 
 class SharedAdamW(torch.optim.AdamW):
@@ -65,6 +71,14 @@ def shares_of(parameters: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
         shares[least].append(parameter)
         sizes[least] += parameter.numel()
     return shares
+
+
+def clip_on_device(model: nn.Module, largest: float) -> torch.Tensor:
+    """As :func:`clip_gradients`, for a GPU: it is not waited for, and returns the norm as a tensor there."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    return norm
 
 
 def clip_gradients(model: nn.Module, largest: float) -> float:

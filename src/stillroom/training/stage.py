@@ -72,6 +72,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         clipped_share=round(state.clipped / state.step, 4),
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
+        **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
+        | ({"state": training.state} if training.state != "plain" else {}),
         threads=torch.get_num_threads(),
     )
 

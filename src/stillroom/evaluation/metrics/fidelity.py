@@ -67,15 +67,27 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
         "class": len(CLASSES),
     }
     own = Tally(axes, groups)
-    contenders = []
-    for name in bench.names[1:]:
-        loaded = bench.load(name)
-        contenders.append(Contender(name, loaded.model, loaded.vocabulary, Tally(axes, groups)))
     worst = Worst(teacher, bench.load("student").tokenizer, bench.sources)
     classes = token_classes(teacher, size)
-    with bench.progress.task("fidelity", total=len(heldout) * heldout.length) as task:
-        documents = compare(listed or bench.load("teacher").model, own, contenders, heldout, classes, task, worst)
-    tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
+    tallies = {"teacher": own}
+    # On a GPU one student at a time: the teacher says all again for each, and all of them would not fit.
+    students = bench.names[1:]
+    passes = [students] if bench.device.type == "cpu" else [[name] for name in students]
+    documents = 0
+    with bench.progress.task("fidelity", total=len(passes) * len(heldout) * heldout.length) as task:
+        for number, names in enumerate(passes):
+            contenders = []
+            for name in names:
+                loaded = bench.load(name)
+                tallies[name] = Tally(axes, groups)
+                contenders.append(Contender(name, loaded.model, loaded.vocabulary, tallies[name]))
+                del loaded
+            said = own if number == 0 else Tally(axes, groups)
+            seen = worst if "student" in names else None
+            documents = compare(listed or bench.load("teacher").model, said, contenders, heldout, classes, task, seen)
+            if len(passes) > 1:
+                contenders.clear()
+                bench.release(names[0])
     result = summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
     if listed is not None:
         # Of the whole distributions; what the lists say is exact.

@@ -171,8 +171,8 @@ class Threshold(SignalCodec[Entries]):
             head_rows, head_ids = flat // (blocks * BLOCK), flat % (blocks * BLOCK)
         values = probabilities[head_rows, head_ids]
         probabilities[head_rows, head_ids] = 0.0
-        levels = self._levels_of(values.numpy(), random)
-        tail_rows, tail_ids = self._tail(by_block, torch.from_numpy(random.random(rows)))
+        levels = self.levels_of(values.numpy(), random)
+        tail_rows, tail_ids = self.tail(by_block, torch.from_numpy(random.random(rows)))
         # A head entry below tau may be rounded to nothing.
         kept = levels > 0
         all_rows = np.concatenate([head_rows.numpy()[kept], tail_rows.numpy()])
@@ -181,12 +181,14 @@ class Threshold(SignalCodec[Entries]):
         all_levels = np.concatenate([levels[kept], np.full(len(tail_ids), LEVELS_OF_TAU, np.int64)])
         return np.bincount(all_rows, minlength=rows), all_ids[order], all_levels[order]
 
-    def _tail(self, by_block: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def tail(self, by_block: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and ids on which the points (u + j) tau fall: on the line of block sums, then inside the block."""
         blocks = by_block.shape[1]
         ends = by_block.sum(2).to(torch.float64).cumsum(1)
         points_most = int((ends[:, -1].max() / self.tau).ceil()) + 1
-        points = ((offsets[:, None] + torch.arange(points_most, dtype=torch.float64)) * self.tau).contiguous()
+        points = (
+            (offsets[:, None] + torch.arange(points_most, dtype=torch.float64, device=ends.device)) * self.tau
+        ).contiguous()
         found = torch.searchsorted(ends, points, right=True)
         rows, which = torch.nonzero(found < blocks, as_tuple=True)
         chosen = found[rows, which]
@@ -198,7 +200,7 @@ class Threshold(SignalCodec[Entries]):
         last = BLOCK - 1 - torch.argmax((inside.flip(1) > 0).to(torch.uint8), dim=1)
         return rows, chosen * BLOCK + torch.minimum(place, last)
 
-    def _levels_of(self, values: np.ndarray, random: np.random.Generator) -> Numbers:
+    def levels_of(self, values: np.ndarray, random: np.random.Generator) -> Numbers:
         """Levels of probabilities, rounded at random between neighbours so that the expectation is the value."""
         scaled = values.astype(np.float64) * (LEVELS_OF_TAU / self.tau)
         levels: Numbers = np.floor(scaled + random.random(len(values))).astype(np.int64)

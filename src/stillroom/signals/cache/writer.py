@@ -13,7 +13,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
-from stillroom.signals.cache.codec import sampling_generator
+from stillroom.signals.cache.codec import SignalCodec, sampling_generator
 from stillroom.signals.cache.hidden import Hidden, OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.manifest import NAME, VERSION, Manifest, read_model, write_model
@@ -192,6 +192,30 @@ class CacheWriter:
         self._wait(digest, len(kept), entropy, kept)
         return True
 
+    @property
+    def codec(self) -> SignalCodec[Any]:
+        """What is kept of each distribution."""
+        return self._codec
+
+    def random_of(self, digest: str) -> np.random.Generator:
+        """The random numbers of one sequence."""
+        return sampling_generator(self._manifest.identity.seed, digest)
+
+    def add_sample(self, digest: str, positions: int, entropy: float, sample: Any) -> bool:
+        """Add a sample that was drawn elsewhere with :attr:`codec` and :meth:`random_of`, as :meth:`add` does.
+
+        Args:
+            digest: The sequence's address.
+            positions: N.
+            entropy: Summed, nats.
+            sample: As the codec makes it.
+        """
+        self._require_writable()
+        if not math.isfinite(entropy):
+            return False
+        self._wait(digest, positions, entropy, sample)
+        return True
+
     def _hidden(self) -> Hidden:
         if not isinstance(self._codec, Hidden):
             raise SignalError("The cache stores no hidden states.", "Capture with `codec: {kind: hidden}`.")
@@ -209,23 +233,28 @@ class CacheWriter:
         self._sampled.add(digest)
 
     def flush(self) -> None:
-        """Write what is waiting as one shard, then the manifest that names it."""
-        if not self._waiting:
+        """Write what is waiting as one shard, then the manifest that names it.
+
+        It may run on another thread while sequences are added; no two of them at once.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
         update: dict[str, Any] = {}
         if not self._learned:
-            learned = self._codec.learn([sequence.sample for sequence in self._waiting])
+            learned = self._codec.learn([sequence.sample for sequence in waiting])
             update["model"] = write_model(self.folder, learned) if learned else None
             self._learned = True
         encoded = [
             Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
-            for sequence in self._waiting
+            for sequence in waiting
         ]
         entry = write_shard(self.folder, self.next_shard, encoded)
         self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry), **update})
         self._manifest.save(self.folder)
-        self._there |= self._sampled
-        self._waiting, self._sampled = [], set()
+        written = {sequence.digest for sequence in waiting}
+        self._there |= written
+        self._sampled -= written
 
 
 @dataclass(frozen=True)

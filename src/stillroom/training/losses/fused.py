@@ -245,13 +245,21 @@ def _chunk(
             objective_grad.mul_(factor)
         # Where the signal is certainty, the text teaches.
         if signal.certain is not None and targets is not None:
-            certain = signal.certain.nonzero().squeeze(1)
-            text_losses, text_grad = cross_entropy_chunk(
-                torch.log_softmax(valid_logits[certain], dim=1), targets[certain]
-            )
-            losses = losses.index_copy(0, certain, text_losses)
-            if needs_grad:
-                objective_grad.index_copy_(0, certain, text_grad.mul_(1.0 - ce_weight))
+            if logits.device.type == "cpu":
+                certain = signal.certain.nonzero().squeeze(1)
+                text_losses, text_grad = cross_entropy_chunk(
+                    torch.log_softmax(valid_logits[certain], dim=1), targets[certain]
+                )
+                losses = losses.index_copy(0, certain, text_losses)
+                if needs_grad:
+                    objective_grad.index_copy_(0, certain, text_grad.mul_(1.0 - ce_weight))
+            else:
+                # To count them would wait for the device: another softmax of the chunk is cheaper.
+                text_losses, text_grad = cross_entropy_chunk(torch.log_softmax(valid_logits, dim=1), targets)
+                losses = torch.where(signal.certain, text_losses, losses)
+                if needs_grad:
+                    text_grad.mul_(1.0 - ce_weight)
+                    objective_grad = torch.where(signal.certain[:, None], text_grad, objective_grad)
         distances.append(losses)
         if needs_grad:
             grad = objective_grad if grad is None else grad.add_(objective_grad)

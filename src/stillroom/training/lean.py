@@ -1,0 +1,105 @@
+"""AdamW in fewer bytes per parameter, for GPUs on which float32 weights, gradients and averages do not fit.
+
+Each parameter is stepped by itself, in float32, so that only one parameter's float32 numbers exist at a time beside what is
+stored. What is stored per parameter, in bytes:
+
+- ``16``: float32 weight 4, bfloat16 copy 2 and gradient 2, float32 averages 8;
+- ``12``: the same with bfloat16 averages 4;
+- ``8``: bfloat16 weight 2 and gradient 2, bfloat16 averages 4. Weights are rounded at random to a neighbour, so that their
+  expectation is the float32 result: rounded to the nearest, steps below 2⁻⁸ of a weight would be lost.
+
+Where a step has several micro-batches, their gradients are added in float32: 4 bytes more, and 2 less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from stillroom.recipe.training import DistillConfig
+from stillroom.training.optimizer import parameter_groups
+
+STATES: tuple[Literal[16], Literal[12], Literal[8]] = (16, 12, 8)
+"""Bytes per parameter, from the most exact to the smallest."""
+
+
+class LeanAdamW(torch.optim.AdamW):
+    """AdamW whose averages and weights may be bfloat16.
+
+    Args:
+        model: What is trained; float32 or bfloat16.
+        config: The recipe's section.
+        averages: Format of the two averages.
+    """
+
+    def __init__(self, model: nn.Module, config: DistillConfig, averages: torch.dtype) -> None:
+        groups, rate = parameter_groups(model, config)
+        super().__init__(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
+        self.averages = averages
+        self.gradients: dict[int, torch.Tensor] = {}
+        """Gradients by the id of their parameter, bfloat16 or float32; a step uses them up."""
+        self.factor: torch.Tensor | None = None
+        """What gradients are multiplied by before the next step."""
+
+    def clip(self, largest: float) -> torch.Tensor:
+        """Let the next step scale the gradients so that their joint norm is at most ``largest``; returns the norm before."""
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in self.gradients.values()]
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        self.factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # noqa: ARG002 - the base class's
+        """One step."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                gradient = self.gradients.pop(id(parameter), None)
+                if gradient is None:
+                    continue
+                exact = gradient.float()
+                if self.factor is not None:
+                    exact = exact * self.factor
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        state[name] = torch.zeros_like(parameter, dtype=self.averages)
+                weight, first, second = parameter.data.float(), state["exp_avg"].float(), state["exp_avg_sq"].float()
+                state["step"] += 1
+                torch._fused_adamw_(
+                    [weight],
+                    [exact],
+                    [first],
+                    [second],
+                    [],
+                    [state["step"]],
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
+                for stored, found in ((state["exp_avg"], first), (state["exp_avg_sq"], second)):
+                    if stored is not found:
+                        stored.copy_(found)
+                if parameter.dtype != torch.float32:
+                    parameter.copy_(rounded_at_random(weight))
+        self.factor = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        self.gradients.clear()
+        super().zero_grad(set_to_none=set_to_none)
+
+
+def rounded_at_random(values: torch.Tensor) -> torch.Tensor:
+    """bfloat16 neighbours of float32 values, drawn so that their expectation is the value."""
+    bits = values.view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)
+    return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

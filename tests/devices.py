@@ -1,0 +1,311 @@
+"""A device that is not there: tensors that live in memory and say that they are on a GPU.
+
+They keep the rules of torch's FakeTensorMode (operands of one operation are on one device, but for single numbers and for
+indices that are on the processor) and compute real numbers all the same, so that code whose steps depend on values runs to its
+end, and its result can be compared with the processor's. What a device cannot do raises: float64 on ``mps``, ``numpy()``, and a
+fused optimizer whose steps lie on the processor. What makes the processor wait for the device is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+HERE = torch.device("cpu")
+INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
+BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::set_.source_Tensor")
+WAITS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::unique_dim",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::bincount",
+)
+STRICT = ("aten::_fused_adamw_", "aten::_fused_adam_")
+
+
+class DeviceMismatch(RuntimeError):
+    """Operands of one operation are on several devices, or an operation does not exist on the device."""
+
+
+class There(torch.Tensor):
+    """A tensor that says that it is on a device. Only inside :class:`Device`."""
+
+    where: torch.device
+
+    @staticmethod
+    def put(held: torch.Tensor, where: torch.device) -> There:
+        found: There = torch.Tensor._make_subclass(There, held.detach(), False)
+        found.where = where
+        return found
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.where
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return self.where.type == "cuda"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            twin = There.put(_plain(self).clone(), self.where)
+            memo[id(self)] = nn.Parameter(twin, self.requires_grad) if isinstance(self, nn.Parameter) else twin
+        return memo[id(self)]
+
+    def __repr__(self, **_: Any) -> str:
+        return f"a tensor of {tuple(self.shape)} on {self.where}"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = Device.active[-1] if Device.active else None
+        if device is None:
+            raise DeviceMismatch(f"{func} outside of the device")
+        return device.run(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.to = device
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        tensor = args[0] if args else None
+        if isinstance(tensor, There) and name in ("cpu", "numpy", "tolist", "pin_memory", "is_pinned"):
+            if name in ("numpy", "pin_memory"):
+                raise DeviceMismatch(f"{name}() of a tensor on {tensor.device}")
+            if name == "is_pinned":
+                return False
+            self.to.waited(name)
+            with torch._C.DisableTorchFunction(), self.to.asked():
+                copy = torch.ops.aten._to_copy.default(tensor, device=HERE)
+            return copy.tolist() if name == "tolist" else copy
+        if name == "pin_memory" and isinstance(tensor, torch.Tensor):
+            return tensor
+        if name == "to" and isinstance(tensor, torch.Tensor):
+            return self.move(tensor, args[1:], kwargs)
+        device = kwargs.get("device")
+        if device is not None and not isinstance(tensor, nn.Module) and torch.device(device) != HERE:
+            # A factory: made in memory, then put there.
+            target = self.to.where if torch.device(device).type == self.to.where.type else torch.device(device)
+            kwargs["device"] = HERE
+            with torch._C.DisableTorchFunction(), self.to.silent():
+                made = func(*tree_map(_held, args), **kwargs)
+            self.to.possible(made, func)
+            return There.put(made, target).requires_grad_(made.requires_grad)
+        if device is not None and torch.device(device) == HERE and isinstance(tensor, There):
+            with torch._C.DisableTorchFunction(), self.to.silent():
+                return func(*tree_map(_held, args), **kwargs)
+        return func(*args, **kwargs)
+
+    def move(self, tensor: torch.Tensor, rest: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        for value in rest:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, torch.Tensor):
+                device, dtype = value.device, value.dtype
+            elif isinstance(value, (str, torch.device)):
+                device = value
+        device = tensor.device if device is None else torch.device(device)
+        if device.type == self.to.where.type:
+            device = self.to.where
+        dtype = dtype or tensor.dtype
+        if device == tensor.device and dtype == tensor.dtype and not kwargs.get("copy"):
+            return tensor
+        if device != tensor.device and isinstance(tensor, There):
+            self.to.waited("to")
+        with torch._C.DisableTorchFunction(), self.to.asked():
+            result: torch.Tensor = torch.ops.aten._to_copy.default(
+                tensor, dtype=dtype, device=device, non_blocking=bool(kwargs.get("non_blocking"))
+            )
+        return result
+
+
+class Device(TorchDispatchMode):
+    """While the body runs there is such a device, ``cuda:0`` or ``mps:0``.
+
+    Attributes:
+        where: The device.
+        waits: How often the processor waited for it, by operation.
+        places: The line of Stillroom that each of them came from.
+        peak: Largest sum of bytes of live tensors there; only with ``weigh``.
+    """
+
+    active: ClassVar[list[Device]] = []
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = torch.device(where)
+        self.waits: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
+        self._functions = _Functions(self)
+        self._silent = False
+        self._asked = False
+
+    def __enter__(self) -> Device:
+        Device.active.append(self)
+        super().__enter__()
+        self._functions.__enter__()
+        self._swapped = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.__future__.set_swap_module_params_on_conversion(self._swapped)
+        self._functions.__exit__(*error)
+        super().__exit__(*error)
+        Device.active.pop()
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """No rules while the body runs."""
+        before, self._silent = self._silent, True
+        try:
+            yield
+        finally:
+            self._silent = before
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """The body carries something between processor and device; autograd's own copies only change formats."""
+        before, self._asked = self._asked, True
+        try:
+            yield
+        finally:
+            self._asked = before
+
+    def waited(self, what: str) -> None:
+        if self._silent:
+            return
+        self.waits[what] += 1
+        lines = [frame for frame in traceback.extract_stack() if "/src/stillroom/" in frame.filename]
+        if lines:
+            self.places[f"{lines[-1].filename.split('/src/stillroom/')[1]}:{lines[-1].lineno}"] += 1
+
+    def possible(self, tensor: Any, func: Any) -> None:
+        if self.where.type == "mps" and isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+            raise DeviceMismatch(f"{func} makes float64, which {self.where} does not have")
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        flat = tree_flatten((args, kwargs))[0]
+        name = func.name().split(".")[0] if not func.name().startswith("aten::set_") else func.name()
+        tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+        there = any(isinstance(value, There) for value in tensors)
+        target: torch.device | None = kwargs.get("device")
+        if name == "aten::_to_copy" and there and not self._asked:
+            target = None
+            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+        elif target is not None:
+            kwargs = {**kwargs, "device": HERE}
+        if not self._silent:
+            self._agree(name, args, tensors)
+        if there and (name in WAITS or (name in INDEXING and _by_mask(args))):
+            self.waited(name)
+        with self.silent(), torch._C._DisableTorchDispatch():
+            out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+        same = {id(_held(value)): value for value in tensors}
+        goes = self.where if target is not None and target.type == self.where.type else None
+        stays = target is not None and target.type == "cpu" and name == "aten::_to_copy"
+        if name == "aten::copy_" or (goes is None and not stays and there):
+            goes = args[0].device if name == "aten::copy_" else self.where
+
+        def label(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            if id(value) in same:
+                return same[id(value)]
+            if goes is None or goes.type == "cpu":
+                return value
+            self.possible(value, func)
+            return There.put(value, goes)
+
+        schema = func._schema
+        if schema.name.endswith("_") and not schema.name.endswith("__") and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        if "out" in kwargs and isinstance(kwargs["out"], torch.Tensor):
+            return kwargs["out"]
+        return tree_map(label, out)
+
+    def _agree(self, name: str, args: Any, tensors: list[torch.Tensor]) -> None:
+        if name in BETWEEN:
+            return
+        if name in INDEXING:
+            tensors = [args[0], *(value for value in args[1] if isinstance(value, There)), *_values(args)]
+        if name in STRICT:
+            for group in zip(*(value for value in args if isinstance(value, (list, tuple)) and value), strict=False):
+                if len({value.device for value in group if isinstance(value, torch.Tensor)}) > 1:
+                    raise DeviceMismatch(f"{name}: a step on the processor is read by a kernel of the device")
+        strict = [value for value in tensors if value.dim() > 0 or isinstance(value, There)]
+        devices = {value.device for value in strict}
+        if len(devices) > 1:
+            raise DeviceMismatch(f"{name}: operands on {' and '.join(sorted(map(str, devices)))}")
+
+
+def _values(args: Any) -> list[torch.Tensor]:
+    return [value for value in args[2:] if isinstance(value, torch.Tensor)]
+
+
+def _by_mask(args: Any) -> bool:
+    """Whether an index is a mask, or lies on the processor."""
+    return any(
+        isinstance(value, torch.Tensor) and (value.dtype in (torch.bool, torch.uint8) or not isinstance(value, There))
+        for value in args[1]
+    )
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, There):
+        with torch._C._DisableTorchDispatch():
+            return _plain(value)
+    return value
+
+
+def _plain(value: There) -> torch.Tensor:
+    held = value.__dict__.get("held")
+    # Whoever assigns to `.data` puts another storage behind the same tensor.
+    if held is None or held.dtype != value.dtype or held.shape != value.shape or held.data_ptr() != value.data_ptr():
+        held = torch.Tensor._make_subclass(torch.Tensor, value, False)
+        value.__dict__["held"] = held
+    return held
+
+
+def move(model: Any, device: Device) -> Any:
+    """Put a model's weights and buffers there, in place; tied ones stay tied."""
+    moved: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for key, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in moved:
+                there = There.put(parameter.detach().clone(), device.where)
+                moved[id(parameter)] = nn.Parameter(there, requires_grad=parameter.requires_grad)
+            module._parameters[key] = moved[id(parameter)]
+        for key, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[key] = There.put(buffer.detach().clone(), device.where)
+    return model
+
+
+def back(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's numbers, in memory."""
+    return _plain(tensor).detach().clone() if isinstance(tensor, There) else tensor.detach()
