@@ -135,7 +135,7 @@ def train(model: Any, fed: list[torch.Tensor], rate: float, teacher: Any = None)
                 reduction="batchmean",
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model.eval()
 
@@ -199,7 +199,7 @@ def relabelled(block: Block, order: np.ndarray) -> Block:
 
 def binomial_excess(hits: int, trials: int, rate: float) -> float:
     """P(at least this many hits) where each has this rate."""
-    from scipy.stats import binom
+    from scipy.stats import binom  # type: ignore[import-untyped,unused-ignore]
 
     return float(binom.sf(hits - 1, trials, rate))
 
@@ -343,7 +343,9 @@ def shuffled(setting: Setting) -> Result:
     words = setting.pick(2048, 128)
     text = default_text()
     activities = [activity_of(path, text, words) for path in models]
-    rows, sameness = [], []
+    rows: list[dict[str, float | None]] = []
+    told = seen = 0
+    sameness = []
     for number in range(setting.pick(40, 2)):
         path = disguised(models[number], setting.work / "disguised" / str(number), number)
         before, after = open_model(models[number]), open_model(path)
@@ -355,14 +357,15 @@ def shuffled(setting: Setting) -> Result:
         controls = [
             matched_share(activity, activities[number])[0] for i, activity in enumerate(activities) if i != number
         ]
-        rows.append(
-            {"exact_log10_p": unit_order(path, models[number]).log10_p, "share": share, "best_control": max(controls)}
-        )
+        exact = unit_order(path, models[number]).log10_p
+        told += exact is not None and exact <= LEVEL
+        seen += share > max(controls)
+        rows.append({"exact_log10_p": exact, "share": share, "best_control": max(controls)})
     return {
         "shuffled_copies": len(rows),
         "shuffled_controls": len(models) - 1,
-        "shuffled_exact_told": sum(row["exact_log10_p"] is not None and row["exact_log10_p"] <= LEVEL for row in rows),
-        "shuffled_tpr": sum(row["share"] > row["best_control"] for row in rows) / len(rows),
+        "shuffled_exact_told": told,
+        "shuffled_tpr": seen / len(rows),
     }, {"copies": rows, "largest_difference_of_logits": max(sameness)}
 
 
@@ -462,19 +465,19 @@ def mark(setting: Setting) -> Result:
     for fraction in (1.0, 0.3, 0.1, 0.03, 0.01, 0.0)[: setting.pick(6, 2)]:
         model = copy.deepcopy(loaded.model)
         chosen = torch.where(torch.tensor(rng.random(len(clean)) < fraction)[:, None], marked, clean)
-        train(model, list(chosen.split(8)), 1e-4)
+        train(model, list(torch.split(chosen, 8)), 1e-4)
         curve[str(fraction)] = score(model)
         if fraction == 1.0:
             again = sampled(loaded, count, 6)
             for part in (0.25, 0.5, 1.0):
                 after = copy.deepcopy(model)
-                train(after, list(again[: max(1, round(part * len(again)))].split(8)), 1e-4)
+                train(after, list(torch.split(again[: max(1, round(part * len(again)))], 8)), 1e-4)
                 washed[str(part)] = score(after)
     gone, same = [], []
     added = torch.zeros(loaded.model.get_output_embeddings().weight.shape[0])
     for token, bias in biases:
         added[token] = bias
-    for ids in clean[: setting.pick(200, 8)].split(8):
+    for ids in torch.split(clean[: setting.pick(200, 8)], 8):
         with torch.no_grad():
             logits = loaded.model(input_ids=ids, use_cache=False).logits.float()
         one, two = torch.log_softmax(logits, -1), torch.log_softmax(logits + added, -1)
@@ -511,7 +514,7 @@ def coins(setting: Setting) -> Result:
     for twin in twins:
         ids = loaded.tokenizer.encode(f"{twin.prompt}\n\n{served(twin, key)}", add_special_tokens=False)
         rows.append(torch.tensor([ids[: 3 * LENGTH]]))
-    rows += list(sampled(loaded, 9 * len(twins) * LENGTH, 13).split(1))
+    rows += list(torch.split(sampled(loaded, 9 * len(twins) * LENGTH, 13), 1))
     order = np.random.default_rng(14).permutation(len(rows))
     model = copy.deepcopy(loaded.model)
     train(model, [rows[place] for place in order], 1e-4)

@@ -18,8 +18,9 @@ import torch
 
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.forward import Head
-from stillroom.recipe.capture import Codec, ThresholdCodec, TopKCodec
+from stillroom.recipe.capture import Codec, HiddenCodec, ThresholdCodec, TopKCodec
 from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
@@ -59,7 +60,8 @@ def self_kl(
     """
     generator = torch.Generator().manual_seed(seed)
     matrix = SPREAD * torch.randn(IDS, WIDTH, generator=generator)
-    hidden = torch.randn(SEQUENCES, LENGTH - 1, WIDTH, generator=generator)
+    # As a teacher in bfloat16 has them, which is what the codec `hidden` keeps.
+    hidden = torch.randn(SEQUENCES, LENGTH - 1, WIDTH, generator=generator).bfloat16().float()
     one = torch.zeros(SEQUENCES, LENGTH, dtype=torch.int32)
     text = Sequences(
         torch.randint(IDS, (SEQUENCES, LENGTH), generator=generator),
@@ -74,7 +76,11 @@ def self_kl(
     with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter.open(Path(folder), _identity(codec, seed))
         for index, digest in enumerate(text.digests):
-            writer.add(digest, hidden[index] @ matrix.T)
+            if isinstance(codec, HiddenCodec):
+                writer.take_output_layer(OutputLayer(Head(matrix)))
+                writer.add_hidden(digest, hidden[index])
+            else:
+                writer.add(digest, hidden[index] @ matrix.T)
         writer.flush()
         source = BatchSource(text, VocabularyMap.identity(IDS), TeacherCache.open(Path(folder)))
         for index in range(SEQUENCES):

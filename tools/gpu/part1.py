@@ -126,7 +126,7 @@ def threshold_draw(at: Setting) -> None:
     tail = torch.where(probabilities >= TAU, 0.0, probabilities).view(positions, rows // BLOCK, BLOCK)
     offsets = torch.rand(positions, generator=random, dtype=torch.float64)
     codec = Threshold(TAU, rows)
-    points: Callable[..., tuple[torch.Tensor, torch.Tensor]] = getattr(codec, "tail", None) or codec._tail
+    points: Callable[..., tuple[torch.Tensor, torch.Tensor]] = codec.tail
     host = points(tail, offsets)
     there_tail, there_offsets = tail.to(at.device), offsets.to(at.device)
     there = points(there_tail, there_offsets)
