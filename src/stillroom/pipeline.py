@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, translate
@@ -25,6 +25,9 @@ from stillroom.runs.stages import (
     stages_of,
     with_needs,
 )
+
+if TYPE_CHECKING:
+    from stillroom.teachers.units import PartDone
 
 RUNS = "runs"
 """The folder that holds runs, beside a recipe."""
@@ -164,6 +167,40 @@ def run_stage(
     with _translated(made.path), made.locked():
         _do(made, name, Progress(quiet))
     return made
+
+
+def capture_part(
+    source: AnyRecipe,
+    part: str,
+    root: AnyPath | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> PartDone:
+    """Capture one of several equal parts of a run's units, such as ``3/64``, beside other processes that do the others.
+
+    The run is not locked, and nothing of it is written but units of its cache: its corpus has to be finished before.
+
+    Raises:
+        UsageError: The part is none.
+        RunError: The corpus is not finished, or was made of something else than the recipe says now.
+        TermsRefused: A licence does not allow it.
+    """
+    from stillroom.teachers.units import Share
+    from stillroom.teachers.units import capture_part as capture_share
+    from stillroom.terms.gate import require_allowed, run_verdict
+
+    share = Share.parse(part)
+    made = opened(source, root, overrides)
+    spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
+    with _translated(made.path):
+        if not made.stage("corpus").holds(inputs_of(made, spec)):
+            raise RunError(
+                f"{made.path}: the corpus is not finished, and parts of it cannot be captured.",
+                f"Make it first, once: stillroom corpus {made.path}",
+            )
+        require_allowed(run_verdict(made))
+        return capture_share(made, share, Progress(quiet))
 
 
 def _require_stage(made: Run, name: str) -> None:

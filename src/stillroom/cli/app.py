@@ -165,7 +165,41 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _stage in ("corpus", "capture", "shrink", "distill", "baseline", "export"):
+@app.command()
+def capture(
+    recipe: RecipePath,
+    runs: Root = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Capture only the I-th of N parts, beside other processes and machines that do the others; then "
+            "`stillroom cache seal`, or this command without --part.",
+        ),
+    ] = None,
+    changes: Set = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the stage `capture` of a recipe or run, and what it needs; with --part only a share of it."""
+    if part is None:
+        _one_stage("capture", recipe, runs, changes, quiet, as_json)
+        return
+    from dataclasses import asdict
+
+    from stillroom import pipeline
+
+    done = pipeline.capture_part(recipe, part, runs, overrides=_overrides(changes), quiet=quiet)
+    if as_json:
+        _echo_json(asdict(done))
+    else:
+        typer.echo(
+            f"part {part}: {done.units:,} units, {done.before:,} of them done before, {done.made:,} made now in "
+            f"{done.seconds:.1f} s; when all parts are done: stillroom cache seal, or stillroom capture without --part"
+        )
+
+
+for _stage in ("corpus", "shrink", "distill", "baseline", "export"):
     app.command(_stage)(_stage_command(_stage))
 
 

@@ -34,7 +34,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
     config = recipe.distill
     device = prepare(recipe.compute, recipe.seed)
     corpus = run.stage("corpus").path
-    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache")
+    # Of a cache in an object store, what is read is copied once into the stage's scratch folder.
+    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache", stage.scratch / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
     vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")

@@ -15,7 +15,17 @@ from stillroom.core import files
 from stillroom.core.errors import SignalError
 from stillroom.signals.cache.codec import sampling_generator
 from stillroom.signals.cache.identity import CacheIdentity
-from stillroom.signals.cache.manifest import NAME, VERSION, Manifest, read_model, write_model
+from stillroom.signals.cache.index import FROM_SEQUENCES
+from stillroom.signals.cache.manifest import (
+    JOURNAL,
+    NAME,
+    REWRITE_SHARE,
+    VERSION,
+    Manifest,
+    append_entry,
+    read_model,
+    write_model,
+)
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import make_codec
 from stillroom.signals.cache.shard import Encoded, write_shard
@@ -42,6 +52,7 @@ class CacheWriter:
             self._codec.recall(read_model(folder, manifest.model))
         self._waiting: list[_Waiting] = []
         self._sampled: set[str] = set()
+        self._saved = len(manifest.shards)
 
     @classmethod
     def open(cls, folder: Path, identity: CacheIdentity) -> CacheWriter:
@@ -68,7 +79,25 @@ class CacheWriter:
             )
         TeacherCache.verify_folder(folder)
         cache = TeacherCache.open(folder)
+        if (folder / JOURNAL).exists():
+            # Its last line may be cut off, and nothing may be written behind that.
+            cache.manifest.save(folder)
         return cls(folder, cache.manifest, set(cache.digests))
+
+    def close(self) -> None:
+        """Write what is waiting, the whole manifest, and the index where there are many sequences."""
+        self.flush()
+        manifest = self._manifest
+        if manifest.version != VERSION:
+            return
+        if (self.folder / JOURNAL).exists() or (manifest.index is None and len(self._there) >= FROM_SEQUENCES):
+            index = None
+            if len(self._there) >= FROM_SEQUENCES:
+                without = manifest.model_copy(update={"index": None})
+                index = TeacherCache(self.folder, without).save_index()
+            self._manifest = manifest.model_copy(update={"index": index})
+            self._manifest.save(self.folder)
+            self._saved = len(self._manifest.shards)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._there or digest in self._sampled
@@ -141,15 +170,26 @@ class CacheWriter:
             learned = self._codec.learn([sequence.sample for sequence in self._waiting])
             update["model"] = write_model(self.folder, learned) if learned else None
             self._learned = True
-        encoded = [
+        entry = write_shard(self.folder, self.next_shard, self._encoded())
+        # An index of fewer shards is not the cache's any more.
+        update |= {"shards": (*self._manifest.shards, entry), "index": None}
+        reread = "model" in update or self._manifest.index is not None
+        self._manifest = self._manifest.model_copy(update=update)
+        count = len(self._manifest.shards)
+        if reread or (count - self._saved) * REWRITE_SHARE >= count:
+            self._manifest.save(self.folder)
+            self._saved = count
+        else:
+            append_entry(self.folder, entry)
+        self._there |= self._sampled
+        self._waiting, self._sampled = [], set()
+
+    def _encoded(self) -> list[Encoded]:
+        """What is waiting, packed."""
+        return [
             Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
             for sequence in self._waiting
         ]
-        entry = write_shard(self.folder, self.next_shard, encoded)
-        self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry), **update})
-        self._manifest.save(self.folder)
-        self._there |= self._sampled
-        self._waiting, self._sampled = [], set()
 
 
 @dataclass(frozen=True)
