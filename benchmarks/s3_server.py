@@ -1,4 +1,5 @@
-"""A small S3-compatible server on this machine, for tests and benchmarks: objects in memory, `If-None-Match: *`, ranges, listings.
+"""A small S3-compatible server on this machine, for tests and benchmarks: objects in memory, `If-None-Match: *`, ranges,
+listings.
 
 It checks no signatures. Failures can be ordered: the next requests are answered with 503, or the connection is cut.
 """

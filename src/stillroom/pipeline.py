@@ -27,6 +27,7 @@ from stillroom.runs.stages import (
 )
 
 if TYPE_CHECKING:
+    from stillroom.cluster.cluster import Cluster
     from stillroom.teachers.units import PartDone
 
 RUNS = "runs"
@@ -136,6 +137,7 @@ def run(
     quiet: bool = False,
     on_stage: Callback | None = None,
     on_step: Callback | None = None,
+    cluster: Cluster | None = None,
 ) -> Run:
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
     with _translated(Path(root or RUNS)):
@@ -143,7 +145,7 @@ def run(
         if until is not None:
             _require_stage(made, until)
         with made.locked():
-            _do(made, until, Progress(quiet))
+            _do(made, until, Progress(quiet), cluster)
     return made
 
 
@@ -219,7 +221,7 @@ def finish(made: Run) -> dict[str, Any]:
     return summary
 
 
-def _do(made: Run, until: str | None, progress: Progress) -> None:
+def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | None = None) -> None:
     from stillroom.evaluation.registry import check_names
 
     for notice in made.notices:
@@ -238,7 +240,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone)
+        redone = _do_stage(made, spec, progress, redone, cluster)
     made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
@@ -246,7 +248,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
         require_bounds(finish(made), str(made.path / "report.html"))
 
 
-def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> bool:
+def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
@@ -289,7 +291,8 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> b
         with stage.working(
             inputs, made.recipe.seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
         ):
-            spec.load()(made, stage, progress)
+            function = spec.load() if cluster is None else cluster.function(spec)
+            function(made, stage, progress)
     except KeyboardInterrupt:
         # What the user is told; see `stillroom.cli`.
         steps = [event["step"] for event in made.events(spec.name) if "step" in event]

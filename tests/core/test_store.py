@@ -107,7 +107,7 @@ def test_what_another_process_cleared_is_put_again(tmp_path: Path, monkeypatch: 
     def clearing(source: Path, target: Path) -> None:
         if not cleared:
             cleared.append(source)
-            os.unlink(source)
+            Path(source).unlink()
         real(source, target)
 
     monkeypatch.setattr(stores.os, "link", clearing)

@@ -90,7 +90,7 @@ def test_what_is_written_of_the_manifest_grows_linearly(tmp_path: Path, monkeypa
     written = {"manifest": 0, "journal": 0}
     save, append = Manifest.save, writer.append_entry
     monkeypatch.setattr(
-        Manifest, "save", lambda self, folder: written.update(manifest=written["manifest"] + len(self.dump())) or save(self, folder)
+        Manifest, "save", lambda m, folder: written.update(manifest=written["manifest"] + len(m.dump())) or save(m, folder)
     )  # fmt: skip
     monkeypatch.setattr(
         writer, "append_entry", lambda *args: written.update(journal=written["journal"] + 1) or append(*args)

@@ -88,16 +88,28 @@ def run(
         typer.Option(help="Stop after this stage: corpus, capture, shrink, distill, baseline, export or evaluate."),
     ] = None,
     changes: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train in so many processes on this machine (torch elastic).")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|auto|local", help="Capture on a Ray cluster, or on one that is started here."),
+    ] = None,
+    capture_workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of --ray; without it, one per GPU, or else per core.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
+    from stillroom.cluster.cluster import cluster_of
 
+    cluster = cluster_of(workers, ray, capture_workers)
     made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:
-        pipeline.run(made, until=until, quiet=quiet)
+        pipeline.run(made, until=until, quiet=quiet, cluster=cluster)
     except FloorMissed as error:
         # Everything was done and written: it is shown before the answer is no.
         missed = error

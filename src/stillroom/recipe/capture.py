@@ -60,8 +60,8 @@ class CaptureConfig(Section):
     shard_tokens: int = Field(default=16_384, ge=1)
     """Tokens per shard of the cache; a kill loses at most the shard that was being written."""
     path: StoreUrl | Path | None = None
-    """Folder of the cache, or a URL such as `s3://bucket/cache`; without it, in the run's folder. A shared one serves any number
-    of runs. Credentials of an object store come from the environment, never from here."""
+    """Folder of the cache, or a URL such as `s3://bucket/cache`; without it, in the run's folder. A shared one serves any
+    number of runs. Credentials of an object store come from the environment, never from here."""
     unit_tokens: int = Field(default=2**20, ge=1, json_schema_extra={SINCE: "0.2.0"})
     """Tokens of a unit: what one process of several captures at a time (`capture --part`, `--ray`, a cache at a URL). A process
     that is killed loses at most the unit that it was working on."""

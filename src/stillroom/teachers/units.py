@@ -1,7 +1,7 @@
 """Capture in units: which sequences a cache lacks, cut into units, and how one process makes one of them.
 
-Nothing here knows who starts the processes: a scheduler's array of jobs, Ray, or a loop. All of them cut the same corpus into the
-same units, because that depends on the corpus, on the sealed manifest and on the recipe alone.
+Nothing here knows who starts the processes: a scheduler's array of jobs, Ray, or a loop. All of them cut the same corpus into
+the same units, because that depends on the corpus, on the sealed manifest and on the recipe alone.
 """
 
 from __future__ import annotations

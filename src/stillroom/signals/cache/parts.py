@@ -1,9 +1,9 @@
 """Units of a cache that any number of processes write at the same time, and the seal that makes them a cache.
 
 A unit is some rows of a corpus. Its name is a digest of everything that its signals depend on, so that every process gives the
-same unit the same name and a unit that is there need not be made again. A process puts the unit's shard, then its note; it is done
-once the note is there. Both are put only where the key is free: where two processes made the same unit, the first one's counts.
-The seal checks every noted shard and names it in the manifest; it may run again at any time, while others write.
+same unit the same name and a unit that is there need not be made again. A process puts the unit's shard, then its note; it is
+done once the note is there. Both are put only where the key is free: where two processes made the same unit, the first one's
+counts. The seal checks every noted shard and names it in the manifest; it may run again at any time, while others write.
 
 Keys: ``shards/ab/<name>.safetensors``, ``parts/<name>.json``, ``model.safetensors.zst``, ``manifest.json``.
 """
