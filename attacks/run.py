@@ -28,7 +28,14 @@ def all_attacks() -> dict[str, Attack]:
     found: dict[str, Attack] = {}
     for kind in KINDS:
         for module in sorted(pkgutil.iter_modules([str(ROOT / kind)]), key=lambda item: item.name):
-            attack = importlib.import_module(f"attacks.{kind}.{module.name}").ATTACK
+            if module.name.startswith("_"):
+                continue
+            made = importlib.import_module(f"attacks.{kind}.{module.name}")
+            if hasattr(made, "ATTACKS"):
+                # One attack in many variants, each of which counts and runs by itself.
+                found |= {f"{kind}/{module.name}/{variant}": attack for variant, attack in made.ATTACKS.items()}
+                continue
+            attack = made.ATTACK
             # `import` is a word of Python's: the file has an underscore more.
             found[f"{kind}/{module.name.rstrip('_')}"] = attack
     return found
@@ -45,6 +52,9 @@ def find(word: str, attacks: Mapping[str, Attack]) -> list[str]:
     if word in KINDS:
         return [name for name in attacks if name.startswith(f"{word}/")]
     earlier = [name for name in attacks if earlier_name(name) == word]
+    variants = [name for name in attacks if name.startswith(f"{word}/")]
+    if variants:
+        return variants
     same = [name for name in attacks if name.partition("/")[2] == word]
     found = earlier or same
     if len(found) != 1:

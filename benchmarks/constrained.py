@@ -1,7 +1,9 @@
 """Answers under schemas, real ones and random ones: every one is checked by another library against its own schema.
 
-The schemas are random, hand-written ones with recursion, references and patterns, and the tools of the Berkeley Function
-Calling Leaderboard where the package ``bfcl-eval`` can be found (``.venvs/bfcl``); tools of our own stand in otherwise.
+Schemas of zod, pydantic, the Berkeley leaderboard and JSON Schema's own test suite (`benchmarks.schema_sources`) are compiled
+one and all; what compiles is answered. Besides, there are random schemas, hand-written ones with recursion, references and
+patterns, and the tools of the Berkeley Function Calling Leaderboard where the package ``bfcl-eval`` can be found
+(``.venvs/bfcl``); tools of our own stand in otherwise.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import json
 import random
 import string
 import tempfile
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, schema_sources
 from benchmarks.serve import default_model
 from benchmarks.serving import Serving, serving
 
@@ -185,6 +188,87 @@ def run(trials: int, model: Path | None = None, seed: int = 7) -> tuple[dict[str
     return {"valid": outcomes.count("valid"), "total": len(outcomes)}, details
 
 
+def compiled(sources: dict[str, list[tuple[str, Any]]]) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
+    """What compiles of each source, and what was refused and how long it took."""
+    from stillroom.serving.grammars import UnsupportedSchema, json_grammar
+
+    held: dict[str, list[tuple[str, Any]]] = {}
+    refused: dict[str, list[str]] = {}
+    seconds: list[float] = []
+    for source, schemas in sources.items():
+        held[source], refused[source] = [], []
+        for name, schema in schemas:
+            begun = time.perf_counter()
+            try:
+                json_grammar(schema)
+                held[source].append((name, schema))
+            except UnsupportedSchema as error:
+                refused[source].append(f"{name}: {str(error)[:200]}")
+            seconds.append(time.perf_counter() - begun)
+    seconds.sort()
+    libraries = [source for source in sources if source != "suite"]
+    asked = sum(len(sources[source]) for source in libraries)
+    figures = {
+        "schemas": sum(map(len, sources.values())),
+        "refused": sum(map(len, refused.values())),
+        "wrongly_refused_share": sum(len(refused[source]) for source in libraries) / max(1, asked),
+        "compile_p99_ms": 1000 * seconds[int(0.99 * (len(seconds) - 1))],
+    }
+    return held, {
+        "figures": figures,
+        "refused": refused,
+        "counts": {source: len(each) for source, each in sources.items()},
+    }
+
+
+def answered(
+    held: dict[str, list[tuple[str, Any]]], model: Path | None, tokens: int, seed: int = 7
+) -> tuple[dict[str, int], list[str]]:
+    """Answers under every schema that compiles: how many are valid, cut off by their length, or invalid."""
+    jobs = [(f"{source}: {name}", schema) for source, schemas in held.items() for name, schema in schemas]
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, serving(model or default_model(), Path(folder), 4, 4096) as server:
+
+        def one(job: tuple[int, tuple[str, Any]]) -> tuple[str, str]:
+            number, (name, schema) = job
+            return name, check_schema(server, schema, tokens, seed + number)
+
+        with ThreadPoolExecutor(4) as threads:
+            for name, outcome in threads.map(one, enumerate(jobs)):
+                kind = outcome if outcome in ("valid", "cut") else "invalid"
+                counts[kind] += 1
+                if kind == "invalid":
+                    wrong.append(f"{name}: {outcome}")
+    return {kind: counts[kind] for kind in ("valid", "cut", "invalid")}, wrong
+
+
+def check_schema(server: Serving, schema: Any, tokens: int, seed: int) -> str:
+    """One answer under a schema: "valid", "cut" by its length, or what is wrong with it."""
+    import jsonschema
+
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    body = {
+        "messages": [{"role": "user", "content": "Give an example."}],
+        "max_tokens": tokens,
+        "temperature": 0.9,
+        "seed": seed,
+        "response_format": form,
+    }
+    status, answer = server.ask("POST", "/v1/chat/completions", body, seconds=900)
+    if status != 200:
+        return f"{status}: {answer}"
+    choice = answer["choices"][0]
+    if choice["finish_reason"] == "length":
+        return "cut"
+    try:
+        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        kind(schema).validate(json.loads(choice["message"]["content"]))
+    except Exception as error:
+        return f"{str(error)[:200]} in {choice['message']['content'][:200]} under {json.dumps(schema)[:400]}"
+    return "valid"
+
+
 def measure(trials: int) -> dict[str, int]:
     """How many of so many answers under schemas are valid."""
     return run(trials)[0]
@@ -193,14 +277,28 @@ def measure(trials: int) -> dict[str, int]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="40 trials.")
+    parser.add_argument("--quick", action="store_true", help="40 trials, and 20 answers under schemas of each source.")
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--tokens", type=int, default=400, help="Longest answer under a library's schema.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found, details = run(given.trials or (40 if given.quick else 500), given.model)
     details["model"] = (given.model or default_model()).name
-    report.write({"constrained_valid": found["valid"], "constrained_total": found["total"]}, details, given.json)
+    sources = schema_sources.every()
+    held, told = compiled(sources)
+    draw = random.Random(3)
+    asked = {name: draw.sample(each, min(len(each), 20)) for name, each in held.items()} if given.quick else held
+    counts, wrong = answered(asked, given.model, given.tokens)
+    figures = {
+        **told["figures"],
+        **counts,
+        "constrained_valid": found["valid"],
+        "constrained_total": found["total"],
+    }
+    report.write(
+        figures, {**details, "refused_by_name": told["refused"], "counts": told["counts"], "invalid": wrong}, given.json
+    )
 
 
 if __name__ == "__main__":

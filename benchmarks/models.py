@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import write
-from benchmarks.tiny_configs import VOCABULARY, tiny_config, tiny_model
+from benchmarks.tiny_configs import VOCABULARY, exportable_config, tiny_config, tiny_model
 
 SECONDS, BYTES = 240, 6 << 30
 """Limits of one family's process."""
@@ -218,12 +218,13 @@ def capabilities(model: Any, words: Any) -> dict[str, Any]:
     from stillroom.models.families.registry import families
 
     family = families().get(model.config.model_type)
-    found: dict[str, Any] = {"prunable": family is not None, "gguf": False}
+    found: dict[str, Any] = {"prunable": family is not None and bool(family.cuts), "gguf": False}
     names = [name.lower() for name, _ in model.named_modules()]
     found["moe"] = any("experts" in name for name in names)
     if family is not None and family.gguf is not None:
+        # Some of the tiny configs hold what llama.cpp does not have of the family, such as short windows.
         try:
-            planned_bytes(model.config, words, "F16", name="tiny", licence=None)
+            planned_bytes(exportable_config(model.config.model_type), words, "F16", name="tiny", licence=None)
             found["gguf"] = True
         except StillroomError as error:
             # The tokenizer here is not one of llama.cpp's; what is said of the family is not.

@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct in float32 on Python's own documentation, as plain text and as chats, at the default sequence length and
 overlap. `kl_context` is KL(teacher with the whole document before it || teacher as packed) per learned target, in nats: a
-sample of documents is run whole, up to the teacher's 8,192 positions, and as the rows of its pieces. `wasted_share` is the
+sample of documents is run whole, up to the teacher's 8,192 positions, and as the rows of its pieces (`--quick`: a smaller
+sample, and the default alone of the curve; the shares are of all documents either way). `wasted_share` is the
 share of all tokens of rows that are padding or repeated, over every document. Both are the worst of a corpus of short documents
 (those that fit into a sequence) and of mixed ones (all). For long documents (four sequences of the default length and more)
 there is a curve over overlap and length; an overlap of 0 is what a document cut anywhere comes to, as release 0.1.0 did it.
@@ -13,7 +14,6 @@ there is a curve over overlap and length; an overlap of 0 is what a document cut
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import sys
 from dataclasses import dataclass
@@ -163,13 +163,12 @@ def shortened(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids[part], tokens.learned[part], tokens.bytes[part], tokens.bos, tokens.head, turns)
 
 
-def corpora(tokenizer: Any, every: int) -> dict[str, list[Tokens]]:
-    """Tokens of Python's documentation, as text and as chats, some of the documents: every one, or every second, and so on."""
+def corpora(tokenizer: Any) -> dict[str, list[Tokens]]:
+    """Tokens of Python's documentation, as text and as chats."""
     encoder = Encoder(tokenizer)
     found = {}
     for form in ("text", "chat"):
-        source = read_source(PythonDocsSource(form=form))
-        documents = [document for document in itertools.islice(source, 0, None, every) if not document.is_empty]
+        documents = [document for document in read_source(PythonDocsSource(form=form)) if not document.is_empty]
         found[form] = [shortened(tokens) for tokens in encoder.encode(documents)]
     return found
 
@@ -186,7 +185,7 @@ def main() -> None:
     default = (LENGTH, overlap_of(LENGTH))
     details: dict[str, Any] = {}
     long: list[Tokens] = []
-    for form, documents in corpora(loaded.tokenizer, 16 if arguments.quick else 1).items():
+    for form, documents in corpora(loaded.tokenizer).items():
         kinds = {"short": [document for document in documents if len(document.ids) <= LENGTH], "mixed": documents}
         long = [document for document in documents if len(document.ids) >= LONG] if form == "text" else long
         for kind, some in kinds.items():

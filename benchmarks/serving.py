@@ -1,6 +1,6 @@
 """A server in a process of its own, with a switch of its own, for measurements.
 
-Run as ``python -m benchmarks.serving MODEL FOLDER PARALLEL CONTEXT [BATCH]``; prints its port.
+Run as ``python -m benchmarks.serving MODEL FOLDER PARALLEL CONTEXT BATCH [KEY…]``; prints its port.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,17 @@ class Serving:
         process: Its process.
         port: Where it listens, on loopback.
         places: Its switch's files.
+        keys: Its keys; requests are made with the first.
     """
 
     process: subprocess.Popen[str]
     port: int
     places: Places
+    keys: list[str] = field(default_factory=list)
+
+    def head(self) -> dict[str, str]:
+        """The headers by which it knows us."""
+        return {"Authorization": f"Bearer {self.keys[0]}"} if self.keys else {}
 
     def connect(self, seconds: float = 120) -> http.client.HTTPConnection:
         """A connection to it."""
@@ -45,7 +51,7 @@ class Serving:
         """One request; status and answer."""
         connection = self.connect(seconds)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            connection.request(method, path, None if body is None else json.dumps(body), self.head())
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"{}")
         finally:
@@ -55,7 +61,7 @@ class Serving:
         """The events of a streamed answer, with the time when each arrived."""
         connection = self.connect()
         try:
-            connection.request("POST", path, json.dumps({**body, "stream": True}))
+            connection.request("POST", path, json.dumps({**body, "stream": True}), self.head())
             response = connection.getresponse()
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {response.read()[:300]!r}")
@@ -85,14 +91,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(model: Path, folder: Path, parallel: int, context: int, batch: int = 256) -> Iterator[Serving]:
+def serving(
+    model: Path, folder: Path, parallel: int, context: int, batch: int = 256, keys: Sequence[str] = ()
+) -> Iterator[Serving]:
     """A server for as long as the block lasts."""
-    words = [str(model), str(folder), str(parallel), str(context), str(batch)]
+    words = [str(model), str(folder), str(parallel), str(context), str(batch), *keys]
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving", *words], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
-        made = Serving(process, port, Places.under(folder))
+        made = Serving(process, port, Places.under(folder), list(keys))
         made.wait()
         yield made
     finally:
@@ -103,7 +111,7 @@ def serving(model: Path, folder: Path, parallel: int, context: int, batch: int =
             process.kill()
 
 
-def main(model: str, folder: str, parallel: str, context: str, batch: str = "256") -> None:
+def main(model: str, folder: str, parallel: str, context: str, batch: str = "256", *keys: str) -> None:
     """Serve until told to end."""
     from stillroom.runtime.engine import EngineOptions
     from stillroom.serving.app import Limits, Service
@@ -116,7 +124,7 @@ def main(model: str, folder: str, parallel: str, context: str, batch: str = "256
     switch = Switch(Places.under(Path(folder)))
     options = EngineOptions(context=int(context), parallel=int(parallel), batch=int(batch))
     served = ServedModel(open_model(model), options, switch, queue=32)
-    service = Service(Pool([served]), switch, Limits())
+    service = Service(Pool([served]), switch, Limits(keys=list(keys)))
     print(port, flush=True)
     run(service, "127.0.0.1", port)
 

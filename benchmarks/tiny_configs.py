@@ -132,6 +132,29 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "youtu": _MLA | {"tie_word_embeddings": True},
 }
 """Families that need more: every kind of layer, windows shorter than documents, factors that are not one."""
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"norm_topk_prob": True},
+    "olmoe": {"num_key_value_heads": 4},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "gpt_oss": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "truncate": True,
+        }
+    },
+    "llama4_text": {"attention_chunk_size": 8192},
+    "gemma3_text": {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    "gemma2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "mamba": {"intermediate_size": 128},
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "olmo": {"clip_qkv": 1.0},
+    "lfm2": {"block_auto_adjust_ff_dim": False},
+}
+"""What llama.cpp can hold of a family where the configs above hold something else, which export refuses by name."""
 LARGEST = 60_000_000
 """Parameters beyond which a config is not tiny."""
 
@@ -153,6 +176,22 @@ def tiny_config(family: str) -> Any:
             if value.get("model_type"):
                 said[part]["model_type"] = value["model_type"]
     return maker.for_model(family, **said)
+
+
+def exportable_config(family: str) -> Any:
+    """The same, but only with what llama.cpp has of the family."""
+    from transformers import AutoConfig
+
+    said = OTHERWISE.get(family)
+    if said is None:
+        return tiny_config(family)
+    maker: Any = AutoConfig
+    kept = {key: value for key, value in said.items() if value is not None}
+    config = maker.for_model(family, **_shrunk(maker.for_model(family).to_dict(), family) | kept)
+    for key, value in said.items():
+        if value is None:
+            setattr(config, key, None)
+    return config
 
 
 def _shrunk(usual: dict[str, Any], family: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def small_recipe(text: Path) -> Any:
     def make(teacher: Path | str, /, **sections: Any) -> dict[str, Any]:
         return {
             "name": "small",
+            "seed": 0,
             "compute": {"device": "cpu", "threads": 1},
             "corpus": {
                 "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],

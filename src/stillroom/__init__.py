@@ -75,6 +75,7 @@ def run(
     quiet: bool = False,
     on_stage: StageCallback | None = None,
     on_step: StepCallback | None = None,
+    secret: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Do a recipe's whole path, or go on with it: finished stages that still hold are skipped, others are resumed.
 
@@ -88,6 +89,8 @@ def run(
         quiet: Draw no progress.
         on_stage: Called when a stage begins and when it is finished.
         on_step: Called after every training step, and after every validation (``event`` is ``validation`` then).
+        secret: The file `lineage.secret` of another run, whose order of training and initial weights are to be repeated; for
+            a recipe without ``seed``.
 
     Returns:
         The run, with ``summary.json`` and ``report.html`` in its folder when all stages are done.
@@ -97,7 +100,9 @@ def run(
     """
     from stillroom import pipeline
 
-    return pipeline.run(recipe, runs, overrides=overrides, until=until, quiet=quiet, on_stage=on_stage, on_step=on_step)
+    return pipeline.run(
+        recipe, runs, overrides=overrides, until=until, quiet=quiet, on_stage=on_stage, on_step=on_step, secret=secret
+    )
 
 
 def plan(

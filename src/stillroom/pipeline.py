@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
 from stillroom.core.progress import Progress
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
@@ -117,7 +117,9 @@ def opened(
     made = _existing(source)
     if made is None:
         recipe, folder = recipe_and_root(source, root, overrides)
+        recipe, notice = _seed_kept(recipe, folder)
         made = Run.create(recipe, folder)
+        made.notices += notice
         if not isinstance(source, (Recipe, Mapping)):
             made.came_from(Path(source))
             if root is None and folder == Path(RUNS) and folder.absolute() != (Path(source).parent / RUNS).absolute():
@@ -126,6 +128,23 @@ def opened(
         made.change(with_overrides(made.recipe, overrides))
     made.listen(on_stage, on_step)
     return made
+
+
+def _seed_kept(recipe: Recipe, root: Path) -> tuple[Recipe, list[str]]:
+    """A run that was begun with a seed goes on with it where the recipe says nothing of one: 0.1.0 took 0 without a word."""
+    kept = root / recipe.name
+    if recipe.seed is not None or not (kept / "recipe.yaml").is_file():
+        return recipe, []
+    try:
+        before = Run.open(kept)
+    except StillroomError:
+        return recipe, []
+    if before.recipe.seed is None or not any(before.stage(spec.name).record for spec in stages_of(before.recipe)):
+        return recipe, []
+    return recipe.model_copy(update={"seed": before.recipe.seed}), [
+        f"it was begun with `seed: {before.recipe.seed}` and goes on with it; for a secret of its own, give the "
+        "run another `name`"
+    ]
 
 
 def run(
@@ -138,10 +157,13 @@ def run(
     on_stage: Callback | None = None,
     on_step: Callback | None = None,
     cluster: Cluster | None = None,
+    secret: AnyPath | None = None,
 ) -> Run:
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
     with _translated(Path(root or RUNS)):
         made = opened(recipe, root, overrides, on_stage, on_step)
+        if secret is not None:
+            made.adopt_secret(Path(secret))
         if until is not None:
             _require_stage(made, until)
         with made.locked():
@@ -184,16 +206,18 @@ def capture_part(
     The run is not locked, and nothing of it is written but units of its cache: its corpus has to be finished before.
 
     Raises:
-        UsageError: The part is none.
+        UsageError: The part is none, or the teacher is behind an endpoint.
         RunError: The corpus is not finished, or was made of something else than the recipe says now.
         TermsRefused: A licence does not allow it.
     """
+    from stillroom.teachers.endpoint.stage import require_no_units
     from stillroom.teachers.units import Share
     from stillroom.teachers.units import capture_part as capture_share
     from stillroom.terms.gate import require_allowed, run_verdict
 
     share = Share.parse(part)
     made = opened(source, root, overrides)
+    require_no_units(made.recipe, f"--part {part}")
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
     with _translated(made.path):
         if not made.stage("corpus").holds(inputs_of(made, spec)):
@@ -227,8 +251,14 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     for notice in made.notices:
         progress.say(f"{made.recipe.name}: {notice}")
     made.notices.clear()
+    made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
+    from stillroom.teachers.endpoint.stage import require_no_units, require_possible
+
+    require_possible(made.recipe)
+    if cluster is not None and cluster.ray is not None:
+        require_no_units(made.recipe, f"--ray {cluster.ray}")
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -289,7 +319,7 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, clus
         progress.say(f"{spec.name}{': going on' if stage.is_begun(inputs) else ''}")
     try:
         with stage.working(
-            inputs, made.recipe.seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
+            inputs, made.recipe.public_seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
         ):
             function = spec.load() if cluster is None else cluster.function(spec)
             function(made, stage, progress)

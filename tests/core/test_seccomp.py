@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import platform
 import re
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stillroom.core.sandbox import seccomp
+from stillroom.core.sandbox import policies, seccomp
 from stillroom.core.sandbox.calls import CALLS
 from stillroom.core.sandbox.child import isolated
 from stillroom.core.sandbox.policies import CLONE_THREAD, ENGINE, NO_EFFECTS, REFUSED
@@ -74,6 +76,28 @@ def verdict(program: bytes, machine: str, number: int, arguments: tuple[int, ...
         at += yes if met else no
 
 
+def holds(condition: Condition, argument: int) -> bool:
+    """What a condition says of an argument, in Python."""
+    low = argument & 0xFFFFFFFF
+    if condition.opcode == EQUAL:
+        return (low in (condition.value, *condition.others)) == condition.holds
+    return any(low & value for value in (condition.value, *condition.others)) == condition.holds
+
+
+def arguments_to_try(rule: Rule) -> Iterator[tuple[int, ...]]:
+    """Values near those that a rule asks for, for each of the arguments that it looks at."""
+    asked = [condition for condition in (rule.condition, rule.second) if condition is not None]
+    near = [
+        {0, 1, 2, 3, 0o101, 0xFFFFFFFF, 1 << 40, *condition.others, condition.value, condition.value << 1}
+        for condition in asked
+    ]
+    for chosen in itertools.product(*near):
+        values = [0xFFFF] * 6
+        for condition, value in zip(asked, chosen, strict=True):
+            values[condition.argument] = value
+        yield tuple(values)
+
+
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_filter_denies_exactly_what_its_policy_names(name: str, machine: str) -> None:
@@ -88,14 +112,14 @@ def test_a_filter_denies_exactly_what_its_policy_names(name: str, machine: str) 
         elif rule.condition is None:
             assert verdict(program, machine, number) == rule.verdict, names[number]
         else:
-            for value in (0, 1, 2, 3, 0o101, rule.condition.value, rule.condition.value << 1, 0xFFFFFFFF, 1 << 40):
-                low = value & 0xFFFFFFFF
-                met = (
-                    low == rule.condition.value if rule.condition.opcode == EQUAL else bool(low & rule.condition.value)
+            for values in arguments_to_try(rule):
+                met = all(
+                    holds(condition, values[condition.argument])
+                    for condition in (rule.condition, rule.second)
+                    if condition is not None
                 )
-                arguments = (*([0xFFFF] * rule.condition.argument), value)
-                expected = rule.verdict if met == rule.condition.holds else policy.default
-                assert verdict(program, machine, number, arguments) == expected, (names[number], value)
+                expected = rule.verdict if met else policy.default
+                assert verdict(program, machine, number, values) == expected, (names[number], values)
     assert verdict(program, machine, CALLS[machine]["read"], audit=0x40000003) == KILL
     assert verdict(program, machine, seccomp.X32 | CALLS[machine]["read"]) == refuse(errno.ENOSYS)
 
@@ -111,14 +135,37 @@ def test_nothing_that_was_denied_is_allowed(policy: Policy, earlier: dict[str, t
 def test_what_the_flags_of_a_call_decide(machine: str) -> None:
     engine, closed = assemble(ENGINE, machine), assemble(NO_EFFECTS, machine)
     calls = CALLS[machine]
-    assert verdict(engine, machine, calls["socket"], (1,)) == ALLOW
-    assert verdict(engine, machine, calls["socket"], (2,)) == REFUSED
+    assert verdict(engine, machine, calls["socket"], (1, 1)) == ALLOW
+    assert verdict(engine, machine, calls["socket"], (1, 1 | 0o2000000)) == ALLOW
+    assert verdict(engine, machine, calls["socket"], (1, 2)) == REFUSED, "datagrams reach any address"
+    assert verdict(engine, machine, calls["socket"], (2, 1)) == REFUSED
+    assert verdict(engine, machine, calls["prlimit64"], (0, 7)) == ALLOW
+    assert verdict(engine, machine, calls["prlimit64"], (4711, 7)) == REFUSED
     assert verdict(closed, machine, calls["socket"], (1,)) == REFUSED
     assert verdict(closed, machine, calls["openat"], (0, 0, os.O_RDONLY)) == ALLOW
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
         assert verdict(closed, machine, calls["openat"], (0, 0, flags)) == REFUSED
-    assert verdict(closed, machine, calls["clone"], (CLONE_THREAD | 0x100,)) == ALLOW
-    assert verdict(closed, machine, calls["clone"], (17,)) == REFUSED
+    for program in (engine, closed):
+        assert verdict(program, machine, calls["clone"], (CLONE_THREAD | 0x100,)) == ALLOW
+        assert verdict(program, machine, calls["clone"], (17,)) == REFUSED
+        assert verdict(program, machine, calls["clone3"]) == policies.ABSENT
+        for command in (8, 10, 15, 1024, 1026):
+            assert verdict(program, machine, calls["fcntl"], (3, command)) == REFUSED, "signals through a descriptor"
+        for command in (0x5412, 0x8901, 0x8902):
+            assert verdict(program, machine, calls["ioctl"], (3, command)) == REFUSED
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+@pytest.mark.parametrize("policy", [ENGINE, NO_EFFECTS])
+def test_nothing_reaches_another_process_or_the_machine(policy: Policy, machine: str) -> None:
+    program = assemble(policy, machine)
+    groups = ("PROGRAMS", "SIGNALS", "TRACING", "NAMESPACES", "KERNEL", "SHARED_MEMORY", "ELSEWHERE")
+    named = [name for group in groups for name in getattr(policies, group)]
+    named += ["tgkill", "connect", "sendmsg", "sendmmsg", "socketpair", "rename", "link", "chmod", "timer_create"]
+    calls = CALLS[machine]
+    assert [name for name in named if name in calls and verdict(program, machine, calls[name], (1, 1)) == ALLOW] == []
+    # A call that the table does not know yet is refused too.
+    assert verdict(program, machine, 599) == REFUSED
 
 
 def test_a_misspelled_call_is_an_error() -> None:

@@ -16,9 +16,12 @@ from typing import Any
 import uvicorn
 
 from stillroom.runtime.engine import EngineOptions
-from stillroom.serving.app import Limits, Service, make_app
+from stillroom.serving.app import Limits, Service
+from stillroom.serving.mark import Marking
 from stillroom.serving.models import OpenedModel
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import RequestLog
+from stillroom.serving.running import settings
 from stillroom.serving.sessions import SessionStore
 from stillroom.switch import Places, Switch
 
@@ -80,6 +83,8 @@ def running(
     limits: Limits | None = None,
     memory: int | None = None,
     idle: float | None = None,
+    marking: Marking | None = None,
+    request_log: RequestLog | None = None,
 ) -> Iterator[Running]:
     """A server for as long as the block lasts, under a switch of its own."""
     switch = Switch(Places.under(folder / "switch"))
@@ -89,11 +94,11 @@ def running(
         ServedModel(OpenedModel(path, path.stem, path, _passport=passport), options, switch, queue) for path in models
     ]
     sessions = SessionStore(switch.places.data / "sessions", keyring=False)
-    service = Service(Pool(served, memory, idle), switch, limits or Limits(), sessions)
+    service = Service(Pool(served, memory, idle), switch, limits or Limits(), sessions, marking, request_log)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = uvicorn.Config(make_app(service), port=port, log_level="critical", timeout_graceful_shutdown=1)
+    config = settings(service, "127.0.0.1", port)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

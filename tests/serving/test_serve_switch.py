@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -159,3 +165,117 @@ def test_features_are_blocked_one_by_one(server: Running) -> None:
     finally:
         for name in ("tools", "api", "chat"):
             server.switch.set_feature(name, "available")
+
+
+class SlowReader:
+    """A client with a small buffer that asks for an answer and does not read it."""
+
+    def __init__(self, port: int, path: str, body: dict[str, Any]) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect(("127.0.0.1", port))
+        data = json.dumps(body).encode()
+        self.socket.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+
+    def waiting(self) -> int:
+        """Bytes that this machine has received and nobody has read."""
+        return int(struct.unpack("i", fcntl.ioctl(self.socket, termios.FIONREAD, b"\0" * 4))[0])
+
+    def rest(self) -> tuple[int, bool]:
+        """How many bytes can still be read, and whether the connection was reset."""
+        self.socket.settimeout(10)
+        found = 0
+        while True:
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                return found, True
+            if not data:
+                return found, False
+            found += len(data)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
+    tiny_gguf: Path, tmp_path: Path, stream: bool
+) -> None:
+    with running([tiny_gguf], tmp_path, parallel=4, context=2048) as made:
+        body = {**LONG, "stream": stream, "logprobs": 5}
+        clients = [SlowReader(made.port, "/v1/completions", body) for _ in range(4)]
+        hush, until = made.service.delivery.hush, time.monotonic() + 20
+
+        def stuck() -> bool:
+            answers = [*hush._answers]
+            # Some answers of this model are short enough to be received whole.
+            return bool(answers) and not any(answer.left() for answer in answers)
+
+        while not stuck() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert stuck(), [client.socket.recv(500, socket.MSG_DONTWAIT | socket.MSG_PEEK) for client in clients]
+        receipt = stopping.off(Switch(made.switch.places))
+        had = [client.waiting() for client in clients]
+        assert receipt.silenced == [os.getpid()]
+        assert hush.cuts >= 1
+        time.sleep(0.3)
+        begun = [client.socket.recv(12, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"HTTP/1.1 200" for client in clients]
+        found = [client.rest() for client in clients]
+        assert any(begun), "the others were refused, which may come later"
+        for answered, before, (number, _) in zip(begun, had, found, strict=True):
+            assert not answered or number == before, "what this machine had received, and not a byte more"
+        assert any(reset for _, reset in found)
+        assert made.ask("GET", "/health")[0] == 503, "the server itself lives"
+        assert made.ask("POST", "/switch/on")[0] == 200
+        assert made.chat("Go")[0] == 200
+
+
+def test_the_watch_does_not_die_and_is_not_held_up(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    with running([tiny_gguf], tmp_path) as made:
+        made.chat("Go")
+
+        async def stuck() -> None:
+            # A recheck that a slow mirror holds, and every thread of the common pool busy.
+            await asyncio.gather(*(asyncio.to_thread(release.wait, 30) for _ in range(64)))
+
+        monkeypatch.setattr(made.service.pool, "tend", stuck)
+        time.sleep(1.2)
+        try:
+            for damage in (b"[" * 60_000, b'{"format": 1, "switch": "on", "changed": 1e300}'):
+                assert len(engines(made)) == 1
+                made.switch.places.switches[0].parent.mkdir(parents=True, exist_ok=True)
+                made.switch.places.switches[0].write_bytes(damage)
+                until = time.monotonic() + 10
+                while engines(made) and time.monotonic() < until:
+                    time.sleep(0.02)
+                assert engines(made) == []
+                assert made.ask("GET", "/switch")[1]["held_by"] == "damage"
+                assert made.ask("POST", "/switch/off")[0] == 200
+                assert made.ask("POST", "/switch/on")[0] == 200
+                release.set()
+                assert made.chat("Go")[0] == 200
+        finally:
+            release.set()
+
+
+def test_a_look_that_raises_counts_as_off(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running([tiny_gguf], tmp_path, context=2048) as made:
+        hush = made.service.delivery.hush
+        client = SlowReader(made.port, "/v1/completions", {**LONG, "stream": True, "logprobs": 5})
+        until = time.monotonic() + 60
+        while not hush._answers and time.monotonic() < until:
+            time.sleep(0.01)
+
+        def raises() -> bool:
+            raise OverflowError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(hush, "_switch", type("Broken", (), {"is_on": staticmethod(raises)})())
+            assert client.rest()[1], "cut off"
+        assert made.chat("Go")[0] == 200

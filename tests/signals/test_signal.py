@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training.losses.forward_kl import ForwardKL
 from stillroom.training.losses.objective import rows_of
@@ -145,3 +145,57 @@ def test_a_signal_is_not_exchanged_in_place() -> None:
     signal = dense(1, 0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         signal.logprobs = torch.zeros(1, IDS)  # type: ignore[misc]
+
+
+def listed_of(logprobs: torch.Tensor, k: int) -> CoarseSignal:
+    """The k most probable ids of each position, exactly."""
+    best, ids = logprobs.topk(k, dim=1)
+    return CoarseSignal(ids, best, (1.0 - best.double().exp().sum(1)).clamp_min(0.0).float())
+
+
+PIECES = [[0], [1], [2], [3], [0, 1], [0, 2], [1, 3], [4], [], [2, 2, 2], [5]]
+"""Eleven ids of a teacher in the pieces of a student with six: several ids have one first piece, and one never occurs."""
+
+
+@given(st.integers(1, IDS), st.integers(0, 2**16))
+def test_a_projected_coarse_signal_is_exact_and_its_ids_are_distinct(k: int, seed: int) -> None:
+    vocabulary = VocabularyMap.from_pieces(PIECES, 6, 6)
+    teacher = dense(3, seed).logprobs
+    # An id that never occurs has hardly any mass in a real teacher; here it has none.
+    teacher[:, 8] = float("-inf")
+    teacher = teacher.log_softmax(1)
+    projected = vocabulary.project_coarse(listed_of(teacher, k))
+    exact = vocabulary.project_dense(teacher)
+    assert projected.fault(6) is None
+    for row in range(3):
+        where = projected.listed[row]
+        ids = projected.ids[row][where]
+        assert torch.allclose(projected.logprobs[row][where], exact[row][ids], atol=1e-4)
+        assert float(projected.rest[row]) == pytest.approx(1 - float(exact[row][ids].exp().sum()), abs=1e-5)
+    if k == IDS:
+        assert int(projected.listed.sum(1).min()) == 6
+
+
+def test_two_listed_ids_with_one_first_piece_are_one_event() -> None:
+    """The trap: counted twice, the student's mass of all others went to nothing, and training ended above its start."""
+    vocabulary = VocabularyMap.from_pieces([[0], [0, 1], [1], [2]], 3, 3)
+    signal = CoarseSignal(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]).log(), torch.tensor([0.25]))
+    projected = vocabulary.project_coarse(signal)
+    assert projected.listed.tolist() == [[True, False]]
+    assert projected.ids[0, 0] == 0
+    assert projected.logprobs[0, 0].exp() == pytest.approx(0.75)
+    # With the second of them not listed the first piece is not known exactly, and is part of the others.
+    half = CoarseSignal(torch.tensor([[0, 2]]), torch.tensor([[0.5, 0.25]]).log(), torch.tensor([0.25]))
+    known = vocabulary.project_coarse(half)
+    assert known.ids[known.listed].tolist() == [1]
+    assert float(known.rest) == pytest.approx(0.75)
+
+
+def test_what_no_coarse_signal_can_say_is_named() -> None:
+    ids, log = torch.tensor([[1, 2]]), torch.tensor([[0.5, 0.25]]).log()
+    assert CoarseSignal(ids, log, torch.tensor([0.25])).fault(3) is None
+    assert "twice" in str(CoarseSignal(torch.tensor([[1, 1]]), log, torch.tensor([0.25])).fault(3))
+    assert "not one of" in str(CoarseSignal(ids, log, torch.tensor([0.25])).fault(2))
+    assert "sum to 1" in str(CoarseSignal(ids, log, torch.tensor([0.5])).fault(3))
+    assert "above 1" in str(CoarseSignal(ids, log + 2, torch.tensor([0.0])).fault(3))
+    assert "not a number" in str(CoarseSignal(ids, log * float("nan"), torch.tensor([0.25])).fault(3))

@@ -57,12 +57,13 @@ def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
     half = CHANNELS // 2
     with torch.no_grad():
         for layer in family_of(model).layers(model):
-            if family == "phi3":
+            if hasattr(layer.mlp, "gate_up_proj"):
                 fused = layer.mlp.gate_up_proj.weight
                 fused[half:CHANNELS] = fused[:half]
                 fused[CHANNELS + half :] = fused[CHANNELS : CHANNELS + half]
             else:
-                layer.mlp.gate_proj.weight[half:] = layer.mlp.gate_proj.weight[:half]
+                if hasattr(layer.mlp, "gate_proj"):
+                    layer.mlp.gate_proj.weight[half:] = layer.mlp.gate_proj.weight[:half]
                 layer.mlp.up_proj.weight[half:] = layer.mlp.up_proj.weight[:half]
     adapter = family_of(model)
     reference = judged_logprobs(model, SAMPLE.judge)

@@ -36,6 +36,7 @@ def recipe(text: Path, teacher: Path, student: dict[str, Any]) -> Recipe:
             "teacher": {"kind": "huggingface", "name": str(teacher)},
             "student": student,
             "compute": {"device": "cpu"},
+            "export": {"gguf": []},  # llama.cpp does not take every shape of every family
             "terms": {
                 "decisions": [
                     {"subject": role, "kind": "own", "decided_by": "tests", "decided_at": "2026-11-24T00:00:00Z"}
@@ -189,10 +190,10 @@ def test_an_existing_student_with_another_vocabulary_is_refused(text: Path, tmp_
 
 
 def test_other_families_are_refused_by_name(text: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, MixtralConfig
+    from transformers import AutoModelForCausalLM, PhimoeConfig
 
     teacher = tiny_model("llama", tmp_path / "teacher", layers=2)
-    config = MixtralConfig(
+    config = PhimoeConfig(
         vocab_size=512,
         hidden_size=32,
         intermediate_size=32,
@@ -202,6 +203,17 @@ def test_other_families_are_refused_by_name(text: Path, tmp_path: Path) -> None:
         num_local_experts=2,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(teacher)
-    with pytest.raises(UnsupportedModel, match=r"`mixtral` cannot be shrunk. It is a mixture of experts") as caught:
+    with pytest.raises(UnsupportedModel, match=r"`phimoe` cannot be shrunk. It is a mixture of experts") as caught:
         made(tmp_path / "runs", text, teacher, {"kind": "shrink", "layers": 1})
     assert "smollm3" in caught.value.todo
+
+
+@pytest.mark.parametrize("family", ["qwen2", "phi3", "olmo2"])
+def test_a_shape_that_llama_cpp_does_not_take_is_refused_before_anything_is_pruned(
+    family: str, text: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_model(family, tmp_path / "teacher", layers=2)
+    settings = recipe(text, teacher, {"kind": "shrink", "hidden_width": 48}).model_dump(mode="json")
+    settings["export"]["gguf"] = ["F16"]
+    with pytest.raises(RecipeError, match=r"hidden_width` is 48; llama.cpp takes only 64 with 4 query heads"):
+        run(Recipe.model_validate(settings), tmp_path / "runs", until="shrink", quiet=True)

@@ -262,3 +262,105 @@ def test_commands_and_library_are_the_same_switch(tmp_path: Path, monkeypatch: p
     assert "tools: blocked" in runner.invoke(app, ["off", "--feature", "tools"]).stdout
     assert not switch.is_on("tools")
     assert stat.S_IMODE(places.engines.parent.stat().st_mode) & 0o077 in (0, 0o055)
+
+
+DAMAGES: dict[str, bytes] = {
+    "empty": b"",
+    "deep": b"[" * 60_000,
+    "deep objects": b'{"a":' * 12_000,
+    "a day that cannot be": b'{"format": 1, "switch": "off", "features": {}, "changed": 1e300}',
+    "a number of 400 digits": b'{"format": 1, "switch": "off", "features": {}, "changed": ' + b"9" * 400 + b"}",
+    "infinite": b'{"format": 1, "switch": "on", "features": {}, "changed": Infinity}',
+    "not a number": b'{"format": 1, "switch": "on", "features": {}, "changed": NaN}',
+    "negative": b'{"format": 1, "switch": "on", "features": {}, "changed": -1}',
+    "5,000 digits": b'{"format": 1, "switch": "on", "changed": ' + b"1" * 5_000 + b"}",
+    "unhashable": b'{"format": 1, "switch": ["on"], "features": {}}',
+    "features of lists": b'{"format": 1, "switch": "on", "features": {"api": ["blocked"]}}',
+    "lone surrogate": b'{"format": 1, "switch": "on", "features": {"\\ud800": "maybe"}}',
+    "not UTF-8": b"\xff\xfe\x00",
+    "too long": b'{"format": 1, "switch": "on"}' + b" " * (1 << 17),
+}
+
+
+def put(path: Path, damage: str) -> None:
+    """Damage a file, or put something else in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if damage == "a pipe":
+        os.mkfifo(path)
+    elif damage == "a folder":
+        path.mkdir()
+    elif damage == "a link to itself":
+        path.symlink_to(path)
+    elif damage == "a link to nothing":
+        path.symlink_to(path.with_name("nothing"))
+    elif damage == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(DAMAGES[damage])
+
+
+@pytest.mark.parametrize(
+    "damage", [*DAMAGES, "a pipe", "a folder", "a link to itself", "a link to nothing", "a device"]
+)
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_any_damage_means_off_and_loses_no_blocked_feature(own: Switch, damage: str, which: tuple[int, ...]) -> None:
+    own.set_feature("api", "blocked")
+    own.set_feature("tools", "blocked")
+    for number in which:
+        put(own.places.switches[number], damage)
+    fresh = Switch(own.places)
+    assert not fresh.is_on()
+    said = stopping.status(fresh)
+    assert said["held_by"] == "damage"
+    assert str(own.places.switches[0].name) in said["reason"]
+    receipt = stopping.off(fresh)
+    assert receipt.stopped == []
+    assert fresh.state().held_by == "user"
+    stopping.on(fresh)
+    again = Switch(own.places)
+    assert again.is_on()
+    assert not again.is_on("api")
+    assert not again.is_on("tools")
+    assert again.is_on("chat")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "a pipe", "a folder", "a link to itself", "a device"])
+def test_a_damaged_policy_means_off_and_every_command_works(own: Switch, damage: str) -> None:
+    own.set_feature("tools", "blocked")
+    put(own.places.policy, damage)
+    fresh = Switch(own.places)
+    assert not fresh.is_on()
+    assert stopping.status(fresh)["held_by"] == "administrator"
+    stopping.off(fresh)
+    with pytest.raises(SwitchedOff, match="stays off"):
+        stopping.on(fresh)
+    own.places.policy.rename(own.places.policy.with_name("repaired"))
+    stopping.on(fresh)
+    assert fresh.is_on()
+    assert not fresh.is_on("tools")
+
+
+def test_damage_of_everything_blocks_rather_than_forgets(own: Switch) -> None:
+    own.set_feature("api", "blocked")
+    for path in (*own.places.switches, own.places.data / "blocked.json"):
+        path.write_bytes(b"\0" * 100)
+    fresh = Switch(own.places)
+    stopping.on(fresh)
+    assert fresh.is_on()
+    assert not any(fresh.is_on(name) for name in FEATURES if name != "engine")
+    for name in FEATURES:
+        fresh.set_feature(name, "available")
+    assert Switch(own.places).is_on("api")
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
+def test_what_stands_in_the_way_of_a_folder_is_moved_aside(own: Switch, kind: str) -> None:
+    for folder in (own.places.config, own.places.state):
+        folder.symlink_to("nowhere") if kind == "a link to nothing" else folder.write_text("mine")
+    assert (kind == "a link to nothing") or not own.is_on()
+    stopping.off(own)
+    assert not Switch(own.places).is_on()
+    stopping.on(own)
+    assert Switch(own.places).is_on()
+    assert len(list(own.places.config.parent.glob("config.moved-away*"))) == 1

@@ -12,7 +12,7 @@ from stillroom.core.errors import OutOfMemory, TeacherError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.forward import hidden_states, logits_from_hidden
-from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.recipe.capture import DenseCodec, HiddenCodec, ObservedCodec, ThresholdCodec
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.teachers import local
@@ -139,3 +139,32 @@ def test_the_head_does_what_the_family_does_to_logits(family):
         hidden = hidden_states(model, TEXT.ids, TEXT.positions)
         expected = model(input_ids=TEXT.ids, position_ids=TEXT.positions, use_cache=False).logits
         assert torch.allclose(logits_from_hidden(model, hidden), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_hidden_states_give_the_distribution_of_the_live_pass(tmp_path, family):
+    model = make_model(family, rows=100, layers=2).bfloat16()
+    teacher = local_teacher(model)
+    live = {index: torch.cat(list(parts)) for index, parts in teacher.score(TEXT, range(len(TEXT)))}
+    cache = captured(tmp_path / "16", model, HiddenCodec())
+    for index, digest in enumerate(TEXT.digests):
+        # bfloat16 is what the teacher computes in: the states, the products and so the logits are equal to the bit.
+        assert torch.equal(cache.read([digest])[0].logprobs, torch.log_softmax(live[index], dim=1))
+    small = captured(tmp_path / "8", model, HiddenCodec(bits=8)).read(TEXT.digests)[0].logprobs
+    exact = torch.cat([torch.log_softmax(live[index], dim=1) for index in range(len(TEXT))])
+    assert float((exact.exp() * (exact - small)).sum(1).mean()) < 0.02
+
+
+def test_exact_lists_of_a_local_teacher(tmp_path):
+    model = make_model("llama", rows=100, layers=2)
+    read = captured(tmp_path / "observed", model, ObservedCodec(k=5)).read(TEXT.digests)[0]
+    dense = captured(tmp_path / "dense", model).read(TEXT.digests)[0].logprobs
+    assert torch.allclose(read.logprobs, dense.gather(1, read.ids), atol=1e-3)
+    assert torch.allclose(read.rest, 1 - read.logprobs.exp().sum(1), atol=1e-3)
+
+
+def test_hidden_states_need_a_model(tmp_path):
+    teacher = TableTeacher(torch.randn(100, 100))
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, HiddenCodec(), 1.0, 0))
+    with Progress(quiet=True).task("capture", 1) as task, pytest.raises(TeacherError, match="codec `hidden` needs"):
+        capture(teacher, TEXT, writer, 1.0, None, 48, task)

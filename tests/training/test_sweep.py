@@ -79,7 +79,12 @@ def test_the_table_goes_by_width_and_distance():
     assert table_rate(576, 0.9) == pytest.approx(2e-4)
     assert table_rate(576, 0.1) < table_rate(576, 0.9) < table_rate(576, 6.0)
     assert table_rate(4096, 0.9) == pytest.approx(2e-4 * 576 / 4096)
-    assert for_whole_run(1e-4, 6.0) == 1e-4 < for_whole_run(1e-4, 0.9)
+    assert table_rate(192, 6.0) == pytest.approx(2e-3 * 3**0.5)
+    assert for_whole_run(1e-4, 0.9, 2e-4) > 1e-4
+    # From random weights a few steps favour rates that are far too large for a run.
+    assert for_whole_run(0.03, 6.0, 4e-3) == pytest.approx(3e-3)
+    assert for_whole_run(0.09, 6.0, 4e-3) == pytest.approx(8e-3)
+    assert for_whole_run(0.003, 6.0, 4e-3) == pytest.approx(2e-3)
 
 
 def test_what_was_chosen_is_kept(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -91,10 +92,21 @@ def test_a_file_inside_is_opened_as_its_package_is(shop: Workshop, monkeypatch: 
 
 
 def test_copies_of_dead_processes_are_removed(shop: Workshop) -> None:
-    left = shop.folder / "copies" / f"pid{2**22 + 1}-left"
-    left.mkdir(parents=True)
-    shop.check()
+    copies = shop.folder / "copies"
+    # The number of a process says nothing of another container or machine that shares the folder; its lock does.
+    held, left, old = (copies / f"pid{2**22 + 1}-{name}" for name in ("held", "left", "of-0.1.0"))
+    for folder in (held, left, old):
+        folder.mkdir(parents=True)
+    left.with_name(f"{left.name}.lock").touch()
+    os.utime(old, (1, 1))
+    with open(held.with_name(f"{held.name}.lock"), "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        shop.check()
+        assert held.exists()
     assert not left.exists()
+    assert not old.exists()
+    shop.check()
+    assert list(copies.iterdir()) == []
 
 
 def test_a_refusal_leaves_no_copy(shop: Workshop) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from stillroom.core.errors import FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.errors import EnvironmentProblem, FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.plain import guard_terminal, shown
 
 
 class _Commands(typer.core.TyperGroup):
@@ -98,6 +99,10 @@ def run(
     capture_workers: Annotated[
         int | None, typer.Option(min=1, help="Workers of --ray; without it, one per GPU, or else per core.")
     ] = None,
+    secret: Annotated[
+        Path | None,
+        typer.Option(help="Repeat another run: its file lineage.secret, for a recipe without `seed`."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +114,7 @@ def run(
     made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:
-        pipeline.run(made, until=until, quiet=quiet, cluster=cluster)
+        pipeline.run(made, until=until, quiet=quiet, cluster=cluster, secret=secret)
     except FloorMissed as error:
         # Everything was done and written: it is shown before the answer is no.
         missed = error
@@ -254,11 +259,22 @@ def _register() -> None:
     """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for group in ("recipe", "cache", "evaluate", "ladder", "serve", "switch", "terms", "package"):
+    for group in ("recipe", "cache", "teacher", "evaluate", "ladder", "serve", "switch", "terms", "package", "guard"):
         importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 
 _register()
+# Whatever a command prints may come from a file, a model or a network.
+guard_terminal()
+
+
+def _require_system() -> None:
+    if sys.platform == "win32":
+        raise EnvironmentProblem(
+            "Windows is not supported: the switch, the lists of engines and the locks of runs need what only Linux and macOS "
+            "have (fcntl, local sockets, signals).",
+            "Use Linux or macOS, or the Windows Subsystem for Linux.",
+        )
 
 
 def main() -> None:
@@ -266,6 +282,7 @@ def main() -> None:
     # Read when PyTorch is loaded, which no command has done yet.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
+        _require_system()
         app()
     except StillroomError as error:
         sys.exit(_draw(error))
@@ -281,7 +298,7 @@ def main() -> None:
 
 
 def _draw(error: StillroomError) -> int:
-    sys.stderr.write(f"stillroom: {error.what}\n")
+    sys.stderr.write(f"stillroom: {shown(error.what)}\n")
     if error.todo:
-        sys.stderr.write(f"  {error.todo}\n")
+        sys.stderr.write(f"  {shown(error.todo)}\n")
     return error.exit_code

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from stillroom.core.plain import shown
 
 if TYPE_CHECKING:
     from stillroom.runtime.engine import Engine
@@ -30,21 +33,25 @@ def chat(
     context: Annotated[int, typer.Option(min=64, help="Tokens of context.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
+    """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation, /help says what else there is."""
     from stillroom.serving.ask import Chat
 
     interactive = sys.stdin.isatty() and prompt is None
+    settings = _Settings(temperature, max_tokens, seed)
     with Chat(model, system=system, context=context) as talk:
         if interactive:
             typer.echo(f"{talk.name} ({talk.passport()['signature']['state']}).", err=True)
             _show_confinement(talk.engine)
-            typer.echo("Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+            typer.echo("Ctrl-C stops an answer, Ctrl-D ends, /help says what else there is.", err=True)
         while True:
             asked = prompt if prompt is not None else _ask(interactive)
             if asked is None:
                 return
-            if asked.strip():
-                _say(talk, asked, temperature, max_tokens, seed)
+            if interactive and asked.startswith("/"):
+                if not settings.command(talk, asked.strip()):
+                    return
+            elif asked.strip():
+                _say(talk, asked, settings)
             if prompt is not None:
                 return
 
@@ -65,6 +72,20 @@ def serve(
     memory: Annotated[int | None, typer.Option(min=64, help="MiB that all models together may take.")] = None,
     idle: Annotated[float | None, typer.Option(min=1, help="Seconds after which an unused model is unloaded.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
+    mark: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Mark every answer with this key (`stillroom guard key new`).")
+    ] = None,
+    mark_delta: Annotated[
+        float, typer.Option(min=0.1, max=10.0, help="Strength of the mark: difference in logits between words.")
+    ] = 1.0,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; nobody's is by default."),
+    ] = None,
+    request_log: Annotated[
+        Path | None, typer.Option(help="Log requests to this file, without texts, for `guard intake`; none without it.")
+    ] = None,
+    request_log_texts: Annotated[bool, typer.Option(help="Log the texts of requests too.")] = False,
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
@@ -76,6 +97,8 @@ def serve(
 
     if key_file is not None and not key_file.is_file():
         raise UsageError(f"{key_file} is not a file of keys.", "Write one key a line into it.")
+    if request_log_texts and request_log is None:
+        raise UsageError("--request-log-texts without --request-log.", "Name the file: --request-log FILE.")
     serve_models(
         models,
         host,
@@ -90,6 +113,11 @@ def serve(
         memory_bytes=memory << 20 if memory is not None else None,
         idle_seconds=idle,
         timeout=timeout,
+        proxies=proxy or [],
+        mark=mark,
+        mark_delta=mark_delta,
+        request_log=request_log,
+        request_log_texts=request_log_texts,
     )
 
 
@@ -106,12 +134,60 @@ def _ask(interactive: bool) -> str | None:
         return None
 
 
-def _say(talk: Chat, asked: str, temperature: float, max_tokens: int, seed: int) -> None:
+HELP = """/set temperature|max_tokens|seed VALUE   how answers are written from here on
+/set system TEXT                         what the model is told first; begins anew
+/clear                                   begin anew
+/bye                                     end
+Answers are generated text, and can be wrong."""
+
+
+@dataclass
+class _Settings:
+    """How answers are written; changed by commands in the conversation."""
+
+    temperature: float
+    max_tokens: int
+    seed: int
+
+    def command(self, talk: Chat, line: str) -> bool:
+        """Do what a line says that begins with a slash; False ends the conversation."""
+        word, _, rest = line.partition(" ")
+        if word in ("/bye", "/exit", "/quit"):
+            return False
+        if word == "/clear":
+            talk.clear()
+            typer.echo("Begun anew.", err=True)
+        elif word == "/set":
+            name, _, value = rest.strip().partition(" ")
+            typer.echo(self._set(talk, name, value.strip()), err=True)
+        else:
+            typer.echo(HELP if word in ("/help", "/?") else f"There is no {word}.\n{HELP}", err=True)
+        return True
+
+    def _set(self, talk: Chat, name: str, value: str) -> str:
+        if name == "system":
+            talk.clear(value)
+            return "Begun anew."
+        least = {"temperature": 0.0, "max_tokens": 1, "seed": 0}
+        most = {"temperature": 5.0, "max_tokens": 1 << 20, "seed": (1 << 32) - 1}
+        if name not in least:
+            return f"temperature {self.temperature:g}, max_tokens {self.max_tokens}, seed {self.seed}"
+        try:
+            number = float(value) if name == "temperature" else int(value)
+        except ValueError:
+            return f"{name}: a number is expected."
+        if not least[name] <= number <= most[name]:
+            return f"{name}: between {least[name]} and {most[name]}."
+        setattr(self, name, number)
+        return f"{name} {number:g}"
+
+
+def _say(talk: Chat, asked: str, settings: _Settings) -> None:
     """Stream an answer to standard output."""
-    tokens = talk.stream(asked, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    tokens = talk.stream(asked, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed)
     try:
         for text in tokens:
-            sys.stdout.write(text)
+            sys.stdout.write(shown(text))
             sys.stdout.flush()
     except KeyboardInterrupt:
         tokens.close()

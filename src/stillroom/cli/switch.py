@@ -70,7 +70,7 @@ def status(as_json: Json = False) -> None:
     """What the switch says, who holds it, and what runs."""
     from stillroom import switch
 
-    said = switch.status()
+    said = {**switch.status(), "confinement": switch.confinement()}
     if as_json:
         typer.echo(json.dumps(said, indent=2))
         return
@@ -80,3 +80,10 @@ def status(as_json: Json = False) -> None:
         typer.echo(f"  {name:<11} {feature['state']:<10} {feature['about']}{held}")
     for engine in said["engines"]:
         typer.echo(f"  running: {engine['model']} (process {engine['pid']})")
+    lacks = said["confinement"]["missing"]
+    if not lacks:
+        typer.echo("A model's process is confined by all that this version can take away.")
+    else:
+        typer.echo("A model's process is confined, but this system does not give all that could be taken away:")
+        for line in lacks:
+            typer.echo(f"  {line}.")

@@ -23,6 +23,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "datasets": {"datasets": "datasets", "pyarrow": "pyarrow"},
     "documents": {"beautifulsoup4": "bs4", "pypdf": "pypdf", "python-docx": "docx"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "guard": {"duckdb": "duckdb", "scipy": "scipy"},
     "quantise": {"libgguf": "libgguf"},
     "reasoning": {"reasoning-gym": "reasoning_gym"},
     "tasks": {"lm-eval": "lm_eval"},

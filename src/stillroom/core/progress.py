@@ -149,6 +149,10 @@ class Progress:
             from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
             from rich.text import Text
 
+            from stillroom.core.plain import guard_tables
+
+            guard_tables()
+
             class Left(ProgressColumn):
                 """The time left, drawn again as the clock moves."""
 

@@ -15,7 +15,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     recipe = run.recipe
     progress.say("  loading the teacher's tokenizer")
     tokenizer = load_tokenizer(recipe.teacher)
-    corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=stage.path)
+    corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=stage.path)
     for name, pieces in corpus.pieces.items():
         pieces.save(stage.path / f"{name}.safetensors")
     with files.replacing(stage.path / "tokenizer") as beside:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
-from stillroom.core.errors import MissingDependency
+from stillroom.core.errors import MissingDependency, TeacherError
 from stillroom.core.progress import Progress
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from stillroom.evaluation.listed import ListedTeacher
     from stillroom.models.types import CausalModel
     from stillroom.runs.run import Run
 
@@ -91,6 +93,7 @@ class Bench:
         folder: Where finished measures and parts are kept.
         text_digest: Changes when the held-out or the training text does.
         progress: Draws.
+        listed: What was captured of a teacher behind an endpoint, which cannot be loaded; None where it can.
     """
 
     subjects: dict[str, Subject]
@@ -104,6 +107,7 @@ class Bench:
     folder: Path
     text_digest: str
     progress: Progress
+    listed: ListedTeacher | None = None
 
     @property
     def names(self) -> list[str]:
@@ -136,7 +140,10 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     """The bench of a run whose students are made."""
     import torch
 
-    from stillroom.models.load import load_student, teacher_identity
+    from stillroom.evaluation.listed import ListedTeacher
+    from stillroom.models.load import load_student, load_tokenizer, teacher_identity
+    from stillroom.runs.stages import CACHE
+    from stillroom.signals.cache.reader import TeacherCache
     from stillroom.teachers.registry import open_teacher
     from stillroom.teachers.teacher import weights_of
 
@@ -150,6 +157,11 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     open_vocabulary = functools.cache(lambda: VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors"))
 
     def load_teacher() -> Loaded:
+        if isinstance(recipe.teacher, EndpointTeacher):
+            raise TeacherError(
+                "This needs the teacher itself, which is behind an endpoint: only its most probable tokens were captured.",
+                "Leave it out of `evaluate.measures`, or use a teacher that is a model on this machine.",
+            )
         found = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `evaluate`")
         rows = found.model.get_output_embeddings().weight.shape[0]
         return Loaded(found.model, found.tokenizer, VocabularyMap.identity(rows), found.stored_bytes)
@@ -160,7 +172,14 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         model = model.to(device).eval().requires_grad_(False)
         return Loaded(model, tokenizer, open_vocabulary(), stored)
 
-    subjects = {"teacher": Subject("teacher", files.digest_json(teacher_identity(recipe.teacher)), load_teacher)}
+    digest, listed = files.digest_json(teacher_identity(recipe.teacher)), None
+    if isinstance(recipe.teacher, EndpointTeacher):
+        known = files.read_json(run.stage("capture").path / "teacher.json")
+        tokenizer = load_tokenizer(recipe.teacher)
+        cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / CACHE)
+        listed = ListedTeacher(cache, tokenizer, cache.identity.vocabulary_size, known["parameters"])
+        digest = files.digest_json([digest, known["digest"], cache.identity.codec.model_dump(mode="json")])
+    subjects = {"teacher": Subject("teacher", digest, load_teacher)}
     for name, (stage, folder) in stages.items():
         opener = functools.partial(open_student, run.stage(stage).path / folder)
         subjects[name] = Subject(name, files.digest_json([run.stage(stage).output_digest, folder]), opener)
@@ -173,11 +192,12 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         sources=[source["name"] for source in files.read_json(corpus / "ledger.json")["sources"]],
         config=recipe.evaluate,
         student_languages=kept.languages if kept is not None else (),
-        seed=recipe.seed,
+        seed=recipe.public_seed,
         device=device,
         folder=run.path / "measures",
         text_digest=run.stage("corpus").output_digest,
         progress=progress,
+        listed=listed,
     )
 
 

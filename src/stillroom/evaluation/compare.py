@@ -9,6 +9,7 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import RunError
+from stillroom.core.plain import guard_tables
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.paired import mcnemar, paired_difference
 from stillroom.evaluation.tally import MEASURES, MORE_IS_BETTER
@@ -108,6 +109,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    guard_tables()
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("student of")

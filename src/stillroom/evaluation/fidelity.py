@@ -8,8 +8,9 @@ Legend: P positions where teacher and student predict the same thing, V vocabula
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.evaluation.heldout import HeldOut
+from stillroom.evaluation.listed import ListedSaid, ListedTeacher
 from stillroom.evaluation.tally import Places, Tally
 from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
@@ -43,7 +45,7 @@ class Contender:
 
 @torch.inference_mode()
 def compare(
-    teacher: CausalModel,
+    teacher: CausalModel | ListedTeacher,
     own: Tally,
     contenders: list[Contender],
     heldout: HeldOut,
@@ -54,7 +56,7 @@ def compare(
     """Compare models with their teacher, adding to their tallies.
 
     Args:
-        teacher: The teacher, float32.
+        teacher: The teacher, float32; or what was captured of one behind an endpoint: KL and its nats are then "at least".
         own: Takes the teacher's sums.
         contenders: The students.
         heldout: Text in the teacher's ids.
@@ -66,24 +68,24 @@ def compare(
         Documents that had a position to compare.
     """
     seen: set[int] = set()
-    device = next(teacher.parameters()).device
+    device = next((contenders[0].model if isinstance(teacher, ListedTeacher) else teacher).parameters()).device
     for index in range(len(heldout)):
         row = heldout.row(index)
         where = (row.targets[0] != IGNORED).nonzero().squeeze(1)
         places = _places(row, where.numpy(), heldout, classes, own)
         seen.update(row.documents[0][where].tolist())
         targets = row.targets[0][where].to(device)
-        hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
+        said_at = _asked(teacher, row, where, device)
         students = [_Student(contender, row, where, heldout, classes) for contender in contenders]
         for start in range(0, len(where), CHUNK):
             part = slice(start, min(start + CHUNK, len(where)))
-            said = _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
+            said = said_at(part)
             here = {axis: bins[part] for axis, bins in places.items()}
-            nats = -said.logprobs.gather(1, targets[part, None]).squeeze(1)
+            nats = said.nats(targets[part])
             # The teacher against itself: said by the same sums, so that a slip in them would show.
-            zero = (said.logprobs.exp() * (said.logprobs - said.logprobs)).sum(1)
+            zero = said.from_itself()
             own.add(here, nats=_float(nats), kl=_float(zero), top1=1.0, top5=1.0, compared=1.0, tokens=1.0)
-            _reliability(own, here, said.logprobs.max(dim=1), targets[part])
+            _reliability(own, here, said.best, targets[part])
             for student in students:
                 student.compare(said, part, here, worst)
         text_bytes = row.target_bytes[0][where].numpy()
@@ -96,12 +98,69 @@ def compare(
     return len(seen)
 
 
+class Said(Protocol):
+    """What a teacher says at the P positions of one chunk."""
+
+    @property
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and id of the most probable token, both [P]."""
+        ...
+
+    def nats(self, targets: torch.Tensor) -> torch.Tensor:
+        """−log p of the text's tokens, [P]."""
+        ...
+
+    def from_itself(self) -> torch.Tensor:
+        """KL(teacher ‖ teacher), [P]: zero, by the sums that it is computed with for students."""
+        ...
+
+    def against(self, logprobs: torch.Tensor, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+        """KL(teacher ‖ student), nats, and the student's id that the teacher finds most probable, both [P].
+
+        Args:
+            logprobs: The student's, [P, V].
+            vocabulary: From the teacher's ids to the student's.
+        """
+        ...
+
+
+def _asked(
+    teacher: CausalModel | ListedTeacher, row: Sequences, where: torch.Tensor, device: torch.device
+) -> Callable[[slice], Said]:
+    """What a teacher says on a row, by chunk of its positions."""
+    if isinstance(teacher, ListedTeacher):
+        signal = teacher.of(row, device)
+        return lambda part: ListedSaid(signal.rows(part.start, part.stop))
+    hidden = hidden_states(teacher, row.ids.to(device), row.positions.to(device))[0, where.to(device)]
+    return lambda part: _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
+
+
 class _Said:
     """What the teacher says at the positions of one chunk, as students with one vocabulary hear it; carried over once."""
 
     def __init__(self, logprobs: torch.Tensor) -> None:
         self.logprobs = logprobs  # [P, V], in the teacher's ids
         self._heard: dict[VocabularyMap, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Said`."""
+        found = self.logprobs.max(dim=1)
+        return found.values, found.indices
+
+    def nats(self, targets: torch.Tensor) -> torch.Tensor:
+        """See :class:`Said`."""
+        return -self.logprobs.gather(1, targets[:, None]).squeeze(1)
+
+    def from_itself(self) -> torch.Tensor:
+        """See :class:`Said`."""
+        return (self.logprobs.exp() * (self.logprobs - self.logprobs)).sum(1)
+
+    def against(self, logprobs: torch.Tensor, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Said`."""
+        projected, probabilities = self.heard(vocabulary)
+        divergence = torch.where(probabilities > 0, probabilities * (projected - logprobs), 0.0).sum(1)
+        return divergence, projected.argmax(1)
 
     def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and probabilities in the student's ids, both [P, V]."""
@@ -137,24 +196,23 @@ class _Student:
         self.begins = torch.searchsorted(owner, torch.cat([where, where[-1:] + 1]))
         self.first = torch.searchsorted(rows, source.speaking(0))
 
-    def compare(self, said: _Said, part: slice, here: Places, worst: Worst | None) -> None:
+    def compare(self, said: Said, part: slice, here: Places, worst: Worst | None) -> None:
         """Sums over the places of one chunk: closeness to the teacher, cross-entropy on the text, calibration."""
         low, high = int(self.begins[part.start]), int(self.begins[part.stop])
         vocabulary, tally = self.contender.vocabulary, self.contender.tally
         logits = logits_from_hidden(self.contender.model, self.states[low:high])[:, : vocabulary.student_used]
         logprobs = torch.log_softmax(logits, dim=1)
         targets = self.targets[low:high]
-        best = logprobs.max(dim=1)
+        highest = logprobs.max(dim=1)
+        best = (highest.values, highest.indices)
         text = {axis: bins[low:high] for axis, bins in self.places.items()}
         tally.add(text, nats=_float(-logprobs.gather(1, targets[:, None]).squeeze(1)), tokens=1.0)
         _reliability(tally, text, best, targets)
         first = (self.first[part] - low).to(logprobs.device)
         if len(first) < len(logprobs):
             logprobs = logprobs[first]
-        own = best.indices[first]
-        projected, probabilities = said.heard(vocabulary)
-        divergence = torch.where(probabilities > 0, probabilities * (projected - logprobs), 0.0).sum(1)
-        theirs = projected.argmax(1)
+        own = best[1][first]
+        divergence, theirs = said.against(logprobs, vocabulary)
         likeliest = logprobs.topk(min(5, logprobs.shape[1]), dim=1).indices
         tally.add(
             here,
@@ -164,7 +222,7 @@ class _Student:
             compared=1.0,
         )
         if worst is not None and self.contender.name == "student":
-            worst.add(divergence.cpu(), said.logprobs.argmax(1).cpu(), own.cpu())
+            worst.add(divergence.cpu(), said.best[1].cpu(), own.cpu())
 
 
 def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.ndarray, tally: Tally) -> Places:
@@ -182,9 +240,9 @@ def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.nda
     return places
 
 
-def _reliability(tally: Tally, here: Places, best: torch.return_types.max, targets: torch.Tensor) -> None:
+def _reliability(tally: Tally, here: Places, best: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> None:
     """Confidence in the likeliest token (``best``: log-probabilities and ids of the maxima), and whether it came."""
-    tally.add_reliability(here["group"], _float(best.values.exp()), _float(best.indices == targets))
+    tally.add_reliability(here["group"], _float(best[0].exp()), _float(best[1] == targets))
 
 
 def _float(values: torch.Tensor) -> np.ndarray:

@@ -35,6 +35,9 @@ def do_measures(bench: Bench, wanted: Iterable[str]) -> dict[str, Result]:
     """Results by name; what was finished before for the same inputs is read, not measured again."""
     found = {}
     for spec in require_metrics(wanted):
+        if bench.listed is not None and not spec.with_endpoint:
+            bench.progress.say(f"  {spec.name}: not measured: it needs the teacher itself, which is behind an endpoint")
+            continue
         record = finished(bench, spec)
         if record is None:
             bench.progress.say(f"  {spec.name}: {spec.what}")

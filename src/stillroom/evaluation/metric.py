@@ -75,6 +75,8 @@ class Metric:
         card: Results in the head of the model card.
         beside: What the terminal shows beside a number.
         details: Beginnings of the names of numbers that the terminal leaves out.
+        with_endpoint: Whether it can be measured where the teacher is behind an endpoint: all that is known of it then is
+            ``bench.listed``.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Metric:
     card: Callable[[Result], list[CardResult]] = lambda _: []
     beside: Callable[[Result, str], Beside] = beside
     details: tuple[str, ...] = ()
+    with_endpoint: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

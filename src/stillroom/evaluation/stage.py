@@ -22,7 +22,7 @@ from stillroom.runs.run import Run, Stage
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Measure; what an earlier process finished is not measured again."""
-    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.seed))
+    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))
     files.remove_leftovers(bench.folder)
     results = do_measures(bench, run.recipe.evaluate.measures)
     files.write_json(stage.path / "evaluation.json", gather(results, bench))
@@ -38,7 +38,7 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
     require_metrics(names)
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
-    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.seed))
+    bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))
     return do_measures(bench, names)
 
 

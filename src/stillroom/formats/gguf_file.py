@@ -5,12 +5,13 @@ Legend: keys are a tensor's names in Hugging Face, names those in llama.cpp; C c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
@@ -20,23 +21,28 @@ from stillroom.core.errors import UnsupportedModel
 from stillroom.formats.quantise import quantise
 from stillroom.formats.vocabulary import add_tokenizer
 from stillroom.models.families.family import GgufLayout
-from stillroom.models.families.gguf_keys import add_hyperparameters, lay_out
+from stillroom.models.families.gguf_keys import add_hyperparameters, applied, lay_out
 from stillroom.models.families.registry import gguf_layout_of
 from stillroom.models.quantization import Setting, file_type, tensor_bytes, tensor_type
 
 if TYPE_CHECKING:
+    import torch
+
     from stillroom.models.types import ModelConfig, Tokenizer
 
 Array = np.ndarray
+OUTPUTS = ("lm_head.weight", "embed_out.weight")
+"""Keys of output matrices, which a file of a model with tied embeddings does not have."""
 Importance = dict[str, Array]
 """What an error in each column of a matrix costs, [C] float32, by the matrix's key (:mod:`stillroom.formats.importance`)."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: its key, its name, its shape there and its type."""
+    """One tensor of a file: its source's key, its key by the family's rules, its name, its shape there and its type."""
 
     key: str
+    stored: str
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -73,38 +79,77 @@ def write_gguf(
         UnsupportedModel: llama.cpp cannot run this family, layer order or tokenizer.
         MissingDependency: No library here can make this type.
     """
-    from safetensors import safe_open
     from transformers import AutoConfig
 
     from stillroom.models.tokenizer import open_tokenizer, quietly
 
     with quietly():
         config: ModelConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    shards = sorted(folder.glob("*.safetensors"))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        with safe_open(shard, framework="pt") as tensors:
-            shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     layout = _Layout.of(config, rows, kind, importance is not None)
-    planned = {tensor.key: tensor for tensor in layout.tensors(shapes)}
-    with files.replacing(target) as beside:
+    with files.replacing(target) as beside, contextlib.ExitStack() as stack:
+        held = _held(folder) if layout.gguf.rules else stack.enter_context(_shards(folder))
+        planned = {tensor.stored: tensor for tensor in layout.tensors(held)}
         writer = GGUFWriter(beside, layout.arch_name)
-        try:
-            for extra, data in layout.describe(writer, open_tokenizer(folder), name, licence).items():
-                writer.add_tensor(extra, data)
-            for shard in shards:
-                with safe_open(shard, framework="pt") as tensors:
-                    for key in sorted(planned.keys() & tensors.keys()):
-                        tensor = planned[key]
-                        data = lay_out(layout.gguf, layout.config, key, tensors.get_tensor(key).float().numpy())
-                        weight = importance.get(key) if importance else None
-                        encoded = quantise(data[: tensor.shape[0]], tensor.kind, weight)
-                        writer.add_tensor(tensor.name, encoded, raw_dtype=tensor.kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+        stack.callback(writer.close)
+        for extra, data in layout.describe(writer, open_tokenizer(folder), name, licence, held).items():
+            writer.add_tensor(extra, data)
+        for source, stored, values in applied(layout.gguf, layout.config, held):
+            tensor = planned.get(stored)
+            if tensor is None:
+                continue
+            data = lay_out(layout.gguf, layout.config, stored, values.float().contiguous().numpy())
+            weight = importance.get(source) if importance else None
+            if weight is not None and weight.shape != tensor.shape[-1:]:
+                weight = None  # the columns are others now
+            encoded = quantise(data[: tensor.shape[0]], tensor.kind, weight)
+            writer.add_tensor(tensor.name, encoded, raw_dtype=tensor.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+class _Stored(Mapping[str, "torch.Tensor"]):
+    """The tensors of a folder's files by key, each read when it is asked for."""
+
+    def __init__(self, shards: list[Any]) -> None:
+        self._shards = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118 - not a mapping
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._shards[key].get_tensor(key)
+        return tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape; its data is not read."""
+        return tuple(self._shards[key].get_slice(key).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+
+@contextlib.contextmanager
+def _shards(folder: Path) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The tensors of a folder, as they are on disk."""
+    from safetensors import safe_open
+
+    with contextlib.ExitStack() as stack:
+        yield _Stored(
+            [stack.enter_context(safe_open(shard, framework="pt")) for shard in sorted(folder.glob("*.safetensors"))]
+        )
+
+
+def _held(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a folder, as the loaded model has them: with its buffers, and experts stacked."""
+    from transformers import AutoModelForCausalLM
+
+    from stillroom.models.tokenizer import quietly
+
+    opener: Any = AutoModelForCausalLM
+    with quietly():
+        tensors: dict[str, torch.Tensor] = opener.from_pretrained(folder, local_files_only=True).state_dict()
+    return tensors
 
 
 def planned_bytes(
@@ -136,17 +181,17 @@ def planned_bytes(
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     layout = _Layout.of(config, rows, kind, importance)
+    held = model.state_dict() if layout.gguf.rules else dict(model.named_parameters())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "planned.gguf"
         writer = GGUFWriter(path, layout.arch_name)
         try:
             data = 0
-            for extra, array in layout.describe(writer, tokenizer, name, licence).items():
+            for extra, array in layout.describe(writer, tokenizer, name, licence, held).items():
                 writer.add_tensor(extra, array)
                 data += writer.ggml_pad(array.nbytes, writer.data_alignment)
-            for tensor in layout.tensors(shapes):
+            for tensor in layout.tensors(held):
                 encoded = np.dtype(np.float32 if tensor.kind == GGMLQuantizationType.F32 else np.float16)
                 writer.add_tensor_info(tensor.name, tensor.shape, encoded, tensor.bytes, _float_type(tensor.kind))
                 data += writer.ggml_pad(tensor.bytes, writer.data_alignment)
@@ -167,9 +212,12 @@ def tensor_types(
     rows: int | None = None,
     importance: bool = True,
 ) -> dict[str, GGMLQuantizationType]:
-    """The type that each tensor of a model gets in a file of a type, by its key."""
+    """The type that each tensor of a model gets in a file of a type, by its key; of those that are stored as they are."""
+    import torch
+
     layout = _Layout.of(config, rows, kind, importance)
-    return {tensor.key: tensor.kind for tensor in layout.tensors(shapes)}
+    held = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return {tensor.key: tensor.kind for tensor in layout.tensors(held) if tensor.key == tensor.stored}
 
 
 @dataclass(frozen=True)
@@ -194,7 +242,14 @@ class _Layout:
     def arch_name(self) -> str:
         return self.gguf.arch
 
-    def describe(self, writer: GGUFWriter, tokenizer: Tokenizer, name: str, licence: str | None) -> dict[str, Array]:
+    def describe(
+        self,
+        writer: GGUFWriter,
+        tokenizer: Tokenizer,
+        name: str,
+        licence: str | None,
+        held: Mapping[str, torch.Tensor],
+    ) -> dict[str, Array]:
         """Write all metadata; returns the tensors that belong to it."""
         writer.add_name(name)
         if licence:
@@ -202,30 +257,42 @@ class _Layout:
         writer.add_file_type(file_type(self.kind))
         writer.add_quantization_version(2)
         extra = add_hyperparameters(writer, self.gguf, self.config)
+        if self.gguf.learned is not None:
+            self.gguf.learned(writer, self.config, held)
         add_tokenizer(writer, tokenizer, self.config.vocab_size)
         return extra
 
-    def tensors(self, shapes: dict[str, tuple[int, ...]]) -> Iterable[Tensor]:
-        """Every tensor, from the shapes by key."""
+    def tensors(self, held: Mapping[str, torch.Tensor]) -> Iterable[Tensor]:
+        """Every tensor, from the model's by key; only their shapes count."""
+        import torch
+
         config = self.config
         names = get_tensor_name_map(self.gguf.model_arch, config.num_hidden_layers)
         tied = bool(config.tie_word_embeddings)
-        groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        setting = Setting(
-            self.kind, config.num_hidden_layers, tied, config.num_attention_heads // groups, self.importance
-        )
-        for key, shape in sorted(shapes.items()):
-            if key == "lm_head.weight" and tied:
+        heads = getattr(config, "num_attention_heads", None) or 1
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        setting = Setting(self.kind, config.num_hidden_layers, tied, heads // groups, self.importance)
+        # Changes are computed on shapes alone.
+        shapes = {key: torch.empty(_shape(held, key), device="meta") for key in held}
+        for key, stored, tensor in applied(self.gguf, config, shapes):
+            if key in OUTPUTS and tied:
                 continue
-            name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+            shape = tuple(tensor.shape)
+            name = stored[1:] if stored.startswith("=") else names.get_name(stored, try_suffixes=(".weight", ".bias"))
             if name is None:
                 raise UnsupportedModel(
-                    f"The tensor {key} has no place in llama.cpp's `{self.arch_name}`.",
+                    f"The tensor {stored} has no place in llama.cpp's `{self.arch_name}`.",
                     "Export nothing: `export: {gguf: []}`.",
                 )
             if name.startswith(("token_embd.", "output.")) and shape[0] == self.padded:
                 shape = (config.vocab_size, *shape[1:])
-            yield Tensor(key, name, shape, tensor_type(setting, name, shape))
+            yield Tensor(key, stored, name, shape, tensor_type(setting, name, shape))
+
+
+def _shape(held: Mapping[str, torch.Tensor], key: str) -> tuple[int, ...]:
+    if isinstance(held, _Stored):
+        return held.shape(key)
+    return tuple(held[key].shape)
 
 
 def _float_type(kind: GGMLQuantizationType) -> GGMLQuantizationType:

@@ -65,7 +65,7 @@ def ladder(
         _ = run.stage(needed).output_digest
     target = run.path / "ladder"
     with run.locked():
-        device = prepare(run.recipe.compute, run.recipe.seed)
+        device = prepare(run.recipe.compute, run.recipe.public_seed)
         scratch = target / "files"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

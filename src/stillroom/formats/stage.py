@@ -14,7 +14,7 @@ from stillroom.runs.run import Run, Stage
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Write and check every file that the recipe asks for; one that was accepted before is kept."""
     config = run.recipe.export
-    prepare(run.recipe.compute, run.recipe.seed)
+    prepare(run.recipe.compute, run.recipe.public_seed)
     exporter = Exporter(run, stage.path, progress)
     accepted = [exporter.make(kind) for kind in config.gguf]
     weights = sorted(exporter.source.glob("*.safetensors"))

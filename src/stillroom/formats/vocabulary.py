@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+def add_tokenizer(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: int, pre_tokenizer: str | None = None
+) -> None:
     """Write the tokenizer; rows of the output behind its ids become unused tokens.
+
+    Args:
+        writer: Of the file.
+        tokenizer: The tokenizer.
+        rows: Rows of the output.
+        pre_tokenizer: llama.cpp's name of a byte-level pre-tokenizer; None finds the one that is proved to be it.
 
     Raises:
         UnsupportedModel: llama.cpp has no name for these rules.
@@ -40,7 +48,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: 
         writer.add_add_space_prefix(_prepends(rules))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_name(rules))
+        writer.add_tokenizer_pre(pre_tokenizer or _name(tokenizer, rules))
         writer.add_token_merges([" ".join(_pair(merge)) for merge in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -95,8 +103,8 @@ def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def _name(rules: dict[str, Any]) -> str:
-    """llama.cpp's name of a byte-level pre-tokenizer."""
+def _name(tokenizer: PreTrainedTokenizerFast, rules: dict[str, Any]) -> str:
+    """llama.cpp's name of a byte-level pre-tokenizer: of a known pattern, or else proved by trying."""
     steps = rules.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps]) if steps else []
     kinds = [step["type"] for step in steps]
@@ -120,11 +128,29 @@ def _name(rules: dict[str, Any]) -> str:
         for ending, name in known.items():
             if pattern.endswith("[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" + ending):
                 return name
-    raise _unknown(kinds)
+    found = _proved(tokenizer)
+    if found is None:
+        raise _unknown(kinds)
+    return found
+
+
+_FOUND: dict[str, str | None] = {}
+"""What was found for tokenizers of this process, by the digest of their rules."""
+
+
+def _proved(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    from stillroom.core import files
+    from stillroom.formats.pretokenizers import proved_name
+
+    digest = files.digest_json(tokenizer.backend_tokenizer.to_str())
+    if digest not in _FOUND:
+        _FOUND[digest] = proved_name(tokenizer, add_tokenizer)
+    return _FOUND[digest]
 
 
 def _unknown(kinds: list[str]) -> UnsupportedModel:
     return UnsupportedModel(
-        f"llama.cpp has no name for this tokenizer's pre-tokenizer ({' then '.join(kinds) or 'none'}).",
+        f"llama.cpp has no name for this tokenizer's pre-tokenizer ({' then '.join(kinds) or 'none'}): under none that it "
+        "knows are its ids those of the tokenizer.",
         "Export nothing: `export: {gguf: []}`; the Hugging Face folder of the student is complete.",
     )

@@ -10,15 +10,18 @@ import contextlib
 import datetime
 import json
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
+import jinja2
+import markupsafe
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from stillroom.core.sandbox.confine import confine, standard_library
 from stillroom.core.sandbox.policies import NO_EFFECTS
-from stillroom.core.sandbox.seccomp import install
 
 MEMORY_BYTES = 512 << 20
 """Address space of the child."""
@@ -111,8 +114,8 @@ def main() -> None:
     # What is loaded late would be refused by the limits.
     environment.from_string("{{ [1] | tojson }}{{ 'a'.upper() }}{% if x is defined %}{% endif %}").render()
     _limit()
-    with contextlib.suppress(OSError):
-        install(NO_EFFECTS)
+    late = [Path(module.__file__ or "/dev/null").parent for module in (jinja2, markupsafe)]
+    confine([*standard_library(), *late], None, None, 8, policy=NO_EFFECTS, namespace=False)
     compiled: dict[str, Template] = {}
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while (data := _read(requests)) is not None:

@@ -31,7 +31,7 @@ from stillroom.models.inside import open_inside, text_config
 from stillroom.models.kinds import kind_of
 from stillroom.models.proof import prove
 from stillroom.models.tokenizer import open_tokenizer, quietly, tokenizer_digest
-from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def count_parameters(model: CausalModel) -> int:
 
 
 def load_teacher(
-    config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype
+    config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher, device: torch.device | str, dtype: torch.dtype
 ) -> LoadedTeacher:
     """Load a teacher.
 
@@ -99,6 +99,11 @@ def load_teacher(
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
     notes: tuple[str, ...] = ()
+    if isinstance(config, EndpointTeacher):
+        raise TeacherError(
+            f"The teacher {config.model} is behind an endpoint: its weights are not here.",
+            "Use a teacher that is a model on this machine: `teacher: {kind: huggingface}` or `{kind: gguf}`.",
+        )
     if isinstance(config, GgufTeacher):
         with gguf_checked(config) as path, _loading(path):
             model = _plain(open_gguf(path, dtype))
@@ -149,52 +154,76 @@ def digest_of_config(folder: Path) -> str:
     return files.digest_json(computed(files.read_json(folder / "config.json")))
 
 
-def stated_licence(config: HuggingFaceTeacher | GgufTeacher) -> str | None:
+AnyTeacher = HuggingFaceTeacher | GgufTeacher | EndpointTeacher
+"""A teacher in a recipe's words. Of one behind an endpoint, tokenizer and config are here and weights are not."""
+
+
+def _folder_of(config: HuggingFaceTeacher | EndpointTeacher) -> Path:
+    """The folder with a teacher's tokenizer and config."""
+    name = config.tokenizer if isinstance(config, EndpointTeacher) else config.name
+    return model_folder(name, config.revision)
+
+
+def stated_licence(config: AnyTeacher) -> str | None:
     """The licence as the recipe states it, or else the model's own metadata; None where neither does."""
     if config.licence:
         return config.licence
     if isinstance(config, GgufTeacher):
         path = gguf_path(config.path)
         return _text(gguf_facts(path, path.stat().st_mtime_ns).get("general.license"))
-    return _card_licence(model_folder(config.name, config.revision))
+    return _card_licence(_folder_of(config))
 
 
-def teacher_identity(
-    config: HuggingFaceTeacher | GgufTeacher, digest: Callable[[Path], str] = files.digest_file
-) -> dict[str, str]:
+def teacher_identity(config: AnyTeacher, digest: Callable[[Path], str] = files.digest_file) -> dict[str, str]:
     """Digests that change when the teacher's stored files do: what a stage that loads it depends on.
 
     ``digest`` computes the SHA-256 of a file, or knows it.
     """
     if isinstance(config, GgufTeacher):
         return {"teacher": digest(gguf_path(config.path))}
-    folder = model_folder(config.name, config.revision)
-    names = sorted(
-        file
-        for file in folder.iterdir()
-        if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model")
+    folder = _folder_of(config)
+    kinds = (
+        (".json", ".jinja", ".model")
+        if isinstance(config, EndpointTeacher)
+        else (".safetensors", ".json", ".jinja", ".model")
     )
-    return {"teacher": files.digest_json({file.name: digest(file) for file in names})}
+    names = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in kinds)
+    found = {file.name: digest(file) for file in names}
+    if isinstance(config, EndpointTeacher):
+        # Where it is served changes nothing; which model answers is checked by its fingerprint when it is captured.
+        return {"teacher": files.digest_json({"model": config.model, "files": found})}
+    return {"teacher": files.digest_json(found)}
 
 
-def teacher_config(config: HuggingFaceTeacher | GgufTeacher) -> ModelConfig:
+def teacher_config(config: AnyTeacher) -> ModelConfig:
     """The config of a teacher's language model; no weights are read. Errors as in :func:`load_teacher`."""
     found: Any
     if isinstance(config, GgufTeacher):
         found = gguf_config(gguf_path(config.path))
     else:
-        kind = kind_of(model_folder(config.name, config.revision))
+        kind = kind_of(_folder_of(config))
         found = kind.config if kind.inside is None else text_config(kind.config)
     known: ModelConfig = found
     return known
 
 
-def load_tokenizer(config: HuggingFaceTeacher | GgufTeacher) -> PreTrainedTokenizerFast:
+def config_parameters(config: AnyTeacher) -> int:
+    """Parameters of a teacher as its config says; nothing is loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: CausalModel = AutoModelForCausalLM.from_config(teacher_config(config))
+    model.tie_weights()
+    return count_parameters(model)
+
+
+def load_tokenizer(config: AnyTeacher) -> PreTrainedTokenizerFast:
     """The teacher's tokenizer alone. Errors as in :func:`load_teacher`."""
     if isinstance(config, GgufTeacher):
         with gguf_checked(config) as path:
             return gguf_tokenizer(path)
-    return open_tokenizer(model_folder(config.name, config.revision))
+    return open_tokenizer(_folder_of(config))
 
 
 def load_student(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, PreTrainedTokenizerFast]:

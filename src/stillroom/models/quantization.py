@@ -20,6 +20,13 @@ from gguf import GGMLQuantizationType as Type
 
 from stillroom.core.gguf_types import GGUF_TYPES, STAND_INS, Finer
 
+FLOAT32 = (
+    ".bias", "ffn_gate_inp.", "ffn_gate_inp_shexp.", "attn_sinks.", "ssm_conv1d.", "shortconv.conv.", ".ssm_a", ".ssm_d",
+    "ssm_norm.", "position_embd.",
+)  # fmt: skip
+"""What stays float32 whatever its shape, as in llama.cpp's own files: routers, biases of experts, positions, and the small
+tensors of state-space layers."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,7 +78,7 @@ def tensor_type(setting: Setting, name: str, shape: tuple[int, ...]) -> Type:
         name: The tensor's name in GGUF, such as ``blk.3.attn_v.weight``.
         shape: Its shape; the last is the row's length.
     """
-    if len(shape) < 2:
+    if len(shape) < 2 or any(part in name for part in FLOAT32):
         return Type.F32
     return _divided(_wanted(setting, name, shape[-1]), shape[-1])
 

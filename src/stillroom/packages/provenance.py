@@ -36,11 +36,12 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": public_recipe(run), "seed": run.recipe.seed},
+                "externalParameters": {"recipe": public_recipe(run), "seed": run.recipe.public_seed},
                 "internalParameters": {
                     "recipe_digest": run.recipe_digest,
                     "ancestors": [ancestor.model_dump(mode="json") for ancestor in ancestors(run)],
                     "operations": operations(run, summary),
+                    "randomness": run.randomness_record(),
                 },
                 "resolvedDependencies": dependencies(run, summary),
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stillroom.core import plain
 from stillroom.verification.claims import read_claims
 from stillroom.verification.closed import read_bytes
 from stillroom.verification.envelope import parse_envelope
@@ -77,7 +78,8 @@ def lines(passport: dict[str, Any]) -> list[str]:
     for file in passport.get("files", ()):
         found.append(f"  file        {file['name']} ({file['bytes']:,} bytes)")
     found += [f"  mind        {warning}" for warning in passport["warnings"]]
-    return found
+    # None of it may draw a line that says something else: what is not signed says whatever its maker wanted.
+    return [plain.shown(line, one_line=True) for line in found]
 
 
 def read_repository(folder: Path) -> dict[str, Any]:

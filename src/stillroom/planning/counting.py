@@ -52,7 +52,7 @@ class Planned:
         shape: The student's shape; None for one that is not pruned from the teacher.
         parameters: Parameters of the student.
         untrimmed_parameters: Parameters of the student if it had the teacher's vocabulary.
-        exact: Whether they are exact; with a target they are the most that fit.
+        exact: Whether they are exact; with a target, or where the teacher's layers differ and some go, they are the most.
         config: A Hugging Face config of the student.
         vocabulary: From the teacher's ids to the student's.
         expansion: Student tokens per teacher token of the training text.
@@ -93,7 +93,7 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     else:
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            corpus = build_corpus(recipe.corpus, tokenizer, recipe.seed, progress, scratch=Path(folder))
+            corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=Path(folder))
         splits = corpus.splits
         context = {name: pieces.targets_without_context for name, pieces in corpus.pieces.items()}
         seconds = time.perf_counter() - begun
@@ -111,7 +111,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import count_parameters, model_folder, teacher_config
     from stillroom.models.tokenizer import quietly
-    from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
+    from stillroom.students.shape import Anatomy, Shape, shaped_config, tokenizer_bytes
     from stillroom.students.stage import choose_vocabulary, pieces_a_token
 
     config = teacher_config(recipe.teacher)
@@ -125,15 +125,16 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     note = ""
     asked = VocabularyConfig(keep="all") if isinstance(student, ExistingStudent) else student.vocabulary
     tokenizer, vocabulary, _ = choose_vocabulary(asked, text.tokenizer, rows, text.train)
-    whole = Shape(
-        config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads, config.hidden_size, rows
-    )
+    channels, groups = (getattr(config, key, None) or 0 for key in ("intermediate_size", "num_key_value_heads"))
+    whole = Shape(config.num_hidden_layers, channels, groups, config.hidden_size, rows)
     if isinstance(student, ShrinkStudent):
-        anatomy = Anatomy.of(teacher, family_of(teacher), tokenizer_bytes(tokenizer))
+        family = family_of(teacher)
+        anatomy = Anatomy.of(teacher, family, tokenizer_bytes(tokenizer), bool(recipe.export.gguf))
+        whole = anatomy.teacher
         shape, exact, note = _shape(student, anatomy, vocabulary.student_size)
         parameters = anatomy.parameters(shape)
         untrimmed = anatomy.parameters(replace(shape, vocabulary=rows))
-        changed = _config_of(config, whole, shape)
+        changed = shaped_config(config, family, shape)
     else:
         if isinstance(student, FreshStudent):
             changed = copy.deepcopy(config)
@@ -180,7 +181,8 @@ def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[S
     if student.target is None:
         asked = replace(whole, vocabulary=vocabulary, **fixed)
         anatomy.require_possible(asked)
-        return asked, True, require_pruned(whole, Choice(asked, {}, 0.0))
+        return asked, anatomy.exact(asked), require_pruned(whole, Choice(asked, {}, 0.0))
+    anatomy.require_counted()
     axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
     limits = limits_of(student.target)
     shapes = grid(whole, fixed, axes, vocabulary)
@@ -190,22 +192,6 @@ def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[S
         shape for shape in shapes if anatomy.possible(shape) and not limits.broken(limits.measure(anatomy, shape))
     ]
     return max(fitting, key=anatomy.parameters), False, note
-
-
-def _config_of(config: ModelConfig, whole: Shape, shape: Shape) -> ModelConfig:
-    """The teacher's config in a smaller shape."""
-    from stillroom.models.families.family import cut_config, head_width
-
-    changed = copy.deepcopy(config)
-    width = head_width(config)
-    cut_config(changed, list(range(shape.layers)))
-    changed.intermediate_size = shape.channels
-    changed.num_attention_heads = config.num_attention_heads // whole.groups * shape.groups
-    changed.num_key_value_heads = shape.groups
-    changed.head_dim = width
-    changed.hidden_size = shape.hidden
-    changed.vocab_size = shape.vocabulary
-    return changed
 
 
 def _file_bytes(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, rows: int) -> dict[str, int]:

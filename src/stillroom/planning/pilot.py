@@ -23,10 +23,14 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.forward import hidden_states
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import Profile
 from stillroom.signals.batches import BatchSource
+from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.cache.registry import VERSIONS
 from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.signal import CoarseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
@@ -56,7 +60,9 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
     """
     import psutil
 
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
+    if isinstance(recipe.teacher, EndpointTeacher):
+        return _with_endpoint(recipe, recipe.teacher, sequences, vocabulary, student, device)
     few = sequences.take(max(2, CAPTURED_TOKENS // sequences.length))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
@@ -85,17 +91,7 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         shards = sum(entry.bytes for entry in cache.manifest.shards)
         bytes_per_position = shards / max(1, cache.positions)
         cache_bytes = folder_bytes(cache.folder) - shards
-        training = _Trial(recipe, few, vocabulary, cache, student, Path(folder), device)
-        # From a whole chunk of the loss on, memory grows with tokens alone.
-        fewest = max(1, min(recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
-        most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
-        small = training.measure(fewest)
-        # With so little text that both would be all of it, one measurement is all there is.
-        large = training.measure(most) if most > fewest else small
-    tokens = max(1, large.tokens - small.tokens)
-    slope = (large.seconds - small.seconds) / tokens
-    token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
-    token_bytes = max(0.0, (large.peak - small.peak) / tokens)
+        trained = _trained(_Trial(recipe, few, vocabulary, cache, student, Path(folder), device), base)
     return Profile(
         base_bytes=base,
         load_seconds=load_seconds,
@@ -106,11 +102,84 @@ def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, s
         cache_bytes=cache_bytes,
         exact_rate=exact_rate,
         matrix_rate=matrix_rate(few.length),
-        token_seconds=token_seconds,
-        step_seconds=max(0.0, large.seconds - token_seconds * large.tokens),
-        token_bytes=token_bytes,
-        train_bytes=max(0, round(small.peak - base - token_bytes * small.tokens)),
+        **trained,
     )
+
+
+def _trained(training: _Trial, base: int) -> dict[str, Any]:
+    """What the profile has of training steps; ``base`` is the memory of the libraries."""
+    few = training.sequences
+    # From a whole chunk of the loss on, memory grows with tokens alone.
+    fewest = max(1, min(training.recipe.distill.loss_chunk, STEP_TOKENS // 2) // few.length)
+    most = min(max(2 * fewest, STEP_TOKENS // few.length), len(few))
+    small = training.measure(fewest)
+    # With so little text that both would be all of it, one measurement is all there is.
+    large = training.measure(most) if most > fewest else small
+    tokens = max(1, large.tokens - small.tokens)
+    slope = (large.seconds - small.seconds) / tokens
+    token_seconds = min(max(slope, 0.5 * large.seconds / large.tokens), large.seconds / large.tokens)
+    token_bytes = max(0.0, (large.peak - small.peak) / tokens)
+    return {
+        "token_seconds": token_seconds,
+        "step_seconds": max(0.0, large.seconds - token_seconds * large.tokens),
+        "token_bytes": token_bytes,
+        "train_bytes": max(0, round(small.peak - base - token_bytes * small.tokens)),
+    }
+
+
+def _with_endpoint(
+    recipe: Recipe,
+    teacher: EndpointTeacher,
+    sequences: Sequences,
+    vocabulary: VocabularyMap,
+    student: ModelConfig,
+    device: torch.device,
+) -> Profile:
+    """Measure without the teacher, which is asked for nothing: lists of random tokens stand in for its own."""
+    import psutil
+    from transformers import AutoModelForCausalLM
+
+    few = sequences.take(max(2, CAPTURED_TOKENS // sequences.length))
+    with tempfile.TemporaryDirectory() as folder:
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(student), dtype=torch.float32).eval().to(device)
+        base = psutil.Process().memory_info().rss - sum(parameter.nbytes for parameter in model.parameters())
+        rate = _exact_rate(model, few.take(1))
+        del model
+        identity = CacheIdentity(
+            teacher_digest="0" * 64,
+            tokenizer_digest="0" * 64,
+            vocabulary_size=vocabulary.teacher_size,
+            temperature=1.0,
+            codec=recipe.capture.codec,
+            codec_version=VERSIONS[recipe.capture.codec.kind],
+            seed=0,
+            dtype="stated",
+        )
+        writer = CacheWriter.open(Path(folder) / "cache", identity)
+        random = torch.Generator().manual_seed(0)
+        for row, counts in zip(few.addresses, few.counts, strict=True):
+            for address, count in zip(row, counts, strict=True):
+                if address not in writer:
+                    scores = torch.randn(count, min(4096, vocabulary.teacher_size), generator=random).mul(3)
+                    best, ids = scores.log_softmax(1).topk(min(teacher.top, scores.shape[1]), dim=1)
+                    writer.add_listed(address, CoarseSignal(ids, best, (1 - best.exp().sum(1)).clamp_min(0)))
+        writer.flush()
+        cache = TeacherCache.open(Path(folder) / "cache")
+        shards = sum(entry.bytes for entry in cache.manifest.shards)
+        trained = _trained(_Trial(recipe, few, vocabulary, cache, student, Path(folder), device), base)
+        return Profile(
+            base_bytes=base,
+            load_seconds=0.0,
+            load_bytes=0,
+            # Nobody knows how fast the server is before it was asked; one answer per second and slot is a slow one.
+            capture_rate=float(teacher.concurrency * few.length),
+            capture_bytes=0,
+            bytes_per_position=shards / max(1, cache.positions),
+            cache_bytes=folder_bytes(cache.folder) - shards,
+            exact_rate=rate,
+            matrix_rate=matrix_rate(few.length),
+            **trained,
+        )
 
 
 def _captured(teacher: Teacher, sequences: Sequences, writer: CacheWriter, recipe: Recipe) -> None:

@@ -21,9 +21,11 @@ from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
+from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
 
 _FROM = {"given": "from the recipe", "sweep": "from a short sweep", "table": "from a table"}
@@ -54,6 +56,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
+    require_possible(recipe)
     require_fit(recipe.distill, recipe.capture)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
@@ -76,6 +79,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         expansion=student.expansion,
         corpus_seconds=text.seconds,
         gguf_bytes=student.files,
+        teacher_is_here=not isinstance(recipe.teacher, EndpointTeacher),
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -112,7 +116,20 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "missing": [need.as_dict() for need in needs],
         "install": install(needs),
     }
+    if isinstance(recipe.teacher, EndpointTeacher):
+        plan["endpoint"] = _endpoint(recipe.teacher, counts)
     return plan | _verdict(recipe, plan, counts, profile, runs)
+
+
+def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
+    """What an endpoint is sent, and what that costs by the recipe's prices: all splits are scored once."""
+    tokens = counts.train_tokens + counts.validation_tokens + counts.heldout_tokens
+    requests = -(-tokens // counts.sequence_length)
+    # llama.cpp is made to write the text: there it is generated tokens that count.
+    written = tokens if teacher.server == "llamacpp" else requests
+    read = requests if teacher.server == "llamacpp" else tokens
+    cost = (read * teacher.price.input + written * teacher.price.output) / 1e6
+    return {"requests": requests, "tokens_in": read, "tokens_out": written, "cost": cost, "cap": teacher.price.cap}
 
 
 def stage_costs(recipe: Recipe, counts: Counts, profile: Profile) -> dict[str, StageCost]:
@@ -260,6 +277,14 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
         f"learning rate {_FROM[plan['learning_rate_from']]}"
     )
+    if "endpoint" in plan:
+        asked = plan["endpoint"]
+        price = f", cost about {asked['cost']:.4g}" if asked["cost"] else ""
+        price += f" of at most {asked['cap']:g}" if asked["cap"] is not None else ""
+        say(
+            f"  endpoint  about {asked['requests']:,} requests or more, {asked['tokens_in']:,} tokens in, "
+            f"{asked['tokens_out']:,} out{price}; its speed is not known"
+        )
     limits = plan["limits"]
     say(
         f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes a position; "

@@ -41,7 +41,27 @@ class DenseCodec(Section):
     kind: Literal["dense"] = "dense"
 
 
-Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec, Field(discriminator="kind")]
+class ObservedCodec(Section):
+    """The k most probable ids exactly, and the probability of all others together: what an endpoint lists. Every objective
+    takes it; losses are lower bounds of those on whole distributions.
+    """
+
+    kind: Literal["observed"] = "observed"
+    k: int = Field(default=20, ge=1, le=4096)
+    """Ids kept per position; with an endpoint at most ``teacher.top``."""
+
+
+class HiddenCodec(Section):
+    """The teacher's last hidden states, and its output matrix once: the whole distribution in 2 bytes per channel. Needs a
+    teacher on this machine.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    bits: Literal[16, 8] = 16
+    """16: bfloat16, exact for a teacher that computes in bfloat16. 8: int8 with a scale per channel and piece, half of that."""
+
+
+Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec | ObservedCodec | HiddenCodec, Field(discriminator="kind")]
 
 
 StoreUrl = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://")]
@@ -64,7 +84,8 @@ class CaptureConfig(Section):
     number of runs. Credentials of an object store come from the environment, never from here."""
     unit_tokens: int = Field(default=2**20, ge=1, json_schema_extra={SINCE: "0.2.0"})
     """Tokens of a unit: what one process of several captures at a time (`capture --part`, `--ray`, a cache at a URL). A process
-    that is killed loses at most the unit that it was working on."""
+    that is killed loses at most the unit that it was working on. A unit is held in memory and is one object of a store: take
+    fewer with the codecs `hidden` and `dense`, whose signals are large."""
     seed: int = Field(default=0, ge=0, json_schema_extra={SINCE: "0.2.0"})
     """Seed of the codec's sampling, together with a piece's content. It is not the run's `seed`: one cache serves runs of any
     seed."""

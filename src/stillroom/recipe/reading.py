@@ -19,6 +19,8 @@ from stillroom.core.errors import RecipeError
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 
+PLACES = ("name", "path", "tokenizer")
+"""Keys whose values are paths, or names of a hub or package where there is no such path."""
 MOST_MISTAKES = 20
 """Mistakes of a recipe that are shown at once."""
 OTHER_UNITS = {
@@ -156,14 +158,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             return {name: fix(item) for name, item in value.items()}
         if isinstance(value, Path):
             return (folder / value.expanduser()).absolute()
-        if isinstance(value, str) and key in ("name", "path") and (value.startswith(("./", "../", "~/"))):
+        if isinstance(value, str) and key in PLACES and (value.startswith(("./", "../", "~/"))):
             return str((folder / Path(value).expanduser()).absolute())
-        if (
-            isinstance(value, str)
-            and key in ("name", "path")
-            and not value.startswith("package:")
-            and (folder / value).exists()
-        ):
+        if isinstance(value, str) and key in PLACES and not value.startswith("package:") and (folder / value).exists():
             return str((folder / value).absolute())
         return value
 
@@ -210,6 +207,9 @@ def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -
             f"Allowed: {expected}.".replace("'", ""),
         )
     found = mistake.get("input")
+    if keys[:2] == ["teacher", "endpoint"]:
+        # What stands there by mistake may be a key, and people paste messages into issues.
+        return f"{place}: what stands there cannot be used.", _remedy(mistake, "…", keys)
     return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)
 
 

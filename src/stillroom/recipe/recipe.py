@@ -33,8 +33,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the run and of its folder."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of everything random."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of everything random. Without it, the order of training and the initial weights of a fresh student come from 256
+    secret random bits of the run's own, and everything else from the seed 0. An explicit seed makes the run repeatable by
+    anybody; its order of training and its initial weights then prove nothing about copies (`docs/guard.md`)."""
     compute: ComputeConfig = ComputeConfig()
     """Where and how numbers are computed."""
     limits: LimitsConfig = LimitsConfig()
@@ -61,3 +63,8 @@ class Recipe(Section):
     """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
     terms: TermsConfig = TermsConfig()
     """What the operator adds to the packaged table of terms."""
+
+    @property
+    def public_seed(self) -> int:
+        """The seed of what is no secret: the corpus's split, evaluation, resampling."""
+        return 0 if self.seed is None else self.seed

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillroom.recipe.gguf_type import GgufType
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 
 
 class VocabularyConfig(Section):
@@ -85,6 +85,8 @@ class ShrinkStudent(Section):
     hidden_width: int | None = Field(default=None, ge=1)
     """Width of the residual stream; without it, the teacher's. Multiples of 256 quantise well; Llama and Gemma take only
     multiples of the query heads that stay."""
+    experts: int | None = Field(default=None, ge=1, json_schema_extra={SINCE: "0.2.0"})
+    """Experts of every layer of a mixture of experts: those whose gates weigh most on the sample; without it, all."""
     target: Target | None = None
     """What the device allows; the solver then chooses what is not given above."""
     vocabulary: VocabularyConfig = VocabularyConfig()

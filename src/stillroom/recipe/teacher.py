@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipe.section import Section
 
@@ -35,4 +37,110 @@ class GgufTeacher(Section):
     """Licence as its owner states it; without it, what the file's metadata says."""
 
 
-Teacher = Annotated[HuggingFaceTeacher | GgufTeacher, Field(discriminator="kind")]
+class EndpointPrice(Section):
+    """What the endpoint costs, and the most that may be spent. All in one currency."""
+
+    input: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Price of a million prompt tokens."""
+    output: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Price of a million generated tokens."""
+    cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The most that all requests of a run may cost together, also over several attempts: a request that might pass it is not
+    sent."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> EndpointPrice:
+        if self.cap is not None and self.input == 0 and self.output == 0:
+            raise ValueError("a cap needs a price: give `input` or `output`, per million tokens")
+        return self
+
+
+class EndpointTeacher(Section):
+    """A model behind an HTTP endpoint that lists its most probable tokens on a given text (docs/endpoint-teacher.md)."""
+
+    kind: Literal["endpoint"] = "endpoint"
+    base_url: str = Field(min_length=1)
+    """Address of the server, such as ``http://127.0.0.1:8080``. Never with a key in it."""
+    model: str = Field(min_length=1, max_length=200)
+    """Name of the model there."""
+    server: Literal["auto", "llamacpp", "vllm", "sglang", "together", "fireworks", "mistral", "chat"] = "auto"
+    """What kind of server it is; ``auto`` finds out."""
+    tokenizer: str = Field(min_length=1)
+    """Hugging Face folder (or hub name) with the model's tokenizer and config.json; weights are not needed."""
+    revision: str | None = None
+    """The commit of the tokenizer to load."""
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that has the key. The key itself is written nowhere."""
+    top: int = Field(default=20, ge=1, le=4096)
+    """Most probable ids to ask for per position. Servers have limits: vLLM and Together 20 by default, Fireworks 5."""
+    service: str | None = Field(default=None, min_length=2, max_length=120)
+    """The company or service that runs the server, for the terms gate; needed unless it is on this machine or a private
+    network."""
+    sends_text: bool = False
+    """Your word that the corpus may be sent there. Nothing is sent without it."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests under way at most; fewer while the server says that it is too much."""
+    attempts: int = Field(default=6, ge=1, le=20)
+    """Attempts of a request."""
+    timeout_seconds: float = Field(default=120.0, gt=0, le=3600)
+    """Seconds for an answer."""
+    check_every: int = Field(default=64, ge=1)
+    """Requests after which the model's fingerprint is checked again."""
+    price: EndpointPrice = EndpointPrice()
+    """What it costs, and the most that may be spent."""
+    licence: str | None = None
+    """Licence of the model as its owner states it; without it, what the tokenizer's folder says."""
+
+    @property
+    def dtype(self) -> Literal["auto"]:
+        """The dtype it computes in is the server's business."""
+        return "auto"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the address is this machine's or a private network's."""
+        host = urlsplit(self.base_url).hostname or ""
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_private
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        value = value.strip()
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError:
+            raise ValueError("not an address; it looks like http://127.0.0.1:8080") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError("not an address; it looks like http://127.0.0.1:8080")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            # The value is not repeated: it may be a key.
+            raise ValueError(
+                "an address without user, key, `?` or `#`; name the key's environment variable as `key_env`"
+            )
+        return value.rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @model_validator(mode="after")
+    def _allowed(self) -> EndpointTeacher:
+        if not self.sends_text:
+            raise ValueError(
+                "the corpus would be sent to the endpoint: write `sends_text: true` if its owner allows that"
+            )
+        if not self.is_private:
+            if self.service is None:
+                raise ValueError(
+                    "the server is not on this machine or a private network: name who runs it as `service`, so that its terms "
+                    "can be checked"
+                )
+            if self.base_url.startswith("http:") and self.key_env is not None:
+                raise ValueError("a key is sent over https only: write `https://` in `base_url`")
+        return self
+
+
+Teacher = Annotated[HuggingFaceTeacher | GgufTeacher | EndpointTeacher, Field(discriminator="kind")]

@@ -184,6 +184,7 @@ def rate(summary: Summary, ratio: tuple[float, float | None, float | None] | Non
     student = summary["student"]
     told = enough(summary)
     agreement, divergence = student["top1_agreement"], student["kl_to_teacher"]
+    rated, at_least = _rated(divergence, DIVERGENCE, more=False, told=told), "kl_is" in student
     checks = [
         Check(
             "same next token as the teacher",
@@ -193,8 +194,9 @@ def rate(summary: Summary, ratio: tuple[float, float | None, float | None] | Non
         ),
         Check(
             "KL to the teacher, nats per token",
-            _with(divergence, student.get("kl_to_teacher_interval"), 3),
-            _rated(divergence, DIVERGENCE, more=False, told=told),
+            ("≥ " if at_least else "") + _with(divergence, student.get("kl_to_teacher_interval"), 3),
+            # A lower bound can be too large, and never small enough.
+            "unknown" if at_least and rated != "poor" else rated,
             f"good up to {DIVERGENCE[0]:g}, fair up to {DIVERGENCE[1]:g}",
         ),
     ]

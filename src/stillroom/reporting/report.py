@@ -78,11 +78,12 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     """What the numbers mean, in sentences that hold for them."""
     student, shrunk = summary["student"], summary["shrunk"]
     share = student["parameters"] / summary["teacher"]["parameters"]
+    least = "at least " if "kl_is" in student else ""
     found = [
         f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and predicts the same next "
         f"token in {percent(student['top1_agreement'], 1)} of the held-out positions.",
-        f"Its KL divergence from the teacher is {student['kl_to_teacher']:.3f} nats per token; right after pruning it was "
-        f"{shrunk['kl_to_teacher']:.3f}"
+        f"Its KL divergence from the teacher is {least}{student['kl_to_teacher']:.3f} nats per token; right after pruning it "
+        f"was {shrunk['kl_to_teacher']:.3f}"
         + (f", after the repair {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
     ]
     if "baseline" in summary:
@@ -201,7 +202,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     learned = record.get("notes", {}) | (
         {"validations": files.read_json(history)["validations"]} if history.is_file() else {}
     )
-    ratio = over_baseline(summary, measures["fidelity"], run.recipe.evaluate, run.recipe.seed)
+    ratio = over_baseline(summary, measures["fidelity"], run.recipe.evaluate, run.recipe.public_seed)
     shown = sections(measures)
     return {
         "headline": make_headline(summary, ratio, learned),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stillroom.core.plain import guard_tables
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result
@@ -21,6 +22,7 @@ def print_measures(measures: dict[str, Result]) -> None:
     """Some metrics on standard output: teacher, baseline, student with its interval, McNemar's test where there is one."""
     from rich.console import Console
 
+    guard_tables()
     table = _table()
     # A long name goes on in the next line, at any letter: numbers are never folded.
     table.add_column("", overflow="fold", ratio=1)
@@ -57,6 +59,7 @@ def print_table(summary: dict[str, Any]) -> None:
     """Teacher, shrunk, repaired, baseline and student side by side on standard output."""
     from rich.console import Console
 
+    guard_tables()
     # What comes from files (names of a source, texts of a metric) is no markup.
     console = Console(highlight=False, markup=False)
     table = _table()
@@ -121,9 +124,9 @@ def cells(model: Mapping[str, Any], *, own: bool) -> list[str]:
     speed = model.get("decode_tokens_per_second")
     return [
         f"{model['parameters'] / 1e6:,.1f} M",
-        "0" if own else with_interval(model, "kl_to_teacher", 3),
+        "0" if own else ("≥ " if model.get("kl_is") else "") + with_interval(model, "kl_to_teacher", 3),
         "100 %" if own else with_interval(model, "top1_agreement", 1, percent=True),
-        with_interval(model, "bits_per_byte", 3),
+        ("≥ " if model.get("bits_are") else "") + with_interval(model, "bits_per_byte", 3),
         f"{speed:,.0f} tok/s" if speed else "",
     ]
 

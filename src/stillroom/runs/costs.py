@@ -66,6 +66,7 @@ class Counts:
         expansion: Student tokens per teacher token of the training text.
         corpus_seconds: Seconds that reading the text took.
         gguf_bytes: Bytes of each GGUF file that the recipe names, by its type.
+        teacher_is_here: Whether the teacher is loaded on this machine.
     """
 
     teacher_parameters: int
@@ -81,11 +82,12 @@ class Counts:
     expansion: float
     corpus_seconds: float
     gguf_bytes: Mapping[str, int] = field(default_factory=dict)
+    teacher_is_here: bool = True
 
     @property
     def teacher_bytes(self) -> int:
-        """Bytes of the teacher's weights in float32."""
-        return FLOAT_BYTES * self.teacher_parameters
+        """Bytes of the teacher's weights in float32; none where it is behind an endpoint."""
+        return FLOAT_BYTES * self.teacher_parameters if self.teacher_is_here else 0
 
     @property
     def student_bytes(self) -> int:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
-from stillroom.core.errors import RecipeError, RunError
+from stillroom.core.errors import RecipeError, RunError, UsageError
 from stillroom.core.memory import MemoryMeter
+from stillroom.core.secret import Secret, read_secret, write_secret
 from stillroom.core.version import tool_version
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
 from stillroom.recipe.recipe import Recipe
@@ -54,6 +55,10 @@ HISTORY = "history"
 """The folder of earlier results in a run's folder: ``history/<stage>-<number>``."""
 KEPT_RESULTS = 3
 """Earlier results of a stage that are kept; older ones are removed."""
+SECRET = "lineage.secret"  # noqa: S105 - a file's name
+"""In a run's folder: 256 random bits, for its owner alone. No package takes it."""
+USES_SECRET = ("distill", "baseline", "shrink")
+"""Stages whose records may name the secret's commitment."""
 ORIGIN = ".recipe.json"
 """In a run's folder: the recipe as it was last given, and the file that it came from."""
 TEXT_OF_CORPUS = ("*.safetensors", "tokenizer")
@@ -243,6 +248,91 @@ class Run:
             if stage.record is not None:
                 return load_student(stage.path / "model", getattr(torch, dtype))
         raise RunError(f"{self.path}: there is no student yet.", f"Make it: stillroom distill {self.path}")
+
+    @property
+    def randomness(self) -> int | Secret:
+        """What decides the order of training and a fresh student's initial weights: the recipe's seed, or the run's secret.
+
+        Raises:
+            RunError: The recipe has no seed, and the secret is not here (any more).
+        """
+        if self.recipe.seed is not None:
+            return self.recipe.seed
+        path = self.path / SECRET
+        if not path.is_file():
+            raise RunError(
+                f"{path}: the secret that this run's order of training comes from is not here.",
+                "Put the file back, or give a copy: --secret FILE.",
+            )
+        return read_secret(path)
+
+    @property
+    def commitment(self) -> str | None:
+        """SHA-256 of the run's secret; None where the recipe fixes a seed or nothing was drawn yet."""
+        if self.recipe.seed is not None:
+            return None
+        if (self.path / SECRET).is_file():
+            return read_secret(self.path / SECRET).commitment
+        for name in USES_SECRET:
+            held = (self.stage(name).record or {}).get("sections", {}).get("seed")
+            if isinstance(held, str):
+                return held
+        return None
+
+    def seed_of(self, stage: str) -> int | str:
+        """What a stage's random numbers come from, as records have it: a seed, or the commitment to the run's secret."""
+        if self.recipe.seed is not None:
+            return self.recipe.seed
+        secret = stage in ("distill", "baseline") or (stage == "shrink" and self.recipe.student.kind == "fresh")
+        return (self.commitment or "to be drawn") if secret else self.recipe.public_seed
+
+    def randomness_record(self) -> dict[str, Any]:
+        """What a summary and the signed provenance say of it: where the order of training comes from, and what it can prove."""
+        if self.recipe.seed is not None:
+            return {
+                "kind": "seed",
+                "seed": self.recipe.seed,
+                "commitment": None,
+                "note": "The seed is explicit: anybody can repeat the order of training and the initial weights, so that "
+                "neither proves a copy (no evidence of grade A).",
+            }
+        return {
+            "kind": "secret",
+            "seed": None,
+            "commitment": self.commitment,
+            "note": "The order of training, and the initial weights of a fresh student, come from 256 secret bits; the "
+            "commitment is their SHA-256.",
+        }
+
+    def draw_secret(self) -> None:
+        """Draw the run's secret, where its recipe has no seed and none was drawn."""
+        if self.recipe.seed is None and self.commitment is None:
+            write_secret(self.path / SECRET, Secret.draw())
+
+    def adopt_secret(self, path: Path) -> None:
+        """Take another copy of a secret: the run is then the one that was made with it, to the bit.
+
+        Args:
+            path: A file as `lineage.secret` in a run's folder.
+
+        Raises:
+            UsageError: It cannot be read, the recipe fixes a seed, or the run has another secret.
+        """
+        given = read_secret(path)
+        if self.recipe.seed is not None:
+            raise UsageError(
+                f"{self.path}: the recipe fixes `seed: {self.recipe.seed}`, so that no secret is used.",
+                "Remove `seed` from the recipe, or give no --secret.",
+            )
+        held = self.commitment
+        if held is not None and held != given.commitment:
+            raise UsageError(
+                f"{path} is not the secret of {self.path}: its commitment is {given.commitment[:12]}…, and the run's is "
+                f"{held[:12]}….",
+                "Give the right file, or another name to the new run.",
+            )
+        if not (self.path / SECRET).is_file():
+            write_secret(self.path / SECRET, given)
 
     @property
     def recipe_digest(self) -> str:

@@ -161,7 +161,8 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
 
 def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     """The parts of a run's recipe that a stage reads, as digests and records have them."""
-    return {name: for_digest(getattr(made.recipe, name)) for name in (*spec.sections, "seed")}
+    found = {name: for_digest(getattr(made.recipe, name)) for name in spec.sections}
+    return found | {"seed": made.seed_of(spec.name)}
 
 
 def recipe_digest(made: Run, spec: StageSpec) -> str:

@@ -15,6 +15,7 @@ import secrets
 import select
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -119,13 +120,22 @@ class Engine:
         return self.call("POST", "/v1/chat/completions", body)
 
     def stream(self, messages: list[dict[str, str]], **options: Any) -> Iterator[str]:
-        """A chat's answer, piece by piece. Closing the iterator stops the model at its next token."""
+        """A chat's answer, piece by piece, with what the model thinks where it does. Closing the iterator stops the model at
+        its next token.
+        """
+        # Reasoning that is told apart would be lost here: it comes as it is written.
+        body = {"messages": messages, "reasoning_format": "none", **options}
+        return self._pieces("/v1/chat/completions", body)
+
+    def stream_prompt(self, prompt: str | list[Any], **options: Any) -> Iterator[str]:
+        """What follows a prompt, piece by piece: a text, or texts and ids of tokens in a row. Closing as above."""
+        return self._pieces("/v1/completions", {"prompt": prompt, **options})
+
+    def _pieces(self, path: str, body: dict[str, Any]) -> Iterator[str]:
         # A connection of its own: closing it is what stops the model.
         connection = self._connect()
         try:
-            response = self._request(
-                connection, "POST", "/v1/chat/completions", {"messages": messages, "stream": True, **options}
-            )
+            response = self._request(connection, "POST", path, {**body, "stream": True})
             for line in self._lines(response):
                 if not line.startswith(b"data: ") or line == b"data: [DONE]":
                     continue
@@ -133,7 +143,7 @@ class Engine:
                 if "error" in event:
                     raise _refused(event)
                 for choice in event.get("choices", ()):
-                    text = choice.get("delta", {}).get("content")
+                    text = choice.get("delta", {}).get("content") or choice.get("text")
                     if text:
                         self.switch.require_on()
                         yield text
@@ -180,7 +190,7 @@ class Engine:
         if self._registration is not None:
             self._registration.close()
             self._registration = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def died(self) -> Exception:
         """What to raise when the child has gone: the switch, or a failure."""
@@ -287,7 +297,74 @@ class _LocalConnection(http.client.HTTPConnection):
 def _private_folder() -> Path:
     """A folder that only this user can enter, in memory where there is such a place: prompts do not reach the disk."""
     memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has mode 0700 and a random name
-    return Path(tempfile.mkdtemp(prefix="stillroom-", dir=memory if os.access(memory, os.W_OK) else None))
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    sweep(place)
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        # Somebody may be sweeping just now, and have found the lock before it was taken.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            _LOCKS[made] = _lock(made / OWNER, os.O_CREAT)
+            if (made / OWNER).exists():
+                return made
+            os.close(_LOCKS.pop(made))
+
+
+PREFIX, OWNER = "stillroom-", "owner.lock"
+OLD_SECONDS = 600.0
+"""A folder without a lock was just made, or is of Stillroom 0.1.0: then it is removed where nobody listens on its socket."""
+_LOCKS: dict[Path, int] = {}
+"""The locks of this process's folders. The system lets go of them when the process ends, however it ends."""
+
+
+def sweep(place: Path) -> list[Path]:
+    """Remove the folders of engines whose process was killed: they may hold a conversation in plain text.
+
+    Only this user's, and only where nobody holds the lock; a process number would say nothing of another container.
+    """
+    removed = []
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or folder in _LOCKS:
+                continue
+            if (folder / OWNER).exists():
+                os.close(_lock(folder / OWNER))
+            elif time.time() - found.st_mtime < OLD_SECONDS or not _refuses(folder / SOCKET):
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def _lock(path: Path, create: int = 0) -> int:
+    """Hold a folder's lock; OSError where another process does."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | create, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuses(path: Path) -> bool:
+    """Whether there is a socket on which nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _LOCKS.pop(folder, None)) is not None:
+        os.close(lock)
 
 
 def _message(stream: IO[bytes], seconds: float) -> dict[str, Any] | None:

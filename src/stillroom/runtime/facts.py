@@ -1,9 +1,8 @@
-"""What the parent of an engine has to know of a GGUF file: whether it embeds, its longest context, which tokens break text."""
+"""What the parent of an engine has to know of a GGUF file: whether it embeds, its longest context, its markup."""
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import BinaryIO
 
 from stillroom.inspection.gguf_header import GgufHeader, read_gguf, read_numbers, read_texts
 
-_BYTE_TOKEN = 6
-_SPELLED_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
-_TEXT_TOKENS = (1, 4)
-"""Types of ordinary and added tokens (llama.h)."""
+_CONTROL = (2, 3)
+"""Types of tokens that llama.cpp finds in a text only where it is told to look for markup: unknown and control (llama.h)."""
+_DEFINED = 4
+"""The type of added tokens, which llama.cpp finds in every text."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,16 @@ class GgufFacts:
     Attributes:
         embedding: It is a model of embeddings: it says how states are pooled.
         context: Tokens of the longest context it was made for; None where it does not say.
-        breaking: Ids of tokens from which a character's overlong form could be put together, see :func:`breaks_text`.
+        control: Texts of its control tokens.
+        markup: Texts of added tokens that its chat template names.
+        template: Its chat template; empty where it has none, or none that was kept.
     """
 
     embedding: bool
     context: int | None
-    breaking: tuple[int, ...]
+    control: tuple[str, ...] = ()
+    markup: tuple[str, ...] = ()
+    template: str = ""
 
 
 def read_facts(path: Path) -> GgufFacts:
@@ -43,47 +46,53 @@ def read_facts(path: Path) -> GgufFacts:
     pooling, context = (header.metadata.get(f"{architecture}.{key}") for key in ("pooling_type", "context_length"))
     embedding = isinstance(pooling, int) and pooling > 0
     longest = context if isinstance(context, int) and context > 0 else None
+    found = header.metadata.get("tokenizer.chat_template")
+    template = found if isinstance(found, str) else ""
     with open(path, "rb") as stream:
-        pieces = _pieces(header, stream)
-        return GgufFacts(embedding, longest, tuple(index for index, piece in pieces if breaks_text(piece)))
+        tokens = list(_added_tokens(header, stream))
+    control = tuple(text for text, kind in tokens if kind in _CONTROL)
+    markup = tuple(text for text, kind in tokens if kind == _DEFINED and text in template)
+    return GgufFacts(embedding, longest, control, markup, template)
 
 
-def breaks_text(piece: bytes) -> bool:
-    """Whether a token's bytes are, or can go on to, a character in more bytes than it takes.
-
-    llama.cpp holds a grammar against characters and takes an overlong form, such as ``F0 82 82 82``, for the one character
-    that it spells; every reader of UTF-8 takes it for several. Where lengths are limited, they would not agree. ``E0`` and
-    ``F0`` may stand only before a byte that rules this out (Unicode 15, table 3-7).
-    """
-    for at, byte in enumerate(piece):
-        if byte in (0xC0, 0xC1) or byte >= 0xF5:
-            return True
-        if byte in (0xE0, 0xF0):
-            least = 0xA0 if byte == 0xE0 else 0x90
-            if at + 1 == len(piece) or piece[at + 1] < least:
-                return True
-    return False
-
-
-def _pieces(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Ids and bytes of the tokens that stand for bytes."""
+def _added_tokens(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[str, int]]:
+    """Texts and types of the tokens that are no ordinary text; blank ones can mark nothing."""
     tokens, types = header.metadata.get("tokenizer.ggml.tokens"), header.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, dict) or tokens["type"] != 8:
         return
     kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
+    for text, kind in zip(read_texts(stream, tokens), kinds, strict=False):
+        if kind in (*_CONTROL, _DEFINED) and text.strip():
+            yield text, int(kind)
+
+
+def vocabulary_pieces(path: Path) -> list[tuple[int, bytes]]:
+    """Ids and bytes of a GGUF file's ordinary tokens, in the order of ids; a SentencePiece space is a space.
+
+    Raises:
+        InspectionRefused: It is not a whole GGUF file.
+    """
+    header = read_gguf(path)
+    tokens, types = header.metadata.get("tokenizer.ggml.tokens"), header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, dict) or tokens["type"] != 8:
+        return []
     byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
-    decoder = _decoder()
-    for index, text in enumerate(read_texts(stream, tokens)):
-        kind = kinds[index] if index < len(kinds) else 1
-        if byte_level and kind in _TEXT_TOKENS:
-            # What is no spelling of bytes is an added token, which stands for itself.
-            yield index, bytes(decoder[char] for char in text) if all(char in decoder for char in text) else b""
-        elif kind == _BYTE_TOKEN and (found := _SPELLED_BYTE.fullmatch(text)):
-            yield index, bytes.fromhex(found[1])
+    decoder = byte_decoder()
+    found: list[tuple[int, bytes]] = []
+    with open(path, "rb") as stream:
+        kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
+        for index, text in enumerate(read_texts(stream, tokens)):
+            if index < len(kinds) and kinds[index] != 1:
+                continue
+            if not byte_level:
+                found.append((index, text.replace("\u2581", " ").encode()))
+            elif all(char in decoder for char in text):
+                found.append((index, bytes(decoder[char] for char in text)))
+    return found
 
 
 @functools.cache
-def _decoder() -> dict[str, int]:
+def byte_decoder() -> dict[str, int]:
     """From the characters that byte-level vocabularies are written in to bytes (Radford et al. 2019, GPT-2)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(0x100) if byte not in plain]

@@ -23,6 +23,10 @@ class EngineGone(Exception):
     """The engine ended while it was talked to."""
 
 
+class EngineUnreached(EngineGone):
+    """The engine had ended before it was talked to."""
+
+
 class EngineRefused(StillroomError):
     """The engine answered with an error.
 
@@ -49,7 +53,7 @@ async def request(
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket), limit=LONGEST_LINE)
     except OSError:
-        raise EngineGone from None
+        raise EngineUnreached from None
     try:
         data = b"" if body is None else json.dumps(body).encode()
         head = (

@@ -33,6 +33,7 @@ def main() -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     settings = json.loads(sys.stdin.readline())
+    _end_with_parent()
     try:
         _require_on()
         server, report = _start(settings)
@@ -40,8 +41,9 @@ def main() -> None:
         _say(messages, failed=str(error) or type(error).__name__)
         os._exit(1)
     _say(messages, ready=True, confined=report)
+    assert server is not None
     _wait_for_the_end()
-    del server
+    # Nothing is given back in order: the model may be in the middle of a long prompt, for a parent that is gone.
     os._exit(0)
 
 
@@ -50,6 +52,25 @@ def _require_on() -> None:
     from stillroom.switch import require_on
 
     require_on()
+
+
+def _end_with_parent() -> None:
+    """Have the system end this process as soon as its parent is gone, whatever it computes or loads then.
+
+    Standard input is a pipe whose other end only the parent holds. On Linux its closing sends SIGIO, which ends a process
+    that does not handle it; no code of this process has to run for that. The loop in :func:`_wait_for_the_end` does the
+    same elsewhere, once the model is loaded.
+    """
+    if sys.platform.startswith("linux"):
+        import fcntl
+        import signal
+
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        # It may have gone just before.
+        if select.select([0], [], [], 0)[0] and not os.read(0, 1):
+            os._exit(1)
 
 
 def _say(messages: IO[str], **values: object) -> None:

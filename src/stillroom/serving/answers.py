@@ -1,31 +1,41 @@
-"""One question to one model: the slot, the session, the crash, the full context, the switch.
+"""Answers of one model: from a request to the engine's stream, through queue, session, crash, full context and switch.
 
-What comes out is a stream of events in the words of the OpenAI API; whoever wants one answer joins them.
+Conversations are rendered by the model's own template, inside the engine's process; what clients wrote is told from markup
+on the way (:mod:`.shield`). What comes out is a stream of events in the words of the OpenAI API; whoever wants one answer
+joins them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.core.errors import EngineFailed
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine
-from stillroom.serving import tools
-from stillroom.serving.pool import Pool, ServedModel, Slot, restore_slot, save_slot
-from stillroom.serving.requests import ChatRequest, CompletionRequest, Message
-from stillroom.serving.schema import json_grammar
+from stillroom.runtime.facts import GgufFacts
+from stillroom.serving import grammars, scoring, tools
+from stillroom.serving.pool import SOMEBODY, Pool, ServedModel, Slot, restore_slot, save_slot
+from stillroom.serving.requests import ChatRequest, CompletionRequest, Form, Message, Schemas
 from stillroom.serving.sessions import Session, SessionStore
+from stillroom.serving.shield import Shield
+from stillroom.serving.speech import Speech, pair_of
 
 CONTEXT_POLICY = (
     "In a session whose context is full, the oldest messages after the system message are left out, two at a time, and "
     "the answer says how many. Without a session, a prompt that is too long is refused."
 )
 _TOO_LONG = "exceed_context_size_error"
+
+
+GENERATED = {"stillroom": {"generated": True}}
+"""What labels an answer as written by a model."""
 
 
 class ContextFull(EngineFailed):
@@ -37,40 +47,83 @@ class Question:
     """What one request asks of an engine.
 
     Attributes:
-        path: The engine's endpoint.
-        body: Its settings, without messages or prompt.
-        messages: The conversation as texts; None for a completion.
+        body: Its settings, without the prompt.
+        owner: Whose request it is: contexts and sessions of others are out of its reach.
+        messages: The conversation as texts with stand-ins; None for a completion.
+        shield: What the stand-ins stand for.
+        settings: What the chat template is told besides.
         prompt: The prompt of a completion.
-        calls: Whether the answer may be tool calls.
-        constrained: Whether a grammar decides the answer's form.
+        calls: Whether the answer may be tool calls; "old" for the form with one function.
+        json: Whether the answer is one JSON value.
+        top: Alternatives to each token that the client wants; None where it wants no log-probabilities.
+        echo: Whether the prompt is a part of the answer.
         session: The session that it goes on with.
         said: The messages that are new in the session.
         left_out: How many messages did not fit.
+        reasoning: What the model thought, once it is answered.
     """
 
-    path: str
     body: dict[str, Any]
+    owner: str = ""
     messages: list[dict[str, str]] | None = None
-    prompt: Any = None
-    calls: bool = False
-    constrained: bool = False
+    shield: Shield | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    prompt: str | list[int] = ""
+    calls: bool | str = False
+    json: bool = False
+    top: int | None = None
+    echo: bool = False
     session: Session | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
+    reasoning: str = ""
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar decides the answer's form."""
+        return "grammar" in self.body
 
     @property
     def text(self) -> str:
         """All that it puts into a context, as one text that grows with the conversation."""
-        if self.messages is not None:
-            return "".join(_turn(message["role"], message["content"]) for message in self.messages)
+        if self.messages is not None and self.shield is not None:
+            return self.shield.restore("".join(_turn(message["role"], message["content"]) for message in self.messages))
         return self.prompt if isinstance(self.prompt, str) else " ".join(map(str, self.prompt))
+
+    def fingerprint(self) -> str:
+        """What tells this request from others, whoever sends it."""
+        told = json.dumps([self.text, self.body], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _turn(role: str, content: str) -> str:
     return f"{role}\n{content}\n"
 
 
-def chat_question(request: ChatRequest, session: Session | None) -> Question:
+def _held_to(form: Form) -> str:
+    """The grammar of a form.
+
+    Raises:
+        UnsupportedSchema: It cannot be guaranteed.
+    """
+    try:
+        if form.kind == "json":
+            return grammars.json_grammar(form.value)
+        if form.kind == "regex":
+            return grammars.regex_grammar(form.value)
+        return grammars.choice_grammar(form.value) if form.kind == "choice" else grammars.client_grammar(form.value)
+    except grammars.UnsupportedSchema as error:
+        raise grammars.UnsupportedSchema(f"{form.key}: {error}") from None
+
+
+def _constrain(question: Question, request: Schemas) -> None:
+    form = request.form()
+    if form is not None:
+        question.body["grammar"] = _held_to(form)
+        question.json = form.kind == "json"
+
+
+def chat_question(request: ChatRequest, session: Session | None, facts: GgufFacts, owner: str = "") -> Question:
     """What a chat completion asks.
 
     Raises:
@@ -80,40 +133,47 @@ def chat_question(request: ChatRequest, session: Session | None) -> Question:
     limit = request.max_completion_tokens or request.max_tokens
     if limit is not None:
         body["max_tokens"] = limit
-    if request.logprobs:
-        body |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
-    form = request.response_format
-    if request.grammar:
-        body["grammar"] = request.grammar
-    elif form is not None and form.type != "text":
-        body["grammar"] = json_grammar(form.json_schema.json_schema if form.json_schema else None)
-    elif request.uses_tools():
-        body["grammar"] = tools.tool_grammar(request)
-        body.pop("stop", None)
-    said = [message.model_dump(exclude_none=True) for message in request.messages]
+    top = (request.top_logprobs or 0) if request.logprobs else None
+    if top is not None:
+        body["logprobs"] = max(1, top)
     before = [Message.model_validate(message) for message in session.messages] if session else []
-    return Question(
-        "/v1/chat/completions",
+    shield = Shield(facts.control, facts.markup)
+    question = Question(
         body,
-        messages=tools.plain_messages([*before, *request.messages], request),
-        calls=request.uses_tools(),
-        constrained="grammar" in body,
+        owner,
+        messages=tools.plain_messages([*before, *request.messages], request, shield),
+        shield=shield,
+        settings=request.template_settings(),
+        calls=("old" if request.functions else True) if request.uses_tools() else False,
+        top=top,
         session=session,
-        said=said,
-        left_out=0,
+        said=[message.model_dump(exclude_none=True, exclude={"reasoning"}) for message in request.messages],
     )
+    _constrain(question, request)
+    if request.uses_tools():
+        body["grammar"] = tools.grammar_of_calls(request)
+        body.pop("stop", None)
+    if question.constrained:
+        # The grammar holds from the first token on: there is no room for thoughts.
+        question.settings["enable_thinking"] = False
+        question.settings.pop("reasoning_effort", None)
+    return question
 
 
-def completion_question(request: CompletionRequest) -> Question:
-    """What a completion asks."""
+def completion_question(request: CompletionRequest, prompt: str | list[int], owner: str = "") -> Question:
+    """What a completion of one prompt asks.
+
+    Raises:
+        UnsupportedSchema: A schema cannot be guaranteed.
+    """
     body = request.sampling()
     if request.max_tokens is not None:
         body["max_tokens"] = request.max_tokens
-    if request.grammar:
-        body["grammar"] = request.grammar
     if request.logprobs is not None:
-        body["logprobs"] = request.logprobs
-    return Question("/v1/completions", body, prompt=request.prompt, constrained="grammar" in body)
+        body["logprobs"] = max(1, request.logprobs)
+    question = Question(body, owner, prompt=prompt, top=request.logprobs, echo=bool(request.echo))
+    _constrain(question, request)
+    return question
 
 
 class Answerer:
@@ -129,52 +189,98 @@ class Answerer:
         self.sessions = sessions
         self.tokens = {"prompt": 0, "completion": 0}
 
-    async def events(self, model: ServedModel, question: Question) -> AsyncIterator[dict[str, Any]]:
-        """The engine's events, one at a time. An engine that dies before the first is started again, once.
+    async def events(self, model: ServedModel, question: Question) -> AsyncGenerator[dict[str, Any]]:
+        """The engine's events, one at a time. An engine that dies before the first is started again, once; not for a request
+        that was alone with it, which may be what killed it.
 
         Raises:
             SwitchedOff: The switch is off.
             QueueFull: Too many requests wait.
             ContextFull: The prompt is too long.
-            EngineFailed: The engine died twice, or after the answer had begun.
+            EngineFailed: The engine died by this request, twice, or after the answer had begun.
         """
         session = question.session
-        async with model.slot(question.text, session.id if session else None) as slot:
+        fingerprint = question.fingerprint()
+        model.require_harmless(fingerprint)
+        async with model.slot(question.text, session.id if session else None, question.owner) as slot:
             begun, again = False, True
             engine: Engine | None = None
             while True:
+                speech: Speech | None = None
                 text: list[str] = []
+                finish = ""
                 try:
                     engine = await self.pool.running(model)
+                    model.begin(fingerprint)
+                    mine = slot.owner == question.owner
                     if session is not None and slot.session != session.id:
                         state = self.sessions.load_state(session, model.digest)
-                        if state is not None:
-                            await restore_slot(engine, slot, state)
-                    body = {**question.body, "stream": True, "stream_options": {"include_usage": True}}
-                    body |= {"id_slot": slot.number, "cache_prompt": True}
-                    if question.constrained:
-                        never = [[token, False] for token in model.breaking]
-                        body["logit_bias"] = [*question.body.get("logit_bias", ()), *never]
-                    if question.messages is not None:
-                        body["messages"] = question.messages
-                    else:
-                        body["prompt"] = question.prompt
+                        if state is not None and await restore_slot(engine, slot, state):
+                            mine = True
+                    # A context of somebody else's is not gone on from: neither its time nor its count may tell of it.
+                    body: dict[str, Any] = {**question.body, "id_slot": slot.number, "cache_prompt": mine}
+                    # Until the engine has begun with this one, the slot still holds what it held.
                     slot.held, slot.session = question.text, None
-                    async with local.request(engine.socket, engine.key, "POST", question.path, body) as lines:
+                    slot.owner = question.owner if mine else SOMEBODY
+                    prompt: Any = question.prompt
+                    if question.messages is not None:
+                        prompt, opened = await _rendered(engine, model, question)
+                        speech = Speech(pair_of(model.facts.template), opened, question.top)
+                        if (pair := pair_of(model.facts.template)) is not None:
+                            body["preserved_tokens"] = list(pair)
+                    else:
+                        offsets = scoring.Offsets()
+                        if question.echo or question.body.get("max_tokens") == 0:
+                            scored = await scoring.scored(engine, model, slot, prompt, question.top, question.echo)
+                            begun = True
+                            ends = question.body.get("max_tokens") == 0
+                            if scored.entries is not None:
+                                slot.owner = question.owner
+                            for event in scored.events(offsets, ends):
+                                yield event
+                            if ends:
+                                self._count(scored.usage)
+                                break
+                            prompt, body["cache_prompt"] = scored.ids, scored.entries is not None or mine
+                    body |= {"prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
+                    async with local.request(engine.socket, engine.key, "POST", "/v1/completions", body) as lines:
                         ended = False
-                        async for event in _events(lines):
-                            if event is None:
+                        async for found in _events(lines):
+                            model.heard()
+                            if found is None:
                                 ended = True
                                 break
-                            begun = True
+                            event = found
+                            begun, slot.owner = True, question.owner
                             self._count(event)
                             text += _texts(event)
-                            yield event
+                            finish = next(
+                                (c["finish_reason"] for c in event.get("choices", ()) if c.get("finish_reason")), finish
+                            )
+                            for each in (
+                                speech.turn(event) if speech is not None else [offsets.turn(event, question.top)]
+                            ):
+                                yield each
                         if not ended:
                             raise local.EngineGone
-                except local.EngineGone:
+                    if (
+                        question.json
+                        and finish == "stop"
+                        and not question.body.get("stop")
+                        and not _is_json("".join(text))
+                    ):
+                        raise EngineFailed(
+                            "The engine left the form of the answer.", "Ask again, with a simpler schema."
+                        )
+                except local.EngineGone as gone:
+                    alone = model.ended(fingerprint, reached=not isinstance(gone, local.EngineUnreached))
                     await model.lost(engine)
                     model.switch.require_on()
+                    if alone and not begun:
+                        raise EngineFailed(
+                            f"The runtime process of {model.name} ended over this request.",
+                            "It is not tried again: change it.",
+                        ) from None
                     if begun or not again:
                         raise EngineFailed(
                             f"The runtime process of {model.name} ended.", "Ask again; it is started anew."
@@ -191,31 +297,99 @@ class Answerer:
                             model.if_too_long,
                         ) from None
                     raise
+                except (asyncio.CancelledError, GeneratorExit):
+                    # Whoever gave up may have left an engine behind that never comes to its next step.
+                    model.suspect = True
+                    raise
+                finally:
+                    model.done(fingerprint)
                 break
-            answer = "".join(text)
+            answer = speech.content if speech is not None else "".join(text)
+            question.reasoning = speech.reasoning if speech is not None else ""
             slot.held += answer if question.messages is None else _turn("assistant", answer)
-            if session is not None:
-                await self._keep(engine, slot, question, answer)
+            if session is not None and engine is not None:
+                await self._keep(engine, model, slot, question, answer)
 
-    async def _keep(self, engine: Engine, slot: Slot, question: Question, answer: str) -> None:
+    async def several(self, model: ServedModel, questions: list[Question]) -> AsyncGenerator[dict[str, Any]]:
+        """The events of several completions, one after the other, with one count of tokens for all. Errors as above."""
+        usage: dict[str, Any] = {}
+        head: dict[str, Any] = {"object": "text_completion"}
+        for index, question in enumerate(questions):
+            async with contextlib.aclosing(self.events(model, question)) as events:
+                async for event in events:
+                    for name, value in (event.pop("usage", None) or {}).items():
+                        if isinstance(value, int):
+                            usage[name] = usage.get(name, 0) + value
+                        else:
+                            usage[name] = value
+                    for choice in event.get("choices", ()):
+                        choice["index"] = index
+                    head = {**event, "choices": []}
+                    if event.get("choices") or "error" in event:
+                        yield event
+        yield {**head, "usage": usage}
+
+    async def _keep(self, engine: Engine, model: ServedModel, slot: Slot, question: Question, answer: str) -> None:
         session = question.session
         assert session is not None
         said: dict[str, Any] = {"role": "assistant", "content": answer}
         if question.calls and (calls := tools.parse_calls(answer)):
             said = {"role": "assistant", "content": None, "tool_calls": calls}
-        session.messages += [*question.said, said]
-        session.left_out = question.left_out
-        self.sessions.save(session)
+        if question.reasoning:
+            said["reasoning_content"] = question.reasoning
+        # A session that was deleted meanwhile stays deleted, and a new name stays new.
+        if not self.sessions.append(session, [*question.said, said], question.left_out):
+            return
         slot.session = session.id
         state = await save_slot(engine, slot)
         if state is not None:
-            self.sessions.save_state(session, state)
+            self.sessions.save_state(session, state, model.digest)
 
     def _count(self, event: dict[str, Any]) -> None:
         usage = event.get("usage")
         if isinstance(usage, dict):
             self.tokens["prompt"] += usage.get("prompt_tokens", 0)
             self.tokens["completion"] += usage.get("completion_tokens", 0)
+
+
+async def _rendered(engine: Engine, model: ServedModel, question: Question) -> tuple[str | list[Any], bool]:
+    """A conversation as a prompt, and whether it has opened the model's reasoning.
+
+    Raises:
+        EngineRefused: The template takes no such conversation.
+    """
+    assert question.messages is not None
+    assert question.shield is not None
+    joined = tools.alternating(question.messages)
+    refused: local.EngineRefused | None = None
+    for messages in (question.messages, joined, tools.without_system(joined)):
+        wanted = {"messages": messages, "chat_template_kwargs": question.settings}
+        try:
+            prompt = (await local.call(engine.socket, engine.key, "POST", "/apply-template", wanted)).get("prompt", "")
+            break
+        except local.EngineRefused as error:
+            refused = refused or error
+    else:
+        assert refused is not None
+        raise local.EngineRefused(400, {"message": f"The model's chat template refuses the conversation: {refused}"})
+    pair = pair_of(model.facts.template)
+    opened = pair is not None and prompt.rstrip().endswith(pair[0])
+    if opened and question.constrained and pair is not None:
+        prompt, opened = f"{prompt.rstrip()}\n\n{pair[1]}\n\n", False
+    if not question.shield.used:
+        return prompt, opened
+    parts: list[Any] = [""]
+    for piece, is_content in question.shield.parts(prompt):
+        parts += await model.plain_ids(engine, piece) if is_content else [piece]
+    return parts[1:] if len(parts) > 1 and isinstance(parts[1], str) else parts, opened
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any] | None]:
@@ -252,15 +426,13 @@ def public(event: dict[str, Any], model: str) -> dict[str, Any]:
     event["model"] = model
     event.pop("timings", None)
     event["system_fingerprint"] = "stillroom"
-    for choice in event.get("choices", ()):
-        if "text" in choice and choice.get("logprobs"):
-            choice["logprobs"] = _old_logprobs(choice["logprobs"])
     return event
 
 
 def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> dict[str, Any]:
     """One chat completion out of its events."""
     text: list[str] = []
+    thought: list[str] = []
     logprobs: list[Any] = []
     usage: dict[str, Any] = {}
     finish, number = "stop", ""
@@ -269,15 +441,21 @@ def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> d
         usage = event.get("usage") or usage
         for choice in event.get("choices", ()):
             text.append(choice.get("delta", {}).get("content") or "")
+            thought.append(choice.get("delta", {}).get("reasoning_content") or "")
             finish = choice.get("finish_reason") or finish
             logprobs += (choice.get("logprobs") or {}).get("content") or []
     message: dict[str, Any] = {"role": "assistant", "content": "".join(text), "refusal": None}
-    if question.calls and "".join(text).startswith(tools.OPEN):
+    if question.calls and "".join(text).startswith(grammars.OPEN):
         calls = tools.parse_calls("".join(text))
         message = {"role": "assistant", "content": None, "refusal": None}
-        if calls:
+        if calls and question.calls == "old":
+            message["function_call"] = calls[0]["function"]
+            finish = "function_call" if finish == "stop" else finish
+        elif calls:
             message["tool_calls"] = calls
             finish = "tool_calls" if finish == "stop" else finish
+    if reasoning := "".join(thought):
+        message |= {"reasoning_content": reasoning, "reasoning": reasoning}
     choice = {
         "index": 0,
         "message": message,
@@ -289,57 +467,36 @@ def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> d
 
 
 def join_completion(events: list[dict[str, Any]], model: str) -> dict[str, Any]:
-    """One completion out of its events."""
-    text: list[str] = []
+    """One completion, of one prompt or several, out of its events."""
     usage: dict[str, Any] = {}
-    finish, number = "stop", ""
-    logprobs: dict[str, list[Any]] = {}
+    number = ""
+    found: dict[int, dict[str, Any]] = {}
     for event in events:
         number = event.get("id", number)
         usage = event.get("usage") or usage
         for choice in event.get("choices", ()):
-            text.append(choice.get("text") or "")
-            finish = choice.get("finish_reason") or finish
+            index = choice.get("index", 0)
+            whole = found.setdefault(index, {"index": index, "text": "", "finish_reason": "stop", "logprobs": None})
+            whole["text"] += choice.get("text") or ""
+            whole["finish_reason"] = choice.get("finish_reason") or whole["finish_reason"]
             for name, values in (choice.get("logprobs") or {}).items():
-                logprobs.setdefault(name, []).extend(values)
-    choice = {"index": 0, "text": "".join(text), "finish_reason": finish, "logprobs": logprobs or None}
-    return _head("text_completion", number, model) | {"choices": [choice], "usage": usage}
+                whole["logprobs"] = whole["logprobs"] or {}
+                whole["logprobs"].setdefault(name, []).extend(values)
+    choices = [found[index] for index in sorted(found)]
+    return _head("text_completion", number, model) | {"choices": choices, "usage": usage, **GENERATED}
 
 
 def notes(question: Question) -> dict[str, Any]:
     """What the answer says besides the words of the OpenAI API."""
+    # What a program wrote is labelled as such wherever it goes.
     if question.session is None:
-        return {}
-    said = {"session": question.session.id, "context": {"policy": CONTEXT_POLICY, "left_out": question.left_out}}
+        return GENERATED
+    said = {
+        "generated": True,
+        "session": question.session.id,
+        "context": {"policy": CONTEXT_POLICY, "left_out": question.left_out},
+    }
     return {"stillroom": said}
-
-
-class CallStream:
-    """Turns the text of a stream into tool calls where it is one; other text goes through as it comes."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._calls: bool | None = None
-
-    def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
-        """The events that stand for one event."""
-        found = []
-        for choice in event.get("choices", ()):
-            content = choice.get("delta", {}).get("content")
-            if content:
-                if self._calls is None:
-                    self._calls = content.startswith("<")
-                if self._calls:
-                    self._text += content
-                    choice["delta"] = {}
-            if choice.get("finish_reason") and self._calls:
-                calls = tools.parse_calls(self._text)
-                for index, call in enumerate(calls):
-                    delta = {"tool_calls": [{"index": index, **call}]}
-                    found.append({**event, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-                if calls and choice["finish_reason"] == "stop":
-                    choice["finish_reason"] = "tool_calls"
-        return [*found, event]
 
 
 def _head(kind: str, number: str, model: str) -> dict[str, Any]:
@@ -349,15 +506,4 @@ def _head(kind: str, number: str, model: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": model,
         "system_fingerprint": "stillroom",
-    }
-
-
-def _old_logprobs(found: dict[str, Any]) -> dict[str, list[Any]]:
-    """Log-probabilities as completions have them."""
-    entries = found.get("content") or []
-    return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in entry.get("top_logprobs", ())} for entry in entries],
-        "text_offset": [],
     }

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +27,24 @@ from stillroom.core.strict_json import read_strict
 from stillroom.core.version import tool_version
 from stillroom.runtime import transport as local
 from stillroom.runtime.worker import RELEASE_SECONDS
-from stillroom.serving import answers, page, problems
-from stillroom.serving.deliver import LOOK_SECONDS, ClientGone, Delivery, EventStream
+from stillroom.serving import answers, ollama, page, problems, responses
+from stillroom.serving.deliver import (
+    EVENTS,
+    LINES,
+    NAMED_EVENTS,
+    ClientGone,
+    Delivery,
+    EventStream,
+    StreamForm,
+)
 from stillroom.serving.embeddings import embed, require_kind
 from stillroom.serving.guard import BodyRefused, Guard, is_loopback
+from stillroom.serving.hush import remember_transport
+from stillroom.serving.mark import Marking
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
     ChatRequest,
     CompletionRequest,
@@ -40,13 +53,15 @@ from stillroom.serving.requests import (
     SessionName,
     SwitchFeature,
 )
-from stillroom.serving.sessions import SessionStore
+from stillroom.serving.sessions import Session, SessionStore
+from stillroom.serving.speech import CallStream
 from stillroom.switch import stopping
 from stillroom.switch.state import Switch
 
 M = TypeVar("M", bound=BaseModel)
-OFF_SECONDS = 0.3
-"""How long engines may run after the switch was seen to be off."""
+T = TypeVar("T")
+TEND_SECONDS = 1.0
+"""How often is looked at everything but the switch."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Limits:
         seconds: Longest time that a request may take.
         keys: Keys of which a client must have one.
         hosts: Names by which the server may be called.
+        own_key: Where there are no keys: what proves to be the user who runs the server, for systems that do not tell.
     """
 
     body_bytes: int = 4 << 20
@@ -66,6 +82,7 @@ class Limits:
     seconds: float = 600.0
     keys: list[str] = field(default_factory=list)
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    own_key: str = ""
 
 
 class Service:
@@ -76,9 +93,21 @@ class Service:
         switch: The switch that governs all of it.
         limits: What is taken.
         sessions: The kept conversations; None takes the user's.
+        marking: Marks every answer; None marks none.
+        request_log: Where requests are logged; None logs none.
     """
 
-    def __init__(self, pool: Pool, switch: Switch, limits: Limits, sessions: SessionStore | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        switch: Switch,
+        limits: Limits,
+        sessions: SessionStore | None = None,
+        marking: Marking | None = None,
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.marking = marking
+        self.request_log = request_log
         self.pool = pool
         self.switch = switch
         self.limits = limits
@@ -88,6 +117,13 @@ class Service:
         self.metrics = Metrics(pool, self.answerer, switch)
         self.page_token = secrets.token_hex(16)
         self.started = time.time()
+        self._watching: dict[str, asyncio.Future[None]] = {}
+        self._switch_threads = ThreadPoolExecutor(4, "switch")
+
+    def close(self) -> None:
+        """Leave the list of servers, and end the threads of the switch."""
+        self.delivery.close()
+        self._switch_threads.shutdown(wait=False)
 
     def require(self, request: Request, feature: str | None = None) -> None:
         """Ask the switch: for the page's own requests as chat, for everybody else's as API."""
@@ -110,37 +146,145 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
-        self.require(request)
         asked = await _parse(request, ChatRequest)
+        model, question, events = await self.ask(request, asked)
+        if not asked.stream:
+            whole = await self.collect(request, events)
+            return self.whole(lambda: answers.join_chat(whole, question, model.name))
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        calls = CallStream(old=question.calls == "old").turn if question.calls else None
+
+        def each(event: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{**one, **answers.notes(question)} for one in _public(event, model.name, usage, calls)]
+
+        return await self.stream(request, events, each)
+
+    async def ask(
+        self, request: Request, asked: ChatRequest
+    ) -> tuple[ServedModel, answers.Question, AsyncGenerator[dict[str, Any]]]:
+        """What answers a chat: the model, the question, and the events of the answer.
+
+        Raises:
+            SwitchedOff, NoModel, NoSession, UnsupportedSchema: It is not answered.
+        """
+        self.require(request)
         if asked.uses_tools():
             self.switch.require_on("tools")
         model = require_kind(self.pool.model(asked.model), embeddings=False)
-        session = None
-        if asked.session is not None:
-            self.switch.require_on("sessions")
-            session = await asyncio.to_thread(self.sessions.load, asked.session)
-        # Compiling a large schema takes a while, and others are being answered.
-        question = await asyncio.to_thread(answers.chat_question, asked, session)
-        events = self.answerer.events(model, question)
-        if not asked.stream:
-            whole = await self._collect(request, events)
-            return self._whole(lambda: answers.join_chat(whole, question, model.name))
-        turn = answers.CallStream().turn if question.calls else None
-        usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return await self._stream(request, events, model, question, usage, turn)
+        owner = owner_of(request)
+        if asked.session is None:
+            # Compiling a large schema takes a while, and others are being answered.
+            question = await asyncio.to_thread(answers.chat_question, asked, None, model.facts, owner)
+            await self._mark(asked, model, question)
+            return model, question, self.answerer.events(model, question)
+        self.switch.require_on("sessions")
+        turn = self.sessions.turn(asked.session)
+        # One writer at a time: the next turn of a session begins when the one before it has been kept.
+        await self.delivery.race(request, turn.acquire())
+        try:
+            session = await asyncio.to_thread(self.sessions.load, asked.session, owner)
+            question = await asyncio.to_thread(answers.chat_question, asked, session, model.facts, owner)
+            await self._mark(asked, model, question)
+        except BaseException:
+            turn.release()
+            raise
+        return model, question, _Held(self.answerer.events(model, question), turn)
+
+    async def _mark(
+        self, asked: ChatRequest | CompletionRequest, model: ServedModel, question: answers.Question
+    ) -> None:
+        """Add the owner's mark to a question, where answers are marked."""
+        if self.marking is not None:
+            self.marking.require_allowed(asked)
+            question.body["logit_bias"] = await asyncio.to_thread(self.marking.biases, model)
 
     async def complete(self, request: Request) -> Response:
-        """A completion of a text."""
+        """Completions of one text or several."""
         self.require(request)
         asked = await _parse(request, CompletionRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=False)
-        question = answers.completion_question(asked)
-        events = self.answerer.events(model, question)
+        owner = owner_of(request)
+        questions = [
+            await asyncio.to_thread(answers.completion_question, asked, prompt, owner) for prompt in asked.prompts()
+        ]
+        for question in questions:
+            await self._mark(asked, model, question)
+        events = self.answerer.several(model, questions)
         if not asked.stream:
-            whole = [answers.public(event, model.name) for event in await self._collect(request, events)]
-            return self._whole(lambda: answers.join_completion(whole, model.name))
+            whole = [answers.public(event, model.name) for event in await self.collect(request, events)]
+            return self.whole(lambda: answers.join_completion(whole, model.name))
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return await self._stream(request, events, model, question, usage, None)
+        return await self.stream(request, events, lambda event: _public(event, model.name, usage, None))
+
+    async def respond(self, request: Request) -> Response:
+        """A response, as agents ask for it."""
+        self.require(request)
+        asked = await _parse(request, responses.ResponsesRequest)
+        model, question, events = await self.ask(request, asked.chat())
+        if not asked.stream:
+            whole = await self.collect(request, events)
+            return self.whole(lambda: responses.response(answers.join_chat(whole, question, model.name)))
+        calls = CallStream().turn if question.calls else None
+        stream = responses.ResponseStream(model.name)
+
+        def each(event: dict[str, Any]) -> list[dict[str, Any]]:
+            return [made for one in _public(event, model.name, True, calls) for made in stream.turn(one)]
+
+        return await self.stream(request, events, each, NAMED_EVENTS)
+
+    async def ollama_tags(self, request: Request) -> Response:
+        """The models, for clients of Ollama."""
+        self.require(request)
+        return JSONResponse(ollama.tags(list(self.pool.models.values())))
+
+    async def ollama_version(self, request: Request) -> Response:
+        """The version of Ollama whose API this is."""
+        self.require(request)
+        return JSONResponse({"version": ollama.VERSION})
+
+    async def ollama_chat(self, request: Request) -> Response:
+        """A chat, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.OllamaChat)
+        model, question, events = await self.ask(request, asked.chat())
+        calls = CallStream().turn if question.calls else None
+        return await self._lines(request, model, events, calls, asked.stream, generate=False)
+
+    async def ollama_generate(self, request: Request) -> Response:
+        """A text, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.OllamaGenerate)
+        if asked.raw:
+            wanted = asked.completion()
+            model = require_kind(self.pool.model(wanted.model), embeddings=False)
+            question = await asyncio.to_thread(
+                answers.completion_question, wanted, wanted.prompts()[0], owner_of(request)
+            )
+            await self._mark(wanted, model, question)
+            events = self.answerer.several(model, [question])
+        else:
+            model, _, events = await self.ask(request, asked.chat())
+        return await self._lines(request, model, events, None, asked.stream, generate=True)
+
+    async def _lines(
+        self,
+        request: Request,
+        model: ServedModel,
+        events: AsyncGenerator[dict[str, Any]],
+        calls: Callable[[dict[str, Any]], list[dict[str, Any]]] | None,
+        stream: bool,
+        generate: bool,
+    ) -> Response:
+        lines = ollama.Lines(model.name, generate)
+        if not stream:
+            found = await self.collect(request, events)
+            whole = [one for event in found for one in _public(event, model.name, True, calls)]
+            return self.whole(lambda: lines.whole(whole))
+
+        def each(event: dict[str, Any]) -> list[dict[str, Any]]:
+            return [line for one in _public(event, model.name, True, calls) for line in lines.turn(one)]
+
+        return await self.stream(request, events, each, LINES)
 
     async def embed(self, request: Request) -> Response:
         """Embeddings of texts."""
@@ -148,48 +292,53 @@ class Service:
         asked = await _parse(request, EmbeddingRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=True)
         found = await self.delivery.race(request, embed(self.pool, model, asked))
-        return self._whole(lambda: found)
+        return self.whole(lambda: found)
 
     async def list_sessions(self, request: Request) -> Response:
         """The kept conversations."""
         self.require(request, "sessions")
-        return JSONResponse({"object": "list", "data": await asyncio.to_thread(self.sessions.list)})
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(self.sessions.list, owner_of(request))})
 
     async def new_session(self, request: Request) -> Response:
         """Begin a conversation that is kept."""
         self.require(request, "sessions")
         asked = await _parse(request, NewSession)
         model = require_kind(self.pool.model(asked.model), embeddings=False)
-        made = await asyncio.to_thread(self.sessions.create, asked.name, model.name, model.digest, asked.system)
-        return JSONResponse(asdict(made), 201)
+        made = await asyncio.to_thread(
+            self.sessions.create, asked.name, model.name, model.digest, asked.system, owner_of(request)
+        )
+        return JSONResponse(_session(made), 201)
 
     async def one_session(self, request: Request) -> Response:
         """Export, rename or delete a conversation."""
         self.require(request, "sessions")
-        number = request.path_params["number"]
+        number, owner = request.path_params["number"], owner_of(request)
         if request.method == "DELETE":
-            await asyncio.to_thread(self.sessions.delete, number)
+            await asyncio.to_thread(self.sessions.delete, number, owner)
             return JSONResponse({"id": number, "deleted": True})
-        found = await asyncio.to_thread(self.sessions.load, number)
         if request.method == "PATCH":
-            found.name = (await _parse(request, SessionName)).name
-            await asyncio.to_thread(self.sessions.save, found)
-        return JSONResponse(asdict(found))
+            name = (await _parse(request, SessionName)).name
+            return JSONResponse(_session(await asyncio.to_thread(self.sessions.rename, number, name, owner)))
+        return JSONResponse(_session(await asyncio.to_thread(self.sessions.load, number, owner)))
+
+    async def _for_switch(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Work of the switch, in threads that nothing else may use."""
+        return await asyncio.get_running_loop().run_in_executor(self._switch_threads, work, *arguments)
 
     async def switch_status(self, _: Request) -> Response:
         """What the switch says."""
-        return JSONResponse(await asyncio.to_thread(stopping.status, self.switch))
+        return JSONResponse(await self._for_switch(stopping.status, self.switch))
 
     async def switch_off(self, _: Request) -> Response:
         """Turn everything off, and say what was stopped."""
-        receipt = await asyncio.to_thread(stopping.off, self.switch)
+        receipt = await self._for_switch(stopping.off, self.switch)
         await self.delivery.look()
         return JSONResponse(receipt.as_dict())
 
     async def switch_on(self, request: Request) -> Response:
         """Turn it on again: only from this machine. From afar it can only be turned off."""
         self._require_here(request)
-        await asyncio.to_thread(stopping.on, self.switch)
+        await self._for_switch(stopping.on, self.switch)
         await self.delivery.look()
         return await self.switch_status(request)
 
@@ -198,79 +347,133 @@ class Service:
         asked = await _parse(request, SwitchFeature)
         if asked.state != "blocked":
             self._require_here(request)
-        await asyncio.to_thread(self.switch.set_feature, asked.feature, asked.state)
+        await self._for_switch(self.switch.set_feature, asked.feature, asked.state)
         return await self.switch_status(request)
 
-    async def health(self, _: Request) -> Response:
-        """Whether the server lives, what the switch says, and what confines each engine."""
+    def watch_engines(self) -> None:
+        """Look for engines that have hung, in tasks of their own: the watch over the switch does not wait for them."""
+        for model in self.pool.models.values():
+            if (task := self._watching.get(model.name)) is None or task.done():
+                self._watching[model.name] = asyncio.ensure_future(model.watch())
+
+    async def health(self, request: Request) -> Response:
+        """Whether the server lives and what the switch says; to those who may use it also what confines each engine."""
         on = self.switch.is_on()
-        said = {
+        said: dict[str, Any] = {
             "status": "ok" if on else "switched_off",
             "version": tool_version(),
             "switch": "on" if on else "off",
-            "context_policy": answers.CONTEXT_POLICY,
-            "models": [model.describe() for model in self.pool.models.values()],
         }
+        if getattr(request.state, "known", False):
+            said["context_policy"] = answers.CONTEXT_POLICY
+            said["models"] = [model.describe() for model in self.pool.models.values()]
         return JSONResponse(said, 200 if on else 503)
 
-    async def prometheus(self, _: Request) -> Response:
-        """Figures for Prometheus."""
+    async def prometheus(self, request: Request) -> Response:
+        """Figures for Prometheus: of all requests together, and so only for whoever runs the server."""
+        if owner_of(request):
+            raise NotFromAfar("Figures of all keys together are for the first key of the file.", "Use that one.")
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def show_page(self, _: Request) -> Response:
         """The chat page; it is there even when all is off, as it holds the switch."""
-        html, policy = page.render(self.page_token, bool(self.limits.keys))
+        html, policy = page.render(self.page_token, bool(self.limits.keys or self.limits.own_key))
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
 
     def _require_here(self, request: Request) -> None:
         if request.client is None or not is_loopback(request.client.host):
             raise NotFromAfar("From another machine the switch can only be turned off.", "Turn it on where it runs.")
 
-    async def _collect(self, request: Request, events: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def collect(self, request: Request, events: AsyncGenerator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All events of an answer."""
+
         async def work() -> list[dict[str, Any]]:
             found = []
-            async for event in events:
-                if "error" in event:
-                    raise local.EngineRefused(500, event["error"])
-                found.append(event)
+            try:
+                async for event in events:
+                    if "error" in event:
+                        raise local.EngineRefused(500, event["error"])
+                    found.append(event)
+            finally:
+                await events.aclose()
             return found
 
         return await self.delivery.race(request, work())
 
-    def _whole(self, make: Callable[[], dict[str, Any]]) -> Response:
+    def whole(self, make: Callable[[], Any]) -> Response:
+        """One answer, handed over under the switch's lock."""
         answer = JSONResponse(make())
         return _Guarded(answer, self.delivery)
 
-    async def _stream(
+    async def stream(
         self,
         request: Request,
-        events: AsyncIterator[dict[str, Any]],
-        model: ServedModel,
-        question: answers.Question,
-        usage: bool,
-        turn: Callable[[dict[str, Any]], list[dict[str, Any]]] | None,
+        events: AsyncGenerator[dict[str, Any]],
+        turn: Callable[[dict[str, Any]], list[dict[str, Any]]],
+        form: StreamForm = EVENTS,
     ) -> Response:
+        """A stream of what each event turns into."""
         begun = time.perf_counter()
         # What goes wrong before the first event still has its own status.
-        first: dict[str, Any] = await self.delivery.race(request, _first(events))
+        try:
+            first: dict[str, Any] | None = await self.delivery.race(request, _first(events))
+        except BaseException:
+            await events.aclose()
+            raise
         self.metrics.first_event.observe(time.perf_counter() - begun)
 
         async def all_events() -> AsyncIterator[dict[str, Any]]:
             try:
-                said = answers.notes(question)
-                for event in _public(first, model.name, usage, turn):
-                    yield {**event, **said}
+                for each in turn(first) if first is not None else ():
+                    yield each
                 async for event in events:
-                    for each in _public(event, model.name, usage, turn):
+                    for each in turn(event):
                         yield each
             finally:
-                await events.aclose()  # type: ignore[attr-defined]
+                await events.aclose()
 
-        return EventStream(self.delivery, all_events())
+        return EventStream(self.delivery, all_events(), form)
 
 
-async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    return await anext(events)
+async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is: empty for the user's own, else what stands for a key."""
+    return str(getattr(request.state, "owner", ""))
+
+
+class _Held(AsyncGenerator[dict[str, Any], None]):
+    """Events that hold a session until they end, or are given up before they began."""
+
+    def __init__(self, events: AsyncGenerator[dict[str, Any]], turn: asyncio.Lock) -> None:
+        self._events, self._turn, self._held = events, turn, True
+
+    async def asend(self, value: None) -> dict[str, Any]:
+        try:
+            return await self._events.asend(value)
+        except BaseException:
+            self._release()
+            raise
+
+    async def athrow(self, *error: Any) -> dict[str, Any]:
+        try:
+            return await self._events.athrow(*error)
+        except BaseException:
+            self._release()
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await self._events.aclose()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
+            self._turn.release()
 
 
 class NotFromAfar(UsageError):
@@ -287,7 +490,7 @@ class _Guarded(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self.answer
-        with self.delivery.registration.delivering():
+        with self.delivery.hush.answering(scope):
             try:
                 self.delivery.switch.require_on()
             except StillroomError as error:
@@ -304,6 +507,13 @@ def _public(
         return []
     event = answers.public(event, model)
     return turn(event) if turn is not None else [event]
+
+
+def _session(session: Session) -> dict[str, Any]:
+    """A session as clients get it."""
+    found = asdict(session)
+    del found["owner"]
+    return found
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
@@ -365,6 +575,11 @@ def make_app(service: Service) -> Starlette:
         ("/v1/models/{name}", service.one_model, {"GET": None}),
         ("/v1/chat/completions", service.chat, {"POST": ChatRequest}),
         ("/v1/completions", service.complete, {"POST": CompletionRequest}),
+        ("/v1/responses", service.respond, {"POST": responses.ResponsesRequest}),
+        ("/api/tags", service.ollama_tags, {"GET": None}),
+        ("/api/version", service.ollama_version, {"GET": None}),
+        ("/api/chat", service.ollama_chat, {"POST": ollama.OllamaChat}),
+        ("/api/generate", service.ollama_generate, {"POST": ollama.OllamaGenerate}),
         ("/v1/embeddings", service.embed, {"POST": EmbeddingRequest}),
         ("/v1/sessions", service.list_sessions, {"GET": None}),
         ("/v1/sessions", service.new_session, {"POST": NewSession}),
@@ -387,49 +602,68 @@ def make_app(service: Service) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.delivery.hush.start()
         watcher = asyncio.create_task(_watch(service))
         try:
             yield
         finally:
             watcher.cancel()
             await service.pool.stop()
-            service.delivery.close()
+            service.close()
 
     limits = service.limits
     guard = Middleware(
-        Guard, hosts=limits.hosts, keys=limits.keys, body_bytes=limits.body_bytes, body_seconds=limits.body_seconds
+        Guard,
+        hosts=limits.hosts,
+        keys=limits.keys,
+        body_bytes=limits.body_bytes,
+        body_seconds=limits.body_seconds,
+        own_key=limits.own_key,
     )
+
+    logged = [Middleware(LoggedRequests, log=service.request_log)] if service.request_log is not None else []
 
     async def not_found(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         return problems.problem(status, "not_found" if status == 404 else "invalid_request", "There is nothing here.")
 
-    return Starlette(
+    return _Served(
         routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
-        middleware=[guard],
+        middleware=[guard, *logged],
         lifespan=lifespan,
         exception_handlers={404: not_found, 405: not_found},
     )
 
 
+class _Served(Starlette):
+    """The application; it notes the connection of each request, so that it can be cut off."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        remember_transport(scope, send)
+        await super().__call__(scope, receive, send)
+
+
 async def _watch(service: Service) -> None:
-    """Look at the switch all the time, and at everything else once a second."""
-    tended = on = released = time.monotonic()
+    """Look at everything but the switch once a second. That has a thread of its own (:mod:`.hush`), which waits for nothing."""
+    released = time.monotonic()
     while True:
-        if not await service.delivery.look():
-            # `off` stops the engines itself, and its receipt names them; a policy that appears has nobody to do it.
-            if time.monotonic() - on > OFF_SECONDS:
+        await asyncio.sleep(TEND_SECONDS)
+        try:
+            if not service.switch.is_on():
+                # They have been ended by then; what is left of them is given up.
                 await service.pool.stop(grace=False)
-        elif time.monotonic() - tended > 1:
-            tended = on = time.monotonic()
+                continue
             await service.pool.tend()
-            if tended - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
+            service.watch_engines()
+            now = time.monotonic()
+            if now - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
                 # Long bodies leave memory behind that is not given back by itself; it takes a moment, so nobody must wait.
                 await asyncio.to_thread(release_memory)
-                released = time.monotonic()
-        else:
-            on = time.monotonic()
-        await asyncio.sleep(LOOK_SECONDS)
+                released = now
+        except Exception:
+            # One failure is not the end of the watch.
+            traceback.print_exc()
 
 
 def read_keys(path: Path) -> list[str]:

@@ -10,7 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from stillroom.runtime.engine import Engine, EngineOptions
+from stillroom.runtime.facts import GgufFacts, read_facts
 from stillroom.serving.models import open_model
+from stillroom.serving.shield import Shield
+from stillroom.serving.speech import pair_of
 from stillroom.switch import require_on
 
 
@@ -26,6 +29,7 @@ class Chat:
         messages: What was said so far, each with ``role`` and ``content``.
         name: What the model is called.
         engine: The model's process.
+        facts: What the model's file says of itself.
 
     Raises:
         SwitchedOff: The owner's switch is off.
@@ -40,6 +44,7 @@ class Chat:
             self.engine = stack.enter_context(Engine(self._model.gguf, EngineOptions(context=context)))
             self._stack = stack.pop_all()
         self.name = self._model.name
+        self.facts = read_facts(self._model.gguf)
 
     def passport(self) -> dict[str, Any]:
         """What is known of the model, and who says so."""
@@ -62,7 +67,10 @@ class Chat:
         """
         self.messages.append({"role": "user", "content": prompt})
         written: list[str] = []
-        tokens = self.engine.stream(self.messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        prompt_ids = rendered(self.engine, self.facts, self.messages)
+        tokens = self.engine.stream_prompt(
+            prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed, **kept(self.facts)
+        )
         try:
             for text in tokens:
                 written.append(text)
@@ -71,6 +79,11 @@ class Chat:
             if isinstance(tokens, Generator):
                 tokens.close()
             self.messages.append({"role": "assistant", "content": "".join(written)})
+
+    def clear(self, system: str | None = None) -> None:
+        """Begin anew, with another text in front of the conversation if one is given."""
+        kept_system = [message for message in self.messages if message["role"] == "system"]
+        self.messages = [{"role": "system", "content": system}] if system else kept_system
 
     def close(self) -> None:
         """End the model's process."""
@@ -90,7 +103,38 @@ def answer(
 ) -> str:
     """Ask a model once: what :func:`stillroom.answer` does."""
     with open_model(Path(model)) as opened, Engine(opened.gguf, EngineOptions()) as engine:
-        tokens = engine.stream(
-            [{"role": "user", "content": prompt}], max_tokens=max_tokens, temperature=temperature, seed=seed
-        )
+        facts = read_facts(opened.gguf)
+        asked = rendered(engine, facts, [{"role": "user", "content": prompt}])
+        tokens = engine.stream_prompt(asked, max_tokens=max_tokens, temperature=temperature, seed=seed, **kept(facts))
         return "".join(tokens).strip()
+
+
+def kept(facts: GgufFacts) -> dict[str, Any]:
+    """The marks of reasoning are shown, also where they are control tokens."""
+    pair = pair_of(facts.template)
+    return {"preserved_tokens": list(pair)} if pair is not None else {}
+
+
+def rendered(engine: Engine, facts: GgufFacts, messages: list[dict[str, str]]) -> str | list[Any]:
+    """A conversation as a prompt, by the model's own template; what is written in it is never markup.
+
+    Raises:
+        EngineFailed: The template takes no such conversation.
+    """
+    shield = Shield(facts.control, facts.markup)
+    shielded = [
+        {**message, "content": shield.protect(message["content"], own=message["role"] == "assistant")}
+        for message in messages
+    ]
+    prompt: str = engine.call("POST", "/apply-template", {"messages": shielded})["prompt"]
+    if not shield.used:
+        return prompt
+    parts: list[Any] = []
+    for piece, is_content in shield.parts(prompt):
+        if not is_content:
+            parts.append(piece)
+            continue
+        for part in filter(None, (piece[:1], piece[1:])):
+            wanted = {"content": part, "add_special": False, "parse_special": False}
+            parts += engine.call("POST", "/tokenize", wanted)["tokens"]
+    return parts if parts and isinstance(parts[0], str) else ["", *parts]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from stillroom.serving import problems
-from stillroom.switch.engines import Registration
+from stillroom.serving.hush import Hush, ServerLine
 from stillroom.switch.state import Switch
 
 T = TypeVar("T")
@@ -35,16 +36,20 @@ class Delivery:
     def __init__(self, switch: Switch, seconds: float) -> None:
         self.switch = switch
         self.seconds = seconds
-        self.registration = Registration(switch.places, "server", "server")
+        self.registration = ServerLine(switch.places)
         self.off = asyncio.Event()
+        self.hush = Hush(switch, self.registration, self._told)
 
-    async def look(self) -> bool:
-        """One look at the switch; wakes everybody who waits while it is off."""
-        on = self.switch.is_on()
+    def _told(self, on: bool) -> None:
         if on:
             self.off.clear()
         else:
             self.off.set()
+
+    async def look(self) -> bool:
+        """One look at the switch; wakes everybody who waits while it is off."""
+        on = self.switch.is_on()
+        self._told(on)
         return on
 
     async def race(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -73,22 +78,56 @@ class Delivery:
 
     def close(self) -> None:
         """Leave the list of servers."""
+        self.hush.close()
         self.registration.close()
 
 
+@dataclass(frozen=True)
+class StreamForm:
+    """How the events of a stream are written.
+
+    Attributes:
+        media_type: What the stream is.
+        event: The text of one event.
+        end: The text at its proper end.
+    """
+
+    media_type: str
+    event: Callable[[dict[str, Any]], str]
+    end: str = ""
+
+
+def _plain_event(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+EVENTS = StreamForm("text/event-stream", _plain_event, "data: [DONE]\n\n")
+"""Server-sent events, as the OpenAI API has them."""
+NAMED_EVENTS = StreamForm(
+    "text/event-stream", lambda event: f"event: {event.get('type', 'error')}\n{_plain_event(event)}"
+)
+"""Server-sent events that have names, as the Responses API has them."""
+LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event, ensure_ascii=False) + "\n")
+"""One JSON value a line, as Ollama has them."""
+
+
 class EventStream(Response):
-    """Server-sent events. Every event is handed over under the switch's lock, after one more look at the switch."""
+    """A stream. Every event is handed over under the switch's lock, after one more look at the switch."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, delivery: Delivery, events: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, delivery: Delivery, events: AsyncIterator[dict[str, Any]], form: StreamForm = EVENTS) -> None:
         self.delivery = delivery
         self.events = events
+        self.form = form
+        self.media_type = form.media_type
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes until it ends, the client goes, time runs out or the switch is off."""
+        with self.delivery.hush.answering(scope):
+            await self._answer(receive, send)
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
         await self.delivery.look()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pump = asyncio.ensure_future(self._pump(send))
@@ -100,16 +139,22 @@ class EventStream(Response):
                 error = pump.exception()
             elif others[0].done():
                 return
+            elif others[1].done():
+                # At once: `off` waits for it, and cuts off what takes longer. Ending the events may wait for an engine.
+                pump.cancel()
+                await self._finish(TimeoutError(), send)
+                return
             else:
                 error = TimeoutError("The request took too long.")
-                with contextlib.suppress(BaseException):
-                    self.delivery.switch.require_on()
         finally:
             for each in (pump, *others):
                 each.cancel()
             await asyncio.gather(pump, *others, return_exceptions=True)
             with contextlib.suppress(Exception):
                 await self.events.aclose()  # type: ignore[attr-defined]
+        await self._finish(error, send)
+
+    async def _finish(self, error: BaseException | None, send: Send) -> None:
         if error is not None:
             try:
                 self.delivery.switch.require_on()
@@ -117,16 +162,17 @@ class EventStream(Response):
                 error = off
             status, code, message = problems.explain(error)
             # Headers are gone: the client gets the error in its stream, never silence.
-            await send(_body(f"data: {json.dumps(problems.body(status, code, message))}\n\n", more=True))
+            await send(_body(self.form.event(problems.body(status, code, message)), more=True))
         await send(_body("", more=False))
 
     async def _pump(self, send: Send) -> None:
         async for event in self.events:
-            data = _body(f"data: {json.dumps(event, ensure_ascii=False)}\n\n", more=True)
+            data = _body(self.form.event(event), more=True)
             with self.delivery.registration.delivering():
                 self.delivery.switch.require_on()
                 await send(data)
-        await send(_body("data: [DONE]\n\n", more=True))
+        if self.form.end:
+            await send(_body(self.form.end, more=True))
 
 
 def _body(text: str, more: bool) -> Message:

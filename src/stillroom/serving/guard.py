@@ -1,4 +1,4 @@
-"""What every request passes first: host, origin, key, size, time.
+"""What every request passes first: host, origin, whose it is, size, time.
 
 A web page of somebody else must not reach a server on this machine: its requests carry another origin, or, after the
 name of its host was bound to this machine, another host (DNS rebinding). Both are refused; no answer allows sharing.
@@ -7,18 +7,26 @@ name of its host was bound to this machine, another host (DNS rebinding). Both a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.core.errors import UsageError
+from stillroom.serving.peer import can_tell, is_own, user_of
 from stillroom.serving.problems import problem
 
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
 """What needs no key: the page itself, which says nothing of the models, and whether the server lives."""
+ONLY_OWN = ("/v1/sessions", "/switch/on", "/switch/feature", "/metrics")
+"""What nobody gets of whom it is not known that they run the server, or have a key of it."""
+GUEST = "guest"
+MOST_AT_ONCE = 256
+"""Requests of one key that are in work or wait. The switch can be reached beyond that."""
 CONTENT_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; script-src {script}; style-src {style}"
@@ -31,17 +39,27 @@ class Guard:
     Args:
         app: What comes after.
         hosts: Names by which the server may be called, without port.
-        keys: Keys of which a client must have one; none means that none is asked for.
+        keys: Keys of which a client must have one. The first is the user's own. Where there are none, other users of this
+            machine are refused.
         body_bytes: Longest body.
         body_seconds: Longest time that a body may take to arrive.
+        own_key: Where there are no keys and the system does not tell users apart: what proves to be the user.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Iterable[str], keys: Iterable[str], body_bytes: int, body_seconds: float
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        keys: Iterable[str],
+        body_bytes: int,
+        body_seconds: float,
+        own_key: str = "",
     ) -> None:
         self.app = app
         self.hosts = {host.lower() for host in hosts}
         self.keys = [key.encode() for key in keys]
+        self.own_key = own_key.encode()
+        self.at_once: Counter[str] = Counter()
         self.body_bytes = body_bytes
         self.body_seconds = body_seconds
 
@@ -56,10 +74,25 @@ class Guard:
                 await problem(400, "invalid_request", f"Two headers {name.decode()}.")(scope, receive, send)
                 return
             headers[name] = value
-        refused = self._refused(scope, headers)
+        owner = self._owner(scope, headers)
+        refused = self._refused(scope, headers) or self._unknown(scope["path"], owner)
         if refused is not None:
             await refused(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
+        state["owner"], state["known"] = owner if owner is not None else GUEST, owner not in (None, GUEST)
+        if state["known"] and "connection" in state:
+            state["connection"].known()
+        if self.at_once[state["owner"]] >= MOST_AT_ONCE and not scope["path"].startswith("/switch"):
+            await problem(429, "too_many_requests", f"{MOST_AT_ONCE} requests are in work.")(scope, receive, send)
+            return
+        self.at_once[state["owner"]] += 1
+        try:
+            await self._pass_on(scope, receive, send)
+        finally:
+            self.at_once[state["owner"]] -= 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         left, until = self.body_bytes, asyncio.get_running_loop().time() + self.body_seconds
         complete = False
 
@@ -109,11 +142,36 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.body_bytes:
             return problem(413, "invalid_request", f"The body has more than {self.body_bytes:,} bytes.", close=True)
-        if self.keys and scope["path"] not in OPEN_PATHS:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            known = [hmac.compare_digest(given.strip(), key) for key in self.keys]
-            if scheme.lower() != b"bearer" or not any(known):
-                return problem(401, "invalid_api_key", "A key is needed: Authorization: Bearer KEY.")
+        return None
+
+    def _owner(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
+        """Whose request it is: empty for the user's own, else what stands for a key; None where it is nobody's."""
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given.strip() if scheme.lower() == b"bearer" else b""
+        if self.keys:
+            known = [hmac.compare_digest(given, key) for key in self.keys]
+            if not any(known):
+                return None
+            # What was kept while there were no keys, or one, stays with the first.
+            return "" if known[0] else hashlib.sha256(self.keys[known.index(True)]).hexdigest()[:16]
+        if self.own_key and hmac.compare_digest(given, self.own_key):
+            return ""
+        if not can_tell():
+            return GUEST
+        connection = scope.get("state", {}).get("connection")
+        user = connection.user() if connection is not None else user_of(scope.get("client"), scope.get("server"))
+        return "" if is_own(user) else None
+
+    def _unknown(self, path: str, owner: str | None) -> Response | None:
+        if path in OPEN_PATHS or owner == "":
+            return None
+        if owner is None:
+            said = "A key is needed: Authorization: Bearer KEY." if self.keys else "This server is another user's."
+            return problem(401, "invalid_api_key", said)
+        if owner == GUEST and any(path == each or path.startswith(f"{each}/") for each in ONLY_OWN):
+            return problem(
+                401, "invalid_api_key", "The server's own key is needed; it says at its start where that is."
+            )
         return None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import StillroomError, UsageError
+from stillroom.core.errors import EngineFailed, StillroomError, UsageError
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
@@ -18,8 +19,16 @@ from stillroom.serving.models import OpenedModel
 from stillroom.switch.state import Switch
 
 RECHECK_SECONDS = 60.0
+SILENT_SECONDS = 10.0
+"""After so long without a word a busy engine is asked whether it goes on."""
+ANSWER_SECONDS = 20.0
+"""How long it may take to answer that: it does between two steps, each of which reads at most a batch of tokens."""
 KEPT_SHARE = 0.75
 """How much of what a place holds has to stay of use for a request to take it over."""
+
+
+SOMEBODY = "?"
+"""The owner of a context of which it is not certain whose it is: nobody goes on from it."""
 
 
 class QueueFull(UsageError):
@@ -42,15 +51,26 @@ class Slot:
         number: Its number in the engine.
         held: The text that its context holds.
         session: The session whose context it holds.
+        owner: Whose context it holds; None where it holds none.
         used: When it was last used.
         busy: Whether a request has it.
+        holder: Whose request has it, or had it last.
     """
 
     number: int
     held: str = ""
     session: str | None = None
+    owner: str | None = None
     used: float = 0.0
     busy: bool = False
+    holder: str = ""
+
+
+@dataclass(eq=False)
+class _Waiter:
+    """A request that waits for a place."""
+
+    owner: str
 
 
 class ServedModel:
@@ -66,9 +86,8 @@ class ServedModel:
     def __init__(self, opened: OpenedModel, options: EngineOptions, switch: Switch, queue: int) -> None:
         self.opened = opened
         self.name = opened.name
-        facts = read_facts(opened.gguf)
+        self.facts = facts = read_facts(opened.gguf)
         self.embedding = facts.embedding
-        self.breaking = facts.breaking
         # llama.cpp goes no further than the file says.
         self._longest = facts.context
         options = replace(options, context=min(options.context, facts.context or options.context))
@@ -79,7 +98,14 @@ class ServedModel:
         self.queue = queue
         self.engine: Engine | None = None
         self.slots: list[Slot] = []
-        self.waiting = 0
+        self._queue: list[_Waiter] = []
+        self._served: dict[str, float] = {}
+        self.suspect = False
+        self._free = asyncio.Condition()
+        self._plain: dict[str, list[int]] = {}
+        self._running: list[str] = []
+        self._fatal: set[str] = set()
+        self._heard = time.monotonic()
         self.restarts = 0
         self.used = time.monotonic()
         self.created = int(time.time())
@@ -87,7 +113,6 @@ class ServedModel:
         stat = opened.gguf.stat()
         self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
         self._bytes = int(stat.st_size * 1.3) + (64 << 20)
-        self._free = asyncio.Condition()
         self._loading = asyncio.Lock()
         self._starting: asyncio.Task[Engine] | None = None
 
@@ -95,6 +120,11 @@ class ServedModel:
     def busy(self) -> int:
         """How many requests are being answered."""
         return sum(slot.busy for slot in self.slots)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
 
     @property
     def if_too_long(self) -> str:
@@ -140,29 +170,35 @@ class ServedModel:
                 kept = {slot.number: slot for slot in self.slots if slot.number in busy}
                 self.slots = [kept.get(number, Slot(number)) for number in range(self.options.parallel)]
                 for slot in self.slots:
-                    slot.held, slot.session = "", None
+                    slot.held, slot.session, slot.owner = "", None, None
+                self.heard()
             return self.engine
 
     @contextlib.asynccontextmanager
-    async def slot(self, text: str, session: str | None = None) -> AsyncIterator[Slot]:
+    async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:
         """A place for one request; the one whose context the request goes on from, if it is free.
 
+        Every owner has a queue of its own, and the next place goes to the one who has the fewest, or waited longest for one.
+
         Raises:
-            QueueFull: As many requests wait as may.
+            QueueFull: As many requests of this owner wait as may.
         """
         if not self.slots:
             self.slots = [Slot(number) for number in range(self.options.parallel)]
         async with self._free:
-            if all(slot.busy for slot in self.slots):
-                if self.waiting >= self.queue:
-                    raise QueueFull(f"{self.waiting} requests are waiting already.", "Ask again in a moment.")
-                self.waiting += 1
+            if self._queue or all(slot.busy for slot in self.slots):
+                mine = _Waiter(owner)
+                if sum(each.owner == owner for each in self._queue) >= self.queue:
+                    raise QueueFull(f"{self.queue} requests are waiting already.", "Ask again in a moment.")
+                self._queue.append(mine)
                 try:
-                    await self._free.wait_for(lambda: not all(slot.busy for slot in self.slots))
+                    await self._free.wait_for(lambda: self._next() is mine)
                 finally:
-                    self.waiting -= 1
-            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session))
-            chosen.busy = True
+                    self._queue.remove(mine)
+                    self._free.notify_all()
+            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session, owner))
+            chosen.busy, chosen.holder = True, owner
+            self._served[owner] = time.monotonic()
         try:
             yield chosen
         finally:
@@ -170,6 +206,73 @@ class ServedModel:
             chosen.used = self.used = time.monotonic()
             async with self._free:
                 self._free.notify_all()
+
+    def _next(self) -> _Waiter | None:
+        """Who gets the next place; None while there is none."""
+        if all(slot.busy for slot in self.slots):
+            return None
+        held = Counter(slot.holder for slot in self.slots if slot.busy)
+        # Whoever was served longest ago comes first among those who have as few.
+        return min(self._queue, key=lambda each: (held[each.owner], self._served.get(each.owner, 0.0)), default=None)
+
+    async def plain_ids(self, engine: Engine, text: str) -> list[int]:
+        """The tokens of a text that would be markup, as the plain text that it is here."""
+        if text not in self._plain:
+            found: list[int] = []
+            # An added token is found in every text, but not across a cut.
+            for part in (text[:1], text[1:]):
+                wanted = {"content": part, "add_special": False, "parse_special": False}
+                if part:
+                    found += (await local.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"]
+            self._plain[text] = found
+        return self._plain[text]
+
+    def begin(self, fingerprint: str) -> None:
+        """A request is about to reach the engine."""
+        self._running.append(fingerprint)
+
+    def done(self, fingerprint: str) -> None:
+        """A request no longer concerns the engine."""
+        if fingerprint in self._running:
+            self._running.remove(fingerprint)
+
+    def ended(self, fingerprint: str, reached: bool) -> bool:
+        """The engine ended while a request was with it; returns whether the request was alone, and so ended it."""
+        alone = reached and self._running == [fingerprint]
+        if alone:
+            self._fatal.add(fingerprint)
+        return alone
+
+    def require_harmless(self, fingerprint: str) -> None:
+        """Refuse a request that ended an engine before.
+
+        Raises:
+            EngineFailed: It did.
+        """
+        if fingerprint in self._fatal:
+            raise EngineFailed(f"The runtime process of {self.name} ended over this very request before.", "Change it.")
+
+    def heard(self) -> None:
+        """The engine has said something."""
+        self._heard = time.monotonic()
+
+    async def watch(self) -> None:
+        """Replace an engine that has hung: it runs, says nothing, and does not answer between two of its steps either."""
+        engine = self.engine
+        if engine is None or not engine.alive or self._loading.locked():
+            return
+        if time.monotonic() - self._heard < SILENT_SECONDS or not (self._running or self.suspect):
+            return
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await local.call(engine.socket, engine.key, "GET", "/slots")
+            self.heard()
+            self.suspect = False
+        except (TimeoutError, local.EngineGone):
+            self.suspect = False
+            await self.lost(engine)
+        except local.EngineRefused:
+            self.heard()
 
     async def lost(self, engine: Engine | None) -> None:
         """An engine no longer answers: make sure that it has ended, so that the next request gets another."""
@@ -202,18 +305,19 @@ class ServedModel:
         }
 
 
-def _fits(text: str, session: str | None) -> Callable[[Slot], tuple[int, float]]:
+def _fits(text: str, session: str | None, owner: str = "") -> Callable[[Slot], tuple[int, bool, float]]:
     """How well a request goes on from a slot: its own session, then what the slot holds of it, then the oldest.
 
     A slot counts only where the request keeps most of what it holds: another conversation that merely begins likewise
     goes to a place of its own, or the two would drive each other out at every turn.
     """
 
-    def score(slot: Slot) -> tuple[int, float]:
-        if session is not None and slot.session == session:
-            return (1 << 30, -slot.used)
-        same = _common(text, slot.held)
-        return (same if same >= KEPT_SHARE * len(slot.held) else 0, -slot.used)
+    def score(slot: Slot) -> tuple[int, bool, float]:
+        mine = slot.owner in (None, owner)
+        if session is not None and slot.session == session and mine:
+            return (1 << 30, mine, -slot.used)
+        same = _common(text, slot.held) if mine else 0
+        return (same if same >= KEPT_SHARE * len(slot.held) else 0, slot.owner is None, -slot.used)
 
     return score
 

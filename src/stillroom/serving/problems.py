@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse
 from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
 from stillroom.runtime.transport import EngineRefused
 from stillroom.serving.answers import ContextFull
+from stillroom.serving.grammars import UnsupportedSchema
 from stillroom.serving.pool import NoModel, NoRoom, QueueFull
-from stillroom.serving.schema import UnsupportedSchema
 from stillroom.serving.sessions import NoSession, SessionDamaged
 
 _KNOWN: list[tuple[type[Exception], int, str]] = [
@@ -56,7 +56,10 @@ def explain(error: BaseException) -> tuple[int, str, str]:
         return (400, "invalid_request", str(error)) if error.status < 500 else (503, "engine_failed", str(error))
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
+        # Inside a choice of types pydantic names its own parts, which say nothing to a client.
+        where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and str(part) != "")[:200]
+        if first["loc"][:1] == ("prompt",) and len(first["loc"]) > 1:
+            return 400, "invalid_request", "prompt: a text, a list of ids of tokens, or a list of up to 256 of either"
         return 400, "invalid_request", f"{where}: {first['msg']}" if where else str(first["msg"])
     if isinstance(error, ValueError | UnicodeError):
         return 400, "invalid_request", f"The body is not JSON: {str(error)[:200]}"

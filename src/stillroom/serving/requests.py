@@ -1,13 +1,17 @@
 """What clients may ask, in the words of the OpenAI API.
 
-Unknown keys are ignored, as clients send more than anybody implements; known keys are checked strictly.
+Unknown keys are ignored, as clients send more than anybody implements; known keys are checked strictly, and null says the
+same as leaving a key out. A key of another server that decides an answer's form is honoured or refused, never ignored.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from stillroom.core.strict_json import read_strict
 
 
 def _plain(text: str) -> str:
@@ -28,11 +32,18 @@ class Words(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: inner for key, inner in value.items() if inner is not None}
+        return value
+
 
 class Part(Words):
     """A part of a message's content. Only text is taken."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: Text
 
 
@@ -40,7 +51,7 @@ class CalledFunction(Words):
     """A call that the model made."""
 
     name: ToolName
-    arguments: Text
+    arguments: Text = "{}"
 
 
 class Call(Words):
@@ -54,11 +65,25 @@ class Call(Words):
 class Message(Words):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[Part] | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
     tool_calls: list[Call] | None = Field(default=None, max_length=64)
+    function_call: CalledFunction | None = None
     tool_call_id: Text | None = None
     name: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_reasoning(self) -> Message:
+        # Both names are in use; one is kept.
+        self.reasoning = self.reasoning_content = self.reasoning_content or self.reasoning
+        return self
+
+    def calls(self) -> list[CalledFunction]:
+        """The calls that the message holds, in either form."""
+        old = [self.function_call] if self.function_call else []
+        return [*(call.function for call in self.tool_calls or []), *old]
 
     def text(self) -> str:
         """The content as one text."""
@@ -72,7 +97,7 @@ class Function(Words):
 
     name: ToolName
     description: Text = ""
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any] | bool | None = None
     strict: bool | None = None
 
 
@@ -105,16 +130,52 @@ class NamedSchema(Words):
 
 
 class ResponseFormat(Words):
-    """The form of the answer."""
+    """The form of the answer, with the schema in either of the places that are in use."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    bare: Any = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
-        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.json_schema is None):
+        if self.type == "json_schema" and self.wanted() is None:
             raise ValueError("json_schema: a schema is missing")
+        if self.type == "text" and self.wanted() is not None:
+            raise ValueError("a schema beside the type text: say json_schema")
         return self
+
+    def wanted(self) -> Any:
+        """The schema; None where there is none."""
+        if self.json_schema is not None and self.json_schema.json_schema is not None:
+            return self.json_schema.json_schema
+        return self.bare
+
+
+class StructuredOutputs(Words):
+    """The form of the answer, as vLLM has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    json_: Any = Field(default=None, alias="json")
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer is held to.
+
+    Attributes:
+        key: The key of the request that says so.
+        kind: What the value is.
+        value: A schema, a pattern, texts, or a grammar; None for any JSON object.
+    """
+
+    key: str
+    kind: Literal["json", "regex", "choice", "grammar"]
+    value: Any = None
 
 
 class StreamOptions(Words):
@@ -123,11 +184,91 @@ class StreamOptions(Words):
     include_usage: bool = False
 
 
-class Sampling(Words):
+UNHELD = (
+    "structural_tag", "regex", "ebnf", "json_regex", "guided_whitespace_pattern", "allowed_token_ids", "bad_words",
+    "logits_processors", "grammar_lazy", "grammar_triggers", "min_tokens", "ignore_eos", "suffix", "best_of",
+)  # fmt: skip
+"""Keys of other servers that change an answer and are not honoured here: refused by name."""
+_OF_TEMPLATES = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+
+
+def require_held(value: Any) -> Any:
+    """A request's body, unless it has a key that would be ignored against its meaning."""
+    if isinstance(value, dict):
+        for key in UNHELD:
+            if value.get(key) not in (None, False, 0, [], "") and not (key == "best_of" and value[key] == 1):
+                raise ValueError(f"{key}: not supported by this server; leave it out")
+    return value
+
+
+class Schemas(Words):
+    """The places where servers take the form of an answer."""
+
+    grammar: Text | None = Field(default=None, max_length=1 << 18)
+    response_format: ResponseFormat | None = None
+    json_schema: Any = None
+    guided_json: Any = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
+    structured_outputs: StructuredOutputs | None = None
+    format: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_are_held(cls, value: Any) -> Any:
+        return require_held(value)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Schemas:
+        if len(self.forms()) > 1:
+            raise ValueError(
+                f"{' and '.join(form.key for form in self.forms())} each decide the answer's form: choose one"
+            )
+        return self
+
+    def form(self) -> Form | None:
+        """What the answer is held to; None where it is free."""
+        return next(iter(self.forms()), None)
+
+    def forms(self) -> list[Form]:
+        """All that the request says of it."""
+        found = []
+        wanted = self.response_format
+        if wanted is not None and wanted.type != "text":
+            found.append(Form("response_format", "json", wanted.wanted()))
+        if self.format not in (None, ""):
+            found.append(Form("format", "json", None if self.format == "json" else _schema_in(self.format)))
+        for key in ("json_schema", "guided_json"):
+            if getattr(self, key) is not None:
+                found.append(Form(key, "json", _schema_in(getattr(self, key))))
+        kinds: list[tuple[str, Literal["regex", "choice", "grammar"]]] = [
+            ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "grammar"), ("grammar", "grammar"),
+        ]  # fmt: skip
+        found += [Form(key, kind, getattr(self, key)) for key, kind in kinds if getattr(self, key)]
+        if (outputs := self.structured_outputs) is not None:
+            if outputs.json_ is not None:
+                found.append(Form("structured_outputs.json", "json", _schema_in(outputs.json_)))
+            if outputs.json_object:
+                found.append(Form("structured_outputs.json_object", "json"))
+            for kind in ("regex", "choice", "grammar"):
+                if getattr(outputs, kind):
+                    found.append(Form(f"structured_outputs.{kind}", kind, getattr(outputs, kind)))
+        return found
+
+
+def _schema_in(value: Any) -> Any:
+    """A schema, which some clients send as a text."""
+    if isinstance(value, str):
+        return read_strict(value.encode())
+    return value
+
+
+class Sampling(Schemas):
     """What completions of both kinds have in common."""
 
     model: Text = ""
-    max_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
+    max_tokens: int | None = Field(default=None, ge=0, le=1 << 20)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1000)
@@ -141,7 +282,6 @@ class Sampling(Words):
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    grammar: Text | None = Field(default=None, max_length=1 << 16)
 
     @model_validator(mode="after")
     def _bounded(self) -> Sampling:
@@ -156,7 +296,7 @@ class Sampling(Words):
     def sampling(self) -> dict[str, Any]:
         """The settings in the words of llama.cpp."""
         names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        found: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
             found["seed"] = self.seed % 0xFFFFFFFF
         if self.stop:
@@ -173,14 +313,24 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[Function] | None = Field(default=None, max_length=128)
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=32)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     session: SessionId | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
+        if self.functions and self.tools:
+            raise ValueError("functions and tools are the old and the new name of the same: choose one")
+        if self.functions:
+            self.tools = [Tool(type="function", function=function) for function in self.functions]
+            called = self.function_call
+            self.tool_choice = NamedTool(function=called) if isinstance(called, NamedFunction) else called
+            self.parallel_tool_calls = False
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) != len(names):
             raise ValueError("tools: two have the same name")
@@ -188,22 +338,45 @@ class ChatRequest(Sampling):
             raise ValueError("tool_choice: no tool has this name")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice: there are no tools")
-        ways = [self.grammar, self.response_format and self.response_format.type != "text", self.uses_tools()]
-        if sum(bool(way) for way in ways) > 1:
-            raise ValueError("grammar, response_format and tools each decide the form of the answer: choose one")
+        if self.form() is not None and self.uses_tools():
+            raise ValueError(f"{self.forms()[0].key} and tools each decide the form of the answer: choose one")
+        if self.max_tokens == 0:
+            raise ValueError("max_tokens: at least 1")
+        for key, value in (self.chat_template_kwargs or {}).items():
+            if key in _OF_TEMPLATES or not isinstance(value, bool | int | float | str) or len(str(value)) > 200:
+                raise ValueError(f"chat_template_kwargs: {key[:50]!r} is not one, or not a short plain value")
         return self
+
+    def template_settings(self) -> dict[str, Any]:
+        """What the chat template is told besides the conversation."""
+        found: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            found["enable_thinking"] = self.reasoning_effort != "none"
+            if self.reasoning_effort != "none":
+                found["reasoning_effort"] = self.reasoning_effort
+        return {**found, **(self.chat_template_kwargs or {})}
 
     def uses_tools(self) -> bool:
         """Whether the answer may be a call."""
         return bool(self.tools) and self.tool_choice != "none"
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 18)]
+Prompt = Text | TokenIds
+
+
 class CompletionRequest(Sampling):
     """A completion of a text."""
 
-    prompt: Text | Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 18)]
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=256)]
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: Literal[False] | None = None
+    echo: bool | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or several."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class EmbeddingRequest(Words):

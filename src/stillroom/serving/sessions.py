@@ -7,11 +7,15 @@ otherwise in a file that only the user can read. Without the key nothing of it c
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import secrets
+import threading
 import time
+import weakref
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ class Session:
         updated: Seconds since 1970.
         messages: What was said, in the words of the OpenAI API.
         left_out: How many messages no longer fit into the context at the last turn.
+        owner: Whose it is: empty for the user's own, else what stands for a key of the server.
     """
 
     id: str
@@ -54,6 +59,7 @@ class Session:
     updated: float
     messages: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
+    owner: str = ""
 
 
 class SessionStore:
@@ -68,11 +74,18 @@ class SessionStore:
         self.folder = folder
         self._keyring = keyring
         self._key: bytes | None = None
+        self._lock = threading.RLock()
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    def create(self, name: str, model: str, digest: str, system: str | None = None) -> Session:
+    def turn(self, number: str) -> asyncio.Lock:
+        """What a request holds while it adds to a session: one writer at a time."""
+        return self._turns.setdefault(number, asyncio.Lock())
+
+    def create(self, name: str, model: str, digest: str, system: str | None = None, owner: str = "") -> Session:
         """A new session, kept at once."""
         now = time.time()
-        session = Session(secrets.token_hex(16), name or time.strftime("%Y-%m-%d %H:%M"), model, digest, now, now)
+        name = name or time.strftime("%Y-%m-%d %H:%M")
+        session = Session(secrets.token_hex(16), name, model, digest, now, now, owner=owner)
         if system:
             session.messages.append({"role": "system", "content": system})
         self.save(session)
@@ -83,22 +96,50 @@ class SessionStore:
         session.updated = time.time()
         self._seal(self._file(session.id, "session"), session.id, json.dumps(asdict(session)).encode())
 
-    def load(self, number: str) -> Session:
+    def load(self, number: str, owner: str = "") -> Session:
         """The session of a number.
 
         Raises:
-            NoSession: There is none.
+            NoSession: There is none of this owner's.
             SessionDamaged: It cannot be opened.
         """
-        return Session(**json.loads(self._unseal(self._file(number, "session"), number)))
+        found = Session(**json.loads(self._unseal(self._file(number, "session"), number)))
+        if found.owner != owner:
+            raise NoSession(f"There is no session {number}.")
+        return found
 
-    def list(self) -> list[dict[str, Any]]:
+    def append(self, session: Session, messages: Sequence[dict[str, Any]], left_out: int) -> bool:
+        """Add to a session what was said; False where it was deleted meanwhile. What else changed in it stays changed."""
+        with self._lock:
+            try:
+                now = self.load(session.id, session.owner)
+            except (NoSession, SessionDamaged):
+                return False
+            now.messages += messages
+            now.left_out = left_out
+            self.save(now)
+            session.messages, session.left_out, session.name = now.messages, left_out, now.name
+            return True
+
+    def rename(self, number: str, name: str, owner: str = "") -> Session:
+        """Give a session another name. Errors as in :meth:`load`."""
+        with self._lock:
+            found = self.load(number, owner)
+            found.name = name
+            self.save(found)
+            return found
+
+    def list(self, owner: str = "") -> list[dict[str, Any]]:
         """Number, name, model and times of every session, the latest first; damaged ones are said to be."""
         found = []
         for path in self.folder.glob("*.session"):
             try:
-                session = self.load(path.stem)
-            except (SessionDamaged, NoSession, TypeError):
+                session = self.load(path.stem, owner)
+            except NoSession:
+                continue
+            except (SessionDamaged, TypeError):
+                if owner:
+                    continue
                 found.append({"id": path.stem, "name": "(damaged)", "damaged": True, "updated": path.stat().st_mtime})
                 continue
             entry = asdict(session)
@@ -106,22 +147,36 @@ class SessionStore:
             found.append(entry)
         return sorted(found, key=lambda entry: -float(entry["updated"]))
 
-    def delete(self, number: str) -> None:
-        """Remove a session and its state."""
-        path = self._file(number, "session")
-        if not path.is_file():
-            raise NoSession(f"There is no session {number}.")
-        path.unlink()
-        self._file(number, "state").unlink(missing_ok=True)
+    def delete(self, number: str, owner: str = "") -> None:
+        """Remove a session and its state; a damaged one is the user's own."""
+        with self._lock:
+            path = self._file(number, "session")
+            if not path.is_file():
+                raise NoSession(f"There is no session {number}.")
+            try:
+                self.load(number, owner)
+            except (SessionDamaged, TypeError):
+                if owner:
+                    raise NoSession(f"There is no session {number}.") from None
+            path.unlink()
+            self._file(number, "state").unlink(missing_ok=True)
 
-    def save_state(self, session: Session, state: bytes) -> None:
-        """Keep an engine's state beside a session."""
-        self._seal(self._file(session.id, "state"), session.id + session.digest, state)
+    def save_state(self, session: Session, state: bytes, digest: str | None = None) -> None:
+        """Keep an engine's state beside a session that is still there.
+
+        Args:
+            session: The session.
+            state: The state.
+            digest: What identifies the file of the model that made it; None is the session's own.
+        """
+        with self._lock:
+            if self._file(session.id, "session").is_file():
+                self._seal(self._file(session.id, "state"), session.id + (digest or session.digest), state)
 
     def load_state(self, session: Session, digest: str) -> bytes | None:
         """The engine's state of a session; None where there is none for this model."""
         path = self._file(session.id, "state")
-        if not path.is_file() or session.digest != digest:
+        if not path.is_file():
             return None
         with contextlib.suppress(SessionDamaged):
             return self._unseal(path, session.id + digest)

@@ -14,7 +14,7 @@ import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.signals.signal import DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 PREFETCHED = 2
@@ -199,6 +199,17 @@ class BatchSource:
                 rest = torch.zeros(targets.shape[0])
                 rest[speaks] = projected.rest
             return SparseSignal(ids, weights, projected.unbiased, rest, ~speaks)
+        if isinstance(said, CoarseSignal):
+            coarse = self.vocabulary.project_coarse(said)
+            if bool(speaks.all()):
+                return coarse
+            ids = targets[:, None].repeat(1, coarse.ids.shape[1])
+            listed = torch.full(ids.shape, float("-inf"))
+            listed[:, 0] = 0.0
+            ids[speaks], listed[speaks] = coarse.ids, coarse.logprobs
+            others = torch.zeros(targets.shape[0])
+            others[speaks] = coarse.rest
+            return CoarseSignal(ids, listed, others, ~speaks)
         logprobs = self.vocabulary.project_dense(said.logprobs)[:, : self.vocabulary.student_used]
         if bool(speaks.all()):
             return DenseSignal(logprobs)

@@ -20,6 +20,8 @@ class SignalKind(StrEnum):
     """A sparse estimate whose expectation is the distribution."""
     PARTIAL = "partial"
     """The probabilities of some ids, and the mass of all others together. Biased: how that mass is spread is lost."""
+    COARSE = "coarse"
+    """What an endpoint lists: the same events, exact. A divergence of them is at most that of the whole distributions."""
 
 
 @dataclass(frozen=True)
@@ -113,4 +115,74 @@ class SparseSignal:
         )
 
 
-Signal = DenseSignal | SparseSignal
+@dataclass(frozen=True)
+class CoarseSignal:
+    """An exact statement about K + 1 events: each of K ids, and all other ids together.
+
+    This is what an endpoint's list of most probable tokens says. Every divergence between two distributions is at least that
+    of such events (the data-processing inequality), so that a loss on it is a lower bound of the one on a dense signal.
+
+    Attributes:
+        ids: Vocabulary ids, [N, K]; those with a log-probability are distinct within a position.
+        logprobs: Their log-probabilities, [N, K] float32, nats; -inf marks an entry that fills a shorter list, its id means
+            nothing.
+        rest: The probability of all other ids together, [N] float32.
+        certain: As in :class:`DenseSignal`.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    rest: torch.Tensor
+    certain: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def kind(self) -> SignalKind:
+        """What it says of the distribution."""
+        return SignalKind.COARSE
+
+    @property
+    def listed(self) -> torch.Tensor:
+        """Which entries are not fillers, [N, K] bool."""
+        return self.logprobs > float("-inf")
+
+    def divergence_from(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """KL of the events from a student's log-probabilities [N, V], [N] nats: at most that of the whole distributions."""
+        listed = self.listed
+        own = torch.where(listed, logprobs.gather(1, self.ids), float("-inf"))
+        others = logprobs.exp().scatter_add(1, self.ids, -own.exp()).sum(1).clamp_min(torch.finfo(logprobs.dtype).tiny)
+        found = torch.where(listed, self.logprobs.exp() * (self.logprobs - own), 0.0).sum(1)
+        return found + torch.where(self.rest > 0, self.rest * (self.rest.log() - others.log()), 0.0)
+
+    def fault(self, size: int) -> str | None:
+        """What is wrong with it as a statement about a vocabulary of ``size`` ids, in words; None where nothing is."""
+        listed = self.listed
+        if not bool(torch.isfinite(self.rest).all()) or bool(torch.isnan(self.logprobs).any()):
+            return "a probability is not a number"
+        if bool(((self.ids < 0) | (self.ids >= size))[listed].any()):
+            return f"an id is not one of the {size} of the vocabulary"
+        if bool((self.logprobs > 1e-3).any()):
+            return "a probability is above 1"
+        mass = self.logprobs.double().exp().sum(1) + self.rest.double()
+        if bool((self.rest < 0).any()) or bool(((mass - 1.0).abs() > 2e-3).any()):
+            return "the probabilities do not sum to 1"
+        # Fillers get ids of their own, so that only listed ids can be equal.
+        own = torch.where(listed, self.ids, size + torch.arange(self.ids.shape[1])).sort(dim=1).values
+        if bool((own[:, 1:] == own[:, :-1]).any()):
+            return "an id is listed twice at one position"
+        return None
+
+    def rows(self, start: int, stop: int) -> CoarseSignal:
+        """Positions ``start`` to ``stop``."""
+        certain = None if self.certain is None else self.certain[start:stop]
+        return CoarseSignal(self.ids[start:stop], self.logprobs[start:stop], self.rest[start:stop], certain)
+
+    def to(self, device: torch.device) -> CoarseSignal:
+        """The same signal on a device."""
+        certain = None if self.certain is None else self.certain.to(device)
+        return CoarseSignal(self.ids.to(device), self.logprobs.to(device), self.rest.to(device), certain)
+
+
+Signal = DenseSignal | SparseSignal | CoarseSignal

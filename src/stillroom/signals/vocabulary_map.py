@@ -20,7 +20,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import VocabularyMismatch
-from stillroom.signals.signal import SparseSignal
+from stillroom.signals.signal import CoarseSignal, SparseSignal
 
 NEVER = -1
 
@@ -135,6 +135,45 @@ class VocabularyMap:
         # What can never occur is left out, and what remains is all there is.
         rest = rest / (1.0 - probabilities.masked_fill(~never, 0.0).sum(1)).clamp_min(1e-12)
         return SparseSignal(*_together(ids, weights), unbiased=False, rest=rest.clamp_max(1.0))
+
+    @functools.cached_property
+    def _sharing(self) -> torch.Tensor:
+        """How many of the teacher's ids have each of the student's ids as their first piece, [V_s] int64."""
+        return torch.bincount(self.first[self.first != NEVER], minlength=self.student_size)
+
+    def project_coarse(self, signal: CoarseSignal) -> CoarseSignal:
+        """A coarse signal in the student's ids, exact and with distinct ids.
+
+        Entries with one first piece are summed. A first piece that is also that of an id which is not listed is not known
+        exactly any more: its mass goes to all others together. Mass of listed ids that never occur is left out, and the rest
+        normalised again.
+        """
+        if self.is_identity:
+            return signal
+        device = signal.ids.device
+        listed = signal.listed
+        first = self.first.to(device)[torch.where(listed, signal.ids, 0)]
+        never = listed & (first == NEVER)
+        kept = listed & ~never
+        mass = torch.where(kept, signal.logprobs.double().exp(), 0.0)
+        # What fills a list gets ids behind the vocabulary, so that it is put together with nothing.
+        behind = self.student_size + torch.arange(first.shape[1], device=device)
+        ids, order = torch.where(kept, first, behind).sort(dim=1)
+        begins = torch.ones_like(ids)
+        begins[:, 1:] = (ids[:, 1:] != ids[:, :-1]).to(ids.dtype)
+        slot = begins.cumsum(1) - 1
+        summed = torch.zeros_like(mass).scatter_add_(1, slot, mass.gather(1, order))
+        members = torch.zeros_like(ids).scatter_add_(1, slot, torch.ones_like(ids))
+        pieces = torch.full_like(ids, self.student_size).scatter_(1, slot, ids)
+        real = pieces < self.student_size
+        pieces = torch.where(real, pieces, 0)
+        known = real & (members == self._sharing.to(device)[pieces])
+        rest = signal.rest.double() + torch.where(real & ~known, summed, 0.0).sum(1)
+        exact = torch.where(known, summed, 0.0)
+        total = (exact.sum(1) + rest).clamp_min(1e-300)
+        logprobs = (exact / total[:, None]).log().to(signal.logprobs.dtype)
+        # A sum that underflowed is no filler, but as good as one: its mass is nothing.
+        return CoarseSignal(pieces, logprobs, (rest / total).to(signal.rest.dtype), signal.certain)
 
     def project_dense(self, logprobs: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is

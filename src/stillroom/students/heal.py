@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from stillroom.corpus.sequences import Sequences
-from stillroom.models.families.family import Family
+from stillroom.models.families.family import Family, matrix_of
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.narrow import Widths
 
@@ -164,7 +164,7 @@ def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, target:
     """
     weights = target.square().mean(1).clamp_min(1e-12) ** -POWER
     change = ridge_change(inputs, missing, weights / weights.mean())
-    module.weight.add_(change.to(module.weight.dtype))
+    matrix_of(module).add_(change.to(module.weight.dtype))
     return change
 
 

@@ -14,7 +14,7 @@ import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.families.family import Family
-from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.forward import hidden_states, logits_from_hidden, way_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -92,6 +92,29 @@ def watching(modules: dict[str, torch.nn.Module], inputs: bool) -> Iterator[dict
             handle.remove()
 
 
+def texts(model: CausalModel, sample: Sequences) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What goes through a model in one row: whole sequences, or, of a model that runs each document by itself, documents.
+
+    Args:
+        model: A causal language model.
+        sample: Sequences.
+
+    Yields:
+        Ids and positions, both [1, L], and which of the L tokens are real, [N].
+    """
+    packed = way_of(model).packed
+    for index in range(len(sample)):
+        one = slice(index, index + 1)
+        segments = sample.segments[index]
+        real = (segments >= 0).nonzero().squeeze(1)
+        if packed:
+            yield sample.ids[one], sample.positions[one], real
+            continue
+        for segment in sorted(set(segments[real].tolist())):
+            own = (segments == segment).nonzero().squeeze(1)
+            yield sample.ids[one, own], sample.positions[one, own], torch.arange(len(own))
+
+
 @torch.no_grad()
 def block_influence(model: CausalModel, family: Family, sample: Sequences) -> list[float]:
     """One minus the cosine between a layer's input and output, mean over tokens (Men et al. 2024, arXiv 2403.03853).
@@ -102,18 +125,17 @@ def block_influence(model: CausalModel, family: Family, sample: Sequences) -> li
         sample: Sequences to measure on.
     """
     layers = family.layers(model)
-    real = (sample.segments >= 0).flatten()
     sums = torch.zeros(len(layers), dtype=torch.float64)
     named = {str(index): layer for index, layer in enumerate(layers)}
-    for start in range(len(sample)):
-        one = slice(start, start + 1)
+    count = 0
+    for ids, positions, chosen in texts(model, sample):
         with watching(named, inputs=True) as inputs, watching(named, inputs=False) as outputs:
-            hidden_states(model, sample.ids[one], sample.positions[one])
-        chosen = real[start * sample.length : (start + 1) * sample.length]
+            hidden_states(model, ids, positions)
+        count += len(chosen)
         for index in range(len(layers)):
             before, after = inputs[str(index)][chosen], outputs[str(index)][chosen]
             sums[index] += (1 - torch.cosine_similarity(before, after, dim=1)).sum().double()
-    influence: list[float] = (sums / int(real.sum())).tolist()
+    influence: list[float] = (sums / count).tolist()
     return influence
 
 
@@ -138,7 +160,7 @@ def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> l
     count = len(walk.layers)
 
     def logprobs(states: list[torch.Tensor]) -> torch.Tensor:
-        hidden = model.base_model.norm(torch.cat(states)).flatten(0, 1)
+        hidden = family.last_norm(model)(torch.cat(states)).flatten(0, 1)
         return torch.log_softmax(logits_from_hidden(model, hidden[chosen]), dim=1)
 
     kept = []

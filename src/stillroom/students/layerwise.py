@@ -19,6 +19,9 @@ from stillroom.models.forward import hidden_states
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer takes besides the residual stream, by position and by name."""
+
 
 class Layerwise:
     """A model that is advanced over a sample, one layer at a time.
@@ -34,7 +37,7 @@ class Layerwise:
         self.real = [row.nonzero().squeeze(1) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""
-        self._arguments: list[list[dict[str, Any]]] = []
+        self._arguments: list[list[Arguments]] = []
         self.place = 0
         """The next layer."""
         device = next(model.parameters()).device
@@ -73,7 +76,8 @@ class Layerwise:
         caught.update({f"out:{name}": [] for name in outputs})
         with _catching(layer, caught):
             for state, arguments in zip(self.states, self._arguments, strict=True):
-                result = layer(state, **arguments[self.place])
+                more, named = arguments[self.place]
+                result = layer(state, *more, **named)
                 results.append(result[0] if isinstance(result, tuple) else result)
         return results, {name: self.pick(parts) for name, parts in caught.items()}
 
@@ -101,15 +105,15 @@ class Layerwise:
 
 def _enter(
     model: CausalModel, layers: nn.ModuleList, ids: torch.Tensor, positions: torch.Tensor
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[Arguments]]:
     """What the first layer takes, and the other arguments (masks, rotations) of every layer, without running any."""
-    arguments: list[dict[str, Any]] = []
+    arguments: list[Arguments] = []
     states: list[torch.Tensor] = []
 
-    def pass_through(state: torch.Tensor, **others: Any) -> torch.Tensor:
+    def pass_through(state: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
         if not states:
             states.append(state)
-        arguments.append(others)
+        arguments.append((more, named))
         return state
 
     for layer in layers:

@@ -13,6 +13,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.models.families.family import Family
+from stillroom.models.forward import way_of
 from stillroom.students.importance import Sample, block_influence, judged_logprobs, leave_one_out_kl
 from stillroom.students.widths import WidthImportance, measure_orders, measure_widths
 
@@ -65,6 +66,8 @@ class Measured:
             file: A safetensors file to keep it in. One of another teacher, sample or format is replaced.
             digest: Digest of the teacher.
         """
+        # A model that runs each document by itself is not walked layer by layer over packed ones.
+        leave_one_out = leave_one_out and way_of(teacher).packed
         identity = {"format": FORMAT, "teacher": digest, "sample": files.digest_json(sample.digests)}
         found = _read(file, identity)
         reference = judged_logprobs(teacher, sample.judge)
@@ -81,6 +84,8 @@ class Measured:
                     found["hidden"],
                     found.get("channel_order"),
                     found.get("group_order"),
+                    found.get("experts", torch.zeros(0, 0, dtype=torch.float64)),
+                    found.get("expert_tokens", torch.zeros(0, 0, dtype=torch.float64)),
                 ),
                 reference,
                 sample,
@@ -109,6 +114,8 @@ class Measured:
             "groups": self.widths.groups,
             "hidden": self.widths.hidden,
         }
+        if self.widths.experts.numel():
+            found |= {"experts": self.widths.experts, "expert_tokens": self.widths.tokens}
         if self.widths.channel_order is not None and self.widths.group_order is not None:
             found |= {"channel_order": self.widths.channel_order, "group_order": self.widths.group_order}
         return found

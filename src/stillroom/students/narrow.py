@@ -9,6 +9,7 @@ Legend: F channels, G key/value groups, H hidden width, D width of a head.
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,16 +30,18 @@ class Widths:
         channels: Feed-forward channels of each layer, ascending; the same number in each.
         groups: Key/value groups of each layer, ascending; the same number in each.
         hidden: Entries of the hidden width, ascending; one choice for the whole model.
+        experts: Experts of each layer, ascending; the same number in each. Layers without experts take no notice.
     """
 
     channels: list[torch.Tensor] | None = None
     groups: list[torch.Tensor] | None = None
     hidden: torch.Tensor | None = None
+    experts: list[torch.Tensor] | None = None
 
     @property
     def narrows(self) -> bool:
         """Whether anything is cut."""
-        return self.channels is not None or self.groups is not None or self.hidden is not None
+        return any(axis is not None for axis in (self.channels, self.groups, self.hidden, self.experts))
 
 
 @torch.no_grad()
@@ -54,27 +57,39 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
         UnsupportedModel: A parameter of the model is not in the family's table.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
-    config = _config(model.config, widths)
-    old_epsilon = model.config.rms_norm_eps
+    config = _config(model.config, family, widths)
+    epsilon = 1.0 if widths.hidden is None else config.rms_norm_eps / model.config.rms_norm_eps
+    inside_layer = re.compile(rf"(?:^|\.){re.escape(family.stack.rpartition('.')[2])}\.(\d+)\.(.+)$")
     tensors = model.state_dict()
     hidden = _Axis.of(widths.hidden, model.config.hidden_size)
     cut: dict[str, torch.Tensor] = {}
-    layer_prefix = f"{model.base_model_prefix}.layers."
     for name, tensor in tensors.items():
-        if name.startswith(layer_prefix):
-            number, _, inside = name.removeprefix(layer_prefix).partition(".")
+        layer = inside_layer.search(name)
+        if layer is not None:
+            number, inside = int(layer.group(1)), layer.group(2)
             module, _, kind = inside.rpartition(".")
+            if widths.experts is not None and (axis := _expert_axis(inside, tensor, family.experts(model.config))) >= 0:
+                cut[name] = tensor.index_select(axis, widths.experts[number].to(tensor.device))
+                continue
             if module not in family.axes:
+                if not family.uniform:
+                    cut[name] = tensor
+                    continue
                 raise UnsupportedModel(
                     f"`{name}` is a parameter that Stillroom does not know of the family `{family.name}`.",
                     "Cut this model's layers and vocabulary only.",
                 )
-            rows, columns = (_axis(axis, model.config, widths, int(number)) for axis in family.axes[module])
+            rows, columns = (_axis(axis, model.config, family, widths, number) for axis in family.axes[module])
+            if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and kind == "weight":
+                rows, columns = columns, rows  # its rows are inputs
             cut[name] = _pick(tensor, rows, columns if kind == "weight" else None)
-            cut[name] = cut[name] * _before_norm(family.axes, module, rows, config.rms_norm_eps / old_epsilon)
+            cut[name] = cut[name] * _before_norm(family.axes, module, rows, epsilon)
             if family.axes[module][0] in ("norm", "query_norm", "key_norm") and rows is not None:
                 cut[name] = (cut[name] + family.norm_offset) * rows.root - family.norm_offset
+        elif hidden is None:
+            cut[name] = tensor
         elif name.endswith("embed_tokens.weight"):
             scale = hidden.root if family.scaled_embedding and hidden is not None else 1.0
             cut[name] = _pick(tensor, None, hidden) * scale
@@ -91,9 +106,11 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
             cut[name] = tensor
     if model.config.tie_word_embeddings:
         cut.pop("lm_head.weight", None)
+        cut.pop("embed_out.weight", None)
     smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     missing, unexpected = smaller.load_state_dict({name: value.clone() for name, value in cut.items()}, strict=False)
-    lost = [name for name in missing if name != "lm_head.weight"] + list(unexpected)
+    outputs = ("lm_head.weight", "embed_out.weight")
+    lost = [name for name in missing if name not in outputs] + list(unexpected)
     if lost:
         raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")
     smaller.tie_weights()
@@ -101,11 +118,31 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
     return smaller.to(next(model.parameters()).device).train(model.training)
 
 
-def _config(config: ModelConfig, widths: Widths) -> ModelConfig:
+EXPERT_ROWS = re.compile(
+    r"(?:(?:^|\.)experts\.\w+|\.(?:gate|router)(?:\.wg|\.proj|\.layer)?\.(?:weight|bias)"
+    r"|(?:e_score_correction_bias|expert_bias|per_expert_scale))$"
+)
+"""Parameters and buffers of a layer along whose first axis experts lie (a bias that has it last, [1, E], too): the stacked
+experts, the router's rows, and the bias by which experts are chosen."""
+
+
+def _expert_axis(inside: str, tensor: torch.Tensor, experts: int) -> int:
+    """The axis of a layer's tensor along which experts lie; -1 where they do not."""
+    if not EXPERT_ROWS.search(inside):
+        return -1
+    if tensor.dim() and tensor.shape[0] == experts:
+        return 0
+    return 1 if tensor.dim() == 2 and tensor.shape == (1, experts) else -1
+
+
+def _config(config: ModelConfig, family: Family, widths: Widths) -> ModelConfig:
     config = copy.deepcopy(config)
-    config.head_dim = head_width(config)
+    if family.uniform:
+        config.head_dim = head_width(config)
     if widths.channels is not None:
-        config.intermediate_size = len(widths.channels[0])
+        setattr(config, family.channels_key, len(widths.channels[0]))
+    if widths.experts is not None:
+        setattr(config, family.experts_key, len(widths.experts[0]))
     if widths.groups is not None:
         share = config.num_attention_heads // config.num_key_value_heads
         config.num_key_value_heads = len(widths.groups[0])
@@ -134,17 +171,17 @@ class _Axis:
         return None if kept is None else cls(kept, size)
 
 
-def _axis(axis: str | None, config: ModelConfig, widths: Widths, layer: int) -> _Axis | None:
+def _axis(axis: str | None, config: ModelConfig, family: Family, widths: Widths, layer: int) -> _Axis | None:
     """The kept entries of an axis in a layer; None where all stay."""
-    width = head_width(config)
-    share = config.num_attention_heads // config.num_key_value_heads
     if axis in ("hidden", "norm"):
         return _Axis.of(widths.hidden, config.hidden_size)
     if axis in ("channels", "gated") and widths.channels is not None:
         kept = widths.channels[layer]
-        size = config.intermediate_size
+        size = family.channels(config)
         return _Axis(kept, size) if axis == "channels" else _Axis(torch.cat([kept, kept + size]), 2 * size)
     if axis in ("queries", "keys", "fused", "query_norm", "key_norm") and widths.groups is not None:
+        width = head_width(config)
+        share = config.num_attention_heads // config.num_key_value_heads
         groups = widths.groups[layer]
         queries = blocks(groups, share * width)
         keys = blocks(groups, width)
@@ -163,8 +200,11 @@ def _before_norm(axes: dict[str, tuple[str, str | None]], module: str, rows: _Ax
     With the config's epsilon larger by ``epsilon`` and n of N entries left, ``√(ε'/ε · n/N)`` keeps the ratio; the norm
     itself takes the factor out again.
     """
-    norms = {"self_attn.q_proj": "self_attn.q_norm", "self_attn.k_proj": "self_attn.k_norm"}
-    over = axes.get(norms.get(module, ""), (None, None))[0]
+    norms = {
+        "self_attn.q_proj": ("self_attn.q_norm", "self_attn.query_layernorm"),
+        "self_attn.k_proj": ("self_attn.k_norm", "self_attn.key_layernorm"),
+    }
+    over = next((axes[norm][0] for norm in norms.get(module, ()) if norm in axes), None)
     if over is None:
         return 1.0
     share = len(rows.kept) / rows.size if rows is not None and over != "head" else 1.0

@@ -10,14 +10,14 @@ from stillroom.models.families.family import Family
 from stillroom.recipe.student import ShrinkStudent, Target
 from stillroom.students.limits import Limits, limits_of
 from stillroom.students.measured import Measured
-from stillroom.students.shape import Anatomy, Shape
+from stillroom.students.shape import KEYS, Anatomy, Shape
 from stillroom.students.shrink import shrink
 from stillroom.students.solver import Choice, LossModel, Solution, grid, require_pruned, shortlist, solve
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
-AXIS_NAMES = {"layers": "layers", "ffn_width": "channels", "key_value_groups": "groups", "hidden_width": "hidden"}
+AXIS_NAMES = {key: axis for axis, key in KEYS.items()}
 """A recipe's keys, and the axes of a shape that they size."""
 SHARES = (0.75, 0.5)
 """Sizes of an axis, as shares of the teacher's, at which its cost is measured."""
@@ -101,6 +101,7 @@ def plan_shape(
         RecipeError: Nothing fits; the message names the limit that binds and the nearest target that can be met. Or the
             teacher fits as it is, and there is nothing to prune.
     """
+    anatomy.require_counted()
     limits = limits_of(target)
     axes = [AXIS_NAMES[axis] for axis in target.axes if AXIS_NAMES[axis] not in fixed]
     shapes = grid(anatomy.teacher, fixed, axes, vocabulary)

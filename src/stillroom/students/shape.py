@@ -14,13 +14,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
 from stillroom.core.errors import RecipeError
-from stillroom.models.families.family import Family, head_width
+from stillroom.models.families.family import AXES, Family, cut_config, head_width
 from stillroom.models.quantization import Setting, tensor_bytes, tensor_type
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ ALIGNMENT = 32
 """Every tensor of a GGUF file begins at a multiple of so many bytes."""
 BATCH = 512
 """Positions that the runtime computes at once."""
+KEYS = {
+    "layers": "layers",
+    "channels": "ffn_width",
+    "groups": "key_value_groups",
+    "hidden": "hidden_width",
+    "experts": "experts",
+}
+"""A recipe's keys of the axes of a shape."""
 
 
 @dataclass(frozen=True, order=True)
@@ -45,6 +53,7 @@ class Shape:
         groups: Key/value heads of a layer.
         hidden: Hidden width.
         vocabulary: Rows of the embedding.
+        experts: Experts of a layer; 0 for a dense model, or one whose experts all stay.
     """
 
     layers: int
@@ -52,13 +61,34 @@ class Shape:
     groups: int
     hidden: int
     vocabulary: int
+    experts: int = 0
 
     def words(self) -> str:
         """The shape in a few words."""
+        channels = f"{self.channels} channels, " if self.channels else ""
+        experts = f"{self.experts} experts, " if self.experts else ""
         return (
-            f"{self.layers} layers, {self.channels} channels, {self.groups} key/value heads, width {self.hidden}, "
+            f"{self.layers} layers, {channels}{experts}{self.groups} key/value heads, width {self.hidden}, "
             f"{self.vocabulary:,} ids"
         )
+
+
+def shaped_config(config: ModelConfig, family: Family, shape: Shape) -> ModelConfig:
+    """The teacher's config in a smaller shape; of its layers the first, for which ones stay is measured."""
+    changed = copy.deepcopy(config)
+    cut_config(changed, list(range(shape.layers)))
+    changed.vocab_size = shape.vocabulary
+    if family.uniform:
+        width = head_width(config)
+        changed.num_attention_heads = config.num_attention_heads // family.groups(config) * shape.groups
+        changed.num_key_value_heads = shape.groups
+        changed.head_dim = width
+        changed.hidden_size = shape.hidden
+    if shape.channels:
+        setattr(changed, family.channels_key, shape.channels)
+    if shape.experts:
+        setattr(changed, family.experts_key, shape.experts)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -85,6 +115,10 @@ class Anatomy:
         tokenizer_bytes_per_id: Bytes of a GGUF's metadata for one id, its merge and its share of the chat template.
         terms: The tensors.
         divided: Whether transformers' configuration takes only hidden widths that its query heads divide (Llama, Gemma).
+        square: Whether the student has to be as wide as its query heads together: llama.cpp takes it for granted of some
+            families, and the student will be exported.
+        family: The teacher's family; None for one like Llama.
+        config: The teacher's config.
     """
 
     teacher: Shape
@@ -94,11 +128,30 @@ class Anatomy:
     tokenizer_bytes_per_id: float
     terms: tuple[_Term, ...]
     divided: bool = False
+    square: bool = False
+    family: Family | None = None
+    config: ModelConfig | None = None
 
     @classmethod
-    def of(cls, model: CausalModel, family: Family, tokenizer_bytes_per_id: float = 32.0) -> Anatomy:
-        """Read a teacher."""
+    def of(
+        cls, model: CausalModel, family: Family, tokenizer_bytes_per_id: float = 32.0, exported: bool = False
+    ) -> Anatomy:
+        """Read a teacher. ``exported`` says whether the student will be exported to GGUF."""
         config = model.config
+        ids = model.get_output_embeddings().weight.shape[0]
+        groups = family.groups(config)
+        square = exported and family.gguf is not None and family.gguf.square
+        if not family.uniform:
+            whole = Shape(
+                config.num_hidden_layers,
+                family.channels(config),
+                groups,
+                config.hidden_size,
+                ids,
+                family.experts(config),
+            )
+            tied = bool(config.tie_word_embeddings)
+            return cls(whole, 1, 0, tied, tokenizer_bytes_per_id, (), False, False, family, config)
         tied = bool(config.tie_word_embeddings)
         terms = [
             _Term("token_embd.weight", "vocabulary", "hidden", False),
@@ -117,10 +170,38 @@ class Anatomy:
             config.intermediate_size,
             config.num_key_value_heads,
             config.hidden_size,
-            model.get_output_embeddings().weight.shape[0],
+            ids,
         )
         share = config.num_attention_heads // config.num_key_value_heads
-        return cls(shape, share, head_width(config), tied, tokenizer_bytes_per_id, tuple(terms), _divided(config))
+        return cls(
+            shape,
+            share,
+            head_width(config),
+            tied,
+            tokenizer_bytes_per_id,
+            tuple(terms),
+            _divided(config),
+            square,
+            family,
+            config,
+        )
+
+    def require_counted(self) -> None:
+        """Refuse a target for a family whose sizes do not follow from one layer.
+
+        Raises:
+            RecipeError: Says what to give instead.
+        """
+        if not self.terms:
+            assert self.family is not None
+            raise RecipeError(
+                f"`student.target` is not possible for the family `{self.family.name}`: its layers are not all alike.",
+                f"Give sizes instead: {', '.join(self._keys())}.",
+            )
+
+    def _keys(self) -> list[str]:
+        assert self.family is not None
+        return [f"`student.{KEYS[axis]}`" for axis in AXES if axis in self.family.cuts]
 
     def require_possible(self, shape: Shape) -> None:
         """Refuse a shape that transformers would not load.
@@ -128,9 +209,16 @@ class Anatomy:
         Raises:
             RecipeError: Says which hidden widths there are beside it.
         """
+        self._require_axes(shape)
         heads = shape.groups * self.share
         if self.possible(shape):
             return
+        if self.square and shape.hidden != heads * self.head:
+            raise RecipeError(
+                f"`student.hidden_width` is {shape.hidden}; llama.cpp takes only {heads * self.head} with {heads} query heads "
+                "of this family.",
+                f"Give `hidden_width: {heads * self.head}`, keep all of both, or export nothing: `export: {{gguf: []}}`.",
+            )
         below = shape.hidden // heads * heads
         nearest = [width for width in (below, below + heads) if 0 < width <= self.teacher.hidden]
         raise RecipeError(
@@ -142,15 +230,71 @@ class Anatomy:
     def possible(self, shape: Shape) -> bool:
         """Whether transformers loads a model of this shape; more than the teacher has is refused elsewhere."""
         more = shape.hidden > self.teacher.hidden or shape.groups > self.teacher.groups
+        if self.square and not more and shape.hidden != shape.groups * self.share * self.head:
+            return False
         return more or not self.divided or shape.hidden % (shape.groups * self.share) == 0
+
+    def _require_axes(self, shape: Shape) -> None:
+        """Refuse a cut along an axis that the family does not have, or to experts that its router could not choose from.
+
+        Raises:
+            RecipeError: It is.
+        """
+        if self.family is None:
+            return
+        for axis in AXES:
+            if axis not in self.family.cuts and getattr(shape, axis) < getattr(self.teacher, axis):
+                raise RecipeError(
+                    f"`student.{KEYS[axis]}` cannot be pruned in the family `{self.family.name}`.",
+                    f"Give {' or '.join(self._keys())}.",
+                )
+        if not shape.experts or shape.experts >= self.teacher.experts:
+            return
+        config = self.config
+        chosen = int(getattr(config, self.family.chosen_key, None) or 1)
+        groups = int(getattr(config, "n_group", None) or 1)
+        used = int(getattr(config, "topk_group", None) or groups)
+        each = shape.experts // groups
+        if shape.experts < chosen or shape.experts % groups or each * used < chosen or (groups > 1 and each < 2):
+            grouped = f", a multiple of its {groups} groups of experts" if groups > 1 else ""
+            raise RecipeError(
+                f"`student.experts` is {shape.experts}, and each token goes through {chosen} experts of a layer{grouped}.",
+                f"Ask for at least {max(chosen, groups * max(2, -(-chosen // used))) if groups > 1 else chosen}{grouped}.",
+            )
 
     def parameters(self, shape: Shape) -> int:
         """Parameters, exactly; tied ones once."""
+        if not self.terms:
+            return self._built(shape)
         sizes = self._sizes(shape)
         return sum(
             sizes[term.rows] * (sizes[term.columns] if term.columns else 1) * (shape.layers if term.per_layer else 1)
             for term in self.terms
         )
+
+    def exact(self, shape: Shape) -> bool:
+        """Whether :meth:`parameters` is exact: where layers differ, it depends on which of them stay."""
+        if self.terms or shape.layers >= self.teacher.layers:
+            return True
+        return len(set(self._layer_sizes(replace(shape, layers=self.teacher.layers))[1])) == 1
+
+    def _built(self, shape: Shape) -> int:
+        """Parameters of a model that is built of the shape, without weights; where layers differ, of the largest ones."""
+        others, sizes = self._layer_sizes(replace(shape, layers=self.teacher.layers))
+        return others + sum(sorted(sizes, reverse=True)[: shape.layers])
+
+    def _layer_sizes(self, shape: Shape) -> tuple[int, list[int]]:
+        """Parameters outside the layers, and of each layer, of a model that is built of the shape without weights."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        assert self.family is not None
+        assert self.config is not None
+        with torch.device("meta"):
+            model: CausalModel = AutoModelForCausalLM.from_config(shaped_config(self.config, self.family, shape))
+        model.tie_weights()
+        sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in self.family.layers(model)]
+        return sum(parameter.numel() for parameter in model.parameters()) - sum(sizes), sizes
 
     def weight_bytes(self, shape: Shape, quantisation: str) -> int:
         """Bytes of the tensors of a GGUF file: those that the exporter writes, with or without an importance matrix,

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.models.families.family import Family
+from stillroom.models.families.family import Family, cut_config
 from stillroom.students.heal import heal
 from stillroom.students.importance import judged_kl
 from stillroom.students.measured import Measured
@@ -23,7 +25,7 @@ from stillroom.students.shape import Shape
 from stillroom.students.widths import choose_widths
 
 if TYPE_CHECKING:
-    from stillroom.models.types import CausalModel
+    from stillroom.models.types import CausalModel, ModelConfig
 
 LONGEST_RUNS = (None, 3, 2)
 """Most layers removed in a row, in the choices that are tried; None is no limit."""
@@ -98,7 +100,7 @@ def shrink(
     Args:
         teacher: The teacher, float32.
         family: Its family.
-        shape: Layers, channels, groups and hidden width to keep.
+        shape: Layers, channels, groups, hidden width and experts to keep.
         measured: What was measured of the teacher.
         repair: Whether to repair in closed form; a repair is kept only where it lowers the KL on the judging part.
         screen_only: Repair on the screening part only, to compare shapes.
@@ -113,17 +115,18 @@ def shrink(
             f"`student.layers` is {shape.layers}, and the teacher has {count} layers.", f"Ask for at most {count}."
         )
     sample = measured.sample
-    if shape.channels < teacher.config.intermediate_size or shape.groups < teacher.config.num_key_value_heads:
+    if shape.channels < family.channels(teacher.config) or shape.groups < family.groups(teacher.config):
         measured.order(teacher, family)
     choices = layer_choices(measured.influence, shape.layers, measured.leave_one_out)
+    choices = described(choices, teacher, family)
     candidates: list[Candidate] = []
-    narrowed = _widths(teacher, measured, shape, next(iter(choices.values()))).narrows
-    foldable = repair and (narrowed or (shape.layers < count and not family.norm_after))
+    narrowed = _widths(teacher, family, measured, shape, next(iter(choices.values()))).narrows
+    foldable = repair and family.repairable and (narrowed or (shape.layers < count and not family.norm_after))
     for name, kept in choices.items():
         if len(choices) == 1:
             candidates.append(Candidate(name, kept, 0.0, None))
             break
-        model = _cut(teacher, family, kept, _widths(teacher, measured, shape, kept))
+        model = _cut(teacher, family, kept, _widths(teacher, family, measured, shape, kept))
         kl = judged_kl(measured.reference, model, sample.judge)
         healed_kl = None
         if foldable:
@@ -131,7 +134,7 @@ def shrink(
         candidates.append(Candidate(name, kept, kl, healed_kl))
         del model  # before the next one is made
     best = min(candidates, key=lambda candidate: candidate.best_kl)
-    widths = _widths(teacher, measured, shape, best.kept)
+    widths = _widths(teacher, family, measured, shape, best.kept)
     model = _cut(teacher, family, best.kept, widths)
     if shape.layers == count and not narrowed:
         return Shrunk(model, best.kept, best.name, 0.0, None, False)
@@ -181,6 +184,40 @@ def layer_choices(
     return found
 
 
+def described(choices: dict[str, list[int]], teacher: CausalModel, family: Family) -> dict[str, list[int]]:
+    """The choices whose layers a config of the family can describe: one that says, for example, "every second layer has
+    experts" cannot say so of any others.
+
+    Raises:
+        UnsupportedModel: There is none.
+    """
+    if family.uniform:
+        return choices
+    whole = _tensors_by_layer(teacher.config, family)
+    found = {}
+    for name, kept in choices.items():
+        config = copy.deepcopy(teacher.config)
+        cut_config(config, kept)
+        if _tensors_by_layer(config, family) == [whole[index] for index in kept]:
+            found[name] = kept
+    if not found:
+        raise UnsupportedModel(
+            f"The configuration of the family `{family.name}` cannot describe a model of the layers that matter most: its "
+            "layers are of different kinds in a fixed order.",
+            "Ask for another number of layers, or keep them all and prune along another axis.",
+        )
+    return found
+
+
+def _tensors_by_layer(config: ModelConfig, family: Family) -> list[dict[str, tuple[int, ...]]]:
+    """Names and shapes of each layer's tensors, as a config describes them."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: CausalModel = AutoModelForCausalLM.from_config(config)
+    return [{name: tuple(value.shape) for name, value in layer.state_dict().items()} for layer in family.layers(model)]
+
+
 def _least(scores: list[float], removed: int, longest: int | None) -> set[int] | None:
     """The least important layers, with at most ``longest`` in a row; None where there are not enough."""
     count = len(scores)
@@ -204,8 +241,17 @@ def _least(scores: list[float], removed: int, longest: int | None) -> set[int] |
     return gone if len(gone) == removed else None
 
 
-def _widths(teacher: CausalModel, measured: Measured, shape: Shape, kept: list[int]) -> Widths:
-    return choose_widths(measured.widths, teacher.config, kept, shape.channels, shape.groups, shape.hidden)
+def _widths(teacher: CausalModel, family: Family, measured: Measured, shape: Shape, kept: list[int]) -> Widths:
+    return choose_widths(
+        measured.widths,
+        teacher.config,
+        kept,
+        shape.channels,
+        shape.groups,
+        shape.hidden,
+        shape.experts,
+        family,
+    )
 
 
 def _heal(
@@ -220,7 +266,7 @@ def _heal(
     everywhere: bool,
 ) -> float:
     """Repair a model in place; returns its KL on the judging part."""
-    heal(model, teacher, family, kept, part, _widths(teacher, measured, shape, kept), moved, everywhere)
+    heal(model, teacher, family, kept, part, _widths(teacher, family, measured, shape, kept), moved, everywhere)
     return judged_kl(measured.reference, model, measured.sample.judge)
 
 

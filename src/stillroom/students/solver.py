@@ -154,7 +154,7 @@ def require_pruned(teacher: Shape, choice: Choice, limits: Limits | None = None)
         RecipeError: Nothing would be pruned.
     """
     # More than the teacher has is refused elsewhere.
-    if any(getattr(choice.shape, axis) != getattr(teacher, axis) for axis in AXES):
+    if any(getattr(choice.shape, axis) != getattr(teacher, axis) for axis in (*AXES, "experts")):
         return ""
     why = "`student` names no size to prune to and no target"
     if limits is not None:

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
+from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
 from stillroom.core.progress import Progress
+from stillroom.core.secret import Secret, library_seed
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.families.family import Family, fit_layer_lists
 from stillroom.models.families.registry import family_of
-from stillroom.models.load import LoadedTeacher, count_parameters, load_student, model_folder, save_model
+from stillroom.models.load import (
+    LoadedTeacher,
+    config_parameters,
+    count_parameters,
+    load_student,
+    load_tokenizer,
+    model_folder,
+    save_model,
+    teacher_config,
+)
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.embeddings import keep_rows, renumber_config
 from stillroom.students.importance import Sample
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
+from stillroom.students.order import order_channels
 from stillroom.students.planning import given_sizes, plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
 from stillroom.students.solver import Choice, require_pruned
 from stillroom.students.trim import trim, whole
+from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
 
 if TYPE_CHECKING:
-    from stillroom.models.types import CausalModel, Tokenizer
+    from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -41,20 +54,38 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     Where a repair was kept, ``cut/`` holds the student before it, so that both can be measured.
     """
     recipe = run.recipe
-    device = prepare(recipe.compute, recipe.seed)
+    # Only the initial weights of a fresh student are the run's own secret.
+    randomness = run.randomness if isinstance(recipe.student, FreshStudent) else recipe.public_seed
+    device = prepare(recipe.compute, library_seed(randomness, "initial weights"))
     train = Sequences.load(run.stage("corpus").path / "train.safetensors")
-    progress.say("  loading the teacher")
-    teacher = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `shrink`")
     student = recipe.student
-    if isinstance(student, ShrinkStudent):
-        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress)
-    elif isinstance(student, FreshStudent):
-        model, tokenizer, vocabulary, facts = _fresh(student, teacher, train)
+    if isinstance(recipe.teacher, EndpointTeacher):
+        tokenizer, config = load_tokenizer(recipe.teacher), teacher_config(recipe.teacher)
+        basis = _Basis(
+            tokenizer, config, max(len(tokenizer), int(config.vocab_size)), config_parameters(recipe.teacher)
+        )
     else:
-        model, tokenizer, vocabulary, facts = _existing(student, teacher)
+        progress.say("  loading the teacher")
+        teacher = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `shrink`")
+        rows = teacher.model.get_output_embeddings().weight.shape[0]
+        basis = _Basis(teacher.tokenizer, teacher.model.config, rows, teacher.parameters)
+    if isinstance(student, ShrinkStudent):
+        if isinstance(recipe.teacher, EndpointTeacher):
+            raise RecipeError(
+                "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
+                "Use `student: {kind: existing}` or `{kind: fresh}`, or a teacher on this machine.",
+            )
+        exported = bool(recipe.export.gguf)
+        model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress, exported)
+    elif isinstance(student, FreshStudent):
+        model, tokenizer, vocabulary, facts = _fresh(student, basis, train)
+        if isinstance(randomness, Secret):
+            order_channels(model, family_of(model), randomness)
+    else:
+        model, tokenizer, vocabulary, facts = _existing(student, basis)
     facts |= {
         "kind": student.kind,
-        "teacher_parameters": teacher.parameters,
+        "teacher_parameters": basis.parameters,
         "parameters": count_parameters(model),
         "vocabulary": {
             "teacher": vocabulary.teacher_size,
@@ -67,19 +98,34 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     vocabulary.save(stage.path / "vocabulary.safetensors")
     files.write_json(stage.path / "shrink.json", facts)
     stage.notes.update(parameters=facts["parameters"], vocabulary=facts["vocabulary"])
-    share = facts["parameters"] / teacher.parameters
-    progress.say(f"  student: {facts['parameters']:,} parameters, {share:.0%} of the teacher's {teacher.parameters:,}")
+    share = facts["parameters"] / basis.parameters
+    progress.say(f"  student: {facts['parameters']:,} parameters, {share:.0%} of the teacher's {basis.parameters:,}")
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What a student that is not pruned takes from its teacher: tokenizer, family's config, rows of the output layer."""
+
+    tokenizer: Tokenizer
+    config: ModelConfig
+    rows: int
+    parameters: int
 
 
 def _shrink(
-    config: ShrinkStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
+    config: ShrinkStudent,
+    teacher: LoadedTeacher,
+    train: Sequences,
+    stage: Stage,
+    progress: Progress,
+    exported: bool,
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     family = family_of(teacher.model)
     count = len(family.layers(teacher.model))
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
-    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer))
+    anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer), exported)
     if config.target is None:
         asked = replace(anatomy.teacher, vocabulary=vocabulary.student_size, **given_sizes(config))
         anatomy.require_possible(asked)
@@ -113,7 +159,10 @@ def _shrink(
         + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
     )
     note = ""
-    if config.heal and family.norm_after and removed:
+    if config.heal and not family.repairable:
+        note = f"the family {family.name} has no single matrix in each layer that a least-squares repair could fit"
+        progress.say(f"  {note}")
+    elif config.heal and family.norm_after and removed:
         note = (
             f"in the family {family.name} a norm follows what layers add, "
             "so that nothing can stand in for removed layers"
@@ -137,6 +186,8 @@ def _shrink(
         "lost_energy": cut.lost,
         "planned": planned,
     }
+    if measured.widths.experts.numel():
+        facts["experts"] = _expert_facts(measured, teacher.model.config, cut.kept, anatomy, shape, progress)
     if config.vocabulary.languages:
         costs = language_costs(teacher.tokenizer, tokenizer, config.vocabulary.languages)
         facts["languages"] = as_record(costs)
@@ -145,6 +196,39 @@ def _shrink(
                 f"  {cost.name}: {cost.before:.3f} tokens a byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
             )
     return model, tokenizer, vocabulary, facts
+
+
+def _expert_facts(
+    measured: Measured,
+    teacher_config: ModelConfig,
+    kept: list[int],
+    anatomy: Anatomy,
+    shape: Shape,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What was measured of the experts, and which stay: by layer of the teacher, as lists of numbers."""
+    tokens = measured.widths.tokens
+    routed = [index for index in range(len(tokens)) if float(tokens[index].sum()) > 0]
+    never = sum(int((tokens[index] == 0).sum()) for index in routed)
+    if never:
+        progress.say(
+            f"  {never} of {len(routed) * tokens.shape[1]} experts were never chosen on the sample: "
+            "nothing is known of them (a larger `student.importance.tokens` says more)"
+        )
+    chosen = None
+    if shape.experts < anatomy.teacher.experts:
+        whole = choose_widths(measured.widths, teacher_config, kept, None, None, None, shape.experts, anatomy.family)
+        assert whole.experts is not None
+        chosen = {
+            str(index): picked.tolist() for index, picked in zip(kept, whole.experts, strict=True) if index in routed
+        }
+    return {
+        "teacher": anatomy.teacher.experts,
+        "kept": chosen,
+        "mass": measured.widths.experts.tolist(),
+        "tokens": tokens.tolist(),
+        "never_chosen": never,
+    }
 
 
 def _shape(
@@ -167,23 +251,21 @@ def _shape(
 
 
 def _fresh(
-    config: FreshStudent, teacher: LoadedTeacher, train: Sequences
+    config: FreshStudent, teacher: _Basis, train: Sequences
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     import copy
 
     from transformers import AutoModelForCausalLM
 
-    changed = copy.deepcopy(teacher.model.config)
+    changed = copy.deepcopy(teacher.config)
     unknown = [key for key in config.config if not hasattr(changed, key)]
     if unknown:
         raise UnsupportedModel(
-            f"`student.config.{unknown[0]}` is not a key of the family `{teacher.family}`.",
+            f"`student.config.{unknown[0]}` is not a key of the family `{teacher.config.model_type}`.",
             "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
         )
     fit_layer_lists(changed, config.config.get("num_hidden_layers", changed.num_hidden_layers), config.config)
-    tokenizer, vocabulary, kept = choose_vocabulary(
-        config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
-    )
+    tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, teacher.rows, train)
     try:
         for key, value in config.config.items():
             setattr(changed, key, value)
@@ -191,7 +273,7 @@ def _fresh(
         model: CausalModel = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedModel(
-            f"The family `{teacher.family}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
+            f"The family `{teacher.config.model_type}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
             "Mind that heads divide the width, and key/value heads divide the heads.",
         ) from None
     if kept is not None:
@@ -199,9 +281,7 @@ def _fresh(
     return model, tokenizer, vocabulary, {"config": config.config}
 
 
-def _existing(
-    config: ExistingStudent, teacher: LoadedTeacher
-) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
+def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     model, tokenizer = load_student(model_folder(config.name, config.revision), torch.float32)
     mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != theirs:
@@ -215,11 +295,10 @@ def _existing(
             f"The student {config.name} and the teacher have different vocabularies: {example}.",
             "Use a student with the teacher's tokenizer, or `student: {kind: shrink}`.",
         )
-    teacher_rows = teacher.model.get_output_embeddings().weight.shape[0]
     rows = model.get_output_embeddings().weight.shape[0]
     # Rows behind the tokenizer's ids are padding, and models of one family are padded differently.
     used = max(theirs.values()) + 1
-    pieces = [[index] if index < used else [] for index in range(teacher_rows)]
+    pieces = [[index] if index < used else [] for index in range(teacher.rows)]
     return model, tokenizer, VocabularyMap.from_pieces(pieces, rows, used), {"name": config.name}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +19,9 @@ from torch import nn
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
-from stillroom.models.families.family import Family, head_width
+from stillroom.models.families.family import Family, head_width, matrix_of
 from stillroom.models.forward import hidden_states
+from stillroom.students.importance import texts
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.narrow import Widths, blocks
 
@@ -41,6 +42,9 @@ class WidthImportance:
         hidden: [H].
         channel_order: Channels of each layer in the order in which they can go, [layers, F]; None where energy decides.
         group_order: The same of key/value groups, [layers, G].
+        experts: Share of the gates' weight that each expert of a layer got, [layers, E]; E is 0 for a dense model, and a layer
+            without experts has zeros.
+        tokens: Tokens that each expert of a layer was chosen for, [layers, E].
     """
 
     channels: torch.Tensor
@@ -48,6 +52,8 @@ class WidthImportance:
     hidden: torch.Tensor
     channel_order: torch.Tensor | None = None
     group_order: torch.Tensor | None = None
+    experts: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def lost(self, kept: list[int], widths: Widths) -> dict[str, float]:
         """Share of the energy that a cut removes along each axis, mean over the kept layers."""
@@ -58,6 +64,10 @@ class WidthImportance:
         if widths.groups is not None:
             rows = [float(self.groups[i][g].sum()) for i, g in zip(kept, widths.groups, strict=True)]
             found["groups"] = 1 - sum(rows) / len(rows)
+        if widths.experts is not None:
+            rows = [float(self.experts[i][e].sum()) for i, e in zip(kept, widths.experts, strict=True)]
+            rows = [row for row, i in zip(rows, kept, strict=True) if float(self.experts[i].sum()) > 0]
+            found["experts"] = 1 - sum(rows) / max(1, len(rows))
         if widths.hidden is not None:
             found["hidden"] = 1 - float(self.hidden[widths.hidden].sum())
         return found
@@ -75,8 +85,13 @@ def measure_widths(model: CausalModel, family: Family, sample: Sequences) -> Wid
     layers = family.layers(model)
     config = model.config
     device = next(model.parameters()).device
-    channels = torch.zeros(len(layers), config.intermediate_size, dtype=torch.float64)
-    heads = torch.zeros(len(layers), config.num_attention_heads * head_width(config), dtype=torch.float64)
+    attends = "groups" in family.cuts
+    groups = family.groups(config)
+    width = config.num_attention_heads * head_width(config) if attends else groups
+    channels = torch.zeros(len(layers), family.channels(config), dtype=torch.float64)
+    heads = torch.zeros(len(layers), width, dtype=torch.float64)
+    mass = torch.zeros(len(layers), family.experts(config), dtype=torch.float64)
+    tokens = torch.zeros_like(mass)
     hidden = torch.zeros(config.hidden_size, dtype=torch.float64)
 
     def into(total: torch.Tensor, normed: bool) -> Callable[[torch.Tensor], None]:
@@ -90,19 +105,83 @@ def measure_widths(model: CausalModel, family: Family, sample: Sequences) -> Wid
 
     watched: list[tuple[nn.Module, Callable[[torch.Tensor], None]]] = []
     for number, layer in enumerate(layers):
-        watched.append((family.feed_forward_matrix(layer), into(channels[number], False)))
-        watched.append((family.attention_matrix(layer), into(heads[number], False)))
+        if family.channels(config):
+            watched.append((family.feed_forward_matrix(layer), into(channels[number], False)))
+        if attends:
+            watched.append((family.attention_matrix(layer), into(heads[number], False)))
         watched.append((layer, into(hidden, True)))
-    for index in range(len(sample)):
-        one = slice(index, index + 1)
-        rows = (sample.segments[index] >= 0).nonzero().squeeze(1).to(device)
-        with _inputs(watched, rows):
-            hidden_states(model, sample.ids[one].to(device), sample.positions[one].to(device))
+    for ids, positions, rows in texts(model, sample):
+        with _inputs(watched, rows.to(device)), routed(layers, mass, tokens, rows.to(device)):
+            hidden_states(model, ids.to(device), positions.to(device))
     for number, layer in enumerate(layers):
-        channels[number] *= _column_energy(family.feed_forward_matrix(layer))
-        heads[number] *= _column_energy(family.attention_matrix(layer))
-    groups = heads.view(len(layers), config.num_key_value_heads, -1).sum(2)
-    return WidthImportance(_shares(channels), _shares(groups), _shares(hidden))
+        if family.channels(config):
+            channels[number] *= _column_energy(family.feed_forward_matrix(layer))
+        if attends:
+            heads[number] *= _column_energy(family.attention_matrix(layer))
+    per_group = heads.view(len(layers), groups, -1).sum(2) if groups else heads
+    return WidthImportance(_shares(channels), _shares(per_group), _shares(hidden), experts=_shares(mass), tokens=tokens)
+
+
+@contextmanager
+def routed(layers: nn.ModuleList, mass: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> Iterator[None]:
+    """Add, while the body runs one sequence, what each expert gets of the gates' weight, and how many tokens choose it.
+
+    Experts are handed the chosen ones and their gates, [N, K] each; where a router gives each token all experts' gates, most
+    of them 0, as Llama 4's does, those are taken.
+
+    Args:
+        layers: The model's.
+        mass: [layers, E], added to.
+        tokens: [layers, E], added to.
+        rows: Which of the N tokens count.
+    """
+    count = mass.shape[1]
+
+    def add(number: int, chosen: torch.Tensor, gates: torch.Tensor) -> None:
+        picked, weights = chosen.reshape(-1, chosen.shape[-1])[rows], gates.reshape(-1, gates.shape[-1])[rows]
+        index = picked.flatten().long().cpu()
+        mass[number].index_add_(0, index, weights.flatten().double().abs().cpu())
+        tokens[number].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
+
+    def chosen_experts(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def run(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            chosen = next((value for value in given if not value.is_floating_point() and value.dim() >= 2), None)
+            if chosen is None:
+                return
+            gates = next((value for value in given if value.is_floating_point() and value.shape == chosen.shape), None)
+            if gates is not None:
+                add(number, chosen, gates)
+
+        return run
+
+    def all_gates(number: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def run(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            found = output[0] if isinstance(output, tuple) else output
+            if not tokens[number].any() or tokens[number].sum() == seen.get(number, -1):
+                values = found.reshape(-1, found.shape[-1])[rows].double().cpu()
+                if values.shape[1] == count:
+                    mass[number] += values.abs().sum(0)
+                    tokens[number] += (values != 0).sum(0)
+                    seen[number] = float(tokens[number].sum())
+
+        return run
+
+    seen: dict[int, float] = {}
+    handles = []
+    if count:
+        for number, layer in enumerate(layers):
+            for name, module in layer.named_modules():
+                last = name.rpartition(".")[2]
+                if last == "experts":
+                    handles.append(module.register_forward_pre_hook(chosen_experts(number), with_kwargs=True))
+                elif last == "router" and type(module).__name__.startswith("Llama4"):
+                    handles.append(module.register_forward_hook(all_gates(number)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def choose_widths(
@@ -112,6 +191,8 @@ def choose_widths(
     channels: int | None,
     groups: int | None,
     hidden: int | None,
+    experts: int | None = None,
+    family: Family | None = None,
 ) -> Widths:
     """The most important entries of each axis, in every kept layer its own.
 
@@ -122,20 +203,35 @@ def choose_widths(
         channels: Feed-forward channels to keep; None keeps all.
         groups: Key/value groups to keep; None keeps all.
         hidden: Hidden width to keep; None keeps all.
+        experts: Experts of a layer to keep; None keeps all.
+        family: The teacher's family; None for one like Llama.
 
     Raises:
         UnsupportedModel: More is asked than the teacher has.
     """
-    _at_most("ffn_width", channels, config.intermediate_size)
-    _at_most("key_value_groups", groups, config.num_key_value_heads)
+    family = family or Family("llama")
+    all_channels, all_groups, all_experts = family.channels(config), family.groups(config), family.experts(config)
+    _at_most("ffn_width", channels, all_channels)
+    _at_most("key_value_groups", groups, all_groups)
     _at_most("hidden_width", hidden, config.hidden_size)
+    _at_most("experts", experts, all_experts)
     channel_scores = _scores(importance.channels, importance.channel_order)
     group_scores = _scores(importance.groups, importance.group_order)
     return Widths(
-        [_top(channel_scores[i], channels) for i in kept] if _less(channels, config.intermediate_size) else None,
-        [_top(group_scores[i], groups) for i in kept] if _less(groups, config.num_key_value_heads) else None,
+        [_top(channel_scores[i], channels) for i in kept] if _less(channels, all_channels) else None,
+        [_top(group_scores[i], groups) for i in kept] if _less(groups, all_groups) else None,
         _top(importance.hidden, hidden) if _less(hidden, config.hidden_size) else None,
+        [_top_experts(importance.experts[i], experts, config) for i in kept] if _less(experts, all_experts) else None,
     )
+
+
+def _top_experts(mass: torch.Tensor, count: int | None, config: ModelConfig) -> torch.Tensor:
+    """The experts with the most weight; as many of each group, where experts are chosen by groups."""
+    groups = int(getattr(config, "n_group", None) or 1)
+    assert count is not None
+    each = len(mass) // groups
+    parts = [_top(part, count // groups) + number * each for number, part in enumerate(mass.view(groups, each))]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -161,7 +257,8 @@ def measure_orders(
     """
     walk = Layerwise(model, family, sample)
     config = model.config
-    block = config.num_attention_heads // config.num_key_value_heads * head_width(config)
+    attends = "groups" in family.cuts
+    block = config.num_attention_heads // family.groups(config) * head_width(config)
     channels, groups = [], []
     for layer in walk.layers:
         down = family.feed_forward_matrix(layer)
@@ -170,8 +267,10 @@ def measure_orders(
         results, caught = walk.run(inputs=names)
         ffn, attention = (caught[f"in:{name}"] for name in names)
         weights = 1.0 / walk.pick(results).square().mean(1).clamp_min(1e-12)
-        channels.append(removal_order(ffn, weights, down.weight, 1))
-        groups.append(removal_order(attention, weights, output.weight, block))
+        channels.append(removal_order(ffn, weights, matrix_of(down), 1))
+        # The order in which heads go is not asked of a family whose heads stay.
+        order = removal_order(attention, weights, matrix_of(output), block) if attends else None
+        groups.append(torch.arange(family.groups(config)) if order is None else order)
         walk.move(results)
         moved()
     return replace(importance, channel_order=torch.stack(channels), group_order=torch.stack(groups))
@@ -240,7 +339,7 @@ def _top(scores: torch.Tensor, count: int | None) -> torch.Tensor:
 
 
 def _column_energy(module: nn.Linear) -> torch.Tensor:
-    energy: torch.Tensor = module.weight.detach().float().square().sum(0).double().cpu()
+    energy: torch.Tensor = matrix_of(module).detach().float().square().sum(0).double().cpu()
     return energy
 
 

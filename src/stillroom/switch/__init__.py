@@ -19,7 +19,19 @@ from stillroom.switch.state import FEATURES, Feature, State, Switch
 if TYPE_CHECKING:
     from stillroom.switch.stopping import Receipt
 
-__all__ = ["FEATURES", "Places", "State", "Switch", "is_on", "off", "on", "require_on", "set_feature", "status"]
+__all__ = [
+    "FEATURES",
+    "Places",
+    "State",
+    "Switch",
+    "confinement",
+    "is_on",
+    "off",
+    "on",
+    "require_on",
+    "set_feature",
+    "status",
+]
 
 
 def _user() -> Switch:
@@ -51,6 +63,18 @@ def status() -> dict[str, Any]:
     from stillroom.switch.stopping import status as describe
 
     return describe(_user())
+
+
+def confinement() -> dict[str, Any]:
+    """What this system lets a model's process be denied: every measure, and in words what is missing.
+
+    Found by trying it in a child; takes some tenths of a second.
+    """
+    from stillroom.core.sandbox.confine import missing
+    from stillroom.core.sandbox.probe import measures
+
+    found = measures()
+    return {"measures": found, "missing": missing(found)}
 
 
 def off() -> Receipt:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
+import platform
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom.core import files
 from stillroom.core.errors import NotWritable
 from stillroom.switch.places import Places
+from stillroom.switch.state import clear_way, read_file
 
 _PROC = Path("/proc/self")
 WORKER = "stillroom.runtime.worker"
@@ -37,12 +39,49 @@ class Entry:
         pid: Its number.
         started: When the system started it, so that a number used again is not taken for it.
         model: What it runs.
+        where: The machine, its start, the list of processes and the user that the number belongs to (:func:`here`); empty
+            in a line of Stillroom 0.1.0, which is taken for one of here.
     """
 
     kind: str
     pid: int
     started: float
     model: str
+    where: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its number means a process that this one can look for, and signal."""
+        return self.where in ("", here())
+
+
+@functools.cache
+def machine() -> str:
+    """A name of this machine that another one does not have, as far as the system gives one."""
+    number = ""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with contextlib.suppress(OSError):
+            number = number or Path(path).read_text(encoding="ascii", errors="replace").strip()
+    return f"{number}@{platform.node()}"
+
+
+@functools.cache
+def start_of_system() -> str:
+    """What tells one start of this system from the next; on Linux the kernel's own number."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def here() -> str:
+    """Which list of processes a number belongs to: machine, its start, PID namespace, user.
+
+    A home can be shared by containers, machines and users. A process number of one of them means nothing to another.
+    """
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return " ".join((machine(), start_of_system(), namespace, str(os.getuid() if hasattr(os, "getuid") else 0)))
 
 
 class Registration:
@@ -62,11 +101,15 @@ class Registration:
         pid = pid or os.getpid()
         self._delivering = 0
         self.path = places.engines / f"{kind}-{pid}-{uuid.uuid4().hex[:8]}.json"
-        entry = Entry(kind, pid, start_time(pid) or 0.0, model)
+        entry = Entry(kind, pid, start_time(pid) or 0.0, model, here())
+        # Whoever looks meanwhile finds a whole line or none, and a name that ends otherwise is not looked at.
+        beside = self.path.with_suffix(".partial")
         try:
+            clear_way(places.engines)
             places.engines.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.write_text(json.dumps(asdict(entry)), encoding="utf-8")
-            self._stream: IO[bytes] = open(self.path, "rb")  # noqa: SIM115 - held open for its lock
+            beside.write_text(json.dumps(asdict(entry)), encoding="utf-8")
+            self._stream: IO[bytes] = open(beside, "rb")  # noqa: SIM115 - held open for its lock
+            os.rename(beside, self.path)
         except OSError as error:
             raise NotWritable(
                 f"{places.engines}: an engine could not be written down, and one that is not cannot be stopped: {error}",
@@ -94,29 +137,82 @@ class Registration:
 
 
 def listed(places: Places) -> list[tuple[Path | None, Entry]]:
-    """Every live process of the list, and every worker of this user that is not in it; dead lines are removed."""
+    """Every live process of the list, and every worker of this user that is not in it.
+
+    Lines whose process has ended here are removed. Those of other machines, users and lists of processes (containers) are
+    left as they are, and not among what is returned: see :func:`elsewhere`.
+    """
     found: list[tuple[Path | None, Entry]] = []
-    for path in sorted(places.engines.glob("*.json")):
-        entry = _read(path)
-        if entry is not None and is_running(entry.pid, entry.started):
+    for path, entry in _lines(places):
+        if entry is not None and not entry.is_here:
+            if _ended_with_the_system(entry):
+                _remove(path)
+        elif entry is not None and is_running(entry.pid, entry.started):
             found.append((path, entry))
         else:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            _remove(path)
     known = {entry.pid for _, entry in found}
     return found + [(None, entry) for entry in _workers(places) if entry.pid not in known]
 
 
+def elsewhere(places: Places) -> list[tuple[Path, Entry]]:
+    """The lines of other machines, users and lists of processes: what this process cannot look for."""
+    return [
+        (path, entry)
+        for path, entry in _lines(places)
+        if entry is not None and not entry.is_here and not _ended_with_the_system(entry)
+    ]
+
+
+def shares_kernel(entry: Entry) -> bool:
+    """Whether a line's process runs under the same kernel, where locks on files are seen: another container of this machine."""
+    return start_of_system() != "" and entry.where.split(" ")[1:2] == [start_of_system()]
+
+
+def _ended_with_the_system(entry: Entry) -> bool:
+    """Whether a line is of an earlier start of this very machine."""
+    own, words = here().split(" "), entry.where.split(" ")
+    same = len(words) == 4 and words[0] == own[0] and words[3] == own[3]
+    return same and words[1] != own[1] and "" not in (words[1], own[1])
+
+
+def _lines(places: Places) -> Iterator[tuple[Path, Entry | None]]:
+    try:
+        paths = sorted(places.engines.glob("*.json"))
+    except OSError:
+        paths = []
+    for path in paths:
+        yield path, _read(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+MOST_PROCESSES = 1 << 22
+"""No system gives higher numbers (Linux, PID_MAX_LIMIT)."""
+
+
 def _read(path: Path) -> Entry | None:
     try:
-        value: dict[str, Any] = files.read_json(path)
-        return Entry(str(value["kind"]), int(value["pid"]), float(value["started"]), str(value["model"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        value: dict[str, Any] = json.loads(read_file(path) or b"")
+        entry = Entry(
+            str(value["kind"]),
+            int(value["pid"]),
+            float(value["started"]),
+            str(value["model"]),
+            str(value.get("where", "")),
+        )
+        if not 1 < entry.pid <= MOST_PROCESSES:
+            raise ValueError("no process has this number")
+    except Exception:
         # Half-written, or no line at all. Its name carries the number, so that it cannot hide a process.
         parts = path.stem.split("-")
-        if len(parts) == 3 and parts[1].isdigit() and _is_worker(int(parts[1]), path.parent.parent):
+        if len(parts) == 3 and parts[1].isdecimal() and _is_worker(int(parts[1][:9]), path.parent.parent):
             return Entry(parts[0], int(parts[1]), start_time(int(parts[1])) or 0.0, "unknown")
         return None
+    return entry
 
 
 def start_time(pid: int) -> float | None:

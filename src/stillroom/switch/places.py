@@ -6,11 +6,15 @@ The folders come from the system's list of users, not from the environment: a va
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from stillroom.core.errors import EnvironmentProblem
 
 
 @dataclass(frozen=True)
@@ -75,4 +79,22 @@ def _home() -> Path:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
         # A container may run under a number that no user has.
-        return Path(f"/var/tmp/stillroom-{os.getuid()}")  # noqa: S108 - only this user's number may write there
+        return own_folder(Path(f"/var/tmp/stillroom-{os.getuid()}"))  # noqa: S108 - looked at before it is used
+
+
+def own_folder(path: Path) -> Path:
+    """A folder in a place that everybody may write to: made, or refused unless it is ours alone.
+
+    Raises:
+        EnvironmentProblem: It is another user's, a link, or others may write to it or read it.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise EnvironmentProblem(
+            f"{path} belongs to somebody else, or others may use it. It would hold the switch of user {os.getuid()}, who has "
+            "no home, so nothing is run.",
+            "Remove it, or run as a user who has a home.",
+        )
+    return path

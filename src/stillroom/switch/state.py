@@ -6,7 +6,12 @@ A file that was never written says nothing: a fresh installation is on. The admi
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
+import re
+import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +79,11 @@ class Switch:
         marks = tuple(_mark(path) for path in (*self.places.switches, self.places.policy))
         if self._seen is None or self._seen[0] != marks:
             # A file replaced while it was read has another mark at the next look, and is read again then.
-            self._seen = (marks, self._read())
+            try:
+                found = self._read()
+            except Exception as error:  # whatever it is: what cannot be read means off
+                found = State(False, "damage", f"its state cannot be read ({_short(error)}), and that means off.")
+            self._seen = (marks, found)
         return self._seen[1]
 
     def is_on(self, feature: str = "engine") -> bool:
@@ -115,8 +124,10 @@ class Switch:
         kept = self.state().features if features is None else features
         value = {"format": FORMAT, "switch": "on" if on else "off", "features": kept, "changed": round(time.time(), 3)}
         failures: list[OSError] = []
+        self._keep_blocked({name for name, said in kept.items() if said == "blocked"})
         for path in self.places.switches:
             try:
+                clear_way(path.parent)
                 files.write_json(path, value)
             except OSError as error:
                 failures.append(error)
@@ -148,14 +159,38 @@ class Switch:
         user_off = not state.on and state.held_by == "user"
         self.write(not user_off, said)
 
+    @property
+    def _blocked_file(self) -> Path:
+        return self.places.data / "blocked.json"
+
+    def _keep_blocked(self, names: set[str]) -> None:
+        """A third record, of the blocked features alone: read where a copy of the state is damaged."""
+        if names != self._recorded():
+            with contextlib.suppress(OSError):
+                clear_way(self.places.data)
+                files.write_json(self._blocked_file, sorted(names))
+
+    def _recorded(self) -> set[str]:
+        """The blocked features by the third record; all but the engine where it is damaged too."""
+        try:
+            data = read_file(self._blocked_file)
+            value = [] if data is None else json.loads(data)
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ValueError("it is not a list of features")
+        except Exception:
+            return FEATURES.keys() - {"engine"}
+        return set(value)
+
     def _read(self) -> State:
         features: dict[str, Feature] = {}
-        changed, held = 0.0, False
+        changed, held, damage = 0.0, False, ""
         for path in reversed(self.places.switches):
             try:
                 found = _parse(path)
-            except (OSError, ValueError) as error:
-                return State(False, "damage", f"{path} cannot be read ({_short(error)}), and that means off.")
+            except Exception as error:  # any damage, whatever reading it raises
+                damage = damage or f"{path} cannot be read ({_short(error)}), and that means off."
+                features |= dict.fromkeys(_salvaged(path), "blocked")
+                continue
             if found is not None:
                 held = held or found["switch"] == "off"
                 newer = found["changed"] >= changed
@@ -164,9 +199,12 @@ class Switch:
                     if features.get(name) != "blocked" and (newer or name not in features or value == "blocked"):
                         features[name] = value
                 changed = max(changed, found["changed"])
+        if damage:
+            # The other copy, the third record and what is legible of the damaged one: none of it is forgotten.
+            features |= dict.fromkeys(self._recorded(), "blocked")
         try:
             policy = _parse(self.places.policy)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             reason = f"the administrator's policy {self.places.policy} cannot be read ({_short(error)})."
             return State(False, "administrator", reason, features, changed=changed)
         blocked = frozenset(
@@ -174,10 +212,54 @@ class Switch:
         )
         if policy and policy["switch"] == "off":
             return State(False, "administrator", "the administrator's policy says so.", features, blocked, changed)
+        if damage:
+            return State(False, "damage", damage, features, blocked, changed)
         if held:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
             return State(False, "user", f"turned off on {when}.", features, blocked, changed)
         return State(True, "nobody", "on.", features, blocked, changed)
+
+
+LATEST = 253402300799.0
+"""The last second of the year 9999."""
+
+
+def read_file(path: Path) -> bytes | None:
+    """A small file's bytes; None where there is none. Nothing that stands in its place is waited for.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, or too long.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ValueError("it is a link to nothing") from None
+        return None
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a file")
+        data = stream.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise ValueError("it is too long")
+    return data
+
+
+def clear_way(folder: Path) -> None:
+    """Move aside what stands where one of our folders has to be: a file, or a link to nothing. Nothing is removed."""
+    if folder.is_symlink() and not folder.exists():
+        os.rename(folder, folder.with_name(f"{folder.name}.moved-away-{time.time_ns()}"))
+    files.make_way(folder, folder=True)
+
+
+def _salvaged(path: Path) -> set[str]:
+    """Features that a damaged copy calls blocked, as far as it is legible."""
+    try:
+        data = read_file(path) or b""
+    except (OSError, ValueError):
+        return set()
+    return {name.decode() for name in re.findall(rb'"([a-z_]{1,40})"\s*:\s*"blocked', data)} & FEATURES.keys()
 
 
 def _parse(path: Path) -> dict[str, Any] | None:
@@ -185,14 +267,11 @@ def _parse(path: Path) -> dict[str, Any] | None:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not what this version, or any version, writes.
+        ValueError, RecursionError: It is not what this version, or any version, writes.
     """
-    try:
-        data = files.read_at_most(path, LONGEST)
-    except FileNotFoundError:
-        return None
+    data = read_file(path)
     if data is None:
-        raise ValueError("it is too long")
+        return None
     value = json.loads(data)
     if not isinstance(value, dict) or value.get("switch") not in ("on", "off") or value.get("format") != FORMAT:
         raise ValueError("it is not a switch's state")
@@ -202,11 +281,11 @@ def _parse(path: Path) -> dict[str, Any] | None:
     ):
         raise ValueError("its features are not what a switch writes")
     changed = value.get("changed", 0.0)
-    return {
-        "switch": value["switch"],
-        "features": features,
-        "changed": float(changed) if isinstance(changed, int | float) else 0.0,
-    }
+    if isinstance(changed, bool) or not isinstance(changed, int | float):
+        changed = 0.0
+    if not (0 <= changed <= LATEST) or math.isnan(changed):
+        raise ValueError("it was changed at a time that cannot be")
+    return {"switch": value["switch"], "features": features, "changed": float(changed)}
 
 
 def _mark(path: Path) -> tuple[int, ...] | str:

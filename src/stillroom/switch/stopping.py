@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import EngineFailed, NotWritable, SwitchedOff
-from stillroom.switch.engines import Entry, is_running, listed
+from stillroom.switch.engines import Entry, elsewhere, is_running, listed, shares_kernel
 from stillroom.switch.state import FEATURES, Switch
 
 GRACE_SECONDS = 0.025
 """How long a process may take to end by itself before it is killed."""
 DEADLINE_SECONDS = 5.0
+SILENCE_SECONDS = 0.25
+"""How long a server may take to hand nothing over any more (:mod:`stillroom.serving.hush`) before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Receipt:
         seconds: From the question to this receipt.
         stopped: The engines that ran.
         silenced: The servers that were waited for: none of them delivers a token after this receipt.
+        elsewhere: Engines and servers of other machines, users or containers that share this switch: they see that it is off
+            and stop by themselves; this process cannot look for them.
     """
 
     asked: float
     seconds: float
     stopped: list[Stopped] = field(default_factory=list)
     silenced: list[int] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -74,6 +79,8 @@ def off(switch: Switch) -> Receipt:
             switch.write(False)
     except NotWritable as error:
         unkept = error
+    except Exception as error:  # whatever is wrong with the state, what runs is stopped
+        unkept = NotWritable(f"The switch's state could not be kept: {error}", "Give the command again.")
     stopped: list[Stopped] = []
     silenced: set[int] = set()
     # An engine that was starting is in the list a moment later: look until nobody is left.
@@ -92,10 +99,22 @@ def off(switch: Switch) -> Receipt:
             raise EngineFailed(
                 f"The switch is off, but the processes {numbers} did not end.", "End them, or restart the machine."
             )
-    receipt = Receipt(asked, time.perf_counter() - begun, stopped, sorted(silenced))
+    others = elsewhere(switch.places)
+    for path, entry in others:
+        # Under the same kernel its lock is seen, though its number means nothing here.
+        if entry.kind == "server" and shares_kernel(entry):
+            _silence(path, entry)
+    named = [f"{entry.kind} {entry.pid} ({entry.model}) of {entry.where.split(' ')[0]}" for _, entry in others]
+    receipt = Receipt(asked, time.perf_counter() - begun, stopped, sorted(silenced), named)
     if unkept is not None:
         raise NotWritable(f"{len(stopped)} engines were stopped. {unkept.what}", unkept.todo)
     return receipt
+
+
+def stop_engines(switch: Switch) -> list[Stopped]:
+    """Stop what runs, and say nothing of the switch: for a server that finds it off."""
+    engines = [entry for _, entry in listed(switch.places) if entry.kind == "engine"]
+    return _stop(engines, time.perf_counter()) if engines else []
 
 
 def on(switch: Switch) -> None:
@@ -132,6 +151,10 @@ def status(switch: Switch) -> dict[str, Any]:
         },
         "engines": [
             {"pid": entry.pid, "model": entry.model} for _, entry in listed(switch.places) if entry.kind == "engine"
+        ],
+        "elsewhere": [
+            {"kind": entry.kind, "pid": entry.pid, "model": entry.model, "machine": entry.where.split(" ")[0]}
+            for _, entry in elsewhere(switch.places)
         ],
     }
 
@@ -177,7 +200,7 @@ def _wait(entries: list[Entry], seconds: float) -> None:
 
 def _silence(path: Path, entry: Entry) -> bool:
     """Wait until a server hands nothing over any more; one that hangs in the middle of it is killed."""
-    until = time.perf_counter() + 2 * GRACE_SECONDS
+    until = time.perf_counter() + SILENCE_SECONDS
     try:
         stream = open(path, "rb")  # noqa: SIM115
     except OSError:
@@ -189,6 +212,8 @@ def _silence(path: Path, entry: Entry) -> bool:
                 return True
             except BlockingIOError:
                 if time.perf_counter() > until:
+                    if not entry.is_here:
+                        return False
                     _signal(entry, signal.SIGKILL)
                     _wait([entry], GRACE_SECONDS)
                     return True

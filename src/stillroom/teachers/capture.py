@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from stillroom.core.errors import OutOfMemory, TeacherError, translate
-from stillroom.core.progress import Task
+from stillroom.core.errors import CacheDamaged, OutOfMemory, SignalError, TeacherError, translate
+from stillroom.core.progress import Progress, Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.recipe.capture import Codec
+from stillroom.recipe.capture import Codec, HiddenCodec
+from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
+from stillroom.signals.cache.manifest import VERSION
 from stillroom.signals.cache.registry import VERSIONS
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
+from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
 
 
@@ -36,6 +41,32 @@ def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int
         seed=seed,
         dtype=teacher.dtype,
     )
+
+
+def open_writer(
+    folder: Path, identity: CacheIdentity, wanted: list[str], *, own: bool, progress: Progress
+) -> CacheWriter:
+    """The cache, to be gone on with. One in the run's folder that does not fit is begun anew; a shared one is refused."""
+    writer: CacheWriter | None = None
+    try:
+        writer = CacheWriter.open(folder, identity)
+    except (SignalError, CacheDamaged):
+        if not own:
+            raise
+    if writer is not None:
+        missing = len(set(writer.missing(wanted))) if writer.version != VERSION else 0
+        if not missing:
+            return writer
+        if not own:
+            raise SignalError(
+                f"{folder} holds a cache of format {writer.version}, which is read and not written any more; it lacks "
+                f"{missing:,} of {len(set(wanted)):,} sequences of this corpus.",
+                "Name another folder as `capture.path`; a cache of format 2 serves runs whose corpus was made by the "
+                "release that wrote it.",
+            )
+    progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
+    shutil.rmtree(folder)
+    return CacheWriter.open(folder, identity)
 
 
 def capture(
@@ -67,6 +98,9 @@ def capture(
         SignalError: Something is missing in a cache of format 2.
     """
     require(teacher, "dense", "The stage `capture`")
+    hidden = isinstance(writer.identity.codec, HiddenCodec)
+    if hidden:
+        writer.take_output_layer(OutputLayer(_local(teacher).output_layer, temperature))
     addresses = sequences.digests
     wanted = set(addresses)
     new = wanted - before if before is not None else set(writer.missing(addresses))
@@ -80,18 +114,10 @@ def capture(
     while at < len(todo):
         indices = todo[at : at + batch]
         try:
-            for index, scores in teacher.score(rows, indices, temperature):
-                parts = _Parts(scores, teacher.vocabulary.size)
-                for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
-                    part = parts.take(count)
-                    if address in writer:
-                        for _ in part:
-                            pass
-                    elif not writer.add(address, part):
-                        raise TeacherError(
-                            f"The teacher's output on training sequence {index} is not finite.",
-                            "Load it with `dtype: float32`, or check that its files are whole.",
-                        )
+            if hidden:
+                _add_hidden(_local(teacher), rows, indices, writer)
+            else:
+                _add_scores(teacher, rows, indices, temperature, writer)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(translate(error), OutOfMemory):
                 raise
@@ -109,6 +135,42 @@ def capture(
             writer.flush()
             unsaved = 0
     writer.flush()
+
+
+def _add_scores(teacher: Teacher, rows: Sequences, indices: list[int], temperature: float, writer: CacheWriter) -> None:
+    """Sample the teacher's distributions on some rows."""
+    for index, scores in teacher.score(rows, indices, temperature):
+        parts = _Parts(scores, teacher.vocabulary.size)
+        for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
+            part = parts.take(count)
+            if address in writer:
+                for _ in part:
+                    pass
+            elif not writer.add(address, part):
+                raise _not_finite(index)
+
+
+def _add_hidden(teacher: LocalTeacher, rows: Sequences, indices: list[int], writer: CacheWriter) -> None:
+    """Keep the teacher's hidden states on some rows."""
+    for index, hidden in teacher.hidden(rows, indices):
+        parts = torch.split(hidden, list(rows.counts[index]))
+        for address, part in zip(rows.addresses[index], parts, strict=True):
+            if address not in writer and not writer.add_hidden(address, part):
+                raise _not_finite(index)
+
+
+def _not_finite(index: int) -> TeacherError:
+    return TeacherError(
+        f"The teacher's output on training sequence {index} is not finite.",
+        "Load it with `dtype: float32`, or check that its files are whole.",
+    )
+
+
+def _local(teacher: Teacher) -> LocalTeacher:
+    require(teacher, "weights", "The codec `hidden`")
+    if not isinstance(teacher, LocalTeacher):
+        raise TeacherError("The codec `hidden` needs a teacher that is a model on this machine.", "Use another codec.")
+    return teacher
 
 
 class _Parts:

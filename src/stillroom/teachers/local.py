@@ -92,6 +92,13 @@ class LocalTeacher:
             "dtype": self.dtype,
         }
 
+    @property
+    def output_layer(self) -> Head:
+        """Its output layer, on the CPU: what its hidden states go through."""
+        head = output_head(self.loaded.model)
+        bias = None if head.bias is None else head.bias.detach().cpu()
+        return replace(head, matrix=head.matrix.detach().cpu(), bias=bias)
+
     def batch_tokens(self, length: int) -> int:
         """Tokens of a forward pass that fit into half of the free memory, at least one sequence.
 
@@ -111,11 +118,17 @@ class LocalTeacher:
         fitting = int(free / 2 / per_token)
         return max(length, min(MAX_BATCH_TOKENS.get(parameter.device.type, 2048), fitting) // length * length)
 
-    @torch.inference_mode()
     def score(
         self, sequences: Sequences, indices: Sequence[int], temperature: float = 1.0
     ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
         """Logits divided by the temperature, sequence by sequence: :meth:`stillroom.teachers.teacher.Teacher.score`."""
+        head = output_head(self.loaded.model)
+        for index, hidden in self.hidden(sequences, indices):
+            yield index, _logits(head, hidden, temperature)
+
+    @torch.inference_mode()
+    def hidden(self, sequences: Sequences, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The last hidden states [N, H] of the positions with a target, sequence by sequence, in one forward pass."""
         model = self.loaded.model
         device = next(model.parameters()).device
         chosen = list(indices)
@@ -124,10 +137,9 @@ class LocalTeacher:
         ids = sequences.ids[chosen, :width].to(device)
         positions = sequences.positions[chosen, :width].to(device)
         hidden = hidden_states(model, ids, positions)
-        head = output_head(model)
         for row, index in enumerate(chosen):
             learned = (sequences.targets[index] != IGNORED).nonzero().squeeze(1).to(device)
-            yield index, _logits(head, hidden[row, learned], temperature)
+            yield index, hidden[row, learned]
 
 
 @torch.inference_mode()

@@ -13,7 +13,15 @@ from stillroom.teachers.teacher import Teacher
 
 Opener = Callable[[Any, torch.device, torch.dtype], Teacher]
 """Opens a teacher from its section of the recipe, on a device and in a dtype if it computes here."""
-OPENERS: dict[str, Opener] = {"huggingface": LocalTeacher.open, "gguf": LocalTeacher.open}
+
+
+def _endpoint(config: Any, _device: torch.device, _dtype: torch.dtype) -> Teacher:
+    from stillroom.teachers.endpoint.teacher import open_endpoint
+
+    return open_endpoint(config)
+
+
+OPENERS: dict[str, Opener] = {"huggingface": LocalTeacher.open, "gguf": LocalTeacher.open, "endpoint": _endpoint}
 
 
 def open_teacher(config: TeacherConfig, device: torch.device, dtype: torch.dtype) -> Teacher:

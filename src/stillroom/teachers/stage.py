@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
@@ -13,14 +12,14 @@ from stillroom.core.progress import Progress
 from stillroom.core.store import LocalStore, open_store
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import CACHE
 from stillroom.signals.cache import parts
 from stillroom.signals.cache.identity import CacheIdentity
-from stillroom.signals.cache.manifest import VERSION
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
-from stillroom.teachers.capture import cache_identity, capture
+from stillroom.teachers.capture import cache_identity, capture, open_writer
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher
@@ -33,8 +32,13 @@ BEGUN = "capture.json"
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Capture what the cache lacks; verify what a killed process left."""
     recipe = run.recipe
+    if isinstance(recipe.teacher, EndpointTeacher):
+        from stillroom.teachers.endpoint.stage import run_stage as capture_endpoint
+
+        capture_endpoint(run, stage, progress)
+        return
     config = recipe.capture
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
     progress.say("  loading the teacher")
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     for note in teacher.loaded.notes if isinstance(teacher, LocalTeacher) else ():
@@ -48,7 +52,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     _seal(folder, progress)
     identity = cache_identity(teacher, config.codec, config.temperature, config.seed)
     wanted = [address for split in splits for address in split.digests]
-    writer = _writer(folder, identity, wanted, own=config.path is None, progress=progress)
+    writer = open_writer(folder, identity, wanted, own=config.path is None, progress=progress)
     before = _before(writer, stage.scratch / BEGUN)
     started = time.monotonic()
     with progress.task("capture", total=sum(len(split) * split.length for split in splits)) as task:
@@ -119,30 +123,6 @@ def cache_identity_of(teacher: Teacher, run: Run) -> CacheIdentity:
     """The identity of a run's cache."""
     config = run.recipe.capture
     return cache_identity(teacher, config.codec, config.temperature, config.seed)
-
-
-def _writer(folder: Path, identity: CacheIdentity, wanted: list[str], *, own: bool, progress: Progress) -> CacheWriter:
-    """The cache, to be gone on with. One in the run's folder that does not fit is begun anew; a shared one is refused."""
-    writer: CacheWriter | None = None
-    try:
-        writer = CacheWriter.open(folder, identity)
-    except (SignalError, CacheDamaged):
-        if not own:
-            raise
-    if writer is not None:
-        missing = len(set(writer.missing(wanted))) if writer.version != VERSION else 0
-        if not missing:
-            return writer
-        if not own:
-            raise SignalError(
-                f"{folder} holds a cache of format {writer.version}, which is read and not written any more; it lacks "
-                f"{missing:,} of {len(set(wanted)):,} sequences of this corpus.",
-                "Name another folder as `capture.path`; a cache of format 2 serves runs whose corpus was made by the "
-                "release that wrote it.",
-            )
-    progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
-    shutil.rmtree(folder)
-    return CacheWriter.open(folder, identity)
 
 
 def _before(writer: CacheWriter, kept: Path) -> set[str]:

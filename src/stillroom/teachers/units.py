@@ -100,8 +100,7 @@ class Units:
 
         Errors as in :func:`stillroom.teachers.capture.capture`.
         """
-        writer = self._captured(self._rows[unit.split].part(slice(unit.begin, unit.end)))
-        writer.recall(self.model)
+        writer = self._captured(self._rows[unit.split].part(slice(unit.begin, unit.end)), self.model)
         encoded = writer.encoded()
         data = shard_bytes(encoded)
         entry = entry_of(parts.shard_key(unit.name), data, encoded)
@@ -111,8 +110,8 @@ class Units:
         note = parts.PartNote(**entry.model_dump(exclude={"name"}), device=device)
         return parts.put_part(self.store, unit.name, data, note)
 
-    def _captured(self, rows: Sequences) -> _UnitWriter:
-        writer = _UnitWriter(self.identity)
+    def _captured(self, rows: Sequences, model: bytes = b"") -> _UnitWriter:
+        writer = _UnitWriter(self.identity, self.store.where, model)
         with Progress(quiet=True).task("unit", total=len(rows) * rows.length) as task:
             capture(
                 self.teacher,
@@ -142,10 +141,20 @@ class Units:
 
 
 class _UnitWriter(CacheWriter):
-    """Holds the signals of one unit in memory; nothing is written."""
+    """Holds the signals of one unit in memory; nothing is written.
 
-    def __init__(self, identity: CacheIdentity) -> None:
+    Args:
+        identity: Of the cache.
+        where: The store, for messages.
+        model: How the codec packs; empty where that is still to be learned. It is there before the capture, so that a cache
+            with hidden states refuses a teacher that has another output layer.
+    """
+
+    def __init__(self, identity: CacheIdentity, where: str, model: bytes) -> None:
         super().__init__(Path(), Manifest(identity=identity), set())
+        self.where = where
+        if model:
+            self._codec.recall(model)
 
     def flush(self) -> None:
         """Nothing: the unit is one shard."""
@@ -153,11 +162,6 @@ class _UnitWriter(CacheWriter):
     def learn(self) -> bytes:
         """What the codec learns from what was sampled."""
         return self._codec.learn([sequence.sample for sequence in self._waiting])
-
-    def recall(self, model: bytes) -> None:
-        """Pack as the cache's model says."""
-        if model:
-            self._codec.recall(model)
 
     def encoded(self) -> list[Encoded]:
         """The unit's sequences, packed."""
@@ -183,7 +187,7 @@ def where_of(run: Run) -> str | Path:
 def open_units(run: Run) -> Units:
     """The units of a run's capture; the teacher is loaded."""
     recipe = run.recipe
-    device = prepare(recipe.compute, recipe.seed)
+    device = prepare(recipe.compute, recipe.public_seed)
     teacher = open_teacher(recipe.teacher, device, choose_dtype(recipe.teacher.dtype, device.type))
     return Units(teacher, recipe, splits_of(run), open_store(where_of(run)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from stillroom.core import files
 from stillroom.core.errors import InspectionRefused, RecipeError
@@ -12,13 +13,20 @@ from stillroom.core.strict_json import parse_json
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
-from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 from stillroom.terms.statements import KIND, Role, Statement, StatementKind, Subject
 from stillroom.terms.table import read_licence
 
 if TYPE_CHECKING:
     from stillroom.recipe.corpus import Source
 
+SERVICE_HOSTS = {
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "generativelanguage.googleapis.com": "gemini-api",
+    "api.x.ai": "xai",
+}
+"""Services of the packaged table by the host that they answer on."""
 LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20
 _HUB_NAME = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
@@ -54,11 +62,41 @@ def generator_subject(name: str) -> Subject:
     return Subject("teacher", name, (Statement(kind, name, "the source's `generated_by`"),))
 
 
-def model_subject(config: HuggingFaceTeacher | GgufTeacher, role: Role, digests: bool = False) -> Subject:
+def endpoint_subject(config: EndpointTeacher, role: Role) -> Subject:
+    """A served model: what its name, its tokenizer's folder and the recipe say of it, and the service that runs the server.
+
+    Both have terms: the model's licence and the service's. The strictest of what is found holds, as always. What answers is a
+    claim of the server; no weights are here to be looked at.
+    """
+    from stillroom.models.load import model_folder
+
+    folder = model_folder(config.tokenizer, config.revision)
+    subject = _folder(folder, config.tokenizer, role)
+    statements = [*subject.statements, *_checkpoint(config.model, "the name that the endpoint is asked for")]
+    # Without its owner: `openai/gpt-4o` of a service that passes requests on is OpenAI's.
+    statements.append(
+        Statement("checkpoint", config.model.rsplit("/", 1)[-1], "the name that the endpoint is asked for")
+    )
+    host = urlsplit(config.base_url).hostname or ""
+    if not config.is_private:
+        statements.append(Statement("service", SERVICE_HOSTS.get(host, host), "the recipe's `base_url`"))
+    if config.service:
+        statements.append(Statement("service", config.service, "recipe"))
+    if config.licence:
+        statements.append(Statement("licence", config.licence, "recipe"))
+    name = " ".join("".join(sign if sign.isprintable() else " " for sign in config.model).split())[:120]
+    return Subject(role, name, tuple(statements), subject.policies, subject.carried, None)
+
+
+def model_subject(
+    config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher, role: Role, digests: bool = False
+) -> Subject:
     """What a model says of itself, and what the recipe says of it. Errors as when it is loaded."""
     from stillroom.models.gguf_source import gguf_path
     from stillroom.models.load import model_folder
 
+    if isinstance(config, EndpointTeacher):
+        return endpoint_subject(config, role)
     if isinstance(config, GgufTeacher):
         path = gguf_path(config.path)
         subject = _gguf(path, role)

@@ -143,7 +143,9 @@ class Table:
                 "service": (*row.checkpoints, *row.licences, row.id),
             }[kind]
             exact = any(normal(key) == wanted for key in keys)
-            begun = kind == "service" and any(_begins(wanted, normal(prefix)) for prefix in row.services)
+            # A bare name, that an endpoint is asked for, may be a service's model.
+            named = kind == "service" or (kind == "checkpoint" and "/" not in value)
+            begun = named and any(_begins(wanted, normal(prefix)) for prefix in row.services)
             if exact or begun:
                 found.append(row)
         return found

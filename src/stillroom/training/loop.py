@@ -22,7 +22,9 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, Terminated, TrainingDiverged
+from stillroom.core.memory import Trimmer
 from stillroom.core.progress import Progress
+from stillroom.core.secret import Secret
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
@@ -68,7 +70,7 @@ class Training:
         validation: Validation batches, with signals.
         distill: Learn from the signals; otherwise from the text alone.
         folder: Where checkpoints and the best weights are kept.
-        seed: Order of the sequences.
+        seed: Order of the sequences: the recipe's seed, or the run's secret.
         device: Where to compute.
         used: Rows of the student's output that are real ids.
         progress: Draws the bar.
@@ -83,7 +85,7 @@ class Training:
     validation: BatchSource
     distill: bool
     folder: Path
-    seed: int
+    seed: int | Secret
     device: torch.device
     used: int | None
     progress: Progress
@@ -150,6 +152,7 @@ class Training:
             pieces = [self._mine(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
             stream = self.train.stream([piece for group in pieces for piece in group])
+            trim = Trimmer()
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
@@ -190,6 +193,7 @@ class Training:
                             f"Stopped by SIGTERM after step {state.step} of the stage `{self.title}`.",
                             "A checkpoint was written; the same command goes on.",
                         )
+                    trim()
         state.tokens = tokens[state.step]
         self.restore(best_weights(self.folder, state.best_step))
         return state
@@ -230,7 +234,7 @@ class Training:
             chosen = Chosen(centre, "table")
         else:
             chosen = self._sweep(run_step, optimizer, order, micro, budget, centre, kept, known)
-            chosen.rate = sweep.for_whole_run(chosen.rate, distance)
+            chosen.rate = sweep.for_whole_run(chosen.rate, distance, centre)
         kept.chosen(chosen)
         self.event(event="learning_rate", **chosen.record())
         return chosen

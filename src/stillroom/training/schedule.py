@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from stillroom.core.secret import Secret
 from stillroom.recipe.training import DistillConfig
 
 
@@ -46,18 +47,21 @@ def stable_steps(config: DistillConfig, steps: int) -> int:
     return max(warmup_steps(config, steps), min(steps - 1, round(steps * (1 - config.decay_share))))
 
 
-def batch_order(count: int, batch: int, epochs: int, seed: int) -> list[list[int]]:
+def batch_order(count: int, batch: int, epochs: int, seed: int | Secret) -> list[list[int]]:
     """Indices of sequences, batch by batch, shuffled anew in every pass. The last batch of a pass may be smaller.
 
     Args:
         count: Sequences.
         batch: Sequences per batch.
         epochs: Passes.
-        seed: The run's seed.
+        seed: The run's seed, or its secret.
     """
     order: list[list[int]] = []
     for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(count, generator=generator).tolist()
+        if isinstance(seed, Secret):
+            shuffled = seed.permutation(f"order of pass {epoch}", count).tolist()
+        else:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            shuffled = torch.randperm(count, generator=generator).tolist()
         order += [shuffled[start : start + batch] for start in range(0, count, batch)]
     return order

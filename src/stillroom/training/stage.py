@@ -6,6 +6,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.progress import Progress
+from stillroom.core.secret import library_seed
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
@@ -39,7 +40,8 @@ def run_in_group(run: Run, stage: Stage, progress: Progress, group: Group) -> No
 def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group = ALONE) -> None:
     recipe = run.recipe
     config = recipe.distill
-    device = prepare(recipe.compute, recipe.seed)
+    randomness = run.randomness
+    device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
     # Of a cache in an object store, what is read is copied once into the stage's scratch folder.
     cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache", stage.scratch / "cache")
@@ -55,7 +57,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         validation=BatchSource(Sequences.load(corpus / "validation.safetensors"), vocabulary, cache),
         distill=distill,
         folder=stage.scratch,
-        seed=recipe.seed,
+        seed=randomness,
         device=device,
         used=vocabulary.student_used,
         progress=progress,

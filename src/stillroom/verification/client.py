@@ -6,7 +6,12 @@ so that being offline changes nothing but the freshness.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
+import shutil
+import tempfile
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from tuf.ngclient import FetcherInterface
 
 LARGEST_METADATA = 32 << 20
+FETCH_SECONDS = 30.0
+"""Longest time that fetching all metadata of a publisher may take."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class View:
     trouble: str = ""
 
 
-def look(pin: Pin, folder: Path, repository: str | None = None, own: str | None = None) -> View:
+def look(
+    pin: Pin, folder: Path, repository: str | None = None, own: str | None = None, ahead: Ahead | None = None
+) -> View:
     """Fetch what is new, if the repository can be reached, and read what is kept.
 
     Args:
@@ -69,11 +78,15 @@ def look(pin: Pin, folder: Path, repository: str | None = None, own: str | None 
         folder: Where the metadata is kept.
         repository: Read from here instead of the pinned place: a mirror on a medium.
         own: The folder on the publisher's own machine, read where the pinned place cannot be reached.
+        ahead: What was fetched from the repository already.
 
     Raises:
         VerificationFailed: The repository says what cannot be true, or nothing is kept and nothing can be reached.
     """
-    trouble = _fetch(pin, folder, repository or pin.repository or "")
+    if ahead is not None:
+        trouble = ahead.settle(folder)
+    else:
+        trouble = _fetch(pin, folder, repository or pin.repository or "")
     if trouble and own is not None and repository is None:
         trouble = _fetch(pin, folder, own)
     return _read(pin, folder, trouble)
@@ -88,6 +101,104 @@ def pinned_keys(pin: Pin) -> tuple[list[Key], int]:
 
 def _fetch(pin: Pin, folder: Path, address: str) -> str:
     """Let tuf's client renew what is kept; returns why the repository could not be reached, or nothing."""
+    if not is_far(address):
+        return _renew(pin, folder, address)
+    return fetch_ahead(pin, folder, address, contextlib.nullcontext()).settle(folder)
+
+
+def is_far(address: str) -> bool:
+    """Whether an address is reached by a network."""
+    return "://" in address and not address.startswith("file:")
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Metadata that was fetched beside what is kept, while nothing was locked.
+
+    Attributes:
+        made: The folder that holds it.
+        before: The timestamp's bytes that were kept when the fetch began.
+        answer: Why the repository could not be reached, nothing, or what was wrong with what it sent.
+    """
+
+    made: Path
+    before: bytes
+    answer: str | BaseException
+
+    def settle(self, folder: Path) -> str:
+        """Put it in the place of what is kept; under the lock of what is kept. Returns why it could not be fetched, or nothing.
+
+        Raises:
+            VerificationFailed: The repository said what cannot be true.
+        """
+        try:
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            # Where somebody else was quicker, theirs stays: it is as new, and nothing that is kept becomes older.
+            if self.answer == "" and _timestamp(folder) == self.before:
+                _take_over(self.made / folder.name, folder)
+            return self.answer
+        finally:
+            shutil.rmtree(self.made, ignore_errors=True)
+
+
+def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractContextManager[Any]) -> Ahead:
+    """Fetch from a network beside what is kept. All of it may take :data:`FETCH_SECONDS`.
+
+    A mirror that sends a byte a second is one that cannot be reached; nobody waits for it longer, and nobody else meanwhile.
+
+    Args:
+        pin: What is trusted from the start.
+        folder: Where the metadata is kept.
+        address: The repository.
+        lock: Held while what is kept is copied, and not while anything is fetched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="fetch-", dir=folder.parent))
+    found: list[str | BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(_renew(pin, made / folder.name, address))
+        except BaseException as error:
+            found.append(error)
+
+    with lock:
+        before = _timestamp(folder)
+        if folder.is_dir():
+            shutil.copytree(folder, made / folder.name, symlinks=True)
+    # A thread, since neither tuf nor what it fetches with ends a transfer that goes on for ever. It writes to a folder of its
+    # own, so that what it does after its time is over changes nothing.
+    thread = threading.Thread(target=work, name="fetch", daemon=True)
+    thread.start()
+    thread.join(FETCH_SECONDS)
+    late = f"{address} did not send its metadata within {FETCH_SECONDS:.0f} seconds"
+    return Ahead(made, before, found[0] if found else late)
+
+
+def _timestamp(folder: Path) -> bytes:
+    path = folder / "timestamp.json"
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _take_over(fetched: Path, folder: Path) -> None:
+    """Put what was fetched in the place of what is kept, file by file; what is read is judged anew in any case."""
+    for path in sorted(fetched.rglob("*")):
+        target = folder / path.relative_to(fetched)
+        if path.is_dir() and not path.is_symlink():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.partial")
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(path.readlink())
+            os.replace(beside, target)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+
+
+def _renew(pin: Pin, folder: Path, address: str) -> str:
     require("trust", "A publisher's metadata needs packages that are not installed: {}.")
     from tuf.api.exceptions import DownloadError, RepositoryError
     from tuf.ngclient import Updater, UpdaterConfig

@@ -15,6 +15,7 @@ import datetime
 import os
 import shutil
 import tempfile
+import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from stillroom.core.errors import VerificationFailed
 from stillroom.verification.claims import Claims, read_claims
-from stillroom.verification.client import View, look, pinned_keys
+from stillroom.verification.client import Ahead, View, fetch_ahead, is_far, look, pinned_keys
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.copying import copy_verified
 from stillroom.verification.documents import Pin, Policy
@@ -96,8 +97,9 @@ class VerifiedPackage:
         """
         question = self._again
         require_on()
+        ahead = _ahead(question, now or _now())
         with Remembered.open(question.state, question.pin) as remembered:
-            self.view, signed, _ = _trusted(question, remembered, now or _now())
+            self.view, signed, _ = _trusted(question, remembered, now or _now(), ahead)
             _judge(question, remembered, parse_statement(signed.payload), self.claims, self.view, now or _now())
 
     def close(self) -> None:
@@ -172,8 +174,9 @@ def verify(
     question = _Question(envelope, SIGNATURE, pin, state or state_folder(), repository)
     time = now or _now()
     # The memory is locked for moments, not while files are copied: other packages of this publisher need not wait.
+    ahead = _ahead(question, time)
     with Remembered.open(question.state, pin) as remembered:
-        view, signed, threshold = _trusted(question, remembered, time)
+        view, signed, threshold = _trusted(question, remembered, time, ahead)
     manifest = parse_statement(signed.payload)
     require_exact(path, manifest)
     private = _private_folder(copies)
@@ -209,7 +212,20 @@ def verify(
     )
 
 
-def _trusted(question: _Question, remembered: Remembered, now: datetime.datetime) -> tuple[View | None, Signed, int]:
+def _ahead(question: _Question, now: datetime.datetime) -> Ahead | None:
+    """What a repository on the network says, fetched before the memory is locked: others must not wait for a slow mirror."""
+    pin, address = question.pin, question.repository or question.pin.repository or ""
+    if not is_far(address):
+        return None
+    with Remembered.open(question.state, pin) as remembered:
+        remembered.require_time(now, None)
+        folder = remembered.metadata
+    return fetch_ahead(pin, folder, address, Remembered.open(question.state, pin))
+
+
+def _trusted(
+    question: _Question, remembered: Remembered, now: datetime.datetime, ahead: Ahead | None
+) -> tuple[View | None, Signed, int]:
     """Steps 2 and the first half of 3: metadata, clock, revocations learnt, signatures counted."""
     pin = question.pin
     view = None
@@ -217,7 +233,7 @@ def _trusted(question: _Question, remembered: Remembered, now: datetime.datetime
     if pin.repository or question.repository:
         # The clock is judged first by what is remembered: with a wrong clock, expired metadata would look fresh.
         remembered.require_time(now, None)
-        view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher))
+        view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher), ahead)
         keys, threshold = view.release_keys, view.threshold
         remembered.learn(view.revocations.revocations, view.reinstatements.reinstated)
     else:
@@ -332,16 +348,47 @@ def _private_folder(copies: Path | None) -> Path:
         copies = platformdirs.user_cache_path("stillroom") / "verified"
     copies.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in copies.glob("pid*-*"):
-        number = left.name.removeprefix("pid").partition("-")[0]
-        if number.isdecimal() and not _alive(int(number)):
+        if left.name.startswith(f"pid{os.getpid()}-") or not left.is_dir():
+            continue
+        # A number means something only in the list of processes that it is from: another container or machine may share
+        # this folder. The lock means the same to all of them, and ends with its process.
+        lock = _lock(left)
+        if lock is not None:
             _remove(left)
-    return Path(tempfile.mkdtemp(prefix=f"pid{os.getpid()}-", dir=copies))
+            (copies / f"{left.name}.lock").unlink(missing_ok=True)
+            os.close(lock)
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f"pid{os.getpid()}-", dir=copies))
+        lock = _lock(made, make=True)
+        # Somebody may have looked between the two, and removed it.
+        if lock is not None and made.is_dir():
+            _LOCKS[made] = lock
+            return made
 
 
-def _alive(pid: int) -> bool:
-    import psutil
+_LOCKS: dict[Path, int] = {}
+"""The locks on the copies of this process, each until its copy is removed."""
+OLD_SECONDS = 7 * 86400.0
+"""A copy without a lock is of Stillroom 0.1.0 (or was just begun): it is removed when nothing was done to it for so long."""
 
-    return psutil.pid_exists(pid)
+
+def _lock(folder: Path, make: bool = False) -> int | None:
+    """The lock of a copy, where nobody holds it: beside it, since the copy itself may be read only."""
+    import fcntl
+
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
+    except FileNotFoundError:
+        if clock.time() - folder.stat().st_mtime < OLD_SECONDS:
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _remove(folder: Path) -> None:
@@ -349,6 +396,9 @@ def _remove(folder: Path) -> None:
         with contextlib.suppress(OSError):
             path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _LOCKS.pop(folder, None)) is not None:
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -1,8 +1,9 @@
-"""Takes from a process what the model's process does not need.
+"""Takes from a process what it does not need: the process of a model, of a chat template, of a program under evaluation.
 
 Each measure is tried by itself, and what is in force is reported plainly: systems differ in what they let an ordinary
 user take away. On Linux: a network namespace with nothing in it; Landlock (files, TCP, signals to others); a seccomp
-filter (no connections, no sockets but local ones, no programs, no tracing); no new privileges; limits on resources.
+filter that lists what is allowed (:mod:`.policies`); no new privileges; limits on resources. :func:`missing` says in words
+what a report lacks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stillroom.core.sandbox.policies import ENGINE
-from stillroom.core.sandbox.seccomp import MACHINES, install
+from stillroom.core.sandbox.seccomp import MACHINES, Policy, install
 
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
 _NO_NEW_PRIVS, _DUMPABLE = 38, 4
@@ -30,14 +31,24 @@ _RIGHTS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _READ_ONLY = _READ | _READ_FOLDER
 
 
-def confine(readable: Iterable[Path], writable: Path, memory: int, files: int = 256) -> dict[str, str]:
+def confine(
+    readable: Iterable[Path],
+    writable: Path | None,
+    memory: int | None,
+    files: int = 256,
+    *,
+    policy: Policy = ENGINE,
+    namespace: bool = True,
+) -> dict[str, str]:
     """Give up what is not needed. Call it before there is a second thread.
 
     Args:
         readable: Files and folders that stay readable; everything else is closed where the system can.
-        writable: The one folder where files and local sockets may be made.
-        memory: Bytes of private memory.
+        writable: The one folder where files and local sockets may be made; None is none.
+        memory: Bytes of private memory; None sets no limit of its own.
         files: Files that may be open at once.
+        policy: The calls that stay allowed.
+        namespace: Take a network namespace too. Not needed where the policy allows no socket at all.
 
     Returns:
         A word for each measure: "in force", or why it is not.
@@ -47,12 +58,60 @@ def confine(readable: Iterable[Path], writable: Path, memory: int, files: int = 
         report["network"] = report["files"] = f"not available on {platform.system()}"
         return report
     libc = ctypes.CDLL(None, use_errno=True)
-    report["network namespace"] = _attempt(lambda: libc.unshare(_NEWUSER | _NEWNET))
+    if namespace:
+        report["network namespace"] = _attempt(lambda: libc.unshare(_NEWUSER | _NEWNET))
     report["no new privileges"] = _attempt(lambda: libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
     report["not traceable"] = _attempt(lambda: libc.prctl(_DUMPABLE, 0, 0, 0, 0))
     report["landlock"] = _landlock(libc, [path for path in readable if path.exists()], writable)
-    report["seccomp"] = _seccomp()
+    report["seccomp"] = _seccomp(policy)
     return report
+
+
+LACKS = {
+    "resource limits": "nothing bounds the memory that a model's process takes",
+    "network": "a model's process may open connections",
+    "files": "a model's process may read and write whatever you can",
+    "network namespace": "a model's process sees this machine's network devices (its calls to use them are refused by seccomp)",
+    "no new privileges": "a program that it started could gain rights",
+    "not traceable": "other processes of yours may read a model's memory",
+    "landlock": "a model's process may read and write whatever you can, the switch's own files as well",
+    "seccomp": "a model's process may start processes, which `off` does not know, send signals to yours, and open sockets",
+}
+"""What follows where a measure is not in force."""
+LACKS_OF_VERSION = {
+    3: "truncate files that it cannot open (Landlock before version 3)",
+    4: "bind and connect TCP where seccomp is not in force either (Landlock before version 4)",
+    6: "send signals where seccomp is not in force either (Landlock before version 6)",
+}
+
+
+def missing(report: dict[str, str]) -> list[str]:
+    """What a report of :func:`confine` lacks, a sentence each; empty where everything is in force.
+
+    A system that lacks a measure is not refused: the owner is told what a model's process may do there.
+    """
+    found = [
+        f"{measure}: {word}: {LACKS.get(measure, 'it does not hold')}"
+        for measure, word in report.items()
+        if not word.startswith("in force")
+    ]
+    version = report.get("landlock", "").partition("(version ")[2].partition(":")[0]
+    if version.isdigit():
+        found += [
+            f"landlock: version {version}: a model's process may {word}"
+            for least, word in LACKS_OF_VERSION.items()
+            if int(version) < least
+        ]
+    return found
+
+
+def standard_library() -> list[Path]:
+    """What a Python that computes may still have to read: its own modules, time zones, the devices that say nothing."""
+    import sysconfig
+
+    paths = sysconfig.get_paths()
+    found = [Path(paths["stdlib"]), Path(paths["platstdlib"]), Path("/etc/localtime"), Path("/usr/share/zoneinfo")]
+    return [*found, Path("/dev/null"), Path("/dev/urandom"), Path("/dev/zero")]
 
 
 def _attempt(call: object) -> str:
@@ -64,12 +123,12 @@ def _reason() -> str:
     return f"refused by the system: {os.strerror(ctypes.get_errno())}"
 
 
-def _limits(memory: int, files: int) -> str:
+def _limits(memory: int | None, files: int) -> str:
     try:
         import resource
     except ImportError:  # pragma: no cover - Windows
         return "not available here"
-    wanted = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": files, "RLIMIT_DATA": memory}
+    wanted = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": files} | ({"RLIMIT_DATA": memory} if memory is not None else {})
     for name, value in wanted.items():
         which = getattr(resource, name)
         hard = resource.getrlimit(which)[1]
@@ -81,7 +140,7 @@ def _limits(memory: int, files: int) -> str:
     return "in force"
 
 
-def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path) -> str:
+def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path | None) -> str:
     version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if version < 1:
         return _reason()
@@ -94,7 +153,8 @@ def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path) -> str:
         return _reason()
     try:
         made = _READ | _WRITE | _READ_FOLDER | _REMOVE_FILE | _MAKE_FILE | _MAKE_SOCKET | _TRUNCATE
-        for path, rights in [*((path, _READ_ONLY) for path in readable), (writable, made)]:
+        own = [(writable, made)] if writable is not None else []
+        for path, rights in [*((path, _READ_ONLY) for path in readable), *own]:
             if not path.is_dir():
                 rights &= _EXECUTE | _WRITE | _READ | _TRUNCATE
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -112,11 +172,11 @@ def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path) -> str:
     return f"in force (version {version}: {', '.join(said)})"
 
 
-def _seccomp() -> str:
+def _seccomp(policy: Policy) -> str:
     if platform.machine() not in MACHINES:
         return f"not written for {platform.machine()}"
     try:
-        install(ENGINE)
+        install(policy)
     except OSError as error:
         return f"refused by the system: {os.strerror(error.errno or 0)}"
     return "in force"

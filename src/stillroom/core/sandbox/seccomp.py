@@ -49,19 +49,32 @@ class Condition(NamedTuple):
         opcode: :data:`EQUAL` or :data:`ANY_BIT`.
         value: What it is compared with.
         holds: Whether the comparison must be true, or false.
+        others: Further values; it is enough that the comparison is true with one of them. Only where ``holds``.
     """
 
     argument: int
     opcode: int
     value: int
     holds: bool = True
+    others: tuple[int, ...] = ()
+
+    def steps(self, missed: bytes) -> list[bytes]:
+        """Instructions that go on behind them where the condition is met, and end with ``missed`` where it is not."""
+        values = (self.value, *self.others)
+        found = [_step(LOAD, ARGUMENTS + 8 * self.argument)]
+        if not self.holds:
+            return [*found, _step(self.opcode, self.value, 0, 1), missed]
+        # Each comparison that is true skips the ones that are left, and the verdict behind them.
+        found += [_step(self.opcode, value, len(values) - at, 0) for at, value in enumerate(values)]
+        return [*found, missed]
 
 
 class Rule(NamedTuple):
-    """What happens to a call: the verdict, where the condition (if there is one) is met; else the policy's default."""
+    """What happens to a call: the verdict, where its conditions (if there are any) are met; else the policy's default."""
 
     verdict: int
     condition: Condition | None = None
+    second: Condition | None = None
 
 
 class Policy(NamedTuple):
@@ -91,21 +104,14 @@ def assemble(policy: Policy, machine: str) -> bytes:
         _step(AT_LEAST, X32, 0, 1),
         _step(RETURN, refuse(errno.ENOSYS)),
     ]
-    for name, (verdict, condition) in policy.rules.items():
+    for name, (verdict, *conditions) in policy.rules.items():
         if name not in numbers:
             if not any(name in table for table in CALLS.values()):
                 raise KeyError(name)
             continue
-        if condition is None:
-            body = [_step(RETURN, verdict)]
-        else:
-            met, missed = (0, 1) if condition.holds else (1, 0)
-            body = [
-                _step(LOAD, ARGUMENTS + 8 * condition.argument),
-                _step(condition.opcode, condition.value, met, missed),
-                _step(RETURN, verdict),
-                _step(RETURN, policy.default),
-            ]
+        missed = _step(RETURN, policy.default)
+        body = [step for condition in conditions if condition is not None for step in condition.steps(missed)]
+        body.append(_step(RETURN, verdict))
         steps += [_step(EQUAL, numbers[name], 0, len(body)), *body]
     return b"".join([*steps, _step(RETURN, policy.default)])
 

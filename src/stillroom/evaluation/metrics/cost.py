@@ -16,20 +16,25 @@ PROMPT_TOKENS = 256
 
 def measure_cost(bench: Bench) -> dict[str, Any]:
     """The measure `cost`. Shrunk, baseline and student have one shape: speed and memory are the student's."""
-    teacher, student = bench.load("teacher"), bench.load("student")
+    student = bench.load("student")
+    listed = bench.listed
+    teacher = None if listed is not None else bench.load("teacher").model
     row = bench.heldout.row(0)
     ids = row.ids[0][row.segments[0] >= 0][:PROMPT_TOKENS]
     expanded = student.vocabulary.expand(ids)[0][:PROMPT_TOKENS]
     speeds = {}
     if bench.config.speed_tokens:
-        models = {"teacher": teacher.model, "student": student.model}
+        models = {"student": student.model} if teacher is None else {"teacher": teacher, "student": student.model}
         speeds = measure_speed(models, {"teacher": ids, "student": expanded}, bench.config.speed_tokens)
-    memory = {
-        "teacher": working_memory(teacher.model, ids),
-        "student": working_memory(student.model, expanded),
-    }
+    memory = {"student": working_memory(student.model, expanded)}
+    if teacher is not None:
+        memory["teacher"] = working_memory(teacher, ids)
     models_found: dict[str, dict[str, Any]] = {}
     for name in bench.names:
+        if name == "teacher" and listed is not None:
+            # What it takes is its server's business.
+            models_found[name] = {"parameters": listed.parameters}
+            continue
         loaded = bench.load(name)
         models_found[name] = {
             "parameters": count_parameters(loaded.model),
@@ -78,15 +83,15 @@ def _table(teacher: dict[str, Any], student: dict[str, Any]) -> Table:
     both = (teacher, student)
     rows = [
         ["parameters", *(f"{model['parameters']:,}" for model in both), _ratio(student, teacher, "parameters")],
-        ["stored", *(f"{model['bytes'] / 1e6:,.1f} MB" for model in both), _ratio(student, teacher, "bytes")],
+        ["stored", *(_shown(model, "bytes", 1e-6, ",.1f", " MB") for model in both), _ratio(student, teacher, "bytes")],
         [
             "memory at work, float32",
-            *(f"{model['working_memory_bytes'] / 1e6:,.0f} MB" for model in both),
+            *(_shown(model, "working_memory_bytes", 1e-6, ",.0f", " MB") for model in both),
             _ratio(student, teacher, "working_memory_bytes"),
         ],
         [
             "load time",
-            *(f"{model['load_seconds']:.2f} s" for model in both),
+            *(_shown(model, "load_seconds", 1.0, ".2f", " s") for model in both),
             _ratio(student, teacher, "load_seconds"),
         ],
     ]
@@ -96,9 +101,9 @@ def _table(teacher: dict[str, Any], student: dict[str, Any]) -> Table:
             rows.append(
                 [
                     f"{phase}, tokens a second",
-                    of(teacher, key, 1),
+                    of(teacher, key, 1) if key in teacher else "–",
                     of(student, key, 1),
-                    of(student, f"{phase}_speedup", 2) + " ×",
+                    of(student, f"{phase}_speedup", 2) + " ×" if f"{phase}_speedup" in student else "–",
                 ]
             )
     if "joules_per_token" in student and "joules_per_token" in teacher:
@@ -113,7 +118,12 @@ def _table(teacher: dict[str, Any], student: dict[str, Any]) -> Table:
 
 
 def _ratio(mine: dict[str, Any], theirs: dict[str, Any], key: str) -> str:
-    return f"{mine[key] / theirs[key]:.2f} ×" if theirs[key] else "–"
+    return f"{mine[key] / theirs[key]:.2f} ×" if theirs.get(key) else "–"
+
+
+def _shown(model: dict[str, Any], key: str, factor: float, form: str, unit: str) -> str:
+    """A number of a model; of a teacher behind an endpoint it is not known."""
+    return f"{model[key] * factor:{form}}{unit}" if key in model else "–"
 
 
 METRIC = Metric(
@@ -123,4 +133,5 @@ METRIC = Metric(
     settings=("speed_tokens",),
     order=30,
     sections=sections,
+    with_endpoint=True,
 )

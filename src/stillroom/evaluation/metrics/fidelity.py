@@ -45,6 +45,8 @@ AXES = {
     "position": "position in the context",
     "class": "class of the token that is predicted",
 }
+AT_LEAST = "at least"
+"""What the KL to a teacher behind an endpoint is."""
 FEW = 100
 """A slice of fewer positions is not called a weakness."""
 DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compared", "paired", "text"}
@@ -53,7 +55,9 @@ DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compare
 
 def measure_fidelity(bench: Bench) -> dict[str, Any]:
     """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
-    teacher = bench.load("teacher")
+    listed = bench.listed
+    teacher = listed.tokenizer if listed is not None else bench.load("teacher").tokenizer
+    size = listed.size if listed is not None else bench.load("teacher").vocabulary.teacher_size
     heldout = bench.heldout
     groups = min(GROUPS, max(1, heldout.documents))
     axes = {
@@ -67,12 +71,23 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
     for name in bench.names[1:]:
         loaded = bench.load(name)
         contenders.append(Contender(name, loaded.model, loaded.vocabulary, Tally(axes, groups)))
-    worst = Worst(teacher.tokenizer, bench.load("student").tokenizer, bench.sources)
-    classes = token_classes(teacher.tokenizer, teacher.vocabulary.teacher_size)
+    worst = Worst(teacher, bench.load("student").tokenizer, bench.sources)
+    classes = token_classes(teacher, size)
     with bench.progress.task("fidelity", total=len(heldout) * heldout.length) as task:
-        documents = compare(teacher.model, own, contenders, heldout, classes, task, worst)
+        documents = compare(listed or bench.load("teacher").model, own, contenders, heldout, classes, task, worst)
     tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
-    return summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
+    result = summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
+    if listed is not None:
+        # Of the whole distributions; what the lists say is exact.
+        for name in bench.names[1:]:
+            result["models"][name]["kl_is"] = AT_LEAST
+        result["models"]["teacher"]["bits_are"] = AT_LEAST
+        result["kl_is"] = AT_LEAST
+        result["warnings"] = [
+            "The teacher is known by its lists of most probable tokens alone: every KL to it, and its own bits per byte, are "
+            "at least what is shown."
+        ]
+    return result
 
 
 def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions: list[str]) -> dict[str, Any]:
@@ -195,7 +210,7 @@ def weaknesses(result: Result) -> list[str]:
         if len(rows) > 1:
             worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
             found.append(
-                f"Furthest from its teacher on {words.format(worst['label'])}: "
+                f"Furthest from its teacher on {words.format(worst['label'])}: {'at least ' if 'kl_is' in result else ''}"
                 f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
             )
     mine, theirs = (result["calibration"][name]["ece"] for name in ("student", "teacher"))
@@ -214,6 +229,8 @@ def card(result: Result) -> list[CardResult]:
         "bits_per_byte": "bits per byte",
     }
     student = result["models"]["student"]
+    if "kl_is" in result:
+        titles["kl_to_teacher"] += ", at least"
     return [
         CardResult("held-out text of the run", "heldout", name, title, student[name]) for name, title in titles.items()
     ]
@@ -390,4 +407,5 @@ METRIC = Metric(
     card=card,
     beside=numbers_beside,
     details=("source.", "position.", "class."),
+    with_endpoint=True,
 )

@@ -7,19 +7,35 @@ the entry point ``stillroom.families``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 if TYPE_CHECKING:
+    import torch
     from gguf import MODEL_ARCH, GGUFWriter
 
     from stillroom.models.types import CausalModel, ModelConfig
 
-LAYER_LISTS = ("layer_types", "no_rope_layers")
+LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layers_block_type")
 """Keys of a config that hold one entry per layer."""
+DENSE_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+"""Keys of a config that say how many of the first layers have no experts."""
+LAYER_NUMBERS = ("moe_layers",)
+"""Keys of a config that list numbers of layers."""
+
+AXES = ("layers", "channels", "groups", "hidden", "experts")
+"""Along what a model can be pruned: layers, feed-forward channels, key/value heads, hidden size, experts."""
+WIDE = frozenset(("layers", "channels", "groups", "hidden"))
+"""The axes of a family whose every matrix is in its table."""
+NARROW = frozenset(("layers", "channels"))
+"""Those of a family of which only the feed-forward part can be pruned besides layers."""
+MIXTURE = frozenset(("layers", "experts"))
+"""Those of a mixture of experts."""
+DEEP = frozenset(("layers",))
+NOTHING: frozenset[str] = frozenset()
 
 Axes = dict[str, tuple[str, str | None]]
 
@@ -47,6 +63,24 @@ NORMS_AROUND = NORMS_BEFORE | norms("pre_feedforward_layernorm", "post_feedforwa
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What becomes of some of a model's tensors in a GGUF file.
+
+    Attributes:
+        pattern: A regular expression that is found in the tensor's name in transformers.
+        names: The new names, one for each tensor that ``change`` returns; none leaves the tensor out. A name that begins with
+            ``=`` is a name in GGUF, in which ``{n}`` is the layer's number; others go through the ``gguf`` package's table.
+            ``{name}`` is the old name.
+        change: From the tensor, the config and a reader of other tensors of the same layer (by their names after the
+            layer's number) to the new tensors. It computes on shapes alone (meta tensors) too.
+    """
+
+    pattern: str
+    names: tuple[str, ...] = ("{name}",)
+    change: Callable[[torch.Tensor, Any, Callable[[str], torch.Tensor]], tuple[torch.Tensor, ...]] | None = None
+
+
+@dataclass(frozen=True)
 class GgufLayout:
     """How llama.cpp stores a family.
 
@@ -56,6 +90,16 @@ class GgufLayout:
         norm_offset: What llama.cpp expects added to the norms' weights.
         windows: Whether llama.cpp has this family's attention windows.
         extra: Writes the family's own keys and checks what llama.cpp takes for granted.
+        rules: What becomes of tensors that llama.cpp stores otherwise; the first whose pattern is found applies. With rules
+            a file is written from the loaded model's tensors, not from those on disk.
+        square: Whether llama.cpp takes the hidden size to be the query heads times their width.
+        layer_norm: Whether the norms are layer norms with ``layer_norm_eps``, not root mean squares.
+        rotary: Whether the family has rotary positions.
+        rotated: Elements of a head that are rotated, where that is not a head's width times ``partial_rotary_factor``.
+        feed_forward: The feed-forward size, or that of each layer, where that is not ``intermediate_size``.
+        kv_heads: Key/value heads, or those of each layer, where that is not ``num_key_value_heads``.
+        experts: Whether it is a mixture of experts.
+        learned: Writes keys whose values are weights, which are read by their names.
     """
 
     arch: str
@@ -63,6 +107,15 @@ class GgufLayout:
     norm_offset: float = 0.0
     windows: bool = False
     extra: Callable[[GGUFWriter, Any], None] | None = None
+    rules: tuple[Rule, ...] = ()
+    square: bool = False
+    layer_norm: bool = False
+    rotary: bool = True
+    rotated: Callable[[Any], int] | None = None
+    feed_forward: Callable[[Any], int | list[int]] | None = None
+    kv_heads: Callable[[Any], int | list[int]] | None = None
+    experts: bool = False
+    learned: Callable[[GGUFWriter, Any, Mapping[str, torch.Tensor]], None] | None = None
 
     @property
     def model_arch(self) -> MODEL_ARCH:
@@ -90,6 +143,12 @@ class Family:
         norm_offset: What is added to a norm's stored weight (Gemma stores the weight minus one).
         scaled_embedding: Whether embeddings are multiplied by the square root of the hidden size.
         gguf: How llama.cpp stores it; None for a family that cannot be exported to GGUF.
+        cuts: Along which of :data:`AXES` it can be pruned; nothing for a family that is only exported.
+        stack: Path of the list of layers under the body.
+        final_norm: Path of the last norm under the body.
+        channels_key: The config's key of the feed-forward size.
+        experts_key: The config's key of the number of experts.
+        chosen_key: The config's key of how many of them a token goes through.
     """
 
     name: str
@@ -100,11 +159,51 @@ class Family:
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     gguf: GgufLayout | None = None
+    cuts: frozenset[str] = WIDE
+    stack: str = "layers"
+    final_norm: str = "norm"
+    channels_key: str = "intermediate_size"
+    experts_key: str = "num_experts"
+    chosen_key: str = "num_experts_per_tok"
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every parameter of a layer is in the table, so that any shape can be counted from one layer."""
+        return self.cuts >= WIDE
+
+    @property
+    def repairable(self) -> bool:
+        """Whether each layer has the two matrices that the least-squares repair fits."""
+        return "channels" in self.cuts
 
     def layers(self, model: CausalModel) -> nn.ModuleList:
         """The stack of layers."""
-        found: nn.ModuleList = model.base_model.layers
-        return found
+        return cast("nn.ModuleList", self.body(model).get_submodule(self.stack))
+
+    def body(self, model: CausalModel) -> nn.Module:
+        """The network under the output layer."""
+        base: nn.Module = model.base_model
+        # A text model taken out of a larger one is its own base.
+        return cast("nn.Module", base.model) if base is model else base
+
+    def last_norm(self, model: CausalModel) -> nn.Module:
+        """The norm before the output layer."""
+        return self.body(model).get_submodule(self.final_norm)
+
+    def channels(self, config: ModelConfig) -> int:
+        """Feed-forward channels of a layer; 0 where the family's layers have none of one size."""
+        if "channels" not in self.cuts:
+            return 0
+        return int(getattr(config, self.channels_key, None) or 4 * config.hidden_size)
+
+    def experts(self, config: ModelConfig) -> int:
+        """Experts of a layer; 0 for a dense model."""
+        count = getattr(config, self.experts_key, None) if "experts" in self.cuts else 0
+        return count if isinstance(count, int) else 0
+
+    def groups(self, config: ModelConfig) -> int:
+        """Key/value heads of a layer; 0 without attention."""
+        return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None) or 0)
 
     def attention_matrix(self, layer: nn.Module) -> nn.Linear:
         """The matrix of a layer through which attention reaches the residual stream."""
@@ -127,7 +226,8 @@ class Family:
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = number  # type: ignore[assignment]
-        model.base_model.layers = remaining
+        parent, _, name = self.stack.rpartition(".")
+        setattr(self.body(model).get_submodule(parent), name, remaining)
         cut_config(model.config, kept)
 
 
@@ -135,20 +235,46 @@ def fit_layer_lists(config: ModelConfig, layers: int, given: Collection[str]) ->
     """Repeat or cut the lists of a config that hold one entry per layer, but for those that were given."""
     for key in LAYER_LISTS:
         value = getattr(config, key, None)
-        if isinstance(value, list) and key not in given:
+        if isinstance(value, list) and key not in given and not _derived(config, key):
             repeated = value * (1 + layers // max(1, len(value)))
             setattr(config, key, repeated[:layers])
 
 
+def _derived(config: ModelConfig, key: str) -> bool:
+    """Whether a config works a key out of others, so that it cannot be set."""
+    found = getattr(type(config), config.attribute_map.get(key, key), None)
+    return isinstance(found, property) and found.fset is None
+
+
 def cut_config(config: ModelConfig, kept: list[int]) -> None:
     """Leave only these layers in a config."""
-    for key in LAYER_LISTS:
-        value = getattr(config, key, None)
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+    # All are read before any is set: some keys are other names of others.
+    lists = {key: value for key in LAYER_LISTS if isinstance(value := getattr(config, key, None), list)}
+    for key, value in lists.items():
+        if len(value) == config.num_hidden_layers and not _derived(config, key):
             setattr(config, key, [value[index] for index in kept])
+    for key in DENSE_LAYERS:
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            setattr(config, key, sum(index < value for index in kept))
+    for key in LAYER_NUMBERS:
+        value = getattr(config, key, None)
+        if isinstance(value, list):
+            setattr(config, key, [number for number, index in enumerate(kept) if index in value])
+    last = getattr(config, "moe_layer_end_index", None)
+    if isinstance(last, int) and last >= 0:
+        config.moe_layer_end_index = sum(index <= last for index in kept) - 1
     config.num_hidden_layers = len(kept)
 
 
 def head_width(config: ModelConfig) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """The matrix of a linear layer, [outputs, inputs]: a view, also where the layer keeps it transposed (GPT-2)."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = cast("torch.Tensor", module.weight)
+    return weight.T if isinstance(module, Conv1D) else weight

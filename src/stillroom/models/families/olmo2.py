@@ -12,6 +12,6 @@ FAMILIES = (
         | norms("post_attention_layernorm", "post_feedforward_layernorm")
         | {"self_attn.q_norm": ("query_norm", None), "self_attn.k_norm": ("key_norm", None)},
         norm_after=True,
-        gguf=GgufLayout("olmo2"),
+        gguf=GgufLayout("olmo2", square=True),
     ),
 )

@@ -25,6 +25,6 @@ FAMILIES = (
             "mlp.down_proj": ("hidden", "channels"),
         }
         | NORMS_BEFORE,
-        gguf=GgufLayout("phi3", extra=_phi3),
+        gguf=GgufLayout("phi3", square=True, extra=_phi3),
     ),
 )

@@ -48,14 +48,14 @@ def family_for(config: ModelConfig) -> Family:
     """The family of a model's config. Errors as in :func:`family_of`."""
     name = config.model_type
     family = families().get(name)
-    if family is None:
+    if family is None or not family.cuts:
         keys = ("num_experts", "num_local_experts", "n_routed_experts")
         experts = (
             " It is a mixture of experts, which cannot be cut yet." if any(hasattr(config, key) for key in keys) else ""
         )
         raise UnsupportedModel(
             f"The family `{name}` cannot be shrunk.{experts}",
-            f"Families that can: {', '.join(sorted(families()))}. "
+            f"Families that can: {', '.join(sorted(name for name, family in families().items() if family.cuts))}. "
             "Or give an existing smaller model: `student: {kind: existing}`.",
         )
     return family

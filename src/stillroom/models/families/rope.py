@@ -21,17 +21,32 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
-def add_rope(writer: GGUFWriter, arch: MODEL_ARCH, config: ModelConfig) -> dict[str, Array]:
+LLAMA3 = (MODEL_ARCH.LLAMA, MODEL_ARCH.APERTUS)
+"""Architectures that read the factors of Llama 3's stretched positions."""
+
+
+def add_rope(writer: GGUFWriter, arch: MODEL_ARCH, config: ModelConfig, rotated: int | None = None) -> dict[str, Array]:
     """Write the keys; returns the tensors that belong to them, by their names in GGUF.
+
+    Args:
+        writer: Of the file.
+        arch: llama.cpp's architecture.
+        config: The model's.
+        rotated: Elements of a head that are rotated; None takes them from the config's factor.
 
     Raises:
         UnsupportedModel: llama.cpp has no such rotary positions, or not in this family.
     """
     rope = rope_parameters(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_rope_dimension_count(int(width * float(rope.get("partial_rotary_factor") or 1.0)))
     kind = rope["rope_type"]
+    base = float(rope["rope_theta"])
+    if kind == "dynamic" and rope.get("alpha") and arch in (MODEL_ARCH.HUNYUAN_DENSE, MODEL_ARCH.HUNYUAN_MOE):
+        # Hunyuan's "dynamic" positions are plain ones of a larger base.
+        base, kind = base * float(rope["alpha"]) ** (width / (width - 2)), "default"
+    writer.add_rope_freq_base(base)
+    partial = float(rope.get("partial_rotary_factor") or 1.0)
+    writer.add_rope_dimension_count(int(width * partial) if rotated is None else rotated)
     if kind == "default":
         return {}
     if kind == "linear":
@@ -39,9 +54,9 @@ def add_rope(writer: GGUFWriter, arch: MODEL_ARCH, config: ModelConfig) -> dict[
         writer.add_rope_scaling_factor(float(rope["factor"]))
         return {}
     if kind == "yarn":
-        _yarn(writer, config, rope)
+        _yarn(writer, arch, config, rope)
         return {}
-    if kind == "llama3" and arch == MODEL_ARCH.LLAMA:
+    if kind == "llama3" and arch in LLAMA3:
         plain = _frequencies(config, "default", rope)
         return {"rope_freqs.weight": plain / _frequencies(config, "llama3", rope)}
     if kind == "longrope" and arch == MODEL_ARCH.PHI3:
@@ -69,9 +84,12 @@ def rope_parameters(config: PreTrainedConfig, attention: str = "full_attention")
     return parameters
 
 
-def _yarn(writer: GGUFWriter, config: ModelConfig, rope: dict[str, Any]) -> None:
+def _yarn(writer: GGUFWriter, arch: MODEL_ARCH, config: ModelConfig, rope: dict[str, Any]) -> None:
     other = [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
-    if other or rope.get("truncate") is False:
+    if arch == MODEL_ARCH.MISTRAL3:
+        other = [key for key in ("mscale", "attention_factor") if rope.get(key) not in (None, 1.0)]
+    # llama.cpp rounds the limits of gpt-oss, which costs a KL of 1e-5 nats at a head's width of 64.
+    if other or (rope.get("truncate") is False and arch != MODEL_ARCH.GPT_OSS):
         raise UnsupportedModel(
             f"llama.cpp does not know {', '.join(other) or 'truncate: false'} of the rotary positions `yarn` "
             f"in the family `{config.model_type}`.",

@@ -6,11 +6,11 @@ from typing import Any
 
 from stillroom.core.errors import SignalError
 from stillroom.recipe.capture import Codec as CodecConfig
-from stillroom.recipe.capture import DenseCodec, TopKCodec
+from stillroom.recipe.capture import DenseCodec, HiddenCodec, ObservedCodec, TopKCodec
 from stillroom.signals.cache.codec import SignalCodec
 from stillroom.signals.signal import SignalKind
 
-VERSIONS = {"threshold": 1, "top_k": 1, "dense": 1}
+VERSIONS = {"threshold": 1, "top_k": 1, "dense": 1, "observed": 1, "hidden": 1}
 """The version that each codec writes now. A change of its records, or of what it keeps, raises it; older ones are read."""
 
 
@@ -38,6 +38,14 @@ def make_codec(config: CodecConfig, vocabulary_size: int, version: int | None = 
         from stillroom.signals.cache.top_k import TopK
 
         return TopK(config.k, vocabulary_size)
+    if isinstance(config, ObservedCodec):
+        from stillroom.signals.cache.observed import Observed
+
+        return Observed(config.k, vocabulary_size)
+    if isinstance(config, HiddenCodec):
+        from stillroom.signals.cache.hidden import Hidden
+
+        return Hidden(config.bits, vocabulary_size)
     from stillroom.signals.cache.threshold import Threshold
 
     return Threshold(config.tau, vocabulary_size, config.draws, config.head)

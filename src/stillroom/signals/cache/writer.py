@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import SignalError
+from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.signals.cache.codec import sampling_generator
+from stillroom.signals.cache.hidden import Hidden, OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.index import FROM_SEQUENCES
 from stillroom.signals.cache.manifest import (
@@ -26,9 +27,11 @@ from stillroom.signals.cache.manifest import (
     read_model,
     write_model,
 )
+from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import make_codec
 from stillroom.signals.cache.shard import Encoded, write_shard
+from stillroom.signals.signal import CoarseSignal
 
 CHUNK = 64
 """Positions whose probabilities exist at the same time: they stay in the processor's cache."""
@@ -42,6 +45,8 @@ class CacheWriter:
 
     def __init__(self, folder: Path, manifest: Manifest, there: set[str]) -> None:
         self.folder = folder
+        self.where = str(folder)
+        """For messages."""
         self._manifest = manifest
         self._there = there
         self._codec = make_codec(
@@ -108,6 +113,11 @@ class CacheWriter:
         return self._manifest.version
 
     @property
+    def identity(self) -> CacheIdentity:
+        """What the cache was made of and how."""
+        return self._manifest.identity
+
+    @property
     def next_shard(self) -> int:
         """The number that the next shard will have."""
         return 1 + max((entry.number for entry in self._manifest.shards), default=-1)
@@ -131,11 +141,7 @@ class CacheWriter:
         Returns:
             Whether the scores were finite; others are not added.
         """
-        if self.version != VERSION:
-            raise SignalError(
-                f"{self.folder} holds a cache of format {self.version}, which is read and not written any more.",
-                "Name another folder as `capture.path`.",
-            )
+        self._require_writable()
         size = self._manifest.identity.vocabulary_size
         entropy = 0.0
         positions = 0
@@ -157,9 +163,81 @@ class CacheWriter:
         sample = self._codec.sample(probabilities(), sampling_generator(self._manifest.identity.seed, digest))
         if not math.isfinite(entropy):
             return False
+        self._wait(digest, positions, entropy, sample)
+        return True
+
+    def add_listed(self, digest: str, signal: CoarseSignal) -> None:
+        """Keep one sequence's signal as a teacher listed it; it is written with the next :meth:`flush`.
+
+        Args:
+            digest: The sequence's address.
+            signal: Of its N positions.
+
+        Raises:
+            SignalError: It contradicts itself; or the cache stores something else.
+        """
+        self._require_writable()
+        if not isinstance(self._codec, Observed):
+            raise SignalError(
+                "The teacher lists its most probable tokens, and the cache stores something else.",
+                "Capture with `codec: {kind: observed}`.",
+            )
+        sample = self._codec.observe(signal)
+        events = torch.cat([sample.logprobs, sample.rest.log()[:, None]], dim=1).double()
+        entropy = -float(torch.where(events > float("-inf"), events.exp() * events, 0.0).sum())
+        self._wait(digest, len(sample), entropy, sample)
+
+    def take_output_layer(self, layer: OutputLayer) -> None:
+        """The output layer behind hidden states that will be added; needed once, before the first.
+
+        Raises:
+            SignalError: The cache stores no hidden states.
+            CacheDamaged: The cache has another output layer.
+        """
+        codec = self._hidden()
+        if codec.layer is None:
+            codec.layer = layer
+        elif not torch.equal(codec.layer.head.matrix, layer.head.matrix.cpu()):
+            raise CacheDamaged(
+                f"{self.where} has another output layer than the teacher.", "Name another folder as `capture.path`."
+            )
+
+    def add_hidden(self, digest: str, hidden: torch.Tensor) -> bool:
+        """Keep one sequence's hidden states; they are written with the next :meth:`flush`.
+
+        Args:
+            digest: The sequence's address.
+            hidden: The teacher's last hidden states, [N, H].
+
+        Returns:
+            Whether the logits of what is kept were finite; others are not added.
+        """
+        self._require_writable()
+        codec = self._hidden()
+        if codec.layer is None:
+            raise SignalError("Hidden states need the teacher's output layer.", "Call `take_output_layer` first.")
+        kept = codec.keep(hidden)
+        entropy = sum(summed_entropy(part, torch.softmax(part, dim=1)) for part in codec.layer.logits(kept))
+        if not math.isfinite(entropy):
+            return False
+        self._wait(digest, len(kept), entropy, kept)
+        return True
+
+    def _hidden(self) -> Hidden:
+        if not isinstance(self._codec, Hidden):
+            raise SignalError("The cache stores no hidden states.", "Capture with `codec: {kind: hidden}`.")
+        return self._codec
+
+    def _require_writable(self) -> None:
+        if self.version != VERSION:
+            raise SignalError(
+                f"{self.folder} holds a cache of format {self.version}, which is read and not written any more.",
+                "Name another folder as `capture.path`.",
+            )
+
+    def _wait(self, digest: str, positions: int, entropy: float, sample: Any) -> None:
         self._waiting.append(_Waiting(digest, positions, entropy, sample))
         self._sampled.add(digest)
-        return True
 
     def flush(self) -> None:
         """Write what is waiting as one shard, then the manifest that names it."""

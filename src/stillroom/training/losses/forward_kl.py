@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.signals.signal import Signal, SparseSignal
+from stillroom.signals.signal import CoarseSignal, Signal, SparseSignal
+from stillroom.training.losses.coarse import coarse_chunk
 from stillroom.training.losses.objective import Objective
 
 
@@ -23,11 +24,14 @@ class ForwardKL(Objective):
     name = "forward_kl"
     linear = True
     partial = True
+    coarse = True
 
     def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Objective.chunk`."""
         if isinstance(signal, SparseSignal) and not signal.unbiased:
             return _partial(logprobs, signal)
+        if isinstance(signal, CoarseSignal):
+            return coarse_chunk(logprobs, signal, forward_kl_of_events)
         if isinstance(signal, SparseSignal):
             losses = -(signal.weights * logprobs.gather(1, signal.ids)).sum(1)
             gradient = logprobs.exp_().mul_(signal.weights.sum(1, keepdim=True))
@@ -37,6 +41,16 @@ class ForwardKL(Objective):
         # 0 · log 0 counts as 0: an id that the teacher rules out asks nothing of the student.
         losses = torch.where(teacher > 0, teacher * (signal.logprobs - logprobs), 0.0).sum(1)
         return losses, logprobs.exp_().mul_(teacher.sum(1, keepdim=True)).sub_(teacher)
+
+
+def forward_kl_of_events(
+    teacher: torch.Tensor,
+    teacher_log: torch.Tensor,
+    student: torch.Tensor,  # noqa: ARG001
+    student_log: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``Σ P (log P − log Q)``: see :data:`stillroom.training.losses.coarse.Divergence`."""
+    return torch.where(teacher > 0, teacher * (teacher_log - student_log), 0.0).sum(1), -teacher
 
 
 def _partial(logprobs: torch.Tensor, signal: SparseSignal) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from stillroom.core.errors import SignalError, VocabularyMismatch
-from stillroom.signals.signal import DenseSignal, Signal, SignalKind, SparseSignal
+from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SignalKind, SparseSignal
 
 
 class Objective(ABC):
@@ -30,6 +30,8 @@ class Objective(ABC):
     """Whether the loss is linear in the teacher's probabilities, so that an unbiased estimate of them will do."""
     partial: ClassVar[bool] = False
     """Whether ``chunk`` computes a divergence of a partial signal (:meth:`SparseSignal.shares`): 0 for the teacher itself."""
+    coarse: ClassVar[bool] = False
+    """Whether ``chunk`` computes the divergence of a :class:`stillroom.signals.signal.CoarseSignal`'s events."""
 
     @classmethod
     def require(cls, kind: SignalKind, *, biased: bool = False) -> None:
@@ -54,6 +56,12 @@ class Objective(ABC):
                 f"{'whole distribution or an unbiased estimate of it' if cls.linear else 'whole distribution'}.",
                 f"Capture with `codec: {{kind: {'threshold' if cls.linear else 'dense'}}}`, or use the objective `forward_kl`.",
             )
+        if kind is SignalKind.COARSE and not cls.coarse:
+            raise SignalError(
+                f"The objective `{cls.name}` cannot take the list of most probable tokens that an endpoint gives.",
+                "Use one of the built-in objectives, or declare `coarse = True` in the objective's class and compute it "
+                "(stillroom.training.losses.coarse helps).",
+            )
         if kind is SignalKind.PARTIAL and not biased:
             raise SignalError(
                 "A signal of the most probable ids alone is biased: the student never learns how the teacher spreads the "
@@ -75,7 +83,7 @@ class Objective(ABC):
             VocabularyMismatch: The signal speaks of another number of ids than the student has.
         """
         self.require(signal.kind, biased=biased)
-        if isinstance(signal, SparseSignal):
+        if isinstance(signal, (SparseSignal, CoarseSignal)):
             if signal.ids.numel() and int(signal.ids.max()) >= rows:
                 raise VocabularyMismatch(
                     f"The teacher's signal names id {int(signal.ids.max())}, and the student has {rows} ids.",

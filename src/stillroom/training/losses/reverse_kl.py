@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from stillroom.signals.signal import Signal
+from stillroom.signals.signal import CoarseSignal, Signal
+from stillroom.training.losses.coarse import coarse_chunk
 from stillroom.training.losses.objective import Objective, dense
 
 LOG_FLOOR = math.log(1e-38)
@@ -22,10 +23,24 @@ class ReverseKL(Objective):
 
     name = "reverse_kl"
     linear = False
+    coarse = True
 
     def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Objective.chunk`."""
+        if isinstance(signal, CoarseSignal):
+            return coarse_chunk(logprobs, signal, reverse_kl_of_events)
         student = logprobs.exp()
         difference = torch.where(student > 0, logprobs - dense(signal, self.name).clamp_min(LOG_FLOOR), 0.0)
         losses = (student * difference).sum(1)
         return losses, student.mul_(difference.sub_(losses[:, None]))
+
+
+def reverse_kl_of_events(
+    teacher: torch.Tensor,  # noqa: ARG001
+    teacher_log: torch.Tensor,
+    student: torch.Tensor,
+    student_log: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``Σ Q (log Q − log P)``: see :data:`stillroom.training.losses.coarse.Divergence`."""
+    pull = torch.where(student > 0, student * (student_log - teacher_log.clamp_min(LOG_FLOOR)), 0.0)
+    return pull.sum(1), pull

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stillroom.signals.signal import Signal
+from stillroom.signals.signal import CoarseSignal, Signal
+from stillroom.training.losses.coarse import coarse_chunk
 from stillroom.training.losses.objective import Objective, dense
 
 
@@ -16,11 +17,25 @@ class TotalVariation(Objective):
 
     name = "total_variation"
     linear = False
+    coarse = True
 
     def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Objective.chunk`."""
+        if isinstance(signal, CoarseSignal):
+            return coarse_chunk(logprobs, signal, total_variation_of_events)
         student = logprobs.exp()
         difference = student - dense(signal, self.name).exp()
         losses = 0.5 * difference.abs().sum(1)
         sign = difference.sign_()
         return losses, student.mul_(sign - (student * sign).sum(1, keepdim=True)).mul_(0.5)
+
+
+def total_variation_of_events(
+    teacher: torch.Tensor,
+    teacher_log: torch.Tensor,  # noqa: ARG001
+    student: torch.Tensor,
+    student_log: torch.Tensor,  # noqa: ARG001
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``½ Σ |P − Q|``: see :data:`stillroom.training.losses.coarse.Divergence`."""
+    difference = student - teacher
+    return 0.5 * difference.abs().sum(1), 0.5 * student * difference.sign()

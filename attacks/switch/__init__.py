@@ -1,0 +1,1 @@
+"""Attacks on the owner's switch: its state, its lists and its folders."""

@@ -1,0 +1,429 @@
+"""Reads request logs of any size and any content into a store.
+
+Lines come from outside, and what is in them was chosen by whoever is being looked for. A line can be huge, nested, not UTF-8
+or not JSON: it is counted under a reason, and the next one is read. Memory is bounded by the longest line that is taken and
+one batch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import ipaddress
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from stillroom.core import files
+from stillroom.core.errors import UsageError
+from stillroom.core.strict_json import NotStrict, read_strict
+from stillroom.guard.intake_formats import FORMATS, LINES, OBJECTS, Row, recognise
+from stillroom.guard.intake_text import Redactor, printable
+from stillroom.guard.log_store import (
+    COLUMNS,
+    REDUCTIONS,
+    Store,
+    database,
+    merge,
+    quoted,
+    reduce_part,
+    write_names,
+    write_rows,
+)
+
+LINE_BYTES = 4 << 20
+"""Longest line that is read."""
+BATCH = 200_000
+MISSING_NAMES = {
+    "payment": "payment",
+    "device": "device",
+    "ip24": "address",
+    "asn": "network (ASN)",
+    "ua": "user agent",
+    "org": "organisation",
+    "end_user": "end user",
+    "model": "model",
+    "tokens_out": "tokens",
+    "logprobs": "logprobs",
+    "turns": "turns",
+    "skeleton": "text",
+}
+"""What the report says is missing, by column."""
+
+
+@dataclass
+class Report:
+    """What an intake read.
+
+    Attributes:
+        rows: Rows taken.
+        skipped: Lines not taken, by reason.
+        repaired: Lines taken after something was replaced or left out, by reason.
+        missing: Share of rows without a value, by what is missing.
+        formats: Rows by format.
+        known: The part was in the store already, and nothing was read twice.
+    """
+
+    rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, float] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    part: str = ""
+    known: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema": "stillroom.guard.part/1",
+            "part": self.part,
+            "rows": self.rows,
+            "skipped": dict(sorted(self.skipped.items())),
+            "repaired": dict(sorted(self.repaired.items())),
+            "missing": self.missing,
+            "formats": dict(sorted(self.formats.items())),
+        }
+
+
+class _Batches:
+    """Columns of rows, written when there are enough of them."""
+
+    def __init__(self, connection: Any, folder: Path) -> None:
+        self.connection = connection
+        self.folder = folder
+        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self.written = 0
+        self.rows = 0
+        self.present: Counter[str] = Counter()
+
+    def flush(self, last: bool = False) -> None:
+        count = len(self.columns["time_us"])
+        if count or (last and not self.written):
+            types = {"UBIGINT": np.uint64, "FLOAT": np.float32}
+            table = {
+                name: np.array(values, types.get(COLUMNS[name], np.int64)) for name, values in self.columns.items()
+            }
+            write_rows(self.connection, table, self.folder / f"rows-{self.written:05d}.parquet")
+            for name in MISSING_NAMES:
+                absent = 0 if COLUMNS[name] == "UBIGINT" else -1
+                self.present[name] += int((table[name] != absent).sum())
+            self.written += 1
+            self.rows += count
+            self.columns = {name: [] for name in COLUMNS}
+
+
+def intake(
+    logs: list[Path],
+    store: Store,
+    *,
+    form: str = "auto",
+    account: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    keep_skeletons: bool = False,
+    line_bytes: int = LINE_BYTES,
+    memory: str = "2GB",
+    threads: int = 1,
+) -> Report:
+    """Read logs into a store as one part; without shards, bring its reductions up to date too.
+
+    Args:
+        logs: Files, plain or gzip; Parquet of canonical rows where ``form`` is ``parquet``.
+        store: The store.
+        form: One of :data:`FORMATS`; ``auto`` recognises JSON formats line by line, and access logs.
+        account: The account of rows that name none (a batch file of one customer, for instance).
+        shard: Which share of the bytes to read: number from 0, of how many. Every line is in exactly one.
+        keep_skeletons: Keep the masked beginnings of texts too, so that a person can read them in a case.
+        line_bytes: Longest line that is taken.
+        memory: What DuckDB may take.
+        threads: Of DuckDB.
+
+    Raises:
+        UsageError: A file is missing, the format is unknown, or not one row was understood.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"--format {printable(form)}: unknown.", f"One of: {', '.join(FORMATS)}.")
+    for path in logs:
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file.", "Name log files: JSON lines, access logs, or .gz of these.")
+    report = Report()
+    work = store.path / "parts" / f"reading-{hashlib.sha256(repr((logs, shard)).encode()).hexdigest()[:12]}.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        with database(memory, threads, store.path / "scratch") as connection:
+            if form == "parquet":
+                digest = _parquet(logs, connection, work, report, shard)
+            else:
+                reader = _Reader(store, report, form, account, keep_skeletons, line_bytes)
+                digest = reader.read(logs, _Batches(connection, work), shard)
+                write_names(connection, reader.names, work / "names.parquet")
+            report.part = digest
+            target = store.path / "parts" / digest
+            if (target / "part.json").is_file():
+                report.known = True
+                return report
+            report.rows = reduce_part(connection, work)
+        if not report.rows and shard[1] == 1:
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common(4))
+            raise UsageError(
+                f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format."
+            )
+        files.write_json(work / "part.json", report.record())
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if shard[1] == 1:
+        merge([], store, memory, threads)
+    return report
+
+
+def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shard: tuple[int, int]) -> str:
+    """Take canonical rows as they are; a column that is not there is missing in all of them."""
+    import duckdb
+
+    digest = hashlib.sha256(f"{shard}".encode())
+    for number, path in enumerate(logs):
+        digest.update(files.digest_file(path).encode())
+        try:
+            have = {
+                row[0]
+                for row in connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(str(path))})").fetchall()
+            }
+            if not {"time_us", "account"} <= have:
+                raise UsageError(
+                    f"{path} has no columns `time_us` and `account`.", "See docs/guard-logs.md for the columns."
+                )
+            chosen = ", ".join(
+                f"coalesce({name}, {0 if kind == 'UBIGINT' else -1})::{kind} AS {name}"
+                if name in have
+                else f"{0 if kind == 'UBIGINT' else -1}::{kind} AS {name}"
+                for name, kind in COLUMNS.items()
+            )
+            connection.execute(
+                f"COPY (SELECT {chosen} FROM read_parquet({quoted(str(path))}) WHERE time_us IS NOT NULL AND account <> 0"
+                f" AND account % {shard[1]} = {shard[0]}) TO {quoted(str(work / f'rows-{number:05d}.parquet'))}"
+                " (FORMAT parquet, COMPRESSION zstd)"
+            )
+        except duckdb.Error as error:
+            raise UsageError(
+                f"{path}: not canonical rows: {printable(str(error), 200)}", "Write the file again."
+            ) from None
+    write_names(connection, {}, work / "names.parquet")
+    counted = ", ".join(
+        f"count(*) FILTER ({name} <> {0 if COLUMNS[name] == 'UBIGINT' else -1})" for name in MISSING_NAMES
+    )
+    found = connection.execute(
+        f"SELECT count(*), {counted} FROM read_parquet({quoted(str(work / 'rows-*.parquet'))})"
+    ).fetchone()
+    report.missing = {
+        words: round(1 - present / max(1, found[0]), 4)
+        for words, present in zip(MISSING_NAMES.values(), found[1:], strict=True)
+        if present < found[0]
+    }
+    report.formats["parquet"] = found[0]
+    return digest.hexdigest()[:32]
+
+
+class _Reader:
+    """Turns lines into rows."""
+
+    def __init__(
+        self, store: Store, report: Report, form: str, account: str | None, keep_skeletons: bool, line_bytes: int
+    ) -> None:
+        self.redactor = Redactor(store.key)
+        self.report = report
+        self.form = form
+        self.account = account
+        self.keep_skeletons = keep_skeletons
+        self.line_bytes = line_bytes
+        self.names: dict[tuple[str, int], str] = {}
+
+    def read(self, logs: list[Path], batches: _Batches, shard: tuple[int, int]) -> str:
+        """Read all lines of a shard.
+
+        Returns:
+            The digest of what was read, which names the part.
+        """
+        digest = hashlib.sha256(f"{self.form} {self.account} {self.keep_skeletons}".encode())
+        for number, path in enumerate(logs):
+            for line in self._lines(path, shard, number):
+                digest.update(line)
+                row = self._row(line)
+                if row is not None:
+                    self._add(row, batches)
+        batches.flush(last=True)
+        self.report.missing = {
+            words: round(1 - batches.present[name] / max(1, batches.rows), 4)
+            for name, words in MISSING_NAMES.items()
+            if batches.present[name] < batches.rows
+        }
+        return digest.hexdigest()[:32]
+
+    def _lines(self, path: Path, shard: tuple[int, int], number: int) -> Iterator[bytes]:
+        """The lines that begin inside a share of a file; one of a compressed file belongs whole to one shard."""
+        zipped = path.suffix == ".gz"
+        size = path.stat().st_size
+        begin, end = size * shard[0] // shard[1], size * (shard[0] + 1) // shard[1]
+        if zipped:
+            if number % shard[1] != shard[0]:
+                return
+            begin, end = 0, 1 << 62
+        opened = cast(IO[bytes], gzip.open(path, "rb") if zipped else open(path, "rb"))  # noqa: SIM115 - closed below
+        with opened as stream:
+            if begin:
+                # The line that is being written at the border belongs to the share in which it begins.
+                stream.seek(begin - 1)
+                self._skip(stream)
+            while True:
+                if not zipped and stream.tell() >= end:
+                    return
+                try:
+                    line = stream.readline(self.line_bytes + 1)
+                    if len(line) > self.line_bytes and not line.endswith(b"\n"):
+                        self._skip(stream)
+                        self.report.skipped[f"longer than {self.line_bytes:,} bytes"] += 1
+                        continue
+                except (OSError, EOFError, ValueError) as error:
+                    if not zipped:
+                        raise
+                    self.report.skipped[f"the rest of a damaged gzip file ({type(error).__name__})"] += 1
+                    return
+                if not line:
+                    return
+                if line.strip():
+                    yield line
+
+    def _skip(self, stream: IO[bytes]) -> None:
+        """Go past the next end of a line."""
+        while True:
+            piece = stream.readline(self.line_bytes)
+            if not piece or piece.endswith(b"\n"):
+                return
+
+    def _row(self, line: bytes) -> Row | None:
+        """The row of a line; None, counted, where there is none."""
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            # Left out, such a line would be a way not to be seen.
+            text = line.decode("utf-8", "replace")
+            self.report.repaired["not UTF-8: bytes replaced"] += 1
+        text = text.strip("\r\n\0 ")
+        try:
+            if self.form in LINES or (self.form == "auto" and not text.startswith(("{", "["))):
+                return self._access(text)
+            record = read_strict(text.encode("utf-8", "replace"), key_twice=True)
+            if not isinstance(record, dict):
+                self.report.skipped["JSON, but not an object"] += 1
+                return None
+            form = recognise(record) if self.form == "auto" else self.form
+            row = OBJECTS[form](record)
+        except NotStrict as error:
+            reason = {"depth": "nested too deeply", "number": "a number that is none"}.get(error.kind, "not JSON")
+            self.report.skipped[reason] += 1
+            return None
+        except (RecursionError, OverflowError, ValueError, TypeError, KeyError, AttributeError) as error:
+            self.report.skipped[f"values of another form than the format's ({type(error).__name__})"] += 1
+            return None
+        self.report.formats[form] += 1
+        return row
+
+    def _access(self, text: str) -> Row | None:
+        for form, read in LINES.items():
+            if self.form in ("auto", form):
+                row = read(text[:20_000])
+                if row is not None:
+                    self.report.formats[form] += 1
+                    return row
+        self.report.skipped["not a request (neither JSON nor an access log's line)"] += 1
+        return None
+
+    def _add(self, row: Row, batches: _Batches) -> None:
+        """Make the values digests."""
+        account = row.account or row.key or self.account or row.org
+        if account is None:
+            self.report.skipped["names no account (see --account)"] += 1
+            return
+        if row.time_us is None:
+            self.report.skipped["has no time that can be read"] += 1
+            return
+        value = self.redactor.value
+
+        def digest(kind: str, text: str | None) -> int:
+            return value(kind, text[:1000]) if text else 0
+
+        named = value("account", account[:1000])
+        # A key is never kept in clear, also where it is the only name of an account.
+        shown = printable(account) if row.account is not None and row.account != row.key else f"key {named:016x}"
+        self.names.setdefault(("account", named), shown if row.account or not row.key else f"key {named:016x}")
+        model = digest("model", row.model)
+        if row.model:
+            self.names.setdefault(("model", model), printable(row.model))
+        skeleton = fill = 0
+        cot = -1
+        if row.user is not None or row.system is not None:
+            reduced = self.redactor.text(row.system or "", row.user or "")
+            skeleton, fill, cot = reduced.skeleton, reduced.fill, int(reduced.cot)
+            if self.keep_skeletons and len(self.names) < 2_000_000:
+                self.names.setdefault(("skeleton", skeleton), printable(reduced.masked, 160))
+        made = {
+            "time_us": row.time_us,
+            "account": named,
+            "request": digest("request", row.request),
+            "org": digest("org", row.org),
+            "key": digest("key", row.key),
+            "payment": digest("payment", row.payment),
+            "device": digest("device", row.device),
+            "ip24": digest("ip24", network(row.ip)),
+            "asn": digest("asn", row.asn),
+            "country": digest("country", row.country),
+            "ua": digest("ua", row.ua),
+            "end_user": digest("end_user", row.end_user),
+            "model": model,
+            "tokens_in": _or_absent(row.tokens_in),
+            "tokens_out": _or_absent(row.tokens_out),
+            "choices": _or_absent(row.choices),
+            "temperature": -1.0 if row.temperature is None else row.temperature,
+            "logprobs": _or_absent(row.logprobs),
+            "tools": _or_absent(row.tools),
+            "stream": _or_absent(row.stream),
+            "seeded": _or_absent(row.seeded),
+            "turns": -1 if row.turns is None else min(row.turns, 30_000),
+            "latency_ms": _or_absent(row.latency_ms),
+            "status": _or_absent(row.status),
+            "skeleton": skeleton,
+            "fill": fill,
+            "cot": cot,
+        }
+        for name, column in batches.columns.items():
+            column.append(made[name])
+        if len(batches.columns["time_us"]) >= BATCH:
+            batches.flush()
+
+
+def _or_absent(value: int | None) -> int:
+    return -1 if value is None else int(value)
+
+
+def network(ip: str | None) -> str | None:
+    """The /24 of an IPv4 address or the /48 of an IPv6 address; None for what is no address."""
+    if not ip:
+        return None
+    text = ip.strip().strip("[]")
+    quads = text.split(".")
+    if len(quads) == 4 and all(quad.isdecimal() and len(quad) <= 3 for quad in quads):
+        return ".".join(quads[:3])
+    try:
+        found = ipaddress.ip_address(text.split("%")[0][:64])
+    except ValueError:
+        return None
+    return str(ipaddress.ip_network((found, 24 if found.version == 4 else 48), strict=False))
+
+
+__all__ = ["BATCH", "LINE_BYTES", "REDUCTIONS", "Report", "intake", "network"]

@@ -1,0 +1,440 @@
+"""Grammars of answers, by llguidance: schemas, patterns, choices, clients' own grammars, and calls of tools.
+
+The engine takes a grammar of llguidance that it cannot compile for none at all, and goes on. So each is compiled here first,
+by the same library within narrower limits: what it cannot hold is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from stillroom.core.errors import UsageError
+
+LONGEST_SCHEMA = 1 << 18
+"""Characters of a schema, or of a client's grammar."""
+DEEPEST = 64
+"""Brackets within brackets of a grammar, a schema or a pattern: deeper ones cost the compilers their stack."""
+MOST_CALLS = 32
+"""Calls in one answer."""
+MOST_PERMUTED = 4
+"""Values of a list without repeats whose orders are all written out."""
+_OF_LISTS = {"type", "items", "minItems", "maxItems", "uniqueItems"}
+HEAD = "%llguidance {}\n"
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+FORMATS = {
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+}  # fmt: skip
+"""Formats that are held to. Every other is a note to the reader, as JSON schema has it."""
+MOST_FUEL, MOST_SIZE, MOST_STATES = 400_000, 400_000, 100_000
+"""Narrower than the engine's own limits."""
+_INSIDE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems",
+           "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+class UnsupportedSchema(UsageError):
+    """A schema or grammar that cannot be held, or that nothing can satisfy."""
+
+
+def json_grammar(schema: Any = None) -> str:
+    """The grammar of a schema's values; of any JSON object where there is none.
+
+    Raises:
+        UnsupportedSchema: Says which keyword.
+    """
+    return checked(f"{HEAD}start: %json {_document(schema)}\n")
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """The grammar of one text out of several.
+
+    Raises:
+        UnsupportedSchema: There is none.
+    """
+    if not choices or not all(choices):
+        raise UnsupportedSchema("A choice needs at least one text, and none that is empty.")
+    return checked(f"{HEAD}start: {' | '.join(_quote(choice) for choice in choices)}\n")
+
+
+def regex_grammar(pattern: str) -> str:
+    """The grammar of all texts that a pattern matches as a whole.
+
+    Raises:
+        UnsupportedSchema: It is no pattern, or one that cannot be held.
+    """
+    _require_shallow(pattern)
+    anchored = pattern.removeprefix("^")
+    if anchored.endswith("$") and not anchored.endswith("\\$"):
+        anchored = anchored[:-1]
+    if "\n" in anchored:
+        raise UnsupportedSchema("A pattern is one line.", r"Write \n for the end of a line.")
+    escaped = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", anchored)
+    return checked(f"{HEAD}start: /{escaped}/\n")
+
+
+def client_grammar(text: str) -> str:
+    """A client's own grammar, in GBNF or in llguidance's form of Lark.
+
+    Raises:
+        UnsupportedSchema: It is not whole, or has what cannot be held.
+    """
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    _require_shallow(text)
+    if text.lstrip().startswith("%llguidance"):
+        return checked(text)
+    try:
+        converted = any_to_lark(text)
+    except RecursionError:
+        raise UnsupportedSchema("The grammar is nested too deeply.") from None
+    except Exception as error:
+        raise UnsupportedSchema(f"The grammar cannot be read: {str(error)[:200]}") from None
+    return checked(converted if converted.lstrip().startswith("%llguidance") else HEAD + converted)
+
+
+def tool_grammar(tools: Iterable[tuple[str, Any]], *, required: bool, several: bool) -> str:
+    """The grammar of answers that are calls of tools.
+
+    Args:
+        tools: The name of each, and the schema of its arguments; None for no arguments.
+        required: The answer is a call, and not a text.
+        several: It may be more calls than one.
+
+    Raises:
+        UnsupportedSchema: The parameters of a tool cannot be held.
+    """
+    rules, names = [], []
+    for number, (name, parameters) in enumerate(tools):
+        begin = _quote(f'{OPEN}{{"name": {json.dumps(name)}, "arguments": ')
+        try:
+            document = _document(arguments_schema(parameters))
+            checked(f"{HEAD}start: %json {document}\n")
+        except UnsupportedSchema as error:
+            raise UnsupportedSchema(f"The parameters of {name}: {error}") from None
+        rules.append(f'call{number}: {begin} args{number} "}}{CLOSE}"\nargs{number}: %json {document}')
+        names.append(f"call{number}")
+    more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if several else ""
+    start = f"call{more}" if required else f"(call{more} | TEXT)?"
+    rules += [f"call: {' | '.join(names)}", *([] if required else [r"TEXT: /[^<](.|\n)*/"])]
+    return checked(HEAD + "\n".join([f"start: {start}", *rules]) + "\n")
+
+
+def arguments_schema(parameters: Any) -> Any:
+    """The schema of a tool's arguments: of an object, where its root does not say otherwise, with no names but its own."""
+    if parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, dict):
+        return parameters
+    if any(key in parameters for key in ("anyOf", "oneOf", "allOf", "$ref", "enum", "const")):
+        return parameters
+    if parameters.get("type", "object") != "object":
+        return parameters
+    closed = (
+        {} if "patternProperties" in parameters or "propertyNames" in parameters else {"additionalProperties": False}
+    )
+    return {"type": "object", **closed, **parameters}
+
+
+@functools.lru_cache(maxsize=32)
+def checked(grammar: str) -> str:
+    """A grammar that compiles within the limits.
+
+    Raises:
+        UnsupportedSchema: Says why it does not.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    if len(grammar) > 2 * LONGEST_SCHEMA:
+        raise UnsupportedSchema(
+            f"The grammar has {len(grammar):,} characters; at most {2 * LONGEST_SCHEMA:,} are taken."
+        )
+    limits = LLParserLimits(initial_lexer_fuel=MOST_FUEL, max_grammar_size=MOST_SIZE, max_lexer_states=MOST_STATES)
+    wrong, notes = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits)
+    if wrong:
+        said = "; ".join(notes) if notes else "it does not compile"
+        raise UnsupportedSchema(f"It cannot be guaranteed: {_reason(said)}")
+    return grammar
+
+
+def _reason(text: str) -> str:
+    """What llguidance said, without its listing of the grammar."""
+    first = re.sub(r"^at \d+\(\d+\): ", "", text.strip())
+    return first.partition("\n  1 |")[0].partition("\n   1 |")[0].strip()[:300]
+
+
+def _document(schema: Any) -> str:
+    """A schema as llguidance is given it.
+
+    Raises:
+        UnsupportedSchema: It is none, too large, too deep, or has no finite value.
+    """
+    if schema is None:
+        schema = {"type": "object"}
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (ValueError, RecursionError, TypeError):
+        raise UnsupportedSchema("The schema is not JSON, or is nested too deeply.") from None
+    if len(text) > LONGEST_SCHEMA:
+        raise UnsupportedSchema(f"The schema has {len(text):,} characters; at most {LONGEST_SCHEMA:,} are taken.")
+    _require_shallow(text)
+    if not isinstance(schema, dict | bool):
+        raise UnsupportedSchema("A schema is an object, or true or false.")
+    made = _mapped(schema, lambda part: _plainer(part, schema))
+    parts: list[dict[str, Any]] = []
+    _mapped(made, lambda part: parts.append(part) or part)  # type: ignore[func-returns-value]
+    if not any(_is_combined(part) for part in parts):
+        # Names that a schema leaves to the model: a small one makes them up without end.
+        made = _mapped(made, _closed)
+    if made is not False and not _Finite(made).holds():
+        raise UnsupportedSchema(
+            "No finite value satisfies the schema: it refers to itself without an end.",
+            "Make one of the references optional.",
+        )
+    if isinstance(made, dict):
+        # One space, never more: a small model under a grammar that allows blanks writes them without end.
+        made = {**made, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+    return json.dumps(made)
+
+
+def _require_shallow(text: str) -> None:
+    if len(text) > LONGEST_SCHEMA:
+        raise UnsupportedSchema(f"The grammar has {len(text):,} characters; at most {LONGEST_SCHEMA:,} are taken.")
+    depth = deepest = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ")]}":
+            depth = max(0, depth - 1)
+    if deepest > 4 * DEEPEST:
+        raise UnsupportedSchema(f"It is nested more than {4 * DEEPEST} deep.", "Make it flatter.")
+
+
+def _mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], depth: int = 0) -> Any:
+    """A schema with each schema inside it changed, innermost first."""
+    if depth > DEEPEST:
+        raise UnsupportedSchema(
+            f"The schema is nested more than {DEEPEST} deep.", "Make it flatter, or use references."
+        )
+    if not isinstance(schema, dict):
+        return schema
+
+    def inner(value: Any) -> Any:
+        return _mapped(value, change, depth + 1)
+
+    made = dict(schema)
+    for key in _INSIDE:
+        if isinstance(made.get(key), dict):
+            made[key] = inner(made[key])
+    for key in (*_LISTS, "items"):
+        if isinstance(made.get(key), list):
+            made[key] = [inner(value) for value in made[key]]
+    for key in _MAPS:
+        if isinstance(made.get(key), dict):
+            made[key] = {name: inner(value) for name, value in made[key].items()}
+    return change(made)
+
+
+def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
+    """A schema in words that llguidance knows, with the same values or fewer."""
+    made = {key: value for key, value in schema.items() if key not in ("x-guidance", "discriminator")}
+    if isinstance(made.get("format"), str) and (made["format"] not in FORMATS or "pattern" in made):
+        # Beside a pattern, which says more, a format is a note.
+        del made["format"]
+    if made.get("uniqueItems") is False or (made.get("uniqueItems") is True and made.get("maxItems") in (0, 1)):
+        del made["uniqueItems"]
+    if made.get("uniqueItems") is True and (rows := _permuted(made)) is not None:
+        made = {key: value for key, value in made.items() if key not in _OF_LISTS} | {"enum": rows}
+    if "anyOf" not in made and _told_apart(_listed(made, "oneOf"), document):
+        # At most one branch holds: it is the same to say that any does, and llguidance sees no apartness through references.
+        made["anyOf"] = made.pop("oneOf")
+    for key, nothing in (("minContains", 0), ("minProperties", 0)):
+        if made.get(key) == nothing and not isinstance(made.get(key), bool):
+            del made[key]
+    names = made.get("propertyNames")
+    if names is True or names == {} or names == {"type": "string"}:
+        del made["propertyNames"]
+    elif isinstance(names, dict) and "properties" not in made and "patternProperties" not in made:
+        pattern = _pattern_of_names(names)
+        if pattern is not None:
+            del made["propertyNames"]
+            made["patternProperties"] = {pattern: made.get("additionalProperties", True)}
+            made["additionalProperties"] = False
+    return made
+
+
+def _is_combined(schema: dict[str, Any]) -> bool:
+    """Whether properties stand beside branches or a reference, so that one part may speak of what another allows."""
+    beside = any(key in schema for key in ("anyOf", "oneOf", "$ref"))
+    return "allOf" in schema or (beside and ("properties" in schema or "additionalProperties" in schema))
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object of named properties with no others, where the schema does not speak of others."""
+    properties, required = schema.get("properties"), schema.get("required", [])
+    speaks = ("additionalProperties", "patternProperties", "propertyNames", "minProperties", "unevaluatedProperties")
+    if not isinstance(properties, dict) or not properties or any(key in schema for key in speaks):
+        return schema
+    if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
+        return schema
+    return {**schema, "additionalProperties": False}
+
+
+def _permuted(schema: dict[str, Any]) -> list[list[Any]] | None:
+    """All lists of different values that a schema allows; None where there are too many to be written out."""
+    items = schema.get("items")
+    if schema.get("type") != "array" or not isinstance(items, dict) or "prefixItems" in schema or "enum" in schema:
+        return None
+    values = [True, False] if items.get("type") == "boolean" else items.get("enum")
+    if (
+        not isinstance(values, list)
+        or len(values) > MOST_PERMUTED
+        or set(items) - {"enum", "type", "title", "description"}
+    ):
+        return None
+    different = {json.dumps(value, sort_keys=True): value for value in values}
+    least, most = schema.get("minItems", 0), schema.get("maxItems", len(different))
+    if not isinstance(least, int) or not isinstance(most, int):
+        return None
+    sizes = range(least, min(most, len(different)) + 1)
+    return [list(row) for size in sizes for row in itertools.permutations(different.values(), size)]
+
+
+def _told_apart(branches: list[Any], document: Any) -> bool:
+    """Whether branches are objects that one required property tells apart, each by values of its own."""
+    if len(branches) < 2:
+        return False
+    tags: list[dict[str, set[str]]] = []
+    for branch in branches:
+        found = branch
+        for _ in range(8):
+            if isinstance(found, dict) and isinstance(found.get("$ref"), str) and found["$ref"].startswith("#/"):
+                found = _pointed(document, found["$ref"])
+        if not isinstance(found, dict) or found.get("type") != "object":
+            return False
+        properties, required = found.get("properties"), found.get("required")
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            return False
+        told: dict[str, set[str]] = {}
+        for name in required:
+            part = properties.get(name) if isinstance(name, str) else None
+            if isinstance(part, dict) and ("const" in part or isinstance(part.get("enum"), list)):
+                values = [part["const"]] if "const" in part else part["enum"]
+                if all(isinstance(value, str) for value in values):
+                    told[name] = set(values)
+        tags.append(told)
+    for name in set.intersection(*map(set, tags)):
+        values_of = [told[name] for told in tags]
+        if sum(map(len, values_of)) == len(set.union(*values_of)):
+            return True
+    return False
+
+
+def _pointed(document: Any, reference: str) -> Any:
+    """What a reference within a document points at; None where there is nothing."""
+    target = document
+    for step in reference[1:].strip("/").split("/") if reference not in ("#", "#/") else []:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, dict) and step in target:
+            target = target[step]
+        elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
+            target = target[int(step)]
+        else:
+            return None
+    return target
+
+
+def _pattern_of_names(names: dict[str, Any]) -> str | None:
+    demands = {key: value for key, value in names.items() if key not in ("type", "title", "description", "$schema")}
+    if names.get("type", "string") != "string" or len(demands) != 1:
+        return None
+    ((key, value),) = demands.items()
+    if key == "pattern" and isinstance(value, str):
+        return value
+    if key == "const":
+        value = [value]
+    if key in ("enum", "const") and value and all(isinstance(each, str) for each in value):
+        return f"^({'|'.join(re.escape(each) for each in value)})$"
+    return None
+
+
+class _Finite:
+    """Whether a schema has a value that ends, as far as references go."""
+
+    def __init__(self, document: Any) -> None:
+        self._document = document
+        self._known: set[str] = set()
+        self._changed = True
+
+    def holds(self) -> bool:
+        """Whether it has one: references count as empty until one was seen to have a value (a least fixed point)."""
+        found = False
+        for _ in range(64):
+            self._changed = False
+            found = self._value(self._document, set())
+            if found or not self._changed:
+                break
+        return found
+
+    def _value(self, schema: Any, path: set[str]) -> bool:
+        if not isinstance(schema, dict):
+            return schema is not False
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and not self._reference(reference, path):
+            return False
+        if not all(self._value(each, path) for each in _listed(schema, "allOf")):
+            return False
+        for key in ("anyOf", "oneOf"):
+            branches = _listed(schema, key)
+            if branches and not any(self._value(each, path) for each in branches):
+                return False
+        required = schema.get("required")
+        properties = schema.get("properties")
+        if isinstance(required, list) and isinstance(properties, dict) and "object" in _types(schema, "object"):
+            wanted = [properties[name] for name in required if isinstance(name, str) and name in properties]
+            if not all(self._value(each, path) for each in wanted) and _types(schema, "object") == ["object"]:
+                return False
+        least = schema.get("minItems")
+        if isinstance(least, int) and least > 0 and _types(schema, "array") == ["array"]:
+            first = _listed(schema, "prefixItems")[:least]
+            rest = [schema["items"]] if len(first) < least and isinstance(schema.get("items"), dict) else []
+            if not all(self._value(each, path) for each in (*first, *rest)):
+                return False
+        return True
+
+    def _reference(self, reference: str, path: set[str]) -> bool:
+        if reference in self._known:
+            return True
+        if reference in path:
+            return False
+        if not reference.startswith("#"):
+            return True  # llguidance says what it thinks of others
+        target = _pointed(self._document, reference)
+        if target is None:
+            return True
+        found = self._value(target, path | {reference})
+        if found:
+            self._known.add(reference)
+            self._changed = True
+        return found
+
+
+def _listed(schema: dict[str, Any], key: str) -> list[Any]:
+    value = schema.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _types(schema: dict[str, Any], otherwise: str) -> list[str]:
+    kind = schema.get("type", otherwise)
+    return kind if isinstance(kind, list) else [kind]
+
+
+def _quote(text: str) -> str:
+    """Text as a literal of Lark, which reads it as JSON."""
+    return json.dumps(text)

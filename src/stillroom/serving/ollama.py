@@ -1,0 +1,229 @@
+"""Ollama's API, so that its clients find the models: tags, chat, generate."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stillroom.serving.pool import ServedModel
+from stillroom.serving.requests import ChatRequest, CompletionRequest, Text, Tool, ToolName, Words
+
+VERSION = "0.12.0"
+"""The version of Ollama whose API this is: its clients ask."""
+_OPTIONS = {
+    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed", "stop": "stop",
+    "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
+}  # fmt: skip
+_FLOATS = {"temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+
+
+class OllamaFunction(Words):
+    """A function that was called, with its arguments as they are."""
+
+    name: ToolName
+    arguments: dict[str, Any] | Text = Field(default_factory=dict)
+
+
+class OllamaCall(Words):
+    """A call that the model made."""
+
+    function: OllamaFunction
+
+
+class OllamaMessage(Words):
+    """One message."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text = ""
+    thinking: Text | None = None
+    tool_calls: list[OllamaCall] | None = Field(default=None, max_length=64)
+    tool_name: Text | None = None
+    images: list[Text] | None = Field(default=None, max_length=0)
+
+
+class OllamaChat(Words):
+    """A chat."""
+
+    model: Text
+    messages: list[OllamaMessage] = Field(default_factory=list, max_length=2048)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    format: Any = None
+    options: dict[str, Any] | None = None
+    stream: bool = True
+    think: bool | Literal["low", "medium", "high"] | None = None
+
+    def chat(self) -> ChatRequest:
+        """The same as a chat completion."""
+        messages: list[dict[str, Any]] = []
+        for message in self.messages:
+            made: dict[str, Any] = {"role": message.role, "content": message.content}
+            if message.thinking:
+                made["reasoning_content"] = message.thinking
+            if message.tool_calls:
+                made["tool_calls"] = [
+                    {"function": {"name": call.function.name, "arguments": _text(call.function.arguments)}}
+                    for call in message.tool_calls
+                ]
+            messages.append(made)
+        body = {"model": public_name(self.model), "messages": messages, **_settings(self.options)}
+        if self.tools:
+            body["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        body["format"] = self.format
+        if self.think is not None:
+            effort = "none" if self.think is False else "medium" if self.think is True else self.think
+            body["reasoning_effort"] = effort
+        return ChatRequest.model_validate(body)
+
+
+class OllamaGenerate(Words):
+    """A text."""
+
+    model: Text
+    prompt: Text = ""
+    suffix: Text | None = Field(default=None, max_length=0)
+    system: Text | None = None
+    format: Any = None
+    options: dict[str, Any] | None = None
+    stream: bool = True
+    raw: bool = False
+    think: bool | Literal["low", "medium", "high"] | None = None
+    images: list[Text] | None = Field(default=None, max_length=0)
+
+    def chat(self) -> ChatRequest:
+        """The prompt as a conversation, which the model's template renders."""
+        system = [OllamaMessage(role="system", content=self.system)] if self.system else []
+        return OllamaChat(
+            model=self.model,
+            messages=[*system, OllamaMessage(role="user", content=self.prompt)],
+            format=self.format,
+            options=self.options,
+            think=self.think,
+        ).chat()
+
+    def completion(self) -> CompletionRequest:
+        """The prompt as it is."""
+        body = {
+            "model": public_name(self.model),
+            "prompt": self.prompt,
+            **_settings(self.options),
+            "format": self.format,
+        }
+        return CompletionRequest.model_validate(body)
+
+
+def public_name(name: str) -> str:
+    """A model's name without the tag that Ollama's clients put behind it."""
+    return name.removesuffix(":latest")
+
+
+def _text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _settings(options: dict[str, Any] | None) -> dict[str, Any]:
+    """Ollama's options in the words of the OpenAI API. Those that say how a model is loaded are not a request's to say."""
+    found: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        if name in _OPTIONS and value is not None:
+            found[_OPTIONS[name]] = float(value) if name in _FLOATS and isinstance(value, int) else value
+    longest = (options or {}).get("num_predict")
+    if longest is not None and not (isinstance(longest, int) and longest < 0):
+        found["max_tokens"] = longest
+    return found
+
+
+def tags(models: list[ServedModel]) -> dict[str, Any]:
+    """The models, as Ollama lists them."""
+    return {
+        "models": [
+            {
+                "name": model.name,
+                "model": model.name,
+                "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+                "size": model.opened.gguf.stat().st_size,
+                "digest": "",
+                "details": {
+                    "format": "gguf",
+                    "family": "",
+                    "families": [],
+                    "parameter_size": "",
+                    "quantization_level": "",
+                },
+            }
+            for model in models
+        ]
+    }
+
+
+class Lines:
+    """Turns the events of a chat or a completion into Ollama's.
+
+    Args:
+        model: The model's name.
+        generate: The answer is to ``generate``.
+    """
+
+    def __init__(self, model: str, generate: bool) -> None:
+        self._model, self._generate = model, generate
+        self._begun = time.perf_counter_ns()
+        self._finish = "stop"
+        self.text = self.thinking = ""
+        self.calls: list[dict[str, Any]] = []
+
+    def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """The lines that stand for one event."""
+        found = []
+        for choice in event.get("choices", ()):
+            delta = choice.get("delta") or {"content": choice.get("text") or ""}
+            text, thinking = delta.get("content") or "", delta.get("reasoning_content") or ""
+            calls = [_call(call["function"]) for call in delta.get("tool_calls", ())]
+            self.text, self.thinking, self.calls = self.text + text, self.thinking + thinking, self.calls + calls
+            if text or thinking or calls:
+                found.append({**self._head(), **self._said(text, thinking, calls), "done": False})
+            self._finish = choice.get("finish_reason") or self._finish
+        if event.get("usage") is not None:
+            found.append({**self._head(), **self._said("", "", []), **self._end(event["usage"])})
+        return found
+
+    def whole(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        """One answer out of all events."""
+        last: dict[str, Any] = {}
+        for event in events:
+            for line in self.turn(event):
+                last = line
+        return {**last, **self._said(self.text, self.thinking, self.calls)}
+
+    def _head(self) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        return {"model": self._model, "created_at": now}
+
+    def _said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._generate:
+            return {"response": text, **({"thinking": thinking} if thinking else {})}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+    def _end(self, usage: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "done": True,
+            "done_reason": "length" if self._finish == "length" else "stop",
+            "total_duration": time.perf_counter_ns() - self._begun,
+            "prompt_eval_count": usage.get("prompt_tokens", 0),
+            "eval_count": usage.get("completion_tokens", 0),
+            "stillroom": {"generated": True},
+        }
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = json.loads(function["arguments"])
+    value = arguments if isinstance(arguments, dict) else {"value": arguments}
+    return {"id": f"call_{secrets.token_hex(8)}", "function": {"name": function["name"], "arguments": value}}

@@ -1,0 +1,207 @@
+"""A log of requests, only where the owner asks for one: metadata, in a file of bounded size on this machine.
+
+`stillroom guard intake` reads it. A line says when, from which network, under which key, and what was asked for in numbers.
+Keys, end users and clients' names are digests under a secret beside the file; addresses are cut to their network. Texts are
+in it only where the owner asked for that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stillroom.core.errors import UsageError
+from stillroom.core.strict_json import NotStrict, read_strict
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+FILE_BYTES, FILES = 64 << 20, 8
+"""Size at which the file is set aside, and how many of these are kept."""
+ANSWER_BYTES = 1 << 20
+"""Of an answer, at most this much of its end is looked at for its usage."""
+
+
+class RequestLog:
+    """Writes lines.
+
+    Args:
+        path: The file.
+        texts: Whether messages are written too.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, texts: bool = False) -> None:
+        self.path = path
+        self.texts = texts
+        self._failed = False
+        secret = path.with_name(path.name + ".secret")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not secret.exists():
+                handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(secrets.token_bytes(32))
+            self._secret = secret.read_bytes()[:32]
+            self._open()
+        except OSError as error:
+            raise UsageError(
+                f"--request-log {path}: cannot be written ({error.strerror}).", "Name another file."
+            ) from None
+        if len(self._secret) != 32:
+            raise UsageError(
+                f"{secret} is not a request log's secret (32 bytes).", "Remove it, and a new one is drawn."
+            )
+
+    def _open(self) -> None:
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._stream = os.fdopen(handle, "ab", buffering=0)
+
+    def digest(self, text: str) -> str:
+        """What stands for a name: equal ones are seen to be equal, and no more."""
+        return hashlib.blake2b(text.encode("utf-8", "replace"), key=self._secret, digest_size=8).hexdigest()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a line; a disk that is full is said once, and serving goes on."""
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            if self._stream.tell() + len(line) > FILE_BYTES:
+                self._stream.close()
+                for number in range(FILES - 1, 0, -1):
+                    older = self.path.with_name(f"{self.path.name}.{number}")
+                    if older.exists():
+                        older.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
+                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+                self.path.with_name(f"{self.path.name}.{FILES + 1}").unlink(missing_ok=True)
+                self._open()
+            self._stream.write(line)
+            self._failed = False
+        except (OSError, ValueError) as error:
+            if not self._failed:
+                self._failed = True
+                sys.stderr.write(f"The request log {self.path} cannot be written: {error}\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class LoggedRequests:
+    """Passes requests on, and writes a line when each was answered."""
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self.app = app
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and look on."""
+        if scope["type"] != "http" or scope.get("method") != "POST" or scope["path"] not in PATHS:
+            await self.app(scope, receive, send)
+            return
+        body, answer = bytearray(), bytearray()
+        status = 0
+        began, clock = time.time(), time.perf_counter()
+
+        async def heard() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                body.extend(message.get("body", b""))
+            return message
+
+        async def said(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body":
+                answer.extend(message.get("body", b""))
+                del answer[:-ANSWER_BYTES]
+            await send(message)
+
+        try:
+            await self.app(scope, heard, said)
+        finally:
+            record = _record(self.log, scope, bytes(body), bytes(answer))
+            record |= {
+                "time": round(began, 6),
+                "status": status,
+                "latency_ms": round((time.perf_counter() - clock) * 1000),
+            }
+            self.log.write(record)
+
+
+def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[str, Any]:
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    key = headers.get(b"authorization", "").partition(" ")[2].strip()
+    client = scope.get("client")
+    record: dict[str, Any] = {"log": "stillroom", "path": scope["path"]}
+    if key:
+        record["key"] = log.digest(key)
+    network = _network(client[0]) if client else None
+    if network:
+        record["ip"] = network
+        if not key:
+            # Without keys, a client's network is the nearest thing to an account.
+            record["account"] = f"network {log.digest(network)}"
+    if headers.get(b"user-agent"):
+        record["user_agent"] = log.digest(headers[b"user-agent"])
+    asked = _object(body)
+    for name in ("n", "temperature", "max_tokens"):
+        if isinstance(asked.get(name), int | float) and not isinstance(asked[name], bool):
+            record[name] = asked[name]
+    if isinstance(asked.get("model"), str):
+        record["model"] = asked["model"][:200]
+    record |= {
+        "logprobs": bool(asked.get("logprobs") or asked.get("top_logprobs")),
+        "tools": bool(asked.get("tools")),
+        "stream": bool(asked.get("stream")),
+        "seeded": asked.get("seed") is not None,
+    }
+    if isinstance(asked.get("user"), str):
+        record["end_user"] = log.digest(asked["user"])
+    messages = asked.get("messages")
+    if isinstance(messages, list):
+        record["turns"] = sum(isinstance(message, dict) and message.get("role") == "user" for message in messages)
+    if log.texts:
+        record |= {name: asked[name] for name in ("messages", "prompt") if name in asked}
+    usage = _usage(answer)
+    record |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if isinstance(usage.get(name), int)}
+    return record
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = read_strict(data, key_twice=True)
+    except NotStrict:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _usage(answer: bytes) -> dict[str, Any]:
+    """The usage of an answer, or of the last event of a stream that has one (where the client asked for it)."""
+    usage = _object(answer).get("usage")
+    if isinstance(usage, dict):
+        return usage
+    for line in reversed(answer.splitlines()[-20:]):
+        if line.startswith(b"data:") and b'"usage"' in line:
+            usage = _object(line[5:].strip()).get("usage")
+            if isinstance(usage, dict):
+                return usage
+    return {}
+
+
+def _network(host: str) -> str | None:
+    """The /24 or /48 of an address, as the first address in it."""
+    try:
+        found = ipaddress.ip_address(host.split("%")[0])
+    except ValueError:
+        return None
+    return str(ipaddress.ip_network((found, 24 if found.version == 4 else 48), strict=False).network_address)

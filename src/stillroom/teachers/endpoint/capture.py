@@ -1,0 +1,189 @@
+"""Captures what an endpoint lists: pieces are scored side by side, kept as they come, and cached once they are confirmed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stillroom.core import files
+from stillroom.core.errors import TeacherError
+from stillroom.core.progress import Task
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.signals.cache.observed import Observed
+from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.signal import CoarseSignal
+from stillroom.teachers.endpoint.probe import Fingerprint, require_same
+from stillroom.teachers.endpoint.received import Received
+from stillroom.teachers.endpoint.teacher import EndpointTeacher
+
+FINGERPRINT = "fingerprint.json"
+"""Beside a cache's manifest: by which its teacher is known again."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text to be scored.
+
+    Attributes:
+        address: In the cache.
+        ids: Its tokens.
+        learned: Which positions have a target, [tokens - 1] bool.
+    """
+
+    address: str
+    ids: list[int]
+    learned: torch.Tensor
+
+
+def pieces_of(splits: Iterable[Sequences]) -> list[Piece]:
+    """Every piece of some splits, once.
+
+    Raises:
+        TeacherError: Rows are not made of pieces: attention goes across documents there, and no server does that.
+    """
+    found: dict[str, Piece] = {}
+    for split in splits:
+        if not split.by_piece:
+            raise TeacherError(
+                "With `corpus.cross_documents` a sequence is several documents in one, which an endpoint cannot score.",
+                "Leave `corpus.cross_documents` out.",
+            )
+        for row, addresses in enumerate(split.addresses):
+            segments, targets = split.segments[row], split.targets[row]
+            for number, address in zip(sorted(set(segments[segments >= 0].tolist())), addresses, strict=True):
+                if address in found:
+                    continue
+                inside = segments == number
+                ids, learned = split.ids[row][inside], (targets[inside] != IGNORED)[:-1]
+                found[address] = Piece(address, ids.tolist(), learned)
+    return list(found.values())
+
+
+def known_teacher(teacher: EndpointTeacher, folder: Path) -> EndpointTeacher:
+    """The teacher with the fingerprint that a cache was begun with, or with that of now, which is kept.
+
+    Raises:
+        TeacherError: Another model answers than the cache is of; or the probe failed.
+    """
+    path = folder / FINGERPRINT
+    known = Fingerprint.from_dict(files.read_json(path)) if path.is_file() else None
+    if known is None or known.model != teacher.config.model or len(known.ids[0]) != teacher.server.top:
+        raise LookupError(path)
+    require_same(teacher.server, known)
+    return EndpointTeacher(teacher.config, teacher.server, teacher.tokenizer, known)
+
+
+def capture_listed(
+    teacher: EndpointTeacher,
+    pieces: list[Piece],
+    writer: CacheWriter,
+    received: Received,
+    codec: Observed,
+    shard_tokens: int,
+    task: Task,
+    say: Callable[[str], None],
+) -> int:
+    """Score every piece that the cache lacks.
+
+    Args:
+        teacher: The teacher, with its fingerprint.
+        pieces: What is wanted.
+        writer: The cache.
+        received: Where answers are kept until they are confirmed.
+        codec: Of the cache.
+        shard_tokens: Positions after which what is confirmed is written.
+        task: Shows progress, in tokens.
+        say: Tells the user something.
+
+    Returns:
+        Pieces that an interrupted attempt had received already.
+
+    Raises:
+        TeacherError: A request failed for good, an answer is wrong, the cap is reached, or another model answers. What was
+            confirmed is in the cache; what was received since then is kept, or thrown away where another model answers.
+    """
+    assert teacher.fingerprint is not None
+    todo = [piece for piece in pieces if piece.address not in writer]
+    task.skip(sum(len(piece.ids) for piece in pieces) - sum(len(piece.ids) for piece in todo))
+    kept = received.read()
+    waiting = {piece.address: kept[piece.address] for piece in todo if piece.address in kept}
+    recovered = len(waiting)
+    if recovered:
+        say(f"  {recovered:,} answers of an interrupted attempt are used: nothing is paid for twice")
+    for piece in todo:
+        if piece.address in waiting:
+            task.advance(len(piece.ids))
+    todo = [piece for piece in todo if piece.address not in waiting]
+
+    def confirm() -> None:
+        """Put what was received into the cache, if the same model still answers."""
+        assert teacher.fingerprint is not None
+        try:
+            require_same(teacher.server, teacher.fingerprint)
+        except TeacherError as error:
+            if "another model" in error.what:
+                received.clear()
+            raise
+        for address, signal in waiting.items():
+            writer.add_listed(address, signal)
+        writer.flush()
+        received.clear()
+        waiting.clear()
+
+    stop = threading.Event()
+
+    def scored(piece: Piece) -> tuple[Piece, CoarseSignal]:
+        if stop.is_set():
+            raise CancelledError
+        whole = teacher.server.score(piece.ids, piece.address)
+        chosen = CoarseSignal(whole.ids[piece.learned], whole.logprobs[piece.learned], whole.rest[piece.learned])
+        # As the cache will have it, so that what is recovered after a kill is the same to the bit.
+        signal = codec.observe(chosen)
+        received.add(piece.address, signal)
+        return piece, signal
+
+    pool = ThreadPoolExecutor(teacher.config.concurrency, "endpoint")
+    try:
+        # Between two checks of the model nothing is under way, so that each answer is clearly before or after one.
+        for group in _groups(todo, teacher.config.check_every, shard_tokens):
+            failure: BaseException | None = None
+            for future in as_completed([pool.submit(scored, piece) for piece in group]):
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is not None and failure is None:
+                    # What is under way is paid for: it is waited for and kept, and nothing new is begun.
+                    failure = error
+                    stop.set()
+                elif error is None:
+                    piece, signal = future.result()
+                    waiting[piece.address] = signal
+                    task.advance(len(piece.ids))
+            if failure is not None:
+                raise failure
+            confirm()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    if waiting:
+        confirm()
+    return recovered
+
+
+def _groups(pieces: list[Piece], requests: int, positions: int) -> Iterator[list[Piece]]:
+    """Pieces in order, in groups of at most so many requests and about so many positions."""
+    group: list[Piece] = []
+    inside = 0
+    for piece in pieces:
+        group.append(piece)
+        inside += len(piece.ids)
+        if len(group) >= requests or inside >= positions:
+            yield group
+            group, inside = [], 0
+    if group:
+        yield group

@@ -1,0 +1,169 @@
+"""What requests to an endpoint cost: a hard cap, and a file that survives kills.
+
+Every request is written down before it is sent and again when it ended. What was sent and never ended counts as spent, at its
+worst case: the server may have charged for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.core.errors import TeacherError
+
+NAME = "spending.jsonl"
+"""In a run's folder."""
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Price:
+    """Prices per million tokens, and the most that may be spent, all in one currency.
+
+    Attributes:
+        input: Of a million prompt tokens.
+        output: Of a million generated tokens.
+        cap: The most that all requests of a run may cost together; None: no limit.
+    """
+
+    input: float = 0.0
+    output: float = 0.0
+    cap: float | None = None
+
+    def of(self, tokens_in: int, tokens_out: int) -> float:
+        """What a request costs."""
+        return (tokens_in * self.input + tokens_out * self.output) / MILLION
+
+
+@dataclass
+class Totals:
+    """What was spent so far."""
+
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    unknown: int = 0
+    """Requests that ended in nobody knows what: they count at their worst case."""
+
+
+class Ledger:
+    """Reserves before a request, books after it. Safe for threads.
+
+    Args:
+        path: The file; None keeps nothing (a probe outside any run).
+        price: Prices and cap.
+    """
+
+    def __init__(self, path: Path | None, price: Price) -> None:
+        self.path = path
+        self.price = price
+        self.totals = Totals()
+        self._lock = threading.Lock()
+        self._reserved: dict[int, tuple[int, int]] = {}
+        self._next = 0
+        if path is not None:
+            self._read(path)
+
+    @property
+    def spent(self) -> float:
+        """Cost of what ended, and the worst case of what is under way."""
+        return self.totals.cost + sum(self.price.of(*tokens) for tokens in self._reserved.values())
+
+    def reserve(self, tokens_in: int, tokens_out: int, what: str) -> int:
+        """Write down a request that is about to be sent; returns its number.
+
+        Args:
+            tokens_in: Prompt tokens at most.
+            tokens_out: Generated tokens at most.
+            what: What is asked for, such as a piece's address.
+
+        Raises:
+            TeacherError: It might cost more than is left.
+        """
+        with self._lock:
+            cost = self.price.of(tokens_in, tokens_out)
+            if self.price.cap is not None and self.spent + cost > self.price.cap:
+                raise CapReached(
+                    f"The spend cap is reached: {self.spent:.6g} of `teacher.price.cap: {self.price.cap:g}` is spent, and the "
+                    f"next request may cost {cost:.6g}. It was not sent.",
+                    "Everything that was received is kept. Raise the cap, or take less text, and give the same command again.",
+                )
+            number = self._next
+            self._next += 1
+            self._reserved[number] = (tokens_in, tokens_out)
+            self._write({"request": number, "state": "sent", "in": tokens_in, "out": tokens_out, "what": what})
+            return number
+
+    def book(self, number: int, status: str, tokens_in: int, tokens_out: int, seconds: float = 0.0) -> None:
+        """Write down how a request ended.
+
+        Args:
+            number: What :meth:`reserve` returned.
+            status: In a word: an HTTP status, or ``unknown`` where the server may have charged.
+            tokens_in: Prompt tokens that are paid for.
+            tokens_out: Generated tokens that are paid for.
+            seconds: What it took.
+        """
+        with self._lock:
+            del self._reserved[number]
+            entry = {"request": number, "state": "ended", "in": tokens_in, "out": tokens_out, "status": status}
+            self._write({**entry, "seconds": round(seconds, 3)})
+            self._add(tokens_in, tokens_out, unknown=status == "unknown")
+
+    def fail(self, number: int) -> None:
+        """A request of which nobody knows whether it was charged."""
+        self.book(number, "unknown", *self._reserved[number])
+
+    def _add(self, tokens_in: int, tokens_out: int, *, unknown: bool) -> None:
+        self.totals.requests += 1
+        self.totals.tokens_in += tokens_in
+        self.totals.tokens_out += tokens_out
+        self.totals.cost += self.price.of(tokens_in, tokens_out)
+        self.totals.unknown += unknown
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One write to the end of the file: whole, or cut off at its end by a kill.
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, (json.dumps(entry) + "\n").encode())
+        finally:
+            os.close(handle)
+
+    def _read(self, path: Path) -> None:
+        """What an earlier process spent."""
+        sent: dict[int, tuple[int, int]] = {}
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        if data and not data.endswith(b"\n"):
+            # A kill cut the last line off: nothing after it may be lost with it.
+            with path.open("ab") as file:
+                file.write(b"\n")
+        for line in data.splitlines():
+            try:
+                entry = json.loads(line)
+                number, tokens = int(entry["request"]), (int(entry["in"]), int(entry["out"]))
+                ended, status = entry["state"] == "ended", str(entry.get("status"))
+            except (ValueError, KeyError, TypeError):
+                continue
+            self._next = max(self._next, number + 1)
+            if ended:
+                sent.pop(number, None)
+                self._add(*tokens, unknown=status == "unknown")
+            else:
+                sent[number] = tokens
+        for tokens in sent.values():
+            self._add(*tokens, unknown=True)
+
+
+class CapReached(TeacherError):
+    """The next request might cost more than the owner allows."""

@@ -1,0 +1,161 @@
+"""The stage `capture` with a teacher behind an endpoint: of all three splits, since no later stage can ask it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from stillroom.core import files
+from stillroom.core.errors import RecipeError, UsageError
+from stillroom.core.progress import Progress
+from stillroom.corpus.sequences import Sequences
+from stillroom.recipe.capture import ObservedCodec
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.runs.run import Run, Stage
+from stillroom.runs.stages import CACHE
+from stillroom.signals.cache.observed import Observed
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.teachers.capture import cache_identity, open_writer
+from stillroom.teachers.endpoint import ledger, received
+from stillroom.teachers.endpoint.capture import FINGERPRINT, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
+
+SPLITS = ("train", "validation", "heldout")
+
+
+def require_possible(recipe: Recipe) -> None:
+    """Refuse, before anything is spent, what an endpoint cannot do.
+
+    Raises:
+        RecipeError: Names the key, and what to do.
+    """
+    if not isinstance(recipe.teacher, EndpointConfig):
+        return
+    if isinstance(recipe.student, ShrinkStudent):
+        raise RecipeError(
+            "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
+            "Use `student: {kind: existing, name: FOLDER}` (a smaller model with its tokenizer) or `{kind: fresh, …}`, "
+            "or a teacher on this machine.",
+        )
+    if not isinstance(recipe.capture.codec, ObservedCodec):
+        raise RecipeError(
+            f"`capture.codec: {{kind: {recipe.capture.codec.kind}}}` needs the teacher's whole distribution, and an endpoint "
+            "lists its most probable tokens.",
+            f"Write `capture: {{codec: {{kind: observed, k: {recipe.teacher.top}}}}}`.",
+        )
+    if recipe.capture.codec.k != recipe.teacher.top:
+        raise RecipeError(
+            f"`capture.codec.k` is {recipe.capture.codec.k} and `teacher.top` is {recipe.teacher.top}: what is asked for is "
+            "what is kept.",
+            "Give both the same value.",
+        )
+    if recipe.capture.temperature != 1.0:
+        raise RecipeError(
+            f"`capture.temperature` is {recipe.capture.temperature:g}, and an endpoint lists probabilities at temperature 1.",
+            "Leave it out, and `distill.temperature` too.",
+        )
+    if isinstance(recipe.capture.path, str):
+        raise RecipeError(
+            f"`capture.path: {recipe.capture.path}` is in an object store, into which a teacher on this machine captures unit by "
+            "unit; what an endpoint lists is written into a folder.",
+            "Name a folder as `capture.path`, or leave it out.",
+        )
+
+
+def require_no_units(recipe: Recipe, what: str) -> None:
+    """Refuse, before anything is spent, to capture in units what an endpoint lists.
+
+    Args:
+        recipe: The run's.
+        what: What was asked for, such as ``--ray``.
+
+    Raises:
+        UsageError: The teacher is behind an endpoint.
+    """
+    if isinstance(recipe.teacher, EndpointConfig):
+        raise UsageError(
+            f"{what}: several processes capture from a teacher on each of their machines, and this one is behind an endpoint.",
+            "Leave it out: one process asks the endpoint, with many requests at the same time.",
+        )
+
+
+def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
+    """Capture what the cache lacks."""
+    recipe = run.recipe
+    config = recipe.capture
+    assert isinstance(recipe.teacher, EndpointConfig)
+    assert isinstance(config.codec, ObservedCodec)
+    require_possible(recipe)
+    corpus = run.stage("corpus").path
+    pieces = pieces_of(Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS)
+    folder = config.path or stage.path / CACHE
+    assert isinstance(folder, Path)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress.say("  asking the endpoint")
+    teacher = open_endpoint(recipe.teacher, run.path / ledger.NAME)
+    try:
+        teacher = _recognised(teacher, folder, progress)
+        identity = cache_identity(teacher, config.codec, 1.0, config.seed)
+        wanted = [piece.address for piece in pieces]
+        writer = open_writer(folder, identity, wanted, own=config.path is None, progress=progress)
+        # Once the cache is open: one of something else was refused or begun anew by then.
+        assert teacher.fingerprint is not None
+        files.write_json(folder / FINGERPRINT, teacher.fingerprint.as_dict())
+        before = len([address for address in wanted if address in writer])
+        codec = Observed(config.codec.k, teacher.vocabulary.size)
+        kept = received.Received(run.path / received.NAME, codec, files.digest_json(identity.model_dump(mode="json")))
+        started = time.monotonic()
+        with progress.task("capture", total=sum(len(piece.ids) for piece in pieces)) as task:
+            recovered = capture_listed(teacher, pieces, writer, kept, codec, config.shard_tokens, task, progress.say)
+        writer.close()
+        seconds = time.monotonic() - started
+    finally:
+        teacher.close()
+    cache = TeacherCache.open(folder)
+    record = teacher.record()
+    files.write_json(stage.path / "teacher.json", record)
+    stage.result = files.digest_json([identity.model_dump(mode="json"), sorted(set(wanted)), record])
+    if before:
+        progress.say(f"  {before:,} of {len(wanted):,} pieces stood in the cache")
+    totals = teacher.server.client.ledger.totals
+    progress.say(
+        f"  {totals.requests:,} requests of this run so far: {totals.tokens_in:,} tokens in, {totals.tokens_out:,} out"
+        + (f", cost {totals.cost:.4g}" if totals.cost else "")
+    )
+    stage.notes.update(
+        bytes_per_position=cache.bytes_per_position,
+        codec=config.codec.model_dump(mode="json"),
+        tokens_per_second=round((task.done - task.begun_at) / seconds, 1) if seconds > 0 else None,
+        reused=before + recovered,
+        missing_mass=round(missing_mass(cache, wanted), 5),
+        spent={**vars(totals)},
+    )
+    progress.say(f"  the listed ids miss {missing_mass(cache, wanted):.1%} of the probability")
+
+
+def missing_mass(cache: TeacherCache, addresses: list[str]) -> float:
+    """Mean probability of all ids that are not listed, over the first pieces."""
+    signal = cache.read(addresses[:64])[0]
+    rest = getattr(signal, "rest", None)
+    return float(rest.mean()) if rest is not None and len(rest) else 0.0
+
+
+def _recognised(teacher: EndpointTeacher, folder: Path, progress: Progress) -> EndpointTeacher:
+    """The teacher as the cache knows it; a new cache is begun with a probe."""
+    try:
+        return known_teacher(teacher, folder)
+    except LookupError:
+        teacher, found = teacher.probed()
+    progress.say(
+        f"  {found.kind}: {found.top} ids per position, {found.missing_mass:.1%} of the probability is not listed; "
+        + (
+            "answers are the same each time"
+            if found.deterministic
+            else f"answers differ by {found.fingerprint.noise:.1e} nats"
+        )
+    )
+    if not found.tokenizer_checked:
+        progress.say("  the server does not tell how it makes tokens: each answer is checked instead")
+    return teacher

@@ -1,0 +1,208 @@
+"""Request logs become rows: every format, hostile lines, and parts that add up to the whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillroom.core.errors import UsageError
+from stillroom.guard.intake import intake, network
+from stillroom.guard.intake_formats import litellm, nginx, openai, otel, time_of, vllm
+from stillroom.guard.intake_text import Redactor, printable, skeleton
+from stillroom.guard.log_store import create_store, database, load, merge, open_store
+
+
+def line(number: int, **other: object) -> dict[str, object]:
+    """A row as a proxy writes it."""
+    return {
+        "time": 1_790_000_000 + 61 * number,
+        "account": f"acme-{number % 7}",
+        "ip": f"203.0.113.{number % 200}",
+        "request": {
+            "model": "m-1",
+            "n": 2,
+            "messages": [{"role": "user", "content": f"Solve problem {number} step by step: how many apples has Ann?"}],
+        },
+        "response": {"usage": {"prompt_tokens": 20, "completion_tokens": 100 + number}},
+        **other,
+    }
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_the_formats() -> None:
+    """Each adapter finds time, account, model and usage where its format has them."""
+    row = openai(line(3))
+    assert (row.account, row.model, row.tokens_out, row.choices, row.turns) == ("acme-3", "m-1", 103, 2, 1)
+    row = litellm(
+        {
+            "startTime": "2026-10-01 10:00:00.5",
+            "endTime": "2026-10-01T10:00:02.500Z",
+            "api_key": "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b",
+            "user": "u-7",
+            "end_user": "e",
+            "model": "m",
+            "prompt_tokens": 5,
+            "completion_tokens": 7,
+            "messages": {},
+            "requester_ip_address": "198.51.100.4",
+        }
+    )
+    assert (row.account, row.latency_ms, row.tokens_in, row.user) == ("u-7", 2000, 5, None)
+    for names in ("input_tokens output_tokens", "prompt_tokens completion_tokens"):
+        have = [
+            {"key": f"gen_ai.usage.{name}", "value": {"intValue": str(4 + index)}}
+            for index, name in enumerate(names.split())
+        ]
+        have.append({"key": "enduser.id", "value": {"stringValue": "t-1"}})
+        row = otel({"startTimeUnixNano": "1790000000000000000", "attributes": have})
+        assert (row.account, row.tokens_in, row.tokens_out) == ("t-1", 4, 5)
+        assert row.time_us == 1_790_000_000_000_000
+    found = nginx(
+        '203.0.113.9 - - [10/Oct/2026:13:55:36 +0200] "POST /v1/chat HTTP/1.1" 200 51 "-" "curl/8" key=ab12 rt=1.5'
+    )
+    assert found is not None
+    assert (found.account, found.latency_ms, found.time_us) == ("ab12", 1500, time_of("2026-10-10T11:55:36+00:00"))
+    found = vllm('2026-10-10 13:55:36,120 INFO:     198.51.100.7:5123 - "POST /v1/completions HTTP/1.1" 200 OK')
+    assert found is not None
+    assert found.account == "ip 198.51.100.7"
+
+
+@pytest.mark.parametrize("unit", [1, 1_000, 1_000_000, 1_000_000_000])
+def test_times_of_any_unit(unit: int) -> None:
+    """Seconds to nanoseconds mean the same moment; what is no time of this century is none."""
+    assert time_of(1_790_000_000 * unit) == 1_790_000_000_000_000
+    assert time_of(-5) is None
+    assert time_of(float("nan")) is None
+    assert time_of(10**400) is None
+
+
+def test_requests_of_one_template_share_a_skeleton() -> None:
+    """What fills a slot is masked; another template is another skeleton, and another secret another digest."""
+    one, two = 'Translate 17 lines of "Faust" for Anna into French', 'Translate 9 lines of "Emma" for Bob into French'
+    assert skeleton(one) == skeleton(two)
+    redactor = Redactor(b"k" * 32)
+    assert redactor.text("", one).skeleton == redactor.text("", two).skeleton
+    assert redactor.text("", one).fill != redactor.text("", two).fill
+    assert redactor.text("", one).fill == redactor.text("", one.upper()).fill
+    assert redactor.text("", one).fill != Redactor(b"l" * 32).text("", one).fill
+    assert skeleton("Summarise this letter in a few words") != skeleton(one)
+
+
+def test_hostile_lines_are_counted_and_never_fatal(tmp_path: Path) -> None:
+    """Every bad line has a reason; good ones around it are taken."""
+    log = tmp_path / "log.jsonl"
+    bad = [
+        b'{"time": 1790000000, "account": "x", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"{" + b'"k": "' + b"A" * 300_000 + b'"}',
+        b"\x00\x01\x02",
+        b'{"time": 1790000000}',
+        b'{"account": "no time"}',
+        b"[1, 2]",
+        b'{"time": ' + b"9" * 6000 + b', "account": "x"}',
+        b'{"time": 1790000000, "account": {"a": 1}}',
+        b'{"time": 1790000000, "account": "odd", "request": {"messages": [1, null, {"role": "user", "content": [3]}]}}',
+    ]
+    good = [json.dumps(line(number)).encode() for number in range(5)]
+    hostile = (
+        b'{"time": 1790000000, "account": "\xff\xfe\\u001b[31m", "request": {"messages": "\'; DROP TABLE rows; --"}}'
+    )
+    log.write_bytes(b"\n".join([*bad, hostile, *good]) + b'\n{"time": 17900')
+    store = create_store(tmp_path / "store")
+    report = intake([log], store, line_bytes=250_000)
+    assert report.rows == len(good) + 2
+    assert sum(report.skipped.values()) == len(bad) - 1 + 1
+    assert report.skipped["nested too deeply"] == 1
+    assert report.skipped["longer than 250,000 bytes"] == 1
+    assert report.repaired == {"not UTF-8: bytes replaced": 1}
+    with database() as connection:
+        names = load(store, connection, "SELECT name FROM {names}")["name"]
+    assert not any("\x1b" in name for name in names)
+    assert report.missing["payment"] == 1.0
+
+
+def test_logs_without_one_good_row_are_refused(tmp_path: Path) -> None:
+    """Nothing is stored, and the message says why."""
+    log = tmp_path / "log.jsonl"
+    log.write_text("not a log\n")
+    store = create_store(tmp_path / "store")
+    with pytest.raises(UsageError, match="No row was understood"):
+        intake([log], store)
+    assert store.parts() == []
+    with pytest.raises(UsageError, match="is not a file"):
+        intake([tmp_path / "absent"], store)
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+def test_merged_parts_equal_one_pass(tmp_path: Path, shards: int) -> None:
+    """Shards of the same bytes, read apart and in another order, add up to the same tables to the bit."""
+    log = write(tmp_path / "log.jsonl", [line(number) for number in range(400)])
+    packed = tmp_path / "more.jsonl.gz"
+    packed.write_bytes(
+        gzip.compress(write(tmp_path / "more.jsonl", [line(number, account="z") for number in range(50)]).read_bytes())
+    )
+    whole = create_store(tmp_path / "whole")
+    assert intake([log, packed], whole).rows == 450
+    apart = [create_store(tmp_path / f"part{number}", tmp_path / "whole" / "secret.key") for number in range(2)]
+    for shard in reversed(range(shards)):
+        intake([log, packed], apart[shard % 2], shard=(shard, shards))
+    merged = merge([apart[1]], apart[0])
+    one = merge([], whole)
+    assert merged["rows"] == one["rows"] == 450
+    assert merged["tables"] == one["tables"]
+    with pytest.raises(UsageError, match="another secret"):
+        merge([create_store(tmp_path / "stranger")], whole)
+
+
+def test_the_same_log_is_not_counted_twice(tmp_path: Path) -> None:
+    """A second intake of the same bytes changes nothing."""
+    log = write(tmp_path / "log.jsonl", [line(number) for number in range(20)])
+    store = create_store(tmp_path / "store")
+    assert not intake([log], store).known
+    assert intake([log], store).known
+    with database() as connection:
+        found = load(store, connection, "SELECT sum(requests)::BIGINT AS n FROM {accounts}")
+    assert found["n"].tolist() == [20]
+    assert open_store(store.path).digest() == store.digest()
+
+
+def test_no_text_and_no_address_reaches_the_disk(tmp_path: Path) -> None:
+    """A prompt's words, addresses and keys are in no file of the store."""
+    log = write(
+        tmp_path / "log.jsonl",
+        [
+            {
+                "time": 1_790_000_000,
+                "api_key": "sk-verysecret",
+                "ip": "203.0.113.77",
+                "request": {"messages": [{"role": "user", "content": "Xylophone elegy"}]},
+            }
+        ],
+    )
+    store = create_store(tmp_path / "store")
+    intake([log], store)
+    with database() as connection:
+        for part in store.path.rglob("*.parquet"):
+            shown = str(connection.execute(f"SELECT * FROM read_parquet('{part}')").fetchall()).lower()
+            assert not any(word in shown for word in ("xylophone", "verysecret", "203.0.113"))
+
+
+def test_networks() -> None:
+    """Addresses become networks; anything else is none."""
+    assert network("203.0.113.9") == "203.0.113"
+    assert network("2001:db8:1:2::9") == "2001:db8:1::/48"
+    assert network("nonsense") is None
+
+
+def test_shown_names_are_harmless() -> None:
+    """No control or formatting character is left, and the length is bounded."""
+    assert "\x1b" not in printable("\x1b[2J\u202eevil")
+    assert len(printable("a" * 999)) == 80
+    assert np.char.str_len(printable("ok")) == 2

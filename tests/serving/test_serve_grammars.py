@@ -1,0 +1,301 @@
+"""Grammars of answers: what is held, what is refused by name, and that no request stops the model for others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from serve_support import Running, running
+
+from stillroom.serving import grammars, pool
+from stillroom.serving.grammars import UnsupportedSchema, client_grammar, json_grammar, regex_grammar, tool_grammar
+
+BOTH = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+LIST = {
+    "$defs": {
+        "n": {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
+            "required": ["next"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/n",
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 3}, "uniqueItems"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "minimum"),
+        ({"type": "string", "pattern": "(?=x)x"}, "look-around"),
+        ({"enum": []}, "empty"),
+        ({"$ref": "https://example.org/schema"}, "https://example.org"),
+        ({"$ref": "#"}, "itself"),
+        ({"$defs": {"a": BOTH, "b": BOTH}, "$ref": "#/$defs/a"}, "itself"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "itself"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "itself"),
+        (5, "object"),
+        (False, "false"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None:
+    with pytest.raises(UnsupportedSchema, match=named):
+        json_grammar(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        LIST,
+        True,
+        {"type": "string", "format": "cuid2"},
+        {"type": "string", "format": "email", "pattern": "^.+@.+$"},
+        {"type": "integer", "multipleOf": 5},
+        {"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True, "minItems": 2},
+        {
+            "$defs": {
+                kind: {
+                    "type": "object",
+                    "properties": {"k": {"const": kind}, "n": {"type": "integer"}},
+                    "required": ["k"],
+                }
+                for kind in ("a", "b")
+            },
+            "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+            "discriminator": {"propertyName": "k"},
+        },
+        {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 900},
+        {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}},
+        {"anyOf": [{"$ref": "#"}, {"type": "null"}]} | {"title": "x"},
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": kind}}, "required": ["k"]} for kind in ("a", "b")
+            ],
+            "discriminator": {"propertyName": "k"},
+        },
+    ],
+)
+def test_what_libraries_write_is_held(schema: Any) -> None:
+    assert json_grammar(schema).startswith("%llguidance")
+
+
+def test_branches_that_could_both_hold_stay_one_of() -> None:
+    branch = {"type": "object", "properties": {"k": {"enum": ["a", "b"]}}, "required": ["k"]}
+    with pytest.raises(UnsupportedSchema, match="oneOf"):
+        json_grammar({"oneOf": [branch, branch]})
+    rows = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 1}
+    assert '"uniqueItems"' not in json_grammar(rows)
+
+
+def test_names_that_are_words_of_schemas_stay_names() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"format": {"type": "string"}, "discriminator": {"const": {"format": "x"}}},
+    }
+    document = json.loads(json_grammar(schema).partition("%json ")[2])
+    assert document["properties"] == schema["properties"]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "named"),
+    [
+        ("root ::= " + "(" * 60_000, "nested"),
+        ("root ::= (", "cannot be read"),
+        ("x ::= y", "y"),
+        ("%llguidance {}\nstart: nothing", "nothing"),
+        ("%llguidance {}\nstart: %json " + '{"not": {}}', "not"),
+        ('root ::= "a"' + " " * grammars.LONGEST_SCHEMA, "characters"),
+    ],
+)
+def test_a_grammar_of_a_client_is_converted_or_refused(grammar: str, named: str) -> None:
+    with pytest.raises(UnsupportedSchema, match=named):
+        client_grammar(grammar)
+    assert client_grammar('root ::= "yes" | "no"').startswith("%llguidance")
+
+
+def test_deep_and_large_schemas_are_refused() -> None:
+    deep: Any = {"type": "array"}
+    for _ in range(2000):
+        deep = {"type": "array", "items": deep}
+    for schema in (deep, {"enum": ["x" * 999] * 400}, {"enum": [f"value{number}" for number in range(25_000)]}):
+        with pytest.raises(UnsupportedSchema):
+            json_grammar(schema)
+
+
+def test_patterns_are_held_as_a_whole() -> None:
+    for pattern in ("(Ulm|Bern)", "^(Ulm|Bern)$", "a/b", r"a\/b", r"x\$"):
+        assert regex_grammar(pattern)
+    with pytest.raises(UnsupportedSchema):
+        regex_grammar("(")
+
+
+def answer(server: Running, **options: Any) -> Any:
+    status, found = server.chat("Go", max_tokens=200, temperature=1.5, **options)
+    assert status == 200, found
+    assert found["choices"][0]["finish_reason"] in ("stop", "tool_calls", "function_call", "length")
+    return found["choices"][0]
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Ulm", "Bern"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+PLACES: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_object", "schema": CITY}},
+    {"response_format": {"type": "json_schema", "schema": CITY}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "c", "schema": CITY, "strict": None}}},
+    {"json_schema": CITY},
+    {"json_schema": json.dumps(CITY)},
+    {"guided_json": CITY},
+    {"structured_outputs": {"json": CITY}},
+    {"format": CITY},
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_schema_is_held_wherever_servers_take_it(server: Running, place: dict[str, Any]) -> None:
+    jsonschema.validate(json.loads(answer(server, **place)["message"]["content"]), CITY)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"guided_choice": ["Ulm", "Bern"]},
+        {"guided_regex": "(Ulm|Bern)"},
+        {"guided_grammar": 'root ::= "Ulm" | "Bern"'},
+        {"structured_outputs": {"choice": ["Ulm", "Bern"]}},
+        {"structured_outputs": {"regex": "Ulm|Bern"}},
+        {"grammar": 'root ::= "Ulm" | "Bern"'},
+    ],
+)
+def test_other_forms_are_held(server: Running, place: dict[str, Any]) -> None:
+    assert answer(server, **place)["message"]["content"] in ("Ulm", "Bern")
+    status, found, _ = server.ask("POST", "/v1/completions", {"prompt": "Go", "max_tokens": 20, **place})
+    assert status == 200
+    assert found["choices"][0]["text"] in ("Ulm", "Bern")
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ({"structural_tag": {"a": 1}}, "structural_tag"),
+        ({"regex": "a"}, "regex"),
+        ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag"),
+        ({"guided_json": CITY, "guided_regex": "a"}, "guided_json and guided_regex"),
+        ({"format": {"not": {}}}, "format"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"min_tokens": 5}, "min_tokens"),
+    ],
+)
+def test_a_form_that_is_not_held_is_refused_by_name(server: Running, place: dict[str, Any], named: str) -> None:
+    status, found = server.chat("Go", **place)
+    assert status == 400
+    assert named in found["error"]["message"]
+
+
+def test_tools_of_any_root_and_functions_of_old(server: Running) -> None:
+    for schema in ({"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}, {"enum": ["x"]}, True, None):
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        choice = answer(server, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+        if choice["finish_reason"] == "length":
+            continue
+        (call,) = choice["message"]["tool_calls"]
+        jsonschema.validate(json.loads(call["function"]["arguments"]), {} if schema in (True, None) else schema)
+    functions = [{"name": "pick", "parameters": CITY}]
+    choice = answer(server, functions=functions, function_call={"name": "pick"})
+    assert choice["finish_reason"] == "function_call"
+    jsonschema.validate(json.loads(choice["message"]["function_call"]["arguments"]), CITY)
+
+
+@pytest.mark.parametrize(
+    "held", ["<tool_call>", "<tool_call>5</tool_call>", '"}</tool_call>', "<tool_call>[]</tool_call>"]
+)
+def test_a_call_arrives_whatever_its_arguments_hold(server: Running, held: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": held}}, "required": ["a"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    choice = answer(server, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+    assert [json.loads(call["function"]["arguments"]) for call in choice["message"]["tool_calls"]] == [{"a": held}]
+
+
+def test_the_tools_that_cannot_be_held_are_named() -> None:
+    with pytest.raises(UnsupportedSchema, match=r"parameters of g.*not"):
+        tool_grammar(
+            [("f", None), ("g", {"type": "object", "properties": {"a": {"not": {}}}})], required=True, several=True
+        )
+
+
+HANG = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} r{n + 1} | r{n + 1}\n" for n in range(40)) + 'r40 ::= "a"?\n'
+
+
+def test_no_grammar_holds_the_model_up_for_others(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path, parallel=2) as made:
+        made.chat("Go")
+        schema = {"type": "string", "pattern": "^((((a?){6}){6}){6}){6}$"}
+        bombs: list[dict[str, Any]] = [{"grammar": HANG}, {"json_schema": schema}]
+        threads = [threading.Thread(target=lambda bomb=bomb: made.chat("Go", **bomb)) for bomb in bombs]
+        for thread in threads:
+            thread.start()
+        assert made.chat("Go")[0] == 200
+        for thread in threads:
+            thread.join()
+        assert next(iter(made.service.pool.models.values())).restarts == 0
+
+
+def test_an_engine_that_hangs_is_replaced_and_others_are_answered(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    monkeypatch.setattr(pool, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(pool, "ANSWER_SECONDS", 0.3)
+    with running([tiny_gguf], tmp_path, parallel=2) as made:
+        made.chat("Go")
+        model = next(iter(made.service.pool.models.values()))
+        assert model.engine is not None
+        assert model.engine.pid is not None
+        os.kill(model.engine.pid, signal.SIGSTOP)
+        found: list[tuple[int, Any]] = []
+        threads = [threading.Thread(target=lambda: found.append(made.chat("Go"))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert model.restarts == 1
+        assert {status for status, _ in found} <= {200, 503}
+        assert made.chat("Go on")[0] == 200
+
+
+def test_a_request_that_ended_an_engine_is_not_tried_again(server: Running) -> None:
+    model = next(iter(server.service.pool.models.values()))
+    model.begin("one")
+    model.begin("two")
+    assert not model.ended("one", reached=True), "it was not alone"
+    model.done("one")
+    assert not model.ended("two", reached=False), "it had not begun"
+    assert model.ended("two", reached=True)
+    model.done("two")
+    model.require_harmless("one")
+    with pytest.raises(Exception, match="over this very request"):
+        model.require_harmless("two")
+    asyncio.run(model.watch())
+
+
+def test_a_long_answer_has_no_hidden_end(server: Running) -> None:
+    schema = {"type": "array", "items": {"const": 1}, "minItems": 40}
+    _, found = server.chat("Go", json_schema=schema, max_tokens=400)
+    if found["choices"][0]["finish_reason"] == "stop":
+        assert len(json.loads(found["choices"][0]["message"]["content"])) >= 40
+    assert "160" not in json_grammar({"type": "string"})

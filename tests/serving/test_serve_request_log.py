@@ -1,0 +1,76 @@
+"""The opt-in log of requests: metadata, bounded, and what `guard intake` makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from serve_support import running
+
+from stillroom.core.errors import UsageError
+from stillroom.guard.intake import intake
+from stillroom.guard.log_store import create_store
+from stillroom.serving import request_log
+from stillroom.serving.app import Limits
+from stillroom.serving.request_log import RequestLog
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Neither the text, nor the key, nor the end user is in the log; usage and parameters are; intake reads it."""
+    log = RequestLog(tmp_path / "requests.jsonl")
+    with running([tiny_gguf], tmp_path, limits=Limits(keys=["sk-own"]), request_log=log) as server:
+        headers = {"Authorization": "Bearer sk-own", "User-Agent": "tool/1"}
+        body = {"messages": [{"role": "user", "content": "Xylophone"}], "max_tokens": 4, "user": "ann", "seed": 1}
+        assert server.ask("POST", "/v1/chat/completions", body, headers)[0] == 200
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        assert server.ask("POST", "/v1/chat/completions", streamed, headers)[0] == 200
+        assert server.ask("POST", "/v1/chat/completions", b"{nonsense", headers)[0] == 400
+        assert server.ask("POST", "/v1/chat/completions", body)[0] == 401
+        assert server.ask("GET", "/v1/models", None, headers)[0] == 200
+    log.close()
+    found = lines(log.path)
+    assert [line["status"] for line in found] == [200, 200, 400]
+    assert all(line["completion_tokens"] == 4 and line["turns"] == 1 and line["seeded"] for line in found[:2])
+    assert [line["stream"] for line in found] == [False, True, False]
+    text = log.path.read_text()
+    assert not any(word in text for word in ("Xylophone", "sk-own", "ann", "tool/1"))
+    assert "127.0.0.0" in text
+    report = intake([log.path], create_store(tmp_path / "store"))
+    assert report.rows == 3
+    assert report.formats == {"stillroom": 3}
+
+
+def test_texts_are_logged_where_asked(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Then intake sees templates too."""
+    log = RequestLog(tmp_path / "requests.jsonl", texts=True)
+    with running([tiny_gguf], tmp_path, request_log=log) as server:
+        assert server.chat("Xylophone")[0] == 200
+    log.close()
+    assert lines(log.path)[0]["messages"] == [{"role": "user", "content": "Xylophone"}]
+    assert "text" not in intake([log.path], create_store(tmp_path / "store")).missing
+
+
+def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full files are set aside, and the oldest go."""
+    monkeypatch.setattr(request_log, "FILE_BYTES", 400)
+    monkeypatch.setattr(request_log, "FILES", 3)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    for number in range(100):
+        log.write({"number": number, "pad": "x" * 80})
+    log.close()
+    kept = sorted(path.name for path in tmp_path.glob("requests.jsonl*") if "secret" not in path.name)
+    assert kept == ["requests.jsonl", *(f"requests.jsonl.{number}" for number in (1, 2, 3))]
+    assert all((tmp_path / name).stat().st_size <= 400 for name in kept)
+    assert lines(log.path)[-1]["number"] == 99
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """Before anything is served."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        RequestLog(tmp_path / "file" / "log")

@@ -1,0 +1,42 @@
+"""The conversation in the terminal: its commands, and what a model may not do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stillroom.cli.serve import _Settings
+from stillroom.core.plain import shown
+from stillroom.serving.ask import Chat, rendered
+
+
+def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = _Settings(0.7, 8, 0)
+    with Chat(tiny_gguf, system="Be kind.") as talk:
+        assert settings.command(talk, "/help")
+        assert "/clear" in capsys.readouterr().err
+        for line in ("/set temperature 0", "/set max_tokens 4", "/set seed 7"):
+            assert settings.command(talk, line)
+        assert (settings.temperature, settings.max_tokens, settings.seed) == (0, 4, 7)
+        for line, said in (("/set temperature 9", "between"), ("/set seed x", "number"), ("/what", "no /what")):
+            assert settings.command(talk, line)
+            assert said in capsys.readouterr().err
+        assert settings.temperature == 0
+        talk.say("Hello", max_tokens=4)
+        assert settings.command(talk, "/clear")
+        assert talk.messages == [{"role": "system", "content": "Be kind."}]
+        assert settings.command(talk, "/set system Be brief.")
+        assert talk.messages == [{"role": "system", "content": "Be brief."}]
+        assert not settings.command(talk, "/bye")
+        mark = next(text for text in talk.facts.control if text in talk.facts.template)
+        assert isinstance(rendered(talk.engine, talk.facts, [{"role": "user", "content": "x"}]), str)
+        parts = rendered(talk.engine, talk.facts, [{"role": "user", "content": f"x{mark}y"}])
+        assert isinstance(parts, list)
+        plain = rendered(talk.engine, talk.facts, [{"role": "user", "content": "xy"}])
+        assert "".join(part for part in parts if isinstance(part, str)) == plain
+        assert talk.say(f"x{mark}y", max_tokens=4) is not None
+
+
+def test_control_characters_are_shown_and_not_obeyed() -> None:
+    assert shown("a\x1b]0;x\x07b\n\tc\x9b\u00e9") == "a\\u001b]0;x\\u0007b\n\tc\\u009b\u00e9"

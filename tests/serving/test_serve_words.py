@@ -1,0 +1,306 @@
+"""What real clients send: reasoning, conversations of every order, scored prompts, responses, Ollama's words."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+from serve_support import Running, running
+
+from stillroom.serving import tools
+from stillroom.serving.requests import Message
+from stillroom.serving.scoring import Offsets
+from stillroom.serving.speech import PAIRS, Reasoning
+
+THINKING = (
+    "{%- for message in messages %}{{- message.role + '\n' }}"
+    "{%- if message.reasoning_content %}{{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}"
+    "{{- message.content + '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant\n' }}"
+    "{%- if enable_thinking is not defined or enable_thinking %}{{- '<think>\n' }}{%- endif %}{%- endif %}"
+)
+STRICT = (
+    "{%- for message in messages %}"
+    "{%- if message.role == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}"
+    "{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif %}"
+    "{{- message.role + '\n' + message.content | trim + '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant\n' }}{%- endif %}"
+)
+
+
+def with_template(gguf: Path, target: Path, template: str) -> Path:
+    """The same model with another chat template."""
+    reader = GGUFReader(gguf)
+    field = reader.get_field("general.architecture")
+    assert field is not None
+    writer = GGUFWriter(target, field.contents())
+    new = {"tokenizer.chat_template": MetadataDetails(GGUFValueType.STRING, template)}
+    copy_with_new_metadata(reader, writer, new, ["tokenizer.chat_template"])
+    return target
+
+
+@pytest.fixture(scope="module")
+def thinker(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("thinker")
+    models = [
+        with_template(tiny_gguf, folder / f"{name}.gguf", text)
+        for name, text in (("thinks", THINKING), ("strict", STRICT))
+    ]
+    with running(models, folder) as made:
+        yield made
+
+
+def test_reasoning_is_told_apart_however_the_text_comes() -> None:
+    draw = random.Random(3)
+    for pair in PAIRS:
+        opening, closing = pair
+        cases = [
+            (f"{opening}\nWhy?\n\nSo.\n{closing}\n\nYes <b>.", False, "Why?\n\nSo.", "Yes <b>."),
+            (f"Why? < {closing[:3]}\n{closing}Yes", True, f"Why? < {closing[:3]}", "Yes"),
+            (f"  {opening}a", False, "a", ""),
+            ("No thoughts.", False, "", "No thoughts."),
+            (opening[:3], False, "", opening[:3]),
+            ("all of it\n\n", True, "all of it\n\n", ""),
+            (f"{closing}x", True, "", "x"),
+        ]
+        for text, opened, reasoning, content in cases:
+            for _ in range(20):
+                splitter = Reasoning(pair, opened)
+                cuts = sorted(draw.randint(0, len(text)) for _ in range(5))
+                pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+                got = [splitter.add(piece, end=number == len(pieces) - 1) for number, piece in enumerate(pieces)]
+                assert "".join(each[0] for each in got) == reasoning
+                assert "".join(each[1] for each in got) == content
+    assert Reasoning(None, False).add("<think>") == ("", "<think>")
+
+
+def test_reasoning_comes_alike_streamed_or_not_and_can_be_switched_off(thinker: Running) -> None:
+    body = {"model": "thinks", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
+    _, whole, _ = thinker.ask("POST", "/v1/chat/completions", body)
+    message = whole["choices"][0]["message"]
+    assert message["reasoning_content"] == message["reasoning"]
+    assert message["reasoning_content"]
+    assert message["content"] == ""
+    events = list(thinker.stream("/v1/chat/completions", body))
+    deltas = [choice["delta"] for event in events[:-1] for choice in event["choices"]]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    offs: list[dict[str, Any]] = [{"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}]
+    for off in offs:
+        _, whole, _ = thinker.ask("POST", "/v1/chat/completions", {**body, **off})
+        assert "reasoning_content" not in whole["choices"][0]["message"]
+        assert whole["choices"][0]["message"]["content"]
+    # Under a schema there is no room for thoughts.
+    _, whole, _ = thinker.ask("POST", "/v1/chat/completions", {**body, "guided_choice": ["a", "b"]})
+    assert whole["choices"][0]["message"]["content"] in ("a", "b")
+
+
+def test_reasoning_is_kept_in_a_session_and_goes_back(thinker: Running) -> None:
+    session = thinker.ask("POST", "/v1/sessions", {"model": "thinks"})[1]["id"]
+    body = {"model": "thinks", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "session": session}
+    _, whole, _ = thinker.ask("POST", "/v1/chat/completions", body)
+    kept = thinker.ask("GET", f"/v1/sessions/{session}")[1]["messages"][-1]
+    assert kept["reasoning_content"] == whole["choices"][0]["message"]["reasoning_content"]
+    assert thinker.ask("POST", "/v1/chat/completions", body)[0] == 200
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+USER, ANSWER = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+RESULT = {"role": "tool", "content": "r", "tool_call_id": "1"}
+TALKS: list[list[dict[str, Any]]] = [
+    [USER, {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]}, RESULT, RESULT],
+    [USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT, USER],
+    [USER, USER],
+    [USER, ANSWER, ANSWER, USER],
+    [{"role": "system", "content": "s"}, USER, {"role": "system", "content": "t"}, USER],
+    [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}, USER],
+    [{"role": "system", "content": "s"}, USER],
+]
+
+
+@pytest.mark.parametrize("model", ["strict", "thinks"])
+@pytest.mark.parametrize("messages", TALKS)
+def test_a_template_that_demands_turns_gets_them(thinker: Running, model: str, messages: list[dict[str, Any]]) -> None:
+    body = {"model": model, "messages": messages, "max_tokens": 2, "reasoning_effort": "none"}
+    status, answer, _ = thinker.ask("POST", "/v1/chat/completions", body)
+    assert status == 200, answer
+
+
+def test_nothing_is_lost_where_turns_are_joined() -> None:
+    draw = random.Random(5)
+    for _ in range(100):
+        talk = [{"role": draw.choice(["system", "user", "assistant"]), "content": f"<{number}>"} for number in range(8)]
+        joined = tools.alternating(talk)
+        assert "".join(each["content"].replace("\n\n", "") for each in joined) == "".join(
+            each["content"] for each in talk
+        )
+        assert all(one["role"] != other["role"] for one, other in pairwise(joined))
+        assert all(each["role"] != "system" for each in joined[1:])
+        assert all(each["role"] != "system" for each in tools.without_system(joined))
+
+
+def test_null_says_the_same_as_nothing(server: Running) -> None:
+    message = {"role": "user", "content": "Go", "name": None, "tool_calls": None, "reasoning_content": None}
+    body = dict.fromkeys(
+        ("temperature", "stop", "tools", "tool_choice", "stream", "response_format", "n", "seed", "logprobs")
+    )
+    assert server.ask("POST", "/v1/chat/completions", {**body, "messages": [message], "max_tokens": 2})[0] == 200
+    assert Message.model_validate(message).content == "Go"
+
+
+def test_prompts_are_scored_as_they_would_be_written(server: Running) -> None:
+    body = {"prompt": "Hello there", "max_tokens": 12, "temperature": 0, "logprobs": 2, "logit_bias": {"2": -100}}
+    _, written, _ = server.ask("POST", "/v1/completions", body)
+    told = written["choices"][0]["logprobs"]
+    whole = "Hello there" + written["choices"][0]["text"]
+    _, scored, _ = server.ask(
+        "POST", "/v1/completions", {"prompt": whole, "max_tokens": 0, "echo": True, "logprobs": 2}
+    )
+    assert "choices" in scored, scored
+    choice = scored["choices"][0]
+    assert choice["text"] == whole
+    assert scored["usage"]["completion_tokens"] == 0
+    found = choice["logprobs"]
+    lengths = {len(found[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+    assert lengths == {scored["usage"]["prompt_tokens"]}
+    assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+    if found["tokens"][-len(told["tokens"]) :] == told["tokens"]:
+        expected = pytest.approx(told["token_logprobs"], abs=1e-2)
+        assert found["token_logprobs"][-len(told["tokens"]) :] == expected
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        assert token.startswith("bytes:") or whole[offset:].startswith(token)
+    assert told["text_offset"][0] == 0
+
+
+def test_what_harnesses_send_is_scored(server: Running) -> None:
+    ids = [[5, 6, 7, 8], [9, 10, 11]]
+    body = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 1, "seed": 1234, "echo": True}
+    status, answer, _ = server.ask("POST", "/v1/completions", body)
+    assert status == 200, answer
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice, prompt in zip(answer["choices"], ids, strict=True):
+        found = choice["logprobs"]
+        assert len(found["token_logprobs"]) in (len(prompt), len(prompt) + 1)
+        columns = (found[key][1 : len(prompt)] for key in ("tokens", "token_logprobs", "top_logprobs"))
+        for token, logprob, top in zip(*columns, strict=True):
+            best = max(top, key=top.__getitem__)
+            assert logprob <= top[best] + 1e-6
+            assert (token == best) == (logprob == top[best])
+    # Tokens that end a text are scored too.
+    end = {"prompt": [5, 2, 6, 2], "max_tokens": 0, "logprobs": 1, "echo": True}
+    status, answer, _ = server.ask("POST", "/v1/completions", end)
+    assert status == 200, answer
+    assert all(value < 0 for value in answer["choices"][0]["logprobs"]["token_logprobs"][1:])
+    assert server.ask("POST", "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2})[1]["choices"][1]["index"] == 1
+    assert server.ask("POST", "/v1/completions", {"prompt": "a", "max_tokens": 0})[1]["choices"][0]["text"] == ""
+    assert server.ask("POST", "/v1/completions", {"prompt": {}})[1]["error"]["message"].startswith("prompt: a text")
+    assert server.ask("POST", "/v1/completions", {"prompt": "a " * 900, "max_tokens": 0, "echo": True})[0] == 400
+
+
+def test_offsets_count_characters_that_tokens_share() -> None:
+    entries = [{"bytes": list(part), "token": "", "logprob": -1.0} for part in (b"a", b"\xf0\x9f", b"\x98\x80b", b"c")]
+    found = Offsets().old(entries, 1)
+    assert found["text_offset"] == [0, 1, 1, 3]
+    assert found["tokens"] == ["a", "bytes:\\xf0\\x9f", "bytes:\\x98\\x80\\x62", "c"]
+
+
+FLAT = {
+    "type": "function",
+    "name": "clock",
+    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+
+
+def named_events(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", "/v1/responses", json.dumps({**body, "stream": True}))
+    text = connection.getresponse().read().decode()
+    connection.close()
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        found.append(json.loads(data[6:]))
+        assert name == f"event: {found[-1]['type']}"
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    return found
+
+
+def test_responses_of_text_and_of_calls(server: Running) -> None:
+    body: dict[str, Any] = {"input": "Hi", "max_output_tokens": 6, "temperature": 0.0, "instructions": "Be brief."}
+    status, answer, _ = server.ask("POST", "/v1/responses", body)
+    assert status == 200, answer
+    text = answer["output"][0]["content"][0]["text"]
+    events = named_events(server, body)
+    assert "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta") == text
+    assert events[0]["type"] == "response.created"
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == text
+    called = {"input": "Hi", "tools": [FLAT], "tool_choice": {"type": "function", "name": "clock"}}
+    (item,) = server.ask("POST", "/v1/responses", called)[1]["output"]
+    assert (item["type"], item["name"], item["arguments"]) == ("function_call", "clock", "{}")
+    done = [event for event in named_events(server, called) if event["type"] == "response.function_call_arguments.done"]
+    assert [event["arguments"] for event in done] == ["{}"]
+    onward = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {key: item[key] for key in ("type", "call_id", "name", "arguments")},
+        {"type": "function_call_output", "call_id": item["call_id"], "output": "noon"},
+    ]
+    assert server.ask("POST", "/v1/responses", {"input": onward, "tools": [FLAT], "max_output_tokens": 5})[0] == 200
+    form = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["Ulm"]}}}
+    answer = server.ask("POST", "/v1/responses", {"input": "Hi", "text": form})[1]
+    assert answer["output"][0]["content"][0]["text"] == '"Ulm"'
+    answer = server.ask("POST", "/v1/responses", {"input": "x", "previous_response_id": "y"})[1]
+    assert "previous_response_id" in answer["error"]["message"]
+
+
+def lines(server: Running, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body))
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_clients_of_ollama_find_us(server: Running) -> None:
+    (model,) = server.ask("GET", "/api/tags")[1]["models"]
+    name = f"{model['name']}:latest"
+    options = {"num_predict": 6, "temperature": 0, "num_ctx": 4096}
+    body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "options": options}
+    whole = server.ask("POST", "/api/chat", {**body, "stream": False})[1]
+    assert whole["done"]
+    found = lines(server, "/api/chat", body)
+    assert [line["done"] for line in found] == [False] * (len(found) - 1) + [True]
+    assert "".join(line["message"]["content"] for line in found) == whole["message"]["content"]
+    generated = server.ask(
+        "POST", "/api/generate", {"model": name, "prompt": "Hi", "options": options, "stream": False}
+    )[1]
+    assert generated["response"] == whole["message"]["content"]
+    raw = lines(server, "/api/generate", {"model": name, "prompt": "Hi", "raw": True, "options": options})
+    assert raw[-1]["eval_count"] <= 6
+    city = {"enum": ["Ulm"]}
+    held = server.ask(
+        "POST", "/api/chat", {"model": name, "messages": body["messages"], "format": city, "stream": False}
+    )[1]
+    assert json.loads(held["message"]["content"]) == "Ulm"
+    assert server.ask("POST", "/api/chat", {**body, "model": "nobody"})[0] == 404
+    error = server.ask("POST", "/api/chat", {**body, "format": {"not": {}}})
+    assert error[0] == 400
+
+
+def test_what_a_model_wrote_is_labelled(server: Running) -> None:
+    assert server.chat("Go")[1]["stillroom"] == {"generated": True}
+    _, answer, _ = server.ask("POST", "/v1/completions", {"prompt": "Go", "max_tokens": 1})
+    assert answer["stillroom"] == {"generated": True}
+    body = {"messages": [{"role": "user", "content": "Go"}], "max_tokens": 2}
+    events = list(server.stream("/v1/chat/completions", body))
+    assert all(event["stillroom"]["generated"] for event in events[:-1])

@@ -1,0 +1,190 @@
+"""The whole path with a teacher behind an endpoint, from one recipe: llama.cpp serves a tiny model on a loopback port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from teachers.served import llama_server, tiny_endpoint
+from tiny_models import tiny_model
+from typer.testing import CliRunner
+
+from stillroom.core.errors import RecipeError, TeacherError, TermsRefused
+from stillroom.models.load import load_teacher
+from stillroom.pipeline import run
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.recipe.teacher import HuggingFaceTeacher
+from stillroom.teachers.endpoint.ledger import Ledger, Price
+from stillroom.teachers.endpoint.teacher import open_endpoint
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a server, and the folder of what it serves."""
+    folder = tmp_path_factory.mktemp("served")
+    teacher, gguf = tiny_endpoint(folder)
+    with llama_server(gguf) as url:
+        yield url, teacher
+
+
+def endpoint(url: str, teacher: Path, **values: Any) -> dict[str, Any]:
+    return {
+        "kind": "endpoint",
+        "base_url": url,
+        "model": "tiny",
+        "tokenizer": str(teacher),
+        "sends_text": True,
+        "concurrency": 2,
+    } | values
+
+
+def settings_of(small_recipe: Any, url: str, folder: Path, **sections: Any) -> dict[str, Any]:
+    made: dict[str, Any] = small_recipe(
+        folder,
+        teacher=endpoint(url, folder),
+        capture={"codec": {"kind": "observed", "k": 20}},
+        student={"kind": "fresh", "config": {"num_hidden_layers": 1}},
+    )
+    return made | sections
+
+
+def test_lists_are_those_of_the_model_itself(served: tuple[str, Path]) -> None:
+    url, folder = served
+    teacher = open_endpoint(EndpointConfig.model_validate(endpoint(url, folder)))
+    teacher, found = teacher.probed()
+    assert found.kind == "llamacpp"
+    assert found.tokenizer_checked
+    model = load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32).model
+    # With half characters, a token that ends generation in the middle, and one at the end.
+    text = "A for loop, 漢字 🙂 and more.<|im_end|>\nThe next one."
+    ids = [*teacher.tokenizer(text, add_special_tokens=False)["input_ids"], teacher.tokenizer.eos_token_id]
+    signal = teacher.server.score(ids, "a text")
+    with torch.inference_mode():
+        exact = model(torch.tensor([ids])).logits[0, :-1].log_softmax(1)
+    assert len(signal) == len(ids) - 1
+    assert float((exact.gather(1, signal.ids) - signal.logprobs).abs().max()) < 0.02
+    assert torch.equal(exact.argmax(1), signal.ids[:, 0])
+    # One request a position, as an older server needs it, says the same.
+    teacher.server._forced = False  # type: ignore[attr-defined]
+    alone = teacher.server.score(ids, "a text")
+    assert float((exact.gather(1, alone.ids) - alone.logprobs).abs().max()) < 0.02
+    other = tiny_model("llama", folder.parent / "other", layers=1, vocabulary_size=400)
+    wrong = open_endpoint(EndpointConfig.model_validate(endpoint(url, other)))
+    with pytest.raises(TeacherError, match="not those of the recipe's tokenizer"):
+        wrong.probed()
+
+
+def test_the_whole_path_from_one_recipe(
+    small_recipe: Any, served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = served
+    monkeypatch.setenv("STILLROOM_TEST_KEY", "sk-Stillroom-path-0123456789")
+    priced = endpoint(url, folder, key_env="STILLROOM_TEST_KEY", price={"input": 1, "output": 2, "cap": 10})
+    settings = settings_of(small_recipe, url, folder, teacher=priced)
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    summary = json.loads((made.path / "summary.json").read_text())
+    for name in ("shrunk", "baseline", "student"):
+        assert summary[name]["kl_is"] == "at least"
+        assert summary[name]["kl_to_teacher"] > 0
+    assert summary["teacher"]["kl_to_teacher"] == 0
+    assert summary["teacher"]["parameters"] > summary["student"]["parameters"]
+    assert set(summary["measures"]) == {"fidelity", "cost"}
+    assert any("at least" in warning for warning in summary["measures"]["fidelity"]["warnings"])
+    page = (made.path / "report.html").read_text(encoding="utf-8")
+    assert "at least" in page
+    history = json.loads((made.path / "distill" / "history.json").read_text())["validations"]
+    assert min(entry["kl"] for entry in history) < history[0]["kl"]
+    ledger = Ledger(made.path / "spending.jsonl", Price(1, 2, 10))
+    assert 0 < ledger.spent < 10
+    assert made.stage("capture").record["notes"]["spent"]["cost"] == pytest.approx(ledger.spent)
+    # The same command again asks for nothing; other training asks for nothing either.
+    requests = ledger.totals.requests
+    run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    changed = settings | {"distill": settings["distill"] | {"objective": "jensen_shannon"}, "baseline": False}
+    run(Recipe.model_validate(changed), tmp_path, quiet=True)
+    assert Ledger(made.path / "spending.jsonl", Price()).totals.requests == requests
+    for path in made.path.rglob("*"):
+        if path.is_file():
+            assert b"sk-Stillroom-path" not in path.read_bytes(), path
+
+
+def test_a_student_that_exists(small_recipe: Any, served: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = served
+    student = tiny_model("llama", tmp_path / "student", layers=1, hidden=32, seed=5)
+    settings = settings_of(
+        small_recipe, url, folder, student={"kind": "existing", "name": str(student)}, baseline=False
+    )
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    summary = json.loads((made.path / "summary.json").read_text())
+    assert summary["student"]["kl_to_teacher"] <= summary["shrunk"]["kl_to_teacher"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"student": {"kind": "shrink", "layers": 1}}, "prunes the teacher's weights"),
+        ({"capture": {"codec": {"kind": "threshold"}}}, "kind: observed, k: 20"),
+        ({"capture": {"codec": {"kind": "observed", "k": 10}}}, "Give both the same value"),
+        ({"capture": {"codec": {"kind": "observed", "k": 20}, "temperature": 2.0}}, "at temperature 1"),
+    ],
+)
+def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_sent(
+    small_recipe: Any, tmp_path: Path, sections: dict[str, Any], words: str
+) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=16)
+    # Nobody listens there: a request would be another error.
+    settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher, **sections)
+    with pytest.raises(RecipeError) as failed:
+        run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    assert words in str(failed.value)
+
+
+def test_hosts_and_models_go_through_the_terms_gate(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=16)
+    for values, words in (
+        ({"base_url": "https://api.openai.com", "service": "somebody"}, "OpenAI"),
+        ({"base_url": "https://127.0.0.1:9", "model": "openai/gpt-4o-mini"}, "OpenAI"),
+        ({"base_url": "https://127.0.0.1:9", "service": "Anthropic"}, "Anthropic"),
+    ):
+        settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher)
+        settings["teacher"] |= values
+        with pytest.raises(TermsRefused, match=words):
+            run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    # Who runs it is not known, and nobody decided.
+    settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher, terms={})
+    settings["teacher"] |= {"base_url": "https://models.example.com", "service": "Example"}
+    with pytest.raises(TermsRefused, match=r"not known"):
+        run(Recipe.model_validate(settings), tmp_path, quiet=True)
+
+
+def test_the_plan_says_what_is_sent_and_asks_for_nothing(small_recipe: Any, tmp_path: Path) -> None:
+    from stillroom.planning.plan import make_plan, show_plan
+
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=2)
+    settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher)
+    settings["teacher"] |= {"price": {"input": 1000, "output": 2000, "cap": 50}, "server": "vllm"}
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
+    asked = plan["endpoint"]
+    assert asked["tokens_in"] >= plan["tokens"]["train"] + plan["tokens"]["heldout"]
+    assert asked["cost"] == pytest.approx((asked["tokens_in"] * 1000 + asked["tokens_out"] * 2000) / 1e6)
+    assert plan["stages"]["capture"]["disk_bytes"] > 0
+    show_plan(plan)
+
+
+def test_probe_on_the_command_line(served: tuple[str, Path]) -> None:
+    from stillroom.cli.app import app
+
+    url, folder = served
+    told = CliRunner().invoke(app, ["teacher", "probe", url, "--model", "tiny", "--tokenizer", str(folder), "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert found["server"] == "llamacpp"
+    assert found["tokenizer_checked"] is True
+    assert found["top"] == 20
+    words = CliRunner().invoke(app, ["teacher", "probe", url, "--model", "tiny", "--tokenizer", str(folder)])
+    assert "llamacpp" in words.stdout

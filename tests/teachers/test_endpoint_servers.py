@@ -1,0 +1,61 @@
+"""Answers of servers that cannot be run here, made as their sources and client packages describe them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from stillroom.core.errors import TeacherError
+from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.teachers.endpoint.teacher import open_endpoint
+
+IDS = [100, 101, 102, 103]
+LISTED = [[(110, -0.5), (111, -1.5)], [(112, -0.7), (113, -2.0)], [(114, -0.2), (115, -3.0)]]
+
+
+def scored(folder: Path, kind: str, answer: dict[str, Any]) -> Any:
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=json.dumps(answer).encode()))
+    config = EndpointConfig(
+        base_url="http://127.0.0.1:1/v1",
+        model="m",
+        tokenizer=str(folder),
+        server=kind,
+        sends_text=True,
+        top=2,
+        attempts=1,
+    )
+    return open_endpoint(config, transport=transport).server.score(IDS, "x")
+
+
+def sglang(ids: list[int]) -> dict[str, Any]:
+    own = [[None, ids[0], None], *([-1.0, token, None] for token in ids[1:])]
+    top = [None, *([[value, token, None] for token, value in row] for row in LISTED)]
+    return {"text": "", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": top}}
+
+
+def echoed(ids: list[int]) -> dict[str, Any]:
+    top = [None, *({f"token_id:{token}": value for token, value in row} for row in LISTED), {"token_id:1": -0.1}]
+    return {"choices": [{"prompt_token_ids": ids, "logprobs": {"token_ids": [*ids, 1], "top_logprobs": top}}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("servers") / "teacher", layers=1, hidden=16)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("sglang", sglang), ("fireworks", echoed), ("together", echoed)])
+def test_lists_are_read_and_other_tokens_are_named(folder: Path, kind: str, made: Any) -> None:
+    signal = scored(folder, kind, made(IDS))
+    assert signal.ids.tolist() == [[token for token, _ in row] for row in LISTED]
+    assert torch.allclose(signal.logprobs, torch.tensor([[value for _, value in row] for row in LISTED]))
+    assert torch.allclose(signal.rest, 1 - signal.logprobs.exp().sum(1))
+    with pytest.raises(TeacherError, match="not those of the recipe's tokenizer"):
+        scored(folder, kind, made([*IDS[:-1], 9]))
+    with pytest.raises(TeacherError, match="was not scored"):
+        scored(folder, kind, {"choices": [{"text": "", "logprobs": None}], "meta_info": {}})
