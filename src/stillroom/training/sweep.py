@@ -132,8 +132,8 @@ class Budget:
 
 def table_rate(width: int, distance: float) -> float:
     """The rate for a student of this hidden size that begins at this KL to its teacher, nats per token."""
-    base, power = next(((rate, power) for most, rate, power in TABLE if distance <= most), TABLE[-1][1:])
-    return min(max(base * (TABLE_WIDTH / width) ** power, LOWEST), HIGHEST / FACTOR)
+    _, base, power = next((row for row in TABLE if distance <= row[0]), TABLE[-1])
+    return min(max(base * math.pow(TABLE_WIDTH / width, power), LOWEST), HIGHEST / FACTOR)
 
 
 def for_whole_run(rate: float, distance: float, table: float) -> float:
