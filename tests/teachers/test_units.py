@@ -23,7 +23,7 @@ from stillroom.core.errors import CacheDamaged, RunError, SignalError, UsageErro
 from stillroom.core.progress import Progress
 from stillroom.core.store import LocalStore, open_store
 from stillroom.corpus.sequences import Sequences
-from stillroom.recipe.capture import ThresholdCodec
+from stillroom.recipe.capture import HiddenCodec, ObservedCodec, ThresholdCodec
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 from stillroom.signals.cache import parts
@@ -215,6 +215,40 @@ def test_two_processes_at_once_in_an_object_store_make_each_unit_once(
         assert equal_to_the_bit(one_process, TeacherCache.open("s3://bucket/cache", tmp_path))
         with pytest.raises(CacheDamaged, match="is missing"):
             TeacherCache.open("s3://bucket/cache", tmp_path / "new")
+
+
+@pytest.mark.parametrize("codec", [ObservedCodec(k=5), HiddenCodec(), HiddenCodec(bits=8)])
+def test_units_of_lists_and_of_hidden_states(
+    teacher: Any, splits: list[Sequences], tmp_path: Path, codec: ObservedCodec | HiddenCodec
+) -> None:
+    writer = CacheWriter.open(tmp_path / "one", cache_identity(teacher, codec, 1.5, 0))
+    for split in splits:
+        with Progress(True).task("x", total=1) as task:
+            capture(teacher, split, writer, 1.5, None, 64, task, set())
+    writer.close()
+    one = TeacherCache.open(tmp_path / "one")
+    store = LocalStore(tmp_path / "many")
+    recipe = recipe_with(codec=codec.model_dump(), temperature=1.5)
+    units = Units(teacher, recipe, splits, store)
+    for unit in reversed(units.units):
+        assert units.make(unit)
+    assert not parts.seal(store).damages
+    many = TeacherCache.open(tmp_path / "many")
+    assert many.digests == one.digests
+    assert (many.manifest.model is None) == (one.manifest.model is None)
+    for digest in one.digests:
+        (a, n), (b, m) = one.read([digest]), many.read([digest])
+        assert n == m
+        assert torch.equal(a.logprobs, b.logprobs)
+        assert one.entropy(digest) == many.entropy(digest)
+    # One process goes on where several sealed: nothing is missing.
+    again = CacheWriter.open(tmp_path / "many", units.identity)
+    assert not again.missing([address for split in splits for address in split.digests])
+    # The output layer is the cache's, and a teacher with another one is not heard.
+    units.teacher = local_teacher(make_model("llama", rows=100, seed=77))
+    if isinstance(codec, HiddenCodec):
+        with pytest.raises(CacheDamaged, match="another output layer"):
+            units.make(units.units[0])
 
 
 def test_units_of_another_teacher_are_refused(teacher: Any, splits: list[Sequences], tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def require_possible(recipe: Recipe) -> None:
         )
     if isinstance(recipe.capture.path, str):
         raise RecipeError(
-            f"`capture.path: {recipe.capture.path}` is in an object store, into which a teacher on this machine captures unit by "
-            "unit; what an endpoint lists is written into a folder.",
+            f"`capture.path: {recipe.capture.path}` is in an object store, into which a teacher on this machine captures unit "
+            "by unit; what an endpoint lists is written into a folder.",
             "Name a folder as `capture.path`, or leave it out.",
         )
 
