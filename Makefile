@@ -43,6 +43,7 @@ test: $(VENV)/dev.stamp
 test-all:
 	$(MAKE) check
 	$(MAKE) test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 	$(MAKE) attacks
 	$(MAKE) dist
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
@@ -25,6 +25,10 @@ from stillroom.runs.stages import (
     stages_of,
     with_needs,
 )
+
+if TYPE_CHECKING:
+    from stillroom.cluster.cluster import Cluster
+    from stillroom.teachers.units import PartDone
 
 RUNS = "runs"
 """The folder that holds runs, beside a recipe."""
@@ -152,6 +156,7 @@ def run(
     quiet: bool = False,
     on_stage: Callback | None = None,
     on_step: Callback | None = None,
+    cluster: Cluster | None = None,
     secret: AnyPath | None = None,
 ) -> Run:
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
@@ -162,7 +167,7 @@ def run(
         if until is not None:
             _require_stage(made, until)
         with made.locked():
-            _do(made, until, Progress(quiet))
+            _do(made, until, Progress(quiet), cluster)
     return made
 
 
@@ -188,6 +193,42 @@ def run_stage(
     return made
 
 
+def capture_part(
+    source: AnyRecipe,
+    part: str,
+    root: AnyPath | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> PartDone:
+    """Capture one of several equal parts of a run's units, such as ``3/64``, beside other processes that do the others.
+
+    The run is not locked, and nothing of it is written but units of its cache: its corpus has to be finished before.
+
+    Raises:
+        UsageError: The part is none, or the teacher is behind an endpoint.
+        RunError: The corpus is not finished, or was made of something else than the recipe says now.
+        TermsRefused: A licence does not allow it.
+    """
+    from stillroom.teachers.endpoint.stage import require_no_units
+    from stillroom.teachers.units import Share
+    from stillroom.teachers.units import capture_part as capture_share
+    from stillroom.terms.gate import require_allowed, run_verdict
+
+    share = Share.parse(part)
+    made = opened(source, root, overrides)
+    require_no_units(made.recipe, f"--part {part}")
+    spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
+    with _translated(made.path):
+        if not made.stage("corpus").holds(inputs_of(made, spec)):
+            raise RunError(
+                f"{made.path}: the corpus is not finished, and parts of it cannot be captured.",
+                f"Make it first, once: stillroom corpus {made.path}",
+            )
+        require_allowed(run_verdict(made))
+        return capture_share(made, share, Progress(quiet))
+
+
 def _require_stage(made: Run, name: str) -> None:
     names = [spec.name for spec in stages_of(made.recipe)]
     if name not in names:
@@ -204,7 +245,7 @@ def finish(made: Run) -> dict[str, Any]:
     return summary
 
 
-def _do(made: Run, until: str | None, progress: Progress) -> None:
+def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | None = None) -> None:
     from stillroom.evaluation.registry import check_names
 
     for notice in made.notices:
@@ -213,9 +254,11 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
     made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
-    from stillroom.teachers.endpoint.stage import require_possible
+    from stillroom.teachers.endpoint.stage import require_no_units, require_possible
 
     require_possible(made.recipe)
+    if cluster is not None and cluster.ray is not None:
+        require_no_units(made.recipe, f"--ray {cluster.ray}")
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -227,7 +270,7 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone)
+        redone = _do_stage(made, spec, progress, redone, cluster)
     made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
@@ -238,18 +281,19 @@ def _do(made: Run, until: str | None, progress: Progress) -> None:
 def _damaged_cache(made: Run) -> str:
     """How a cache that lies outside the run's folder is damaged, in words; one inside is looked at as every output is."""
     from stillroom.core.errors import CacheDamaged, SignalError
+    from stillroom.core.store import is_url
     from stillroom.signals.cache.reader import damages_of
 
     folder = made.recipe.capture.path
-    if folder is None:
+    if folder is None or is_url(folder):
         return ""
     try:
-        return ", ".join(damages_of(folder, made.known.digest)[:3])
+        return ", ".join(damages_of(Path(folder), made.known.digest)[:3])
     except (CacheDamaged, SignalError) as error:
         return str(error.args[0])
 
 
-def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> bool:
+def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
@@ -293,7 +337,8 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool) -> b
         with stage.working(
             inputs, made.recipe.public_seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
         ):
-            spec.load()(made, stage, progress)
+            function = spec.load() if cluster is None else cluster.function(spec)
+            function(made, stage, progress)
     except KeyboardInterrupt:
         # What the user is told; see `stillroom.cli`.
         steps = [event["step"] for event in made.events(spec.name) if "step" in event]

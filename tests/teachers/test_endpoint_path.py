@@ -13,7 +13,9 @@ from teachers.served import llama_server, tiny_endpoint
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
-from stillroom.core.errors import RecipeError, TeacherError, TermsRefused
+from stillroom import pipeline
+from stillroom.cluster.cluster import Cluster
+from stillroom.core.errors import RecipeError, TeacherError, TermsRefused, UsageError
 from stillroom.models.load import load_teacher
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
@@ -131,6 +133,7 @@ def test_a_student_that_exists(small_recipe: Any, served: tuple[str, Path], tmp_
         ({"capture": {"codec": {"kind": "threshold"}}}, "kind: observed, k: 20"),
         ({"capture": {"codec": {"kind": "observed", "k": 10}}}, "Give both the same value"),
         ({"capture": {"codec": {"kind": "observed", "k": 20}, "temperature": 2.0}}, "at temperature 1"),
+        ({"capture": {"codec": {"kind": "observed", "k": 20}, "path": "s3://bucket/cache"}}, "is in an object store"),
     ],
 )
 def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_sent(
@@ -142,6 +145,16 @@ def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_sent(
     with pytest.raises(RecipeError) as failed:
         run(Recipe.model_validate(settings), tmp_path, quiet=True)
     assert words in str(failed.value)
+
+
+def test_several_processes_do_not_capture_from_an_endpoint(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=16)
+    recipe = Recipe.model_validate(settings_of(small_recipe, "http://127.0.0.1:9", teacher))
+    with pytest.raises(UsageError, match=r"--part 1/2: .* behind an endpoint"):
+        pipeline.capture_part(recipe, "1/2", tmp_path, quiet=True)
+    with pytest.raises(UsageError, match=r"--ray local: .* behind an endpoint"):
+        pipeline.run(recipe, tmp_path, quiet=True, cluster=Cluster(ray="local"))
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_hosts_and_models_go_through_the_terms_gate(small_recipe: Any, tmp_path: Path) -> None:

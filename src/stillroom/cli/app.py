@@ -89,6 +89,16 @@ def run(
         typer.Option(help="Stop after this stage: corpus, capture, shrink, distill, baseline, export or evaluate."),
     ] = None,
     changes: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Train in so many processes on this machine (torch elastic).")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|auto|local", help="Capture on a Ray cluster, or on one that is started here."),
+    ] = None,
+    capture_workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of --ray; without it, one per GPU, or else per core.")
+    ] = None,
     secret: Annotated[
         Path | None,
         typer.Option(help="Repeat another run: its file lineage.secret, for a recipe without `seed`."),
@@ -98,11 +108,13 @@ def run(
 ) -> None:
     """Do the whole path of a recipe; the same command again resumes."""
     from stillroom import pipeline
+    from stillroom.cluster.cluster import cluster_of
 
+    cluster = cluster_of(workers, ray, capture_workers)
     made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:
-        pipeline.run(made, until=until, quiet=quiet, secret=secret)
+        pipeline.run(made, until=until, quiet=quiet, cluster=cluster, secret=secret)
     except FloorMissed as error:
         # Everything was done and written: it is shown before the answer is no.
         missed = error
@@ -170,7 +182,41 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _stage in ("corpus", "capture", "shrink", "distill", "baseline", "export"):
+@app.command()
+def capture(
+    recipe: RecipePath,
+    runs: Root = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Capture only the I-th of N parts, beside other processes and machines that do the others; then "
+            "`stillroom cache seal`, or this command without --part.",
+        ),
+    ] = None,
+    changes: Set = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the stage `capture` of a recipe or run, and what it needs; with --part only a share of it."""
+    if part is None:
+        _one_stage("capture", recipe, runs, changes, quiet, as_json)
+        return
+    from dataclasses import asdict
+
+    from stillroom import pipeline
+
+    done = pipeline.capture_part(recipe, part, runs, overrides=_overrides(changes), quiet=quiet)
+    if as_json:
+        _echo_json(asdict(done))
+    else:
+        typer.echo(
+            f"part {part}: {done.units:,} units, {done.before:,} of them done before, {done.made:,} made now in "
+            f"{done.seconds:.1f} s; when all parts are done: stillroom cache seal, or stillroom capture without --part"
+        )
+
+
+for _stage in ("corpus", "shrink", "distill", "baseline", "export"):
     app.command(_stage)(_stage_command(_stage))
 
 

@@ -1,4 +1,4 @@
-"""`stillroom cache info|verify`."""
+"""`stillroom cache info|verify|seal`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from stillroom.core.errors import CacheDamaged
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A cache's folder, such as runs/quickstart/capture/cache.")]
+Where = Annotated[str, typer.Argument(metavar="CACHE", help="A cache's folder, or its URL, such as s3://bucket/cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
@@ -19,16 +20,17 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Look into a teacher cache, and verify it.", no_args_is_help=True)
     group.command()(info)
     group.command()(verify)
+    group.command()(seal)
     app.add_typer(group, name="cache")
 
 
-def info(folder: Folder, as_json: Json = False) -> None:
+def info(folder: Where, as_json: Json = False) -> None:
     """Say what a cache holds."""
     from stillroom.signals.cache.reader import TeacherCache
 
     cache = TeacherCache.open(folder)
     facts = {
-        "sequences": len(cache.digests),
+        "sequences": len(cache),
         "positions": cache.positions,
         "shards": len(cache.manifest.shards),
         "bytes_per_position": round(cache.bytes_per_position, 3),
@@ -61,4 +63,19 @@ def verify(folder: Folder, as_json: Json = False) -> None:
         raise CacheDamaged(
             f"{folder}: {len(damages)} damaged: {words}.",
             "They were moved to quarantine/; the next capture makes them again.",
+        )
+
+
+def seal(where: Where, as_json: Json = False) -> None:
+    """Make a cache of the units that other processes captured (`stillroom capture --part`): checks each and names it."""
+    from stillroom.core.store import open_store
+    from stillroom.signals.cache import parts
+
+    sealed = parts.seal(open_store(where))
+    typer.echo(parts.seal_json(sealed) if as_json else f"{parts.seal_words(sealed)}.")
+    if sealed.damages:
+        words = "; ".join(f"{damage.shard} {damage.reason}" for damage in sealed.damages)
+        raise CacheDamaged(
+            f"{where}: {len(sealed.damages)} units damaged: {words}.",
+            "They were moved to quarantine/; give the same `stillroom capture --part` again, then seal.",
         )

@@ -25,6 +25,7 @@
     │   ├── OutOfMemory
     │   └── EngineFailed            the runtime process did not start or died
     └── Interrupted               exit 130: the user stopped it
+        └── Terminated              exit 143: the system stopped it (SIGTERM), after a checkpoint
 
 A message says what happened, where, and what to do. ``str(error)`` is that message.
 """
@@ -54,6 +55,7 @@ __all__ = [
     "StillroomError",
     "SwitchedOff",
     "TeacherError",
+    "Terminated",
     "TermsRefused",
     "TrainingDiverged",
     "UnsupportedModel",
@@ -186,6 +188,12 @@ class Interrupted(StillroomError):
     """The user stopped it."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """The system stopped it (SIGTERM); a checkpoint was written."""
+
+    exit_code = 143
 
 
 def translate(error: BaseException, where: str = "") -> StillroomError | None:

@@ -27,6 +27,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "quantise": {"libgguf": "libgguf"},
     "reasoning": {"reasoning-gym": "reasoning_gym"},
     "tasks": {"lm-eval": "lm_eval"},
+    "cluster": {"ray": "ray"},
+    "store": {"obstore": "obstore"},
 }
 """By extra of pyproject.toml: its packages, and the module that each is imported as."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from stillroom.core.errors import UsageError
+from stillroom.core.store import check_url, is_url
 from stillroom.recipe.section import SINCE, Section
 
 
@@ -62,6 +64,10 @@ class HiddenCodec(Section):
 Codec = Annotated[ThresholdCodec | TopKCodec | DenseCodec | ObservedCodec | HiddenCodec, Field(discriminator="kind")]
 
 
+StoreUrl = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://")]
+"""A bucket with a path, such as ``s3://bucket/cache``; credentials come from the environment."""
+
+
 class CaptureConfig(Section):
     """How the teacher's signal is captured into the cache."""
 
@@ -73,8 +79,24 @@ class CaptureConfig(Section):
     """Tokens a teacher's forward pass; without it, as many as memory allows."""
     shard_tokens: int = Field(default=16_384, ge=1)
     """Tokens per shard of the cache; a kill loses at most the shard that was being written."""
-    path: Path | None = None
-    """Folder of the cache; without it, in the run's folder. A shared folder serves any number of runs."""
+    path: StoreUrl | Path | None = None
+    """Folder of the cache, or a URL such as `s3://bucket/cache`; without it, in the run's folder. A shared one serves any
+    number of runs. Credentials of an object store come from the environment, never from here."""
+    unit_tokens: int = Field(default=2**20, ge=1, json_schema_extra={SINCE: "0.2.0"})
+    """Tokens of a unit: what one process of several captures at a time (`capture --part`, `--ray`, a cache at a URL). A process
+    that is killed loses at most the unit that it was working on. A unit is held in memory and is one object of a store: take
+    fewer with the codecs `hidden` and `dense`, whose signals are large."""
     seed: int = Field(default=0, ge=0, json_schema_extra={SINCE: "0.2.0"})
     """Seed of the codec's sampling, together with a piece's content. It is not the run's `seed`: one cache serves runs of any
     seed."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _known_store(cls, value: Any) -> Any:
+        """A URL is of an object store that is known, and carries no credentials."""
+        if isinstance(value, str) and is_url(value):
+            try:
+                check_url(value)
+            except UsageError as error:
+                raise ValueError(f"{error.what} {error.todo}") from None
+        return value

@@ -112,7 +112,13 @@ class BatchSource:
         return sum(int((row.targets != IGNORED).sum()) for row in self._rows)
 
     def batch(self, indices: list[int]) -> Batch:
-        """The batch of these sequences."""
+        """The batch of these sequences; of none, one without a target (a process of a group may have nothing to do in a
+        pass).
+        """
+        if not indices:
+            found = self.batch([0])
+            said = None if found.signal is None else found.signal.rows(0, 0)
+            return Batch(found.ids, found.positions, found.rows[:0], found.targets[:0], said)
         rows = [self._rows[index] for index in indices]
         length = max(row.ids.shape[0] for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)

@@ -13,6 +13,11 @@ from torch import nn
 
 from stillroom.core import files
 
+STATE = "state.json"
+"""The file of a checkpoint that is written last."""
+TENSORS = "state.safetensors"
+"""The tensors of a checkpoint of one process."""
+
 
 @dataclass
 class State:
@@ -60,14 +65,25 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         tensors["random.device"] = _random_of(device).get_rng_state()
     with files.replacing(target) as beside:
         beside.mkdir()
-        save_file(tensors, beside / "state.safetensors")
-        (beside / "state.json").write_text(json.dumps(vars(state), allow_nan=False), encoding="utf-8")
+        save_file(tensors, beside / TENSORS)
+        (beside / STATE).write_text(json.dumps(vars(state), allow_nan=False), encoding="utf-8")
+    remove_old(folder, target, state)
+
+
+def remove_old(folder: Path, target: Path, state: State) -> None:
+    """Remove checkpoints other than ``target``, and best weights that it does not name."""
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     for old in folder.glob("best*.safetensors"):
         if old != best_weights(folder, state.best_step):
             old.unlink()
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; None where there is none."""
+    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    return found[-1] if found else None
 
 
 def best_weights(folder: Path, step: int) -> Path:
@@ -78,15 +94,14 @@ def best_weights(folder: Path, step: int) -> Path:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put model, optimizer and random state back to the newest whole checkpoint; a fresh state where there is none."""
+    """Put model, optimizer and random state back to the newest checkpoint of one process; a fresh state where there is none."""
     from safetensors.torch import load_file
 
-    found = sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
-    if not found:
+    found = newest(folder)
+    if found is None:
         return State()
-    newest = found[-1]
-    state = State(**files.read_json(newest / "state.json"))
-    tensors = load_file(newest / "state.safetensors")
+    state = State(**files.read_json(found / STATE))
+    tensors = load_file(found / TENSORS)
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(tensors[f"model.{name}"])

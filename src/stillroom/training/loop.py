@@ -10,6 +10,8 @@ import itertools
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
+from stillroom.core.errors import CorpusError, EnvironmentProblem, Terminated, TrainingDiverged, UsageError
 from stillroom.core.memory import Trimmer
 from stillroom.core.progress import Progress
 from stillroom.core.secret import Secret
@@ -31,10 +33,10 @@ from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
     State,
     best_weights,
-    load_checkpoint,
     save_checkpoint,
     unique_tensors,
 )
+from stillroom.training.group import ALONE, Group
 from stillroom.training.lean import LeanAdamW
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
@@ -43,6 +45,8 @@ from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate
+from stillroom.training.shard import fill, shard, whole
+from stillroom.training.sharded_checkpoint import load_sharded, save_sharded
 from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
 from stillroom.training.sweep import Budget, Chosen
 
@@ -72,6 +76,7 @@ class Training:
         used: Rows of the student's output that are real ids.
         progress: Draws the bar.
         event: Takes metrics.
+        group: The processes that train together. The batch of a step does not depend on how many they are.
     """
 
     title: str
@@ -86,6 +91,7 @@ class Training:
     used: int | None
     progress: Progress
     event: Callable[..., None]
+    group: Group = ALONE
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
@@ -112,6 +118,7 @@ class Training:
         if steps == 0:
             raise CorpusError("There is no training sequence.", "Add text, or shorten `corpus.sequence_length`.")
         dtype = choose_dtype(config.precision, self.device.type)
+        divided = self.group.many and self.group.sharding == "full"
         micro = micro_rows(config, per_step, length)
         self.state, self.checkpointing = self._layout(dtype, micro * length, accumulates=micro < per_step)
         if self.state == 8:
@@ -119,14 +126,18 @@ class Training:
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.to(dtype)
         lean = self.state != "plain"
-        network = LossNetwork(self.model, dtype, straight=lean, checkpointing=self.checkpointing)
+        network = LossNetwork(
+            self.model, torch.float32 if divided else dtype, straight=lean, checkpointing=self.checkpointing
+        )
         network.train()
+        if divided:
+            shard(network, self.model, self.group, dtype)
         if config.compile == "on":
             require_compiler(self.device)
             network.worker.base_model.compile()
         averages = torch.float32 if self.state == 16 else torch.bfloat16
         optimizer = LeanAdamW(self.model, config, averages) if lean else make_optimizer(self.model, config)
-        state = load_checkpoint(self.folder, self.model, optimizer)
+        state = load_sharded(self.folder, self.model, optimizer, self.group)
         network.refresh()
         run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
@@ -140,16 +151,23 @@ class Training:
         peak = self.chosen.rate
         saved, took = time.monotonic(), 0.0
         validations = math.ceil(steps / every) - state.step // every
-        with self.progress.task(self.title, total=tokens[-1], beside=validations * validation) as task:
+        with (
+            self.progress.task(self.title, total=tokens[-1], beside=validations * validation) as task,
+            _termination() as terminated,
+        ):
             task.skip(tokens[state.step])
-            pieces = [_micro_batches(rows, micro) for rows in order[state.step :]]
+            pieces = [self._mine(rows, micro) for rows in order[state.step :]]
             counts = [len(group) for group in pieces]
             stream = self._stream([piece for group in pieces for piece in group])
             trim = Trimmer()
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
-                    done = run_step([next(stream) for _ in range(group)], rate, state.step)
+                    # 0 asks for a checkpoint after every step. In a group rank 0's clock counts.
+                    pause = config.checkpoint_seconds and max(config.checkpoint_seconds, took / CHECKPOINT_SHARE)
+                    due = self.group.first and time.monotonic() - saved >= pause
+                    batches = [next(stream) for _ in range(group)]
+                    done = run_step(batches, rate, state.step, (due, bool(terminated)))
                     state.step += 1
                     state.clipped += done.gradient_norm > config.gradient_clip
                     self.losses.append(done.loss)
@@ -167,21 +185,37 @@ class Training:
                     if validated:
                         self._validate(network, state)
                         task.did_beside(validation)
-                    # 0 asks for one after every step.
-                    pause = config.checkpoint_seconds and max(config.checkpoint_seconds, took / CHECKPOINT_SHARE)
-                    if validated or time.monotonic() - saved >= pause:
+                    if not self.group.many:
+                        due = time.monotonic() - saved >= pause
+                        stop = bool(terminated)
+                    else:
+                        due, stop = done.due, done.stop
+                    if validated or due or stop:
                         begun = time.monotonic()
-                        save_checkpoint(self.folder, self.model, optimizer, state)
+                        self._save(optimizer, state)
                         saved = time.monotonic()
                         took = saved - begun
+                    if stop and state.step < steps:
+                        raise Terminated(
+                            f"Stopped by SIGTERM after step {state.step} of the stage `{self.title}`.",
+                            "A checkpoint was written; the same command goes on.",
+                        )
                     trim()
         state.tokens = tokens[state.step]
-        self._restore(best_weights(self.folder, state.best_step))
+        self.restore(best_weights(self.folder, state.best_step))
         for parameter in self.model.parameters():
             parameter.data = parameter.data.float()
         return state
 
     def _layout(self, dtype: torch.dtype, tokens: int, *, accumulates: bool) -> tuple[MemoryState, bool]:
+        if self.group.many:
+            if self.config.state != "auto" or self.config.gradient_checkpointing == "on":
+                raise UsageError(
+                    "`distill.state` and `distill.gradient_checkpointing` are for one process; here there are "
+                    f"{self.group.world}.",
+                    "Leave both at `auto`, or train in one process.",
+                )
+            return "plain", False
         limit = None
         if self.device.type == "cuda" and torch.cuda.is_available():
             # The student is there already, in float32.
@@ -197,6 +231,18 @@ class Training:
             accumulates=accumulates,
         )
 
+    def _mine(self, rows: list[int], micro: int) -> list[list[int]]:
+        """A step's micro-batches of this process; of a group each process has as many, and the last ones may be empty."""
+        mine = _micro_batches(self.group.share(rows), micro)
+        most = math.ceil(math.ceil(len(rows) / self.group.world) / micro)
+        return mine + [[]] * (most - len(mine)) if self.group.many else mine
+
+    def _save(self, optimizer: torch.optim.Optimizer, state: State) -> None:
+        if self.group.many:
+            save_sharded(self.folder, self.model, optimizer, state, self.group)
+        else:
+            save_checkpoint(self.folder, self.model, optimizer, state)
+
     def _choose(
         self,
         run_step: _Stepper,
@@ -209,7 +255,7 @@ class Training:
         asked = self.config.learning_rate
         if asked != "auto":
             return Chosen(asked, "given")
-        kept = sweep.Kept(self.folder / SWEEP)
+        kept = sweep.Kept(self.folder / SWEEP, writes=self.group.first)
         chosen, known = kept.load()
         if chosen is not None:
             return chosen
@@ -245,7 +291,7 @@ class Training:
         points = list(known)
 
         def rewind() -> None:
-            self._restore(start)
+            self.restore(start)
             optimizer.zero_grad(set_to_none=True)
             optimizer.state.clear()
             run_step.network.refresh()
@@ -256,7 +302,7 @@ class Training:
             def trial(rate: float) -> float | None:
                 rewind()
                 value: float | None = None
-                pieces = [_micro_batches(rows, micro) for rows in order[: budget.steps]]
+                pieces = [self._mine(rows, micro) for rows in order[: budget.steps]]
                 stream = self._stream([piece for group in pieces for piece in group])
                 with contextlib.closing(stream), contextlib.suppress(TrainingDiverged):  # type: ignore[type-var]
                     for step, group in enumerate(pieces):
@@ -328,7 +374,7 @@ class Training:
         distance = cross_entropy = left_out = 0.0
         positions = 0
         per_pass = max(1, self.step_tokens // self.validation.sequences.length)
-        for rows in _micro_batches(indices, per_pass):
+        for rows in self._mine(indices, per_pass):
             batch = self.validation.batch(rows).to(self.device)
             result = network(batch, forward_kl, 1.0)
             distance += float(result.distances.sum())
@@ -336,6 +382,9 @@ class Training:
             left_out += batch.left_out
             positions += batch.targets.shape[0]
         network.train()
+        if self.group.many:
+            distance, cross_entropy, left_out, counted = self.group.sum([distance, cross_entropy, left_out, positions])
+            positions = int(counted)
         count = max(1, positions)
         return {"kl": (distance - left_out) / count, "cross_entropy": cross_entropy / count}
 
@@ -356,16 +405,20 @@ class Training:
     def _keep(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        with files.replacing(path) as beside:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in unique_tensors(self.model).items()}, beside)
+        tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in unique_tensors(self.model).items()}
+        if self.group.first:
+            with files.replacing(path) as beside:
+                save_file(tensors, beside)
+        self.group.barrier()
 
     @torch.no_grad()
-    def _restore(self, path: Path) -> None:
+    def restore(self, path: Path) -> None:
+        """Take the weights of a file."""
         from safetensors.torch import load_file
 
         tensors = load_file(path)
         for name, tensor in unique_tensors(self.model).items():
-            tensor.copy_(tensors[name])
+            fill(tensor, tensors[name])
 
 
 @dataclass(frozen=True)
@@ -376,6 +429,8 @@ class _Step:
     kl: float | None
     cross_entropy: float
     gradient_norm: float
+    due: bool = False
+    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -387,11 +442,17 @@ class _Stepper:
     network: LossNetwork
     loss: FusedLoss
 
-    def __call__(self, batches: list[Batch], rate: float, step: int) -> _Step:
+    def __call__(
+        self, batches: list[Batch], rate: float, step: int, wishes: tuple[bool, bool] = (False, False)
+    ) -> _Step:
         """One step over its micro-batches, on the processor as they are made; ``step`` is counted from 0.
 
         A GPU is waited for once a step: for the losses and the gradient's norm, before the optimizer changes anything.
+        ``wishes`` are whether rank 0 wants a checkpoint and whether this process was told to stop: the group's answer to them
+        is in what is returned.
         """
+        if self.training.group.many:
+            return self._together(batches, rate, step, wishes)
         training = self.training
         device = training.device
         training._rate = rate
@@ -431,6 +492,54 @@ class _Stepper:
         # With a sparse signal the objective is a cross-entropy to the teacher; without the teacher's entropy it is the KL.
         kl = distance - sum(batch.left_out for batch in batches) / denominator
         return _Step(loss, kl if self.loss.objective is not None else None, cross_entropy, norm)
+
+    def _together(self, batches: list[Batch], rate: float, step: int, wishes: tuple[bool, bool]) -> _Step:
+        """As :meth:`__call__`, in a group: each process has its share of the step's sequences."""
+        training, group = self.training, self.training.group
+        training._rate = rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        # The loss is divided by the positions of the whole step, so that gradients are summed.
+        (positions,) = group.sum([sum(batch.targets.shape[0] for batch in batches)])
+        denominator = max(1.0, positions)
+        mine = [0.0, 0.0, 0.0, 0.0]
+        for number, batch in enumerate(batches):
+            if group.sharding == "full":
+                self.network.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]
+            result = self.network(batch.to(training.device), self.loss, denominator)
+            mine[0] += float(result.value.detach())
+            mine[1] += float(result.distances.sum()) / denominator
+            mine[2] += float(result.cross_entropies.sum()) / denominator
+            mine[3] += batch.left_out / denominator
+            result.value.backward()
+            self.network.collect()
+        loss, distance, cross_entropy, left_out, due, stop = group.sum([*mine, *map(float, wishes)])
+        # After the sum, so that all processes stop together.
+        if not math.isfinite(loss):
+            training._diverged(f"the loss is {loss}", step + 1)
+        group.sum_gradients(list(training.model.parameters()))
+        norm = clip_gradients(training.model, training.config.gradient_clip)
+        if not math.isfinite(norm):
+            training._diverged(f"the gradient's norm is {norm}", step + 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.refresh()
+        kl = distance - left_out if self.loss.objective is not None else None
+        return _Step(loss, kl, cross_entropy, norm, due > 0, stop > 0)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[list[int]]:
+    """A list that SIGTERM adds to while the body runs, instead of ending the process."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _added(values: list[float], denominator: float) -> tuple[float, float, float]:

@@ -62,7 +62,13 @@ class SharedAdamW(torch.optim.AdamW):
 def shares_of(parameters: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     """Parameters shared out among PyTorch's threads, so that each has about as many numbers; one share on other devices."""
     count = torch.get_num_threads()
-    if count == 1 or len(parameters) < count or any(parameter.device.type != "cpu" for parameter in parameters):
+    divided = any(hasattr(parameter, "full_tensor") for parameter in parameters)
+    if (
+        count == 1
+        or len(parameters) < count
+        or divided
+        or any(parameter.device.type != "cpu" for parameter in parameters)
+    ):
         return [list(parameters)]
     shares: list[list[torch.Tensor]] = [[] for _ in range(count)]
     sizes = [0] * count
@@ -90,7 +96,11 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
     shares = shares_of(gradients)
     norms = run_together(len(shares), lambda share: torch.nn.utils.get_total_norm(shares[share]))
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    if float(norm) > largest:
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+        if float(norm) > largest:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    elif float(norm) > largest:
         factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
 
         def scale(share: int) -> None:

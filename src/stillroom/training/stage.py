@@ -17,6 +17,8 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.training.checkpoint import best_weights
+from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Training
 
 
@@ -30,13 +32,19 @@ def run_baseline(run: Run, stage: Stage, progress: Progress) -> None:
     _run(run, stage, progress, distill=False)
 
 
-def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
+def run_in_group(run: Run, stage: Stage, progress: Progress, group: Group) -> None:
+    """What one process of a group does of either stage. Rank 0 alone writes into the run's folder."""
+    _run(run, stage, progress, stage.name == "distill", group)
+
+
+def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group = ALONE) -> None:
     recipe = run.recipe
     config = recipe.distill
     randomness = run.randomness
     device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
-    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache")
+    # Of a cache in an object store, what is read is copied once into the stage's scratch folder.
+    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache", stage.scratch / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
     vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")
@@ -53,10 +61,19 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool) -> None:
         device=device,
         used=vocabulary.student_used,
         progress=progress,
-        event=lambda **values: run.event(stage.name, **values),
+        event=lambda **values: run.event(stage.name, **values) if group.first else None,
+        group=group,
     )
     state = training.run()
     kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature)
+    if not group.first:
+        return
+    if group.many:
+        # The trained one may be divided; the best weights are whole, in a file.
+        model, tokenizer = load_student(shrunk / "model", torch.float32)
+        training.model = model
+        training.restore(best_weights(stage.scratch, state.best_step))
+        stage.notes.update(processes=group.world, sharding=group.sharding)
     save_model(model, tokenizer, stage.path / "model")
     files.write_json(
         stage.path / "history.json", {"validations": state.history, "best_step": state.best_step, "kl_is": kl_is}

@@ -201,10 +201,12 @@ class Kept:
 
     Args:
         path: The file.
+        writes: Whether this process writes it; of a group only the first one does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
 
     def load(self) -> tuple[Chosen | None, list[tuple[float, float | None]]]:
         """What was chosen, if it was, and what was tried."""
@@ -218,8 +220,10 @@ class Kept:
 
     def tried(self, points: list[tuple[float, float | None]]) -> None:
         """Keep the trials so far."""
-        files.write_json(self.path, {"points": points})
+        if self._writes:
+            files.write_json(self.path, {"points": points})
 
     def chosen(self, chosen: Chosen) -> None:
         """Keep the choice."""
-        files.write_json(self.path, vars(chosen))
+        if self._writes:
+            files.write_json(self.path, vars(chosen))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +18,11 @@ VERSION: Final = 3
 READABLE = (2, 3)
 NAME = "manifest.json"
 MODEL: Final = "model.safetensors.zst"
+INDEX: Final = "index.bin"
+JOURNAL = "manifest.jsonl"
+"""While a cache is written: the entries of shards that the manifest does not name yet, one a line."""
+REWRITE_SHARE = 8
+"""The manifest is written anew when shards were added that are one in so many, so that what is written grows linearly."""
 
 
 class FileEntry(BaseModel):
@@ -36,16 +42,24 @@ class ModelEntry(FileEntry):
 
 
 class ShardEntry(FileEntry):
-    """One shard, and how much it holds."""
+    """One shard, and how much it holds. It is named by its number, or by the content of its unit."""
 
-    name: str = Field(pattern=r"^shard-\d{6}\.safetensors$")
+    name: str = Field(pattern=r"^(shard-\d{6}|shards/[0-9a-f]{2}/[0-9a-f]{64})\.safetensors$")
     sequences: int = Field(gt=0)
     positions: int = Field(ge=0)
 
     @property
     def number(self) -> int:
-        """The number in its name."""
-        return int(self.name[6:12])
+        """The number in its name; -1 for one that is named by content."""
+        return -1 if self.name.startswith("shards/") else int(self.name[6:12])
+
+
+class IndexEntry(FileEntry):
+    """The index of a large cache: where each sequence's signal is stored."""
+
+    name: Literal["index.bin"] = INDEX
+    sequences: int = Field(gt=0)
+    positions: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -58,10 +72,11 @@ class Manifest(BaseModel):
     identity: CacheIdentity
     model: ModelEntry | None = None
     shards: tuple[ShardEntry, ...] = ()
+    index: IndexEntry | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read a cache's manifest.
+        """Read a cache's manifest, with the shards of a capture that was interrupted or is under way.
 
         Raises:
             SignalError: There is no cache, or it is of a version that this program does not know.
@@ -69,9 +84,23 @@ class Manifest(BaseModel):
         """
         path = folder / NAME
         try:
-            value = files.read_json(path)
+            data = path.read_bytes()
         except FileNotFoundError:
             raise SignalError(f"{folder} is not a teacher cache: it has no {NAME}.", "Give a cache's folder.") from None
+        found = cls.parse(data, str(path))
+        more = _journal(folder / JOURNAL, {entry.name for entry in found.shards})
+        return found.model_copy(update={"shards": (*found.shards, *more), "index": None}) if more else found
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> Manifest:
+        """A manifest of bytes. Errors as in :meth:`load`.
+
+        Args:
+            data: What is stored.
+            path: Where, for messages.
+        """
+        try:
+            value = json.loads(data.decode("utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CacheDamaged(f"{path} is damaged: {error}.", "Remove the cache and capture again.") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
@@ -91,10 +120,52 @@ class Manifest(BaseModel):
                 f"{path} is damaged: `{where}`: {first['msg']}.", "Remove the cache and capture again."
             ) from None
 
-    def save(self, folder: Path) -> None:
-        """Write it, atomically."""
+    def dump(self) -> bytes:
+        """As it is stored."""
         unknown = {"config_digest", "codec_version"} if self.version == 2 else {"sequence_length"}
-        files.write_json(folder / NAME, self.model_dump(mode="json", exclude={"identity": unknown}))
+        exclude: dict[str, Any] = {"identity": unknown}
+        if self.index is None:
+            exclude["index"] = True
+        value = self.model_dump(mode="json", exclude=exclude)
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    def save(self, folder: Path) -> None:
+        """Write it, atomically; what stood in the journal is in it."""
+        files.write_bytes(folder / NAME, self.dump())
+        (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def append_entry(folder: Path, entry: ShardEntry) -> None:
+    """Name one more shard: a line of the journal, on disk when this returns."""
+    with open(folder / JOURNAL, "ab") as stream:
+        stream.write(files.canonical_json(entry.model_dump(mode="json")) + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _journal(path: Path, known: set[str]) -> list[ShardEntry]:
+    """Entries of the journal that the manifest does not name; what a kill cut off is left out, and all behind it."""
+    found: list[ShardEntry] = []
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            if not line.endswith(b"\n"):
+                break
+            entry = ShardEntry.model_validate_json(line)
+        except ValidationError:
+            break
+        if entry.name not in known:
+            known.add(entry.name)
+            found.append(entry)
+    return found
+
+
+def part_of(shard: str) -> str:
+    """The key of the note that a shard which is named by content has while it is not sealed."""
+    return f"parts/{Path(shard).name.removesuffix('.safetensors')}.json"
 
 
 def write_model(folder: Path, data: bytes) -> ModelEntry:

@@ -6,15 +6,22 @@ A cache of format 2 holds whole rows of pieces, and is read the same way: a row 
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
-from stillroom.signals.cache.manifest import NAME, FileEntry, Manifest, read_model
+from stillroom.core.store import Store, is_url, open_store
+from stillroom.signals.cache.index import Index
+from stillroom.signals.cache.manifest import INDEX, NAME, FileEntry, IndexEntry, Manifest, part_of, read_model
 from stillroom.signals.cache.registry import make_codec
-from stillroom.signals.cache.shard import ShardReader
+from stillroom.signals.cache.shard import ShardReader, check_size, verify_hint
 from stillroom.signals.signal import Signal
 
 QUARANTINE = "quarantine"
@@ -29,58 +36,129 @@ class Damage:
     sequences: int
 
 
-class TeacherCache:
-    """A cache, opened for reading. Use :meth:`open`."""
+OPEN_SHARDS = 256
+"""Shards that are held open at the same time."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+
+class TeacherCache:
+    """A cache, opened for reading. Use :meth:`open`.
+
+    Args:
+        folder: Where it is; for one in an object store, where its copies are kept.
+        manifest: Its manifest.
+        store: The object store, where the cache is in one.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, store: Store | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
         self.identity = manifest.identity
+        self._store = store
+        self._where = str(folder) if store is None else store.where
         self._codec = make_codec(
             manifest.identity.codec, manifest.identity.vocabulary_size, manifest.identity.codec_version
         )
         if manifest.model is not None:
+            self._file(manifest.model)
             self._codec.recall(read_model(folder, manifest.model))
-        self._shards = [ShardReader(folder, entry) for entry in manifest.shards]
-        self._places: dict[str, tuple[int, int]] = {}
-        for number, shard in enumerate(self._shards):
-            for index, digest in enumerate(shard.digests):
-                self._places[digest] = (number, index)
+        self._shards: OrderedDict[int, ShardReader] = OrderedDict()
+        self._lock = threading.Lock()
+        if store is None:
+            for entry in manifest.shards:
+                check_size(folder / entry.name, entry, self._where)
+        if manifest.index is not None and self._file(manifest.index).is_file():
+            check_size(folder / manifest.index.name, manifest.index, self._where)
+            self._index = Index.open(folder / manifest.index.name)
+            self._positions = manifest.index.positions
+        else:
+            numbers = range(len(manifest.shards))
+            readers = (self._shard(number) for number in numbers)
+            self._index = Index.of_shards((shard.digests, shard.positions, shard.entropy) for shard in readers)
+            self._positions = self._index.positions
 
     @classmethod
-    def open(cls, folder: str | Path) -> TeacherCache:
+    def open(cls, folder: str | Path, copies: Path | None = None) -> TeacherCache:
         """Open a cache.
+
+        Args:
+            folder: Its folder, or the URL of an object store.
+            copies: Where copies of what is read from an object store are kept; None takes a folder for temporary files.
 
         Raises:
             SignalError: There is no cache that this program can read.
             CacheDamaged: A shard is missing or has the wrong size.
         """
-        return cls(Path(folder), Manifest.load(Path(folder)))
+        if not is_url(folder):
+            return cls(Path(folder), Manifest.load(Path(folder)))
+        store = open_store(folder)
+        data = store.get(NAME)
+        if data is None:
+            raise SignalError(f"{store.where} is not a teacher cache: it has no {NAME}.", "Give a cache's URL.")
+        return cls(
+            copies or Path(tempfile.mkdtemp(prefix="stillroom-cache-")), Manifest.parse(data, store.where), store
+        )
+
+    def _file(self, entry: FileEntry) -> Path:
+        """A file of the cache on this machine; one in an object store is copied, and compared with the manifest, once.
+
+        Raises:
+            CacheDamaged: It is missing there, or not the one that the manifest names.
+        """
+        path = self.folder / entry.name
+        if self._store is None or (path.is_file() and path.stat().st_size == entry.bytes):
+            return path
+        data = self._store.get(entry.name)
+        if data is None or len(data) != entry.bytes or files.digest_bytes(data) != entry.sha256:
+            reason = "is missing" if data is None else "is not what the manifest says"
+            raise CacheDamaged(f"{self._where}/{entry.name} {reason}.", verify_hint(self._where))
+        files.write_bytes(path, data)
+        return path
+
+    def _shard(self, number: int) -> ShardReader:
+        """A shard, by its number in the manifest."""
+        with self._lock:
+            found = self._shards.pop(number, None)
+            if found is None:
+                entry = self.manifest.shards[number]
+                found = ShardReader(self._file(entry), entry, self._where)
+                if len(self._shards) >= OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+            self._shards[number] = found
+            return found
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._places
+        return self._index.find(digest) is not None
+
+    def __len__(self) -> int:
+        return len(self._index)
 
     @property
     def digests(self) -> list[str]:
-        """Addresses of all sequences: of pieces, or of rows in a cache of format 2."""
-        return list(self._places)
+        """Addresses of all sequences, sorted: of pieces, or of rows in a cache of format 2."""
+        return list(self._index.digests())
+
+    def save_index(self) -> IndexEntry:
+        """Write the index into the folder; what the manifest is to say of it."""
+        return self._index.save(self.folder)
 
     def before(self, shard: int) -> set[str]:
-        """Addresses that stand in shards with a lower number."""
-        numbers = [entry.number for entry in self.manifest.shards]
-        return {address for address, (place, _) in self._places.items() if numbers[place] < shard}
+        """Addresses that are stored in shards with a lower number."""
+        numbers = np.asarray([entry.number for entry in self.manifest.shards], dtype=np.int64)
+        rows = self._index.rows
+        earlier = rows[numbers[rows["shard"]] < shard] if len(rows) else rows
+        return set(Index(earlier).digests())
 
     @property
     def positions(self) -> int:
         """Positions of all sequences."""
-        return sum(entry.positions for entry in self.manifest.shards)
+        return self._positions
 
     @property
     def bytes_per_position(self) -> float:
-        """Bytes on disk a position: shards with their indices, the codec's model, and the manifest."""
-        stored = sum(entry.bytes for entry in self.manifest.shards) + (self.folder / NAME).stat().st_size
-        if self.manifest.model is not None:
-            stored += self.manifest.model.bytes
+        """Bytes on disk per position: shards with their lists, index, the codec's model, and the manifest."""
+        stored = sum(entry.bytes for entry in self.manifest.shards) + len(self.manifest.dump())
+        for entry in (self.manifest.model, self.manifest.index):
+            stored += entry.bytes if entry is not None else 0
         return stored / max(1, self.positions)
 
     def require(self, **wanted: object) -> None:
@@ -96,7 +174,7 @@ class TeacherCache:
             there = getattr(self.identity, key)
             if there != value:
                 raise SignalError(
-                    f"{self.folder}: the cache was captured with `{key}` {there}, and the recipe asks for {value}.",
+                    f"{self._where}: the cache was captured with `{key}` {there}, and the recipe asks for {value}.",
                     "Capture again, or change the recipe.",
                 )
 
@@ -110,30 +188,33 @@ class TeacherCache:
         records: list[bytes] = []
         counts: list[int] = []
         for digest in digests:
-            number, index = self._place(digest)
-            shard = self._shards[number]
-            counts.append(int(shard.positions[index]))
-            records.append(shard.data(index))
+            shard, row = self._place(digest)
+            counts.append(int(shard.positions[row]))
+            records.append(shard.data(row))
         return self._codec.decode(records, counts), counts
 
     def entropy(self, digest: str) -> float:
         """The teacher's entropy summed over a sequence's positions, nats."""
-        number, index = self._place(digest)
-        return float(self._shards[number].entropy[index])
+        shard, row = self._place(digest)
+        return float(shard.entropy[row])
 
-    def _place(self, digest: str) -> tuple[int, int]:
-        place = self._places.get(digest)
-        if place is None:
-            if found := damages_of(self.folder):
+    def _place(self, digest: str) -> tuple[ShardReader, int]:
+        found = self._index.find(digest)
+        if found is None:
+            if not is_url(self._where) and (damaged := damages_of(self.folder)):
                 # Addresses stand in the shards: a changed byte there loses a sequence as surely as a cut file.
                 raise CacheDamaged(
-                    f"{self.folder}: {'; '.join(found)}.",
+                    f"{self.folder}: {'; '.join(damaged)}.",
                     "Give the same `run` again: what is damaged is captured again.",
                 )
             raise SignalError(
-                f"{self.folder}: the cache does not hold the sequence {digest[:12]}….", "Capture this corpus first."
+                f"{self._where}: the cache does not hold the sequence {digest[:12]}….", "Capture this corpus first."
             )
-        return place
+        number, row = int(found["shard"]), int(found["row"])
+        shard = self._shard(number) if number < len(self.manifest.shards) else None
+        if shard is None or row >= len(shard.digests) or shard.digests[row].tobytes().hex() != digest:
+            raise CacheDamaged(f"{self._where}/{INDEX} does not fit the shards.", verify_hint(self._where))
+        return shard, row
 
     @staticmethod
     def verify_folder(folder: str | Path) -> list[Damage]:
@@ -155,6 +236,11 @@ class TeacherCache:
             damages.append(Damage(model.name, reason, 0))
             _quarantine(folder, model.name)
             model = None
+        index = manifest.index
+        if index is not None and (reason := _damage(folder, index)) is not None:
+            damages.append(Damage(index.name, reason, 0))
+            _quarantine(folder, index.name)
+            index = None
         for entry in manifest.shards:
             reason = _damage(folder, entry)
             if reason is None and manifest.model is not None and model is None:
@@ -165,7 +251,12 @@ class TeacherCache:
             damages.append(Damage(entry.name, reason, entry.sequences))
             _quarantine(folder, entry.name)
         if damages:
-            manifest.model_copy(update={"shards": tuple(whole), "model": model}).save(folder)
+            # An index counts shards by their place in the manifest: with one shard less it is another.
+            index = index if len(whole) == len(manifest.shards) else None
+            manifest.model_copy(update={"shards": tuple(whole), "model": model, "index": index}).save(folder)
+            for entry in set(manifest.shards) - set(whole):
+                note = folder / part_of(entry.name)
+                note.unlink(missing_ok=True)
         named = {entry.name for entry in manifest.shards}
         for path in folder.glob("shard-*.safetensors"):
             if path.name not in named:
@@ -204,4 +295,4 @@ def _damage(folder: Path, entry: FileEntry, digest: Callable[[Path], str] = file
 def _quarantine(folder: Path, name: str) -> None:
     if (folder / name).is_file():
         (folder / QUARANTINE).mkdir(exist_ok=True)
-        os.replace(folder / name, folder / QUARANTINE / name)
+        os.replace(folder / name, folder / QUARANTINE / Path(name).name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, translate
-from stillroom.signals.cache.manifest import ShardEntry
+from stillroom.signals.cache.manifest import FileEntry, ShardEntry
 
 
 @dataclass(frozen=True)
@@ -26,65 +26,94 @@ class Encoded:
     data: bytes
 
 
-def write_shard(folder: Path, number: int, sequences: list[Encoded]) -> ShardEntry:
-    """Write ``shard-NNNNNN.safetensors``, atomically: digests [S, 32], positions [S], entropy [S], offsets [S + 1], payload."""
-    from safetensors.numpy import save_file
+def shard_bytes(sequences: list[Encoded]) -> bytes:
+    """A shard: digests [S, 32], positions [S], entropy [S], offsets [S + 1], payload."""
+    from safetensors.numpy import save
 
-    name = f"shard-{number:06}.safetensors"
     sizes = np.asarray([0, *(len(sequence.data) for sequence in sequences)], dtype=np.int64)
-    tensors: dict[str, np.ndarray] = {
-        "digests": np.frombuffer(b"".join(bytes.fromhex(s.digest) for s in sequences), np.uint8).reshape(-1, 32),
-        "positions": np.asarray([s.positions for s in sequences], dtype=np.int32),
-        "entropy": np.asarray([s.entropy for s in sequences], dtype=np.float32),
-        "offsets": np.cumsum(sizes),
-        "payload": np.frombuffer(b"".join(s.data for s in sequences), np.uint8),
-    }
-    path = folder / name
+    return save(
+        {
+            "digests": np.frombuffer(b"".join(bytes.fromhex(s.digest) for s in sequences), np.uint8).reshape(-1, 32),
+            "positions": np.asarray([s.positions for s in sequences], dtype=np.int32),
+            "entropy": np.asarray([s.entropy for s in sequences], dtype=np.float32),
+            "offsets": np.cumsum(sizes),
+            "payload": np.frombuffer(b"".join(s.data for s in sequences), np.uint8),
+        }
+    )
+
+
+def write_shard(folder: Path, number: int, sequences: list[Encoded]) -> ShardEntry:
+    """Write ``shard-NNNNNN.safetensors``, atomically."""
+    name = f"shard-{number:06}.safetensors"
+    data = shard_bytes(sequences)
     try:
-        with files.replacing(path) as beside:
-            save_file(tensors, beside)
+        files.write_bytes(folder / name, data)
     except Exception as error:
-        known = translate(error, str(path))
+        known = translate(error, str(folder / name))
         if known is None:
             raise
         raise known from None
+    return entry_of(name, data, sequences)
+
+
+def entry_of(name: str, data: bytes, sequences: list[Encoded]) -> ShardEntry:
+    """What a manifest says of a shard."""
     return ShardEntry(
         name=name,
-        bytes=path.stat().st_size,
-        sha256=files.digest_file(path),
+        bytes=len(data),
+        sha256=files.digest_bytes(data),
         sequences=len(sequences),
         positions=sum(sequence.positions for sequence in sequences),
     )
 
 
 class ShardReader:
-    """Random access to one shard by memory map."""
+    """Random access to one shard by memory map.
 
-    def __init__(self, folder: Path, entry: ShardEntry) -> None:
+    Args:
+        path: The shard's file.
+        entry: What the manifest says of it.
+        where: The cache's folder or URL, for messages.
+
+    Raises:
+        CacheDamaged: It is missing or damaged.
+    """
+
+    def __init__(self, path: Path, entry: ShardEntry, where: str) -> None:
         from safetensors import SafetensorError
 
-        self.path = folder / entry.name
+        self.path = path
         try:
-            size = self.path.stat().st_size
-            if size != entry.bytes:
-                raise CacheDamaged(
-                    f"{self.path} has {size} bytes, and the manifest says {entry.bytes}.", _verify(folder)
-                )
+            check_size(path, entry, where)
             stored = _open(self.path)
-            self.digests = [bytes(row).hex() for row in stored.get_tensor("digests")]
-            self.positions = stored.get_tensor("positions")
-            self.entropy = stored.get_tensor("entropy")
+            self.digests: np.ndarray = stored.get_tensor("digests")
+            self.positions: np.ndarray = stored.get_tensor("positions")
+            self.entropy: np.ndarray = stored.get_tensor("entropy")
             self._offsets = stored.get_tensor("offsets")
             self._payload = stored.get_slice("payload")
-        except FileNotFoundError:
-            raise CacheDamaged(f"{self.path} is missing.", _verify(folder)) from None
+            if self.digests.shape != (entry.sequences, 32) or len(self._offsets) != entry.sequences + 1:
+                raise ValueError("its parts do not fit together")
         except (SafetensorError, ValueError, KeyError) as error:
-            raise CacheDamaged(f"{self.path} is damaged: {error}.", _verify(folder)) from None
+            raise CacheDamaged(f"{self.path} is damaged: {error}.", verify_hint(where)) from None
 
     def data(self, index: int) -> bytes:
         """The bytes of one sequence."""
         part: np.ndarray = self._payload[int(self._offsets[index]) : int(self._offsets[index + 1])]
         return part.tobytes()
+
+
+def check_size(path: Path, entry: FileEntry, where: str) -> None:
+    """Whether a file of the cache is there and has its size.
+
+    Raises:
+        CacheDamaged: It is missing, or has another size.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise CacheDamaged(f"{path} is missing.", verify_hint(where)) from None
+    if size != entry.bytes:
+        raise CacheDamaged(f"{path} has {size} bytes, and the manifest says {entry.bytes}.", verify_hint(where))
 
 
 def _open(path: Path) -> Any:
@@ -93,5 +122,6 @@ def _open(path: Path) -> Any:
     return safe_open(path, framework="numpy")
 
 
-def _verify(folder: Path) -> str:
-    return f"Run `stillroom cache verify {folder}`, then the same command again: what is damaged is captured again."
+def verify_hint(where: str) -> str:
+    """What to do about a damaged cache."""
+    return f"Run `stillroom cache verify {where}`, then the same command again: what is damaged is captured again."

@@ -16,7 +16,17 @@ from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.signals.cache.codec import SignalCodec, sampling_generator
 from stillroom.signals.cache.hidden import Hidden, OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
-from stillroom.signals.cache.manifest import NAME, VERSION, Manifest, read_model, write_model
+from stillroom.signals.cache.index import FROM_SEQUENCES
+from stillroom.signals.cache.manifest import (
+    JOURNAL,
+    NAME,
+    REWRITE_SHARE,
+    VERSION,
+    Manifest,
+    append_entry,
+    read_model,
+    write_model,
+)
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import make_codec
@@ -35,6 +45,8 @@ class CacheWriter:
 
     def __init__(self, folder: Path, manifest: Manifest, there: set[str]) -> None:
         self.folder = folder
+        self.where = str(folder)
+        """For messages."""
         self._manifest = manifest
         self._there = there
         self._codec = make_codec(
@@ -45,6 +57,7 @@ class CacheWriter:
             self._codec.recall(read_model(folder, manifest.model))
         self._waiting: list[_Waiting] = []
         self._sampled: set[str] = set()
+        self._saved = len(manifest.shards)
 
     @classmethod
     def open(cls, folder: Path, identity: CacheIdentity) -> CacheWriter:
@@ -71,7 +84,25 @@ class CacheWriter:
             )
         TeacherCache.verify_folder(folder)
         cache = TeacherCache.open(folder)
+        if (folder / JOURNAL).exists():
+            # Its last line may be cut off, and nothing may be written behind that.
+            cache.manifest.save(folder)
         return cls(folder, cache.manifest, set(cache.digests))
+
+    def close(self) -> None:
+        """Write what is waiting, the whole manifest, and the index where there are many sequences."""
+        self.flush()
+        manifest = self._manifest
+        if manifest.version != VERSION:
+            return
+        if (self.folder / JOURNAL).exists() or (manifest.index is None and len(self._there) >= FROM_SEQUENCES):
+            index = None
+            if len(self._there) >= FROM_SEQUENCES:
+                without = manifest.model_copy(update={"index": None})
+                index = TeacherCache(self.folder, without).save_index()
+            self._manifest = manifest.model_copy(update={"index": index})
+            self._manifest.save(self.folder)
+            self._saved = len(self._manifest.shards)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._there or digest in self._sampled
@@ -168,7 +199,7 @@ class CacheWriter:
             codec.layer = layer
         elif not torch.equal(codec.layer.head.matrix, layer.head.matrix.cpu()):
             raise CacheDamaged(
-                f"{self.folder} has another output layer than the teacher.", "Name another folder as `capture.path`."
+                f"{self.where} has another output layer than the teacher.", "Name another folder as `capture.path`."
             )
 
     def add_hidden(self, digest: str, hidden: torch.Tensor) -> bool:
@@ -245,16 +276,27 @@ class CacheWriter:
             learned = self._codec.learn([sequence.sample for sequence in waiting])
             update["model"] = write_model(self.folder, learned) if learned else None
             self._learned = True
-        encoded = [
-            Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
-            for sequence in waiting
-        ]
-        entry = write_shard(self.folder, self.next_shard, encoded)
-        self._manifest = self._manifest.model_copy(update={"shards": (*self._manifest.shards, entry), **update})
-        self._manifest.save(self.folder)
+        entry = write_shard(self.folder, self.next_shard, self._encoded(waiting))
+        # An index of fewer shards is not the cache's any more.
+        update |= {"shards": (*self._manifest.shards, entry), "index": None}
+        reread = "model" in update or self._manifest.index is not None
+        self._manifest = self._manifest.model_copy(update=update)
+        count = len(self._manifest.shards)
+        if reread or (count - self._saved) * REWRITE_SHARE >= count:
+            self._manifest.save(self.folder)
+            self._saved = count
+        else:
+            append_entry(self.folder, entry)
         written = {sequence.digest for sequence in waiting}
         self._there |= written
         self._sampled -= written
+
+    def _encoded(self, waiting: list[_Waiting]) -> list[Encoded]:
+        """Sequences, packed."""
+        return [
+            Encoded(sequence.digest, sequence.positions, sequence.entropy, self._codec.pack(sequence.sample))
+            for sequence in waiting
+        ]
 
 
 @dataclass(frozen=True)

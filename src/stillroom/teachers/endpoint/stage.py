@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from stillroom.core import files
-from stillroom.core.errors import RecipeError
+from stillroom.core.errors import RecipeError, UsageError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import ObservedCodec
@@ -56,6 +56,29 @@ def require_possible(recipe: Recipe) -> None:
             f"`capture.temperature` is {recipe.capture.temperature:g}, and an endpoint lists probabilities at temperature 1.",
             "Leave it out, and `distill.temperature` too.",
         )
+    if isinstance(recipe.capture.path, str):
+        raise RecipeError(
+            f"`capture.path: {recipe.capture.path}` is in an object store, into which a teacher on this machine captures unit "
+            "by unit; what an endpoint lists is written into a folder.",
+            "Name a folder as `capture.path`, or leave it out.",
+        )
+
+
+def require_no_units(recipe: Recipe, what: str) -> None:
+    """Refuse, before anything is spent, to capture in units what an endpoint lists.
+
+    Args:
+        recipe: The run's.
+        what: What was asked for, such as ``--ray``.
+
+    Raises:
+        UsageError: The teacher is behind an endpoint.
+    """
+    if isinstance(recipe.teacher, EndpointConfig):
+        raise UsageError(
+            f"{what}: several processes capture from a teacher on each of their machines, and this one is behind an endpoint.",
+            "Leave it out: one process asks the endpoint, with many requests at the same time.",
+        )
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -68,6 +91,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     corpus = run.stage("corpus").path
     pieces = pieces_of(Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS)
     folder = config.path or stage.path / CACHE
+    assert isinstance(folder, Path)
     folder.mkdir(parents=True, exist_ok=True)
     progress.say("  asking the endpoint")
     teacher = open_endpoint(recipe.teacher, run.path / ledger.NAME)
@@ -85,6 +109,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         started = time.monotonic()
         with progress.task("capture", total=sum(len(piece.ids) for piece in pieces)) as task:
             recovered = capture_listed(teacher, pieces, writer, kept, codec, config.shard_tokens, task, progress.say)
+        writer.close()
         seconds = time.monotonic() - started
     finally:
         teacher.close()

@@ -1,0 +1,314 @@
+"""Capture on Ray: actors that each hold the teacher, and a queue of units that survives the loss of any of them.
+
+Ray's own retries are not used: it waits for ever for an actor that cannot come back when a node is lost and nothing is spare.
+Here a unit of an actor that died goes back to the queue, and a successor gets units only once it answers. Near the end slow
+units are given to idle workers a second time; whoever is first counts. Both are safe because a unit is put once, under a name
+of its content.
+
+Workers need the run's folder, the teacher and the cache at the same paths (a shared file system), or the cache in an object
+store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stillroom import switch
+from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError
+from stillroom.core.extras import require
+from stillroom.core.progress import Progress, Task
+from stillroom.runs.run import Run
+from stillroom.teachers.units import Unit, Units, open_units
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TRIES = 3
+"""How often a unit may fail by an error of its own, and how often in a row a worker may fail to start."""
+AHEAD = 2
+"""Units that a worker has at the same time: one that it works on and one that waits."""
+STRAGGLER = 2.0
+"""A unit that takes so many times the median is given to a second worker, where one is idle."""
+POLL_SECONDS = 0.5
+OBJECT_STORE_BYTES = 100 << 20
+"""Ray's object store of a local cluster: a unit is two numbers in and a few hundred bytes out."""
+
+
+class Capturer:
+    """An actor: the teacher, and the units of a run."""
+
+    def __init__(self, path: str) -> None:
+        self._units = open_units(Run.open(path))
+        self._by_name = {unit.name: unit for unit in self._units.units}
+
+    def ready(self) -> int:
+        """Its process, once the teacher is loaded."""
+        return os.getpid()
+
+    def make(self, name: str) -> tuple[int, bool]:
+        """Capture a unit; its process, and whether it was first."""
+        return os.getpid(), self._units.make(self._by_name[name])
+
+
+@dataclass
+class Counts:
+    """What happened."""
+
+    units: int = 0
+    put_back: int = 0
+    doubled: int = 0
+    not_first: int = 0
+    hired: int = 0
+    pids: set[int] = field(default_factory=set)
+
+
+def capture_on_ray(run: Run, address: str, workers: int | None, progress: Progress) -> Counts:
+    """Make every unit of a run's capture that is not done, on a Ray cluster.
+
+    Args:
+        run: The run; its corpus is finished.
+        address: Of the cluster, ``auto``, or ``local``.
+        workers: Workers at most; None takes one per GPU, or else per core.
+        progress: Draws the bar.
+
+    Raises:
+        SwitchedOff: The owner's switch was turned off: the workers are stopped.
+        EnvironmentProblem: The cluster cannot be reached, or workers cannot start on it.
+        StillroomError: What a unit failed with, more than once.
+    """
+    switch.require_on()
+    units = open_units(run)
+    todo = units.missing()
+    if not todo:
+        return Counts()
+    tokens = {unit.name: units.tokens(unit) for unit in units.units}
+    # The driver needs the teacher's identity alone; its weights are the workers'.
+    del units.teacher
+    with (
+        connected(address, workers) as ray,
+        progress.task("capture", total=sum(tokens[unit.name] for unit in todo)) as task,
+    ):
+        count, gpus = _places(ray, workers)
+        return _Queue(ray, run, todo, min(count, len(todo)), gpus, task, tokens, progress).work()
+
+
+@contextlib.contextmanager
+def connected(address: str, workers: int | None = None) -> Iterator[Any]:
+    """Ray, connected to a cluster while the body runs. It sends no usage statistics and opens no dashboard.
+
+    Raises:
+        UsageError: Authentication of Ray was turned off.
+        EnvironmentProblem: There is no cluster at the address.
+    """
+    require("cluster", "--ray needs {}, which is not installed.")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"].lower() == "disabled":
+        raise UsageError(
+            "RAY_AUTH_MODE=disabled: whoever reaches the cluster's port could run code on it.",
+            "Unset it, and give every node the same token: RAY_AUTH_TOKEN_PATH.",
+        )
+    folder: str | None = None
+    if address == "local":
+        if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Short, because names of sockets in it are limited to 107 bytes.
+        folder = tempfile.mkdtemp(prefix="sr-ray-")
+    import ray
+
+    try:
+        if folder is not None:
+            ray.init(
+                num_cpus=workers or os.cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EnvironmentProblem(
+            f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
+            "Check the address and the token (RAY_AUTH_TOKEN_PATH), or use --ray local.",
+        ) from None
+    try:
+        yield ray
+    finally:
+        # Actors belong to their driver: they end with it, on every node.
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _places(ray: Any, workers: int | None) -> tuple[int, int]:
+    """Workers that the cluster takes, and GPUs of each."""
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    count = gpus or int(there.get("CPU", 1))
+    return max(1, count if workers is None else min(workers, count)), 1 if gpus else 0
+
+
+@dataclass
+class _Flight:
+    """A unit that an actor has."""
+
+    actor: Any
+    unit: Unit
+    since: float
+
+
+class _Queue:
+    """Gives units to actors until all are done."""
+
+    def __init__(
+        self,
+        ray: Any,
+        run: Run,
+        todo: list[Unit],
+        workers: int,
+        gpus: int,
+        task: Task,
+        tokens: dict[str, int],
+        progress: Progress,
+    ) -> None:
+        self.ray = ray
+        self.path: Path = run.path.absolute()
+        self.queue = deque(todo)
+        self.left = {unit.name for unit in todo}
+        self.workers = workers
+        self.task = task
+        self.tokens = tokens
+        self.progress = progress
+        self.counts = Counts(units=len(todo))
+        self.actor_class = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+            Capturer
+        )
+        self.pool: list[Any] = []
+        self.coming: dict[Any, Any] = {}
+        self.flying: dict[Any, _Flight] = {}
+        self.took: list[float] = []
+        self.failed: dict[str, int] = {}
+        self.failed_starts = 0
+
+    def work(self) -> Counts:
+        """Until every unit is done."""
+        for _ in range(self.workers):
+            self._hire()
+        alone = time.monotonic()
+        while self.left:
+            switch.require_on()
+            self._give()
+            ready, _ = self.ray.wait([*self.flying, *self.coming], num_returns=1, timeout=POLL_SECONDS)
+            for reference in ready:
+                if reference in self.coming:
+                    self._arrived(reference)
+                else:
+                    self._came_back(reference)
+            if self.pool:
+                alone = time.monotonic()
+            elif time.monotonic() - alone > 60:
+                self.progress.say("  no worker answers; waiting for a place on the cluster")
+                alone = time.monotonic()
+        return self.counts
+
+    def _hire(self) -> None:
+        actor = self.actor_class.remote(str(self.path))
+        self.coming[actor.ready.remote()] = actor
+        self.counts.hired += 1
+
+    def _give(self) -> None:
+        """Units to workers that have room; where none waits, slow ones a second time."""
+        for actor in self.pool:
+            mine = sum(flight.actor is actor for flight in self.flying.values())
+            while self.queue and mine < AHEAD:
+                unit = self.queue.popleft()
+                if unit.name in self.left:
+                    self._send(actor, unit)
+                    mine += 1
+            if not self.queue and not mine and (slow := self._slowest()) is not None:
+                self.counts.doubled += 1
+                self._send(actor, slow)
+
+    def _send(self, actor: Any, unit: Unit) -> None:
+        self.flying[actor.make.remote(unit.name)] = _Flight(actor, unit, time.monotonic())
+
+    def _slowest(self) -> Unit | None:
+        """The unit that one worker has had longest, where that is long for a unit."""
+        copies: dict[str, int] = {}
+        for flight in self.flying.values():
+            copies[flight.unit.name] = copies.get(flight.unit.name, 0) + 1
+        one = [
+            flight for flight in self.flying.values() if copies[flight.unit.name] == 1 and flight.unit.name in self.left
+        ]
+        if not one or not self.took:
+            return None
+        oldest = min(one, key=lambda flight: flight.since)
+        waited = time.monotonic() - oldest.since
+        return oldest.unit if waited > STRAGGLER * statistics.median(self.took) else None
+
+    def _arrived(self, reference: Any) -> None:
+        actor = self.coming.pop(reference)
+        try:
+            self.counts.pids.add(self.ray.get(reference))
+        except self.ray.exceptions.RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts > TRIES * self.workers:
+                raise _cause(error, "Workers cannot start on the cluster") from None
+            self._hire()
+            return
+        self.failed_starts = 0
+        self.pool.append(actor)
+
+    def _came_back(self, reference: Any) -> None:
+        flight = self.flying.pop(reference)
+        name = flight.unit.name
+        try:
+            _, first = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            self.failed[name] = self.failed.get(name, 0) + 1
+            if self.failed[name] >= TRIES:
+                raise _cause(error, f"The unit {name[:12]}… failed {TRIES} times") from None
+            self.queue.append(flight.unit)
+            return
+        except self.ray.exceptions.RayError:
+            # Its process or its node is gone.
+            if name in self.left:
+                self.counts.put_back += 1
+                self.queue.append(flight.unit)
+            if any(actor is flight.actor for actor in self.pool):
+                self.pool = [actor for actor in self.pool if actor is not flight.actor]
+                self._hire()
+            return
+        self.took.append(time.monotonic() - flight.since)
+        self.counts.not_first += not first
+        if name in self.left:
+            self.left.remove(name)
+            self.task.advance(self.tokens[name])
+
+
+def _cause(error: Any, what: str) -> StillroomError:
+    """A worker's own error where it is one of ours."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, StillroomError):
+        return cause
+    lines = str(error).strip().splitlines()
+    return EnvironmentProblem(
+        f"{what}: {lines[-1][:300] if lines else type(error).__name__}", "See Ray's logs on the node."
+    )
+
+
+__all__ = ["Capturer", "Counts", "Units", "capture_on_ray", "connected"]

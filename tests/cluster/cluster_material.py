@@ -1,0 +1,29 @@
+"""A recipe with a tiny teacher, for tests that start several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny_models import tiny_model
+
+
+def recipe_in(folder: Path, documents: int = 40) -> dict[str, Any]:
+    """A recipe's values without its name; teacher and text are written into the folder."""
+    tiny_model("llama", folder / "teacher", vocabulary_size=300)
+    (folder / "text").mkdir()
+    for number in range(documents):
+        words = " ".join(f"{number}w{index}" for index in range(20 + number % 40))
+        (folder / "text" / f"{number:03}.txt").write_text(words)
+    decided = {"kind": "own", "decided_by": "me", "decided_at": "2026-01-01T00:00:00Z"}
+    return {
+        "corpus": {
+            "sources": [{"kind": "text", "path": str(folder / "text"), "licence": "CC0-1.0"}],
+            "sequence_length": 64,
+        },
+        "teacher": {"kind": "huggingface", "name": str(folder / "teacher")},
+        "student": {"kind": "shrink", "target": {"parameters": 90_000}},
+        "capture": {"unit_tokens": 256},
+        "distill": {"learning_rate": 1e-3, "precision": "float32", "checkpoint_seconds": 0},
+        "terms": {"decisions": [{"subject": subject, **decided} for subject in ("teacher", "student")]},
+    }

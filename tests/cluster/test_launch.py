@@ -1,0 +1,35 @@
+"""`stillroom run --workers 2`: the stage `distill` by two processes that torch elastic starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stillroom import pipeline
+from stillroom.cluster.cluster import Cluster
+from tests.cluster.cluster_material import recipe_in
+
+pytestmark = pytest.mark.cluster
+
+
+def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = recipe_in(tmp_path)
+    one = pipeline.run({"name": "one", **values}, tmp_path / "runs", until="distill", quiet=True)
+    two = pipeline.run({"name": "two", **values}, tmp_path / "runs", until="distill", quiet=True, cluster=Cluster(2))
+    record = two.stage("distill").record
+    assert record is not None
+    assert record["notes"]["processes"] == 2
+    assert record["notes"]["steps"] == (one.stage("distill").record or {})["notes"]["steps"]
+    losses = [[event["loss"] for event in made.metrics if "loss" in event] for made in (one, two)]
+    assert len(losses[0]) == len(losses[1]) > 2
+    assert all(abs(a - b) <= 1e-6 * a for a, b in zip(*losses, strict=True))
+    files = [load_file(made.path / "distill" / "model" / "model.safetensors") for made in (one, two)]
+    for name, tensor in files[0].items():
+        torch.testing.assert_close(files[1][name], tensor, rtol=1e-4, atol=1e-6)
+    # It is finished for one process, too: where it was done is no part of what it is.
+    again = pipeline.run(two, until="distill", quiet=True)
+    assert "distill" not in again.done or again.done == two.done

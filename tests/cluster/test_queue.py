@@ -1,0 +1,224 @@
+"""The queue of units, on a made-up Ray whose workers die, hang and fail as a test says; and how Ray is started."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.cluster import ray_capture
+from stillroom.cluster.cluster import Cluster, cluster_of
+from stillroom.cluster.ray_capture import AHEAD, TRIES, _Queue, connected
+from stillroom.core.errors import EnvironmentProblem, SignalError, SwitchedOff, UsageError
+from stillroom.core.progress import Progress
+from stillroom.teachers.units import Unit
+
+
+class RayError(Exception):
+    pass
+
+
+class ActorDied(RayError):
+    pass
+
+
+class TaskFailed(RayError):
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class MadeUpRay:
+    """Ray as the queue sees it: references come true in an order of chance; actors die of chance or by name."""
+
+    def __init__(self, seed: int, deaths: int = 0, spare: int = 1000, fails: dict[str, int] | None = None) -> None:
+        self.random = random.Random(seed)
+        self.deaths = deaths
+        self.spare = spare
+        self.fails = dict(fails or {})
+        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=TaskFailed)
+        self.numbers = itertools.count()
+        self.pending: dict[int, tuple[Any, str | None]] = {}
+        self.results: dict[int, Any] = {}
+        self.made: list[str] = []
+        self.alive: set[int] = set()
+        self.stuck: set[str] = set()
+
+    def remote(self, **_: Any) -> Any:
+        world = self
+
+        class Actor:
+            def __init__(self) -> None:
+                self.number = next(world.numbers)
+                self.ready = SimpleNamespace(remote=lambda: world.ask(self, None))
+                self.make = SimpleNamespace(remote=lambda name: world.ask(self, name))
+
+        return lambda _: SimpleNamespace(remote=lambda *_: Actor())
+
+    def ask(self, actor: Any, name: str | None) -> int:
+        reference = next(self.numbers)
+        self.pending[reference] = (actor, name)
+        return reference
+
+    def wait(self, references: list[int], **_: Any) -> tuple[list[int], list[int]]:
+        there = [one for one in references if one in self.results]
+        if not there:
+            able = [one for one in references if one in self.pending and self._can(*self.pending[one])]
+            if able:
+                there = [self._do(self.random.choice(able))]
+        return there[:1], []
+
+    def _can(self, actor: Any, name: str | None) -> bool:
+        # An actor waits for a place on a node for ever where nothing is spare.
+        if name is None:
+            return len(self.alive) < self.spare
+        return name not in self.stuck or (self.stuck.discard(name) is not None)
+
+    def _do(self, reference: int) -> int:
+        actor, name = self.pending.pop(reference)
+        if name is None:
+            self.alive.add(actor.number)
+            self.results[reference] = actor.number
+        elif self.deaths and self.random.random() < 0.3:
+            self.deaths -= 1
+            self.spare -= self.random.random() < 0.5 and self.spare > 1
+            self.alive.discard(actor.number)
+            for other, (owner, _) in list(self.pending.items()):
+                if owner is actor:
+                    del self.pending[other]
+                    self.results[other] = ActorDied()
+            self.results[reference] = ActorDied()
+        elif self.fails.get(name, 0):
+            self.fails[name] -= 1
+            self.results[reference] = TaskFailed(SignalError("the teacher is broken", "mend it"))
+        else:
+            first = name not in self.made
+            self.made.append(name)
+            self.results[reference] = (actor.number, first)
+        return reference
+
+    def get(self, reference: int) -> Any:
+        found = self.results.pop(reference)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def queue_of(world: MadeUpRay, count: int, workers: int) -> _Queue:
+    todo = [Unit(f"{number:064}", 0, number, number + 1) for number in range(count)]
+    task = Progress(quiet=True).task("x", total=count)
+    tokens = {unit.name: 1 for unit in todo}
+    with task as opened:
+        return _Queue(world, SimpleNamespace(path=Path()), todo, workers, 0, opened, tokens, Progress(quiet=True))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_capture.switch, "require_on", lambda: None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 4), st.integers(0, 12), st.booleans())
+def test_every_unit_is_made_whoever_dies(seed: int, count: int, workers: int, deaths: int, spare: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_capture.switch, "require_on", lambda: None)
+        world = MadeUpRay(seed, deaths, spare=1000 if spare else workers)
+        queue = queue_of(world, count, workers)
+        counts = queue.work()
+        assert set(world.made) == {f"{number:064}" for number in range(count)}
+        assert not queue.left
+        assert counts.put_back <= AHEAD * deaths
+        # What was made twice was noticed, and the store kept the first.
+        assert len(world.made) - count <= counts.doubled + counts.put_back
+
+
+def test_a_unit_that_fails_once_is_tried_again_and_one_that_always_fails_says_why() -> None:
+    name = f"{3:064}"
+    assert queue_of(MadeUpRay(0, fails={name: TRIES - 1}), 8, 2).work().put_back == 0
+    with pytest.raises(SignalError, match="the teacher is broken"):
+        queue_of(MadeUpRay(0, fails={name: 99}), 8, 2).work()
+
+
+def test_a_slow_unit_is_given_to_a_second_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(ray_capture.time, "monotonic", lambda: float(next(clock)))
+    world = MadeUpRay(1)
+    real, hung = world._can, []
+
+    def can(actor: Any, name: str | None) -> bool:
+        if name == f"{2:064}" and (not hung or hung[0] is actor):
+            hung[:] = [actor]
+            return False
+        return not (hung and hung[0] is actor) and real(actor, name)
+
+    monkeypatch.setattr(world, "_can", can)
+    counts = queue_of(world, 9, 3).work()
+    assert counts.doubled >= 1
+    assert set(world.made) == {f"{number:064}" for number in range(9)}
+
+
+def test_workers_that_never_start_are_told_of() -> None:
+    world = MadeUpRay(0)
+
+    def failing(reference: int) -> int:
+        world.pending.pop(reference)
+        world.results[reference] = TaskFailed(SignalError("no such teacher", ""))
+        return reference
+
+    world._do = failing  # type: ignore[method-assign]
+    with pytest.raises(SignalError, match="no such teacher"):
+        queue_of(world, 3, 2).work()
+
+
+def test_the_switch_stops_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = itertools.count()
+
+    def require() -> None:
+        if next(asked) > 4:
+            raise SwitchedOff("The switch is off", "")
+
+    monkeypatch.setattr(ray_capture.switch, "require_on", require)
+    world = MadeUpRay(0)
+    with pytest.raises(SwitchedOff):
+        queue_of(world, 30, 2).work()
+    assert len(world.made) < 8
+
+
+def test_a_cluster_without_authentication_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with pytest.raises(UsageError, match="RAY_AUTH_MODE"), connected("local"):
+        pass
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_options_of_the_command_line() -> None:
+    assert cluster_of(None, None, None) is None
+    assert cluster_of(1, None, None) is None
+    assert cluster_of(2, None, None) == Cluster(2)
+    assert cluster_of(None, "local", 3) == Cluster(1, "local", 3)
+
+
+def test_nothing_of_ray_is_imported_without_it() -> None:
+    code = (
+        "import sys, stillroom, stillroom.cli.app, stillroom.cluster.cluster, stillroom.cluster.launch\n"
+        "import stillroom.cluster.ray_capture\n"
+        "print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_cause_that_is_not_ours_is_one_line() -> None:
+    found = ray_capture._cause(RayError("many\nlines\nlast"), "It failed")
+    assert isinstance(found, EnvironmentProblem)
+    assert found.what == "It failed: last"

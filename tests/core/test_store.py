@@ -1,0 +1,149 @@
+"""Bytes at a path or a URL: exclusive puts, ranges, listings, failures in the middle; no credentials in a recipe."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from benchmarks.s3_server import S3Server, s3_server
+from stillroom.core import store as stores
+from stillroom.core.errors import EnvironmentProblem, RecipeError, UsageError
+from stillroom.core.store import LocalStore, Store, check_url, open_store
+from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.reading import recipe_of
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "local":
+        return open_store(tmp_path / "store")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.objects.clear()
+    return open_store("s3://bucket/deep/cache")
+
+
+def test_what_is_put_is_there_whole_and_in_ranges(store: Store) -> None:
+    data = os.urandom(10_000)
+    assert store.get("a/b") is None
+    assert store.size("a/b") is None
+    store.put("a/b", data)
+    assert store.get("a/b") == data
+    assert store.size("a/b") == len(data)
+    for start, end in ((0, 8), (5, 5), (9_990, 10_000), (17, 4_711)):
+        assert store.get_range("a/b", start, end) == data[start:end]
+    with pytest.raises(FileNotFoundError):
+        store.get_range("a/c", 0, 3)
+    store.put("a/b", b"new")
+    assert store.get("a/b") == b"new"
+    store.remove("a/b")
+    store.remove("a/b")
+    assert store.get("a/b") is None
+
+
+def test_a_key_is_put_once_whoever_tries(store: Store) -> None:
+    firsts: list[tuple[int, int]] = []
+
+    def work(who: int) -> None:
+        for number in range(25):
+            if store.put_new(f"parts/{number}", f"{who}".encode() * 1000):
+                firsts.append((number, who))
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for number, _ in firsts) == list(range(25))
+    assert all(store.get(f"parts/{number}") == f"{who}".encode() * 1000 for number, who in firsts)
+
+
+def test_more_than_a_page_is_listed_and_nothing_of_other_folders(store: Store) -> None:
+    for number in range(1_010 if not isinstance(store, LocalStore) else 30):
+        store.put_new(f"parts/{number:05}.json", b"x")
+    store.put("partsother", b"x")
+    found = store.names("parts/")
+    assert found == [f"parts/{number:05}.json" for number in range(len(found))]
+    assert len(found) in (30, 1_010)
+
+
+def test_a_store_that_is_busy_or_cuts_the_connection_is_asked_again(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store("s3://bucket/busy")
+    server.busy = 2
+    assert store.put_new("a", b"1")
+    server.cut = 1
+    assert store.get("a") == b"1"
+    assert not store.put_new("a", b"2")
+
+
+def test_a_file_system_without_links_is_exclusive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(stores.os, "link", refuse)
+    store = LocalStore(tmp_path)
+    assert store.put_new("a", b"1")
+    assert not store.put_new("a", b"2")
+    assert store.get("a") == b"1"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_another_process_cleared_is_put_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, cleared = os.link, []
+
+    def clearing(source: Path, target: Path) -> None:
+        if not cleared:
+            cleared.append(source)
+            Path(source).unlink()
+        real(source, target)
+
+    monkeypatch.setattr(stores.os, "link", clearing)
+    assert LocalStore(tmp_path).put_new("a", b"1")
+    assert cleared
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://AKIA:hunter2@bucket/x", "carries credentials"),
+        ("s3://bucket/x?secret_access_key=hunter2", "carries credentials"),
+        ("ftp://bucket/x", "not an object store"),
+        ("s3:///x", "not a bucket"),
+    ],
+)
+def test_a_url_that_cannot_be_taken_is_refused_and_its_secret_not_shown(url: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        check_url(url)
+    assert "hunter2" not in str(caught.value)
+    recipe = {"name": "x", "corpus": {"sources": []}, "capture": {"path": url}}
+    with pytest.raises(RecipeError, match=words):
+        recipe_of(recipe)
+
+
+def test_a_recipe_takes_a_path_or_a_url() -> None:
+    assert CaptureConfig(path="s3://bucket/x").path == "s3://bucket/x"
+    assert CaptureConfig(path="x/y").path == Path("x/y")
+
+
+def test_a_store_without_credentials_says_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    with pytest.raises(EnvironmentProblem, match="AWS_SECRET_ACCESS_KEY"):
+        open_store("s3://bucket/x").get("a")
