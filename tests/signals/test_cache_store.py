@@ -119,7 +119,7 @@ def test_a_changed_address_is_named_as_damage_and_not_as_a_missing_sequence(tmp_
     text = sequences_of(6, 24)
     write_cache(tmp_path, text, identity(SPARSE))
     shard = tmp_path / "shard-000001.safetensors"
-    lost = TeacherCache.open(tmp_path)._shards[1].digests[0]
+    lost = TeacherCache.open(tmp_path)._shard(1).digests[0].tobytes().hex()
     shard.write_bytes(shard.read_bytes().replace(bytes.fromhex(lost), bytes(32)))
     with pytest.raises(CacheDamaged, match=r"000001.* has another SHA-256") as caught:
         TeacherCache.open(tmp_path).read([lost])
