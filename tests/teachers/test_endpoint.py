@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tiny_models import tiny_model
 from benchmarks.fake_endpoint import FAULTS, FakeServer, serving
 from stillroom.core.errors import TeacherError
 from stillroom.core.progress import Progress
+from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.capture import ObservedCodec
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.signals.cache.observed import Observed
@@ -33,6 +35,7 @@ from stillroom.teachers.endpoint.http import LONGEST_ASKED, Client, Refused, Slo
 from stillroom.teachers.endpoint.ledger import CapReached, Ledger, Price
 from stillroom.teachers.endpoint.probe import Fingerprint, probe
 from stillroom.teachers.endpoint.received import Received
+from stillroom.teachers.endpoint.servers import LlamaCpp
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
 
 KEY = "sk-Stillroom-test-0123456789"
@@ -183,6 +186,19 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     require_no_key(tmp_path)
     shown = capsys.readouterr()
     assert KEY not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("said", [f"id {KEY}", KEY], ids=["within", "alone"])
+def test_a_server_that_says_the_key_itself_does_not_get_it_into_an_error(folder: Path, said: str) -> None:
+    client = Client("http://127.0.0.1:1", "STILLROOM_TEST_KEY", Ledger(None, Price()))
+    server = LlamaCpp(client, "m", open_tokenizer(folder), SIZE, 4)
+    with pytest.raises(TeacherError, match=r"an id is .*\[key\]") as caught:
+        server.entries([(said, -1.0)])
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
+    assert KEY not in shown
+    with pytest.raises(TeacherError, match=r"another model answers: .*\[key\]"):
+        server.known_model = "m"
+        server.require_model({"model": said})
 
 
 def test_a_model_that_is_swapped_half_way_is_found_and_its_answers_are_thrown_away(

@@ -341,12 +341,15 @@ class Client:
     def _words(self, data: bytes) -> str:
         """What a server says, short, on one line, and without the key."""
         # The key first: cutting could leave a half of it.
-        text = data[: 1 << 16].decode("utf-8", "replace")
+        return self.without_key(data[: 1 << 16].decode("utf-8", "replace"))[:SHOWN] or "(nothing)"
+
+    def without_key(self, text: str) -> str:
+        """A text that may hold something of a server's answer, on one line, and without the key."""
         key = os.environ.get(self.key_env, "").strip() if self.key_env else ""
         if key:
             text = text.replace(key, "[key]")
         text = "".join(letter if letter.isprintable() else " " for letter in text)
-        return " ".join(text.split())[:SHOWN] or "(nothing)"
+        return " ".join(text.split())
 
 
 class Refused(TeacherError):

@@ -116,7 +116,7 @@ class Server(ABC):
     def fault(self, what: str, todo: str = "") -> TeacherError:
         """An answer that is not what was asked for."""
         return TeacherError(
-            f"{self.where}: the server's answer is not what was asked for: {what}.",
+            f"{self.where}: the server's answer is not what was asked for: {self.client.without_key(what)}.",
             todo or "Run `stillroom teacher probe` on the endpoint; what was received before is kept.",
         )
 
@@ -151,10 +151,11 @@ class Server(ABC):
         for token, value in pairs:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
                 raise self.fault(f"a log-probability is {value!r}")
-            try:
-                found.append((int(token), float(value)))
-            except (TypeError, ValueError):
-                raise self.fault(f"an id is {token!r}") from None
+            number = _whole(token)
+            if number is None:
+                # Not within an `except`: the error there quotes what the server said, which may be the key.
+                raise self.fault(f"an id is {str(token)[:200]!r}")
+            found.append((number, float(value)))
         return found
 
 
@@ -483,3 +484,11 @@ def first_choice(server: Server, value: dict[str, Any]) -> dict[str, Any]:
         raise server.fault("it has no `choices`")
     choice: dict[str, Any] = choices[0]
     return choice
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number as an answer gives it, or None."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
