@@ -17,6 +17,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "uvicorn": "uvicorn",
         "prometheus-client": "prometheus_client",
         "cryptography": "cryptography",
+        "llguidance": "llguidance",
     },
     "trust": {"cryptography": "cryptography", "securesystemslib": "securesystemslib", "tuf": "tuf"},
     "openssf": {"model-signing": "model_signing", "pyopenssl": "OpenSSL"},
