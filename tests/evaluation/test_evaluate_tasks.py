@@ -89,7 +89,8 @@ def test_tasks_are_measured_side_by_side_and_kept(world: Any, tmp_path: Path) ->
     other.mkdir()
     code = write_task(
         other,
-        "task: sum\ndata: d.jsonl\noutput_type: code\ndoc_to_text: '{{p}}'\ntest: 'x = {{p}}\n\n# {{answer}}\n\nassert x == 2'\n"
+        "task: sum\ndata: d.jsonl\noutput_type: code\ndoc_to_text: '{{p}}'\n"
+        "test: 'x = {{p}}\n\n# {{answer}}\n\nassert x == 2'\n"
         "generation_kwargs: {max_gen_toks: 2}\n",
         [{"p": "1 + 1"}, {"p": "1 + 2"}],
         "d.jsonl",
