@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -102,9 +103,10 @@ def test_logprobs_of_both_kinds(server: Running) -> None:
 def test_a_stop_ends_the_answer(server: Running) -> None:
     _, answer, _ = server.ask("POST", "/v1/completions", {"prompt": "Go", "max_tokens": 40, "temperature": 0})
     text = answer["choices"][0]["text"]
-    if len(text) < 6:
+    # What is no whole character in the model's bytes cannot be asked for.
+    stop = next((pair for pair in map("".join, itertools.pairwise(text[3:])) if "\ufffd" not in pair), None)
+    if stop is None:
         pytest.skip("the tiny model says too little")
-    stop = text[3:5]
     body = {"prompt": "Go", "max_tokens": 40, "temperature": 0, "stop": [stop]}
     _, answer, _ = server.ask("POST", "/v1/completions", body)
     assert answer["choices"][0]["text"] == text[: text.index(stop)]

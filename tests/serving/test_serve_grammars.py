@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -282,15 +284,32 @@ def test_a_request_that_ended_an_engine_is_not_tried_again(server: Running) -> N
     model = next(iter(server.service.pool.models.values()))
     model.begin("one")
     model.begin("two")
-    assert not model.ended("one", reached=True), "it was not alone"
+    assert not asyncio.run(model.ended("one", None, reached=True)), "it was not alone"
     model.done("one")
-    assert not model.ended("two", reached=False), "it had not begun"
-    assert model.ended("two", reached=True)
+    assert not asyncio.run(model.ended("two", None, reached=False)), "it had not begun"
+    assert asyncio.run(model.ended("two", None, reached=True))
     model.done("two")
     model.require_harmless("one")
     with pytest.raises(Exception, match="over this very request"):
         model.require_harmless("two")
     asyncio.run(model.watch())
+
+
+def test_an_engine_that_somebody_killed_is_no_fault_of_the_request(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path) as made:
+        (model,) = made.service.pool.models.values()
+        for _ in range(2):
+            made.chat("Go")
+            assert model.engine is not None
+            killer = threading.Timer(0.05, os.kill, (model.engine.pid, signal.SIGKILL))
+            killer.start()
+            assert made.chat("Go", max_tokens=300, logit_bias={"2": -100})[0] == 200
+            killer.join()
+            engine = model.engine
+            if engine is not None and not engine.alive:
+                assert engine.killed()
+                engine.replaced = True
+                assert not engine.killed(), "one that was given up because it had hung is"
 
 
 def test_a_long_answer_has_no_hidden_end(server: Running) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -110,6 +111,19 @@ class Engine:
     def alive(self) -> bool:
         """Whether the child runs."""
         return self._process.poll() is None
+
+    replaced: bool = False
+    """Whether it was given up because it had hung."""
+
+    def killed(self, seconds: float = 0.5) -> bool:
+        """Whether somebody ended the child, and not what it was doing.
+
+        Args:
+            seconds: How long to wait for its end at most.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return not self.replaced and self._process.poll() in (-signal.SIGKILL, -signal.SIGTERM)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One completion of a prompt, in the words of the OpenAI API; not streamed."""

@@ -273,7 +273,7 @@ class Answerer:
                             "The engine left the form of the answer.", "Ask again, with a simpler schema."
                         )
                 except local.EngineGone as gone:
-                    alone = model.ended(fingerprint, reached=not isinstance(gone, local.EngineUnreached))
+                    alone = await model.ended(fingerprint, engine, reached=not isinstance(gone, local.EngineUnreached))
                     await model.lost(engine)
                     model.switch.require_on()
                     if alone and not begun:

@@ -236,9 +236,14 @@ class ServedModel:
         if fingerprint in self._running:
             self._running.remove(fingerprint)
 
-    def ended(self, fingerprint: str, reached: bool) -> bool:
-        """The engine ended while a request was with it; returns whether the request was alone, and so ended it."""
+    async def ended(self, fingerprint: str, engine: Engine | None, reached: bool) -> bool:
+        """The engine ended while a request was with it; returns whether the request was alone, and so ended it.
+
+        An engine that somebody else ended says nothing of the request.
+        """
         alone = reached and self._running == [fingerprint]
+        if alone and engine is not None and await asyncio.to_thread(engine.killed):
+            return False
         if alone:
             self._fatal.add(fingerprint)
         return alone
@@ -270,6 +275,7 @@ class ServedModel:
             self.suspect = False
         except (TimeoutError, local.EngineGone):
             self.suspect = False
+            engine.replaced = True
             await self.lost(engine)
         except local.EngineRefused:
             self.heard()
