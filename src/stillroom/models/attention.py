@@ -10,7 +10,7 @@ Legend: B sequences, L tokens, G groups of keys and values, R query heads a grou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,19 +157,24 @@ def applies(model: CausalModel, ids: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def packed(model: CausalModel) -> Iterator[None]:
-    """While the body runs, the model's layers call :func:`packed_attention`; they need the argument ``blocks``."""
+def attention_named(model: CausalModel, name: str, interface: Callable[..., Any]) -> Iterator[None]:
+    """While the body runs, the model's layers call an attention function, by the name that transformers knows it under."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, _interface)
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(name, interface)
     config = model.config
     before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
+    config._attn_implementation_internal = name
     try:
         yield
     finally:
         config._attn_implementation_internal = before
+
+
+def packed(model: CausalModel) -> contextlib.AbstractContextManager[None]:
+    """While the body runs, the model's layers call :func:`packed_attention`; they need the argument ``blocks``."""
+    return attention_named(model, NAME, _interface)
 
 
 def _interface(

@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from stillroom.models.attention import attention_named
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -114,20 +116,9 @@ def states_in_documents(
     return result
 
 
-@contextlib.contextmanager
-def attending(model: CausalModel) -> Iterator[None]:
+def attending(model: CausalModel) -> contextlib.AbstractContextManager[None]:
     """While the body runs, the model's layers call :func:`attention`; they need the argument ``documents``."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, _interface)
-    config = model.config
-    before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
+    return attention_named(model, NAME, _interface)
 
 
 def _interface(

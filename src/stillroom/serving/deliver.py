@@ -18,7 +18,6 @@ from stillroom.serving.hush import Hush, ServerLine
 from stillroom.switch.state import Switch
 
 T = TypeVar("T")
-LOOK_SECONDS = 0.01
 
 
 class ClientGone(Exception):

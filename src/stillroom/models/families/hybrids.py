@@ -60,9 +60,7 @@ def _mamba2(writer: GGUFWriter, config: Any) -> None:
     _state_space(writer, config.num_heads, config.head_dim, config.n_groups, config.state_size, config.conv_kernel)
 
 
-def _granite(writer: GGUFWriter, config: Any) -> None:
-    scales(writer, config)
-    writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+def _mamba2_of_hybrid(writer: GGUFWriter, config: Any) -> None:
     _state_space(
         writer,
         config.mamba_n_heads,
@@ -71,20 +69,19 @@ def _granite(writer: GGUFWriter, config: Any) -> None:
         config.mamba_d_state,
         config.mamba_d_conv,
     )
+
+
+def _granite(writer: GGUFWriter, config: Any) -> None:
+    scales(writer, config)
+    writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+    _mamba2_of_hybrid(writer, config)
     writer.add_rope_scaling_finetuned(getattr(config, "position_embedding_type", None) == "rope")
 
 
 def _falcon(writer: GGUFWriter, config: Any) -> None:
     if config.attention_bias or config.mamba_proj_bias or config.mlp_bias or config.projectors_bias:
         refuse(config, "folds multipliers into matrices without biases")
-    _state_space(
-        writer,
-        config.mamba_n_heads,
-        config.mamba_d_head,
-        config.mamba_n_groups,
-        config.mamba_d_state,
-        config.mamba_d_conv,
-    )
+    _mamba2_of_hybrid(writer, config)
 
 
 def _nemotron(writer: GGUFWriter, config: Any) -> None:
