@@ -130,8 +130,9 @@ def test_a_url_that_cannot_be_taken_is_refused_and_its_secret_not_shown(url: str
         check_url(url)
     assert "hunter2" not in str(caught.value)
     recipe = {"name": "x", "corpus": {"sources": []}, "capture": {"path": url}}
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(RecipeError, match=words) as refused:
         recipe_of(recipe)
+    assert "hunter2" not in str(refused.value) + str(vars(refused.value))
 
 
 def test_a_recipe_takes_a_path_or_a_url() -> None:

@@ -98,5 +98,5 @@ class CaptureConfig(Section):
             try:
                 check_url(value)
             except UsageError as error:
-                raise ValueError(f"{error.what} {error.todo}") from None
+                raise ValueError(f"{error.what} {error.todo.removesuffix('.')}") from None
         return value

@@ -207,7 +207,7 @@ def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -
             f"Allowed: {expected}.".replace("'", ""),
         )
     found = mistake.get("input")
-    if keys[:2] == ["teacher", "endpoint"]:
+    if keys[:2] == ["teacher", "endpoint"] or (isinstance(found, str) and "://" in found):
         # What stands there by mistake may be a key, and people paste messages into issues.
         return f"{place}: what stands there cannot be used.", _remedy(mistake, "…", keys)
     return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)
