@@ -288,3 +288,55 @@ def test_errors_of_damage_have_a_message(project: Path) -> None:
         (project / "runs/tiny" / name).write_bytes(b"\xff\xff")
     with pytest.raises(StillroomError, match="Or run the recipe itself again"):
         Run.open(project / "runs/tiny")
+
+
+def test_a_longer_training_goes_on_from_the_shorter_one_and_is_the_same_to_the_bit(project: Path) -> None:
+    change(project, "distill.schedule", "wsd")
+    change(project, "distill.learning_rate", 1e-3)
+    change(project, "distill.warmup_share", 0.0)
+    change(project, "distill.epochs", 2)
+    run, _ = go(project, "distill")
+    short = run.stage("distill").record
+    assert short is not None
+    fall = json.loads((run.path / "distill" / "stable" / "begin.json").read_text())["step"]
+    assert 0 < fall < short["notes"]["steps"]
+
+    change(project, "distill.epochs", 4)
+    run, said = go(project, "distill")
+    assert f"goes on from step {fall} of the shorter training in history/distill-1" in said
+    longer = run.stage("distill").record
+    assert longer is not None
+    assert longer["notes"]["extends"] == {"result": "history/distill-1", "from_step": fall}
+    extended = (run.path / "distill" / "model" / "model.safetensors").read_bytes()
+    steps = [event["step"] for event in run.metrics if event["stage"] == "distill" and "loss" in event]
+    assert steps == [*range(1, short["notes"]["steps"] + 1), *range(fall + 1, longer["notes"]["steps"] + 1)]
+
+    shutil.rmtree(run.path / "distill")
+    shutil.rmtree(run.path / "history")
+    run, said = go(project, "distill")
+    assert "goes on from step" not in said
+    assert (run.path / "distill" / "model" / "model.safetensors").read_bytes() == extended
+
+    # What differs in more than its length, or is shorter, begins anew.
+    change(project, "distill.epochs", 3)
+    _, said = go(project, "distill")
+    assert "goes on from step" not in said
+    change(project, "distill.epochs", 5)
+    change(project, "distill.learning_rate", 2e-3)
+    _, said = go(project, "distill")
+    assert "goes on from step" not in said
+
+
+def test_a_longer_training_whose_beginning_is_damaged_begins_anew(project: Path) -> None:
+    change(project, "distill.schedule", "wsd")
+    change(project, "distill.learning_rate", 1e-3)
+    run, _ = go(project, "distill")
+    change(project, "distill.epochs", 2)
+    kept = run.path / "distill" / "stable" / "state.safetensors"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    run, said = go(project, "distill")
+    assert "goes on from step" not in said
+    record = run.stage("distill").record
+    assert record is not None
+    assert "extends" not in record["notes"]

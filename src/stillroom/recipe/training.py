@@ -55,7 +55,8 @@ class DistillConfig(Section):
     """Share of steps in which the learning rate rises from zero."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the learning rate falls after the warm-up. ``wsd`` (warm-up, stable, decay) stays at the peak and falls in the
-    last ``decay_share`` of the steps only."""
+    last ``decay_share`` of the steps only. What it was before the fall is kept (weights and averages: 12 bytes per
+    parameter), and the same training with more ``epochs`` goes on from there."""
     decay_share: float = Field(default=0.2, gt=0, le=1, json_schema_extra={SINCE: "0.2.0"})
     """Share of the steps in which ``schedule: wsd`` lets the learning rate fall, by one minus the square root."""
     final_learning_rate_share: float = Field(default=0.05, ge=0, le=1)

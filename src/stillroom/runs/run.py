@@ -412,6 +412,10 @@ class Stage:
     path: Path
     notes: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in its record; kept under ``notes``."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Digests of everything that the result depends on, while the stage works."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """The parts of the recipe that it reads, while it works."""
     result: str | None = None
     """What depends on the stage names this digest, where the stage sets one; else that of all outputs."""
 
@@ -576,7 +580,8 @@ class Stage:
             made_from: SHA-256 of the files that it reads.
             beside: Outputs that no other stage reads, so that they are no part of the result's digest.
         """
-        inputs = dict(inputs)
+        inputs = self.inputs = dict(inputs)
+        self.sections = dict(sections or {})
         files.make_way(self.path, folder=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self.set_aside(keeps)
@@ -678,6 +683,11 @@ def _next(history: Path, name: str) -> Path:
 def _numbers(history: Path, name: str) -> list[int]:
     found = [path.name.rpartition("-") for path in history.glob(f"{name}-*")]
     return sorted(int(number) for stem, _, number in found if stem == name and number.isdigit())
+
+
+def earlier_results(history: Path, name: str) -> list[Path]:
+    """The folders of a stage's earlier results, the newest first."""
+    return [history / f"{name}-{number}" for number in reversed(_numbers(history, name))]
 
 
 def forget_old(history: Path, name: str) -> None:

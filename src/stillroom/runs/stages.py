@@ -71,6 +71,10 @@ def _imported(where: str) -> Any:
     return getattr(importlib.import_module(f"stillroom.{module}"), name)
 
 
+STABLE = tuple(
+    f"stable/{name}" for name in ("state.safetensors", "state.json", "best.safetensors", "sweep.json", "begin.json")
+)
+"""What a longer training of the same student begins with; see :mod:`stillroom.training.extension`."""
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "corpus",
@@ -111,6 +115,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("corpus", "capture", "shrink"),
         gated=True,
         again="training again",
+        beside=STABLE,
     ),
     StageSpec(
         "baseline",
@@ -120,6 +125,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("corpus", "capture", "shrink"),
         gated=True,
         again="training again",
+        beside=STABLE,
     ),
     StageSpec(
         "export",

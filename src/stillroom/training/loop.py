@@ -28,7 +28,7 @@ from stillroom.core.secret import Secret
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
-from stillroom.training import sweep
+from stillroom.training import extension, sweep
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
     State,
@@ -44,7 +44,7 @@ from stillroom.training.memory import Sizes, choose_layout
 from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
-from stillroom.training.schedule import batch_order, learning_rate
+from stillroom.training.schedule import batch_order, learning_rate, stable_steps, warmup_steps
 from stillroom.training.shard import fill, shard, whole
 from stillroom.training.sharded_checkpoint import load_sharded, save_sharded
 from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 VALIDATION_WORK = 1 / 3
 """Time per token of a validation over that of a training step, for the estimate of the time left: one of its three passes."""
-SWEEP = "sweep.json"
-"""The file that keeps how ``learning_rate: auto`` was chosen."""
 
 
 @dataclass
@@ -111,12 +109,17 @@ class Training:
         """
         config = self.config
         length = self.train.sequences.length
-        per_step = step_rows(config, self.train.sequences.tokens, length)
+        taken_over = extension.Begin.load(self.folder)
+        per_step = taken_over.rows if taken_over else step_rows(config, self.train.sequences.tokens, length)
         self.step_tokens = per_step * length
         order = batch_order(len(self.train), per_step, config.epochs, self.seed)
         steps = len(order)
         if steps == 0:
             raise CorpusError("There is no training sequence.", "Add text, or shorten `corpus.sequence_length`.")
+        if taken_over:
+            # Its rate rose in fewer steps than this run's share of them.
+            config = config.model_copy(update={"warmup_share": taken_over.warmup / steps})
+        fall = stable_steps(config, steps) if config.schedule == "wsd" and not self.group.many else 0
         dtype = choose_dtype(config.precision, self.device.type)
         divided = self.group.many and self.group.sharding == "full"
         micro = micro_rows(config, per_step, length)
@@ -190,11 +193,14 @@ class Training:
                         stop = bool(terminated)
                     else:
                         due, stop = done.due, done.stop
-                    if validated or due or stop:
+                    if validated or due or stop or state.step == fall:
                         begun = time.monotonic()
                         self._save(optimizer, state)
                         saved = time.monotonic()
                         took = saved - begun
+                    if state.step == fall:
+                        warmup = warmup_steps(config, steps)
+                        extension.keep(self.folder, extension.Begin(fall, per_step, warmup, state.best_step))
                     if stop and state.step < steps:
                         raise Terminated(
                             f"Stopped by SIGTERM after step {state.step} of the stage `{self.title}`.",
@@ -255,7 +261,7 @@ class Training:
         asked = self.config.learning_rate
         if asked != "auto":
             return Chosen(asked, "given")
-        kept = sweep.Kept(self.folder / SWEEP, writes=self.group.first)
+        kept = sweep.Kept(self.folder / sweep.SWEEP, writes=self.group.first)
         chosen, known = kept.load()
         if chosen is not None:
             return chosen

@@ -17,6 +17,7 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.training import extension
 from stillroom.training.checkpoint import best_weights
 from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Training
@@ -64,6 +65,11 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         event=lambda **values: run.event(stage.name, **values) if group.first else None,
         group=group,
     )
+    if not group.many and (begin := extension.extend(run, stage, stage.inputs, stage.sections)) is not None:
+        progress.say(
+            f"  goes on from step {begin.step:,} of the shorter training in {begin.came_from}, before its learning rate fell"
+        )
+    begin = extension.Begin.load(stage.scratch)
     state = training.run()
     kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature)
     if not group.first:
@@ -75,6 +81,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         training.restore(best_weights(stage.scratch, state.best_step))
         stage.notes.update(processes=group.world, sharding=group.sharding)
     save_model(model, tokenizer, stage.path / "model")
+    extension.hand_over(stage.scratch, stage.path)
     files.write_json(
         stage.path / "history.json", {"validations": state.history, "best_step": state.best_step, "kl_is": kl_is}
     )
@@ -92,6 +99,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
         | ({"state": training.state} if training.state != "plain" else {}),
         threads=torch.get_num_threads(),
+        **({"extends": {"result": begin.came_from, "from_step": begin.step}} if begin is not None else {}),
     )
 
 

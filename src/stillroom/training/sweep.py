@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from stillroom.core import files
 
+SWEEP = "sweep.json"
+"""The file that keeps how ``learning_rate: auto`` was chosen."""
 LARGEST_SHARE = 0.05
 """The sweep's cost at most, as a share of the cost of the run's steps."""
 TRIALS = 5
