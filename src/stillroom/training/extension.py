@@ -1,8 +1,8 @@
 """Going on with a shorter training of the same stage, so that a longer one does not begin at its first step.
 
-With ``schedule: wsd`` (warm-up, stable, decay; Hägele et al. 2024, arXiv 2405.18392) the steps before the fall are the same for
-a short and a long run. They are kept in ``stable/`` of the stage's folder, and a run that differs in nothing but more ``epochs``
-begins there.
+With ``schedule: wsd`` (warm-up, stable, decay; Hägele et al. 2024, arXiv 2405.18392) the steps before the fall are the same
+for a short and a long run. They are kept in ``stable/`` of the stage's folder, and a run that differs in nothing but more
+``epochs`` begins there.
 """
 
 from __future__ import annotations
