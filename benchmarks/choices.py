@@ -1,0 +1,383 @@
+"""What training could do otherwise, at equal CPU seconds: averaged weights, other averaging constants, Muon, hidden states.
+
+    .venv/bin/python -m benchmarks.choices [--quick | --tiny] [--json FILE] [--work FILE] [--only TEXT]
+
+Two students: SmolLM2-135M-Instruct without half of its layers (`smollm2`), and the same of a tiny Llama that was trained on the
+text first (`llama`). Every choice has the same CPU seconds for its steps, whatever they do in them, one thread, and three seeds
+(order of the text). Its learning rate is the best of three, a factor of two apart, by a training of the first seed; its fall
+ends with the seconds. The measure is the validation KL to the teacher, nats per token, of the weights that a choice ends
+with; validation costs no seconds.
+
+`adamw` is what the product does. `beta2_99` has 0.99 in place of 0.95. `ema` ends with a running mean of the weights whose
+horizon is a twentieth of the training, `lawa` with the plain mean of the last fifth (Kaddour 2022, arXiv 2209.14981); with
+`_constant` the rate does not fall. `muon` is torch's own for matrices inside layers, at the scale of AdamW's updates (Liu et
+al. 2025, arXiv 2502.16982), and AdamW elsewhere. `hidden` adds the squared distance of each layer's output to that of the
+teacher's layer that it was, over the mean square of the latter, and pays for the teacher's pass.
+
+`best_over_adamw` is the KL of the best other choice over AdamW's, the mean over seeds, of the student in which it gains least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import report
+from benchmarks.learning_rate import BATCH, SIZES, World, make_world
+from benchmarks.material import evenly_spaced
+from stillroom.core import files
+from stillroom.models.families.registry import family_of
+from stillroom.models.forward import hidden_states, output_head
+from stillroom.recipe.training import DistillConfig
+from stillroom.signals.batches import Batch, BatchSource
+from stillroom.training.losses.fused import FusedLoss
+from stillroom.training.losses.registry import make_objective
+from stillroom.training.network import LossNetwork
+from stillroom.training.optimizer import clip_gradients, parameter_groups
+from stillroom.training.schedule import batch_order
+
+SEEDS = (0, 1, 2)
+RATES = {"smollm2": 5e-4, "llama": 2e-3}
+"""The middle one of three, a factor of two apart; each of Muon's updates is scaled to those of AdamW."""
+WARM_UP, HORIZON, LAST = 0.1, 0.05, 0.2
+"""Shares of a training: in which the rate rises, that a running mean looks back, and that a plain mean is of."""
+FLOOR = 0.05
+"""The rate at the end, over the largest."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to train.
+
+    Attributes:
+        name: What results call it.
+        beta2: AdamW's second constant.
+        mean: Which mean of the weights it ends with.
+        falls: Whether the rate falls.
+        muon: Whether Muon changes the matrices inside layers.
+        hidden: Weight of the distance between hidden states.
+    """
+
+    name: str
+    beta2: float = 0.95
+    mean: str = ""
+    falls: bool = True
+    muon: bool = False
+    hidden: float = 0.0
+
+
+CHOICES = (
+    Choice("adamw"),
+    Choice("beta2_99", beta2=0.99),
+    Choice("ema", mean="ema"),
+    Choice("ema_constant", mean="ema", falls=False),
+    Choice("lawa", mean="lawa"),
+    Choice("lawa_constant", mean="lawa", falls=False),
+    Choice("muon", muon=True),
+    Choice("hidden", hidden=1.0),
+    Choice("hidden_tenth", hidden=0.1),
+)
+
+
+@dataclass
+class Optimizers:
+    """One or two optimizers as one."""
+
+    parts: list[torch.optim.Optimizer]
+
+    def step(self, rate: float) -> None:
+        """A step at this rate; gradients are forgotten."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+
+def optimizers(model: Any, choice: Choice) -> Optimizers:
+    """What a choice changes the weights with."""
+    config = DistillConfig(learning_rate=1e-3, betas=(0.9, choice.beta2))
+    groups, _ = parameter_groups(model, config)
+    inside: set[int] = set()
+    if choice.muon:
+        layers = nn.ModuleList(family_of(model).layers(model))
+        inside = {id(parameter) for parameter in layers.parameters() if parameter.ndim == 2}
+    rest = [
+        group | {"params": [parameter for parameter in group["params"] if id(parameter) not in inside]}
+        for group in groups
+    ]
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in rest if group["params"]], lr=1e-3, betas=config.betas, eps=1e-8, fused=True
+        )
+    ]
+    if inside:
+        matrices = [parameter for parameter in model.parameters() if id(parameter) in inside]
+        parts.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return Optimizers(parts)
+
+
+@dataclass
+class Mean:
+    """A mean of weights over a part of a training."""
+
+    kind: str
+    model: nn.Module
+    kept: list[torch.Tensor] = field(default_factory=list)
+    count: int = 0
+
+    @torch.no_grad()
+    def add(self, progress: float, share: float) -> None:
+        """Take the weights after a step that was this share of the training and ended at ``progress``."""
+        if not self.kind or (self.kind == "lawa" and progress < 1 - LAST):
+            return
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        self.count += 1
+        if not self.kept:
+            self.kept = [weight.clone() for weight in weights]
+            return
+        new = 1 / self.count if self.kind == "lawa" else min(1.0, share / HORIZON)
+        torch._foreach_lerp_(self.kept, weights, new)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Give the model the mean."""
+        if self.kept:
+            torch._foreach_copy_(list(self.model.parameters()), self.kept)
+
+
+@contextlib.contextmanager
+def outputs_of(layers: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """A list that fills with what these layers put out, in order."""
+    found: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def distance_of_layers(student: list[torch.Tensor], teacher: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of hidden states [B, L, H] over the teacher's mean square, the mean over layers."""
+    parts = [
+        (mine[real] - theirs[real]).square().mean() / theirs[real].square().mean()
+        for mine, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def train(world: World, choice: Choice, rate: float, seed: int, seconds: float) -> dict[str, Any]:
+    """One training.
+
+    Returns:
+        The validation KL, nats per token (None where it diverged), steps and CPU seconds.
+    """
+    model = world.student("pruned", seed)
+    network = LossNetwork(model, torch.float32)
+    network.train()
+    loss = FusedLoss(make_objective("forward_kl"), used=world.vocabulary.student_used)
+    source = BatchSource(world.train, world.vocabulary, world.cache)
+    validation = BatchSource(world.validation, world.vocabulary, world.cache)
+    tools = optimizers(model, choice)
+    mean = Mean(choice.mean, model)
+    pass_over = _hidden_pass(world, model, choice, loss) if choice.hidden else None
+    order = _endless(len(source), seed)
+    spent, steps = 0.0, 0
+    while spent < seconds:
+        begun = time.process_time()
+        rows = next(order)
+        batch = source.batch(rows)
+        denominator = float(max(1, batch.targets.shape[0]))
+        if pass_over is None:
+            value = network(batch, loss, denominator).value
+        else:
+            value = pass_over(batch, source.sequences.ids[rows], denominator)
+        value.backward()
+        norm = clip_gradients(model, 1.0)
+        if not math.isfinite(float(value)) or not math.isfinite(norm):
+            return {"kl": None, "steps": steps, "cpu_seconds": spent}
+        tools.step(rate * _share(spent / seconds, choice.falls))
+        took = time.process_time() - begun
+        spent, steps = spent + took, steps + 1
+        begun = time.process_time()
+        mean.add(min(1.0, spent / seconds), took / seconds)
+        spent += time.process_time() - begun
+    mean.put()
+    return {"kl": measured(network, validation, loss), "steps": steps, "cpu_seconds": spent}
+
+
+def _hidden_pass(
+    world: World, model: Any, choice: Choice, loss: FusedLoss
+) -> Callable[[Batch, torch.Tensor, float], torch.Tensor]:
+    teacher: Any = world.loaded.model
+    teacher.requires_grad_(requires_grad=False)
+    layers = family_of(model).layers(model)
+    of_teacher = family_of(teacher).layers(teacher)
+    kept = evenly_spaced(len(of_teacher), len(layers))
+
+    def run(batch: Batch, ids: torch.Tensor, denominator: float) -> torch.Tensor:
+        # Without gradients models may be computed by other code, which calls no hooks; the teacher's weights want none.
+        with outputs_of([of_teacher[index] for index in kept]) as theirs:
+            hidden_states(teacher, ids, batch.positions)
+        with outputs_of(list(layers)) as mine:
+            flat = hidden_states(model, batch.ids, batch.positions).flatten(0, 1)
+        real = torch.zeros(batch.ids.numel(), dtype=torch.bool)
+        real[batch.rows] = True
+        near = distance_of_layers(mine, [one.float() for one in theirs], real.view(batch.ids.shape))
+        said = loss(flat.index_select(0, batch.rows), output_head(model), batch.targets, batch.signal, denominator)
+        return said.value + choice.hidden * near
+
+    return run
+
+
+def _endless(count: int, seed: int) -> Iterator[list[int]]:
+    turn = 0
+    while True:
+        yield from (rows for rows in batch_order(count, BATCH, 1, seed + 1000 * turn) if len(rows) == BATCH)
+        turn += 1
+
+
+def _share(progress: float, falls: bool) -> float:
+    """The rate over the largest, at this share of the training."""
+    if progress < WARM_UP:
+        return max(0.05, progress / WARM_UP)
+    if not falls:
+        return 1.0
+    along = (progress - WARM_UP) / (1 - WARM_UP)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
+
+
+@torch.no_grad()
+def measured(network: LossNetwork, validation: BatchSource, loss: FusedLoss) -> float:
+    """Validation KL, nats per token."""
+    network.eval()
+    total, positions = 0.0, 0
+    for start in range(0, len(validation), BATCH):
+        batch = validation.batch(list(range(start, min(start + BATCH, len(validation)))))
+        total += float(network(batch, loss, 1.0).distances.sum()) - batch.left_out
+        positions += batch.targets.shape[0]
+    network.train()
+    return total / max(1, positions)
+
+
+def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kept: Kept) -> dict[str, Any]:
+    """Every choice on one student."""
+    found: dict[str, Any] = {}
+    for choice in CHOICES:
+        runs = {}
+        for rate in (RATES[name] / 2, RATES[name], RATES[name] * 2):
+            runs[rate] = kept.cell(
+                f"{name} {choice.name} {rate:g} 0", functools.partial(train, world, choice, rate, seeds[0], seconds)
+            )
+        best = min(runs, key=lambda rate: _or_infinite(runs[rate]["kl"]))
+        cells = [runs[best]] + [
+            kept.cell(
+                f"{name} {choice.name} {best:g} {seed}", functools.partial(train, world, choice, best, seed, seconds)
+            )
+            for seed in seeds[1:]
+        ]
+        found[choice.name] = {
+            "rate": best,
+            "best_rate_at_an_end": best != RATES[name],
+            "kl": [cell["kl"] for cell in cells],
+            "steps": [cell["steps"] for cell in cells],
+            "kl_by_rate": {f"{rate:g}": runs[rate]["kl"] for rate in runs},
+        }
+    base = found["adamw"]["kl"]
+    for entry in found.values():
+        if all(kl is not None for kl in [*entry["kl"], *base]):
+            ratios = [mine / theirs for mine, theirs in zip(entry["kl"], base, strict=True)]
+            entry |= {"over_adamw": statistics.mean(ratios), "over_adamw_interval": report.interval(ratios)}
+        else:
+            entry |= {"over_adamw": None, "over_adamw_interval": None}
+    return found
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+class Kept:
+    """Finished trainings, in a file, so that an interrupted benchmark goes on.
+
+    Args:
+        path: The file; None keeps nothing.
+        asked: What they are of; a file of something else is refused.
+    """
+
+    def __init__(self, path: Path | None, asked: dict[str, Any]) -> None:
+        self.path = path
+        self._asked = asked
+        self.cells: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            held = files.read_json(path)
+            if held["asked"] != asked:
+                raise SystemExit(f"{path} holds other trainings: {held['asked']}. Name another file.")
+            self.cells = held["cells"]
+
+    def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A finished training, or one that is made now."""
+        if name not in self.cells:
+            self.cells[name] = make()
+            sys.stderr.write(f"{name}: {self.cells[name]}\n")
+            if self.path is not None:
+                files.write_json(self.path, {"asked": self._asked, "cells": self.cells})
+        found: dict[str, Any] = self.cells[name]
+        return found
+
+
+def figures_of(students: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The KL of each choice over AdamW's, in the student in which it gains least; and the best of them."""
+    names = [choice.name for choice in CHOICES if choice.name != "adamw"]
+    worst = {name: max(_or_infinite(found[name]["over_adamw"]) for found in students.values()) for name in names}
+    best = min(worst, key=lambda name: worst[name])
+    figures = {f"{name}_over_adamw": value if math.isfinite(value) else None for name, value in worst.items()}
+    return figures | {"best": best, "best_over_adamw": worst[best] if math.isfinite(worst[best]) else None}
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="shows that it works, and measures nothing")
+    parser.add_argument("--only", default="", help="students whose name contains this")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    size = SIZES["tiny" if arguments.tiny else "quick"]
+    seconds = {"smollm2": 45.0, "llama": 12.0} if not arguments.quick else {"smollm2": 14.0, "llama": 5.0}
+    names = [name for name in RATES if arguments.only in name]
+    if arguments.tiny:
+        seconds, names = {"llama": 0.3}, ["llama"]
+    seeds = SEEDS[:2] if arguments.tiny else SEEDS
+    kept = Kept(arguments.work, {"seconds": seconds, "seeds": list(seeds)})
+    students = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            world = make_world(name, dataclasses.replace(size, smollm2=48) if name == "smollm2" else size, Path(folder))
+            students[name] = compare(world, name, seconds[name], seeds, kept)
+    report.write(figures_of(students), {"cpu_seconds": seconds, "students": students}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
