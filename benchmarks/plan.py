@@ -111,7 +111,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "qwen3-width-top-k": recipe(
             qwen,
             16_384,
-            student=shrink | {"ffn_width": 512},
+            student=shrink | {"intermediate_size": 512},
             capture={"codec": {"kind": "top_k", "k": 32}},
             distill={"biased": True},
         ),
@@ -119,7 +119,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
             gemma,
             8_192,
             128,
-            student=shrink | {"ffn_width": 256, "vocabulary": {"keep": "all"}},
+            student=shrink | {"intermediate_size": 256, "vocabulary": {"keep": "all"}},
             export={"gguf": ["F16"]},
         ),
         "llama-fresh-dense": recipe(
@@ -136,7 +136,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
             16_384,
             student=shrink
             | sampled
-            | {"layers": 20, "ffn_width": 1024, "key_value_groups": 2, "vocabulary": {"size": 8192}},
+            | {"layers": 20, "intermediate_size": 1024, "kv_heads": 2, "vocabulary": {"size": 8192}},
             distill={"batch_tokens": 1024},
             baseline=False,
         ),
@@ -147,7 +147,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
             None,
             8_192,
             128,
-            student=shrink | sampled | {"layers": 12, "key_value_groups": 2, "hidden_width": 480},
+            student=shrink | sampled | {"layers": 12, "kv_heads": 2, "hidden_size": 480},
             distill={"batch_tokens": 256},
             export={"gguf": ["Q8_0"]},
         ),

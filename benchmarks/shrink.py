@@ -147,7 +147,7 @@ def chosen_shapes(
     kept = work / "shapes.json"
     if kept.is_file():
         return {name: Shape(**shape) for name, shape in read_json(kept).items()}
-    target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2, axes=("layers", "ffn_width"))
+    target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2, axes=("layers", "intermediate_size"))
     found = plan_shape(loaded.model, adapter, anatomy, target, {}, size, measured, True, Progress()).shape
     whole = replace(anatomy.teacher, vocabulary=size)
     shapes = {

@@ -42,7 +42,7 @@ def require_whole(summary: dict[str, Any]) -> None:
 def test_every_family_goes_the_whole_path(family: str, small_recipe: Any, tmp_path: Path) -> None:
     teacher = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     # llama.cpp takes the order of unlike layers for granted, so that those students are cut in width.
-    student = {"ffn_width": 64} if family in (*WINDOWED, "smollm3") else {"layers": 2}
+    student = {"intermediate_size": 64} if family in (*WINDOWED, "smollm3") else {"layers": 2}
     settings = small_recipe(teacher, student={"kind": "shrink", **student})
     made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
     summary = json.loads((made.path / "summary.json").read_text())

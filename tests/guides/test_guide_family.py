@@ -26,7 +26,7 @@ def guide(tmp_path: Path) -> Guide:
 def prune_and_export(guide: Guide, small_recipe: Any, where: str) -> None:
     """The page's own script, on a tiny teacher of the family."""
     teacher = tiny_model(FAMILY, guide.folder / "teacher", layers=3)
-    recipe = small_recipe(teacher, student={"kind": "shrink", "layers": 2, "ffn_width": 64}, baseline=False)
+    recipe = small_recipe(teacher, student={"kind": "shrink", "layers": 2, "intermediate_size": 64}, baseline=False)
     recipe["export"] = {"gguf": ["F16"], "check_tokens": 64}
     recipe["corpus"] |= {"train_tokens": 256}
     (guide.folder / "ernie.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")

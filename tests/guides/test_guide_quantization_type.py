@@ -72,7 +72,7 @@ def recipe(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": {"kind": "huggingface", "name": "./teacher"},
         "student": {
             "kind": "shrink",
-            "target": {"file_bytes": TARGET_BYTES, "quantisation": "Q5_0", "axes": ["layers", "ffn_width"]},
+            "target": {"file_bytes": TARGET_BYTES, "quantisation": "Q5_0", "axes": ["layers", "intermediate_size"]},
             "importance": {"tokens": 256},
         },
         "distill": {"batch_tokens": 256, "precision": "float32"},

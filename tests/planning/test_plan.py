@@ -32,7 +32,9 @@ def test_parameters_and_files_are_counted_exactly(family: str, small_recipe: Any
     model = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     recipe = Recipe.model_validate(
         small_recipe(
-            model, student={"kind": "shrink", "ffn_width": 64}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64}
+            model,
+            student={"kind": "shrink", "intermediate_size": 64},
+            export={"gguf": ["F16", "Q8_0"], "check_tokens": 64},
         )
     )
     plan = make_plan(recipe, tmp_path)
@@ -63,8 +65,8 @@ def test_text_of_a_few_sequences_is_planned(sequences: int, small_recipe: Any, t
 @pytest.mark.parametrize(
     "student",
     [
-        {"kind": "shrink", "layers": 2, "ffn_width": 64, "key_value_groups": 1, "vocabulary": {"keep": "all"}},
-        {"kind": "shrink", "hidden_width": 32},
+        {"kind": "shrink", "layers": 2, "intermediate_size": 64, "kv_heads": 1, "vocabulary": {"keep": "all"}},
+        {"kind": "shrink", "hidden_size": 32},
         {"kind": "fresh", "config": {"num_hidden_layers": 1, "intermediate_size": 48}},
     ],
     ids=["all axes", "width", "fresh"],

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
+from typer.testing import CliRunner
 
+from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, StillroomError
-from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, with_overrides
 from stillroom.recipe.section import SINCE, Section, for_digest
 
 GOOD = """\
@@ -133,3 +135,69 @@ def test_a_new_key_with_its_default_changes_no_digest() -> None:
 
     assert for_digest(Whole(part=New())) == for_digest(Whole(part=Old())) == {"part": {"rate": 0.5, "names": ["a"]}}
     assert for_digest(Whole(part=New(averaging=0.5)))["part"]["averaging"] == 0.5
+
+
+FORMER = """\
+# my recipe
+name: former   # a name
+teacher: {kind: huggingface, name: owner/model, license: MIT}
+corpus:
+  sources: [{kind: text, path: text, license: CC0-1.0}]
+student:
+  kind: shrink
+  "ffn_width": 64 # channels
+  key_value_groups: 1
+  target:
+    parameters: 60M
+    axes: [ layers, ffn_width,  'hidden_width' ]  # ffn_width too
+"""
+
+
+def test_former_names_are_read_with_one_notice_and_have_the_same_digest(tmp_path, capsys):
+    path = tmp_path / "former.yaml"
+    path.write_text(FORMER)
+    recipe = load_recipe(path)
+    load_recipe(path)
+    said = capsys.readouterr().err
+    assert said.count("stillroom recipe upgrade") == 1
+    assert "`ffn_width` is `intermediate_size` now" in said
+    assert "`key_value_groups` is `kv_heads` now" in said
+    assert (recipe.student.intermediate_size, recipe.student.kv_heads) == (64, 1)
+    assert recipe.student.target.axes == ("layers", "intermediate_size", "hidden_size")
+    assert (recipe.teacher.licence, recipe.corpus.sources[0].licence) == ("MIT", "CC0-1.0")
+    # Stages that were finished under the former names stay finished.
+    digest = for_digest(recipe.student)
+    assert (digest["ffn_width"], digest["key_value_groups"]) == (64, 1)
+    assert digest["target"]["axes"] == ["layers", "ffn_width", "hidden_width"]
+    assert not {"intermediate_size", "kv_heads", "hidden_size"} & set(digest)
+
+
+def test_upgrade_writes_todays_names_and_leaves_the_rest(tmp_path):
+    path = tmp_path / "former.yaml"
+    path.write_bytes(FORMER.replace("\n", "\r\n").encode())
+    before = load_recipe(path)
+    result = CliRunner().invoke(app, ["recipe", "upgrade", str(path)])
+    assert result.exit_code == 0, result.output
+    expected = (
+        FORMER.replace('"ffn_width": 64', '"intermediate_size": 64')
+        .replace("  key_value_groups:", "  kv_heads:")
+        .replace("[ layers, ffn_width,  'hidden_width' ]", "[ layers, intermediate_size,  'hidden_size' ]")
+    )
+    assert path.read_bytes().decode() == expected.replace("\n", "\r\n")
+    assert load_recipe(path) == before
+    result = CliRunner().invoke(app, ["recipe", "upgrade", str(path)])
+    assert "nothing to change" in result.output
+
+
+def test_a_key_by_both_names_is_refused_and_overrides_take_either(tmp_path):
+    with pytest.raises(RecipeError, match="`ffn_width` and `intermediate_size` are the same key"):
+        parse_recipe(FORMER.replace("  key_value_groups: 1", "  intermediate_size: 32"))
+    recipe = parse_recipe(FORMER)
+    for key in ("student.ffn_width", "student.intermediate_size"):
+        assert with_overrides(recipe, {key: 32}).student.intermediate_size == 32
+    assert with_overrides(recipe, {"teacher.license": "Apache-2.0"}).teacher.licence == "Apache-2.0"
+
+
+def test_a_wrong_value_under_a_former_name_is_found_in_its_line():
+    with pytest.raises(RecipeError, match=r"line 8: `student\.ffn_width`: found 'wide'"):
+        parse_recipe(FORMER.replace("64 # channels", "wide"))

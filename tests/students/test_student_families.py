@@ -164,8 +164,8 @@ def test_what_a_family_lacks_is_refused_by_name() -> None:
     model, family = random_model("qwen3_moe"), families()["qwen3_moe"]
     anatomy = Anatomy.of(model, family)
     for change, words in (
-        ({"hidden": 32}, r"`student.hidden_width` cannot be pruned in the family `qwen3_moe`"),
-        ({"groups": 1}, r"`student.key_value_groups` cannot be pruned"),
+        ({"hidden": 32}, r"`student.hidden_size` cannot be pruned in the family `qwen3_moe`"),
+        ({"groups": 1}, r"`student.kv_heads` cannot be pruned"),
         ({"experts": 1}, r"`student.experts` is 1, and each token goes through 2"),
     ):
         with pytest.raises(RecipeError, match=words):

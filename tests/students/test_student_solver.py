@@ -66,7 +66,7 @@ def test_a_width_that_transformers_would_not_load_is_refused_first(family: str) 
         config.validate()
     except StrictDataclassError:
         assert not counted.possible(shape)
-        with pytest.raises(RecipeError, match=rf"hidden_width` is {WIDTH - 1}.*multiples of"):
+        with pytest.raises(RecipeError, match=rf"hidden_size` is {WIDTH - 1}.*multiples of"):
             counted.require_possible(shape)
         with pytest.raises(RecipeError, match="multiples of"):
             solve(counted, no_limits(parameters=1), LossModel(counted.teacher, {}), [shape])
@@ -157,7 +157,9 @@ def test_a_target_is_planned_cut_and_met() -> None:
     adapter = family_of(model)
     body = Anatomy.of(model, adapter)
     measured = Measured.of(model, adapter, Sample.of(tiny_sequences(6), 144))
-    target = Target(parameters=body.parameters(body.teacher) * 2 // 3, axes=("layers", "ffn_width", "hidden_width"))
+    target = Target(
+        parameters=body.parameters(body.teacher) * 2 // 3, axes=("layers", "intermediate_size", "hidden_size")
+    )
     plan = plan_shape(model, adapter, body, target, {}, IDS, measured, True, Progress(quiet=True))
     assert plan.limits.parameters is not None
     student = shrink(model, adapter, plan.shape, measured, True).model

@@ -63,9 +63,9 @@ def test_a_student_of_every_family(family: str, text: Path, tmp_path: Path) -> N
     student = {
         "kind": "shrink",
         "layers": 3,
-        "ffn_width": 96,
-        "key_value_groups": 1,
-        "hidden_width": 48,
+        "intermediate_size": 96,
+        "kv_heads": 1,
+        "hidden_size": 48,
         "importance": {"tokens": 512},
         "vocabulary": {"size": 400, "languages": ["de", "ja"]},
     }
@@ -153,11 +153,11 @@ def test_a_student_that_would_be_the_teacher_is_refused(text: Path, tmp_path: Pa
 
 def test_more_than_the_teacher_has_is_refused(text: Path, tmp_path: Path) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=LAYERS)
-    for key, value in (("layers", 5), ("ffn_width", 999), ("key_value_groups", 9), ("hidden_width", 999)):
+    for key, value in (("layers", 5), ("intermediate_size", 999), ("kv_heads", 9), ("hidden_size", 999)):
         with pytest.raises(UnsupportedModel, match=rf"`student\.{key}` is {value}"):
             made(tmp_path / key, text, teacher, {"kind": "shrink", key: value, "importance": {"tokens": 128}})
-    with pytest.raises(RecipeError, match=r"`student\.hidden_width` is 62; with 4 query heads.*multiples of 4 only"):
-        made(tmp_path / "62", text, teacher, {"kind": "shrink", "hidden_width": 62, "importance": {"tokens": 128}})
+    with pytest.raises(RecipeError, match=r"`student\.hidden_size` is 62; with 4 query heads.*multiples of 4 only"):
+        made(tmp_path / "62", text, teacher, {"kind": "shrink", "hidden_size": 62, "importance": {"tokens": 128}})
     with pytest.raises(RecipeError, match="no sample of 'xx'"):
         made(tmp_path / "xx", text, teacher, {"kind": "shrink", "vocabulary": {"languages": ["xx"]}})
 
@@ -213,7 +213,7 @@ def test_a_shape_that_llama_cpp_does_not_take_is_refused_before_anything_is_prun
     family: str, text: Path, tmp_path: Path
 ) -> None:
     teacher = tiny_model(family, tmp_path / "teacher", layers=2)
-    settings = recipe(text, teacher, {"kind": "shrink", "hidden_width": 48}).model_dump(mode="json")
+    settings = recipe(text, teacher, {"kind": "shrink", "hidden_size": 48}).model_dump(mode="json")
     settings["export"]["gguf"] = ["F16"]
-    with pytest.raises(RecipeError, match=r"hidden_width` is 48; llama.cpp takes only 64 with 4 query heads"):
+    with pytest.raises(RecipeError, match=r"hidden_size` is 48; llama.cpp takes only 64 with 4 query heads"):
         run(Recipe.model_validate(settings), tmp_path / "runs", until="shrink", quiet=True)

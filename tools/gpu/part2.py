@@ -139,11 +139,11 @@ def recipe(at: Setting, folder: Path) -> dict[str, Any]:
         identity._write_text(folder / "text")
         source: dict[str, Any] = {"kind": "text", "path": "text", "licence": "PSF-2.0"}
         corpus = {"sequence_length": 64, "train_tokens": 2048, "validation_tokens": 256, "heldout_tokens": 256}
-        student: dict[str, Any] = {"kind": "shrink", "layers": 3, "ffn_width": 96}
+        student: dict[str, Any] = {"kind": "shrink", "layers": 3, "intermediate_size": 96}
     else:
         source = {"kind": "python_docs"}
         corpus = {"sequence_length": 512, "train_tokens": 150_000, "validation_tokens": 6000, "heldout_tokens": 16_000}
-        student = {"kind": "shrink", "layers": 16, "ffn_width": 768, "vocabulary": {"keep": "corpus"}}
+        student = {"kind": "shrink", "layers": 16, "intermediate_size": 768, "vocabulary": {"keep": "corpus"}}
     config = teacher_config(at, folder)
     subjects = ["teacher", "student"] if at.tiny else []
     if subjects:

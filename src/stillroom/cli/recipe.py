@@ -41,6 +41,26 @@ def check(
     typer.echo(f"{recipe}: no mistakes")
 
 
+@recipe_app.command()
+def upgrade(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML); it is written anew in place.")],
+) -> None:
+    """Write a recipe's keys by today's names; comments and everything else stay as they are."""
+    from stillroom.core import files
+    from stillroom.recipe.reading import load_recipe, upgraded
+
+    load_recipe(recipe, kept=True)  # says what is wrong with the file
+    text, changes = upgraded(recipe.read_bytes().decode("utf-8"), str(recipe))
+    if not changes:
+        typer.echo(f"{recipe}: nothing to change")
+        return
+    with files.replacing(recipe) as beside:
+        beside.write_bytes(text.encode("utf-8"))
+        beside.chmod(recipe.stat().st_mode)
+    for former, now in changes.items():
+        typer.echo(f"{recipe}: `{former}` is `{now}` now")
+
+
 def init(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")] = Path("recipe.yaml"),
     teacher: Annotated[

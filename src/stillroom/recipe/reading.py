@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import json
 import os
 import types
@@ -16,8 +17,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stillroom.core.errors import RecipeError
+from stillroom.core.progress import say
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.section import former_names, former_values, noting_former_names, spelt
 
 PLACES = ("name", "path", "tokenizer")
 """Keys whose values are paths, or names of a hub or package where there is no such path."""
@@ -55,7 +58,14 @@ def load_recipe(path: str | os.PathLike[str], *, kept: bool = False) -> Recipe:
         raise RecipeError(f"{path} is a folder, not a recipe.", "Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
-    return parse_recipe(text, str(path), path.parent, kept=kept)
+    with noting_former_names() as renamed:
+        recipe = parse_recipe(text, str(path), path.parent, kept=kept)
+    if renamed and not kept:
+        changes = ", ".join(f"`{former}` is `{now}` now" for former, now in renamed.items())
+        _say_once(
+            f"{path}: {changes}; former names are still read. To write the file anew: stillroom recipe upgrade {path}"
+        )
+    return recipe
 
 
 def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None, *, kept: bool = False) -> Recipe:
@@ -68,6 +78,59 @@ def parse_recipe(text: str, name: str = "recipe", folder: Path | None = None, *,
     except ValidationError as error:
         raise RecipeError(*_explain(error, node, name)) from None
     return _resolve_paths(recipe, folder) if folder is not None else recipe
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """A recipe may be read several times by one command."""
+    say(text)
+
+
+def upgraded(text: str, name: str = "recipe") -> tuple[str, dict[str, str]]:
+    """A recipe's text with today's names of keys and values, and what was changed; everything else is as it was.
+
+    Raises:
+        RecipeError: It is no recipe.
+    """
+    before = parse_recipe(text, name, kept=True)
+    node, _ = load_yaml(text, name)
+    places: dict[int, tuple[str, str]] = {}
+    _find_former(node, Recipe, places)
+    changed = text
+    for start in sorted(places, reverse=True):
+        former, now = places[start]
+        begin = text.index(former, start)  # after quotes or an anchor
+        changed = changed[:begin] + now + changed[begin + len(former) :]
+    if parse_recipe(changed, name, kept=True) != before:
+        raise RecipeError(f"{name}: it cannot be written anew as it stands.", "Rename its keys by hand.")
+    return changed, dict(places[start] for start in sorted(places))
+
+
+def _find_former(node: yaml.Node | None, section: type[BaseModel] | None, places: dict[int, tuple[str, str]]) -> None:
+    """Where former names stand below a node, by their position in the text."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _find_former(item, section, places)
+    if not isinstance(node, yaml.MappingNode) or section is None:
+        return
+    kinds = [value.value for key, value in node.value if key.value == "kind"]
+    for member in _siblings(section):
+        if kinds and _tag(member) == kinds[0]:
+            section = member
+    known = former_names(section)
+    for key, value in node.value:
+        now = known.get(key.value, spelt(section, key.value))
+        if key.value in known:
+            places[key.start_mark.index] = (key.value, now)
+        values = former_values(section, now)
+        if values and isinstance(value, yaml.SequenceNode):
+            for item in value.value:
+                if item.value in values:
+                    places[item.start_mark.index] = (item.value, values[item.value])
+        field = section.model_fields.get(now)
+        below = _models(field.annotation) if field is not None else []
+        if below:
+            _find_former(value, below[0], places)
 
 
 def recipe_of(value: Mapping[str, Any], name: str = "recipe", folder: Path | None = None) -> Recipe:
@@ -101,8 +164,25 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         *above, last = key.split(".")
         for part in above:
             at = at.setdefault(part, {}) if isinstance(at, dict) else at[_place(at, part, key)]
-        at[_place(at, last, key)] = value
+        # The recipe has today's names, and a key is not to stand there by both.
+        at[_place(at, _now(at, last), key)] = value
     return recipe_of(tree, "overrides")
+
+
+def _now(at: Any, key: str) -> str:
+    """What a key is called in a part of a recipe that has all its keys, where it is given by its former name."""
+    if not isinstance(at, dict) or key in at:
+        return key
+    names = [key.replace("license", "licence")]
+    names += [former_names(section)[key] for section in _all_sections(Recipe) if key in former_names(section)]
+    return next((name for name in names if name in at), key)
+
+
+def name_now(key: str) -> str:
+    """A dotted key as it is called today; records of stages have the names of the first release."""
+    above, _, last = key.rpartition(".")
+    now = next((known[last] for section in _all_sections(Recipe) if last in (known := former_names(section))), last)
+    return f"{above}.{now}" if above else now
 
 
 def _place(at: Any, part: str, key: str) -> str | int:
@@ -133,7 +213,9 @@ def _sizes_too(value: Any) -> None:
         if value.get("type") == "integer":
             size = {"type": "string", "pattern": "^[0-9][0-9_.]*([eE][+]?[0-9]+)? ?([KMGTkmgt](i?[Bb])?)?$"}
             kept = {
-                key: value.pop(key) for key in list(value) if key not in ("description", "title", "default", "since")
+                key: value.pop(key)
+                for key in list(value)
+                if key not in ("description", "title", "default", "since", "former")
             }
             value["anyOf"] = [kept, size]
     elif isinstance(value, list):
@@ -272,7 +354,11 @@ def _locate(
     section: type[BaseModel] | None = model
     for part in keys:
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            names = {str(part)}
+            if section is not None:
+                names |= {former for former, now in former_names(section).items() if now == part}
+                names |= {key.value for key, _ in node.value if spelt(section, key.value) == part}
+            found = [(key, value) for key, value in node.value if key.value in names]
             candidates = (
                 _models(section.model_fields[str(part)].annotation)
                 if section is not None and str(part) in section.model_fields
@@ -282,7 +368,8 @@ def _locate(
             if tagged and not found:
                 section = tagged[0]
                 continue
-            path = f"{path}.{part}" if path else str(part)
+            written = found[0][0].value if found else str(part)
+            path = f"{path}.{written}" if path else written
             if found:
                 line = found[0][0].start_mark.line + 1
                 node = found[0][1]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
@@ -23,18 +26,89 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _sizes(cls, value: Any) -> Any:
-        """Integers may be written as people write sizes: see :func:`integer_of`."""
+    def _as_written(cls, value: Any) -> Any:
+        """Keys and values may have their former names; integers may be written as people write sizes (:func:`integer_of`)."""
         if not isinstance(value, dict):
             return value
-        found = dict(value)
-        for name, held in value.items():
+        found = _renamed(cls, value)
+        for name, held in found.items():
             field = cls.model_fields.get(name)
             if field is not None and isinstance(held, str) and _is_integer(field.annotation):
                 number = integer_of(held)
                 if number is not None:
                     found[name] = number
         return found
+
+
+FORMER = "former"
+"""The key of a field's ``json_schema_extra`` that says what a recipe key was called: ``{"former": "ffn_width"}``. It is still
+read, and stages' digests have it, so that a renamed key recomputes nothing."""
+FORMER_VALUES = "former_values"
+"""As ``FORMER``, of a field's values: ``{"former_values": {"ffn_width": "intermediate_size"}}``, former ones first."""
+
+_former_names: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("former_names", default=None)
+
+
+@contextlib.contextmanager
+def noting_former_names() -> Iterator[dict[str, str]]:
+    """The former names that are read while the body runs, with what they are called now."""
+    found: dict[str, str] = {}
+    token = _former_names.set(found)
+    try:
+        yield found
+    finally:
+        _former_names.reset(token)
+
+
+def former_names(section: type[BaseModel]) -> dict[str, str]:
+    """What keys of a section were called, and are called now."""
+    found = {}
+    for name, field in section.model_fields.items():
+        former = _extra(field).get(FORMER)
+        if isinstance(former, str):
+            found[former] = name
+    return found
+
+
+def former_values(section: type[BaseModel], key: str) -> dict[str, str]:
+    """What values of a key were called, and are called now."""
+    field = section.model_fields.get(key)
+    found = _extra(field).get(FORMER_VALUES, {}) if field is not None else {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+def spelt(section: type[BaseModel], key: str) -> str:
+    """A key as the section has it, where it is written in American spelling."""
+    british = key.replace("license", "licence")
+    return british if key not in section.model_fields and british in section.model_fields else key
+
+
+def _renamed(section: type[BaseModel], value: dict[Any, Any]) -> dict[Any, Any]:
+    """A section's keys and values by today's names.
+
+    Raises:
+        ValueError: A key is given by both names.
+    """
+    known, noted = former_names(section), _former_names.get()
+    found: dict[Any, Any] = {}
+    for key, held in value.items():
+        name = known.get(key, spelt(section, key)) if isinstance(key, str) else key
+        if name != key and name in value:
+            raise ValueError(f"`{key}` and `{name}` are the same key: give one of them")
+        if key in known and noted is not None:
+            noted[key] = name
+        values = former_values(section, name) if isinstance(name, str) else {}
+        if values and isinstance(held, (list, tuple)):
+            if noted is not None:
+                noted.update({item: values[item] for item in held if isinstance(item, str) and item in values})
+            held = [values.get(item, item) if isinstance(item, str) else item for item in held]
+        found[name] = held
+    return found
 
 
 _SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?) ?(?:([KMGT])(i?B)?)?", re.IGNORECASE)
@@ -84,15 +158,19 @@ def for_digest(value: Any) -> Any:
         found = {}
         whole = value.model_dump(mode="json")
         for name, field in type(value).model_fields.items():
-            extra = field.json_schema_extra
+            extra = _extra(field)
             held = getattr(value, name)
-            if isinstance(extra, dict) and SINCE in extra and held == field.get_default(call_default_factory=True):
+            key = str(extra.get(FORMER, name))
+            if SINCE in extra and held == field.get_default(call_default_factory=True):
                 continue
-            if isinstance(extra, dict) and BEFORE in extra and held == field.get_default(call_default_factory=True):
-                found[name] = extra[BEFORE]
+            if BEFORE in extra and held == field.get_default(call_default_factory=True):
+                found[key] = extra[BEFORE]
                 continue
             nested = isinstance(held, (BaseModel, tuple, list, dict))
-            found[name] = for_digest(held) if nested else whole[name]
+            found[key] = for_digest(held) if nested else whole[name]
+            if FORMER_VALUES in extra:
+                former = {now: before for before, now in former_values(type(value), name).items()}
+                found[key] = [former.get(item, item) for item in held]
         return found
     if isinstance(value, (tuple, list)):
         return [for_digest(item) for item in value]

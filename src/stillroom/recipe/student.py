@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillroom.recipe.gguf_type import GgufType
-from stillroom.recipe.section import SINCE, Section
+from stillroom.recipe.section import FORMER, FORMER_VALUES, SINCE, Section
 
 
 class VocabularyConfig(Section):
@@ -57,7 +57,16 @@ class Target(Section):
     """A device profile by name (docs/shrink.md lists them); its limits hold besides those given here."""
     profiles: Path | None = None
     """A YAML file with profiles of one's own."""
-    axes: tuple[Literal["layers", "ffn_width", "key_value_groups", "hidden_width"], ...] = ("layers", "ffn_width")
+    axes: tuple[Literal["layers", "intermediate_size", "kv_heads", "hidden_size"], ...] = Field(
+        default=("layers", "intermediate_size"),
+        json_schema_extra={
+            FORMER_VALUES: {
+                "ffn_width": "intermediate_size",
+                "key_value_groups": "kv_heads",
+                "hidden_width": "hidden_size",
+            }
+        },
+    )
     """Along which axes the solver may cut; the others stay as given."""
 
     @model_validator(mode="after")
@@ -78,11 +87,11 @@ class ShrinkStudent(Section):
     kind: Literal["shrink"] = "shrink"
     layers: int | None = Field(default=None, ge=1)
     """Layers that the student keeps; without it, all."""
-    ffn_width: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1, json_schema_extra={FORMER: "ffn_width"})
     """Feed-forward channels of every layer; without it, all. Multiples of 256 quantise well."""
-    key_value_groups: int | None = Field(default=None, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1, json_schema_extra={FORMER: "key_value_groups"})
     """Key/value heads of every layer, each with the query heads that share it; without it, all."""
-    hidden_width: int | None = Field(default=None, ge=1)
+    hidden_size: int | None = Field(default=None, ge=1, json_schema_extra={FORMER: "hidden_width"})
     """Width of the residual stream; without it, the teacher's. Multiples of 256 quantise well; Llama and Gemma take only
     multiples of the query heads that stay."""
     experts: int | None = Field(default=None, ge=1, json_schema_extra={SINCE: "0.2.0"})

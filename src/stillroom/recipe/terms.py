@@ -48,6 +48,11 @@ class Decision(Section):
             raise ValueError("a decision of `kind: own` has no licence of another owner")
         return self
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _spelt(cls, value: object) -> object:
+        return "licence" if value == "license" else value
+
     @field_validator("decided_at")
     @classmethod
     def _past(cls, value: datetime.datetime) -> datetime.datetime:

@@ -23,7 +23,7 @@ from stillroom.core.errors import RecipeError, RunError, UsageError
 from stillroom.core.memory import MemoryMeter
 from stillroom.core.secret import Secret, read_secret, write_secret
 from stillroom.core.version import tool_version
-from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from stillroom.recipe.reading import dump_recipe, load_recipe, name_now, parse_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import Known, difference
 
@@ -501,7 +501,7 @@ class Stage:
         before = record["inputs"]
         if before.get("recipe") != inputs.get("recipe"):
             changed = _changed_keys(record["sections"], dict(sections)) if "sections" in record else []
-            shown = [f"`{key}` changed from {_shown(old)} to {_shown(new)}" for key, old, new in changed[:4]]
+            shown = [f"`{name_now(key)}` changed from {_shown(old)} to {_shown(new)}" for key, old, new in changed[:4]]
             if len(changed) > 4:
                 shown.append(f"{len(changed) - 4} more keys changed")
             reasons += shown or ["the recipe changed"]

@@ -35,9 +35,9 @@ BATCH = 512
 """Positions that the runtime computes at once."""
 KEYS = {
     "layers": "layers",
-    "channels": "ffn_width",
-    "groups": "key_value_groups",
-    "hidden": "hidden_width",
+    "channels": "intermediate_size",
+    "groups": "kv_heads",
+    "hidden": "hidden_size",
     "experts": "experts",
 }
 """A recipe's keys of the axes of a shape."""
@@ -215,14 +215,14 @@ class Anatomy:
             return
         if self.square and shape.hidden != heads * self.head:
             raise RecipeError(
-                f"`student.hidden_width` is {shape.hidden}; llama.cpp takes only {heads * self.head} with {heads} query heads "
+                f"`student.hidden_size` is {shape.hidden}; llama.cpp takes only {heads * self.head} with {heads} query heads "
                 "of this family.",
-                f"Give `hidden_width: {heads * self.head}`, keep all of both, or export nothing: `export: {{gguf: []}}`.",
+                f"Give `hidden_size: {heads * self.head}`, keep all of both, or export nothing: `export: {{gguf: []}}`.",
             )
         below = shape.hidden // heads * heads
         nearest = [width for width in (below, below + heads) if 0 < width <= self.teacher.hidden]
         raise RecipeError(
-            f"`student.hidden_width` is {shape.hidden}; with {heads} query heads, this family's configuration takes "
+            f"`student.hidden_size` is {shape.hidden}; with {heads} query heads, this family's configuration takes "
             f"multiples of {heads} only.",
             f"Nearest: {' or '.join(map(str, nearest))}.",
         )

@@ -212,9 +212,9 @@ def choose_widths(
     """
     family = family or Family("llama")
     all_channels, all_groups, all_experts = family.channels(config), family.groups(config), family.experts(config)
-    _at_most("ffn_width", channels, all_channels)
-    _at_most("key_value_groups", groups, all_groups)
-    _at_most("hidden_width", hidden, config.hidden_size)
+    _at_most("intermediate_size", channels, all_channels)
+    _at_most("kv_heads", groups, all_groups)
+    _at_most("hidden_size", hidden, config.hidden_size)
     _at_most("experts", experts, all_experts)
     channel_scores = _scores(importance.channels, importance.channel_order)
     group_scores = _scores(importance.groups, importance.group_order)

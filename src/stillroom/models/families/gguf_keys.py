@@ -106,7 +106,7 @@ def require_shapes(layout: GgufLayout, config: ModelConfig) -> None:
         raise UnsupportedModel(
             f"llama.cpp takes the hidden size of the family `{config.model_type}` to be its query heads times their width, "
             f"and the student's is {config.hidden_size} with {heads} heads of {width}.",
-            f"Keep both (`hidden_width: {heads * width}` goes with {heads} query heads), or export nothing: "
+            f"Keep both (`hidden_size: {heads * width}` goes with {heads} query heads), or export nothing: "
             "`export: {gguf: []}`.",
         )
 
