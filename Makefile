@@ -54,11 +54,13 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.recipe_reference --check
 	$(BIN)/python -m tools.architecture --check
+	$(BIN)/python -m tools.troubleshooting --check
 	$(BIN)/python -m tools.lock --check
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.recipe_reference
 	$(BIN)/python -m tools.architecture
+	$(BIN)/python -m tools.troubleshooting
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build
