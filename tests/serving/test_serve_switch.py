@@ -167,6 +167,34 @@ def test_features_are_blocked_one_by_one(server: Running) -> None:
             server.switch.set_feature(name, "available")
 
 
+def test_who_fetches_the_page_does_not_pass_a_blocked_api(server: Running) -> None:
+    """Nor does the token of a page that a browser opened serve for what the page does not use."""
+    token = server.service.page_token
+    _, page, _ = server.ask("GET", "/")
+    assert token not in page
+    browser = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    _, page, _ = server.ask("GET", "/", headers=browser)
+    assert token in page
+    chat = {"messages": [{"role": "user", "content": "Go"}], "max_tokens": 2}
+    others: dict[str, Any] = {
+        "/v1/completions": {"prompt": "Go", "max_tokens": 2},
+        "/v1/responses": {"input": "Go", "max_output_tokens": 2},
+        "/v1/embeddings": {"input": "Go"},
+        "/api/chat": {**chat, "model": "tiny"},
+        "/api/generate": {"model": "tiny", "prompt": "Go"},
+    }
+    server.switch.set_feature("api", "blocked")
+    try:
+        assert server.ask("POST", "/v1/chat/completions", chat)[0] == 503
+        assert server.ask("POST", "/v1/chat/completions", chat, {"X-Stillroom-Page": ""})[0] == 503
+        assert server.ask("POST", "/v1/chat/completions", chat, {"X-Stillroom-Page": token})[0] == 200
+        for path, body in others.items():
+            assert server.ask("POST", path, body, {"X-Stillroom-Page": token})[0] == 503, path
+        assert server.ask("GET", "/api/tags", headers={"X-Stillroom-Page": token})[0] == 503
+    finally:
+        server.switch.set_feature("api", "available")
+
+
 class SlowReader:
     """A client with a small buffer that asks for an answer and does not read it."""
 
