@@ -385,7 +385,9 @@ class Service:
 
         Its token is for browsers that open it. Whoever else fetches the page gets one that opens nothing.
         """
-        opens = request.headers.get("sec-fetch-mode") == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+        opens = (
+            request.headers.get("sec-fetch-mode") == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+        )
         token = self.page_token if opens else secrets.token_hex(16)
         html, policy = page.render(token, bool(self.limits.keys or self.limits.own_key))
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
