@@ -286,10 +286,11 @@ def _statuses(path: Path) -> Counter[str]:
             for each in value:
                 look(each)
 
-    with path.open(encoding="utf-8", errors="replace") if path.is_file() else contextlib.nullcontext([]) as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                look(json.loads(line))
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    look(json.loads(line))
     return found
 
 

@@ -134,7 +134,7 @@ def check_while(stuck: Path) -> None:
     from stillroom.serving import pool
     from stillroom.serving.models import OpenedModel
 
-    def recheck(_: OpenedModel) -> None:
+    def recheck(self: OpenedModel) -> None:  # noqa: ARG001 - a method's
         while stuck.exists():
             with contextlib.suppress(OSError):
                 stuck.with_suffix(".seen").touch()

@@ -144,7 +144,7 @@ class Listener(threading.Thread):
     @property
     def refused(self) -> bool:
         """Whether it got an answer that says that its request was not taken, and not because of the switch."""
-        return self.data[9:10] == b"4" or self.data[9:12] in (b"500", b"502")
+        return self.data[9:10] == b"4" or bytes(self.data[9:12]) in (b"500", b"502")
 
 
 class Control(threading.Thread):

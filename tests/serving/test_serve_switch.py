@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -23,7 +24,10 @@ from serve_support import Running, running
 from stillroom.core import files
 from stillroom.core.errors import SwitchedOff
 from stillroom.runtime.engine import Engine, EngineOptions
-from stillroom.switch import Switch, stopping
+from stillroom.serving import pool
+from stillroom.serving.models import OpenedModel
+from stillroom.serving.pool import ServedModel
+from stillroom.switch import Places, Switch, stopping
 from stillroom.switch.engines import listed
 
 LONG = {"prompt": "Go", "max_tokens": 1500, "temperature": 1.5, "logit_bias": {"2": -100}}
@@ -269,6 +273,71 @@ def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
         assert made.ask("GET", "/health")[0] == 503, "the server itself lives"
         assert made.ask("POST", "/switch/on")[0] == 200
         assert made.chat("Go")[0] == 200
+
+
+LETTERS = {"type": "string", "minLength": 1200, "maxLength": 1200}
+FORMS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"json_schema": LETTERS},
+    "/v1/chat/completions": {"json_schema": LETTERS},
+    "/v1/responses": {"text": {"format": {"type": "json_schema", "name": "x", "schema": LETTERS}}},
+    "/api/chat": {"format": LETTERS},
+    "/api/generate": {"format": LETTERS},
+}
+SLOW: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Go"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Go"}]},
+    "/v1/responses": {"input": "Go"},
+    "/api/chat": {"messages": [{"role": "user", "content": "Go"}]},
+    "/api/generate": {"prompt": "Go"},
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
+def test_nothing_comes_after_the_receipt_whatever_api_it_was(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path, parallel=5, context=2048) as made:
+        name = next(iter(made.service.pool.models))
+        limits = {"max_tokens": 1500, "max_output_tokens": 1500, "options": {"num_predict": 1500}}
+        # The tiny model would end soon of itself: a text of a certain length is asked for.
+        clients = {path: SlowReader(made.port, path, {"model": name, "stream": True, **limits, **FORMS[path], **body})
+                   for path, body in SLOW.items()}  # fmt: skip
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not all(client.answered() for client in clients.values()):
+            time.sleep(0.01)
+        assert {path for path, client in clients.items() if not client.answered()} == set()
+        stopping.off(Switch(made.switch.places))
+        had = {path: client.waiting() for path, client in clients.items()}
+        time.sleep(0.3)
+        found = {path: client.rest()[0] for path, client in clients.items()}
+        assert found == had, "what this machine had received, and not a byte more"
+        assert engines(made) == []
+
+
+def test_an_engine_that_nobody_waits_for_fails_without_a_word(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked has left, the switch is turned off, and the engine that was being loaded fails."""
+    said: list[dict[str, Any]] = []
+
+    def fails(*_: Any) -> None:
+        time.sleep(0.05)
+        raise SwitchedOff("The switch is off.")
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        opened = OpenedModel(tiny_gguf, "tiny", tiny_gguf)
+        model = ServedModel(opened, EngineOptions(context=256), Switch(Places.under(tmp_path)), 4)
+        asked = asyncio.ensure_future(model.running())
+        await asyncio.sleep(0.01)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert model._starting is not None
+        await asyncio.wait([model._starting])
+        model._starting = None
+        gc.collect()
+
+    monkeypatch.setattr(pool, "Engine", fails)
+    asyncio.run(leave())
+    assert said == []
 
 
 def test_the_watch_does_not_die_and_is_not_held_up(

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Switch:
     def __init__(self, places: Places | None = None) -> None:
         self.places = places or Places.of_user()
         self._seen: tuple[tuple[object, ...], State] | None = None
+        self._writer: int | None = None
 
     def state(self) -> State:
         """What the switch says now. Cheap enough for every token: files are read only when they have changed."""
@@ -125,6 +127,9 @@ class Switch:
         """
         import fcntl
 
+        if self._writer == threading.get_ident():
+            yield
+            return
         handle: int | None = None
         until = time.monotonic() + LOCK_SECONDS
         with contextlib.suppress(OSError):
@@ -141,7 +146,11 @@ class Switch:
                     time.sleep(0.0005)
                 except OSError:  # a file system without locks
                     break
-            yield
+            before, self._writer = self._writer, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._writer = before
         finally:
             if handle is not None:
                 os.close(handle)
@@ -158,7 +167,7 @@ class Switch:
             if held and all(_says_off(path) for path in self.places.switches):
                 return
             try:
-                self._write(False, None)
+                self.write(False)
             except NotWritable:
                 if not held:
                     raise
@@ -174,9 +183,9 @@ class Switch:
             NotWritable: Off could be kept nowhere, or on could not be kept everywhere.
         """
         with self._alone():
-            self._write(on, features)
+            self._replace(on, features)
 
-    def _write(self, on: bool, features: dict[str, Feature] | None) -> None:
+    def _replace(self, on: bool, features: dict[str, Feature] | None) -> None:
         kept = self.state().features if features is None else features
         value = {"format": FORMAT, "switch": "on" if on else "off", "features": kept, "changed": round(time.time(), 3)}
         failures: list[OSError] = []
@@ -215,7 +224,7 @@ class Switch:
             said[name] = value
             # An administrator's "off" may hide the user's own.
             user_off = any(_says_off(path) for path in self.places.switches)
-            self._write(not user_off, said)
+            self.write(not user_off, said)
 
     @property
     def _blocked_file(self) -> Path:
