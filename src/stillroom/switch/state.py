@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -125,11 +126,11 @@ class Switch:
 
         Without it a feature that is set while `off` is given could write back the "on" that it had read before.
         """
-        import fcntl
-
-        if self._writer == threading.get_ident():
+        if sys.platform == "win32" or self._writer == threading.get_ident():
             yield
             return
+        import fcntl
+
         handle: int | None = None
         until = time.monotonic() + LOCK_SECONDS
         with contextlib.suppress(OSError):
