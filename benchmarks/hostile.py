@@ -1,14 +1,17 @@
 """Three thousand hostile requests with two keys, and an honest client beside them: no crash, no hang, no 5xx but 503,
 nothing of one key in the other's hands, and memory back to where it was.
 
-Schemathesis can go over the published interface besides, from an environment of its own (``.venvs/openai``); with Python 3.12
-or newer, for 3.11 sometimes cannot parse what hypothesis asks it to, and that counts as a failure.
+Then schemathesis goes over the published interface with the attacker's key, from an environment of its own that is made when
+it is first needed (``.venvs/clients/schemathesis``). Where it cannot be installed, ``details.schemathesis`` says so, and
+requests are drawn from the interface's description here instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.clients import Client, prepared
 from benchmarks.serve import default_model
 from benchmarks.serving import Serving, serving
 
@@ -44,6 +48,9 @@ MOST_CACHED = 40
 """Tokens of the template's own beginning, which every conversation shares with the attacker's own earlier ones."""
 FUZZ_SECONDS = 270
 """For how long schemathesis goes on."""
+HANG_SECONDS = 120
+"""A request that has no answer by then hangs. Honest work takes long here, too: a thousand tokens that are scored one by one
+beside seven other requests."""
 SETTLE_SECONDS = 12
 """Until memory is looked at: engines and server give it back every five seconds."""
 KEYS = ["hostile-key-000000000001", "honest-key-0000000000002"]
@@ -52,7 +59,7 @@ SECRET = "the word is marmalade and my PIN is 4711"
 USER = [{"role": "user", "content": "x"}]
 
 
-def raw(server: Serving, data: bytes, chunks: int = 1, leave: bool = False, seconds: float = 40) -> int:
+def raw(server: Serving, data: bytes, chunks: int = 1, leave: bool = False, seconds: float = HANG_SECONDS) -> int:
     """Bytes as they are; the status, 0 where the server closed without one, and -1 for silence."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as link:
         try:
@@ -218,24 +225,138 @@ def memory(server: Serving) -> dict[str, int]:
     return {"server": main.memory_info().rss, "engine": engine}
 
 
-def schemathesis(server: Serving, seconds: int) -> dict[str, Any] | None:
-    """Go over the published interface for so long; exit 0 where no answer was a server's error. None if it is not here."""
-    tool = Path(".venvs/openai/bin/schemathesis")
-    if not tool.is_file():
-        return None
-    words = [str(tool), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
-    words += ["--exclude-path-regex", "^/switch", "--max-examples", "10", "--max-time", str(seconds), "--seed", "3"]
-    words += ["--request-timeout", "60", "--workers", "2", "--no-shrink", "--continue-on-failure"]
-    words += ["--generation-database", "none", "--header", f"Authorization: Bearer {KEYS[0]}"]
-    begun = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+SCHEMATHESIS = Client("schemathesis", ("schemathesis==4.32.5",))
+
+
+def schemathesis(server: Serving, seconds: int) -> dict[str, Any]:
+    """Go over the published interface for so long: how many requests, and the failures that were found.
+
+    The switch is left out: it would be turned off. A failure is an answer of 5xx other than 503, or none in time.
+    """
     try:
-        said, code = process.communicate(timeout=seconds + 120)[0], process.returncode
-    except subprocess.TimeoutExpired:
-        # Its budget ends between requests; one that hangs is a failure.
-        process.kill()
-        said, code = process.communicate()[0], -1
-    return {"exit": code, "seconds": round(time.perf_counter() - begun, 1), "end": said[-3000:]}
+        folder = prepared(SCHEMATHESIS)
+    except (subprocess.SubprocessError, OSError) as error:
+        why = str(getattr(error, "stderr", None) or error)[-500:]
+        return {"tool": "drawn here, from the description", "why": why, **from_description(server, seconds)}
+    words = [
+        str(folder / "bin" / "st"),
+        "run",
+        f"http://127.0.0.1:{server.port}/openapi.json",
+        "--exclude-path-regex",
+        "^/switch",
+    ]
+    words += ["--checks", "not_a_server_error", "--max-examples", "40", "--max-time", str(seconds), "--seed", "3"]
+    words += ["--request-timeout", str(HANG_SECONDS), "--workers", "2", "--no-shrink", "--continue-on-failure"]
+    words += ["--generation-database", "none", "--header", f"Authorization: Bearer {KEYS[0]}", "--no-color"]
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "events.ndjson"
+        process = subprocess.Popen(
+            [*words, "--report", "ndjson", "--report-ndjson-path", str(path)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        try:
+            said, code = process.communicate(timeout=seconds + HANG_SECONDS + 60)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            # Its budget ends between requests; one that hangs is a failure.
+            process.kill()
+            said, code = process.communicate()[0], -1
+        statuses = _statuses(path)
+    bad = [f"{status}: {number}" for status, number in statuses.items() if status.startswith("5") and status != "503"]
+    if code == -1:
+        bad.append("it did not end")
+    if "Read timed out" in said:
+        bad.append(f"no answer within {HANG_SECONDS} seconds")
+    if not statuses:
+        bad.append("it sent nothing")
+    return {"tool": SCHEMATHESIS.packages[0], "exit": code, "requests": sum(statuses.values()), "statuses": dict(statuses),
+            "failures": bad, "end": said[-3000:]}  # fmt: skip
+
+
+def _statuses(path: Path) -> Counter[str]:
+    """The status of every answer in schemathesis's own record."""
+    found: Counter[str] = Counter()
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict):
+            if "status_code" in value:
+                found[str(value["status_code"])] += 1
+            for each in value.values():
+                look(each)
+        elif isinstance(value, list):
+            for each in value:
+                look(each)
+
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    look(json.loads(line))
+    return found
+
+
+def from_description(server: Serving, seconds: int) -> dict[str, Any]:
+    """Requests that the interface's description allows, and some that it nearly allows, for so long."""
+    draw, until = random.Random(5), time.monotonic() + seconds
+    described = server.ask("GET", "/openapi.json")[1]
+    operations = [
+        (path, method, operation)
+        for path, methods in described["paths"].items()
+        for method, operation in methods.items()
+        if not path.startswith("/switch")
+    ]
+    statuses: Counter[str] = Counter()
+    while time.monotonic() < until:
+        path, method, operation = draw.choice(operations)
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        body = example(content.get("schema", {}), described, draw) if content else None
+        try:
+            status = server.ask(method.upper(), path.replace("{", "").replace("}", ""), body, seconds=HANG_SECONDS)[0]
+        except (OSError, ValueError) as error:
+            status = -1 if isinstance(error, OSError) else 200
+        statuses[str(status)] += 1
+    bad = [
+        f"{status}: {number}"
+        for status, number in statuses.items()
+        if status == "-1" or (status > "500" and status != "503")
+    ]
+    return {"requests": sum(statuses.values()), "statuses": dict(statuses), "failures": bad}
+
+
+def example(schema: dict[str, Any], described: dict[str, Any], draw: random.Random, depth: int = 5) -> Any:
+    """A value that a schema of the description allows; now and then any JSON at all."""
+    if draw.random() < 0.05 or depth == 0:
+        return junk(draw)
+    if "$ref" in schema:
+        found: Any = described
+        for word in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[word]
+        return example(found, described, draw, depth)
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return example(draw.choice(schema[several]), described, draw, depth)
+    if "enum" in schema:
+        return draw.choice(schema["enum"])
+    if "const" in schema:
+        return schema["const"]
+    kind = schema.get("type")
+    if kind == "object":
+        needed = schema.get("required", [])
+        return {
+            name: example(each, described, draw, depth - 1)
+            for name, each in schema.get("properties", {}).items()
+            if name in needed or draw.random() < 0.2
+        }
+    if kind == "array":
+        return [example(schema.get("items", {}), described, draw, depth - 1) for _ in range(draw.randint(0, 3))]
+    if kind == "integer":
+        return draw.choice([schema.get("minimum", 0), schema.get("maximum", 8), 1, 7, -1])
+    if kind == "number":
+        return draw.choice([0.0, 0.5, 1.0, schema.get("maximum", 1e9)])
+    return {
+        "string": draw.choice(["", "x", "Go on.", "\0", "é" * 50]),
+        "boolean": draw.random() < 0.5,
+        "null": None,
+    }.get(kind or "", junk(draw))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -255,6 +376,7 @@ def main() -> None:
     count = given.requests or (200 if given.quick else 3000)
     statuses: Counter[str] = Counter()
     bad: list[str] = []
+    load = os.getloadavg()
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(given.model or default_model(), Path(folder), 4, 1024, keys=KEYS) as server,
@@ -280,7 +402,7 @@ def main() -> None:
         with ThreadPoolExecutor(8) as threads:
             for kind, status, seconds in threads.map(one, jobs):
                 statuses[f"{kind}: {status}"] += 1
-                if status == -1 or (status >= 500 and status != 503) or seconds > 60:
+                if status == -1 or (status >= 500 and status != 503) or seconds > HANG_SECONDS:
                     bad.append(f"{kind}: {status} after {seconds:.1f} s")
         honest.end.set()
         beside.join()
@@ -292,16 +414,19 @@ def main() -> None:
         fuzzed = None if given.no_schemathesis else schemathesis(server, 60 if given.quick else FUZZ_SECONDS)
         alive = alive and server.process.poll() is None
     disturbed = sorted(honest.seconds)
+    fuzz_failures = len(fuzzed["failures"]) if fuzzed is not None else 0
     figures = {
         "requests": len(jobs),
-        "failures": len(bad) + len(honest.failures) + int(not alive) + int(answers != 200),
+        "fuzzed_requests": fuzzed["requests"] if fuzzed is not None else 0,
+        "failures": len(bad) + len(honest.failures) + int(not alive) + int(answers != 200) + fuzz_failures,
         "isolation_failures": len(leaked),
         "honest_p99_ratio": percentile(disturbed, 0.99) / percentile(alone, 0.99),
         "hostile_requests": len(jobs),
-        "hostile_failures": len(bad) + int(not alive) + int(answers != 200) + int(bool(fuzzed and fuzzed["exit"])),
+        "hostile_failures": len(bad) + int(not alive) + int(answers != 200) + fuzz_failures,
         "hostile_memory_growth": sum(after.values()) / sum(before.values()) - 1,
     }
-    told = {"leaked": leaked, "honest": honest.failures[:20], "honest_requests": len(disturbed)}
+    told: dict[str, Any] = {"leaked": leaked, "honest": honest.failures[:20], "honest_requests": len(disturbed)}
+    told["load_average"] = {"before": load, "after": os.getloadavg()}
     details = {**told, "statuses": dict(sorted(statuses.items())), "bad": bad[:20], "before": before, "after": after}
     report.write(figures, {**details, "schemathesis": fuzzed}, given.json)
 

@@ -1,6 +1,6 @@
 """A server in a process of its own, with a switch of its own, for measurements.
 
-Run as ``python -m benchmarks.serving MODEL FOLDER PARALLEL CONTEXT BATCH [KEY…]``; prints its port.
+Run as ``python -m benchmarks.serving [--stuck FILE] MODEL FOLDER PARALLEL CONTEXT BATCH [KEY…]``; prints its port.
 """
 
 from __future__ import annotations
@@ -29,16 +29,24 @@ class Serving:
         port: Where it listens, on loopback.
         places: Its switch's files.
         keys: Its keys; requests are made with the first.
+        name: What its only model is called; empty until it was asked (:meth:`model`).
     """
 
     process: subprocess.Popen[str]
     port: int
     places: Places
     keys: list[str] = field(default_factory=list)
+    name: str = ""
 
     def head(self) -> dict[str, str]:
         """The headers by which it knows us."""
         return {"Authorization": f"Bearer {self.keys[0]}"} if self.keys else {}
+
+    def model(self) -> str:
+        """The name of the only model, which some APIs want in every request."""
+        if not self.name:
+            self.name = str(self.ask("GET", "/v1/models")[1]["data"][0]["id"])
+        return self.name
 
     def connect(self, seconds: float = 120) -> http.client.HTTPConnection:
         """A connection to it."""
@@ -92,10 +100,20 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, folder: Path, parallel: int, context: int, batch: int = 256, keys: Sequence[str] = ()
+    model: Path,
+    folder: Path,
+    parallel: int,
+    context: int,
+    batch: int = 256,
+    keys: Sequence[str] = (),
+    stuck: Path | None = None,
 ) -> Iterator[Serving]:
-    """A server for as long as the block lasts."""
-    words = [str(model), str(folder), str(parallel), str(context), str(batch), *keys]
+    """A server for as long as the block lasts.
+
+    While the file `stuck` is there, the server's check of its models does not return, as behind a slow mirror.
+    """
+    words = [*(["--stuck", str(stuck)] if stuck is not None else [])]
+    words += [str(model), str(folder), str(parallel), str(context), str(batch), *keys]
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving", *words], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -111,6 +129,21 @@ def serving(
             process.kill()
 
 
+def check_while(stuck: Path) -> None:
+    """Have this process's server check its models often, and let a check last as long as a file is there."""
+    from stillroom.serving import pool
+    from stillroom.serving.models import OpenedModel
+
+    def recheck(self: OpenedModel) -> None:  # noqa: ARG001 - a method's
+        while stuck.exists():
+            with contextlib.suppress(OSError):
+                stuck.with_suffix(".seen").touch()
+            time.sleep(0.05)
+
+    pool.RECHECK_SECONDS = 0.1
+    OpenedModel.recheck = recheck  # type: ignore[method-assign]
+
+
 def main(model: str, folder: str, parallel: str, context: str, batch: str = "256", *keys: str) -> None:
     """Serve until told to end."""
     from stillroom.runtime.engine import EngineOptions
@@ -120,6 +153,10 @@ def main(model: str, folder: str, parallel: str, context: str, batch: str = "256
     from stillroom.serving.running import run
     from stillroom.switch.state import Switch
 
+    if model == "--stuck":
+        check_while(Path(folder))
+        model, folder, parallel, context, batch, *rest = parallel, context, batch, *keys
+        keys = tuple(rest)
     port = free_port()
     switch = Switch(Places.under(Path(folder)))
     options = EngineOptions(context=int(context), parallel=int(parallel), batch=int(batch))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +253,36 @@ def test_the_sandbox(program: str, expected: str, tmp_path: Path) -> None:
     assert found in ((expected, "timeout") if "while" in program else (expected,))
     assert (tmp_path / "there").read_text() == "x"
     assert not (tmp_path / "new").exists()
+
+
+REACHES = {
+    "a signal by a pipe": "import fcntl, os, signal\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {victim})\n"
+    "fcntl.fcntl(r, 10, signal.SIGKILL)\nfcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')",
+    "a signal": "import os\nos.kill({victim}, 9)",
+    "a limit": "import resource\nresource.prlimit({victim}, resource.RLIMIT_CPU, (0, 0))",
+    "its cores": "import os\nos.sched_setaffinity({parent}, {{0}})",
+    "its turn": "import os\nos.sched_setscheduler({parent}, 5, os.sched_param(0))",
+    "its priority": "import os\nos.setpriority(os.PRIO_PROCESS, {parent}, 19)",
+}
+
+
+@pytest.mark.skipif(not LINUX, reason="the sandbox is Linux's")
+@pytest.mark.parametrize("way", REACHES)
+def test_a_program_reaches_no_other_process(way: str) -> None:
+    def state() -> tuple[Any, ...]:
+        return os.sched_getaffinity(0), os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+
+    before = state()
+    victim = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.01)"])
+    try:
+        program = REACHES[way].format(victim=victim.pid, parent=os.getpid())
+        assert run_program(program, Limits(5.0, 256 << 20)) == "failed"
+        time.sleep(0.1)
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+    assert state() == before
 
 
 HONEST = "def double(x):\n    return 2 * x\n"

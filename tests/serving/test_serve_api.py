@@ -18,7 +18,7 @@ from serve_support import Running, running
 
 from stillroom.core.errors import UsageError
 from stillroom.serving.app import Limits
-from stillroom.serving.guard import is_loopback, require_key
+from stillroom.serving.guard import _name, is_loopback, require_key
 
 WEATHER = {
     "type": "function",
@@ -274,6 +274,34 @@ def test_another_host_or_origin_is_refused(server: Running) -> None:
     status, _, headers = server.ask("GET", "/v1/models", headers={"Host": mine, "Origin": f"http://{mine}"})
     assert status == 200
     assert not any(name.startswith("access-control") for name in headers)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:x@evil.example", "[::1]evil.example", "[::1]@evil.example", "localhost:80:80", "localhost/", "localhost ", "",
+     ":80", "localhost:", "evil.example#localhost", "[::1", "127.0.0.1\\@evil.example"],
+)  # fmt: skip
+def test_a_host_is_a_name_and_perhaps_a_port(host: str) -> None:
+    assert _name(host) not in Limits().hosts
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
+def test_a_host_that_is_one_is_known(host: str) -> None:
+    assert _name(host) in Limits().hosts
+
+
+def test_a_body_has_one_length(server: Running) -> None:
+    """Whatever stands before the server may take the other one, and see two requests where we see one."""
+    body = b"0\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    both = f"Content-Length: {len(body)}\r\nTransfer-Encoding: chunked\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as link:
+        link.settimeout(10)
+        link.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{both}\r\n".encode() + body)
+        answer = b""
+        while data := link.recv(1 << 16):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1, "the connection ends there"
 
 
 def test_a_body_that_is_too_long_is_refused(server: Running) -> None:

@@ -235,6 +235,31 @@ def test_silent_connections_shut_nobody_out(keyed: Running) -> None:
             link.close()
 
 
+def test_idle_connections_of_a_key_are_bounded(keyed: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "MOST_IDLE", 5)
+    links = [http.client.HTTPConnection("127.0.0.1", keyed.port, timeout=20) for _ in range(20)]
+    try:
+        for link in links:
+            link.request("GET", "/v1/models", headers=with_key(0))
+            assert link.getresponse().read()
+
+        def is_open(link: http.client.HTTPConnection) -> bool:
+            link.sock.settimeout(0.3)
+            try:
+                return link.sock.recv(1) != b""
+            except TimeoutError:
+                return True
+            except ConnectionResetError:
+                return False
+
+        assert [is_open(link) for link in links] == [False] * 15 + [True] * 5, "the oldest make room"
+        links[-1].request("GET", "/v1/models", headers=with_key(0))
+        assert links[-1].getresponse().status == 200
+    finally:
+        for link in links:
+            link.close()
+
+
 def test_one_key_does_not_fill_the_queue_of_another(tiny_gguf: Path, tmp_path: Path) -> None:
     switch = Switch(Places.under(tmp_path))
     model = ServedModel(OpenedModel(tiny_gguf, "m", tiny_gguf), EngineOptions(parallel=1), switch, queue=2)

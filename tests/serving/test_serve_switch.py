@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -23,7 +24,10 @@ from serve_support import Running, running
 from stillroom.core import files
 from stillroom.core.errors import SwitchedOff
 from stillroom.runtime.engine import Engine, EngineOptions
-from stillroom.switch import Switch, stopping
+from stillroom.serving import pool
+from stillroom.serving.models import OpenedModel
+from stillroom.serving.pool import ServedModel
+from stillroom.switch import Places, Switch, stopping
 from stillroom.switch.engines import listed
 
 LONG = {"prompt": "Go", "max_tokens": 1500, "temperature": 1.5, "logit_bias": {"2": -100}}
@@ -167,6 +171,34 @@ def test_features_are_blocked_one_by_one(server: Running) -> None:
             server.switch.set_feature(name, "available")
 
 
+def test_who_fetches_the_page_does_not_pass_a_blocked_api(server: Running) -> None:
+    """Nor does the token of a page that a browser opened serve for what the page does not use."""
+    token = server.service.page_token
+    _, page, _ = server.ask("GET", "/")
+    assert token not in page
+    browser = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    _, page, _ = server.ask("GET", "/", headers=browser)
+    assert token in page
+    chat = {"messages": [{"role": "user", "content": "Go"}], "max_tokens": 2}
+    others: dict[str, Any] = {
+        "/v1/completions": {"prompt": "Go", "max_tokens": 2},
+        "/v1/responses": {"input": "Go", "max_output_tokens": 2},
+        "/v1/embeddings": {"input": "Go"},
+        "/api/chat": {**chat, "model": "tiny"},
+        "/api/generate": {"model": "tiny", "prompt": "Go"},
+    }
+    server.switch.set_feature("api", "blocked")
+    try:
+        assert server.ask("POST", "/v1/chat/completions", chat)[0] == 503
+        assert server.ask("POST", "/v1/chat/completions", chat, {"X-Stillroom-Page": ""})[0] == 503
+        assert server.ask("POST", "/v1/chat/completions", chat, {"X-Stillroom-Page": token})[0] == 200
+        for path, body in others.items():
+            assert server.ask("POST", path, body, {"X-Stillroom-Page": token})[0] == 503, path
+        assert server.ask("GET", "/api/tags", headers={"X-Stillroom-Page": token})[0] == 503
+    finally:
+        server.switch.set_feature("api", "available")
+
+
 class SlowReader:
     """A client with a small buffer that asks for an answer and does not read it."""
 
@@ -241,6 +273,71 @@ def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
         assert made.ask("GET", "/health")[0] == 503, "the server itself lives"
         assert made.ask("POST", "/switch/on")[0] == 200
         assert made.chat("Go")[0] == 200
+
+
+LETTERS = {"type": "string", "minLength": 1200, "maxLength": 1200}
+FORMS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"json_schema": LETTERS},
+    "/v1/chat/completions": {"json_schema": LETTERS},
+    "/v1/responses": {"text": {"format": {"type": "json_schema", "name": "x", "schema": LETTERS}}},
+    "/api/chat": {"format": LETTERS},
+    "/api/generate": {"format": LETTERS},
+}
+SLOW: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Go"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Go"}]},
+    "/v1/responses": {"input": "Go"},
+    "/api/chat": {"messages": [{"role": "user", "content": "Go"}]},
+    "/api/generate": {"prompt": "Go"},
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
+def test_nothing_comes_after_the_receipt_whatever_api_it_was(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path, parallel=5, context=2048) as made:
+        name = next(iter(made.service.pool.models))
+        limits = {"max_tokens": 1500, "max_output_tokens": 1500, "options": {"num_predict": 1500}}
+        # The tiny model would end soon of itself: a text of a certain length is asked for.
+        clients = {path: SlowReader(made.port, path, {"model": name, "stream": True, **limits, **FORMS[path], **body})
+                   for path, body in SLOW.items()}  # fmt: skip
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not all(client.answered() for client in clients.values()):
+            time.sleep(0.01)
+        assert {path for path, client in clients.items() if not client.answered()} == set()
+        stopping.off(Switch(made.switch.places))
+        had = {path: client.waiting() for path, client in clients.items()}
+        time.sleep(0.3)
+        found = {path: client.rest()[0] for path, client in clients.items()}
+        assert found == had, "what this machine had received, and not a byte more"
+        assert engines(made) == []
+
+
+def test_an_engine_that_nobody_waits_for_fails_without_a_word(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked has left, the switch is turned off, and the engine that was being loaded fails."""
+    said: list[dict[str, Any]] = []
+
+    def fails(*_: Any) -> None:
+        time.sleep(0.05)
+        raise SwitchedOff("The switch is off.")
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        opened = OpenedModel(tiny_gguf, "tiny", tiny_gguf)
+        model = ServedModel(opened, EngineOptions(context=256), Switch(Places.under(tmp_path)), 4)
+        asked = asyncio.ensure_future(model.running())
+        await asyncio.sleep(0.01)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert model._starting is not None
+        await asyncio.wait([model._starting])
+        model._starting = None
+        gc.collect()
+
+    monkeypatch.setattr(pool, "Engine", fails)
+    asyncio.run(leave())
+    assert said == []
 
 
 def test_the_watch_does_not_die_and_is_not_held_up(

@@ -18,7 +18,7 @@ import pytest
 
 from stillroom.core.errors import EnvironmentProblem, NotWritable
 from stillroom.switch import Places, Switch, stopping
-from stillroom.switch.engines import Registration, here, is_running, listed, start_of_system, start_time
+from stillroom.switch.engines import WORKER, Registration, here, is_running, listed, start_of_system, start_time
 from stillroom.switch.places import own_folder
 
 OBEDIENT = "import time\nwhile True: time.sleep(1)"
@@ -228,6 +228,9 @@ def test_registering_does_not_race_with_looking(own: Switch) -> None:
         '{"kind": "engine", "pid": 1, "started": 1, "model": "x"}',
         '{"kind": "engine", "pid": 1e300, "started": 1, "model": "x"}',
         '{"kind": "engine", "pid": [], "started": {}, "model": "x"}',
+        '{"kind": "engine", "kind": "server", "pid": 7, "started": 1, "model": "x"}',
+        '{"kind": "engine", "pid": true, "started": 1, "model": "x"}',
+        '{"kind": "thing", "pid": 7, "started": 1, "model": "x"}',
         "pipe",
         "folder",
     ],
@@ -247,6 +250,35 @@ def test_off_and_status_work_whatever_a_line_holds(
     assert [engine["pid"] for engine in stopping.status(own)["engines"]] == [process.pid]
     assert [stopped.pid for stopped in stopping.off(own).stopped] == [process.pid]
     good.close()
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="processes are found by their command line on Linux alone"
+)
+@pytest.mark.parametrize("kind", ["server", "thing", "Engine"])
+def test_a_line_that_calls_an_engine_something_else_hides_none(
+    own: Switch, spawned: list[subprocess.Popen[bytes]], kind: str
+) -> None:
+    words = [sys.executable, "-c", OBEDIENT, WORKER, str(own.places.state)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    spawned.append(process)
+    line = Registration(own.places, "engine", "a model", process.pid)
+    value = json.loads(line.path.read_text())
+    line.path.write_text(json.dumps({**value, "kind": kind}))
+    assert [stopped.pid for stopped in stopping.off(own).stopped] == [process.pid]
+    line.close()
+
+
+def test_whatever_a_model_is_called_its_engine_can_be_named(
+    own: Switch, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    process = spawn(spawned, OBEDIENT)
+    line = Registration(own.places, "engine", "half a \ud800 character", process.pid)
+    json.dumps(stopping.status(own), ensure_ascii=False).encode()
+    receipt = stopping.off(own)
+    assert [stopped.pid for stopped in receipt.stopped] == [process.pid]
+    json.dumps(receipt.as_dict(), ensure_ascii=False).encode()
+    line.close()
 
 
 def test_off_stops_what_runs_even_if_the_state_raises(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from attacks.switch._damage import NAMES, put
 from stillroom import switch
 from stillroom.core import files
 from stillroom.core.errors import NotWritable, SwitchedOff, UsageError
 from stillroom.serving import purge
-from stillroom.switch import FEATURES, Places, Switch, stopping
+from stillroom.switch import FEATURES, Places, Switch, state, stopping
 
 
 @pytest.fixture
@@ -264,45 +268,7 @@ def test_commands_and_library_are_the_same_switch(tmp_path: Path, monkeypatch: p
     assert stat.S_IMODE(places.engines.parent.stat().st_mode) & 0o077 in (0, 0o055)
 
 
-DAMAGES: dict[str, bytes] = {
-    "empty": b"",
-    "deep": b"[" * 60_000,
-    "deep objects": b'{"a":' * 12_000,
-    "a day that cannot be": b'{"format": 1, "switch": "off", "features": {}, "changed": 1e300}',
-    "a number of 400 digits": b'{"format": 1, "switch": "off", "features": {}, "changed": ' + b"9" * 400 + b"}",
-    "infinite": b'{"format": 1, "switch": "on", "features": {}, "changed": Infinity}',
-    "not a number": b'{"format": 1, "switch": "on", "features": {}, "changed": NaN}',
-    "negative": b'{"format": 1, "switch": "on", "features": {}, "changed": -1}',
-    "5,000 digits": b'{"format": 1, "switch": "on", "changed": ' + b"1" * 5_000 + b"}",
-    "unhashable": b'{"format": 1, "switch": ["on"], "features": {}}',
-    "features of lists": b'{"format": 1, "switch": "on", "features": {"api": ["blocked"]}}',
-    "lone surrogate": b'{"format": 1, "switch": "on", "features": {"\\ud800": "maybe"}}',
-    "not UTF-8": b"\xff\xfe\x00",
-    "too long": b'{"format": 1, "switch": "on"}' + b" " * (1 << 17),
-}
-
-
-def put(path: Path, damage: str) -> None:
-    """Damage a file, or put something else in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    if damage == "a pipe":
-        os.mkfifo(path)
-    elif damage == "a folder":
-        path.mkdir()
-    elif damage == "a link to itself":
-        path.symlink_to(path)
-    elif damage == "a link to nothing":
-        path.symlink_to(path.with_name("nothing"))
-    elif damage == "a device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.write_bytes(DAMAGES[damage])
-
-
-@pytest.mark.parametrize(
-    "damage", [*DAMAGES, "a pipe", "a folder", "a link to itself", "a link to nothing", "a device"]
-)
+@pytest.mark.parametrize("damage", NAMES)
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 def test_any_damage_means_off_and_loses_no_blocked_feature(own: Switch, damage: str, which: tuple[int, ...]) -> None:
     own.set_feature("api", "blocked")
@@ -325,7 +291,7 @@ def test_any_damage_means_off_and_loses_no_blocked_feature(own: Switch, damage: 
     assert again.is_on("chat")
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "a pipe", "a folder", "a link to itself", "a device"])
+@pytest.mark.parametrize("damage", NAMES)
 def test_a_damaged_policy_means_off_and_every_command_works(own: Switch, damage: str) -> None:
     own.set_feature("tools", "blocked")
     put(own.places.policy, damage)
@@ -352,6 +318,69 @@ def test_damage_of_everything_blocks_rather_than_forgets(own: Switch) -> None:
     for name in FEATURES:
         fresh.set_feature(name, "available")
     assert Switch(own.places).is_on("api")
+
+
+@pytest.mark.parametrize("record", [b'["\\ud800", "api"]', b'["api", "api\\u0000"]', b'[["api"]]', b'{"api": 1}'])
+def test_no_record_of_blocked_features_keeps_off_from_being_kept(own: Switch, record: bytes) -> None:
+    own.set_feature("api", "blocked")
+    (own.places.data / "blocked.json").write_bytes(record)
+    put(own.places.switches[1], "empty")
+    stopping.off(Switch(own.places))
+    assert Switch(own.places).state().held_by == "user"
+    stopping.on(Switch(own.places))
+    assert not Switch(own.places).is_on("api")
+
+
+def test_a_feature_that_is_set_meanwhile_does_not_undo_off(own: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.set_feature("tools", "enabled")
+    writing, go_on = threading.Event(), threading.Event()
+    write = files.write_json
+    setter = threading.Thread(target=lambda: Switch(own.places).set_feature("api", "blocked"))
+
+    def slowly(path: Path, value: Any) -> None:
+        if threading.current_thread() is setter and path == own.places.switches[0]:
+            writing.set()
+            go_on.wait(10)
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", slowly)
+    monkeypatch.setattr(state, "LOCK_SECONDS", 10)
+    setter.start()
+    assert writing.wait(10)
+    turning = threading.Thread(target=lambda: stopping.off(Switch(own.places)))
+    turning.start()
+    time.sleep(0.05)
+    go_on.set()
+    setter.join()
+    turning.join()
+    assert not Switch(own.places).state().on
+    stopping.on(own)
+    assert not own.is_on("api"), "and `off` did not undo what was set"
+
+
+def test_a_writer_that_hangs_does_not_hold_off_up(own: Switch) -> None:
+    own.write(True)
+    with open(own.places.state / "switch.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        stopping.off(own)
+        assert not Switch(own.places).is_on()
+
+
+def test_off_is_kept_in_both_copies_though_one_says_it(own: Switch) -> None:
+    """An `on` that was cut off between its two files, or still goes on, must find nothing that says on."""
+    stopping.off(own)
+    value = json.loads(own.places.switches[0].read_text())
+    files.write_json(own.places.switches[0], {**value, "switch": "on"})
+    stopping.off(own)
+    assert json.loads(own.places.switches[0].read_text())["switch"] == "off"
+
+
+def test_a_feature_set_under_a_policy_leaves_the_users_own_off(own: Switch) -> None:
+    stopping.off(own)
+    files.write_json(own.places.policy, {"format": 1, "switch": "off"})
+    own.set_feature("tools", "blocked")
+    own.places.policy.unlink()
+    assert not Switch(own.places).state().on
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing"])

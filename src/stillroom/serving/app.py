@@ -60,6 +60,8 @@ from stillroom.switch.state import Switch
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+PAGE_USES = ("/v1/chat/completions", "/v1/models", "/v1/sessions")
+"""What the chat page asks for. With its token everything else is still the API."""
 TEND_SECONDS = 1.0
 """How often is looked at everything but the switch."""
 
@@ -127,8 +129,11 @@ class Service:
 
     def require(self, request: Request, feature: str | None = None) -> None:
         """Ask the switch: for the page's own requests as chat, for everybody else's as API."""
-        given = request.headers.get("x-stillroom-page", "")
-        self.switch.require_on("chat" if secrets.compare_digest(given.encode(), self.page_token.encode()) else "api")
+        given, path = request.headers.get("x-stillroom-page", ""), request.scope["path"]
+        from_page = secrets.compare_digest(given.encode(), self.page_token.encode()) and any(
+            path == used or path.startswith(f"{used}/") for used in PAGE_USES
+        )
+        self.switch.require_on("chat" if from_page else "api")
         if feature is not None:
             self.switch.require_on(feature)
 
@@ -375,9 +380,16 @@ class Service:
             raise NotFromAfar("Figures of all keys together are for the first key of the file.", "Use that one.")
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def show_page(self, _: Request) -> Response:
-        """The chat page; it is there even when all is off, as it holds the switch."""
-        html, policy = page.render(self.page_token, bool(self.limits.keys or self.limits.own_key))
+    async def show_page(self, request: Request) -> Response:
+        """The chat page; it is there even when all is off, as it holds the switch.
+
+        Its token is for browsers that open it. Whoever else fetches the page gets one that opens nothing.
+        """
+        opens = (
+            request.headers.get("sec-fetch-mode") == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+        )
+        token = self.page_token if opens else secrets.token_hex(16)
+        html, policy = page.render(token, bool(self.limits.keys or self.limits.own_key))
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
 
     def _require_here(self, request: Request) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -24,6 +25,7 @@ OPEN_PATHS = ("/", "/health", "/favicon.ico")
 """What needs no key: the page itself, which says nothing of the models, and whether the server lives."""
 ONLY_OWN = ("/v1/sessions", "/switch/on", "/switch/feature", "/metrics")
 """What nobody gets of whom it is not known that they run the server, or have a key of it."""
+ONLY_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"transfer-encoding", b"x-stillroom-page")
 GUEST = "guest"
 MOST_AT_ONCE = 256
 """Requests of one key that are in work or wait. The switch can be reached beyond that."""
@@ -70,10 +72,14 @@ class Guard:
             return
         headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
-            if name in (b"host", b"origin", b"authorization", b"content-length") and name in headers:
+            if name in ONLY_ONCE and name in headers:
                 await problem(400, "invalid_request", f"Two headers {name.decode()}.")(scope, receive, send)
                 return
             headers[name] = value
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            # Two readers on the way may see two different requests in it (RFC 9112, 6.1).
+            await problem(400, "invalid_request", "Two lengths of one body.", close=True)(scope, receive, send)
+            return
         owner = self._owner(scope, headers)
         refused = self._refused(scope, headers) or self._unknown(scope["path"], owner)
         if refused is not None:
@@ -183,11 +189,13 @@ class BodyRefused(Exception):
         super().__init__(text)
 
 
+_HOST = re.compile(r"(\[[0-9a-f:.%]+\]|[^\s:/@\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
+
+
 def _name(host: str) -> str:
-    """A host without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """A host without its port; empty where it is anything else than a name or address, and perhaps a port."""
+    found = _HOST.fullmatch(host)
+    return found.group(1) if found else ""
 
 
 def is_loopback(host: str) -> bool:

@@ -14,6 +14,9 @@ HEAD_SECONDS = 10.0
 """How long the head of a request may take to arrive."""
 MOST_STRANGERS = 128
 """Connections that have not yet shown a key, or whose they are. One more ends the oldest of them."""
+MOST_IDLE = 256
+"""Connections that wait for another request of somebody known. One more ends the one that has waited longest: open files are
+few on some systems, and the page's `off` needs one."""
 Address = tuple[str, int]
 
 
@@ -68,12 +71,14 @@ class Connection(H11Protocol):
     """A connection whose requests must arrive in time, and which makes room for others until it is known whose it is."""
 
     strangers: dict[Connection, None]
+    idle: dict[Connection, None]
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         # One list for each server: its connections share a state.
         shared: dict[str, Any] = vars(self.server_state)
         self.strangers = shared.setdefault("stillroom_strangers", {})
+        self.idle = shared.setdefault("stillroom_idle", {})
         self._late: asyncio.TimerHandle | None = None
         self._user: int | None = None
         self._asked = False
@@ -96,10 +101,12 @@ class Connection(H11Protocol):
         """Forget it."""
         self._arrived()
         self.strangers.pop(self, None)
+        self.idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a head that has arrived no longer has a deadline."""
+        self.idle.pop(self, None)
         if self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._wait()
         super().data_received(data)
@@ -110,6 +117,16 @@ class Connection(H11Protocol):
         """After an answer a connection may be idle, as long as the server's setting says."""
         super().on_response_complete()
         self._arrived()
+        # The next request may have come behind the last one, and be in work by now.
+        if self not in self.strangers and not self.transport.is_closing() and self.cycle.response_complete:
+            self.idle[self] = None
+            if len(self.idle) > MOST_IDLE:
+                # One whose answer has not left whole is not idle yet.
+                done = (each for each in self.idle if not each.transport.get_write_buffer_size())
+                oldest = next(done, None)
+                if oldest is not None:
+                    del self.idle[oldest]
+                    oldest.transport.abort()
 
     def user(self) -> int | None:
         """Whose it is, where the system says."""

@@ -152,6 +152,8 @@ class ServedModel:
         """
         if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._run())
+            # Where nobody is left who asked, nobody is told either that it failed: no word of it on the console.
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
         # Whoever asked may go away: the engine that is being loaded must not be lost with it.
         return await asyncio.shield(self._starting)
 

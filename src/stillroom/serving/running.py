@@ -108,7 +108,7 @@ def serve_models(
         found = [opened.enter_context(open_model(path)) for path in models]
         pool = Pool([ServedModel(model, options, switch, queue) for model in found], memory_bytes, idle_seconds)
         opened.callback(pool.close)
-        hosts = (*Limits().hosts, host.lower(), *allow_hosts)
+        hosts = (*Limits().hosts, f"[{host.lower()}]" if ":" in host else host.lower(), *allow_hosts)
         own = ""
         if not keys and not can_tell():
             own = own_key(switch.places.data)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillroom.core.errors import NotWritable
+from stillroom.core.strict_json import read_strict
 from stillroom.switch.places import Places
 from stillroom.switch.state import clear_way, read_file
 
@@ -151,7 +152,8 @@ def listed(places: Places) -> list[tuple[Path | None, Entry]]:
             found.append((path, entry))
         else:
             _remove(path)
-    known = {entry.pid for _, entry in found}
+    # A line that calls a worker a server hides no engine.
+    known = {entry.pid for _, entry in found if entry.kind == "engine"}
     return found + [(None, entry) for entry in _workers(places) if entry.pid not in known]
 
 
@@ -190,26 +192,39 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _writable(text: object) -> str:
+    """A text as it can be written and sent: without halves of characters."""
+    return str(text).encode("utf-8", "replace").decode()
+
+
+KINDS = ("engine", "server")
 MOST_PROCESSES = 1 << 22
 """No system gives higher numbers (Linux, PID_MAX_LIMIT)."""
 
 
 def _read(path: Path) -> Entry | None:
     try:
-        value: dict[str, Any] = json.loads(read_file(path) or b"")
+        value: dict[str, Any] = read_strict(read_file(path) or b"")
         entry = Entry(
             str(value["kind"]),
             int(value["pid"]),
             float(value["started"]),
-            str(value["model"]),
-            str(value.get("where", "")),
+            _writable(value["model"]),
+            _writable(value.get("where", "")),
         )
         if not 1 < entry.pid <= MOST_PROCESSES:
             raise ValueError("no process has this number")
+        if entry.kind not in KINDS:
+            raise ValueError("it is neither an engine nor a server")
     except Exception:
         # Half-written, or no line at all. Its name carries the number, so that it cannot hide a process.
         parts = path.stem.split("-")
-        if len(parts) == 3 and parts[1].isdecimal() and _is_worker(int(parts[1][:9]), path.parent.parent):
+        if (
+            len(parts) == 3
+            and parts[0] in KINDS
+            and parts[1].isdecimal()
+            and _is_worker(int(parts[1][:9]), path.parent.parent)
+        ):
             return Entry(parts[0], int(parts[1]), start_time(int(parts[1])) or 0.0, "unknown")
         return None
     return entry

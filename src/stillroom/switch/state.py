@@ -7,18 +7,21 @@ A file that was never written says nothing: a fresh installation is on. The admi
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
 import stat
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.core import files
 from stillroom.core.errors import NotWritable, SwitchedOff, UsageError
+from stillroom.core.strict_json import read_strict
 from stillroom.switch.places import Places
 
 Feature = Literal["available", "enabled", "blocked"]
@@ -34,6 +37,11 @@ FEATURES = {
 """Features that exist today. One that is not named here is governed all the same."""
 FORMAT = 1
 LONGEST = 1 << 16
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""What a feature of any version may be called."""
+MOST_FEATURES = 256
+LOCK_SECONDS = 0.1
+"""How long a writer waits for another one. After that it writes all the same: nothing may hold up `off`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Switch:
     def __init__(self, places: Places | None = None) -> None:
         self.places = places or Places.of_user()
         self._seen: tuple[tuple[object, ...], State] | None = None
+        self._writer: int | None = None
 
     def state(self) -> State:
         """What the switch says now. Cheap enough for every token: files are read only when they have changed."""
@@ -111,6 +120,59 @@ class Switch:
         name = feature if state.features.get(feature) == "blocked" else "engine"
         raise SwitchedOff(f"`{name}` is blocked.", f"Allow it: stillroom on --feature {name}")
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time: what is read inside is what the others have written whole.
+
+        Without it a feature that is set while `off` is given could write back the "on" that it had read before.
+        """
+        if sys.platform == "win32" or self._writer == threading.get_ident():
+            yield
+            return
+        import fcntl
+
+        handle: int | None = None
+        until = time.monotonic() + LOCK_SECONDS
+        with contextlib.suppress(OSError):
+            clear_way(self.places.state)
+            self.places.state.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(self.places.state / "switch.lock", flags, 0o600)
+        try:
+            while handle is not None and time.monotonic() < until:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.0005)
+                except OSError:  # a file system without locks
+                    break
+            before, self._writer = self._writer, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._writer = before
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def hold_off(self) -> None:
+        """Keep "off" in both files, unless they have it.
+
+        Raises:
+            NotWritable: It could be kept nowhere.
+        """
+        with self._alone():
+            state = self.state()
+            held = not state.on and state.held_by == "user"
+            if held and all(_says_off(path) for path in self.places.switches):
+                return
+            try:
+                self.write(False)
+            except NotWritable:
+                if not held:
+                    raise
+
     def write(self, on: bool, features: dict[str, Feature] | None = None) -> None:
         """Keep a state in both files.
 
@@ -121,6 +183,10 @@ class Switch:
         Raises:
             NotWritable: Off could be kept nowhere, or on could not be kept everywhere.
         """
+        with self._alone():
+            self._replace(on, features)
+
+    def _replace(self, on: bool, features: dict[str, Feature] | None) -> None:
         kept = self.state().features if features is None else features
         value = {"format": FORMAT, "switch": "on" if on else "off", "features": kept, "changed": round(time.time(), 3)}
         failures: list[OSError] = []
@@ -151,13 +217,15 @@ class Switch:
         """
         if name not in FEATURES:
             raise UsageError(f"There is no feature `{name}`.", f"Features: {', '.join(FEATURES)}.")
-        state = self.state()
-        if state.held_by == "damage":
-            raise UsageError(f"The switch is off: {state.reason}", "Give `stillroom off` or `stillroom on` first.")
-        said = dict(state.features)
-        said[name] = value
-        user_off = not state.on and state.held_by == "user"
-        self.write(not user_off, said)
+        with self._alone():
+            state = self.state()
+            if state.held_by == "damage":
+                raise UsageError(f"The switch is off: {state.reason}", "Give `stillroom off` or `stillroom on` first.")
+            said = dict(state.features)
+            said[name] = value
+            # An administrator's "off" may hide the user's own.
+            user_off = any(_says_off(path) for path in self.places.switches)
+            self.write(not user_off, said)
 
     @property
     def _blocked_file(self) -> Path:
@@ -174,8 +242,8 @@ class Switch:
         """The blocked features by the third record; all but the engine where it is damaged too."""
         try:
             data = read_file(self._blocked_file)
-            value = [] if data is None else json.loads(data)
-            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            value = [] if data is None else read_strict(data)
+            if not isinstance(value, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in value):
                 raise ValueError("it is not a list of features")
         except Exception:
             return FEATURES.keys() - {"engine"}
@@ -272,20 +340,35 @@ def _parse(path: Path) -> dict[str, Any] | None:
     data = read_file(path)
     if data is None:
         return None
-    value = json.loads(data)
-    if not isinstance(value, dict) or value.get("switch") not in ("on", "off") or value.get("format") != FORMAT:
+    # A key that stands twice would leave it to the reader which of both counts.
+    value = read_strict(data)
+    if not isinstance(value, dict) or value.get("switch") not in ("on", "off"):
         raise ValueError("it is not a switch's state")
+    if type(value.get("format")) is not int or value["format"] != FORMAT:
+        raise ValueError("it is not of a format that this version knows")
     features = value.get("features", {})
-    if not isinstance(features, dict) or not all(
-        said in ("available", "enabled", "blocked") for said in features.values()
+    if (
+        not isinstance(features, dict)
+        or len(features) > MOST_FEATURES
+        or not all(
+            NAME.fullmatch(name) and said in ("available", "enabled", "blocked") for name, said in features.items()
+        )
     ):
         raise ValueError("its features are not what a switch writes")
     changed = value.get("changed", 0.0)
     if isinstance(changed, bool) or not isinstance(changed, int | float):
-        changed = 0.0
+        raise ValueError("it was changed at a time that is no number")
     if not (0 <= changed <= LATEST) or math.isnan(changed):
         raise ValueError("it was changed at a time that cannot be")
     return {"switch": value["switch"], "features": features, "changed": float(changed)}
+
+
+def _says_off(path: Path) -> bool:
+    """Whether a copy is whole and says off."""
+    with contextlib.suppress(Exception):
+        found = _parse(path)
+        return found is not None and found["switch"] == "off"
+    return False
 
 
 def _mark(path: Path) -> tuple[int, ...] | str:

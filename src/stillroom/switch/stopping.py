@@ -74,9 +74,7 @@ def off(switch: Switch) -> Receipt:
     asked, begun = time.time(), time.perf_counter()
     unkept: NotWritable | None = None
     try:
-        state = switch.state()
-        if state.on or state.held_by != "user":
-            switch.write(False)
+        switch.hold_off()
     except NotWritable as error:
         unkept = error
     except Exception as error:  # whatever is wrong with the state, what runs is stopped
