@@ -43,6 +43,7 @@ from stillroom.serving.hush import remember_transport
 from stillroom.serving.mark import Marking
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
+from stillroom.serving.passport import in_words
 from stillroom.serving.pool import Pool, ServedModel
 from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
@@ -142,7 +143,8 @@ class Service:
         """One model, and its passport."""
         self.require(request)
         model = self.pool.model(request.path_params["name"])
-        return JSONResponse({**_model(model), "passport": model.opened.passport()})
+        passport = model.opened.passport()
+        return JSONResponse({**_model(model), "passport": passport, "provenance": in_words(passport)})
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""

@@ -172,12 +172,14 @@ class Lines:
         self._model, self._generate = model, generate
         self._begun = time.perf_counter_ns()
         self._finish = "stop"
+        self._notes: dict[str, Any] = {"generated": True}
         self.text = self.thinking = ""
         self.calls: list[dict[str, Any]] = []
 
     def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The lines that stand for one event."""
         found = []
+        self._notes |= event.get("stillroom") or {}
         for choice in event.get("choices", ()):
             delta = choice.get("delta") or {"content": choice.get("text") or ""}
             text, thinking = delta.get("content") or "", delta.get("reasoning_content") or ""
@@ -219,7 +221,7 @@ class Lines:
             "total_duration": time.perf_counter_ns() - self._begun,
             "prompt_eval_count": usage.get("prompt_tokens", 0),
             "eval_count": usage.get("completion_tokens", 0),
-            "stillroom": {"generated": True},
+            "stillroom": self._notes,
         }
 
 

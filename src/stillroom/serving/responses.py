@@ -178,7 +178,8 @@ def response(answer: dict[str, Any]) -> dict[str, Any]:
         )
     if message.get("content") or not output:
         output.append(_message(message.get("content") or ""))
-    return _whole(answer["model"], output, choice["finish_reason"], answer.get("usage") or {})
+    whole = _whole(answer["model"], output, choice["finish_reason"], answer.get("usage") or {})
+    return {**whole, "stillroom": answer["stillroom"]}
 
 
 def _message(text: str, status: str = "completed") -> dict[str, Any]:
@@ -219,10 +220,12 @@ class ResponseStream:
         self._open: dict[str, Any] | None = None
         self._finish = "stop"
         self._begun = False
+        self._notes: dict[str, Any] = {"generated": True}
 
     def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The events that stand for one."""
         found: list[dict[str, Any]] = []
+        self._notes |= event.get("stillroom") or {}
         if not self._begun:
             self._begun = True
             running = {**self._head, "status": "in_progress"}
@@ -305,6 +308,7 @@ class ResponseStream:
         if not self._items:
             yield from self._text_empty()
         whole = {**_whole(self._model, self._items, self._finish, usage), "id": self._head["id"]}
+        whole["stillroom"] = self._notes
         yield {"type": f"response.{whole['status']}", "response": whole}
 
     def _text_empty(self) -> Iterator[dict[str, Any]]:
