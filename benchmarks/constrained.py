@@ -208,17 +208,21 @@ def compiled(sources: dict[str, list[tuple[str, Any]]]) -> tuple[dict[str, list[
     held: dict[str, list[tuple[str, Any]]] = {}
     refused: dict[str, list[str]] = {}
     seconds: list[float] = []
+    walls: list[float] = []
     for source, schemas in sources.items():
         held[source], refused[source] = [], []
         for name, schema in schemas:
-            begun = time.perf_counter()
+            # Of this thread alone: what else the machine does is not the compiler's time.
+            begun, wall = time.thread_time(), time.perf_counter()
             try:
                 json_grammar(schema)
                 held[source].append((name, schema))
             except UnsupportedSchema as error:
                 refused[source].append(f"{name}: {str(error)[:200]}")
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.thread_time() - begun)
+            walls.append(time.perf_counter() - wall)
     seconds.sort()
+    walls.sort()
     libraries = [source for source in sources if source != "suite"]
     asked = sum(len(sources[source]) for source in libraries)
     figures = {
@@ -226,6 +230,7 @@ def compiled(sources: dict[str, list[tuple[str, Any]]]) -> tuple[dict[str, list[
         "refused": sum(map(len, refused.values())),
         "wrongly_refused_share": sum(len(refused[source]) for source in libraries) / max(1, asked),
         "compile_p99_ms": 1000 * seconds[int(0.99 * (len(seconds) - 1))],
+        "compile_p99_wall_ms": 1000 * walls[int(0.99 * (len(walls) - 1))],
     }
     return held, {
         "figures": figures,
@@ -292,6 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="40 trials, and 20 answers under schemas of each source.")
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--sample", type=int, help="Answers under schemas of each source; default: under every one.")
     parser.add_argument("--tokens", type=int, default=400, help="Longest answer under a library's schema.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
@@ -301,11 +307,13 @@ def main() -> None:
     sources = schema_sources.every()
     held, told = compiled(sources)
     draw = random.Random(3)
-    asked = {name: draw.sample(each, min(len(each), 20)) for name, each in held.items()} if given.quick else held
+    sample = given.sample or (20 if given.quick else None)
+    asked = {name: draw.sample(each, min(len(each), sample or len(each))) for name, each in held.items()}
     counts, wrong = answered(asked, given.model, given.tokens)
     figures = {
         **told["figures"],
         **counts,
+        "answered": sum(map(len, asked.values())),
         "constrained_valid": found["valid"],
         "constrained_total": found["total"],
     }
