@@ -244,10 +244,22 @@ class Service:
         self.require(request)
         return JSONResponse({"version": ollama.VERSION})
 
+    async def ollama_show(self, request: Request) -> Response:
+        """One model, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.Asked)
+        return JSONResponse(ollama.shown(self.pool.model(ollama.public_name(asked.model or asked.name))))
+
+    def _loaded(self, asked: ollama.OllamaChat | ollama.OllamaGenerate) -> Response:
+        model = self.pool.model(ollama.public_name(asked.model))
+        return JSONResponse(ollama.loaded(model.name, asked))
+
     async def ollama_chat(self, request: Request) -> Response:
         """A chat, for clients of Ollama."""
         self.require(request)
         asked = await _parse(request, ollama.OllamaChat)
+        if asked.asks_nothing:
+            return self._loaded(asked)
         model, question, events = await self.ask(request, asked.chat())
         calls = CallStream().turn if question.calls else None
         return await self._lines(request, model, events, calls, asked.stream, generate=False)
@@ -256,6 +268,8 @@ class Service:
         """A text, for clients of Ollama."""
         self.require(request)
         asked = await _parse(request, ollama.OllamaGenerate)
+        if asked.asks_nothing:
+            return self._loaded(asked)
         if asked.raw:
             wanted = asked.completion()
             model = require_kind(self.pool.model(wanted.model), embeddings=False)
@@ -580,6 +594,7 @@ def make_app(service: Service) -> Starlette:
         ("/v1/responses", service.respond, {"POST": responses.ResponsesRequest}),
         ("/api/tags", service.ollama_tags, {"GET": None}),
         ("/api/version", service.ollama_version, {"GET": None}),
+        ("/api/show", service.ollama_show, {"POST": ollama.Asked}),
         ("/api/chat", service.ollama_chat, {"POST": ollama.OllamaChat}),
         ("/api/generate", service.ollama_generate, {"POST": ollama.OllamaGenerate}),
         ("/v1/embeddings", service.embed, {"POST": EmbeddingRequest}),
