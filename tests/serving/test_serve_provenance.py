@@ -10,16 +10,18 @@ from stillroom.serving.passport import in_words
 
 def test_a_bare_file_says_that_nothing_is_recorded(tiny_gguf: Path) -> None:
     with open_model(tiny_gguf) as opened:
-        first, second = in_words(opened.passport())
+        first, second, third = in_words(opened.passport())
     assert "nobody has signed" in first
-    assert "not recorded" in second
+    assert "says of itself" in second
+    assert "not recorded" in third
 
 
 def test_a_run_names_its_teacher_and_that_nobody_signed_it(tiny_run: Path) -> None:
     with open_model(tiny_run) as opened:
         passport = opened.passport()
     words = in_words(passport)
-    assert passport["teacher"]["name"] in words[0]
+    assert passport["teachers"][0]["name"] in words[0]
+    assert passport["terms"]["verdict"]
     assert "Nobody has signed" in words[1]
     assert len(words) > 2
 

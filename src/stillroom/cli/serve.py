@@ -163,7 +163,7 @@ class _Settings:
             _show_provenance(talk)
         elif word == "/set":
             name, _, value = rest.strip().partition(" ")
-            typer.echo(self._set(talk, name, value.strip()), err=True)
+            typer.echo(shown(self._set(talk, name, value.strip()), one_line=True), err=True)
         else:
             typer.echo(HELP if word in ("/help", "/?") else f"There is no {word}.\n{HELP}", err=True)
         return True
@@ -175,7 +175,8 @@ class _Settings:
         least = {"temperature": 0.0, "max_tokens": 1, "seed": 0}
         most = {"temperature": 5.0, "max_tokens": 1 << 20, "seed": (1 << 32) - 1}
         if name not in least:
-            return f"temperature {self.temperature:g}, max_tokens {self.max_tokens}, seed {self.seed}"
+            wrong = f"There is no setting {name}. " if name else ""
+            return f"{wrong}temperature {self.temperature:g}, max_tokens {self.max_tokens}, seed {self.seed}"
         try:
             number = float(value) if name == "temperature" else int(value)
         except ValueError:

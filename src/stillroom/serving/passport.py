@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
+from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runs.run import Run
 
 MEASURES = ("kl_to_teacher", "top1_agreement", "top5_agreement", "cross_entropy", "bits_per_byte")
@@ -25,6 +26,8 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
     summary = _read(run.path / "summary.json")
     teacher = {**summary.get("teacher", {}), **_read(run.path / "capture" / "teacher.json")}
     student = summary.get("student", {})
+    record = _read(run.path / "terms.json")
+    judged = [{name: each.get(name) for name in ("name", "role", "licence")} for each in record.get("teachers", ())]
     return {
         "kind": "run",
         "name": run.recipe.name,
@@ -35,7 +38,8 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "scores": {name: student.get(name) for name in MEASURES if name in student},
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
-        "terms": {"teacher_licence": teacher.get("licence"), **_judged(_read(run.path / "terms.json"))},
+        "terms": {"teacher_licence": teacher.get("licence"), **_judged(record)},
+        **({"teachers": judged} if judged else {}),
         "warnings": ["Nobody has signed this run."] + ([] if student else ["It has not been evaluated."]),
     }
 
@@ -47,8 +51,21 @@ def passport_of_file(path: Path) -> dict[str, Any]:
         "name": path.stem,
         "signature": {"state": "unsigned file"},
         "file": {"bytes": path.stat().st_size, "sha256": files.digest_file(path)},
+        "says_of_itself": _says(path),
         "warnings": ["Nothing is known of this file but what it says of itself."],
     }
+
+
+def _says(path: Path) -> dict[str, Any]:
+    """What a GGUF file's own metadata say of its name, its licence and what it was made from."""
+    metadata = read_gguf(path).metadata
+    bases = [metadata.get(f"general.base_model.{number}.name") for number in range(8)]
+    found = {
+        "name": metadata.get("general.name"),
+        "licence": metadata.get("general.license"),
+        "made_from": [base for base in bases if isinstance(base, str)],
+    }
+    return {name: value for name, value in found.items() if value and isinstance(value, str | list)}
 
 
 def _judged(record: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +92,17 @@ def in_words(passport: dict[str, Any]) -> list[str]:
     """
     name, kind = str(passport.get("name") or "This model"), passport.get("kind")
     if kind == "file":
+        says = passport.get("says_of_itself") or {}
+        told = [
+            f"its name is {says['name']}" if says.get("name") else "",
+            f"its licence is {says['licence']}" if says.get("licence") else "",
+            f"it was made from {' and '.join(says['made_from'])}" if says.get("made_from") else "",
+        ]
+        told = [each for each in told if each]
         return [
             f"{name} is a bare file that nobody has signed.",
-            "Which model it was made from, under which licence, and what its users owe, is not recorded with it: ask whoever "
-            "gave it to you.",
+            *([f"It says of itself that {', '.join(told)}; nobody vouches for it."] if told else []),
+            "From which teacher it learnt, and what its users owe, is not recorded with it: ask whoever gave it to you.",
         ]
     found = [_origin(name, passport)]
     signature = passport.get("signature") or {}
@@ -100,7 +124,8 @@ def _origin(name: str, passport: dict[str, Any]) -> str:
         known = str(teacher.get("name") or "")
         if known and teacher.get("role", "teacher") == "teacher":
             licence = teacher.get("licence")
-            told[known] = f"{known} ({f'licence: {licence}' if licence else 'no licence is recorded for it'})"
+            words = "the publisher's own" if licence == "own" else f"licence: {licence}"
+            told[known] = f"{known} ({words if licence else 'no licence is recorded for it'})"
     if not told:
         return f"{name} is a student; its record names no teacher."
     return f"{name} is a student, distilled from {' and '.join(told.values())}."
@@ -119,7 +144,7 @@ def _owed(terms: dict[str, Any]) -> list[str]:
     if prefix := terms.get("name_prefix"):
         found.append(f"Whatever is made of it has a name that begins with {prefix}.")
     if notices := terms.get("notices"):
-        found.append("Whoever passes it on shows: " + "; ".join(f"“{notice}”" for notice in notices) + ".")
+        found.append("Whoever passes it on shows: " + "; ".join(f"“{notice}”" for notice in notices))
     if licences := terms.get("licences"):
         found.append(f"Whoever passes it on adds the text of the {_and(licences, 'licence', 'licences')}.")
     if policies := terms.get("use_policies"):
