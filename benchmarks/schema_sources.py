@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -21,6 +22,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 Named = tuple[str, Any]
 SUITE = Path(".venvs/jsonschema-suite")
+BFCL = Path(".venvs/bfcl")
 
 
 class Colour(enum.Enum):
@@ -119,7 +121,6 @@ def suite_schemas() -> Iterator[Named]:
             "--no-deps",
             "--no-binary",
             ":all:",
-            "--no-build-isolation",
         ]
         try:
             subprocess.run(
@@ -135,6 +136,20 @@ def suite_schemas() -> Iterator[Named]:
                 continue
             for case in json.loads(stream.read()):
                 yield f"{found[1]}/{found[2]}: {case['description']}", case["schema"]
+
+
+def bring_bfcl() -> None:
+    """The data of the Berkeley leaderboard, out of its package; nothing where pip cannot bring it."""
+    if next(BFCL.rglob("BFCL_v*_*.json"), None) is not None:
+        return
+    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(BFCL)]
+    try:
+        subprocess.run([*words, "bfcl-eval==2026.3.23"], check=True, capture_output=True, timeout=300)
+    except (subprocess.SubprocessError, OSError):
+        return
+    with zipfile.ZipFile(next(BFCL.glob("bfcl_eval-*.whl"))) as archive:
+        names = [name for name in archive.namelist() if re.fullmatch(r"bfcl_eval/data/BFCL_v\d+_\w+\.json", name)]
+        archive.extractall(BFCL, names)
 
 
 def bfcl_schemas() -> Iterator[Named]:

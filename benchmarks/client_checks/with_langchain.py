@@ -56,6 +56,34 @@ def _():
     assert chat.bind_tools([weather]).invoke(talk)
 
 
+@check("parallel results of tools")
+def _():
+    calls = [{"name": "weather", "args": {"city": city}, "id": city} for city in ("Ulm", "Bern")]
+    results = [ToolMessage("sunny", tool_call_id=call["id"]) for call in calls]
+    assert chat.bind_tools([weather]).invoke([HumanMessage("Hi"), AIMessage("", tool_calls=calls), *results])
+
+
+@check("a tool streamed")
+def _():
+    longer = ChatOpenAI(model=MODEL, base_url=f"{BASE}/v1", api_key=KEY, max_tokens=300, max_retries=0)
+    parts = list(longer.bind_tools([weather], tool_choice="weather", parallel_tool_calls=False).stream("Hi"))
+    whole = parts[0]
+    for part in parts[1:]:
+        whole += part
+    assert whole.tool_calls[0]["name"] == "weather"
+
+
+@check("log-probabilities")
+def _():
+    assert chat.bind(logprobs=True, top_logprobs=2).invoke("Hi").response_metadata["logprobs"]["content"]
+
+
+@check("usage of a stream")
+def _():
+    told = [part.usage_metadata for part in chat.stream("Hi", stream_usage=True) if part.usage_metadata]
+    assert sum(each["output_tokens"] for each in told) > 0
+
+
 @check("completion")
 def _():
     assert OpenAI(model=MODEL, base_url=f"{BASE}/v1", api_key=KEY, max_tokens=12, max_retries=0).invoke("Once")

@@ -33,6 +33,44 @@ def _():
     is_city(answer.choices[0].message.tool_calls[0].function.arguments)
 
 
+@check("tools streamed")
+def _():
+    choice = {"type": "function", "function": {"name": "weather"}}
+    parts = list(
+        litellm.completion(**there, messages=USER, max_tokens=60, tools=[TOOL], tool_choice=choice, stream=True)
+    )
+    whole = litellm.stream_chunk_builder(parts)
+    is_city(whole.choices[0].message.tool_calls[0].function.arguments)
+
+
+@check("text completion")
+def _():
+    there_ = {**there, "model": f"text-completion-openai/{MODEL}"}
+    assert litellm.text_completion(**there_, prompt="Once", max_tokens=8).choices[0].text
+
+
+@check("responses")
+def _():
+    assert litellm.responses(**there, input="Hi", max_output_tokens=12).output
+
+
+@check("as Ollama")
+def _():
+    answer = litellm.completion(
+        model=f"ollama_chat/{MODEL}", api_base=BASE, api_key=KEY, messages=USER, max_tokens=12, num_retries=0
+    )
+    assert answer.choices[0].message.content is not None
+
+
+@check("an unknown model is a NotFoundError")
+def _():
+    try:
+        litellm.completion(**{**there, "model": "openai/nobody"}, messages=USER)
+    except litellm.NotFoundError:
+        return
+    raise AssertionError("it was answered")
+
+
 @check("an error is a BadRequestError")
 def _():
     try:

@@ -9,15 +9,15 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
-const seen = { axe: [], console: [], overflow: [], foreign: [], keyboard: {} };
+const seen = { axe: [], console: [], overflow: [], foreign: [], keyboard: {}, composed: {}, direction: {} };
 const serious = async (page, where) => {
   // The page's own policy forbids foreign scripts: axe comes in through the debugger, not through the page.
   await page.evaluate(axe);
   const found = await page.evaluate(() => window.axe.run(document));
-  for (const each of found.violations) if (["serious", "critical"].includes(each.impact)) seen.axe.push(`${where}: ${each.id}: ${each.nodes.map((node) => node.html).slice(0, 2)}`);
+  for (const each of found.violations) seen.axe.push(`${where}: ${each.id}: ${each.nodes.map((node) => node.html).slice(0, 2)}`);
 };
 for (const scheme of ["light", "dark"]) {
-  for (const [width, height] of [[360, 740], [820, 900], [1280, 800]]) {
+  for (const [width, height] of [[360, 740], [768, 1024], [1280, 800]]) {
     const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme });
     const page = await context.newPage();
     page.on("console", (message) => message.type() === "error" && !/503/.test(message.text()) && seen.console.push(message.text()));
@@ -34,6 +34,11 @@ for (const scheme of ["light", "dark"]) {
     await page.screenshot({ path: `${folder}/chat-${at}.png` });
     await serious(page, `chat ${at}`);
     if (await page.evaluate(() => document.documentElement.scrollWidth > window.innerWidth)) seen.overflow.push(at);
+    await page.evaluate(() => { messages = [{ role: "user", content: "ما هي القائمة؟" }, { role: "assistant", content: "القائمة هي قيم.\n\n- واحد\n\n```\nx = 1\n```\nEnglish.\n\n| a | b |\n|---|---|\n| 1 | 2 |" }]; redraw(); });
+    await page.screenshot({ path: `${folder}/rtl-${at}.png` });
+    await serious(page, `rtl ${at}`);
+    if (await page.evaluate(() => document.documentElement.scrollWidth > window.innerWidth)) seen.overflow.push(`rtl ${at}`);
+    seen.direction[at] = await page.evaluate(() => Object.fromEntries(["p", "ul", "pre", "p:last-of-type", "table"].map((name) => [name, getComputedStyle(document.querySelector(".turn.assistant .said > " + name)).direction])));
     await page.click("#show-passport");
     await page.waitForSelector("#passport[open] dl");
     await page.screenshot({ path: `${folder}/passport-${at}.png` });
@@ -50,6 +55,16 @@ for (const scheme of ["light", "dark"]) {
 // The whole page without a mouse: everything is reached by Tab, and the switch is turned off and on.
 const page = await (await browser.newContext({ viewport: { width: 1280, height: 800 } })).newPage();
 await page.goto(address);
+await page.waitForFunction(() => document.querySelectorAll("#model option").length > 0);
+// An input method: Enter ends a composition, and sends nothing.
+const debug = await page.context().newCDPSession(page);
+await page.focus("#question");
+await debug.send("Input.imeSetComposition", { text: "か", selectionStart: 1, selectionEnd: 1 });
+await page.keyboard.press("Enter");
+seen.composed.sent = await page.evaluate(() => messages.length);
+seen.composed.sentBySafari = await page.evaluate(() => { const event = new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true }); document.getElementById("question").dispatchEvent(event); return event.defaultPrevented; });
+seen.provenance = await page.evaluate(() => document.getElementById("provenance").textContent);
+await page.reload();
 await page.waitForFunction(() => document.querySelectorAll("#model option").length > 0);
 const reach = async (id) => {
   for (let turn = 0; turn < 60; turn++) {

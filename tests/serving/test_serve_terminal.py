@@ -16,10 +16,17 @@ def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest
     with Chat(tiny_gguf, system="Be kind.") as talk:
         assert settings.command(talk, "/help")
         assert "/clear" in capsys.readouterr().err
+        assert settings.command(talk, "/provenance")
+        assert "nobody has signed" in capsys.readouterr().err
         for line in ("/set temperature 0", "/set max_tokens 4", "/set seed 7"):
             assert settings.command(talk, line)
         assert (settings.temperature, settings.max_tokens, settings.seed) == (0, 4, 7)
-        for line, said in (("/set temperature 9", "between"), ("/set seed x", "number"), ("/what", "no /what")):
+        for line, said in (
+            ("/set temperature 9", "between"),
+            ("/set seed x", "number"),
+            ("/what", "no /what"),
+            ("/set foo 3", "no setting foo"),
+        ):
             assert settings.command(talk, line)
             assert said in capsys.readouterr().err
         assert settings.temperature == 0

@@ -304,3 +304,98 @@ def test_what_a_model_wrote_is_labelled(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "Go"}], "max_tokens": 2}
     events = list(server.stream("/v1/chat/completions", body))
     assert all(event["stillroom"]["generated"] for event in events[:-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat/completions", {"web_search_options": {}}),
+        ("chat/completions", {"modalities": ["text", "audio"]}),
+        ("chat/completions", {"continue_final_message": True}),
+        ("chat/completions", {"add_generation_prompt": False}),
+        ("chat/completions", {"mirostat": 2}),
+        ("chat/completions", {"typical_p": 0.5}),
+        ("chat/completions", {"stop_token_ids": [5]}),
+        ("chat/completions", {"use_beam_search": True}),
+        ("chat/completions", {"top_logprobs": 2}),
+        ("chat/completions", {"reasoning_format": "none"}),
+        ("completions", {"best_of": 2}),
+        ("responses", {"include": ["message.output_text.logprobs"]}),
+        ("responses", {"top_logprobs": 2}),
+    ],
+)
+def test_what_would_be_ignored_against_its_meaning_is_refused_by_name(server: Running, path: str, more: Any) -> None:
+    said = {"chat/completions": {"messages": [{"role": "user", "content": "Go"}]}, "completions": {"prompt": "Go"}}
+    status, answer, _ = server.ask("POST", f"/v1/{path}", {**said.get(path, {"input": "Go"}), **more})
+    assert status == 400
+    assert next(iter(more)) in answer["error"]["message"] or "top_logprobs" in answer["error"]["message"]
+    assert "Value error" not in answer["error"]["message"]
+
+
+def test_values_that_change_nothing_are_no_reason_to_refuse(server: Running) -> None:
+    nothing = {
+        "typical_p": 1.0, "mirostat": 0, "modalities": ["text"], "add_generation_prompt": True, "stop_token_ids": [],
+        "top_n_sigma": -1, "skip_special_tokens": True, "use_beam_search": False, "reasoning_format": "auto", "top_k": -1,
+        "service_tier": "auto", "dry_multiplier": 0.0, "xtc_probability": 0, "prompt_logprobs": None, "user": "me",
+        "store": False, "metadata": {},
+    }  # fmt: skip
+    assert server.chat("Go", max_tokens=2, **nothing)[0] == 200
+
+
+def test_other_names_of_the_same_mean_the_same(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+    ways = ({"max_tokens": 9, "repeat_penalty": 1.9}, {"n_predict": 9, "repetition_penalty": 1.9})
+    plain, other = (server.ask("POST", "/v1/chat/completions", {**body, **way})[1]["choices"] for way in ways)
+    assert other == plain
+    call = {"id": "1", "type": "function", "function": {"name": "w", "arguments": {"c": "ä"}}}
+    message = Message.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert message.calls()[0].arguments == '{"c": "ä"}'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"enable_thinking": False},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning": {"effort": "none"}},
+        {"reasoning": {"enabled": False}},
+    ],
+)
+def test_reasoning_is_switched_off_in_every_servers_words(thinker: Running, more: Any) -> None:
+    body = {"model": "thinks", "messages": [{"role": "user", "content": "Go"}], "max_tokens": 4, "seed": 1}
+    told = [thinker.ask("POST", "/v1/chat/completions", {**body, **each})[1] for each in ({}, more)]
+    thought = ["reasoning_content" in each["choices"][0]["message"] for each in told]
+    assert thought == [True, False]
+
+
+def test_a_picture_is_refused_in_words_that_say_what_is_read(server: Running) -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:"}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    status, answer, _ = server.ask("POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert "parts of the type text" in answer["error"]["message"]
+
+
+def test_ollamas_clients_load_look_and_are_refused_by_name(server: Running) -> None:
+    name = server.ask("GET", "/api/tags")[1]["models"][0]["name"]
+    for path, asked in (("generate", {}), ("generate", {"prompt": ""}), ("chat", {"messages": []})):
+        status, answer, _ = server.ask("POST", f"/api/{path}", {"model": name, **asked})
+        assert (status, answer["done_reason"]) == (200, "load")
+    shown = server.ask("POST", "/api/show", {"model": f"{name}:latest"})[1]
+    family = shown["model_info"]["general.architecture"]
+    assert shown["model_info"][f"{family}.context_length"] > 0
+    assert "tools" in shown["capabilities"]
+    assert server.ask("POST", "/api/show", {"model": "nobody"})[0] == 404
+    talk = {"messages": [{"role": "user", "content": "x"}]}
+    refused = [
+        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}), ("generate", {"prompt": "x", "context": [1]}),
+        ("generate", {"prompt": "x", "raw": True, "system": "y"}), ("chat", {**talk, "logprobs": True}),
+        ("chat", {**talk, "options": {"mirostat": 2}}), ("generate", {"prompt": "", "keep_alive": 0}),
+    ]  # fmt: skip
+    for path, more in refused:
+        status, answer, _ = server.ask("POST", f"/api/{path}", {"model": name, "stream": False, **more})
+        assert status == 400, more
+        assert any(
+            key in answer["error"]["message"]
+            for key in ("template", "context", "raw", "logprobs", "mirostat", "keep_alive")
+        )

@@ -41,6 +41,7 @@ def chat(
     with Chat(model, system=system, context=context) as talk:
         if interactive:
             typer.echo(f"{talk.name} ({talk.passport()['signature']['state']}).", err=True)
+            _show_provenance(talk)
             _show_confinement(talk.engine)
             typer.echo("Ctrl-C stops an answer, Ctrl-D ends, /help says what else there is.", err=True)
         while True:
@@ -137,6 +138,7 @@ def _ask(interactive: bool) -> str | None:
 HELP = """/set temperature|max_tokens|seed VALUE   how answers are written from here on
 /set system TEXT                         what the model is told first; begins anew
 /clear                                   begin anew
+/provenance                              where the model comes from, and what its users owe
 /bye                                     end
 Answers are generated text, and can be wrong."""
 
@@ -157,9 +159,11 @@ class _Settings:
         if word == "/clear":
             talk.clear()
             typer.echo("Begun anew.", err=True)
+        elif word == "/provenance":
+            _show_provenance(talk)
         elif word == "/set":
             name, _, value = rest.strip().partition(" ")
-            typer.echo(self._set(talk, name, value.strip()), err=True)
+            typer.echo(shown(self._set(talk, name, value.strip()), one_line=True), err=True)
         else:
             typer.echo(HELP if word in ("/help", "/?") else f"There is no {word}.\n{HELP}", err=True)
         return True
@@ -171,7 +175,8 @@ class _Settings:
         least = {"temperature": 0.0, "max_tokens": 1, "seed": 0}
         most = {"temperature": 5.0, "max_tokens": 1 << 20, "seed": (1 << 32) - 1}
         if name not in least:
-            return f"temperature {self.temperature:g}, max_tokens {self.max_tokens}, seed {self.seed}"
+            wrong = f"There is no setting {name}. " if name else ""
+            return f"{wrong}temperature {self.temperature:g}, max_tokens {self.max_tokens}, seed {self.seed}"
         try:
             number = float(value) if name == "temperature" else int(value)
         except ValueError:
@@ -192,6 +197,14 @@ def _say(talk: Chat, asked: str, settings: _Settings) -> None:
     except KeyboardInterrupt:
         tokens.close()
     sys.stdout.write("\n")
+
+
+def _show_provenance(talk: Chat) -> None:
+    """Say in words where the model comes from, and what its users owe."""
+    from stillroom.serving.passport import in_words
+
+    for sentence in in_words(talk.passport()):
+        typer.echo(f"  {shown(sentence, one_line=True)}", err=True)
 
 
 def _show_confinement(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ class GgufFacts:
         control: Texts of its control tokens.
         markup: Texts of added tokens that its chat template names.
         template: Its chat template; empty where it has none, or none that was kept.
+        architecture: What llama.cpp calls its architecture.
     """
 
     embedding: bool
@@ -33,6 +34,7 @@ class GgufFacts:
     control: tuple[str, ...] = ()
     markup: tuple[str, ...] = ()
     template: str = ""
+    architecture: str = field(default="", compare=False)
 
 
 def read_facts(path: Path) -> GgufFacts:
@@ -52,7 +54,7 @@ def read_facts(path: Path) -> GgufFacts:
         tokens = list(_added_tokens(header, stream))
     control = tuple(text for text, kind in tokens if kind in _CONTROL)
     markup = tuple(text for text, kind in tokens if kind == _DEFINED and text in template)
-    return GgufFacts(embedding, longest, control, markup, template)
+    return GgufFacts(embedding, longest, control, markup, template, str(architecture or ""))
 
 
 def _added_tokens(header: GgufHeader, stream: BinaryIO) -> Iterator[tuple[str, int]]:

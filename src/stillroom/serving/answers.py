@@ -22,6 +22,7 @@ from stillroom.runtime.engine import Engine
 from stillroom.runtime.facts import GgufFacts
 from stillroom.serving import grammars, scoring, tools
 from stillroom.serving.pool import SOMEBODY, Pool, ServedModel, Slot, restore_slot, save_slot
+from stillroom.serving.repeats import Repeats
 from stillroom.serving.requests import ChatRequest, CompletionRequest, Form, Message, Schemas
 from stillroom.serving.sessions import Session, SessionStore
 from stillroom.serving.shield import Shield
@@ -32,10 +33,6 @@ CONTEXT_POLICY = (
     "the answer says how many. Without a session, a prompt that is too long is refused."
 )
 _TOO_LONG = "exceed_context_size_error"
-
-
-GENERATED = {"stillroom": {"generated": True}}
-"""What labels an answer as written by a model."""
 
 
 class ContextFull(EngineFailed):
@@ -59,6 +56,7 @@ class Question:
         echo: Whether the prompt is a part of the answer.
         session: The session that it goes on with.
         said: The messages that are new in the session.
+        repeats: What leaves repeats out of lists that may hold none; None where there are no such lists.
         left_out: How many messages did not fit.
         reasoning: What the model thought, once it is answered.
     """
@@ -75,6 +73,7 @@ class Question:
     echo: bool = False
     session: Session | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
+    repeats: Repeats | None = None
     left_out: int = 0
     reasoning: str = ""
 
@@ -121,6 +120,20 @@ def _constrain(question: Question, request: Schemas) -> None:
     if form is not None:
         question.body["grammar"] = _held_to(form)
         question.json = form.kind == "json"
+        distinct = grammars.distinct(form.value) if form.kind == "json" else None
+        if distinct is not None:
+            question.repeats = Repeats(distinct)
+            _require_no_logprobs(question)
+
+
+def _require_no_logprobs(question: Question) -> None:
+    """Values may be left out of the answer: there is no saying which tokens are left.
+
+    Raises:
+        UnsupportedSchema: Log-probabilities were asked for.
+    """
+    if question.top is not None:
+        raise grammars.UnsupportedSchema("uniqueItems cannot be had with logprobs.", "Leave one of them out.")
 
 
 def chat_question(request: ChatRequest, session: Session | None, facts: GgufFacts, owner: str = "") -> Question:
@@ -153,11 +166,23 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
     if request.uses_tools():
         body["grammar"] = tools.grammar_of_calls(request)
         body.pop("stop", None)
+        question.repeats = _repeats_of_calls(request)
+        if question.repeats is not None:
+            _require_no_logprobs(question)
     if question.constrained:
         # The grammar holds from the first token on: there is no room for thoughts.
         question.settings["enable_thinking"] = False
         question.settings.pop("reasoning_effort", None)
     return question
+
+
+def _repeats_of_calls(request: ChatRequest) -> Repeats | None:
+    found = {}
+    for tool in request.tools or []:
+        distinct = grammars.distinct(grammars.arguments_schema(tool.function.parameters))
+        if distinct is not None:
+            found[tool.function.name] = distinct
+    return Repeats(found) if found else None
 
 
 def completion_question(request: CompletionRequest, prompt: str | list[int], owner: str = "") -> Question:
@@ -209,6 +234,8 @@ class Answerer:
                 speech: Speech | None = None
                 text: list[str] = []
                 finish = ""
+                if question.repeats is not None:
+                    question.repeats.begin()
                 try:
                     engine = await self.pool.running(model)
                     model.begin(fingerprint)
@@ -257,6 +284,8 @@ class Answerer:
                             finish = next(
                                 (c["finish_reason"] for c in event.get("choices", ()) if c.get("finish_reason")), finish
                             )
+                            if question.repeats is not None:
+                                event = question.repeats.turn(event)
                             for each in (
                                 speech.turn(event) if speech is not None else [offsets.turn(event, question.top)]
                             ):
@@ -471,6 +500,7 @@ def join_completion(events: list[dict[str, Any]], model: str) -> dict[str, Any]:
     usage: dict[str, Any] = {}
     number = ""
     found: dict[int, dict[str, Any]] = {}
+    said: dict[str, Any] = {"generated": True}
     for event in events:
         number = event.get("id", number)
         usage = event.get("usage") or usage
@@ -479,20 +509,24 @@ def join_completion(events: list[dict[str, Any]], model: str) -> dict[str, Any]:
             whole = found.setdefault(index, {"index": index, "text": "", "finish_reason": "stop", "logprobs": None})
             whole["text"] += choice.get("text") or ""
             whole["finish_reason"] = choice.get("finish_reason") or whole["finish_reason"]
+            said |= event.get("stillroom") or {}
             for name, values in (choice.get("logprobs") or {}).items():
                 whole["logprobs"] = whole["logprobs"] or {}
                 whole["logprobs"].setdefault(name, []).extend(values)
     choices = [found[index] for index in sorted(found)]
-    return _head("text_completion", number, model) | {"choices": choices, "usage": usage, **GENERATED}
+    return _head("text_completion", number, model) | {"choices": choices, "usage": usage, "stillroom": said}
 
 
 def notes(question: Question) -> dict[str, Any]:
     """What the answer says besides the words of the OpenAI API."""
     # What a program wrote is labelled as such wherever it goes.
+    left_out = question.repeats.left_out if question.repeats is not None else 0
+    more = {"repeats_left_out": left_out} if left_out else {}
     if question.session is None:
-        return GENERATED
+        return {"stillroom": {"generated": True, **more}}
     said = {
         "generated": True,
+        **more,
         "session": question.session.id,
         "context": {"policy": CONTEXT_POLICY, "left_out": question.left_out},
     }

@@ -43,6 +43,7 @@ from stillroom.serving.hush import remember_transport
 from stillroom.serving.mark import Marking
 from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
+from stillroom.serving.passport import in_words
 from stillroom.serving.pool import Pool, ServedModel
 from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
@@ -147,7 +148,8 @@ class Service:
         """One model, and its passport."""
         self.require(request)
         model = self.pool.model(request.path_params["name"])
-        return JSONResponse({**_model(model), "passport": model.opened.passport()})
+        passport = model.opened.passport()
+        return JSONResponse({**_model(model), "passport": passport, "provenance": in_words(passport)})
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
@@ -247,10 +249,22 @@ class Service:
         self.require(request)
         return JSONResponse({"version": ollama.VERSION})
 
+    async def ollama_show(self, request: Request) -> Response:
+        """One model, for clients of Ollama."""
+        self.require(request)
+        asked = await _parse(request, ollama.Asked)
+        return JSONResponse(ollama.shown(self.pool.model(ollama.public_name(asked.model or asked.name))))
+
+    def _loaded(self, asked: ollama.OllamaChat | ollama.OllamaGenerate) -> Response:
+        model = self.pool.model(ollama.public_name(asked.model))
+        return JSONResponse(ollama.loaded(model.name, asked))
+
     async def ollama_chat(self, request: Request) -> Response:
         """A chat, for clients of Ollama."""
         self.require(request)
         asked = await _parse(request, ollama.OllamaChat)
+        if asked.asks_nothing:
+            return self._loaded(asked)
         model, question, events = await self.ask(request, asked.chat())
         calls = CallStream().turn if question.calls else None
         return await self._lines(request, model, events, calls, asked.stream, generate=False)
@@ -259,6 +273,8 @@ class Service:
         """A text, for clients of Ollama."""
         self.require(request)
         asked = await _parse(request, ollama.OllamaGenerate)
+        if asked.asks_nothing:
+            return self._loaded(asked)
         if asked.raw:
             wanted = asked.completion()
             model = require_kind(self.pool.model(wanted.model), embeddings=False)
@@ -590,6 +606,7 @@ def make_app(service: Service) -> Starlette:
         ("/v1/responses", service.respond, {"POST": responses.ResponsesRequest}),
         ("/api/tags", service.ollama_tags, {"GET": None}),
         ("/api/version", service.ollama_version, {"GET": None}),
+        ("/api/show", service.ollama_show, {"POST": ollama.Asked}),
         ("/api/chat", service.ollama_chat, {"POST": ollama.OllamaChat}),
         ("/api/generate", service.ollama_generate, {"POST": ollama.OllamaGenerate}),
         ("/v1/embeddings", service.embed, {"POST": EmbeddingRequest}),

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stillroom.core.errors import UsageError
+from stillroom.serving.distinct import Distinct, pointed
+from stillroom.serving.distinct import UnsupportedSchema as UnsupportedSchema
 
 LONGEST_SCHEMA = 1 << 18
 """Characters of a schema, or of a client's grammar."""
@@ -36,10 +37,6 @@ _INSIDE = ("items", "additionalProperties", "contains", "not", "if", "then", "el
            "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-
-
-class UnsupportedSchema(UsageError):
-    """A schema or grammar that cannot be held, or that nothing can satisfy."""
 
 
 def json_grammar(schema: Any = None) -> str:
@@ -185,9 +182,11 @@ def _document(schema: Any) -> str:
     _require_shallow(text)
     if not isinstance(schema, dict | bool):
         raise UnsupportedSchema("A schema is an object, or true or false.")
-    made = _mapped(schema, lambda part: _plainer(part, schema))
-    parts: list[dict[str, Any]] = []
-    _mapped(made, lambda part: parts.append(part) or part)  # type: ignore[func-returns-value]
+    # A grammar does not remember what a list holds: whoever answers leaves repeats out, where that can be promised.
+    if '"uniqueItems"' in text:
+        distinct(schema)
+    made = _mapped(_mapped(schema, lambda part: _plainer(part, schema)), _repeating)
+    parts = _parts(made)
     if not any(_is_combined(part) for part in parts):
         # Names that a schema leaves to the model: a small one makes them up without end.
         made = _mapped(made, _closed)
@@ -200,6 +199,29 @@ def _document(schema: Any) -> str:
         # One space, never more: a small model under a grammar that allows blanks writes them without end.
         made = {**made, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
     return json.dumps(made)
+
+
+def distinct(schema: Any) -> Distinct | None:
+    """What leaves repeats out of values of a schema; None where a grammar holds all of it.
+
+    Raises:
+        UnsupportedSchema: A list may not repeat, and that cannot be promised.
+    """
+    if not isinstance(schema, dict):
+        return None
+    made = _mapped(schema, lambda part: _plainer(part, schema))
+    return Distinct(made) if any(part.get("uniqueItems") is True for part in _parts(made)) else None
+
+
+def _parts(schema: Any) -> list[dict[str, Any]]:
+    """Every schema in a schema."""
+    found: list[dict[str, Any]] = []
+    _mapped(schema, lambda part: found.append(part) or part)  # type: ignore[func-returns-value]
+    return found
+
+
+def _repeating(schema: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key != "uniqueItems" or value is not True}
 
 
 def _require_shallow(text: str) -> None:
@@ -315,7 +337,7 @@ def _told_apart(branches: list[Any], document: Any) -> bool:
         found = branch
         for _ in range(8):
             if isinstance(found, dict) and isinstance(found.get("$ref"), str) and found["$ref"].startswith("#/"):
-                found = _pointed(document, found["$ref"])
+                found = pointed(document, found["$ref"])
         if not isinstance(found, dict) or found.get("type") != "object":
             return False
         properties, required = found.get("properties"), found.get("required")
@@ -334,20 +356,6 @@ def _told_apart(branches: list[Any], document: Any) -> bool:
         if sum(map(len, values_of)) == len(set.union(*values_of)):
             return True
     return False
-
-
-def _pointed(document: Any, reference: str) -> Any:
-    """What a reference within a document points at; None where there is nothing."""
-    target = document
-    for step in reference[1:].strip("/").split("/") if reference not in ("#", "#/") else []:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(target, dict) and step in target:
-            target = target[step]
-        elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
-            target = target[int(step)]
-        else:
-            return None
-    return target
 
 
 def _pattern_of_names(names: dict[str, Any]) -> str | None:
@@ -415,7 +423,7 @@ class _Finite:
             return False
         if not reference.startswith("#"):
             return True  # llguidance says what it thinks of others
-        target = _pointed(self._document, reference)
+        target = pointed(self._document, reference)
         if target is None:
             return True
         found = self._value(target, path | {reference})

@@ -8,10 +8,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.serving.pool import ServedModel
-from stillroom.serving.requests import ChatRequest, CompletionRequest, Text, Tool, ToolName, Words
+from stillroom.serving.requests import ChatRequest, CompletionRequest, Text, Tool, ToolName, Words, require_held
 
 VERSION = "0.12.0"
 """The version of Ollama whose API this is: its clients ask."""
@@ -20,6 +20,22 @@ _OPTIONS = {
     "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
 }  # fmt: skip
 _FLOATS = {"temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+
+
+UNHELD = ("template", "context", "logprobs", "top_logprobs", "images")
+"""Keys of Ollama's that change an answer and are not honoured here: refused by name."""
+
+
+def _require_held(value: Any) -> Any:
+    if isinstance(value, dict):
+        for key in UNHELD:
+            if value.get(key) not in (None, False, 0, [], ""):
+                raise ValueError(f"{key}: not supported by this server; leave it out")
+        if value.get("raw") and value.get("system"):
+            raise ValueError("raw: the prompt is taken as it is; leave system out")
+        if isinstance(value.get("options"), dict):
+            require_held(value["options"])
+    return value
 
 
 class OllamaFunction(Words):
@@ -56,6 +72,17 @@ class OllamaChat(Words):
     options: dict[str, Any] | None = None
     stream: bool = True
     think: bool | Literal["low", "medium", "high"] | None = None
+    keep_alive: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_are_held(cls, value: Any) -> Any:
+        return _require_held(value)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether it is about the model itself, which is to be loaded."""
+        return not self.messages
 
     def chat(self) -> ChatRequest:
         """The same as a chat completion."""
@@ -92,7 +119,17 @@ class OllamaGenerate(Words):
     stream: bool = True
     raw: bool = False
     think: bool | Literal["low", "medium", "high"] | None = None
-    images: list[Text] | None = Field(default=None, max_length=0)
+    keep_alive: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_are_held(cls, value: Any) -> Any:
+        return _require_held(value)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether it is about the model itself, which is to be loaded."""
+        return not self.prompt
 
     def chat(self) -> ChatRequest:
         """The prompt as a conversation, which the model's template renders."""
@@ -160,6 +197,40 @@ def tags(models: list[ServedModel]) -> dict[str, Any]:
     }
 
 
+def loaded(name: str, asked: OllamaChat | OllamaGenerate) -> dict[str, Any]:
+    """The answer to a request that asks for a model and nothing else: models are loaded when they are asked something.
+
+    Raises:
+        ValueError: It asks for the model to be unloaded.
+    """
+    if asked.keep_alive in (0, "0", "0s", "0m"):
+        raise ValueError("keep_alive: the server unloads models by its own rules (--idle, --memory); leave it out")
+    head = {"model": name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+    said = {"response": ""} if isinstance(asked, OllamaGenerate) else {"message": {"role": "assistant", "content": ""}}
+    return {**head, **said, "done": True, "done_reason": "load"}
+
+
+def shown(model: ServedModel) -> dict[str, Any]:
+    """What Ollama's clients ask of one model: above all what it can do, and how long its context is."""
+    facts, length = model.facts, model.options.context
+    family = facts.architecture or "unknown"
+    return {
+        "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "template": facts.template,
+        "parameters": "",
+        "details": tags([model])["models"][0]["details"],
+        "model_info": {"general.architecture": family, f"{family}.context_length": length},
+        "capabilities": ["embedding"] if model.embedding else ["completion", "tools"],
+    }
+
+
+class Asked(Words):
+    """The name of a model."""
+
+    model: Text = ""
+    name: Text = ""
+
+
 class Lines:
     """Turns the events of a chat or a completion into Ollama's.
 
@@ -172,12 +243,14 @@ class Lines:
         self._model, self._generate = model, generate
         self._begun = time.perf_counter_ns()
         self._finish = "stop"
+        self._notes: dict[str, Any] = {"generated": True}
         self.text = self.thinking = ""
         self.calls: list[dict[str, Any]] = []
 
     def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The lines that stand for one event."""
         found = []
+        self._notes |= event.get("stillroom") or {}
         for choice in event.get("choices", ()):
             delta = choice.get("delta") or {"content": choice.get("text") or ""}
             text, thinking = delta.get("content") or "", delta.get("reasoning_content") or ""
@@ -219,7 +292,7 @@ class Lines:
             "total_duration": time.perf_counter_ns() - self._begun,
             "prompt_eval_count": usage.get("prompt_tokens", 0),
             "eval_count": usage.get("completion_tokens", 0),
-            "stillroom": {"generated": True},
+            "stillroom": self._notes,
         }
 
 

@@ -60,7 +60,14 @@ def explain(error: BaseException) -> tuple[int, str, str]:
         where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and str(part) != "")[:200]
         if first["loc"][:1] == ("prompt",) and len(first["loc"]) > 1:
             return 400, "invalid_request", "prompt: a text, a list of ids of tokens, or a list of up to 256 of either"
-        return 400, "invalid_request", f"{where}: {first['msg']}" if where else str(first["msg"])
+        if first["loc"][-2:-1] == ("content",) and first["type"] == "string_type":
+            return (
+                400,
+                "invalid_request",
+                f"{where}: a text, or a list of parts of the type text; nothing else is read here",
+            )
+        said = str(first["msg"]).removeprefix("Value error, ")
+        return 400, "invalid_request", f"{where}: {said}" if where else said
     if isinstance(error, ValueError | UnicodeError):
         return 400, "invalid_request", f"The body is not JSON: {str(error)[:200]}"
     if isinstance(error, StillroomError):

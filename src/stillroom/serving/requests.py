@@ -6,6 +6,7 @@ same as leaving a key out. A key of another server that decides an answer's form
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,14 @@ class CalledFunction(Words):
     name: ToolName
     arguments: Text = "{}"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        # Some clients send the arguments as they are, and not as a text.
+        if isinstance(value, dict) and isinstance(value.get("arguments"), dict):
+            return {**value, "arguments": json.dumps(value["arguments"], ensure_ascii=False)}
+        return value
+
 
 class Call(Words):
     """A call that the model made, with its number."""
@@ -73,6 +82,7 @@ class Message(Words):
     function_call: CalledFunction | None = None
     tool_call_id: Text | None = None
     name: Text | None = None
+    prefix: Literal[False] | None = None
 
     @model_validator(mode="after")
     def _one_reasoning(self) -> Message:
@@ -187,18 +197,48 @@ class StreamOptions(Words):
 UNHELD = (
     "structural_tag", "regex", "ebnf", "json_regex", "guided_whitespace_pattern", "allowed_token_ids", "bad_words",
     "logits_processors", "grammar_lazy", "grammar_triggers", "min_tokens", "ignore_eos", "suffix", "best_of",
+    "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "use_beam_search", "truncate_prompt_tokens",
+    "continue_final_message", "web_search_options", "audio", "mirostat", "dynatemp_range", "xtc_probability",
+    "dry_multiplier", "return_tokens_as_token_ids", "chat_template", "documents", "input_prefix", "input_extra",
 )  # fmt: skip
 """Keys of other servers that change an answer and are not honoured here: refused by name."""
+UNHELD_BUT_FOR: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,), "typical_p": (1,), "tfs_z": (1,), "top_n_sigma": (-1, 0), "top_a": (0,), "length_penalty": (1,),
+    "add_generation_prompt": (True,), "skip_special_tokens": (True,), "modalities": (["text"],),
+    "reasoning_format": ("auto", "deepseek", ""), "prompt_logprobs": (False,),
+}  # fmt: skip
+"""The values of such keys that change nothing."""
 _OF_TEMPLATES = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 
 
 def require_held(value: Any) -> Any:
     """A request's body, unless it has a key that would be ignored against its meaning."""
     if isinstance(value, dict):
-        for key in UNHELD:
-            if value.get(key) not in (None, False, 0, [], "") and not (key == "best_of" and value[key] == 1):
+        for key in (*UNHELD, *(key for key in UNHELD_BUT_FOR if key not in UNHELD)):
+            nothing = (
+                UNHELD_BUT_FOR.get(key, ()) if key not in UNHELD else (False, 0, [], "", *UNHELD_BUT_FOR.get(key, ()))
+            )
+            if value.get(key) is not None and value[key] not in nothing:
                 raise ValueError(f"{key}: not supported by this server; leave it out")
     return value
+
+
+OTHER_NAMES = {"repetition_penalty": "repeat_penalty", "n_predict": "max_tokens"}
+"""Names that other servers give to keys of ours."""
+
+
+def _by_our_names(value: Any) -> Any:
+    """A request's body with keys of other servers under the names that they have here."""
+    if not isinstance(value, dict):
+        return value
+    made = dict(value)
+    for other, own in OTHER_NAMES.items():
+        said = made.pop(other, None)
+        if said is not None and made.get(own) is None and not (other == "n_predict" and said == -1):
+            made[own] = said
+    if made.get("top_k") == -1:
+        made["top_k"] = 0  # vLLM's word for all
+    return made
 
 
 class Schemas(Words):
@@ -217,7 +257,7 @@ class Schemas(Words):
     @model_validator(mode="before")
     @classmethod
     def _all_are_held(cls, value: Any) -> Any:
-        return require_held(value)
+        return _by_our_names(require_held(value))
 
     @model_validator(mode="after")
     def _one_form(self) -> Schemas:
@@ -306,6 +346,12 @@ class Sampling(Schemas):
         return found
 
 
+class Thinking(Words):
+    """Whether the model thinks first, as several servers have it."""
+
+    type: Literal["enabled", "disabled", "auto", "adaptive"]
+
+
 class ChatRequest(Sampling):
     """A chat completion. ``session`` continues a kept conversation: its messages come before these."""
 
@@ -320,10 +366,24 @@ class ChatRequest(Sampling):
     function_call: Literal["none", "auto"] | NamedFunction | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=32)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
     session: SessionId | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reasoning_in_one_place(cls, value: Any) -> Any:
+        # {"reasoning": {"effort": …}} of the Responses API is sent here too.
+        told = value.get("reasoning") if isinstance(value, dict) else None
+        if not isinstance(told, dict):
+            return value
+        effort = "none" if told.get("enabled") is False else told.get("effort")
+        return {**value, "reasoning_effort": value.get("reasoning_effort") or effort}
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: say logprobs: true as well")
         if self.functions and self.tools:
             raise ValueError("functions and tools are the old and the new name of the same: choose one")
         if self.functions:
@@ -354,6 +414,10 @@ class ChatRequest(Sampling):
             found["enable_thinking"] = self.reasoning_effort != "none"
             if self.reasoning_effort != "none":
                 found["reasoning_effort"] = self.reasoning_effort
+        if self.thinking is not None and self.thinking.type in ("enabled", "disabled"):
+            found["enable_thinking"] = self.thinking.type == "enabled"
+        if self.enable_thinking is not None:
+            found["enable_thinking"] = self.enable_thinking
         return {**found, **(self.chat_template_kwargs or {})}
 
     def uses_tools(self) -> bool:

@@ -97,6 +97,9 @@ class ResponsesRequest(Words):
             for key in _KEPT_ELSEWHERE:
                 if value.get(key) not in (None, False):
                     raise ValueError(f"{key}: this server keeps no responses; send the whole conversation")
+            wanted = value.get("include")
+            if value.get("top_logprobs") or (isinstance(wanted, list) and "message.output_text.logprobs" in wanted):
+                raise ValueError("top_logprobs: log-probabilities are had from /v1/chat/completions; leave it out")
         return require_held(value)
 
     def chat(self) -> ChatRequest:
@@ -178,7 +181,8 @@ def response(answer: dict[str, Any]) -> dict[str, Any]:
         )
     if message.get("content") or not output:
         output.append(_message(message.get("content") or ""))
-    return _whole(answer["model"], output, choice["finish_reason"], answer.get("usage") or {})
+    whole = _whole(answer["model"], output, choice["finish_reason"], answer.get("usage") or {})
+    return {**whole, "stillroom": answer["stillroom"]}
 
 
 def _message(text: str, status: str = "completed") -> dict[str, Any]:
@@ -219,10 +223,12 @@ class ResponseStream:
         self._open: dict[str, Any] | None = None
         self._finish = "stop"
         self._begun = False
+        self._notes: dict[str, Any] = {"generated": True}
 
     def turn(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The events that stand for one."""
         found: list[dict[str, Any]] = []
+        self._notes |= event.get("stillroom") or {}
         if not self._begun:
             self._begun = True
             running = {**self._head, "status": "in_progress"}
@@ -305,6 +311,7 @@ class ResponseStream:
         if not self._items:
             yield from self._text_empty()
         whole = {**_whole(self._model, self._items, self._finish, usage), "id": self._head["id"]}
+        whole["stillroom"] = self._notes
         yield {"type": f"response.{whole['status']}", "response": whole}
 
     def _text_empty(self) -> Iterator[dict[str, Any]]:
