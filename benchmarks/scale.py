@@ -1,4 +1,4 @@
-"""What grows with the corpus and the cache, and what does not: opening, starting, building, and the step beside an older commit.
+"""What grows with corpus and cache, and what does not: opening, starting, building; and the step beside an older commit.
 
     .venv/bin/python -m benchmarks.scale [--quick] [--only cache|start|build|manifest|step] [--json FILE]
 
@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -194,10 +195,8 @@ def child_start(folder: str) -> dict[str, Any]:
         progress=Progress(quiet=True),
         event=began,
     )
-    try:
+    with contextlib.suppress(Began):
         training.run()
-    except Began:
-        pass
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     grown = process.memory_info().rss - before
     return {
@@ -260,7 +259,7 @@ def manifest_bytes(folder: Path, shards: int) -> int:
     def journal() -> int:
         return (folder / JOURNAL).stat().st_size if (folder / JOURNAL).exists() else 0
 
-    Manifest.save = counted  # type: ignore[method-assign]
+    Manifest.save = counted  # type: ignore[assignment, method-assign]
     try:
         writer = CacheWriter.open(folder, identity(DenseCodec(), 2))
         scores = torch.zeros(1, 2).log_softmax(1)
@@ -273,7 +272,7 @@ def manifest_bytes(folder: Path, shards: int) -> int:
     return written + journal()
 
 
-STEPS = '''
+STEPS = """
 import json, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
@@ -325,12 +324,12 @@ with tempfile.TemporaryDirectory() as folder:
             marks.append(time.process_time())
     (path / "training").mkdir()
     vocabulary = VocabularyMap.identity(ROWS)
-    Training(title="distill", model=model, config=DistillConfig(batch_tokens=4 * LENGTH, learning_rate=1e-4, precision="float32",
-        checkpoint_seconds=10**6, evaluate_every=10**6), train=BatchSource(train, vocabulary, cache),
+    Training(title="distill", model=model, config=DistillConfig(batch_tokens=4 * LENGTH, learning_rate=1e-4,
+        precision="float32", checkpoint_seconds=10**6, evaluate_every=10**6), train=BatchSource(train, vocabulary, cache),
         validation=BatchSource(held, vocabulary, cache), distill=True, folder=path / "training", seed=0,
         device=torch.device("cpu"), used=ROWS, progress=Progress(quiet=True), event=event).run()
 print(json.dumps(statistics.median(b - a for a, b in zip(marks[1:-1], marks[2:]))))
-'''
+"""
 
 
 def step_pairs(pairs: int, steps: int) -> dict[str, Any]:
@@ -359,7 +358,12 @@ def step_pairs(pairs: int, steps: int) -> dict[str, Any]:
 def _steps(tree: Path, steps: int) -> float:
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", STEPS, str(steps)], env=environment, cwd=tree, capture_output=True, text=True, check=False
+        [sys.executable, "-c", STEPS, str(steps)],
+        env=environment,
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -417,6 +421,7 @@ FIGURES = (
 
 
 def main() -> None:
+    """Read the options, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=PARTS)

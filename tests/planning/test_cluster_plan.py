@@ -12,7 +12,16 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.planning import cluster
-from stillroom.planning.cluster import STUDENT_4B, TEACHER_8B, Job, Rates, cluster_plan, estimate, paper_job, show_cluster
+from stillroom.planning.cluster import (
+    STUDENT_4B,
+    TEACHER_8B,
+    Job,
+    Rates,
+    cluster_plan,
+    estimate,
+    paper_job,
+    show_cluster,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "scale.md"
 

@@ -21,7 +21,9 @@ _NAMES = {"uint8": "U8", "int32": "I32", "uint32": "U32", "int64": "I64"}
 _TYPES = {name: np.dtype(f"<{kind[0]}{int(name[1:]) // 8}") for kind, name in _NAMES.items()}
 
 
-def save_columns(path: Path, columns: dict[str, tuple[type, tuple[int, ...], Iterable[Array]]], about: dict[str, str]) -> None:
+def save_columns(
+    path: Path, columns: dict[str, tuple[type, tuple[int, ...], Iterable[Array]]], about: dict[str, str]
+) -> None:
     """Write columns as safetensors, atomically; memory holds one chunk of a column.
 
     Args:
@@ -81,7 +83,5 @@ def map_columns(path: Path) -> dict[str, Array]:
             continue
         kind, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        found[name] = (
-            np.memmap(path, kind, "r", 8 + size + begin, shape) if end > begin else np.zeros(shape, kind)
-        )
+        found[name] = np.memmap(path, kind, "r", 8 + size + begin, shape) if end > begin else np.zeros(shape, kind)
     return found

@@ -13,8 +13,7 @@ from stillroom.corpus.sequences import Sequences
 
 
 class MappedSequences:
-    """Rows of the pieces of a file, with the face of :class:`stillroom.corpus.sequences.Sequences` as far as capture and training
-    need it.
+    """Rows of the pieces of a file: what capture and training need of :class:`stillroom.corpus.sequences.Sequences`.
 
     Args:
         file: The pieces.

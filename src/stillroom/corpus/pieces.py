@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.corpus.columns import CHUNK, chunks, map_columns, save_columns
 from stillroom.corpus.cutting import Piece

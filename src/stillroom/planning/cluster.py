@@ -228,7 +228,8 @@ def paper_table() -> str:
     """From 8 billion to 4 billion parameters on H100 cards at 2.50 dollars, as Markdown."""
     rates = Rates.of_card("h100", TEACHER_8B, STUDENT_4B)
     lines = [
-        "| tokens | capture, card-hours | training, card-hours | dollars | 64 cards | 512 cards | cache | objects | a month | egress |",
+        "| tokens | capture, card-hours | training, card-hours | dollars | 64 cards | 512 cards | cache | objects | a month "
+        "| egress |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for words, tokens in PAPER:

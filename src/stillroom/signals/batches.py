@@ -21,7 +21,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 
 PREFETCHED = 2
 REMEMBERED_TOKENS = 1 << 22
-"""Tokens of sequences that a source keeps in the student's ids, at about 43 bytes each; others are made again for each batch."""
+"""Tokens of sequences that a source keeps in the student's ids, at about 43 bytes each; others are made for each batch."""
 
 
 @dataclass(frozen=True)

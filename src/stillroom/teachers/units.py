@@ -64,7 +64,9 @@ class Units:
         store: Where the cache is.
     """
 
-    def __init__(self, teacher: Teacher, recipe: Recipe, splits: Iterable[Sequences | MappedSequences], store: Store) -> None:
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, splits: Iterable[Sequences | MappedSequences], store: Store
+    ) -> None:
         config = recipe.capture
         self.teacher = teacher
         self.recipe = recipe
