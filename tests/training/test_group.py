@@ -61,7 +61,11 @@ def together(folder: Path, world: int, *jobs: dict[str, Any], check: bool = True
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("group")
+    return prepared(tmp_path_factory.mktemp("group"))
+
+
+def prepared(root: Path) -> Path:
+    """The folder, with a tiny teacher's signals."""
     teacher = local_teacher(make_model("llama", rows=ROWS, layers=2, seed=5))
     for name, codec in (("cache", ThresholdCodec(tau=1 / 16)), ("dense", DenseCodec())):
         writer = CacheWriter.open(root / name, identity(codec, ROWS))
