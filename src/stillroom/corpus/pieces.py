@@ -30,6 +30,8 @@ FORMAT = "stillroom-pieces"
 VERSION = 2
 READ = (1, 2)
 """Versions that are read."""
+PART = 1024
+"""Pieces that are counted at a time."""
 MANY_BYTES = 255
 """What a token of so many bytes or more has in its column; how many it has stands in two columns of their own."""
 
@@ -128,11 +130,13 @@ class Pieces:
     def targets(self) -> Array:
         """Targets of each piece, [P] int64: what is to be learned but for a piece's first token."""
         found = np.zeros(len(self), np.int64)
-        some = np.diff(self.offsets) > 0
-        begins = self.offsets[:-1][some]
-        if len(begins):
-            learned = np.asarray(self.learned).view(np.uint8)
-            found[some] = np.add.reduceat(learned, begins, dtype=np.int64) - learned[begins]
+        some = np.flatnonzero(np.diff(self.offsets) > 0)
+        for first in range(0, len(some), PART):
+            part = some[first : first + PART]
+            begin, end = self.offsets[part[0]], self.offsets[part[-1] + 1]
+            learned = np.asarray(self.learned[begin:end], dtype=np.int64)
+            begins = self.offsets[part] - begin
+            found[part] = np.add.reduceat(learned, begins) - learned[begins]
         return found
 
     @functools.cached_property
