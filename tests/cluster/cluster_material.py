@@ -17,6 +17,8 @@ def recipe_in(folder: Path, documents: int = 40) -> dict[str, Any]:
         (folder / "text" / f"{number:03}.txt").write_text(words)
     decided = {"kind": "own", "decided_by": "me", "decided_at": "2026-01-01T00:00:00Z"}
     return {
+        # Without it the order of the batches is each run's own secret.
+        "seed": 7,
         "corpus": {
             "sources": [{"kind": "text", "path": str(folder / "text"), "licence": "CC0-1.0"}],
             "sequence_length": 64,

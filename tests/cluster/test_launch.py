@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +16,39 @@ from stillroom.cluster.cluster import Cluster
 from tests.cluster.cluster_material import recipe_in
 
 pytestmark = pytest.mark.cluster
+
+
+def test_a_process_that_is_killed_has_all_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = recipe_in(tmp_path)
+    run = pipeline.run({"name": "killed", **values}, tmp_path / "runs", until="shrink", quiet=True)
+    scratch = run.stage("distill").scratch
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not killed and not over.is_set():
+            workers = [
+                process for process in psutil.Process().children(recursive=True)
+                if any("spawn_main" in part for part in process.cmdline())
+            ]  # fmt: skip
+            if len(workers) == 2 and list(scratch.glob("step-*/state.json")):
+                workers[1].kill()
+                killed.append(workers[1].pid)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        made = pipeline.run(run, until="distill", quiet=True, cluster=Cluster(2))
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+    one = pipeline.run({"name": "whole", **values}, tmp_path / "runs", until="distill", quiet=True)
+    files = [load_file(each.path / "distill" / "model" / "model.safetensors") for each in (one, made)]
+    for name, tensor in files[0].items():
+        torch.testing.assert_close(files[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import random
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from stillroom.cluster import ray_capture
 from stillroom.cluster.cluster import Cluster, cluster_of
 from stillroom.cluster.ray_capture import AHEAD, TRIES, _Queue, connected
-from stillroom.core.errors import EnvironmentProblem, SignalError, SwitchedOff, UsageError
+from stillroom.core.errors import EnvironmentProblem, MissingDependency, SignalError, SwitchedOff, UsageError
 from stillroom.core.progress import Progress
 from stillroom.teachers.units import Unit
 
@@ -206,6 +207,35 @@ def test_options_of_the_command_line() -> None:
     assert cluster_of(1, None, None) is None
     assert cluster_of(2, None, None) == Cluster(2)
     assert cluster_of(None, "local", 3) == Cluster(1, "local", 3)
+
+
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    with pytest.raises(MissingDependency, match=r"--ray needs ray.*\nInstall it: pip install 'stillroom\[cluster\]'"):
+        cluster_of(None, "local", None)
+
+
+def test_a_cluster_that_is_slow_to_start_is_started_again() -> None:
+    class Slow:
+        def __init__(self, fails: int, words: str) -> None:
+            self.fails, self.words, self.started, self.ended = fails, words, 0, 0
+
+        def init(self, **_: object) -> None:
+            self.started += 1
+            if self.started <= self.fails:
+                raise RuntimeError(self.words)
+
+        def shutdown(self) -> None:
+            self.ended += 1
+
+    slow = Slow(2, "The current node timed out during startup.")
+    ray_capture._start(slow, 2, "folder")
+    assert (slow.started, slow.ended) == (3, 2)
+    for ray in (Slow(9, "The current node timed out during startup."), Slow(1, "no such folder")):
+        with pytest.raises(RuntimeError, match=ray.words):
+            ray_capture._start(ray, 2, "folder")
+        assert ray.started == (ray_capture.STARTS if ray.fails == 9 else 1)
 
 
 def test_nothing_of_ray_is_imported_without_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -167,6 +168,28 @@ def _capturers(session: int) -> list[int]:
         except (psutil.Error, ProcessLookupError):
             continue
     return found
+
+
+def test_processes_of_a_cluster_here_are_told_to_be_discreet(material: Any) -> None:
+    with ray_capture.connected("local", 1) as ray:
+
+        @ray.remote
+        def environment() -> dict[str, str]:
+            return dict(os.environ)
+
+        found = ray.get(environment.remote())
+        processes = psutil.Process().children(recursive=True)
+        assert len(processes) > 2
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                own = process.environ()
+                assert own["RAY_USAGE_STATS_ENABLED"] == "0", process.cmdline()
+                assert own["RAY_AUTH_MODE"] == "token", process.cmdline()
+                ports = [
+                    connection.laddr.port for connection in process.net_connections() if connection.status == "LISTEN"
+                ]
+                assert 8265 not in ports
+        assert found["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_off_stops_the_workers(material: Any, monkeypatch: pytest.MonkeyPatch) -> None:

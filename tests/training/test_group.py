@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,7 +62,11 @@ def together(folder: Path, world: int, *jobs: dict[str, Any], check: bool = True
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("group")
+    return prepared(tmp_path_factory.mktemp("group"))
+
+
+def prepared(root: Path) -> Path:
+    """The folder, with a tiny teacher's signals."""
     teacher = local_teacher(make_model("llama", rows=ROWS, layers=2, seed=5))
     for name, codec in (("cache", ThresholdCodec(tau=1 / 16)), ("dense", DenseCodec())):
         writer = CacheWriter.open(root / name, identity(codec, ROWS))
@@ -155,6 +160,25 @@ def test_checkpoints_are_safetensors_and_one_process_goes_on_without_pickle(
     assert all(torch.equal(found[key], value) for key, value in done["weights"].items())
 
 
+def test_a_checkpoint_that_is_cut_off_at_any_of_its_files_is_not_taken(two: Path, tmp_path: Path) -> None:
+    whole = newest(two / "full")
+    assert whole is not None
+    names = sorted(path.name for path in whole.iterdir())
+    for name in names:
+        for damage in ("cut", "missing"):
+            copy = tmp_path / f"{name}-{damage}" / whole.name
+            shutil.copytree(whole, copy)
+            assert newest(copy.parent) == copy
+            if damage == "cut":
+                os.truncate(copy / name, (copy / name).stat().st_size // 2)
+            else:
+                (copy / name).unlink()
+            # A state that is cut off is told of where it is read; a checkpoint without sizes is an old one.
+            if name not in ("state.json", "sizes.json"):
+                assert newest(copy.parent) is None, (name, damage)
+    assert len(names) >= 4
+
+
 def test_shares_are_the_batch_for_any_number_of_processes() -> None:
     rows = list(range(23))
     for world in (1, 2, 3, 4, 8):
@@ -163,7 +187,7 @@ def test_shares_are_the_batch_for_any_number_of_processes() -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2), (2, 3), (2, 4)])
 @pytest.mark.parametrize("sharding", ["replicate", "full"])
 def test_a_run_goes_on_in_another_number_of_processes(folder: Path, first: int, then: int, sharding: str) -> None:
     name = f"go-{first}-{then}-{sharding}"
@@ -193,6 +217,22 @@ def test_a_run_goes_on_in_another_number_of_processes(folder: Path, first: int, 
             together(folder, then, whole)
             a, b = load_file(folder / f"{name}.safetensors"), load_file(folder / f"{name}-never.safetensors")
             assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("sharding", ["replicate", "full"])
+def test_a_rank_that_is_killed_ends_the_group_and_the_next_one_goes_on_to_the_bit(folder: Path, sharding: str) -> None:
+    job = {"name": f"shot-{sharding}", "sharding": sharding, "result": f"shot-{sharding}"}
+    codes = together(folder, 2, {**job, "kill": 6}, check=False)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] != 0
+    assert newest(folder / job["name"]) is not None
+    never = {**job, "name": f"whole-{sharding}", "result": f"whole-{sharding}"}
+    together(folder, 2, job, never)
+    log, _ = measured(folder, job["result"])
+    assert log[0]["step"] > 1
+    a, b = load_file(folder / f"{job['result']}.safetensors"), load_file(folder / f"{never['result']}.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(folder: Path) -> None:

@@ -265,6 +265,11 @@ def test_every_pass_visits_every_sequence_once(count, batch, epochs, seed):
     assert order == batch_order(count, batch, epochs, seed)
 
 
+def test_the_order_is_the_one_of_earlier_releases():
+    # A run that goes on in another version, or in another number of processes, has to see the same batches.
+    assert batch_order(7, 3, 2, 5) == [[4, 3, 6], [1, 5, 2], [0], [3, 1, 5], [6, 2, 0], [4]]
+
+
 AUTO = CONFIG.model_copy(update={"learning_rate": "auto", "batch_tokens": LENGTH, "epochs": 40, "evaluate_every": 100})
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from stillroom.core.errors import EnvironmentProblem, FloorMissed, Interrupted, StillroomError, translate
+from stillroom.core.errors import EnvironmentProblem, FloorMissed, Interrupted, StillroomError, UsageError, translate
 from stillroom.core.plain import guard_terminal, shown
 
 
@@ -126,13 +126,35 @@ def run(
 
 @app.command()
 def plan(
-    recipe: RecipePath, runs: Root = None, changes: Set = None, quiet: Quiet = False, as_json: Json = False
+    recipe: RecipePath,
+    runs: Root = None,
+    changes: Set = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Plan for many machines too: nodes, hours, dollars, bytes, objects.")
+    ] = False,
+    worker: Annotated[
+        str, typer.Option(help="What a worker of --cluster is: `this` machine, by its pilot, or `h100`, by arithmetic.")
+    ] = "this",
+    cluster_workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of --cluster; without it, several numbers are shown.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Dollars of a worker's hour; 2.50 for a card without it.")
+    ] = None,
+    egress_price: Annotated[float, typer.Option(min=0, help="Dollars of a GB that leaves the store's region.")] = 0.09,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a recipe will take, before anything is spent; exit code 1 where it does not fit."""
     from stillroom.pipeline import recipe_and_root
-    from stillroom.planning.plan import make_plan, show_plan
+    from stillroom.planning.plan import OnCluster, make_plan, show_plan
 
-    made = make_plan(*recipe_and_root(recipe, runs, _overrides(changes)), quiet=quiet or as_json)
+    if worker not in ("this", "h100"):
+        raise UsageError(f"--worker {worker}: no such worker.", "Write this or h100.")
+    if not cluster and (worker, cluster_workers, price_per_hour, egress_price) != ("this", None, None, 0.09):
+        raise UsageError("What is said of workers and prices is for many machines.", "Give --cluster too.")
+    asked = OnCluster(worker, cluster_workers, price_per_hour, egress_price) if cluster else None  # type: ignore[arg-type]
+    made = make_plan(*recipe_and_root(recipe, runs, _overrides(changes)), quiet=quiet or as_json, cluster=asked)
     if as_json:
         _echo_json(made)
     else:

@@ -40,6 +40,8 @@ AHEAD = 2
 """Units that a worker has at the same time: one that it works on and one that waits."""
 STRAGGLER = 2.0
 """A unit that takes so many times the median is given to a second worker, where one is idle."""
+STARTS = 3
+"""How often a cluster on this machine is started where it does not answer in time."""
 POLL_SECONDS = 0.5
 OBJECT_STORE_BYTES = 100 << 20
 """Ray's object store of a local cluster: a unit is two numbers in and a few hundred bytes out."""
@@ -129,17 +131,12 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
 
     try:
         if folder is not None:
-            ray.init(
-                num_cpus=workers or os.cpu_count(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-            )
+            _start(ray, workers or os.cpu_count() or 1, folder)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise EnvironmentProblem(
             f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
@@ -152,6 +149,26 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, cores: int, folder: str) -> None:
+    """A cluster on this machine. Ray gives up after 30 seconds, which is too soon where the machine is busy."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+            )
+        except Exception as error:
+            ray.shutdown()
+            if not left or "timed out" not in str(error):
+                raise
+        else:
+            return
 
 
 def _places(ray: Any, workers: int | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,11 +85,15 @@ class SourceLedger:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three splits, as pieces and packed, and the ledger of where they came from."""
+    """Three splits and the ledger of where they came from."""
 
     pieces: dict[str, Pieces]
-    splits: dict[str, Sequences]
     ledger: dict[str, Any]
+
+    @functools.cached_property
+    def splits(self) -> dict[str, Sequences]:
+        """The splits in memory, packed into rows."""
+        return {name: Sequences.pack(pieces) for name, pieces in self.pieces.items()}
 
 
 def build_corpus(
@@ -117,7 +122,7 @@ def build_corpus(
     limits = {name: getattr(config, f"{name}_tokens") for name in SPLITS}
     overlap = overlap_of(config.sequence_length) if config.overlap_tokens is None else config.overlap_tokens
     lists = {
-        name: PieceList(config.sequence_length, overlap, config.cross_documents, limit)
+        name: PieceList(config.sequence_length, overlap, config.cross_documents, limit, scratch)
         for name, limit in limits.items()
     }
     taken: dict[str, list[str]] = {name: [] for name in SPLITS}
@@ -166,14 +171,13 @@ def build_corpus(
     for name, limit in limits.items():
         _enough(name, made[name], limit, over[name], len(found), config)
         _count(name, made[name], ledgers)
-    splits = {name: Sequences.pack(pieces) for name, pieces in made.items()}
-    ledger = _ledger(ledgers, made, splits, over, unlearned, seed, config) | {
+    ledger = _ledger(ledgers, made, over, unlearned, seed, config) | {
         "near_duplicates": repeated,
         "chat_template_left_out": dict(encoder.notes.most_common()),
     }
     if left_out:
         ledger["documents_over_default_limit"] = left_out
-    return Corpus(made, splits, ledger)
+    return Corpus(made, ledger)
 
 
 def _read(
@@ -270,7 +274,6 @@ def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: 
 def _ledger(
     ledgers: list[SourceLedger],
     made: dict[str, Pieces],
-    splits: dict[str, Sequences],
     over: dict[str, int],
     unlearned: dict[str, int],
     seed: int,
@@ -280,12 +283,12 @@ def _ledger(
         "sources": [ledger.as_dict() for ledger in ledgers],
         "splits": {
             name: {
-                "sequences": len(splits[name]),
+                "sequences": len(pieces.layout),
                 "pieces": len(pieces),
                 "tokens": pieces.tokens,
                 "tokens_repeated": int(pieces.repeated.sum()),
-                "tokens_padding": int((splits[name].segments < 0).sum()),
-                "targets": int((splits[name].targets >= 0).sum()),
+                "tokens_padding": len(pieces.layout) * pieces.length - len(pieces.ids),
+                "targets": pieces.row_targets,
                 "targets_without_context": pieces.targets_without_context,
                 "targets_over_document_limit": over[name],
                 "tokens_not_learned_left_out": unlearned[name],

@@ -15,7 +15,6 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.packing import best_fit
 from stillroom.corpus.pieces import PieceFile, Pieces, piece_address
 
 IGNORED = -100
@@ -66,6 +65,12 @@ class Sequences:
         return self.segments >= 0 if self.repeated is None else (self.segments >= 0) & ~self.repeated
 
     @property
+    def row_tokens(self) -> list[int]:
+        """Tokens of each sequence without padding."""
+        found: list[int] = (self.segments >= 0).sum(dim=1).tolist()
+        return found
+
+    @property
     def width(self) -> int:
         """Tokens of the longest sequence without padding, at least 1: what a forward pass has to see."""
         return max(1, int((self.segments >= 0).any(dim=0).sum()))
@@ -107,6 +112,10 @@ class Sequences:
         if not self.by_piece:
             return [[hashlib.sha256(a.tobytes() + b.tobytes() + c.tobytes()).hexdigest()] for a, b, c in rows]
         return [[piece_address(a[begin:end], c[begin:end]) for begin, end in _bounds(b)] for a, b, c in rows]
+
+    def addresses_of(self, index: int) -> list[str]:
+        """The addresses of one sequence's signal."""
+        return self.addresses[index]
 
     @property
     def digests(self) -> list[str]:
@@ -188,7 +197,7 @@ class Sequences:
             pieces: The pieces of a split.
             rows: Indices of the pieces of each row; None packs all of them by best fit.
         """
-        rows = best_fit(pieces.sizes, pieces.length) if rows is None else rows
+        rows = pieces.layout.rows() if rows is None else rows
         shape = (len(rows), pieces.length)
         ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
         segments, documents = torch.full(shape, -1, dtype=torch.int32), torch.full(shape, -1, dtype=torch.int32)
@@ -199,12 +208,12 @@ class Sequences:
                 there = slice(int(pieces.offsets[index]), int(pieces.offsets[index + 1]))
                 begin, end = end, end + there.stop - there.start
                 ids[number, begin:end] = torch.from_numpy(pieces.ids[there].astype(np.int64))
-                mask[number, begin:end] = torch.from_numpy(pieces.learned[there])
-                bytes_[number, begin:end] = torch.from_numpy(pieces.bytes[there])
+                mask[number, begin:end] = torch.from_numpy(np.array(pieces.learned[there]))
+                bytes_[number, begin:end] = torch.from_numpy(np.array(pieces.bytes[there]))
                 segments[number, begin:end] = 0 if pieces.cross_documents else segment
                 documents[number, begin:end] = int(pieces.documents[index])
                 repeated[number, begin : begin + int(pieces.repeated[index])] = True
-        sources = torch.from_numpy(np.asarray(pieces.document_sources, dtype=np.int32))
+        sources = torch.from_numpy(np.array(pieces.document_sources, dtype=np.int32))
         return cls(ids, segments, mask, documents, bytes_, sources, repeated, by_piece=not pieces.cross_documents)
 
     def save(self, path: Path) -> None:
@@ -235,7 +244,8 @@ class Sequences:
             CorpusError: The file is missing or damaged.
         """
         if PieceFile.is_one(path):
-            return cls.pack(Pieces.load(path))
+            file = PieceFile(path)
+            return cls.pack(file.read(), file.layout.rows())
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

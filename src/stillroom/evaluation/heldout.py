@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.packing import best_fit
 from stillroom.corpus.pieces import PieceFile
 from stillroom.corpus.sequences import Sequences
 
@@ -31,7 +29,7 @@ class HeldOut:
         self._layout: list[list[int]] = []
         if PieceFile.is_one(path):
             self._pieces = PieceFile(path)
-            self._layout = best_fit(np.diff(self._pieces.offsets).tolist(), self._pieces.length)
+            self._layout = self._pieces.layout.rows()
             self._shape = [len(self._layout), self._pieces.length]
             self.document_sources = torch.from_numpy(self._pieces.document_sources)
             return

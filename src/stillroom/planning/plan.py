@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, UsageError
 from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
+from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
@@ -33,13 +35,33 @@ KEPT = "plan.json"
 """The plan's name in a run's folder."""
 
 
-def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OnCluster:
+    """What a plan for many machines is asked for.
+
+    Attributes:
+        worker: What a worker is: a machine like ``this``, by the pilot, or a card, by arithmetic.
+        workers: How many; None shows a few numbers.
+        price: Dollars of a worker's hour; None takes a usual one.
+        egress_price: Dollars of a GB that leaves the store's region.
+    """
+
+    worker: Worker = "this"
+    workers: int | None = None
+    price: float | None = None
+    egress_price: float = EGRESS
+
+
+def make_plan(
+    recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool = True, cluster: OnCluster | None = None
+) -> dict[str, Any]:
     """What a recipe will take, and whether it fits.
 
     Args:
         recipe: A recipe or its file.
         runs: The folder that holds runs; a corpus that a run there has finished is used.
         quiet: Draw no progress.
+        cluster: Plan for many machines too: ``cluster`` of the answer.
 
     Returns:
         Parameters, tokens, file sizes, and for each stage seconds, bytes of memory and of disk; ``verdict`` is ``go`` or
@@ -118,6 +140,15 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     }
     if isinstance(recipe.teacher, EndpointTeacher):
         plan["endpoint"] = _endpoint(recipe.teacher, counts)
+    if cluster is not None:
+        if isinstance(recipe.teacher, EndpointTeacher):
+            raise UsageError(
+                "--cluster: the teacher is behind an endpoint, which no worker of ours speeds up.",
+                "Plan without --cluster.",
+            )
+        plan["cluster"] = cluster_plan(
+            recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
+        )
     return plan | _verdict(recipe, plan, counts, profile, runs)
 
 
@@ -298,6 +329,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"  time      about {clock(plan['seconds'])} on this machine as it is now"
         + (f"; the baseline is {clock(added)} of it" if added else "")
     )
+    if "cluster" in plan:
+        show_cluster(plan["cluster"])
     terms = plan["terms"]
     if terms is not None:
         say(f"  terms     {terms['verdict'].replace('_', ' ')}")

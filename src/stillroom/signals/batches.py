@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
 from stillroom.signals.cache.reader import TeacherCache
@@ -19,6 +20,8 @@ from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSi
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 PREFETCHED = 2
+REMEMBERED_TOKENS = 1 << 22
+"""Tokens of sequences that a source keeps in the student's ids, at about 43 bytes each; others are made for each batch."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,13 @@ class BatchSource:
     the signal says so and marks them: there the text teaches, by cross-entropy whatever the objective is.
     """
 
-    def __init__(self, sequences: Sequences, vocabulary: VocabularyMap, cache: TeacherCache | None) -> None:
+    def __init__(
+        self, sequences: Sequences | MappedSequences, vocabulary: VocabularyMap, cache: TeacherCache | None
+    ) -> None:
         self.sequences = sequences
         self.vocabulary = vocabulary
         self.cache = cache
-        self._rows = [self._expand(index) for index in range(len(sequences))]
+        self._remembered: dict[int, _Row] = {}
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -109,7 +114,7 @@ class BatchSource:
     @property
     def targets(self) -> int:
         """Positions with a target in one pass over the split."""
-        return sum(int((row.targets != IGNORED).sum()) for row in self._rows)
+        return sum(int((self._row(index).targets != IGNORED).sum()) for index in range(len(self)))
 
     def batch(self, indices: list[int]) -> Batch:
         """The batch of these sequences; of none, one without a target (a process of a group may have nothing to do in a
@@ -119,7 +124,7 @@ class BatchSource:
             found = self.batch([0])
             said = None if found.signal is None else found.signal.rows(0, 0)
             return Batch(found.ids, found.positions, found.rows[:0], found.targets[:0], said)
-        rows = [self._rows[index] for index in indices]
+        rows = [self._row(index) for index in indices]
         length = max(row.ids.shape[0] for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
         # Padding counts on from 0, so that it is a document of its own and nobody attends to it.
@@ -138,7 +143,7 @@ class BatchSource:
         signal: Signal | None = None
         entropy = 0.0
         if self.cache is not None:
-            digests = [address for index in indices for address in self.sequences.addresses[index]]
+            digests = [address for index in indices for address in self.sequences.addresses_of(index)]
             said = self.cache.read(digests)[0]
             entropy = sum(self.cache.entropy(digest) for digest in digests)
             signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])
@@ -146,11 +151,11 @@ class BatchSource:
 
     def speaking(self, index: int) -> torch.Tensor:
         """Where, in the student's tokens of a sequence, the teacher speaks: one place a position with a target."""
-        return self._rows[index].speaks.nonzero().squeeze(1)
+        return self._row(index).speaks.nonzero().squeeze(1)
 
     def origin(self, index: int) -> torch.Tensor:
         """The teacher's token that each of the student's tokens of a sequence is a piece of."""
-        return self._rows[index].source
+        return self._row(index).source
 
     def stream(self, order: list[list[int]], change: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
         """Batches in an order, decoded ahead, and changed if asked, on another thread."""
@@ -187,14 +192,22 @@ class BatchSource:
             stop.set()
             thread.join()
 
+    def _row(self, index: int) -> _Row:
+        """One sequence in the student's ids, remembered where there is room."""
+        found = self._remembered.get(index)
+        if found is None:
+            found = self._expand(index)
+            if (len(self._remembered) + 1) * self.sequences.length <= REMEMBERED_TOKENS:
+                self._remembered[index] = found
+        return found
+
     def _expand(self, index: int) -> _Row:
         """One sequence in the student's ids. A position is spoken of where it ends a teacher's token that has a target."""
-        sequences = self.sequences
-        teacher_ids = sequences.ids[index]
-        keep = sequences.segments[index] >= 0
-        student_ids, source = self.vocabulary.expand(teacher_ids[keep])
-        segments = sequences.segments[index][keep][source]
-        learned = sequences.loss_mask[index][keep][source]
+        sequences = self.sequences.part([index])
+        keep = sequences.segments[0] >= 0
+        student_ids, source = self.vocabulary.expand(sequences.ids[0][keep])
+        segments = sequences.segments[0][keep][source]
+        learned = sequences.loss_mask[0][keep][source]
         count = student_ids.shape[0]
         where = torch.arange(count)
         begins = torch.ones(count, dtype=torch.bool)
@@ -206,7 +219,7 @@ class BatchSource:
             targets[:-1] = torch.where(same, student_ids[1:], IGNORED)
         last_piece = torch.ones(count, dtype=torch.bool)
         last_piece[:-1] = source[1:] != source[:-1]
-        speaks = last_piece & (sequences.targets[index][keep][source] != IGNORED)
+        speaks = last_piece & (sequences.targets[0][keep][source] != IGNORED)
         return _Row(student_ids, positions, targets, speaks, source)
 
     def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:

@@ -11,6 +11,7 @@ import torch
 
 from stillroom.core.errors import CacheDamaged, OutOfMemory, SignalError, TeacherError, translate
 from stillroom.core.progress import Progress, Task
+from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec, HiddenCodec
 from stillroom.signals.cache.hidden import OutputLayer
@@ -74,7 +75,7 @@ def open_writer(
 
 def capture(
     teacher: Teacher,
-    sequences: Sequences,
+    sequences: Sequences | MappedSequences,
     writer: CacheWriter,
     temperature: float,
     asked_batch_tokens: int | None,
@@ -120,13 +121,15 @@ def capture(
     packed: Future[None] | None = None
     while at < len(todo):
         indices = todo[at : at + batch]
+        # Of a split on disk no more than these rows is in memory.
+        block = rows.part(indices)
         try:
             if there:
-                _draw_there(_local(teacher), rows, indices, writer, temperature)
+                _draw_there(_local(teacher), block, indices, writer, temperature)
             elif hidden:
-                _add_hidden(_local(teacher), rows, indices, writer)
+                _add_hidden(_local(teacher), block, indices, writer)
             else:
-                _add_scores(teacher, rows, indices, temperature, writer)
+                _add_scores(teacher, block, indices, temperature, writer)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(translate(error), OutOfMemory):
                 raise
@@ -161,21 +164,21 @@ def capture(
 def _draw_there(
     teacher: LocalTeacher, rows: Sequences, indices: list[int], writer: CacheWriter, temperature: float
 ) -> None:
-    """Draw some sequences on the teacher's device; what the cache has by now is left out."""
+    """Draw some rows, of these numbers, on the teacher's device; what the cache has by now is left out."""
     codec = writer.codec
     assert isinstance(codec, Threshold)
-    for index, pieces in teacher.score_there(rows, indices, rows.counts, temperature):
+    for index, pieces in teacher.score_there(rows, range(len(rows)), rows.counts, temperature):
         for address, scores in zip(rows.addresses[index], pieces, strict=True):
             if address in writer:
                 continue
             sample, entropy, positions = draw(codec, scores, writer.random_of(address))
             if not writer.add_sample(address, positions, entropy, sample):
-                raise _not_finite(index)
+                raise _not_finite(indices[index])
 
 
 def _add_scores(teacher: Teacher, rows: Sequences, indices: list[int], temperature: float, writer: CacheWriter) -> None:
-    """Sample the teacher's distributions on some rows."""
-    for index, scores in teacher.score(rows, indices, temperature):
+    """Sample the teacher's distributions on some rows, of these numbers."""
+    for index, scores in teacher.score(rows, range(len(rows)), temperature):
         parts = _Parts(scores, teacher.vocabulary.size)
         for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
             part = parts.take(count)
@@ -183,16 +186,16 @@ def _add_scores(teacher: Teacher, rows: Sequences, indices: list[int], temperatu
                 for _ in part:
                     pass
             elif not writer.add(address, part):
-                raise _not_finite(index)
+                raise _not_finite(indices[index])
 
 
 def _add_hidden(teacher: LocalTeacher, rows: Sequences, indices: list[int], writer: CacheWriter) -> None:
-    """Keep the teacher's hidden states on some rows."""
-    for index, hidden in teacher.hidden(rows, indices):
+    """Keep the teacher's hidden states on some rows, of these numbers."""
+    for index, hidden in teacher.hidden(rows, range(len(rows))):
         parts = torch.split(hidden, list(rows.counts[index]))
         for address, part in zip(rows.addresses[index], parts, strict=True):
             if address not in writer and not writer.add_hidden(address, part):
-                raise _not_finite(index)
+                raise _not_finite(indices[index])
 
 
 def _not_finite(index: int) -> TeacherError:

@@ -10,6 +10,7 @@ from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.core.progress import Progress
 from stillroom.core.store import LocalStore, open_store
+from stillroom.corpus.mapped import MappedSequences, open_split
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.recipe.teacher import EndpointTeacher
@@ -44,7 +45,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     for note in teacher.loaded.notes if isinstance(teacher, LocalTeacher) else ():
         progress.say(f"  {note}")
     corpus = run.stage("corpus").path
-    splits = [Sequences.load(corpus / f"{name}.safetensors") for name in ("train", "validation")]
+    splits = [open_split(corpus / f"{name}.safetensors") for name in ("train", "validation")]
     folder = config.path or stage.path / CACHE
     if not isinstance(folder, Path):
         _capture_units(run, stage, teacher, splits, folder, progress)
@@ -87,7 +88,7 @@ def _seal(folder: Path, progress: Progress) -> None:
 
 
 def _capture_units(
-    run: Run, stage: Stage, teacher: Teacher, splits: list[Sequences], where: str, progress: Progress
+    run: Run, stage: Stage, teacher: Teacher, splits: list[Sequences | MappedSequences], where: str, progress: Progress
 ) -> None:
     """Capture into an object store: unit by unit, and seal."""
     store = open_store(where)

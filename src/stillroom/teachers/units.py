@@ -7,7 +7,7 @@ the same units, because that depends on the corpus, on the sealed manifest and o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from stillroom.core import files
 from stillroom.core.errors import UsageError
 from stillroom.core.progress import Progress, Task
 from stillroom.core.store import Store, open_store
+from stillroom.corpus.mapped import MappedSequences, open_split
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.recipe.recipe import Recipe
@@ -63,7 +64,9 @@ class Units:
         store: Where the cache is.
     """
 
-    def __init__(self, teacher: Teacher, recipe: Recipe, splits: list[Sequences], store: Store) -> None:
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, splits: Iterable[Sequences | MappedSequences], store: Store
+    ) -> None:
         config = recipe.capture
         self.teacher = teacher
         self.recipe = recipe
@@ -71,7 +74,7 @@ class Units:
         self.identity: CacheIdentity = cache_identity(teacher, config.codec, config.temperature, config.seed)
         manifest = parts.begin(store, self.identity)
         sealed = _sealed(store, manifest)
-        self._rows: list[Sequences] = []
+        self._rows: list[Sequences | MappedSequences] = []
         for split in splits:
             # The same rows as a capture in one process has, so that the signals are the same to the bit on the CPU.
             wanted = set(split.digests) - sealed
@@ -173,10 +176,10 @@ def _sealed(store: Store, manifest: Manifest) -> set[str]:
     return set(TeacherCache.open(store.where).digests) if manifest.shards else set()
 
 
-def splits_of(run: Run) -> list[Sequences]:
+def splits_of(run: Run) -> list[Sequences | MappedSequences]:
     """The splits of a run's corpus."""
     corpus = run.stage("corpus").path
-    return [Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS]
+    return [open_split(corpus / f"{name}.safetensors") for name in SPLITS]
 
 
 def where_of(run: Run) -> str | Path:

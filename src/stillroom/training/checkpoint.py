@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from stillroom.core import files
+from stillroom.core.errors import StillroomError
 
 STATE = "state.json"
+SIZES = "sizes.json"
+"""Of a checkpoint of several processes: its files and their bytes."""
 """The file of a checkpoint that is written last."""
 TENSORS = "state.safetensors"
 """The tensors of a checkpoint of one process."""
@@ -81,9 +84,23 @@ def remove_old(folder: Path, target: Path, state: State) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none."""
-    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    """The newest whole checkpoint; None where there is none.
+
+    One of several processes names its files and their sizes: where one is missing or cut off, it is none.
+    """
+    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file() and _whole(path))
     return found[-1] if found else None
+
+
+def _whole(path: Path) -> bool:
+    """Whether the files that a checkpoint names are there as long as they were."""
+    if not (path / SIZES).is_file():
+        return True
+    try:
+        sizes = files.read_json(path / SIZES)
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, StillroomError):
+        return False
 
 
 def best_weights(folder: Path, step: int) -> Path:

@@ -144,7 +144,7 @@ class Training:
         network.refresh()
         run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
-        row_tokens = (self.train.sequences.segments >= 0).sum(dim=1).tolist()
+        row_tokens = self.train.sequences.row_tokens
         tokens = list(itertools.accumulate((sum(row_tokens[i] for i in rows) for rows in order), initial=0))
         validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
         if state.step == 0:

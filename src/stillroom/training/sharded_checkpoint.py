@@ -20,7 +20,16 @@ import torch
 from torch import nn
 
 from stillroom.core import files
-from stillroom.training.checkpoint import STATE, TENSORS, State, load_checkpoint, newest, remove_old, unique_tensors
+from stillroom.training.checkpoint import (
+    SIZES,
+    STATE,
+    TENSORS,
+    State,
+    load_checkpoint,
+    newest,
+    remove_old,
+    unique_tensors,
+)
 from stillroom.training.group import Group
 
 
@@ -39,10 +48,13 @@ def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         save(tensors_of(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(beside), save_distributed=True))
     group.barrier()
     if group.first:
-        for path in beside.rglob("*"):
+        sizes = {}
+        for path in sorted(beside.rglob("*")):
             if path.is_file():
                 with open(path, "rb") as stream:
                     os.fsync(stream.fileno())
+                sizes[path.relative_to(beside).as_posix()] = path.stat().st_size
+        files.write_text(beside / SIZES, json.dumps(sizes))
         files.write_text(beside / STATE, json.dumps(vars(state), allow_nan=False))
         shutil.rmtree(target, ignore_errors=True)
         os.rename(beside, target)

@@ -7,7 +7,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.core.secret import library_seed
-from stillroom.corpus.sequences import Sequences
+from stillroom.corpus.mapped import open_split
 from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
@@ -54,8 +54,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         title=stage.name,
         model=model.to(device),
         config=config,
-        train=BatchSource(Sequences.load(corpus / "train.safetensors"), vocabulary, cache if distill else None),
-        validation=BatchSource(Sequences.load(corpus / "validation.safetensors"), vocabulary, cache),
+        train=BatchSource(open_split(corpus / "train.safetensors"), vocabulary, cache if distill else None),
+        validation=BatchSource(open_split(corpus / "validation.safetensors"), vocabulary, cache),
         distill=distill,
         folder=stage.scratch,
         seed=randomness,
