@@ -60,8 +60,9 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
     """Refuse, before anything is captured, an objective that cannot take what the recipe has captured for it.
 
     Raises:
-        RecipeError: No model learns at the learning rate, the objective cannot take the codec's signals, or they are biased
-            and the recipe does not say so, or capture and training have different temperatures; names the keys. Or as in :func:`objective_class`.
+        RecipeError: No model learns at the learning rate, the objective cannot take the codec's signals, they are biased and
+            the recipe does not say so, or capture and training have different temperatures; names the keys. Or as in
+            :func:`objective_class`.
         EnvironmentProblem: As in :func:`objective_class`.
     """
     if distill.learning_rate != "auto" and distill.learning_rate >= 1:
