@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
 from stillroom.core.progress import Progress
+from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import NAME as SHORTCUT
@@ -115,6 +116,7 @@ def opened(
     on_step: Callback | None = None,
 ) -> Run:
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
+    turn_off()
     made = _existing(source)
     if made is None:
         recipe, folder = recipe_and_root(source, root, overrides)

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from stillroom.core.errors import RecipeError, StillroomError
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
 
 GOOD = """\
@@ -133,3 +135,38 @@ def test_a_new_key_with_its_default_changes_no_digest() -> None:
 
     assert for_digest(Whole(part=New())) == for_digest(Whole(part=Old())) == {"part": {"rate": 0.5, "names": ["a"]}}
     assert for_digest(Whole(part=New(averaging=0.5)))["part"]["averaging"] == 0.5
+
+
+def test_every_key_that_takes_integers_takes_sizes_too() -> None:
+    import json
+
+    from stillroom.recipe.reading import _all_sections
+    from stillroom.recipe.section import _is_integer
+
+    def is_integer(schema: dict[str, Any]) -> bool:
+        kinds = [option.get("type") for option in schema.get("anyOf", [schema]) if not {"const", "enum"} & set(option)]
+        return "integer" in kinds and set(kinds) <= {"integer", "null"}
+
+    found = 0
+    for section in _all_sections(Recipe):
+        for name, schema in section.model_json_schema()["properties"].items():
+            expected = is_integer(schema)
+            assert _is_integer(section.model_fields[name].annotation) == expected, (
+                f"{section.__name__}.{name}: {json.dumps(schema)}"
+            )
+            found += expected
+    assert found > 40
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "expected"),
+    [("batch_tokens", "1K", 1000), ("loss_chunk", "1Ki", None), ("batch_tokens", "auto", "auto")],
+)
+def test_a_size_beside_auto(key: str, size: str, expected: Any) -> None:
+    from stillroom.recipe.training import DistillConfig
+
+    if expected is None:
+        with pytest.raises(ValueError, match="integer or 'auto'"):
+            DistillConfig.model_validate({key: size})
+    else:
+        assert getattr(DistillConfig.model_validate({key: size}), key) == expected
