@@ -277,7 +277,8 @@ def try_damages(trial: Trial, quick: bool) -> list[dict[str, Any]]:
     trial.go()
     expected = trial.results()
     found = []
-    for name, kind in damages(trial.run, quick):
+    pairs = damages(trial.run, quick)
+    for number, (name, kind) in enumerate(pairs, start=1):
         trial.put_back()
         damage(trial.run / name, kind)
         entry: dict[str, Any] = {"file": name, "kind": kind, "end": "finished"}
@@ -299,8 +300,7 @@ def try_damages(trial: Trial, quick: bool) -> list[dict[str, Any]]:
             except Exception:
                 entry |= {"end": "traceback", "error": traceback.format_exc().splitlines()[-12:]}
         found.append(entry)
-        if entry["end"] != "finished":
-            _say(f"damage {entry}")
+        _say(f"damage {number} of {len(pairs)}: {entry if entry['end'] != 'finished' else f'{name}, {kind}: finished'}")
     return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
 from stillroom.core.progress import Progress
+from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import NAME as SHORTCUT
@@ -93,6 +94,7 @@ def _existing(source: AnyRecipe) -> Run | None:
         again = Run.open(source)
         again.notices = [*source.notices, *(notice for notice in again.notices if notice not in source.notices)]
         again.done = source.done
+        again.is_new, again.made_root = source.is_new, source.made_root
         source.notices = []
         return again
     if isinstance(source, (Recipe, Mapping)) or not (_holds_run(Path(source)) or (Path(source) / ORIGIN).is_file()):
@@ -114,6 +116,7 @@ def opened(
     on_step: Callback | None = None,
 ) -> Run:
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
+    turn_off()
     made = _existing(source)
     if made is None:
         recipe, folder = recipe_and_root(source, root, overrides)
@@ -162,13 +165,30 @@ def run(
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
     with _translated(Path(root or RUNS)):
         made = opened(recipe, root, overrides, on_stage, on_step)
-        if secret is not None:
-            made.adopt_secret(Path(secret))
-        if until is not None:
-            _require_stage(made, until)
-        with made.locked():
+        with made.locked(), _nothing_left_of_a_refusal(made):
+            if secret is not None:
+                made.adopt_secret(Path(secret))
+            if until is not None:
+                _require_stage(made, until)
             _do(made, until, Progress(quiet), cluster)
     return made
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_refusal(made: Run, locked: bool = True) -> Iterator[None]:
+    """Remove the folder that this call made for a run, where the body is refused before a stage is finished.
+
+    Args:
+        made: The run.
+        locked: Whether the body holds its lock; otherwise nothing is removed while another process does.
+    """
+    try:
+        yield
+    except (StillroomError, OSError):
+        if made.is_new and not any(made.stage(spec.name).record for spec in stages_of(made.recipe)):
+            with contextlib.suppress(RunError), contextlib.nullcontext() if locked else made.locked():
+                made.remove()
+        raise
 
 
 def run_stage(
@@ -187,8 +207,8 @@ def run_stage(
         RunError: The recipe has no such stage.
     """
     made = opened(source, root, overrides, on_stage, on_step)
-    _require_stage(made, name)
-    with _translated(made.path), made.locked():
+    with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
+        _require_stage(made, name)
         _do(made, name, Progress(quiet))
     return made
 
@@ -217,9 +237,9 @@ def capture_part(
 
     share = Share.parse(part)
     made = opened(source, root, overrides)
-    require_no_units(made.recipe, f"--part {part}")
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
-    with _translated(made.path):
+    with _translated(made.path), _nothing_left_of_a_refusal(made, locked=False):
+        require_no_units(made.recipe, f"--part {part}")
         if not made.stage("corpus").holds(inputs_of(made, spec)):
             raise RunError(
                 f"{made.path}: the corpus is not finished, and parts of it cannot be captured.",
@@ -266,7 +286,8 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
-    _require_objective(made, wanted)
+    if any(spec.name != "corpus" for spec in wanted):
+        _require_objective(made, specs)
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
@@ -309,11 +330,17 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, clus
             made.known.remember(spec.name, found)
         return redone
     why = stage.why_again(inputs, sections, found) or lost
-    if spec.name != "corpus" and not progress.quiet:
+    if spec.name != "corpus":
         from stillroom.planning.plan import begin_with_plan
 
         # By now the text is counted, and nothing that takes long was done.
-        begin_with_plan(made)
+        begin_with_plan(made, progress.quiet)
+    elif stage.record is None:
+        from stillroom.models.compute import require_device
+        from stillroom.planning.counting import check_student
+
+        require_device(made.recipe.compute)
+        check_student(made.recipe)
     memory.release_memory()
     _check_room(made, spec.name)
     if why:
@@ -376,7 +403,8 @@ def _mend(made: Run, progress: Progress) -> None:
 def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
     """Refuse an objective that cannot learn from what is captured for it, before anything is spent.
 
-    One that another package adds may also be missing or broken here. What is finished needs no objective.
+    One that another package adds may also be missing or broken here. What is finished needs no objective; one that
+    is not wanted yet is refused all the same, for what is captured would be captured for nothing.
     """
     for spec in wanted:
         if spec.name in ("distill", "baseline"):

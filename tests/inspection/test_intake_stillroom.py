@@ -43,6 +43,8 @@ sys.addaudithook(hook)
 made = run(sys.argv[1], sys.argv[2], quiet=True)
 print("INTERFACES", [name for _, name in __import__("socket").if_nameindex()])
 print("FOUND", found)
+from huggingface_hub import constants
+print("TELEMETRY OFF", constants.HF_HUB_DISABLE_TELEMETRY, os.environ["DO_NOT_TRACK"], os.environ["RAY_USAGE_STATS_ENABLED"])
 """
 
 
@@ -53,13 +55,18 @@ def test_the_whole_path_without_a_network_and_without_pickles(small_recipe: Any,
     settings["corpus"]["sources"].append({"kind": "python_docs", "parts": ["topics"], "form": "chat", "limit": 20})
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(settings))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HF_", "TRANSFORMERS_", "DO_NOT", "RAY_"))
+    }
     environment |= {"HF_TOKEN": "hf_secretsecretsecret", "HF_HOME": str(tmp_path / "hub")}
     command = [*NAMESPACE, sys.executable, "-c", WHOLE, str(recipe), str(tmp_path / "runs")]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert shown.returncode == 0, shown.stderr
     # Not even the loopback interface is up; nothing tried to get out, and no pickle named a class.
     assert "FOUND []" in shown.stdout, shown.stdout
+    assert "TELEMETRY OFF True 1 0" in shown.stdout, shown.stdout
     run = tmp_path / "runs" / "small"
     assert (run / "summary.json").is_file()
     for path in run.rglob("*"):

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,10 @@ from typer.testing import CliRunner
 from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, StillroomError
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, with_overrides
+
+
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
 
 GOOD = """\
@@ -201,3 +206,38 @@ def test_a_key_by_both_names_is_refused_and_overrides_take_either(tmp_path):
 def test_a_wrong_value_under_a_former_name_is_found_in_its_line():
     with pytest.raises(RecipeError, match=r"line 8: `student\.ffn_width`: found 'wide'"):
         parse_recipe(FORMER.replace("64 # channels", "wide"))
+
+
+def test_every_key_that_takes_integers_takes_sizes_too() -> None:
+    import json
+
+    from stillroom.recipe.reading import _all_sections
+    from stillroom.recipe.section import _is_integer
+
+    def is_integer(schema: dict[str, Any]) -> bool:
+        kinds = [option.get("type") for option in schema.get("anyOf", [schema]) if not {"const", "enum"} & set(option)]
+        return "integer" in kinds and set(kinds) <= {"integer", "null"}
+
+    found = 0
+    for section in _all_sections(Recipe):
+        for name, schema in section.model_json_schema()["properties"].items():
+            expected = is_integer(schema)
+            assert _is_integer(section.model_fields[name].annotation) == expected, (
+                f"{section.__name__}.{name}: {json.dumps(schema)}"
+            )
+            found += expected
+    assert found > 40
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "expected"),
+    [("batch_tokens", "1K", 1000), ("loss_chunk", "1Ki", None), ("batch_tokens", "auto", "auto")],
+)
+def test_a_size_beside_auto(key: str, size: str, expected: Any) -> None:
+    from stillroom.recipe.training import DistillConfig
+
+    if expected is None:
+        with pytest.raises(ValueError, match="integer or 'auto'"):
+            DistillConfig.model_validate({key: size})
+    else:
+        assert getattr(DistillConfig.model_validate({key: size}), key) == expected

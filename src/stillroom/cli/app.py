@@ -14,6 +14,7 @@ import typer.core
 
 from stillroom.core.errors import EnvironmentProblem, FloorMissed, Interrupted, StillroomError, UsageError, translate
 from stillroom.core.plain import guard_terminal, shown
+from stillroom.core.telemetry import turn_off
 
 
 class _Commands(typer.core.TyperGroup):
@@ -303,6 +304,7 @@ def main() -> None:
     """Entry point: a mistake is one clear message and an exit code, never a traceback."""
     # Read when PyTorch is loaded, which no command has done yet.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    turn_off()
     try:
         _require_system()
         app()

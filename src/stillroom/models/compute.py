@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stillroom.core import memory
+from stillroom.core.errors import EnvironmentProblem
 from stillroom.recipe.compute import ComputeConfig
 
 if TYPE_CHECKING:
@@ -63,6 +64,28 @@ def choose_device(config: ComputeConfig) -> torch.device:
 
     device: torch.device = PartialState().device
     return device
+
+
+def require_device(config: ComputeConfig) -> None:
+    """Refuse a device that this machine, or this build of PyTorch, does not have.
+
+    Raises:
+        EnvironmentProblem: Says what is missing.
+    """
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        raise EnvironmentProblem(
+            "`compute.device` is cuda, and "
+            + ("PyTorch finds no CUDA GPU here." if built else "the installed PyTorch was built without CUDA."),
+            "Write `device: auto`, or "
+            + ("check the driver: nvidia-smi." if built else "install a build of PyTorch for this GPU."),
+        )
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem(
+            "`compute.device` is mps, and PyTorch finds no Apple GPU here.", "Write `device: auto` or `cpu`."
+        )
 
 
 def prepare(config: ComputeConfig, seed: int) -> torch.device:

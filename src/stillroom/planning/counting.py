@@ -102,6 +102,36 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     return Text(splits["train"], tokens, rows, tokenizer, seconds, context)
 
 
+def check_student(recipe: Recipe) -> None:
+    """Refuse a student that no text could make possible, before the text is read: sizes that the teacher does not have.
+
+    Raises:
+        RecipeError: A size is larger than the teacher's, or one that transformers or llama.cpp would not load.
+        UnsupportedModel: The teacher's architecture cannot be pruned.
+        TeacherError: There is no such teacher.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stillroom.models.families.registry import family_of
+    from stillroom.models.load import teacher_config
+    from stillroom.students.planning import given_sizes
+    from stillroom.students.shape import Anatomy
+
+    student = recipe.student
+    if not isinstance(student, ShrinkStudent):
+        return
+    with torch.device("meta"):
+        teacher: CausalModel = AutoModelForCausalLM.from_config(teacher_config(recipe.teacher))
+    teacher.tie_weights()
+    anatomy = Anatomy.of(teacher, family_of(teacher), exported=bool(recipe.export.gguf))
+    anatomy.require_no_more(given_sizes(student))
+    if student.target is None:
+        anatomy.require_possible(replace(anatomy.teacher, **given_sizes(student)))
+    else:
+        anatomy.require_counted()
+
+
 def count_student(recipe: Recipe, text: Text) -> Planned:
     """The student's shape, parameters and files, from configs alone."""
     import torch
@@ -182,6 +212,7 @@ def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[S
         asked = replace(whole, vocabulary=vocabulary, **fixed)
         anatomy.require_possible(asked)
         return asked, anatomy.exact(asked), require_pruned(whole, Choice(asked, {}, 0.0))
+    anatomy.require_no_more(fixed)
     anatomy.require_counted()
     axes = [AXIS_NAMES[axis] for axis in student.target.axes if AXIS_NAMES[axis] not in fixed]
     limits = limits_of(student.target)

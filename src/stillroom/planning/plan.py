@@ -18,9 +18,10 @@ from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
+from stillroom.models.compute import require_device
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, count_student, count_text
-from stillroom.planning.needs import install, missing_needs, require_needs
+from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher
@@ -33,6 +34,10 @@ from stillroom.training.losses.registry import require_fit
 _FROM = {"given": "from the recipe", "sweep": "from a short sweep", "table": "from a table"}
 KEPT = "plan.json"
 """The plan's name in a run's folder."""
+HIGH_LEARNING_RATE = 0.02
+"""A learning rate above it is named in the plan."""
+TINY_PARAMETERS, TINY_TOKENS = 10_000_000, 10_000_000
+"""Parameters of teacher and student, and tokens of text, up to which a quiet run goes on without a pilot."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,9 @@ def make_plan(
     from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_operations, training_steps
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    check_names(recipe.evaluate.measures)
     runs = Path(runs)
     begun = time.perf_counter()
-    require_possible(recipe)
-    require_fit(recipe.distill, recipe.capture)
-    needs = missing_needs(recipe)
-    if any(need.stage == "corpus" for need in needs):
-        # Without the text there is nothing to plan with.
-        require_needs(needs)
-    text = count_text(recipe, runs, Progress(quiet))
-    student = count_student(recipe, text)
+    needs, text, student = _counted(recipe, runs, quiet)
     profile = _profile(recipe, text, student)
     counts = Counts(
         teacher_parameters=student.teacher_parameters,
@@ -117,6 +114,7 @@ def make_plan(
         "steps": training_steps(recipe, counts),
         "step_tokens": step_tokens(recipe, counts),
         "learning_rate_from": learning_rate_from(recipe, counts),
+        "notes": _notes(recipe, text.train.length),
         "training_operations": training_operations(recipe, counts),
         "file_bytes": student.files,
         "bytes_per_position": round(profile.bytes_per_position, 2),
@@ -150,6 +148,36 @@ def make_plan(
             recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
         )
     return plan | _verdict(recipe, plan, counts, profile, runs)
+
+
+def _notes(recipe: Recipe, length: int) -> list[str]:
+    """What the recipe asks for in training and does not get, and what is unlikely to be meant."""
+    config = recipe.distill
+    notes = [
+        f"`distill.{key}` is {asked:,}, and one sequence has {length:,}: whole sequences are taken"
+        for key in ("batch_tokens", "micro_batch_tokens")
+        if isinstance(asked := getattr(config, key), int) and asked < length
+    ]
+    if config.learning_rate != "auto" and config.learning_rate > HIGH_LEARNING_RATE:
+        notes.append(
+            f"`distill.learning_rate` is {config.learning_rate:g}: AdamW seldom learns above {HIGH_LEARNING_RATE:g}; `auto` "
+            "measures one"
+        )
+    return notes
+
+
+def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text, Planned]:
+    """What a plan knows without a pilot: packages that are missing, text and student. Errors as in :func:`make_plan`."""
+    check_names(recipe.evaluate.measures)
+    require_possible(recipe)
+    require_device(recipe.compute)
+    require_fit(recipe.distill, recipe.capture)
+    needs = missing_needs(recipe)
+    if any(need.stage == "corpus" for need in needs):
+        # Without the text there is nothing to plan with.
+        require_needs(needs)
+    text = count_text(recipe, runs, Progress(quiet))
+    return needs, text, count_student(recipe, text)
 
 
 def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
@@ -256,21 +284,36 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def begin_with_plan(run: Run) -> None:
+def begin_with_plan(run: Run, quiet: bool = False) -> None:
     """Plan a run, once for each recipe; show the plan and keep it in the run's folder.
+
+    Args:
+        run: A run whose corpus is finished.
+        quiet: Do not show it. The pilot is then left out where it could not refuse anything: without limits, and with models
+            and text that fit any machine.
 
     Raises:
         OutOfMemory: The recipe's own limit on memory does not suffice.
         DiskFull: Its limit on disk does not.
         RunError: Its limit on time does not.
+        StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
     path = run.path / KEPT
+    if run.checked == run.recipe_digest:
+        return
     if path.is_file() and read_json(path).get("recipe_digest") == run.recipe_digest:
         return
+    limits = run.recipe.limits
+    if quiet and limits.memory_bytes is None and limits.disk_bytes is None and limits.seconds is None:
+        _, text, student = _counted(run.recipe, run.path.parent, quiet)
+        if _is_tiny(student, text):
+            run.checked = run.recipe_digest
+            return
     plan = make_plan(run.recipe, run.path.parent)
-    show_plan(plan)
+    if not quiet:
+        show_plan(plan)
     for name, raised in (("memory_bytes", OutOfMemory), ("disk_bytes", DiskFull), ("seconds", RunError)):
-        limit = getattr(run.recipe.limits, name)
+        limit = getattr(limits, name)
         if limit is not None and name in plan["broken"]:
             nearest = ", ".join(f"`{key}: {value}`" for key, value in plan["nearest"].items())
             raise raised(
@@ -278,6 +321,12 @@ def begin_with_plan(run: Run) -> None:
                 f"Nearest that fits: {nearest}." if nearest else "Choose a smaller student, or raise the limit.",
             )
     write_json(path, plan | {"recipe_digest": run.recipe_digest})
+
+
+def _is_tiny(student: Planned, text: Text) -> bool:
+    """Whether models and text are so small that no plan of them could ask for more than there is."""
+    parameters = student.teacher_parameters + student.parameters
+    return parameters <= TINY_PARAMETERS and sum(text.row_tokens.values()) <= TINY_TOKENS
 
 
 def planned_needs(run: Run, stage: str) -> dict[str, int] | None:
@@ -308,6 +357,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
         f"learning rate {_FROM[plan['learning_rate_from']]}"
     )
+    for note in plan.get("notes", ()):
+        say(f"            {note}")
     if "endpoint" in plan:
         asked = plan["endpoint"]
         price = f", cost about {asked['cost']:.4g}" if asked["cost"] else ""

@@ -163,7 +163,10 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         at: Any = tree
         *above, last = key.split(".")
         for part in above:
-            at = at.setdefault(part, {}) if isinstance(at, dict) else at[_place(at, part, key)]
+            if isinstance(at, dict) and at.get(part) is None:
+                # A section that the recipe leaves out.
+                at[part] = {}
+            at = at[_place(at, part, key)]
         # The recipe has today's names, and a key is not to stand there by both.
         at[_place(at, _now(at, last), key)] = value
     return recipe_of(tree, "overrides")
@@ -322,6 +325,8 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
         return "Write a number, such as 0.001 or 1e-3."
     if kind in ("bool_parsing", "bool_type"):
         return "Write true or false."
+    if kind in ("too_short", "string_too_short"):
+        return "Write at least one." if mistake["ctx"]["min_length"] == 1 else _sentence(mistake["msg"])
     if kind == "string_type":
         return f'Write text; a number or date in quotes: "{found}".'
     if kind in ("timezone_aware", "datetime_parsing", "datetime_from_date_parsing"):

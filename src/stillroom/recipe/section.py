@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import difflib
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,13 +131,19 @@ def integer_of(text: str) -> int | None:
 
 
 def _is_integer(annotation: Any) -> bool:
-    """Whether a key takes integers, and neither text nor other numbers."""
-    members = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:
+    """Whether a key takes integers, and no other numbers or text besides words of its own such as ``auto``."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
         return _is_integer(members[0])
-    if members:
-        return {member for member in members if member is not type(None)} == {int}
+    if origin in (typing.Union, types.UnionType):
+        kinds = [member for member in members if member is not type(None) and not _is_words(member)]
+        return bool(kinds) and all(_is_integer(kind) for kind in kinds)
     return annotation is int
+
+
+def _is_words(annotation: Any) -> bool:
+    """Whether a type is a choice of words."""
+    return typing.get_origin(annotation) is typing.Literal
 
 
 SINCE = "since"

@@ -83,6 +83,12 @@ class Run:
         """Stages that this object finished; those that were finished before are not among them."""
         self.notices: list[str] = []
         """What is to be said of this run before it goes on."""
+        self.is_new = False
+        """Whether this object made the folder."""
+        self.made_root = False
+        """Whether it made the folder of runs, too."""
+        self.checked: str | None = None
+        """Digest of the recipe for which everything that can be refused was looked at; see `planning.plan`."""
         self._known: Known | None = None
 
     @property
@@ -122,9 +128,19 @@ class Run:
                 f"{path} is a file; the run's folder cannot be made.", "Move it, or change `name` in the recipe."
             )
         run = cls(path, recipe)
+        run.is_new = not path.exists()
+        run.made_root = not root.exists()
         path.mkdir(parents=True, exist_ok=True)
         run._write_recipe()
         return run
+
+    def remove(self) -> None:
+        """Remove the run's folder, and the folder of runs where this object made that too and nothing else is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.is_new = False
+        if self.made_root:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
     def _write_recipe(self, origin: Path | None = None) -> None:
         """Write ``recipe.yaml`` where it is not there as it should be, and a copy that says where it came from."""

@@ -13,13 +13,13 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
-from stillroom.core.errors import RecipeError
+from stillroom.core.errors import RecipeError, UnsupportedModel
 from stillroom.models.families.family import AXES, Family, cut_config, head_width
 from stillroom.models.quantization import Setting, tensor_bytes, tensor_type
 
@@ -207,8 +207,10 @@ class Anatomy:
         """Refuse a shape that transformers would not load.
 
         Raises:
+            UnsupportedModel: As :meth:`require_no_more`.
             RecipeError: Says which hidden widths there are beside it.
         """
+        self.require_no_more({axis: getattr(shape, axis) for axis in AXES})
         self._require_axes(shape)
         heads = shape.groups * self.share
         if self.possible(shape):
@@ -226,6 +228,27 @@ class Anatomy:
             f"multiples of {heads} only.",
             f"Nearest: {' or '.join(map(str, nearest))}.",
         )
+
+    def require_no_more(self, sizes: Mapping[str, int]) -> None:
+        """Refuse sizes that the teacher does not have.
+
+        Args:
+            sizes: Sizes by axis.
+
+        Raises:
+            UnsupportedModel: Names the recipe's key, and the most that there is.
+        """
+        for axis, asked in sizes.items():
+            there = getattr(self.teacher, axis)
+            if asked <= there:
+                continue
+            if axis == "experts" and not there:
+                raise UnsupportedModel(
+                    f"`student.experts` is {asked}, and the teacher is no mixture of experts.", "Leave `experts` out."
+                )
+            raise UnsupportedModel(
+                f"`student.{KEYS[axis]}` is {asked}, and the teacher has {there}.", f"Ask for at most {there}."
+            )
 
     def possible(self, shape: Shape) -> bool:
         """Whether transformers loads a model of this shape; more than the teacher has is refused elsewhere."""

@@ -33,9 +33,10 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
 
 
 def step_tokens(recipe: Recipe, counts: Counts) -> int:
-    """Tokens per optimizer step, also where the recipe leaves them to ``auto``; as they are written in a recipe."""
-    if recipe.distill.batch_tokens != "auto":
-        return recipe.distill.batch_tokens
+    """Tokens per optimizer step: as the recipe has them where that is a sequence at least, else whole sequences."""
+    asked = recipe.distill.batch_tokens
+    if asked != "auto" and asked >= counts.sequence_length:
+        return asked
     return step_rows(recipe.distill, counts.train_tokens, counts.sequence_length) * counts.sequence_length
 
 

@@ -60,10 +60,17 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
     """Refuse, before anything is captured, an objective that cannot take what the recipe has captured for it.
 
     Raises:
-        RecipeError: The objective cannot take the codec's signals, or they are biased and the recipe does not say so, or
-            capture and training have different temperatures; names the keys. Or as in :func:`objective_class`.
+        RecipeError: No model learns at the learning rate, the objective cannot take the codec's signals, they are biased and
+            the recipe does not say so, or capture and training have different temperatures; names the keys. Or as in
+            :func:`objective_class`.
         EnvironmentProblem: As in :func:`objective_class`.
     """
+    if distill.learning_rate != "auto" and distill.learning_rate >= 1:
+        raise RecipeError(
+            f"`distill.learning_rate` is {distill.learning_rate:g}: AdamW moves every weight by about so much in each step, "
+            "and weights are far smaller than 1.",
+            "Write `auto`, or a number such as 5e-4.",
+        )
     objective = objective_class(distill.objective)
     try:
         objective.require(signal_kind(capture.codec), biased=distill.biased)
