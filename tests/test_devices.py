@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from devices import Device, DeviceMismatch, There, move
 from students.tiny_families import tiny, tiny_sequences
 from teachers.teacher_material import local_teacher
 
@@ -37,6 +36,7 @@ from stillroom.students.shape import Anatomy
 from stillroom.students.shrink import shrink
 from stillroom.teachers.capture import capture
 from stillroom.training.loop import Training
+from tools.gpu.device import Device, DeviceMismatch, There, move
 
 KINDS = ("cuda:0", "mps:0")
 IDS = 96

@@ -300,3 +300,33 @@ def test_a_gguf_with_several_end_tokens_keeps_them(gguf: Path, tmp_path: Path) -
     file = rewritten(gguf, tmp_path / "ends.gguf", add={"tokenizer.ggml.eot_token_id": 7})
     loaded = load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32)
     assert loaded.model.config.eos_token_id == [loaded.tokenizer.eos_token_id, 7]
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"bits": 4}, "does not say how"),
+        ("gptq", "does not say how"),
+    ],
+)
+def test_quantized_weights_are_refused_by_name_from_the_config_alone(
+    folder: Path, tmp_path: Path, said: Any, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "quantized"
+    mine.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, mine / name)
+    config = json.loads((mine / "config.json").read_text()) | {"quantization_config": said}
+    (mine / "config.json").write_text(json.dumps(config))
+    (mine / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    monkeypatch.setattr("stillroom.models.load.stored_tensors", lambda *_: pytest.fail("weights were opened"))
+    with pytest.raises(UnsupportedModel, match=word) as refused:
+        load_teacher(HuggingFaceTeacher(name=str(mine)), "cpu", torch.float32)
+    assert "endpoint" in str(refused.value)
+    with pytest.raises(UnsupportedModel, match=word):
+        load_student(mine, torch.float32)

@@ -13,9 +13,6 @@ from typer.testing import CliRunner
 from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, StillroomError
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, with_overrides
-
-
-from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
 

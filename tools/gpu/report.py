@@ -29,6 +29,40 @@ NOTHING = """
 """
 
 
+MEMORY = """
+## Memory of one 80 GB card
+
+A teacher of 8.2 billion parameters (the shape of Qwen3 8B, 151,936 ids) to a student of 4.0 billion, sequences of 2,048 tokens,
+without a GPU: *planned* is the arithmetic of `stillroom plan`, *counted* is the sum of all live tensors while the stages' own
+functions run on a card that holds shapes only (`python -m tools.gpu.memory`). Neither has been compared with a real card yet;
+5 % of a card's memory is left for its context, libraries and gaps between blocks. `corpus` and `export` put nothing on the
+card.
+
+| stage | planned, GB | counted, GB | what is in it |
+|---|---|---|---|
+"""
+CONTENTS = {
+    "capture": "teacher in bfloat16, 65,536 tokens a forward pass, the draw",
+    "shrink": "teacher and the student before and after its repair in float32; least squares in float64",
+    "distill": "`state: 12`, gradient checkpointing, micro-batches of 8,192 tokens",
+    "evaluate": "teacher and one student in float32 (with a second student, about 16 GB more)",
+}
+"""What each stage holds."""
+
+
+def memory() -> str:
+    """The table of what `tools.gpu.memory` counted; empty before it did."""
+    path = PAGE.with_name("gpu-memory.json")
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        f"| `{name}` | {found['planned'][name] / 1e9:.1f} | {counted / 1e9:.1f} | {CONTENTS[name]} |\n"
+        for name, counted in found["counted"].items()
+    ]
+    return MEMORY + "".join(rows)
+
+
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page, from the results by part.
 
@@ -57,7 +91,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             if row["findings"]:
                 parts.append("\n| what | found | bar | |\n|---|---|---|---|\n")
                 parts += [_line(one) for one in row["findings"]]
-    return "".join(parts)
+    return "".join([*parts, memory()])
 
 
 def _error(row: Mapping[str, Any]) -> str:

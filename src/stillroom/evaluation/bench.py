@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
 UNTRAINED = ("shrunk", "repaired")
+STUDENTS_AT_ONCE = 2
+"""Students that are in a GPU's memory beside the teacher; before one more is loaded, the one that was used longest ago goes."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Bench:
     text_digest: str
     progress: Progress
     listed: ListedTeacher | None = None
+    _used: list[str] = field(default_factory=list, repr=False)
+    """Students in the order in which they were last asked for."""
 
     @property
     def names(self) -> list[str]:
@@ -120,10 +124,16 @@ class Bench:
         return [name for name in self.names if name not in UNTRAINED]
 
     def load(self, name: str) -> Loaded:
-        """A model, loaded once."""
+        """A model, loaded once; on a GPU again where others took its room since."""
         subject = self.subjects[name]
         if not subject.is_loaded:
+            if self.device.type != "cpu" and name != "teacher":
+                held = [other for other in self._used if other != name and self.subjects[other].is_loaded]
+                for other in held[: max(0, len(held) - STUDENTS_AT_ONCE + 1)]:
+                    self.release(other)
             self.progress.say(f"  loading {name}")
+        if name != "teacher":
+            self._used = [*(other for other in self._used if other != name), name]
         return subject.load()
 
     def release(self, name: str) -> None:

@@ -35,6 +35,8 @@ REASONS = {
     "gemma4_unified_assistant": "it drafts for another model and does not run without it",
 }
 """Families of the causal mapping that cannot be teachers, and why."""
+FLOATS_AGAIN = frozenset(("mxfp4",))
+"""Kinds of quantization whose weights transformers makes floats again when it loads them."""
 TEXT_AS = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -87,12 +89,33 @@ def kind_of(folder: Path) -> Kind:
     )
     if name in REASONS and not (name == "xlm" and said.get("causal")):
         raise no_teacher(name, REASONS[name])
+    _require_floats(folder, said)
     config = _config(folder, said)
     if getattr(config, "is_encoder_decoder", False):
         raise no_teacher(name, "it is an encoder with a decoder, not a language model that goes from left to right")
     if name in ENCODERS and not getattr(config, "is_decoder", False):
         raise no_teacher(name, "it is an encoder: it sees later tokens (its config does not say `is_decoder: true`)")
     return Kind(config, _inside(name, config), notes)
+
+
+def _require_floats(folder: Path, said: dict[str, Any]) -> None:
+    """Refuse weights that stay quantized in memory: bitsandbytes, GPTQ, AWQ and the like."""
+    found = said.get("quantization_config")
+    if not found:
+        return
+    kind = ""
+    if isinstance(found, dict):
+        kind = str(found.get("quant_method") or "")
+        if not kind and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+            kind = "bitsandbytes"
+    if kind in FLOATS_AGAIN:
+        return
+    raise UnsupportedModel(
+        f"{folder}: its weights are quantized ({f'`{kind}`' if kind else 'config.json does not say how'}), and such a model "
+        "cannot be pruned, trained or compared here: it is another model than the one it was made of.",
+        "Give the folder it was made from, a GGUF file of it (`teacher: {kind: gguf}`), or let a server run it "
+        "(`teacher: {kind: endpoint}`, docs/endpoint-teacher.md).",
+    )
 
 
 def no_teacher(name: str, why: str) -> UnsupportedModel:

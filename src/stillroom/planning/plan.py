@@ -19,6 +19,7 @@ from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
 from stillroom.models.compute import require_device
+from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import Need, install, missing_needs, require_needs
@@ -75,6 +76,7 @@ def make_plan(
 
     Raises:
         MissingDependency: The text cannot be read without a package that is missing.
+        OutOfMemory: A stage does not fit into the GPU's memory.
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
     from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_operations, training_steps
@@ -83,6 +85,7 @@ def make_plan(
     runs = Path(runs)
     begun = time.perf_counter()
     needs, text, student = _counted(recipe, runs, quiet)
+    gpu = _gpu(recipe, text, student)
     profile = _profile(recipe, text, student)
     counts = Counts(
         teacher_parameters=student.teacher_parameters,
@@ -136,6 +139,12 @@ def make_plan(
         "missing": [need.as_dict() for need in needs],
         "install": install(needs),
     }
+    card = None
+    if gpu is not None:
+        card, plan["gpu"] = gpu
+    price = price_of(recipe, card, plan["seconds"])
+    if price is not None:
+        plan["price"] = price
     if isinstance(recipe.teacher, EndpointTeacher):
         plan["endpoint"] = _endpoint(recipe.teacher, counts)
     if cluster is not None:
@@ -178,6 +187,21 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
         require_needs(needs)
     text = count_text(recipe, runs, Progress(quiet))
     return needs, text, count_student(recipe, text)
+
+
+def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, Any]] | None:
+    """The GPU, and what the stages take of it; None where nothing runs there."""
+    from stillroom.models.compute import choose_device
+    from stillroom.models.load import teacher_config
+
+    card = card_of(recipe, choose_device(recipe.compute).type)
+    if card is None:
+        return None
+    teacher = None
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        teacher = Model.of(teacher_config(recipe.teacher), student.teacher_parameters)
+    pupil = Model.of(student.config, student.parameters)
+    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length)
 
 
 def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
@@ -373,6 +397,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"disk {plan['disk_bytes'] / 1e9:.1f} of {limits['disk_bytes'] / 1e9:,.1f} GB"
     )
     say(f"  memory    {plan['memory_bytes'] / 1e9:.1f} of {limits['memory_bytes'] / 1e9:.1f} GB")
+    if "gpu" in plan:
+        _show_gpu(plan["gpu"])
     for name, stage in plan["stages"].items():
         say(f"    {name:<9} {clock(stage['seconds']):>8}   {stage['memory_bytes'] / 1e9:.1f} GB")
     added = plan["baseline_adds"]["seconds"]
@@ -382,6 +408,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     )
     if "cluster" in plan:
         show_cluster(plan["cluster"])
+    if "price" in plan:
+        low, high = plan["price"]["low"], plan["price"]["high"]
+        words = f"{low:,.2f}" if low == high else f"{low:,.2f} to {high:,.2f}"
+        say(f"  price     about {words} ({plan['price']['source']})")
     terms = plan["terms"]
     if terms is not None:
         say(f"  terms     {terms['verdict'].replace('_', ' ')}")
@@ -405,3 +435,12 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(f"  verdict   stop: {', '.join(words[name] for name in plan['broken'])}")
     if plan["nearest"]:
         say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))
+
+
+def _show_gpu(gpu: dict[str, Any]) -> None:
+    """What a plan says of the GPU."""
+    stages = ", ".join(f"{name} {needed / 1e9:.1f}" for name, needed in gpu["stages"].items())
+    say(f"  GPU       {gpu['memory_bytes'] / 1e9:.1f} GB{' of ' + gpu['card'] if gpu['card'] else ''}: {stages} GB")
+    state = "float32 throughout" if gpu["state"] == "plain" else f"{gpu['state']} bytes per parameter"
+    again = "gradient checkpointing" if gpu["gradient_checkpointing"] else "no gradient checkpointing"
+    say(f"            training: {state}, {again}, {gpu['loss_chunk']:,} positions a chunk of the loss")

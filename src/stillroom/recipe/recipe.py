@@ -10,7 +10,7 @@ from stillroom.recipe.compute import ComputeConfig
 from stillroom.recipe.corpus import CorpusConfig
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.export import ChatConfig, ExportConfig
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 from stillroom.recipe.student import ShrinkStudent, Student
 from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.terms import TermsConfig
@@ -26,6 +26,11 @@ class LimitsConfig(Section):
     """Disk; without it, what is free."""
     seconds: float | None = Field(default=None, gt=0)
     """Time, as planned; without it, any."""
+    gpu_memory_bytes: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    """Memory of the GPU; without it, what is free on the one that is here. The plan refuses what does not fit, by stage."""
+    price_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False, json_schema_extra={SINCE: "0.2.0"})
+    """What an hour of the machine costs, in any currency: the plan then says what the run costs. Without it, the plan knows
+    the price of some GPUs."""
 
 
 class Recipe(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,25 +59,58 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
         UnsupportedModel: A parameter of the model is not in the family's table.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
 
     config = _config(model.config, family, widths)
+    like = next(model.parameters())
+    # On a GPU it is made there: the same matrices would else stand in memory too.
+    with like.device if like.device.type != "cpu" else contextlib.nullcontext():
+        smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
+    places = smaller.state_dict()
+    missing, lost = {name: None for name in places if name not in OUTPUTS}, []
+    # One at a time, so that what is cut is not in memory twice.
+    for name, tensor in _narrowed(model, family, widths, config):
+        missing.pop(name, None)
+        if name in places and places[name].shape == tensor.shape:
+            places[name].copy_(tensor)
+        else:
+            lost.append(name)
+    if missing or lost:
+        raise UnsupportedModel(
+            f"The family `{family.name}` cannot be narrowed: `{[*missing, *lost][0]}` does not fit.", ""
+        )
+    smaller.tie_weights()
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.to(like.device).train(model.training)
+
+
+OUTPUTS = ("lm_head.weight", "embed_out.weight")
+"""Names of output matrices, which tied models have twice."""
+
+
+def _narrowed(
+    model: CausalModel, family: Family, widths: Widths, config: ModelConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's tensors by name, cut, one after the other; ``config`` is the narrower model's."""
+    from transformers.pytorch_utils import Conv1D
+
     epsilon = 1.0 if widths.hidden is None else config.rms_norm_eps / model.config.rms_norm_eps
     inside_layer = re.compile(rf"(?:^|\.){re.escape(family.stack.rpartition('.')[2])}\.(\d+)\.(.+)$")
-    tensors = model.state_dict()
     hidden = _Axis.of(widths.hidden, model.config.hidden_size)
-    cut: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in model.state_dict().items():
+        if model.config.tie_word_embeddings and name in OUTPUTS:
+            continue
         layer = inside_layer.search(name)
         if layer is not None:
             number, inside = int(layer.group(1)), layer.group(2)
             module, _, kind = inside.rpartition(".")
             if widths.experts is not None and (axis := _expert_axis(inside, tensor, family.experts(model.config))) >= 0:
-                cut[name] = tensor.index_select(axis, widths.experts[number].to(tensor.device))
+                cut = tensor.index_select(axis, widths.experts[number].to(tensor.device))
+                yield name, cut
                 continue
             if module not in family.axes:
                 if not family.uniform:
-                    cut[name] = tensor
+                    cut = tensor
+                    yield name, cut
                     continue
                 raise UnsupportedModel(
                     f"`{name}` is a parameter that Stillroom does not know of the family `{family.name}`.",
@@ -85,41 +119,27 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
             rows, columns = (_axis(axis, model.config, family, widths, number) for axis in family.axes[module])
             if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and kind == "weight":
                 rows, columns = columns, rows  # its rows are inputs
-            cut[name] = _pick(tensor, rows, columns if kind == "weight" else None)
-            cut[name] = cut[name] * _before_norm(family.axes, module, rows, epsilon)
+            cut = _pick(tensor, rows, columns if kind == "weight" else None)
+            cut = cut * _before_norm(family.axes, module, rows, epsilon)
             if family.axes[module][0] in ("norm", "query_norm", "key_norm") and rows is not None:
-                cut[name] = (cut[name] + family.norm_offset) * rows.root - family.norm_offset
+                cut = (cut + family.norm_offset) * rows.root - family.norm_offset
         elif hidden is None:
-            cut[name] = tensor
+            cut = tensor
         elif name.endswith("embed_tokens.weight"):
             scale = hidden.root if family.scaled_embedding and hidden is not None else 1.0
-            cut[name] = _pick(tensor, None, hidden) * scale
+            cut = _pick(tensor, None, hidden) * scale
         elif name.endswith("lm_head.weight"):
-            cut[name] = _pick(tensor, None, hidden)
+            cut = _pick(tensor, None, hidden)
         elif name.endswith("norm.weight"):
-            cut[name] = tensor
+            cut = tensor
             if hidden is not None:
                 # A tied output matrix carries the embedding's new scale, which the last norm takes back.
                 tied = family.scaled_embedding and model.config.tie_word_embeddings
                 scale = 1.0 if tied else hidden.root
-                cut[name] = (_pick(tensor, hidden, None) + family.norm_offset) * scale - family.norm_offset
+                cut = (_pick(tensor, hidden, None) + family.norm_offset) * scale - family.norm_offset
         else:
-            cut[name] = tensor
-    if model.config.tie_word_embeddings:
-        cut.pop("lm_head.weight", None)
-        cut.pop("embed_out.weight", None)
-    like = next(model.parameters())
-    # On a GPU it is made there: the same matrices would else stand in memory too.
-    with like.device if like.device.type != "cpu" else contextlib.nullcontext():
-        smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
-    missing, unexpected = smaller.load_state_dict(cut, strict=False)
-    outputs = ("lm_head.weight", "embed_out.weight")
-    lost = [name for name in missing if name not in outputs] + list(unexpected)
-    if lost:
-        raise UnsupportedModel(f"The family `{family.name}` cannot be narrowed: `{lost[0]}` does not fit.", "")
-    smaller.tie_weights()
-    smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.to(like.device).train(model.training)
+            cut = tensor
+        yield name, cut
 
 
 EXPERT_ROWS = re.compile(

@@ -305,9 +305,11 @@ def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Ten
             parts = work.view(len(work), len(left), block).permute(1, 2, 0)  # [blocks, block, H]
             costs = (parts * torch.cholesky_solve(parts, torch.linalg.cholesky(squares))).sum((1, 2))
         gone = costs.topk(min(step, len(left) - 1), largest=False).indices
-        stays = torch.ones(len(left), dtype=torch.bool, device=gram.device)
-        stays[gone] = False
-        out, rest = blocks(gone, block), blocks(stays.nonzero().squeeze(1), block)
+        goes = torch.zeros(len(left), dtype=torch.int8, device=gram.device)
+        goes[gone] = 1
+        # In their order, those that stay; how many they are is known, so that a GPU is not waited for.
+        stays = goes.argsort(stable=True)[: len(left) - len(gone)]
+        out, rest = blocks(gone, block), blocks(stays, block)
         # Eliminate the blocks from the inverse and let the rest take over what they carried.
         into = torch.cholesky_solve(inverse[out][:, rest], torch.linalg.cholesky(inverse[out][:, out]))
         work = work[:, rest] - work[:, out] @ into

@@ -62,12 +62,12 @@ class Sizes:
         attention = number * (4 * self.queries + 5 * self.keys)
         return tokens * (norms + attention + number * (4 * self.inner + 2 * self.hidden))
 
-    def activation_bytes(self, tokens: int, checkpointing: bool, number: int = 2) -> int:
-        """What a forward pass keeps for its backward pass, and the gradients inside one layer."""
+    def passing_bytes(self, tokens: int, chunk: int, checkpointing: bool, number: int = 2) -> int:
+        """What a forward pass keeps for its backward pass, and the larger of one layer's gradients and the loss."""
         one = self.layer_bytes(tokens, number)
         stream = self.layers * tokens * self.hidden * number
-        inside = 2 * one if checkpointing else self.layers * one + one
-        return (stream if checkpointing else 0) + inside
+        kept, inside = (stream, 2 * one) if checkpointing else (self.layers * one, one)
+        return kept + max(inside, self.loss_bytes(tokens, min(chunk, tokens), number))
 
     def loss_bytes(self, tokens: int, chunk: int, number: int = 2) -> int:
         """Hidden states with their gradient, a chunk's logits, and the output matrix's gradient in float32."""
@@ -86,6 +86,20 @@ def state_bytes(state: State, precise: bool, accumulates: bool) -> int:
     if state == "plain":
         return 16 if precise else 20
     return state + (2 if accumulates else 0)
+
+
+def step_bytes(state: State, sizes: Sizes, accumulates: bool) -> int:
+    """What an optimizer step holds besides what is stored: the float32 numbers of the largest parameter.
+
+    Args:
+        state: The layout.
+        sizes: The student's.
+        accumulates: Whether its gradient is float32 already.
+    """
+    if state == "plain":
+        return 0
+    scaled, averages, weight = 4 + (0 if accumulates else 4), 8 if state < 16 else 0, 4 if state == 8 else 0
+    return max(sizes.rows, sizes.inner) * sizes.hidden * (scaled + averages + weight)
 
 
 def choose_layout(
@@ -125,8 +139,9 @@ def choose_layout(
     for state in states:
         for checkpointing in choices:
             number = 4 if precise else 2
-            need = parameters * state_bytes(state, precise, accumulates) + sizes.loss_bytes(tokens, chunk, number)
-            need += sizes.activation_bytes(tokens, checkpointing, number)
+            passing = sizes.passing_bytes(tokens, chunk, checkpointing, number)
+            need = parameters * state_bytes(state, precise, accumulates)
+            need += max(passing, step_bytes(state, sizes, accumulates))
             if need <= USABLE * limit:
                 return state, checkpointing
             least = min(least, need) if least else need

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +65,10 @@ class LossNetwork(nn.Module):
             again: Any = worker
             again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         working = list(worker.parameters())
-        self._all = list(zip(own, working, strict=True))
+        if straight:
+            # A gradient is taken over as soon as it is whole: those of two micro-batches are never there together.
+            for mine, parameter in zip(own, working, strict=True):
+                parameter.register_post_accumulate_grad_hook(functools.partial(self._take, id(mine)))
         self._pairs = [(a, b) for a, b in zip(own, working, strict=True) if a is not b]
         if worker is not model and (layers := self._by_hand_layers()) is not None:
             stack.join_weights(layers)
@@ -177,12 +181,6 @@ class LossNetwork(nn.Module):
     def collect(self) -> None:
         """Add the working copy's gradients to those of the model's weights, in float32, and forget them."""
         if self.straight:
-            for own, worker in self._all:
-                if worker.grad is not None:
-                    before = self.gradients.get(id(own))
-                    # Of one micro-batch as they are; the sum of several in float32.
-                    self.gradients[id(own)] = worker.grad if before is None else before.float().add_(worker.grad)
-                    worker.grad = None
             return
         shares = self._shares()
 
@@ -198,6 +196,15 @@ class LossNetwork(nn.Module):
 
         if self._pairs:
             run_together(len(shares), add)
+
+    @torch.no_grad()
+    def _take(self, key: int, parameter: torch.Tensor) -> None:
+        """Take over a gradient: of one micro-batch as it is; the sum of several in float32."""
+        grad, parameter.grad = parameter.grad, None
+        if grad is None:
+            return
+        before = self.gradients.pop(key, None)
+        self.gradients[key] = grad if before is None else before.float().add_(grad)
 
     def hand_over(self) -> dict[int, torch.Tensor]:
         """The gradients by the id of the model's parameter; they are forgotten here."""

@@ -43,6 +43,7 @@ def measure_cost(bench: Bench) -> dict[str, Any]:
             "load_seconds": round(bench.subjects[name].seconds, 3),
             **speeds.get(name, {}),
         }
+        del loaded  # before the next one needs its room
     mine = models_found["student"]
     bounds = {key: [mine[key], None, None] for key in ("parameters", "bytes", "working_memory_bytes")}
     for key, value in speeds.get("student", {}).items():

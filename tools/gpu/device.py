@@ -4,14 +4,19 @@ They keep the rules of torch's FakeTensorMode (operands of one operation are on 
 indices that are on the processor) and compute real numbers all the same, so that code whose steps depend on values runs to its
 end, and its result can be compared with the processor's. What a device cannot do raises: float64 on ``mps``, ``numpy()``, and a
 fused optimizer whose steps lie on the processor. What makes the processor wait for the device is counted.
+
+A *hollow* device holds shapes and no numbers (tensors of PyTorch's ``meta`` device), so that models of any size fit on it, and
+weighs them: bytes of live storages, and their peak. What the processor reads from it is a plausible value, always the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import traceback
+import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 HERE = torch.device("cpu")
+META = torch.device("meta")
+ROUND = 512
+"""Bytes that CUDA's allocator rounds a block up to."""
+FOUND = 16
+"""Entries of a row that a search on a hollow device finds."""
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::set_.source_Tensor")
 WAITS = (
@@ -47,16 +57,19 @@ class There(torch.Tensor):
 
     @staticmethod
     def put(held: torch.Tensor, where: torch.device) -> There:
+        """A tensor that holds these numbers and says that it is there."""
         found: There = torch.Tensor._make_subclass(There, held.detach(), False)
         found.where = where
         return found
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
+        """Where it says that it is."""
         return self.where
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
+        """Whether that is an NVIDIA card."""
         return self.where.type == "cuda"
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -101,13 +114,18 @@ class _Functions(TorchFunctionMode):
         if name == "to" and isinstance(tensor, torch.Tensor):
             return self.move(tensor, args[1:], kwargs)
         device = kwargs.get("device")
+        if device is not None and torch.device(device) == META:
+            return func(*args, **kwargs)
         if device is not None and not isinstance(tensor, nn.Module) and torch.device(device) != HERE:
             # A factory: made in memory, then put there.
             target = self.to.where if torch.device(device).type == self.to.where.type else torch.device(device)
-            kwargs["device"] = HERE
+            hollow = self.to.hollow and target == self.to.where
+            kwargs["device"] = META if hollow else HERE
             with torch._C.DisableTorchFunction(), self.to.silent():
                 made = func(*tree_map(_held, args), **kwargs)
             self.to.possible(made, func)
+            if hollow:
+                self.to.weigh(made)
             return There.put(made, target).requires_grad_(made.requires_grad)
         if device is not None and torch.device(device) == HERE and isinstance(tensor, There):
             with torch._C.DisableTorchFunction(), self.to.silent():
@@ -145,14 +163,22 @@ class Device(TorchDispatchMode):
         where: The device.
         waits: How often the processor waited for it, by operation.
         places: The line of Stillroom that each of them came from.
-        peak: Largest sum of bytes of live tensors there; only with ``weigh``.
+        hollow: Whether it holds shapes alone.
+        bytes: Of live storages there; counted on a hollow device only.
+        peak: The most that they were; set it to ``bytes`` to begin anew.
+        peak_at: The line of Stillroom that made the peak.
     """
 
     active: ClassVar[list[Device]] = []
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, *, hollow: bool = False) -> None:
         super().__init__()
         self.where = torch.device(where)
+        self.hollow = hollow
+        self.bytes = 0
+        self.peak = 0
+        self.peak_at = ""
+        self._weighed: dict[int, Any] = {}
         self.waits: Counter[str] = Counter()
         self.places: Counter[str] = Counter()
         self._functions = _Functions(self)
@@ -192,14 +218,60 @@ class Device(TorchDispatchMode):
             self._asked = before
 
     def waited(self, what: str) -> None:
+        """The processor waits for the device."""
         if self._silent:
             return
         self.waits[what] += 1
-        lines = [frame for frame in traceback.extract_stack() if "/src/stillroom/" in frame.filename]
-        if lines:
-            self.places[f"{lines[-1].filename.split('/src/stillroom/')[1]}:{lines[-1].lineno}"] += 1
+        if line := _line():
+            self.places[line] += 1
+
+    def weigh(self, tensor: Any) -> None:
+        """Count a tensor's storage until nothing holds it any more."""
+        if not isinstance(tensor, torch.Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._weighed:
+            return
+        size = -(-storage.nbytes() // ROUND) * ROUND
+        self.bytes += size
+        if self.bytes > self.peak:
+            self.peak = self.bytes
+            self.peak_at = _line()
+
+        def forget() -> None:
+            self._weighed.pop(key, None)
+            self.bytes -= size
+
+        self._weighed[key] = weakref.finalize(storage, forget)
+
+    def _hollow(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], leaves: bool) -> Any:
+        """An operation on shapes. What depends on numbers gets plausible ones."""
+        if name == "aten::_local_scalar_dense":
+            dtype = args[0].dtype
+            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+        if name == "aten::equal":
+            return True
+        args, kwargs = tree_map(_shape, args), tree_map(_shape, kwargs)
+        if name == "aten::nonzero":
+            (whole,) = args
+            rows = whole.shape[0] if whole.dim() else 1
+            count = min(whole.numel(), rows * FOUND if whole.dim() > 1 else rows)
+            return torch.empty(count, whole.dim(), dtype=torch.int64, device=META)
+        if name in ("aten::zeros_like", "aten::ones_like", "aten::empty_like"):
+            out = torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=META)
+            self.weigh(out)
+            return out
+        if leaves:
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": META}
+        out = func(*args, **kwargs)
+        tree_map(self.weigh, out)
+        return out
 
     def possible(self, tensor: Any, func: Any) -> None:
+        """Refuse what the device cannot hold."""
         if self.where.type == "mps" and isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
             raise DeviceMismatch(f"{func} makes float64, which {self.where} does not have")
 
@@ -207,6 +279,7 @@ class Device(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One operation, by the rules, on what the tensors hold."""
         flat = tree_flatten((args, kwargs))[0]
         name = func.name().split(".")[0] if not func.name().startswith("aten::set_") else func.name()
         tensors = [value for value in flat if isinstance(value, torch.Tensor)]
@@ -222,7 +295,15 @@ class Device(TorchDispatchMode):
         if there and (name in WAITS or (name in INDEXING and _by_mask(args))):
             self.waited(name)
         with self.silent(), torch._C._DisableTorchDispatch():
-            out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+            held, named = tree_map(_held, args), tree_map(_held, kwargs)
+            comes = target is not None and target.type == self.where.type
+            if self.hollow and (there or comes):
+                leaves = target is not None and not comes and name == "aten::_to_copy"
+                if name == "aten::copy_" and not isinstance(args[0], There):
+                    return args[0]
+                out = self._hollow(func, name, held, named, leaves)
+            else:
+                out = func(*held, **named)
         same = {id(_held(value)): value for value in tensors}
         goes = self.where if target is not None and target.type == self.where.type else None
         stays = target is not None and target.type == "cpu" and name == "aten::_to_copy"
@@ -259,6 +340,24 @@ class Device(TorchDispatchMode):
         devices = {value.device for value in strict}
         if len(devices) > 1:
             raise DeviceMismatch(f"{name}: operands on {' and '.join(sorted(map(str, devices)))}")
+
+
+def _shape(value: Any) -> Any:
+    """A tensor's shape and strides, without numbers; single numbers of the processor stay."""
+    if isinstance(value, torch.Tensor) and value.device.type != "meta" and value.dim():
+        return value.to(META)
+    return value
+
+
+def _line() -> str:
+    """The innermost line of Stillroom that is being run."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        _, found, name = frame.f_code.co_filename.partition("/src/stillroom/")
+        if found:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def _values(args: Any) -> list[torch.Tensor]:

@@ -1,0 +1,273 @@
+"""What each stage takes of a GPU's memory, by arithmetic: from configs alone, before anything is spent.
+
+``tools/gpu/memory.py`` counts the same by running the stages on a card that holds shapes only; docs/benchmarks/gpu.md shows
+both.
+The stages `corpus` and `export` put nothing on the card.
+
+Legend: H hidden size, F feed-forward channels, Q and K widths of all query and all key/value heads, V ids, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stillroom.core.errors import OutOfMemory
+from stillroom.evaluation.bench import STUDENTS_AT_ONCE
+from stillroom.evaluation.fidelity import CHUNK
+from stillroom.evaluation.stage_cost import DISTRIBUTIONS
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ShrinkStudent
+from stillroom.runs.costs import FLOAT_BYTES
+from stillroom.signals.device_draw import positions_at_once
+from stillroom.students.importance import POSITIONS
+from stillroom.teachers.local import MAX_BATCH_TOKENS
+from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
+from stillroom.training.memory import USABLE, Sizes, State, choose_layout, state_bytes, step_bytes
+
+if TYPE_CHECKING:
+    from stillroom.models.types import ModelConfig
+
+HALF_BYTES = 2
+"""Bytes of a bfloat16 number."""
+DRAW_COPIES = 4.5
+"""Sizes of a part's float32 logits that the draw on the card holds at its peak: logits in both formats, probabilities, and what
+is computed from them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as far as memory depends on it.
+
+    Attributes:
+        sizes: Of its layers.
+        parameters: Parameters.
+    """
+
+    sizes: Sizes
+    parameters: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, parameters: int) -> Model:
+        """From its config."""
+        return cls(Sizes.of(config), parameters)
+
+    def inside_bytes(self, tokens: int, number: int) -> float:
+        """What a forward pass without gradients holds inside one layer, at its peak, in a format of ``number`` bytes.
+
+        The stream and its normed form; then the two halves of the feed-forward layer and their product; or queries and keys
+        as they are projected, normed and rotated, half by half, and with the values as the attention kernel takes them.
+        """
+        sizes = self.sizes
+        feed_forward = 3 * sizes.inner
+        attention = 9 * sizes.queries + 6 * sizes.keys
+        return tokens * number * (2.0 * sizes.hidden + max(feed_forward, attention))
+
+
+def capture_bytes(teacher: Model, tokens: int, length: int) -> float:
+    """The teacher in bfloat16, and the larger of one layer over a batch and the draw of a part of its positions.
+
+    Args:
+        teacher: The teacher.
+        tokens: Of a forward pass.
+        length: Tokens of a sequence.
+    """
+    weights = HALF_BYTES * teacher.parameters
+    part = FLOAT_BYTES * min(length, positions_at_once(teacher.sizes.rows)) * teacher.sizes.rows
+    drawing = HALF_BYTES * tokens * teacher.sizes.hidden + DRAW_COPIES * part
+    return weights + max(teacher.inside_bytes(tokens, HALF_BYTES), drawing)
+
+
+def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> float:
+    """The teacher, the student before and after its repair, all float32, and what the repair of a layer holds.
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        tokens: Of the sample.
+        length: Tokens of a sequence.
+    """
+    models = FLOAT_BYTES * (teacher.parameters + 2 * student.parameters)
+    reference = FLOAT_BYTES * min(POSITIONS, max(length, tokens // 6)) * teacher.sizes.rows
+    # States of both, targets, and the inputs of the fitted matrix twice.
+    fitted = tokens * 5 / 6 * FLOAT_BYTES * (6 * teacher.sizes.hidden + 2 * student.sizes.inner)
+    gram = student.sizes.inner**2 * (FLOAT_BYTES + 2 * 8)
+    return models + reference + max(fitted + gram, teacher.inside_bytes(length, FLOAT_BYTES))
+
+
+def distill_bytes(
+    student: Model, tokens: int, chunk: int, state: State, checkpointing: bool, accumulates: bool, precise: bool = False
+) -> float:
+    """Training, at the larger of a backward pass's peak and an optimizer step's.
+
+    Args:
+        student: The student.
+        tokens: Of a forward pass.
+        chunk: Positions whose logits exist at the same time.
+        state: How weights and averages are stored.
+        checkpointing: Whether activations are computed twice.
+        accumulates: Whether a step has several micro-batches.
+        precise: Whether it computes in float32.
+    """
+    number = FLOAT_BYTES if precise else HALF_BYTES
+    kept = student.parameters * state_bytes(state, precise, accumulates)
+    passing = student.sizes.passing_bytes(tokens, chunk, checkpointing, number)
+    return kept + max(passing, step_bytes(state, student.sizes, accumulates))
+
+
+def evaluate_bytes(teacher: Model, students: list[Model], length: int) -> float:
+    """The teacher and the students that are compared at once, float32, one sequence, and a chunk's distributions."""
+    models = FLOAT_BYTES * (teacher.parameters + sum(student.parameters for student in students))
+    compared = DISTRIBUTIONS * FLOAT_BYTES * min(CHUNK, length) * teacher.sizes.rows
+    return models + max(compared, teacher.inside_bytes(length, FLOAT_BYTES))
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an hour of a card costs, US dollars.
+
+    Attributes:
+        low: Of a market's index.
+        high: The median of what providers ask.
+        source: Where both are from, and of when.
+    """
+
+    low: float
+    high: float
+    source: str
+
+
+PRICES = {
+    "H100": Price(
+        2.35, 2.95, "SemiAnalysis GPU rental index, March 2026; median of 37 providers, May 2026; on demand, one card"
+    ),
+}
+"""By what the name of a card contains. Prices change: `limits.price_per_hour` takes their place."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """The GPU that a recipe is planned for.
+
+    Attributes:
+        name: As the driver calls it; empty where the recipe alone says how large it is.
+        memory_bytes: Its memory.
+    """
+
+    name: str
+    memory_bytes: int
+
+
+def card_of(recipe: Recipe, device: str) -> Card | None:
+    """The card that a recipe says, or else that is here; None where it runs on the processor or nobody knows.
+
+    Args:
+        recipe: The recipe.
+        device: Type of the device that it runs on.
+    """
+    import torch
+
+    said = recipe.limits.gpu_memory_bytes
+    there = device == "cuda" and torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if there else ""
+    if said is not None:
+        return Card(name, said)
+    return Card(name, torch.cuda.mem_get_info()[0]) if there else None
+
+
+def card_plan(
+    recipe: Recipe, card: Card, teacher: Model | None, student: Model, tokens: int, length: int
+) -> dict[str, Any]:
+    """Bytes of the card that each stage takes, and what `auto` chooses.
+
+    Args:
+        recipe: The recipe.
+        card: The card.
+        teacher: The teacher; None where it is behind an endpoint.
+        student: The student.
+        tokens: Of one pass over the training text.
+        length: Tokens of a sequence.
+
+    Raises:
+        OutOfMemory: A stage does not fit, by name.
+    """
+    usable = USABLE * card.memory_bytes
+    config = recipe.distill
+    stages: dict[str, float] = {}
+    found: dict[str, Any] = {"card": card.name or None, "memory_bytes": card.memory_bytes}
+    if teacher is not None:
+        batch = max(length, (recipe.capture.batch_tokens or MAX_BATCH_TOKENS["cuda"]) // length * length)
+        # Fewer are taken where they do not fit.
+        while capture_bytes(teacher, batch, length) > usable and batch > length:
+            batch = max(length, batch // 2 // length * length)
+        stages["capture"] = capture_bytes(teacher, batch, length)
+        found["capture_batch_tokens"] = batch
+        if isinstance(recipe.student, ShrinkStudent):
+            sample = min(tokens, recipe.student.importance.tokens)
+            stages["shrink"] = shrink_bytes(teacher, student, sample, length)
+    rows = step_rows(config, tokens, length)
+    micro = micro_rows(config, rows, length)
+    chunk = loss_chunk(config, "cuda", student.sizes.rows)
+    precise = config.precision == "float32"
+    # Says by itself what does not fit.
+    state, checkpointing = choose_layout(
+        config,
+        student.sizes,
+        student.parameters,
+        micro * length,
+        chunk,
+        card.memory_bytes,
+        precise=precise,
+        accumulates=micro < rows,
+    )
+    stages["distill"] = distill_bytes(student, micro * length, chunk, state, checkpointing, micro < rows, precise)
+    if teacher is not None:
+        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length)
+    for name, needed in stages.items():
+        if needed > usable:
+            raise OutOfMemory(
+                f"The stage `{name}` takes {needed / 1e9:.0f} GB of the GPU's memory, and of its "
+                f"{card.memory_bytes / 1e9:.0f} GB {usable / 1e9:.0f} can be used.",
+                _ADVICE[name],
+            )
+    found |= {
+        "stages": {name: round(needed) for name, needed in stages.items()},
+        "state": state,
+        "gradient_checkpointing": checkpointing,
+        "loss_chunk": chunk,
+        "micro_batch_tokens": micro * length,
+    }
+    return found
+
+
+_ADVICE = {
+    "capture": "Take a smaller teacher, a shorter `corpus.sequence_length`, or a larger GPU; a teacher that fits nowhere can "
+    "be asked behind an endpoint (docs/endpoint-teacher.md).",
+    "shrink": "Make the student on the processor first: stillroom shrink RECIPE --set compute.device=cpu; or take a smaller "
+    "teacher or a larger GPU.",
+    "distill": "Lower `distill.micro_batch_tokens`, or make the student smaller.",
+    "evaluate": "Evaluate on the processor: stillroom evaluate RUN --set compute.device=cpu; or take a larger GPU.",
+}
+
+
+def price_of(recipe: Recipe, card: Card | None, seconds: float) -> dict[str, Any] | None:
+    """What a run costs: by the recipe's price, or else the table's for this card; None where neither knows.
+
+    Args:
+        recipe: The recipe.
+        card: The card, if there is one.
+        seconds: Of the whole run, planned.
+    """
+    hours = seconds / 3600
+    own = recipe.limits.price_per_hour
+    if own is not None:
+        return {"low": hours * own, "high": hours * own, "per_hour": [own, own], "source": "limits.price_per_hour"}
+    known = next((price for name, price in PRICES.items() if card is not None and name in card.name), None)
+    if known is None:
+        return None
+    return {
+        "low": hours * known.low,
+        "high": hours * known.high,
+        "per_hour": [known.low, known.high],
+        "source": f"US dollars: {known.source}",
+    }
