@@ -17,6 +17,7 @@ from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
+from stillroom.models.load import config_parameters
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
@@ -80,6 +81,9 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         corpus_seconds=text.seconds,
         gguf_bytes=student.files,
         teacher_is_here=not isinstance(recipe.teacher, EndpointTeacher),
+        other_teachers=tuple(
+            config_parameters(config) for config in recipe.teachers.values() if not isinstance(config, EndpointTeacher)
+        ),
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -118,7 +122,23 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     }
     if isinstance(recipe.teacher, EndpointTeacher):
         plan["endpoint"] = _endpoint(recipe.teacher, counts)
+    if recipe.teachers:
+        plan["teachers"] = _teachers(recipe)
     return plan | _verdict(recipe, plan, counts, profile, runs)
+
+
+def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every teacher of a recipe that has several: what it is called, its size, and what is learned from it."""
+    return [
+        {
+            "called": name,
+            "kind": config.kind,
+            "parameters": config_parameters(config),
+            "learned_from_on": [at for route in recipe.routes if name in route.names for at in route.sources],
+            "mixed": sorted({route.label for route in recipe.routes if name in route.names and len(route.names) > 1}),
+        }
+        for name, config in recipe.every_teacher.items()
+    ]
 
 
 def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
@@ -264,6 +284,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     teacher, student = plan["teacher_parameters"], plan["student_parameters"]
     say(f"Plan of `{plan['name']}`")
     say(f"  teacher   {teacher:,} parameters")
+    for entry in plan.get("teachers", ()):
+        on = ", ".join(map(str, entry["learned_from_on"])) or "none"
+        mixed = f" ({', '.join(entry['mixed'])})" if entry["mixed"] else ""
+        say(f"            `{entry['called']}`: {entry['parameters']:,} parameters, for source {on}{mixed}")
     most = "" if plan["student_parameters_exact"] else "at most "
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:

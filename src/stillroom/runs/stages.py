@@ -21,6 +21,12 @@ CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
+MORE_TEACHERS = "teachers"
+"""Inside the folder of the cache: those of a recipe's other teachers."""
+TEACHERS = "teachers.json"
+"""In the folder of the stage `capture`, with several teachers: what a run keeps of each, the recipe's own first."""
+ROUTES = "routes.json"
+"""Beside it, with several teachers: where the signals of each are, and for which sources."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,10 @@ STAGES: tuple[StageSpec, ...] = (
 )
 
 
+TAUGHT_BY_SEVERAL = ("capture", "evaluate")
+"""Stages that open every teacher of a recipe that has several; the others know the recipe's own alone."""
+
+
 def stages_of(recipe: Recipe) -> list[StageSpec]:
     """The stages that a recipe asks for, in order."""
     return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
@@ -162,6 +172,9 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
 def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     """The parts of a run's recipe that a stage reads, as digests and records have them."""
     found = {name: for_digest(getattr(made.recipe, name)) for name in spec.sections}
+    if made.recipe.teachers and spec.name in TAUGHT_BY_SEVERAL:
+        found["teachers"] = for_digest(made.recipe.teachers)
+        found["routes"] = [[list(map(list, route.weights)), list(route.sources)] for route in made.recipe.routes]
     return found | {"seed": made.seed_of(spec.name)}
 
 
@@ -214,6 +227,9 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         from stillroom.models.load import teacher_identity
 
         inputs |= teacher_identity(made.recipe.teacher, made.known.digest)
+        if spec.name in TAUGHT_BY_SEVERAL:
+            for name, config in made.recipe.teachers.items():
+                inputs[f"teachers.{name}"] = files.digest_json(teacher_identity(config, made.known.digest))
     for need in spec.needs:
         if need != "baseline" or made.recipe.baseline:
             inputs[need] = made.stage(need).output_digest

@@ -14,7 +14,7 @@ import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
-from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.routed import Signals
 from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -97,7 +97,7 @@ class BatchSource:
     the signal says so and marks them: there the text teaches, by cross-entropy whatever the objective is.
     """
 
-    def __init__(self, sequences: Sequences, vocabulary: VocabularyMap, cache: TeacherCache | None) -> None:
+    def __init__(self, sequences: Sequences, vocabulary: VocabularyMap, cache: Signals | None) -> None:
         self.sequences = sequences
         self.vocabulary = vocabulary
         self.cache = cache
