@@ -185,7 +185,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
 
     digest, listed, routed = files.digest_json(teacher_identity(recipe.teacher)), None, None
     if recipe.teachers:
-        everyone = {name: teacher_identity(config) for name, config in recipe.every_teacher.items()}
+        everyone = {name: teacher_identity(config) for name, config in recipe.learned_from.items()}
         digest = files.digest_json([everyone, [[route.weights, route.sources] for route in recipe.routes]])
     if any_endpoint(recipe):
         known = files.read_json(run.stage("capture").path / "teacher.json")

@@ -22,6 +22,7 @@ from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
@@ -82,7 +83,9 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         gguf_bytes=student.files,
         teacher_is_here=not isinstance(recipe.teacher, EndpointTeacher),
         other_teachers=tuple(
-            config_parameters(config) for config in recipe.teachers.values() if not isinstance(config, EndpointTeacher)
+            config_parameters(config)
+            for name, config in recipe.learned_from.items()
+            if name != OWN and not isinstance(config, EndpointTeacher)
         ),
     )
     costs = stage_costs(recipe, counts, profile)
@@ -122,9 +125,33 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     }
     if isinstance(recipe.teacher, EndpointTeacher):
         plan["endpoint"] = _endpoint(recipe.teacher, counts)
+    if recipe.write is not None:
+        plan["write"] = _written(recipe, counts)
     if recipe.teachers:
         plan["teachers"] = _teachers(recipe)
     return plan | _verdict(recipe, plan, counts, profile, runs)
+
+
+def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
+    """What is written at most, and what an endpoint takes for it by the recipe's prices."""
+    from stillroom.teachers.write.stage_cost import texts_of, tokens_of
+
+    assert recipe.write is not None
+    chunks, texts = texts_of(recipe, counts)
+    read, written = tokens_of(recipe, counts)
+    who = recipe.every_teacher[recipe.write.by]
+    price = who.price if isinstance(who, EndpointTeacher) else None
+    return {
+        "by": recipe.write.by,
+        "chunks": chunks,
+        "texts": texts,
+        "tokens_in": read,
+        "tokens_out": written,
+        "cost": (read * price.input + written * price.output) / 1e6 if price is not None else 0.0,
+        "cap": price.cap if price is not None else None,
+        "judged": "not yet: whether it beats as many repeated tokens of the original text is for a run to show "
+        "(docs/written-text.md)",
+    }
 
 
 def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
@@ -301,6 +328,13 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
         f"learning rate {_FROM[plan['learning_rate_from']]}"
     )
+    if "write" in plan:
+        write = plan["write"]
+        price = f", cost at most about {write['cost']:.4g}" if write["cost"] else ""
+        say(
+            f"  write     at most {write['texts']:,} texts about {write['chunks']:,} chunks by `{write['by']}`: "
+            f"{write['tokens_in']:,} tokens in, {write['tokens_out']:,} out{price}; the tokens above are without them"
+        )
     if "endpoint" in plan:
         asked = plan["endpoint"]
         price = f", cost about {asked['cost']:.4g}" if asked["cost"] else ""

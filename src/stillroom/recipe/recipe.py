@@ -18,6 +18,7 @@ from stillroom.recipe.student import ShrinkStudent, Student
 from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.terms import TermsConfig
 from stillroom.recipe.training import DistillConfig
+from stillroom.recipe.write import WriteConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a teacher may be called."""
@@ -49,6 +50,9 @@ class Recipe(Section):
     """What it may take at most."""
     corpus: CorpusConfig
     """Text."""
+    write: WriteConfig | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """Text that a teacher writes about the training documents, to be learned beside them; without it, nothing is written
+    (docs/written-text.md)."""
     teacher: Teacher
     """The model to learn from."""
     teachers: dict[str, Teacher] = Field(default={}, json_schema_extra={SINCE: "0.2.0"})
@@ -97,11 +101,17 @@ class Recipe(Section):
             if not weights:
                 raise ValueError(f"`corpus.sources.{index}.teacher` names no teacher")
             used.update(weights)
+        if self.write is not None:
+            if self.write.by not in names:
+                raise ValueError(
+                    f"`write.by` names {self.write.by!r}, and the recipe's teachers are {', '.join(sorted(names))}"
+                )
+            used.add(self.write.by)
         idle = sorted(set(self.teachers) - used)
         if idle:
             raise ValueError(
-                f"no source learns from {', '.join(idle)} under `teachers`: name it as the `teacher` of a source, or leave it "
-                "out"
+                f"nothing is learned from, or written by, {', '.join(idle)} under `teachers`: name it as the `teacher` of a "
+                "source or as `write.by`, or leave it out"
             )
         if self.teachers and self.corpus.cross_documents:
             raise ValueError(
@@ -118,7 +128,15 @@ class Recipe(Section):
     @property
     def routes(self) -> tuple[Route, ...]:
         """Which teachers are learned from on which sources."""
-        return routes_of([source.teacher for source in self.corpus.sources])
+        asked = [source.teacher for source in self.corpus.sources]
+        # What a teacher wrote is one more source, learned from the recipe's own.
+        return routes_of([*asked, None] if self.write is not None else asked)
+
+    @property
+    def learned_from(self) -> dict[str, Teacher]:
+        """The teachers whose signals are captured, by name; one that only writes is none."""
+        names = {OWN} | {name for route in self.routes for name in route.names}
+        return {name: teacher for name, teacher in self.every_teacher.items() if name in names}
 
     @property
     def public_seed(self) -> int:

@@ -80,6 +80,10 @@ def write_summary(run: Run) -> dict[str, Any]:
         "measures": brief(evaluation["measures"] | extras(run)),
     }
     summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
+    if "written" in corpus:
+        summary["written"] = {
+            key: corpus["written"][key] for key in ("writer", "chunks", "written", "kept", "rows", "forms", "left_out")
+        }
     if run.recipe.teachers:
         summary["teachers"] = [
             {key: record[key] for key in ("called", "name", "family", "digest", "licence", "parameters", "sources")}

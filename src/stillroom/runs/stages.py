@@ -21,6 +21,10 @@ CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
+TEXTS = "texts"
+"""The folder inside the stage `write` that has every text as it came."""
+WRITTEN, WRITTEN_RECORD = "written.jsonl", "written.json"
+"""In the folder of the stage `write`: rows for the corpus, and what was written, kept and left out."""
 MORE_TEACHERS = "teachers"
 """Inside the folder of the cache: those of a recipe's other teachers."""
 TEACHERS = "teachers.json"
@@ -79,10 +83,21 @@ def _imported(where: str) -> Any:
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
+        "write",
+        "teachers.write.stage:run_stage",
+        "teachers.write.stage_cost:stage_cost",
+        ("corpus", "write", "compute"),
+        gated=True,
+        # Each text is addressed by all that it depends on.
+        keeps=(TEXTS,),
+        again="writing what is new",
+    ),
+    StageSpec(
         "corpus",
         "corpus.stage:run_stage",
         "corpus.stage_cost:stage_cost",
         ("corpus",),
+        ("write",),
         teacher=True,
         again="reading again",
         beside=("ledger.json",),
@@ -153,7 +168,12 @@ TAUGHT_BY_SEVERAL = ("capture", "evaluate")
 
 def stages_of(recipe: Recipe) -> list[StageSpec]:
     """The stages that a recipe asks for, in order."""
-    return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
+    return [spec for spec in STAGES if _asked(recipe, spec.name)]
+
+
+def _asked(recipe: Recipe, name: str) -> bool:
+    """Whether a recipe asks for a stage."""
+    return {"baseline": recipe.baseline, "write": recipe.write is not None}.get(name, True)
 
 
 def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
@@ -230,7 +250,12 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         if spec.name in TAUGHT_BY_SEVERAL:
             for name, config in made.recipe.teachers.items():
                 inputs[f"teachers.{name}"] = files.digest_json(teacher_identity(config, made.known.digest))
+    if spec.name == "write" and made.recipe.write is not None:
+        from stillroom.models.load import teacher_identity
+
+        who = made.recipe.every_teacher[made.recipe.write.by]
+        inputs |= {"teacher": files.digest_json(teacher_identity(who, made.known.digest))}
     for need in spec.needs:
-        if need != "baseline" or made.recipe.baseline:
+        if _asked(made.recipe, need):
             inputs[need] = made.stage(need).output_digest
     return inputs

@@ -174,7 +174,9 @@ def require_fitting(recipe: Recipe) -> None:
             )
     own = load_tokenizer(recipe.teacher)
     known, size = own.get_vocab(), _size(recipe.teacher, len(own))
-    for name, config in recipe.teachers.items():
+    for name, config in recipe.learned_from.items():
+        if name == OWN:
+            continue
         theirs = load_tokenizer(config)
         vocabulary = theirs.get_vocab()
         if vocabulary != known:

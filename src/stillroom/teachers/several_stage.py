@@ -17,7 +17,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN, Route
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.runs.run import Run, Stage
-from stillroom.runs.stages import CACHE, ROUTES, TEACHERS
+from stillroom.runs.stages import CACHE, ROUTES, TEACHERS, WRITTEN_RECORD
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import BEGUN, cache_identity, capture, held_before, open_writer
 from stillroom.teachers.endpoint.capture import pieces_of
@@ -58,7 +58,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         results.append([found.identity, sorted(wanted)])
         release_memory()
     everyone = []
-    for name in recipe.every_teacher:
+    for name in recipe.learned_from:
         if name not in records:
             # The recipe's own is not learned from on any source; the student is made from it.
             records[name] = _opened(recipe, name, device).record()
@@ -68,6 +68,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             | {"learned_from": [dict(route.weights) | {} for route in routes if name in route.names]}
             | {"sources": [source for route in routes if name in route.names for source in route.sources]}
         )
+    if recipe.write is not None and recipe.write.by not in recipe.learned_from:
+        everyone.append(_writer(run, recipe.write.by))
     files.write_json(stage.path / "teacher.json", records[OWN])
     files.write_json(stage.path / TEACHERS, everyone)
     files.write_json(stage.path / ROUTES, {"vocabulary_size": max(sizes), "routes": kept})
@@ -157,6 +159,17 @@ class _Route:
         records[name] = found.record
         self.identity = found.identity
         return {"reused": found.notes["reused"], "spent": found.notes["spent"]}
+
+
+def _writer(run: Run, name: str) -> dict[str, Any]:
+    """What a run keeps of a teacher that writes and is not learned from otherwise."""
+    written = files.read_json(run.stage("write").path / WRITTEN_RECORD)["writer"]
+    digest = written.get("digest") or files.digest_json({"model": written["name"]})
+    known = {
+        key: written.get(key)
+        for key in ("name", "family", "licence", "parameters", "tokenizer_digest", "bytes", "dtype")
+    }
+    return known | {"digest": digest, "called": name, "learned_from": [], "sources": [], "role": "writer"}
 
 
 def _opened(recipe: Recipe, name: str, device: torch.device) -> Teacher:

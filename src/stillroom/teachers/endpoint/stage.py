@@ -25,6 +25,7 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import cache_identity, open_writer
 from stillroom.teachers.endpoint import ledger, received
 from stillroom.teachers.endpoint.capture import FINGERPRINT, Piece, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
 from stillroom.teachers.several import require_fitting
 
@@ -52,6 +53,11 @@ def require_possible(recipe: Recipe) -> None:
 
 def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None:
     """Refuse what one endpoint cannot do."""
+    if teacher.server in TEXT_ONLY:
+        raise RecipeError(
+            f"`{key}` is learned from, and {TEXT_ONLY[teacher.server]}.",
+            "Let it write instead (`write: {by: NAME}`), and learn from a teacher that can be scored.",
+        )
     if not isinstance(recipe.capture.codec, ObservedCodec):
         raise RecipeError(
             f"`capture.codec: {{kind: {recipe.capture.codec.kind}}}` needs the teacher's whole distribution, and an endpoint "
