@@ -18,6 +18,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import NAME as SHORTCUT
 from stillroom.runs.run import HISTORY, ORIGIN, AnyPath, Callback, Run, keep_summary
 from stillroom.runs.stages import (
+    ROUTES,
     StageSpec,
     inputs_of,
     made_from_if_there,
@@ -308,8 +309,14 @@ def _damaged_cache(made: Run) -> str:
     folder = made.recipe.capture.path
     if folder is None or is_url(folder):
         return ""
+    folders = [Path(folder)]
     try:
-        return ", ".join(damages_of(Path(folder), made.known.digest)[:3])
+        if made.recipe.teachers:
+            routes = files.read_json(made.stage("capture").path / ROUTES)["routes"]
+            folders = [Path(folder) / entry["folder"] for entry in routes]
+        return ", ".join([damage for each in folders for damage in damages_of(each, made.known.digest)][:3])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{ROUTES} cannot be read: {type(error).__name__}"
     except (CacheDamaged, SignalError) as error:
         return str(error.args[0])
 

@@ -115,6 +115,41 @@ def test_the_whole_path_from_one_recipe(
             assert b"sk-Stillroom-path" not in path.read_bytes(), path
 
 
+def test_an_endpoint_beside_a_teacher_that_is_here(
+    small_recipe: Any, served: tuple[str, Path], text: Path, tmp_path: Path
+) -> None:
+    url, folder = served
+    sources = []
+    for index in range(2):
+        part = tmp_path / f"part{index}"
+        part.mkdir()
+        for number, file in enumerate(sorted(text.iterdir())):
+            if number % 2 == index:
+                (part / file.name).write_bytes(file.read_bytes())
+        sources.append({"kind": "text", "path": str(part)} | ({"teacher": "far"} if index else {}))
+    settings = settings_of(
+        small_recipe,
+        url,
+        folder,
+        teacher={"kind": "huggingface", "name": str(folder)},
+        teachers={"far": endpoint(url, folder)},
+        baseline=False,
+    )
+    settings["corpus"] = settings["corpus"] | {"sources": sources}
+    settings["terms"]["decisions"].append(settings["terms"]["decisions"][0] | {"subject": "far"})
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    summary = json.loads((made.path / "summary.json").read_text())
+    assert summary["student"]["kl_is"] == "at least"
+    assert [entry["called"] for entry in summary["teachers"]] == ["teacher", "far"]
+    assert Ledger(made.path / "spending-far.jsonl", Price()).totals.requests > 0
+    assert not (made.path / "spending.jsonl").exists()
+    mixed = settings | {
+        "corpus": settings["corpus"] | {"sources": [sources[0] | {"teacher": {"far": 1, "teacher": 1}}]}
+    }
+    with pytest.raises(RecipeError, match="mixes the teacher `far`, which is behind an endpoint"):
+        run(Recipe.model_validate(mixed), tmp_path, quiet=True)
+
+
 def test_a_student_that_exists(small_recipe: Any, served: tuple[str, Path], tmp_path: Path) -> None:
     url, folder = served
     student = tiny_model("llama", tmp_path / "student", layers=1, hidden=32, seed=5)

@@ -24,7 +24,7 @@ from stillroom.corpus.split import RULE, SPLITS, split_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.corpus.tally import Tally
 from stillroom.corpus.tokens import Encoder
-from stillroom.recipe.corpus import CorpusConfig
+from stillroom.recipe.corpus import CorpusConfig, JsonlSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -102,6 +102,7 @@ def build_corpus(
     seed: int,
     progress: Progress,
     scratch: Path | None = None,
+    written: Path | None = None,
 ) -> Corpus:
     """Read, split, tokenize, cut into pieces and pack.
 
@@ -111,6 +112,7 @@ def build_corpus(
         seed: Order of the documents.
         progress: Draws the bars.
         scratch: A folder for documents on their way; None takes the system's.
+        written: JSON Lines that a teacher wrote about the training documents; they are one more source, and train only.
 
     Raises:
         CorpusError: A source is unreadable, everything is empty, or there are too few tokens.
@@ -131,6 +133,9 @@ def build_corpus(
     with DocumentStore(scratch) as store:
         found = _read(config, ledgers, store, progress)
         sides = split_of(list(found), config.validation_share, config.heldout_share)
+        if written is not None:
+            ledgers.append(SourceLedger("written", "text that a teacher wrote", None))
+            sides |= dict.fromkeys(_read_written(written, ledgers, found, store), "train")
         # An order that depends on content and seed alone: sorted by a digest of both.
         order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
         # Training text first: how much of the rest is taken by default is in proportion to it.
@@ -210,6 +215,26 @@ def _read(
             "Name other sources in the recipe.",
         )
     return found
+
+
+def _read_written(
+    path: Path, ledgers: list[SourceLedger], found: dict[str, tuple[int, int]], store: DocumentStore
+) -> list[str]:
+    """What a teacher wrote, into the store; returns the digests of what is new."""
+    ledger, new = ledgers[-1], []
+    source = JsonlSource(path=path, ignore=("form", "document", "chunk"))
+    for document in read_source(source, ledger.tally):
+        ledger.documents += 1
+        digest = document.digest
+        ledger.note(digest)
+        if document.is_empty:
+            ledger.empty += 1
+        elif digest in found:
+            ledger.duplicates += 1
+        else:
+            found[digest] = (len(ledgers) - 1, store.add(document))
+            new.append(digest)
+    return new
 
 
 def _batches(

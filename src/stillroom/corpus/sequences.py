@@ -134,6 +134,19 @@ class Sequences:
             for row, numbers in zip(targets, segments, strict=True)
         ]
 
+    def piece_sources(self) -> dict[str, int]:
+        """The index of the source of each piece, by its address; of pieces with the same content, the first one's.
+
+        It needs ``by_piece``.
+        """
+        assert self.by_piece
+        found: dict[str, int] = {}
+        sources = self.document_sources.tolist()
+        for row, numbers, documents in zip(self.addresses, self.segments.numpy(), self.documents.tolist(), strict=True):
+            for address, (begin, _) in zip(row, _bounds(numbers), strict=True):
+                found.setdefault(address, sources[documents[begin]])
+        return found
+
     def take(self, count: int) -> Sequences:
         """The first ``count`` sequences."""
         return self.part(slice(count))

@@ -8,6 +8,7 @@ from stillroom.corpus.build import build_corpus
 from stillroom.corpus.tally import sentences
 from stillroom.models.load import load_tokenizer
 from stillroom.runs.run import Run, Stage
+from stillroom.runs.stages import WRITTEN, WRITTEN_RECORD
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -15,7 +16,10 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     recipe = run.recipe
     progress.say("  loading the teacher's tokenizer")
     tokenizer = load_tokenizer(recipe.teacher)
-    corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=stage.path)
+    written = run.stage("write").path / WRITTEN if recipe.write is not None else None
+    corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=stage.path, written=written)
+    if written is not None:
+        corpus.ledger["written"] = files.read_json(written.with_name(WRITTEN_RECORD))
     for name, pieces in corpus.pieces.items():
         pieces.save(stage.path / f"{name}.safetensors")
     with files.replacing(stage.path / "tokenizer") as beside:

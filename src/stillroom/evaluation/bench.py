@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from stillroom.evaluation.listed import ListedTeacher
+    from stillroom.evaluation.routed import RoutedTeachers
     from stillroom.models.types import CausalModel
     from stillroom.runs.run import Run
 
@@ -96,6 +97,7 @@ class Bench:
         text_digest: Changes when the held-out or the training text does.
         progress: Draws.
         listed: What was captured of a teacher behind an endpoint, which cannot be loaded; None where it can.
+        routed: Several teachers, each for the text of its sources; None where there is one.
     """
 
     subjects: dict[str, Subject]
@@ -110,6 +112,7 @@ class Bench:
     text_digest: str
     progress: Progress
     listed: ListedTeacher | None = None
+    routed: RoutedTeachers | None = None
     _used: list[str] = field(default_factory=list, repr=False)
     """Students in the order in which they were last asked for."""
 
@@ -159,10 +162,10 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     import torch
 
     from stillroom.evaluation.listed import ListedTeacher
+    from stillroom.evaluation.routed import RoutedTeachers
     from stillroom.models.load import load_student, load_tokenizer, teacher_identity
-    from stillroom.runs.stages import CACHE
-    from stillroom.signals.cache.reader import TeacherCache
     from stillroom.teachers.registry import open_teacher
+    from stillroom.teachers.several import any_endpoint, open_signals
     from stillroom.teachers.teacher import weights_of
 
     recipe = run.recipe
@@ -190,13 +193,18 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         model = model.to(device).eval().requires_grad_(False)
         return Loaded(model, tokenizer, open_vocabulary(), stored)
 
-    digest, listed = files.digest_json(teacher_identity(recipe.teacher)), None
-    if isinstance(recipe.teacher, EndpointTeacher):
+    digest, listed, routed = files.digest_json(teacher_identity(recipe.teacher)), None, None
+    if recipe.teachers:
+        everyone = {name: teacher_identity(config) for name, config in recipe.learned_from.items()}
+        digest = files.digest_json([everyone, [[route.weights, route.sources] for route in recipe.routes]])
+    if any_endpoint(recipe):
         known = files.read_json(run.stage("capture").path / "teacher.json")
         tokenizer = load_tokenizer(recipe.teacher)
-        cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / CACHE)
+        cache = open_signals(run)
         listed = ListedTeacher(cache, tokenizer, cache.identity.vocabulary_size, known["parameters"])
         digest = files.digest_json([digest, known["digest"], cache.identity.codec.model_dump(mode="json")])
+    elif recipe.teachers:
+        routed = RoutedTeachers(recipe, device)
     subjects = {"teacher": Subject("teacher", digest, load_teacher)}
     for name, (stage, folder) in stages.items():
         opener = functools.partial(open_student, run.stage(stage).path / folder)
@@ -216,6 +224,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         text_digest=run.stage("corpus").output_digest,
         progress=progress,
         listed=listed,
+        routed=routed,
     )
 
 

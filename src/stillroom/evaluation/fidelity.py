@@ -19,6 +19,7 @@ from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.evaluation.listed import ListedSaid, ListedTeacher
+from stillroom.evaluation.routed import RoutedTeachers
 from stillroom.evaluation.tally import Places, Tally
 from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
@@ -45,7 +46,7 @@ class Contender:
 
 @torch.inference_mode()
 def compare(
-    teacher: CausalModel | ListedTeacher,
+    teacher: CausalModel | ListedTeacher | RoutedTeachers,
     own: Tally,
     contenders: list[Contender],
     heldout: HeldOut,
@@ -56,7 +57,8 @@ def compare(
     """Compare models with their teacher, adding to their tallies.
 
     Args:
-        teacher: The teacher, float32; or what was captured of one behind an endpoint: KL and its nats are then "at least".
+        teacher: The teacher, float32; or what was captured of one behind an endpoint: KL and its nats are then "at least"; or
+            several, each for the text of its sources.
         own: Takes the teacher's sums.
         contenders: The students.
         heldout: Text in the teacher's ids.
@@ -68,7 +70,8 @@ def compare(
         Documents that had a position to compare.
     """
     seen: set[int] = set()
-    device = next((contenders[0].model if isinstance(teacher, ListedTeacher) else teacher).parameters()).device
+    computes = contenders[0].model if isinstance(teacher, (ListedTeacher, RoutedTeachers)) else teacher
+    device = next(computes.parameters()).device
     for index in range(len(heldout)):
         row = heldout.row(index)
         where = (row.targets[0] != IGNORED).nonzero().squeeze(1)
@@ -125,12 +128,15 @@ class Said(Protocol):
 
 
 def _asked(
-    teacher: CausalModel | ListedTeacher, row: Sequences, where: torch.Tensor, device: torch.device
+    teacher: CausalModel | ListedTeacher | RoutedTeachers, row: Sequences, where: torch.Tensor, device: torch.device
 ) -> Callable[[slice], Said]:
     """What a teacher says on a row, by chunk of its positions."""
     if isinstance(teacher, ListedTeacher):
         signal = teacher.of(row, device)
         return lambda part: ListedSaid(signal.rows(part.start, part.stop))
+    if isinstance(teacher, RoutedTeachers):
+        logprobs = teacher.at(row, where)
+        return lambda part: _Said(logprobs(part))
     hidden = hidden_states(teacher, row.ids, row.positions)[0, where.to(device)]
     return lambda part: _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
 

@@ -12,7 +12,7 @@ import torch
 
 from stillroom.core.errors import SignalError
 from stillroom.corpus.sequences import Sequences
-from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.routed import Signals
 from stillroom.signals.signal import CoarseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -31,7 +31,7 @@ class ListedTeacher:
         parameters: As its config says.
     """
 
-    cache: TeacherCache
+    cache: Signals
     tokenizer: PreTrainedTokenizerFast
     size: int
     parameters: int
@@ -44,7 +44,7 @@ class ListedTeacher:
         """
         signal, _ = self.cache.read(row.addresses[0])
         if not isinstance(signal, CoarseSignal):
-            raise SignalError(f"{self.cache.folder} holds no lists of an endpoint.", "Capture again.")
+            raise SignalError("The cache holds no lists of an endpoint.", "Capture again.")
         return signal.to(device)
 
 

@@ -35,7 +35,10 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     students = _students(recipe) * counts.student_bytes
     return StageCost(
         seconds=profile.load_seconds + _seconds(recipe, counts, profile),
-        memory_bytes=loaded_teacher_bytes(counts, profile) + students + compared,
+        memory_bytes=loaded_teacher_bytes(counts, profile)
+        + FLOAT_BYTES * sum(counts.other_teachers)
+        + students
+        + compared,
     )
 
 
@@ -44,7 +47,8 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     body = 1 / profile.exact_rate
     teacher, student = body * OUTPUT_LAYER_WORK, body * OUTPUT_LAYER_WORK * counts.ratio
     tokens = counts.heldout_tokens + LANGUAGE_TOKENS
-    seconds = models * OPEN_STUDENT_SECONDS + tokens * (teacher + models * student)
+    seconds = counts.heldout_tokens * teacher * sum(counts.other_teachers) / counts.teacher_parameters
+    seconds += models * OPEN_STUDENT_SECONDS + tokens * (teacher + models * student)
     if "memorisation" in recipe.evaluate.measures:
         # Of training and of held-out text.
         seconds += 2 * PASSAGES * (PREFIX + FIRST) * body * counts.ratio

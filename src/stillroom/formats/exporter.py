@@ -32,6 +32,7 @@ from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig
 from stillroom.runs.run import Run
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.several import licence_of_all, records_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel, Tokenizer
@@ -239,4 +240,4 @@ class Exporter:
     @functools.cached_property
     def _licence(self) -> str | None:
         facts = self.run.stage("capture").path / "teacher.json"
-        return files.read_json(facts).get("licence") if facts.is_file() else None
+        return licence_of_all(records_of(self.run)) if facts.is_file() else None

@@ -43,7 +43,9 @@ def bill_of_materials(
         "bom-ref": "model",
         "name": name,
         "version": str(sequence),
-        "description": f"Distilled from {summary['teacher']['name']} by Stillroom.",
+        "description": "Distilled from "
+        + ", ".join(str(entry["name"]) for entry in summary.get("teachers") or [summary["teacher"]])
+        + " by Stillroom.",
         "licenses": [{"license": {"name": licence["name"]}} for licence in terms["obligations"]["licences"]],
         "pedigree": {
             "ancestors": [

@@ -244,6 +244,7 @@ def _card(
         sequence=sequence,
         version=tool_version(),
         teacher=teacher,
+        taught_by=taught_by(summary),
         student=student,
         rows=rows,
         heldout_documents=summary.get("heldout_documents", "the"),
@@ -254,6 +255,12 @@ def _card(
         licences=[named["name"] for named in (*obliged["licences"], *obliged["use_policies"])],
         weights=[file.relative_to(folder).as_posix() for file in weights_of(folder)],
     )
+
+
+def taught_by(summary: dict[str, Any]) -> str:
+    """The names of all teachers of a run."""
+    names = [str(entry["name"]) for entry in summary.get("teachers") or [summary["teacher"]]]
+    return ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
 
 
 def _cell(model: dict[str, Any], key: str) -> str:

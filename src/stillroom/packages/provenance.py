@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stillroom.core import files
 from stillroom.core.errors import RunError
 from stillroom.core.version import tool_version
+from stillroom.recipe.routes import OWN
+from stillroom.recipe.teacher import Teacher as TeacherConfig
+from stillroom.recipe.teacher import is_private_host
 from stillroom.runs.run import Run
+from stillroom.runs.stages import TEACHERS
 from stillroom.verification.claims import weights_of
 from stillroom.verification.lineage import Ancestor, inherit
 
 BUILD_TYPE = "urn:stillroom:run:1"
 PREDICATE = "https://slsa.dev/provenance/v1"
+PRIVATE_ENDINGS = (".internal", ".local", ".lan", ".home.arpa", ".intranet", ".corp", ".private", ".test", ".example")
+"""Endings of names that only a private network answers for."""
 SECRET = ("token", "secret", "password", "api_key", "authorization")
 
 
@@ -68,13 +75,22 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
 
 def dependencies(run: Run, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Everything that went in: teacher, tokenizer and datasets, each with its digest."""
-    teacher = _teacher(run)
+    teachers = _teachers(run)
+    teacher = teachers[0]
     found = [
         {
             "name": f"teacher/{teacher['name']}",
             "digest": {"sha256": teacher["digest"]},
             "annotations": {"licence": teacher.get("licence"), "family": summary["teacher"].get("family")},
-        }
+        },
+        *(
+            {
+                "name": f"teacher/{other['name']}",
+                "digest": {"sha256": other["digest"]},
+                "annotations": {"licence": other.get("licence"), "family": other.get("family")},
+            }
+            for other in teachers[1:]
+        ),
     ]
     if teacher.get("tokenizer_digest"):
         found.append({"name": "tokenizer", "digest": {"sha256": teacher["tokenizer_digest"]}, "annotations": {}})
@@ -91,23 +107,29 @@ def dependencies(run: Run, summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ancestors(run: Run) -> tuple[Ancestor, ...]:
     """What the student of a run learnt from, through any number of generations."""
-    teacher = _teacher(run)
-    origin = _origin(run)
-    aliases, inherited = ((), ()) if origin is None else origin
-    direct = [
-        Ancestor(
-            kind="teacher",
-            name=str(teacher["name"])[:500],
-            digest=teacher["digest"],
-            aliases=tuple(sorted(set(aliases) - {teacher["digest"]})),
-            generation=1,
-        ),
-        *(
-            Ancestor(kind="dataset", name=Path(source["name"]).name[:500], digest=source["digest"], generation=1)
-            for source in _ledger(run)["sources"]
-        ),
+    direct: list[Ancestor] = []
+    inherited: list[tuple[Ancestor, ...]] = []
+    for teacher in _teachers(run):
+        origin = _origin(run, run.recipe.every_teacher[teacher.get("called", OWN)])
+        aliases: tuple[str, ...] = ()
+        before: tuple[Ancestor, ...] = ()
+        if origin is not None:
+            aliases, before = origin
+        inherited.append(before)
+        direct.append(
+            Ancestor(
+                kind="teacher",
+                name=str(teacher["name"])[:500],
+                digest=teacher["digest"],
+                aliases=tuple(sorted(set(aliases) - {teacher["digest"]})),
+                generation=1,
+            )
+        )
+    direct += [
+        Ancestor(kind="dataset", name=Path(source["name"]).name[:500], digest=source["digest"], generation=1)
+        for source in _ledger(run)["sources"]
     ]
-    return inherit(direct, [inherited])
+    return inherit(direct, inherited)
 
 
 def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +138,8 @@ def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     teacher, student = summary["teacher"]["parameters"], summary["student"]["parameters"]
     steps = [int(event["tokens"]) for event in run.events("distill") if "step" in event and "tokens" in event]
     seen = max(steps, default=int(tokens.get("train", 0)))
+    # Of several teachers at most all read all of it.
+    teacher += sum(int(other.get("parameters") or 0) for other in _teachers(run)[1:])
     capture = 2 * teacher * (tokens.get("train", 0) + tokens.get("validation", 0))
     return {
         "student_training": 6 * student * seen,
@@ -128,10 +152,14 @@ def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_recipe(run: Run) -> dict[str, Any]:
-    """The resolved recipe without what belongs to one machine: folders of paths, and anything that looks like a secret."""
+    """The resolved recipe without what belongs to one machine or network: folders of paths, anything that looks like a secret,
+    and where an endpoint is. Of a service's address its host is kept, of one on a private network nothing.
+    """
 
     def clean(value: Any, key: str = "") -> Any:
-        if any(word in key.lower() for word in SECRET) and isinstance(value, str):
+        if key == "base_url" and isinstance(value, str):
+            return public_address(value)
+        if key != "tokenizer" and any(word in key.lower() for word in SECRET) and isinstance(value, str):
             return "(left out)"
         if isinstance(value, dict):
             return {name: clean(item, name) for name, item in value.items()}
@@ -145,6 +173,16 @@ def public_recipe(run: Run) -> dict[str, Any]:
     return cleaned
 
 
+def public_address(base_url: str) -> str:
+    """What may be published of an endpoint's address: the host of a service; nothing of this machine's or a private network's.
+
+    A name without a dot, and the endings that are reserved for private networks, are such, too.
+    """
+    host = (urlsplit(base_url).hostname or "").rstrip(".")
+    private = is_private_host(host) or ("." not in host and ":" not in host) or host.endswith(PRIVATE_ENDINGS)
+    return "(left out: on this machine or a private network)" if private else f"https://{host}"
+
+
 def student_digests(run: Run) -> list[str]:
     """Every digest by which a later generation may know this run's student as its teacher."""
     weights = sorted((run.stage("distill").path / "model").glob("*.safetensors"))
@@ -154,9 +192,9 @@ def student_digests(run: Run) -> list[str]:
     return [whole, *(entry["sha256"] for entry in exported)]
 
 
-def _origin(run: Run) -> tuple[tuple[str, ...], tuple[Ancestor, ...]] | None:
-    """Other digests of the teacher, and its own ancestors, where it is a package's or a run's student."""
-    place = getattr(run.recipe.teacher, "path", None) or getattr(run.recipe.teacher, "name", None)
+def _origin(run: Run, teacher: TeacherConfig) -> tuple[tuple[str, ...], tuple[Ancestor, ...]] | None:
+    """Other digests of a teacher, and its own ancestors, where it is a package's or a run's student."""
+    place = getattr(teacher, "path", None) or getattr(teacher, "name", None)
     if not isinstance(place, str) or not Path(place).exists():
         return None
     for parent in (Path(place).absolute(), *Path(place).absolute().parents):
@@ -180,12 +218,14 @@ def _student_of(package: Path) -> list[str]:
     return [str(digest) for digest in files.read_json(package / "export.json").get("student_digests", ())]
 
 
-def _teacher(run: Run) -> dict[str, Any]:
+def _teachers(run: Run) -> list[dict[str, Any]]:
+    """Every teacher, the recipe's own first."""
     path = run.stage("capture").path / "teacher.json"
     if not path.is_file():
         raise RunError(f"{run.path}: the run has no captured teacher.", "Finish it: stillroom run RECIPE.")
-    teacher: dict[str, Any] = files.read_json(path)
-    return teacher
+    several = path.with_name(TEACHERS)
+    teachers: list[dict[str, Any]] = files.read_json(several) if several.is_file() else [files.read_json(path)]
+    return teachers
 
 
 def _ledger(run: Run) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     run = Run(runs / recipe.name, recipe)
     stage = run.stage("corpus")
     record = stage.record
-    if record is not None and stage.holds(inputs_of(run, STAGES[0])):
+    if record is not None and stage.holds(inputs_of(run, next(spec for spec in STAGES if spec.name == "corpus"))):
         splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
         context = {name: split.missing for name, split in context_of(stage.path).items()}
         seconds = record["seconds"]

@@ -19,12 +19,14 @@ from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
 from stillroom.models.compute import require_device
+from stillroom.models.load import config_parameters
 from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, count_student, count_text
 from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
@@ -102,6 +104,11 @@ def make_plan(
         corpus_seconds=text.seconds,
         gguf_bytes=student.files,
         teacher_is_here=not isinstance(recipe.teacher, EndpointTeacher),
+        other_teachers=tuple(
+            config_parameters(config)
+            for name, config in recipe.learned_from.items()
+            if name != OWN and not isinstance(config, EndpointTeacher)
+        ),
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -156,6 +163,10 @@ def make_plan(
         plan["cluster"] = cluster_plan(
             recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
         )
+    if recipe.write is not None:
+        plan["write"] = _written(recipe, counts)
+    if recipe.teachers:
+        plan["teachers"] = _teachers(recipe)
     return plan | _verdict(recipe, plan, counts, profile, runs)
 
 
@@ -202,6 +213,42 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
         teacher = Model.of(teacher_config(recipe.teacher), student.teacher_parameters)
     pupil = Model.of(student.config, student.parameters)
     return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length)
+
+
+def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
+    """What is written at most, and what an endpoint takes for it by the recipe's prices."""
+    from stillroom.teachers.write.stage_cost import texts_of, tokens_of
+
+    assert recipe.write is not None
+    chunks, texts = texts_of(recipe, counts)
+    read, written = tokens_of(recipe, counts)
+    who = recipe.every_teacher[recipe.write.by]
+    price = who.price if isinstance(who, EndpointTeacher) else None
+    return {
+        "by": recipe.write.by,
+        "chunks": chunks,
+        "texts": texts,
+        "tokens_in": read,
+        "tokens_out": written,
+        "cost": (read * price.input + written * price.output) / 1e6 if price is not None else 0.0,
+        "cap": price.cap if price is not None else None,
+        "judged": "not yet: whether it beats as many repeated tokens of the original text is for a run to show "
+        "(docs/written-text.md)",
+    }
+
+
+def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every teacher of a recipe that has several: what it is called, its size, and what is learned from it."""
+    return [
+        {
+            "called": name,
+            "kind": config.kind,
+            "parameters": config_parameters(config),
+            "learned_from_on": [at for route in recipe.routes if name in route.names for at in route.sources],
+            "mixed": sorted({route.label for route in recipe.routes if name in route.names and len(route.names) > 1}),
+        }
+        for name, config in recipe.every_teacher.items()
+    ]
 
 
 def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
@@ -368,6 +415,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     teacher, student = plan["teacher_parameters"], plan["student_parameters"]
     say(f"Plan of `{plan['name']}`")
     say(f"  teacher   {teacher:,} parameters")
+    for entry in plan.get("teachers", ()):
+        on = ", ".join(map(str, entry["learned_from_on"])) or "none"
+        mixed = f" ({', '.join(entry['mixed'])})" if entry["mixed"] else ""
+        say(f"            `{entry['called']}`: {entry['parameters']:,} parameters, for source {on}{mixed}")
     most = "" if plan["student_parameters_exact"] else "at most "
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:
@@ -383,6 +434,13 @@ def show_plan(plan: dict[str, Any]) -> None:
     )
     for note in plan.get("notes", ()):
         say(f"            {note}")
+    if "write" in plan:
+        write = plan["write"]
+        price = f", cost at most about {write['cost']:.4g}" if write["cost"] else ""
+        say(
+            f"  write     at most {write['texts']:,} texts about {write['chunks']:,} chunks by `{write['by']}`: "
+            f"{write['tokens_in']:,} tokens in, {write['tokens_out']:,} out{price}; the tokens above are without them"
+        )
     if "endpoint" in plan:
         asked = plan["endpoint"]
         price = f", cost about {asked['cost']:.4g}" if asked["cost"] else ""

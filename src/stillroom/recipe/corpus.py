@@ -19,6 +19,10 @@ class _Source(Section):
     """The model (its name on the hub) or service that wrote the text, if one did; the terms gate judges it as a teacher."""
     limit: int | None = Field(default=None, gt=0)
     """Take at most this many documents."""
+    teacher: str | dict[str, float] | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """The teacher to learn from on this text: a name under ``teachers``, or several with weights, such as
+    ``{code: 2, teacher: 1}``; ``teacher`` is the recipe's own ``teacher``, which is what is learned from without this key
+    (docs/several-teachers.md)."""
 
 
 class TextSource(_Source):

@@ -239,7 +239,7 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             return value.model_copy(update={key: fix(getattr(value, key), key) for key in type(value).model_fields})
         if isinstance(value, tuple):
             return tuple(fix(item, key) for item in value)
-        if isinstance(value, dict) and key == "licence_texts":
+        if isinstance(value, dict) and key in ("licence_texts", "teachers"):
             return {name: fix(item) for name, item in value.items()}
         if isinstance(value, Path):
             return (folder / value.expanduser()).absolute()
@@ -292,7 +292,10 @@ def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -
             f"Allowed: {expected}.".replace("'", ""),
         )
     found = mistake.get("input")
-    if keys[:2] == ["teacher", "endpoint"] or (isinstance(found, str) and "://" in found):
+    if not keys:
+        return f"{name}: its sections do not fit each other.", _remedy(mistake, None, keys)
+    named = keys[:1] == ["teachers"] and keys[2:3] == ["endpoint"]
+    if named or keys[:2] == ["teacher", "endpoint"] or (isinstance(found, str) and "://" in found):
         # What stands there by mistake may be a key, and people paste messages into issues.
         return f"{place}: what stands there cannot be used.", _remedy(mistake, "…", keys)
     return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, model_validator
 
 from stillroom.core.tracking import Tracker
 from stillroom.recipe.capture import CaptureConfig
@@ -10,11 +12,16 @@ from stillroom.recipe.compute import ComputeConfig
 from stillroom.recipe.corpus import CorpusConfig
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.export import ChatConfig, ExportConfig
+from stillroom.recipe.routes import OWN, Route, routes_of
 from stillroom.recipe.section import SINCE, Section
 from stillroom.recipe.student import ShrinkStudent, Student
 from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.terms import TermsConfig
 from stillroom.recipe.training import DistillConfig
+from stillroom.recipe.write import WriteConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What a teacher may be called."""
 
 
 class LimitsConfig(Section):
@@ -48,8 +55,14 @@ class Recipe(Section):
     """What it may take at most."""
     corpus: CorpusConfig
     """Text."""
+    write: WriteConfig | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """Text that a teacher writes about the training documents, to be learned beside them; without it, nothing is written
+    (docs/written-text.md)."""
     teacher: Teacher
     """The model to learn from."""
+    teachers: dict[str, Teacher] = Field(default={}, json_schema_extra={SINCE: "0.2.0"})
+    """More models to learn from, by names of your own; a source of the corpus names the one for its text as its ``teacher``.
+    All have the tokenizer of ``teacher``, from which the student is pruned (docs/several-teachers.md)."""
     capture: CaptureConfig = CaptureConfig()
     """How the teacher's signal is stored."""
     student: Student = ShrinkStudent()
@@ -68,6 +81,67 @@ class Recipe(Section):
     """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
     terms: TermsConfig = TermsConfig()
     """What the operator adds to the packaged table of terms."""
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        names = {OWN, *self.teachers}
+        for name in self.teachers:
+            if name == OWN or not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} under `teachers` is no name for a teacher: letters, digits, `-` and `_`, and not `{OWN}`, "
+                    "which is the recipe's own"
+                )
+        used: set[str] = set()
+        for index, source in enumerate(self.corpus.sources):
+            asked = source.teacher
+            weights = asked if isinstance(asked, dict) else {OWN if asked is None else asked: 1.0}
+            for name, weight in weights.items():
+                if name not in names:
+                    raise ValueError(
+                        f"`corpus.sources.{index}.teacher` names {name!r}, and the recipe's teachers are "
+                        f"{', '.join(sorted(names))}"
+                    )
+                if not 0 < weight < float("inf"):
+                    raise ValueError(f"`corpus.sources.{index}.teacher`: the weight of {name!r} has to be above 0")
+            if not weights:
+                raise ValueError(f"`corpus.sources.{index}.teacher` names no teacher")
+            used.update(weights)
+        if self.write is not None:
+            if self.write.by not in names:
+                raise ValueError(
+                    f"`write.by` names {self.write.by!r}, and the recipe's teachers are {', '.join(sorted(names))}"
+                )
+            used.add(self.write.by)
+        idle = sorted(set(self.teachers) - used)
+        if idle:
+            raise ValueError(
+                f"nothing is learned from, or written by, {', '.join(idle)} under `teachers`: name it as the `teacher` of a "
+                "source or as `write.by`, or leave it out"
+            )
+        if self.teachers and self.corpus.cross_documents:
+            raise ValueError(
+                "with `corpus.cross_documents` one sequence holds documents of several sources, which several teachers cannot "
+                "share"
+            )
+        return self
+
+    @property
+    def every_teacher(self) -> dict[str, Teacher]:
+        """All teachers by name; the recipe's own is ``teacher``."""
+        return {OWN: self.teacher, **self.teachers}
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Which teachers are learned from on which sources."""
+        asked = [source.teacher for source in self.corpus.sources]
+        # What a teacher wrote is one more source, learned from the recipe's own.
+        return routes_of([*asked, None] if self.write is not None else asked)
+
+    @property
+    def learned_from(self) -> dict[str, Teacher]:
+        """The teachers whose signals are captured, by name; one that only writes is none."""
+        names = {OWN} | {name for route in self.routes for name in route.names}
+        return {name: teacher for name, teacher in self.every_teacher.items() if name in names}
 
     @property
     def public_seed(self) -> int:

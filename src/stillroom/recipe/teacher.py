@@ -37,6 +37,17 @@ class GgufTeacher(Section):
     """Licence as its owner states it; without it, what the file's metadata says."""
 
 
+def is_private_host(host: str) -> bool:
+    """Whether a host is this machine, or an address of a private network."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private
+
+
 class EndpointPrice(Section):
     """What the endpoint costs, and the most that may be spent. All in one currency."""
 
@@ -99,14 +110,7 @@ class EndpointTeacher(Section):
     @property
     def is_private(self) -> bool:
         """Whether the address is this machine's or a private network's."""
-        host = urlsplit(self.base_url).hostname or ""
-        if host == "localhost" or host.endswith(".localhost"):
-            return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return address.is_loopback or address.is_private
+        return is_private_host(urlsplit(self.base_url).hostname or "")
 
     @field_validator("base_url")
     @classmethod

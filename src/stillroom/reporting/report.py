@@ -32,6 +32,7 @@ from stillroom.reporting.headline import against_baseline, documents, enough, ma
 from stillroom.reporting.summary import text_warnings
 from stillroom.reporting.terminal import cells, paired_cell
 from stillroom.runs.run import MODELS, Run
+from stillroom.teachers.several import licence_of_all, records_of
 
 RESERVED = ("headline", "next", "numbers", "files", "cost", "lineage")
 """Anchors of the page's own sections."""
@@ -222,6 +223,11 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "cells": cells,
         "clock": clock,
         "teacher": teacher | {"name": public_name(teacher["name"])},
+        "teachers": [
+            record | {"name": public_name(record["name"])}
+            for record in (records_of(run) if run.recipe.teachers else [])
+        ],
+        "licence": licence_of_all(records_of(run)),
         "ledger": ledger
         | {
             "sources": [

@@ -14,6 +14,7 @@ from stillroom.evaluation.metric import Result, without_bounds
 from stillroom.evaluation.registry import find
 from stillroom.evaluation.stage import extras
 from stillroom.runs.run import MODELS, SUMMARY, Run
+from stillroom.teachers.several import records_of
 
 FORMAT = 1
 SAME_SECONDS = 0.95
@@ -79,6 +80,15 @@ def write_summary(run: Run) -> dict[str, Any]:
         "measures": brief(evaluation["measures"] | extras(run)),
     }
     summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
+    if "written" in corpus:
+        summary["written"] = {
+            key: corpus["written"][key] for key in ("writer", "chunks", "written", "kept", "rows", "forms", "left_out")
+        }
+    if run.recipe.teachers:
+        summary["teachers"] = [
+            {key: record[key] for key in ("called", "name", "family", "digest", "licence", "parameters", "sources")}
+            for record in records_of(run)
+        ]
     if exported:
         # The smallest accepted file is the one that `stillroom chat` opens.
         summary["student"]["gguf"] = min(exported, key=lambda entry: int(entry["bytes"]))

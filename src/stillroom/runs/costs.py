@@ -67,6 +67,7 @@ class Counts:
         corpus_seconds: Seconds that reading the text took.
         gguf_bytes: Bytes of each GGUF file that the recipe names, by its type.
         teacher_is_here: Whether the teacher is loaded on this machine.
+        other_teachers: Parameters of each of the recipe's other teachers that is loaded on this machine.
     """
 
     teacher_parameters: int
@@ -83,6 +84,7 @@ class Counts:
     corpus_seconds: float
     gguf_bytes: Mapping[str, int] = field(default_factory=dict)
     teacher_is_here: bool = True
+    other_teachers: tuple[int, ...] = ()
 
     @property
     def teacher_bytes(self) -> int:

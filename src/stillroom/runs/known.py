@@ -96,7 +96,7 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
         SourceMissing: A source of the corpus is not there.
     """
     found: dict[str, str] = {}
-    if stage == "corpus":
+    if stage in ("corpus", "write"):
         for source in recipe.corpus.sources:
             if isinstance(source, PythonDocsSource):
                 import platform

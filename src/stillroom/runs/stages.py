@@ -21,6 +21,16 @@ CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
+TEXTS = "texts"
+"""The folder inside the stage `write` that has every text as it came."""
+WRITTEN, WRITTEN_RECORD = "written.jsonl", "written.json"
+"""In the folder of the stage `write`: rows for the corpus, and what was written, kept and left out."""
+MORE_TEACHERS = "teachers"
+"""Inside the folder of the cache: those of a recipe's other teachers."""
+TEACHERS = "teachers.json"
+"""In the folder of the stage `capture`, with several teachers: what a run keeps of each, the recipe's own first."""
+ROUTES = "routes.json"
+"""Beside it, with several teachers: where the signals of each are, and for which sources."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +87,21 @@ STABLE = tuple(
 """What a longer training of the same student begins with; see :mod:`stillroom.training.extension`."""
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
+        "write",
+        "teachers.write.stage:run_stage",
+        "teachers.write.stage_cost:stage_cost",
+        ("corpus", "write", "compute"),
+        gated=True,
+        # Each text is addressed by all that it depends on.
+        keeps=(TEXTS,),
+        again="writing what is new",
+    ),
+    StageSpec(
         "corpus",
         "corpus.stage:run_stage",
         "corpus.stage_cost:stage_cost",
         ("corpus",),
+        ("write",),
         teacher=True,
         again="reading again",
         beside=("ledger.json",),
@@ -147,9 +168,18 @@ STAGES: tuple[StageSpec, ...] = (
 )
 
 
+TAUGHT_BY_SEVERAL = ("capture", "evaluate")
+"""Stages that open every teacher of a recipe that has several; the others know the recipe's own alone."""
+
+
 def stages_of(recipe: Recipe) -> list[StageSpec]:
     """The stages that a recipe asks for, in order."""
-    return [spec for spec in STAGES if spec.name != "baseline" or recipe.baseline]
+    return [spec for spec in STAGES if _asked(recipe, spec.name)]
+
+
+def _asked(recipe: Recipe, name: str) -> bool:
+    """Whether a recipe asks for a stage."""
+    return {"baseline": recipe.baseline, "write": recipe.write is not None}.get(name, True)
 
 
 def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
@@ -168,6 +198,9 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
 def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     """The parts of a run's recipe that a stage reads, as digests and records have them."""
     found = {name: for_digest(getattr(made.recipe, name)) for name in spec.sections}
+    if made.recipe.teachers and spec.name in TAUGHT_BY_SEVERAL:
+        found["teachers"] = for_digest(made.recipe.teachers)
+        found["routes"] = [[list(map(list, route.weights)), list(route.sources)] for route in made.recipe.routes]
     return found | {"seed": made.seed_of(spec.name)}
 
 
@@ -220,7 +253,15 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         from stillroom.models.load import teacher_identity
 
         inputs |= teacher_identity(made.recipe.teacher, made.known.digest)
+        if spec.name in TAUGHT_BY_SEVERAL:
+            for name, config in made.recipe.teachers.items():
+                inputs[f"teachers.{name}"] = files.digest_json(teacher_identity(config, made.known.digest))
+    if spec.name == "write" and made.recipe.write is not None:
+        from stillroom.models.load import teacher_identity
+
+        who = made.recipe.every_teacher[made.recipe.write.by]
+        inputs |= {"teacher": files.digest_json(teacher_identity(who, made.known.digest))}
     for need in spec.needs:
-        if need != "baseline" or made.recipe.baseline:
+        if _asked(made.recipe, need):
             inputs[need] = made.stage(need).output_digest
     return inputs

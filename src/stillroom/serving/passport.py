@@ -34,6 +34,16 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "signature": {"state": "unsigned run"},
         "file": {name: entry.get(name) for name in ("type", "bytes", "sha256", "kl_to_pytorch", "top1_agreement")},
         "teacher": {name: teacher.get(name) for name in ("name", "family", "licence", "parameters", "digest")},
+        **(
+            {
+                "teachers": [
+                    {name: entry.get(name) for name in ("name", "family", "licence", "parameters", "digest")}
+                    for entry in summary["teachers"]
+                ]
+            }
+            if summary.get("teachers")
+            else {}
+        ),
         "student": {"parameters": student.get("parameters")},
         "scores": {name: student.get(name) for name in MEASURES if name in student},
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},

@@ -15,7 +15,7 @@ import torch
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
-from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.routed import Signals
 from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -101,7 +101,7 @@ class BatchSource:
     """
 
     def __init__(
-        self, sequences: Sequences | MappedSequences, vocabulary: VocabularyMap, cache: TeacherCache | None
+        self, sequences: Sequences | MappedSequences, vocabulary: VocabularyMap, cache: Signals | None
     ) -> None:
         self.sequences = sequences
         self.vocabulary = vocabulary

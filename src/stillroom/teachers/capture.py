@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, OutOfMemory, SignalError, TeacherError, translate
 from stillroom.core.progress import Progress, Task
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec, HiddenCodec
+from stillroom.runs.stages import MORE_TEACHERS
 from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.manifest import VERSION
@@ -23,6 +25,9 @@ from stillroom.signals.cache.writer import CHUNK, CacheWriter
 from stillroom.signals.device_draw import draw, draws_on
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
+
+BEGUN = "capture.json"
+"""In the stage's scratch folder: how far the cache was when the stage was begun."""
 
 
 def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int) -> CacheIdentity:
@@ -69,8 +74,22 @@ def open_writer(
                 "release that wrote it.",
             )
     progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
-    shutil.rmtree(folder)
+    for path in folder.iterdir():
+        if path.name == MORE_TEACHERS:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     return CacheWriter.open(folder, identity)
+
+
+def held_before(writer: CacheWriter, kept: Path) -> set[str]:
+    """What the cache held when the stage was begun, also where it was interrupted since."""
+    if kept.is_file():
+        return writer.before(int(files.read_json(kept)["next_shard"]))
+    files.write_json(kept, {"next_shard": writer.next_shard})
+    return writer.before(writer.next_shard)
 
 
 def capture(

@@ -19,20 +19,21 @@ from stillroom.runs.stages import CACHE
 from stillroom.signals.cache import parts
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.signals.cache.writer import CacheWriter
-from stillroom.teachers.capture import cache_identity, capture, open_writer
+from stillroom.teachers.capture import BEGUN, cache_identity, capture, held_before, open_writer
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher
 from stillroom.teachers.units import Units
 
-BEGUN = "capture.json"
-"""In the stage's scratch folder: how far the cache was when the stage was begun."""
-
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Capture what the cache lacks; verify what a killed process left."""
     recipe = run.recipe
+    if recipe.teachers:
+        from stillroom.teachers.several_stage import run_stage as capture_several
+
+        capture_several(run, stage, progress)
+        return
     if isinstance(recipe.teacher, EndpointTeacher):
         from stillroom.teachers.endpoint.stage import run_stage as capture_endpoint
 
@@ -54,7 +55,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     identity = cache_identity(teacher, config.codec, config.temperature, config.seed)
     wanted = [address for split in splits for address in split.digests]
     writer = open_writer(folder, identity, wanted, own=config.path is None, progress=progress)
-    before = _before(writer, stage.scratch / BEGUN)
+    before = held_before(writer, stage.scratch / BEGUN)
     started = time.monotonic()
     with progress.task("capture", total=sum(len(split) * split.length for split in splits)) as task:
         for split in splits:
@@ -124,11 +125,3 @@ def cache_identity_of(teacher: Teacher, run: Run) -> CacheIdentity:
     """The identity of a run's cache."""
     config = run.recipe.capture
     return cache_identity(teacher, config.codec, config.temperature, config.seed)
-
-
-def _before(writer: CacheWriter, kept: Path) -> set[str]:
-    """What the cache held when the stage was begun, also where it was interrupted since."""
-    if kept.is_file():
-        return writer.before(int(files.read_json(kept)["next_shard"]))
-    files.write_json(kept, {"next_shard": writer.next_shard})
-    return writer.before(writer.next_shard)

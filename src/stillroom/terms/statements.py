@@ -52,6 +52,13 @@ class Subject:
     policies: tuple[tuple[str, str], ...] = ()
     carried: dict[str, Any] | None = None
     digest: str | None = None
+    called: str | None = None
+    """Its name under the recipe's ``teachers``, which a decision about it has to say: one about ``teacher`` is not about it."""
+
+    @property
+    def decided_as(self) -> tuple[str, ...]:
+        """What a decision about it may say as its subject."""
+        return (self.role, self.name) if self.called is None else (self.called, self.name)
 
 
 @dataclass(frozen=True)

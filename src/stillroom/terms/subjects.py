@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ def subjects_of(recipe: Recipe, *, digests: bool = False) -> tuple[list[Subject]
         digests: Whether weights are digested, which reads all of them.
     """
     models = [model_subject(recipe.teacher, "teacher", digests)]
+    models += [
+        replace(model_subject(config, "teacher", digests), called=name) for name, config in recipe.teachers.items()
+    ]
     if isinstance(recipe.student, ExistingStudent):
         student = HuggingFaceTeacher(
             name=recipe.student.name, revision=recipe.student.revision, licence=recipe.student.licence

@@ -206,7 +206,7 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
         else:
             said = unknown[0] if unknown else "it says nothing of its licence"
             case.refusals.append(f"{subject.name}: its terms are not known: {said}.")
-            whose = subject.role if generation == 1 else subject.name
+            whose = subject.decided_as[0] if generation == 1 else subject.name
             case.todos.append(
                 f"Read its licence and add a decision to the recipe (docs/terms.md): terms: {{decisions: [{{subject: {whose}, "
                 "kind: licence, …}]}; `kind: own` for a model of your own."
@@ -347,7 +347,7 @@ def _apply(case: _Case, subject: Subject, decided: Decided) -> None:
 
 def _decision_for(case: _Case, subject: Subject) -> Decided | None:
     for decided in case.decisions:
-        if decided.subject not in (subject.role, subject.name):
+        if decided.subject not in subject.decided_as:
             continue
         if decided.sha256 is not None and decided.sha256 != subject.digest:
             continue

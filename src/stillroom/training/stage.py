@@ -13,10 +13,10 @@ from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.batches import BatchSource
-from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.several import open_signals
 from stillroom.training import extension
 from stillroom.training.checkpoint import best_weights
 from stillroom.training.group import ALONE, Group
@@ -45,7 +45,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
     # Of a cache in an object store, what is read is copied once into the stage's scratch folder.
-    cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache", stage.scratch / "cache")
+    cache = open_signals(run, stage.scratch / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
     vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")

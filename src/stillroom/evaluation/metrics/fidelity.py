@@ -56,6 +56,7 @@ DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compare
 def measure_fidelity(bench: Bench) -> dict[str, Any]:
     """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
     listed = bench.listed
+    asked = listed or bench.routed
     teacher = listed.tokenizer if listed is not None else bench.load("teacher").tokenizer
     size = listed.size if listed is not None else bench.load("teacher").vocabulary.teacher_size
     heldout = bench.heldout
@@ -84,7 +85,7 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
                 del loaded
             said = own if number == 0 else Tally(axes, groups)
             seen = worst if "student" in names else None
-            documents = compare(listed or bench.load("teacher").model, said, contenders, heldout, classes, task, seen)
+            documents = compare(asked or bench.load("teacher").model, said, contenders, heldout, classes, task, seen)
             if len(passes) > 1:
                 contenders.clear()
                 bench.release(names[0])

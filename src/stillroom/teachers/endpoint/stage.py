@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import RecipeError, UsageError
@@ -11,6 +15,7 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import ObservedCodec
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ShrinkStudent
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.runs.run import Run, Stage
@@ -19,35 +24,49 @@ from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import cache_identity, open_writer
 from stillroom.teachers.endpoint import ledger, received
-from stillroom.teachers.endpoint.capture import FINGERPRINT, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.capture import FINGERPRINT, Piece, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
+from stillroom.teachers.several import require_fitting
 
 SPLITS = ("train", "validation", "heldout")
 
 
 def require_possible(recipe: Recipe) -> None:
-    """Refuse, before anything is spent, what an endpoint cannot do.
+    """Refuse, before anything is spent, what the recipe's teachers cannot do, alone or together.
 
     Raises:
         RecipeError: Names the key, and what to do.
     """
-    if not isinstance(recipe.teacher, EndpointConfig):
-        return
-    if isinstance(recipe.student, ShrinkStudent):
+    if isinstance(recipe.teacher, EndpointConfig) and isinstance(recipe.student, ShrinkStudent):
         raise RecipeError(
             "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
             "Use `student: {kind: existing, name: FOLDER}` (a smaller model with its tokenizer) or `{kind: fresh, …}`, "
             "or a teacher on this machine.",
         )
+    learned_from = {name for route in recipe.routes for name in route.names}
+    for name, config in recipe.every_teacher.items():
+        if isinstance(config, EndpointConfig) and (name in learned_from or name == OWN):
+            _require_possible(recipe, config, name if name == OWN else f"teachers.{name}")
+    require_fitting(recipe)
+
+
+def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None:
+    """Refuse what one endpoint cannot do."""
+    if teacher.server in TEXT_ONLY:
+        raise RecipeError(
+            f"`{key}` is learned from, and {TEXT_ONLY[teacher.server]}.",
+            "Let it write instead (`write: {by: NAME}`), and learn from a teacher that can be scored.",
+        )
     if not isinstance(recipe.capture.codec, ObservedCodec):
         raise RecipeError(
             f"`capture.codec: {{kind: {recipe.capture.codec.kind}}}` needs the teacher's whole distribution, and an endpoint "
             "lists its most probable tokens.",
-            f"Write `capture: {{codec: {{kind: observed, k: {recipe.teacher.top}}}}}`.",
+            f"Write `capture: {{codec: {{kind: observed, k: {teacher.top}}}}}`.",
         )
-    if recipe.capture.codec.k != recipe.teacher.top:
+    if recipe.capture.codec.k != teacher.top:
         raise RecipeError(
-            f"`capture.codec.k` is {recipe.capture.codec.k} and `teacher.top` is {recipe.teacher.top}: what is asked for is "
+            f"`capture.codec.k` is {recipe.capture.codec.k} and `{key}.top` is {teacher.top}: what is asked for is "
             "what is kept.",
             "Give both the same value.",
         )
@@ -72,51 +91,109 @@ def require_no_units(recipe: Recipe, what: str) -> None:
         what: What was asked for, such as ``--ray``.
 
     Raises:
-        UsageError: The teacher is behind an endpoint.
+        UsageError: The teacher is behind an endpoint, or there are several.
     """
     if isinstance(recipe.teacher, EndpointConfig):
         raise UsageError(
             f"{what}: several processes capture from a teacher on each of their machines, and this one is behind an endpoint.",
             "Leave it out: one process asks the endpoint, with many requests at the same time.",
         )
+    if recipe.teachers:
+        raise UsageError(
+            f"{what}: several processes capture from one teacher, and this recipe has {1 + len(recipe.teachers)}.",
+            "Leave it out: one process captures from one teacher after the other.",
+        )
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Capture what the cache lacks."""
     recipe = run.recipe
-    config = recipe.capture
     assert isinstance(recipe.teacher, EndpointConfig)
-    assert isinstance(config.codec, ObservedCodec)
     require_possible(recipe)
     corpus = run.stage("corpus").path
     pieces = pieces_of(Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS)
-    folder = config.path or stage.path / CACHE
+    folder = recipe.capture.path or stage.path / CACHE
     assert isinstance(folder, Path)
-    folder.mkdir(parents=True, exist_ok=True)
-    progress.say("  asking the endpoint")
-    teacher = open_endpoint(recipe.teacher, run.path / ledger.NAME)
+    with listening(run, recipe.teacher, OWN, folder, progress) as teacher:
+        found = listed(run, teacher, pieces, folder, OWN, progress)
+    files.write_json(stage.path / "teacher.json", found.record)
+    stage.result = files.digest_json([found.identity, sorted({piece.address for piece in pieces}), found.record])
+    stage.notes.update(found.notes)
+
+
+@contextlib.contextmanager
+def listening(
+    run: Run, config: EndpointConfig, name: str, folder: Path, progress: Progress
+) -> Iterator[EndpointTeacher]:
+    """An endpoint, open and recognised.
+
+    Args:
+        run: The run, in whose folder the ledger of spending is.
+        config: The endpoint.
+        name: What the recipe calls it.
+        folder: Where its cache is or will be.
+        progress: Tells what is found.
+
+    Yields:
+        The teacher with its fingerprint.
+    """
+    progress.say("  asking the endpoint" if name == OWN else f"  asking the endpoint `{name}`")
+    teacher = open_endpoint(config, run.path / named(ledger.NAME, name))
     try:
-        teacher = _recognised(teacher, folder, progress)
-        identity = cache_identity(teacher, config.codec, 1.0, config.seed)
-        wanted = [piece.address for piece in pieces]
-        writer = open_writer(folder, identity, wanted, own=config.path is None, progress=progress)
-        # Once the cache is open: one of something else was refused or begun anew by then.
-        assert teacher.fingerprint is not None
-        files.write_json(folder / FINGERPRINT, teacher.fingerprint.as_dict())
-        before = len([address for address in wanted if address in writer])
-        codec = Observed(config.codec.k, teacher.vocabulary.size)
-        kept = received.Received(run.path / received.NAME, codec, files.digest_json(identity.model_dump(mode="json")))
-        started = time.monotonic()
-        with progress.task("capture", total=sum(len(piece.ids) for piece in pieces)) as task:
-            recovered = capture_listed(teacher, pieces, writer, kept, codec, config.shard_tokens, task, progress.say)
-        writer.close()
-        seconds = time.monotonic() - started
+        yield _recognised(teacher, folder, progress)
     finally:
         teacher.close()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a capture came to.
+
+    Attributes:
+        record: What a run keeps of the teacher.
+        identity: Of the cache, as JSON.
+        notes: For the stage's record.
+    """
+
+    record: dict[str, Any]
+    identity: dict[str, Any]
+    notes: dict[str, Any]
+
+
+def listed(
+    run: Run, teacher: EndpointTeacher, pieces: list[Piece], folder: Path, name: str, progress: Progress
+) -> Listed:
+    """Capture what one endpoint's cache lacks of some pieces.
+
+    Args:
+        run: The run.
+        teacher: From :func:`listening`.
+        pieces: What is wanted.
+        folder: Its cache.
+        name: What the recipe calls the teacher.
+        progress: Shows it.
+    """
+    config = run.recipe.capture
+    assert isinstance(config.codec, ObservedCodec)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = cache_identity(teacher, config.codec, 1.0, config.seed)
+    wanted = [piece.address for piece in pieces]
+    own = config.path is None
+    writer = open_writer(folder, identity, wanted, own=own, progress=progress)
+    # Once the cache is open: one of something else was refused or begun anew by then.
+    assert teacher.fingerprint is not None
+    files.write_json(folder / FINGERPRINT, teacher.fingerprint.as_dict())
+    before = len([address for address in wanted if address in writer])
+    codec = Observed(config.codec.k, teacher.vocabulary.size)
+    kept = received.Received(
+        run.path / named(received.NAME, name), codec, files.digest_json(identity.model_dump(mode="json"))
+    )
+    started = time.monotonic()
+    with progress.task("capture", total=sum(len(piece.ids) for piece in pieces)) as task:
+        recovered = capture_listed(teacher, pieces, writer, kept, codec, config.shard_tokens, task, progress.say)
+    writer.close()
+    seconds = time.monotonic() - started
     cache = TeacherCache.open(folder)
-    record = teacher.record()
-    files.write_json(stage.path / "teacher.json", record)
-    stage.result = files.digest_json([identity.model_dump(mode="json"), sorted(set(wanted)), record])
     if before:
         progress.say(f"  {before:,} of {len(wanted):,} pieces stood in the cache")
     totals = teacher.server.client.ledger.totals
@@ -124,15 +201,26 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         f"  {totals.requests:,} requests of this run so far: {totals.tokens_in:,} tokens in, {totals.tokens_out:,} out"
         + (f", cost {totals.cost:.4g}" if totals.cost else "")
     )
-    stage.notes.update(
-        bytes_per_position=cache.bytes_per_position,
-        codec=config.codec.model_dump(mode="json"),
-        tokens_per_second=round((task.done - task.begun_at) / seconds, 1) if seconds > 0 else None,
-        reused=before + recovered,
-        missing_mass=round(missing_mass(cache, wanted), 5),
-        spent={**vars(totals)},
+    missing = missing_mass(cache, wanted)
+    progress.say(f"  the listed ids miss {missing:.1%} of the probability")
+    return Listed(
+        teacher.record(),
+        identity.model_dump(mode="json"),
+        {
+            "bytes_per_position": cache.bytes_per_position,
+            "codec": config.codec.model_dump(mode="json"),
+            "tokens_per_second": round((task.done - task.begun_at) / seconds, 1) if seconds > 0 else None,
+            "reused": before + recovered,
+            "missing_mass": round(missing, 5),
+            "spent": {**vars(totals)},
+        },
     )
-    progress.say(f"  the listed ids miss {missing_mass(cache, wanted):.1%} of the probability")
+
+
+def named(file: str, name: str) -> str:
+    """A file of a run that belongs to one teacher; the recipe's own has the plain name."""
+    path = Path(file)
+    return file if name == OWN else f"{path.stem}-{name}{path.suffix}"
 
 
 def missing_mass(cache: TeacherCache, addresses: list[str]) -> float:

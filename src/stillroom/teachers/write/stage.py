@@ -1,0 +1,253 @@
+"""The stage `write`: a teacher writes about the training documents, before the corpus is built.
+
+Documents are split first, by the rule of the corpus: nothing is written about validation and held-out documents, and what
+nearly repeats them is left out. What was written is kept as it comes, so that a kill loses the texts under way and no more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillroom.core import files
+from stillroom.core.errors import CorpusError
+from stillroom.core.progress import Progress
+from stillroom.corpus.near_duplicates import text_of
+from stillroom.corpus.sources import read_source
+from stillroom.corpus.split import split_of
+from stillroom.corpus.store import DocumentStore
+from stillroom.models.compute import choose_dtype, prepare
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.recipe.write import WriteConfig
+from stillroom.runs.run import Run, Stage
+from stillroom.runs.stages import TEXTS, WRITTEN, WRITTEN_RECORD
+from stillroom.teachers.endpoint import ledger
+from stillroom.teachers.endpoint.http import Client, Slots
+from stillroom.teachers.endpoint.ledger import Ledger, Price
+from stillroom.teachers.endpoint.stage import named
+from stillroom.teachers.registry import open_teacher
+from stillroom.teachers.teacher import weights_of
+from stillroom.teachers.write.filters import REASONS, Filters
+from stillroom.teachers.write.prompts import ANSWER, OPEN_BOOK, QUESTION, REPHRASE, Chunk, chunks_of
+from stillroom.teachers.write.writers import Ask, ChatWriter, LocalWriter, Text, Writer
+
+KEPT = "texts.jsonl"
+"""In the folder that is kept when the stage is done again: every text as it came, by its key."""
+
+
+def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
+    """Write what is not written yet, filter it, and keep it for the corpus."""
+    recipe = run.recipe
+    config = recipe.write
+    assert config is not None
+    who = recipe.every_teacher[config.by]
+    journal = Journal(stage.path / TEXTS / KEPT)
+    with DocumentStore(stage.path) as store:
+        train, kept_out = _documents(recipe, store)
+        counts: Counter[str] = Counter()
+        chunks = _chosen(list(_chunks(train, store, config, counts)), config.limit)
+        if not chunks:
+            raise CorpusError(
+                f"There is nothing to write about: {len(train):,} training documents have no long stretch of plain text (chats "
+                "are not written about).",
+                "Add documents of plain text, or leave `write` out.",
+            )
+        progress.say(f"  {len(chunks):,} chunks of {len(train):,} training documents")
+        filters = Filters((store.get(number) for number in kept_out), config.distinct, config.support)
+        if isinstance(who, EndpointConfig):
+            price = Price(who.price.input, who.price.output, who.price.cap)
+            client = Client(
+                base_url=who.base_url,
+                key_env=who.key_env,
+                ledger=Ledger(run.path / named(ledger.NAME, config.by), price),
+                timeout=who.timeout_seconds,
+                attempts=who.attempts,
+                slots=Slots(who.concurrency),
+            )
+            try:
+                writer: Writer = ChatWriter(client, who, config.max_tokens, config.temperature, recipe.public_seed)
+                rows = _write(config, writer, chunks, journal, filters, progress)
+            finally:
+                client.close()
+            record: dict[str, Any] = {
+                "name": who.model,
+                "served_by": who.service or "a server of one's own",
+                "claim": "the endpoint's",
+                "licence": who.licence,
+                "spent": {**vars(client.ledger.totals)},
+            }
+        else:
+            progress.say("  loading the writer")
+            device = prepare(recipe.compute, recipe.public_seed)
+            teacher = open_teacher(who, device, choose_dtype(who.dtype, device.type))
+            loaded = weights_of(teacher, "The stage `write`")
+            writer = LocalWriter(
+                loaded, teacher.identity["teacher"], config.max_tokens, config.temperature, recipe.public_seed
+            )
+            rows = _write(config, writer, chunks, journal, filters, progress)
+            record = teacher.record()
+    files.write_text(stage.path / WRITTEN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    forms = Counter(row["form"] for row in rows)
+    left_out = {reason: filters.counts[reason] for reason in REASONS}
+    stage.result = files.digest_json(rows)
+    found = {
+        "writer": {"called": config.by, **record},
+        "chunks": len(chunks),
+        "documents": len({chunk.document for chunk in chunks}),
+        "written": sum(filters.counts.values()),
+        "kept": filters.counts["kept"],
+        "rows": len(rows),
+        "forms": dict(sorted(forms.items())),
+        "left_out": left_out,
+        "passed_over": dict(counts.most_common()),
+        "settings": config.model_dump(mode="json"),
+    }
+    files.write_json(stage.path / WRITTEN_RECORD, found)
+    stage.notes.update({key: found[key] for key in ("chunks", "written", "kept", "rows", "forms", "left_out")})
+    progress.say(f"  kept {found['kept']:,} of {found['written']:,} texts, {len(rows):,} rows to learn from")
+    for reason, count in left_out.items():
+        if count:
+            progress.say(f"    left out: {reason}: {count:,}")
+    if not rows:
+        raise CorpusError(
+            "Nothing of what was written is kept: " + ", ".join(f"{k}: {v:,}" for k, v in left_out.items() if v),
+            "Use a stronger writer (`write.by`), or leave `write` out.",
+        )
+
+
+class Journal:
+    """Texts as they came, by their keys; a kill can only cut off the last line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.texts: dict[str, Text] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            data = path.read_bytes()
+            for line in data.split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    self.texts[str(entry["key"])] = Text(str(entry["text"]), bool(entry["ended"]))
+                except (ValueError, KeyError, TypeError):
+                    continue
+            if data and not data.endswith(b"\n"):
+                with path.open("ab") as file:
+                    file.write(b"\n")
+
+    def add(self, key: str, text: Text) -> None:
+        """Keep a text."""
+        if key in self.texts:
+            return
+        self.texts[key] = text
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            line = json.dumps({"key": key, "text": text.text, "ended": text.ended}, ensure_ascii=True)
+            os.write(handle, (line + "\n").encode())
+        finally:
+            os.close(handle)
+
+
+def _documents(recipe: Recipe, store: DocumentStore) -> tuple[list[tuple[str, int]], list[int]]:
+    """Digests and numbers of the training documents, in a fixed order, and numbers of all others."""
+    numbers: dict[str, int] = {}
+    for source in recipe.corpus.sources:
+        for document in itertools.islice(read_source(source), source.limit):
+            if not document.is_empty and document.digest not in numbers:
+                numbers[document.digest] = store.add(document)
+    sides = split_of(list(numbers), recipe.corpus.validation_share, recipe.corpus.heldout_share)
+    order = sorted(numbers, key=lambda digest: files.digest_bytes(f"{recipe.public_seed}:{digest}".encode()))
+    train = [(digest, numbers[digest]) for digest in order if sides[digest] == "train"]
+    return train, [numbers[digest] for digest in order if sides[digest] != "train"]
+
+
+def _chunks(
+    train: list[tuple[str, int]], store: DocumentStore, config: WriteConfig, counts: Counter[str]
+) -> Iterator[Chunk]:
+    for digest, number in train:
+        document = store.get(number)
+        if document.messages:
+            counts["chats, which are not written about"] += 1
+            continue
+        found = False
+        for chunk in chunks_of(digest, text_of(document), config.chunk_characters):
+            found = True
+            yield chunk
+        counts["documents too short to be written about"] += not found
+
+
+def _chosen(chunks: list[Chunk], limit: int | None) -> list[Chunk]:
+    """At most so many chunks, spread over the documents."""
+    if limit is None or len(chunks) <= limit:
+        return chunks
+    return [chunks[number * len(chunks) // limit] for number in range(limit)]
+
+
+def _write(
+    config: WriteConfig,
+    writer: Writer,
+    chunks: list[Chunk],
+    journal: Journal,
+    filters: Filters,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Everything that is kept, as rows of the corpus."""
+    identity = writer.identity
+
+    def ask(prompt: str, draw: int) -> Ask:
+        return Ask(files.digest_json([identity, prompt, draw]), prompt)
+
+    def write(asks: list[Ask], what: str) -> list[Text]:
+        before = sum(item.key in journal.texts for item in asks)
+        if before:
+            progress.say(
+                f"  {before:,} of {len(asks):,} {what} were written before: nothing is written or paid for twice"
+            )
+        with progress.task(what, total=len(asks), unit="texts") as task:
+            task.skip(before)
+            for item, text in writer.write(asks, lambda key: key in journal.texts):
+                task.advance(item.key not in journal.texts)
+                journal.add(item.key, text)
+        return [journal.texts[item.key] for item in asks]
+
+    draws = [(chunk, draw) for chunk in chunks for draw in range(config.per_chunk)]
+    rows: list[dict[str, Any]] = []
+
+    def kept(text: Text, chunk: Chunk, *, answer: bool = False) -> bool:
+        return filters.reason(text.text, chunk.text, ended=text.ended, answer=answer) is None
+
+    if {"question_answer", "open_book"} & set(config.forms):
+        asked = write([ask(QUESTION.format(chunk=chunk.text), draw) for chunk, draw in draws], "questions")
+        good = [
+            (chunk, draw, question.text.strip())
+            for (chunk, draw), question in zip(draws, asked, strict=True)
+            if kept(question, chunk)
+        ]
+        prompts = [ask(ANSWER.format(chunk=chunk.text, question=question), draw) for chunk, draw, question in good]
+        for (chunk, _, question), answer in zip(good, write(prompts, "answers"), strict=True):
+            if not kept(answer, chunk, answer=True):
+                continue
+            shown = {
+                "question_answer": question,
+                "open_book": OPEN_BOOK.format(chunk=chunk.text, question=question),
+            }
+            for form in ("question_answer", "open_book"):
+                if form in config.forms:
+                    messages = [
+                        {"role": "user", "content": shown[form]},
+                        {"role": "assistant", "content": answer.text.strip()},
+                    ]
+                    rows.append({"messages": messages, "form": form, "document": chunk.document, "chunk": chunk.number})
+    if "rephrase" in config.forms:
+        asks = [ask(REPHRASE[draw % len(REPHRASE)].format(chunk=chunk.text), draw) for chunk, draw in draws]
+        for (chunk, _), text in zip(draws, write(asks, "rephrasings"), strict=True):
+            if kept(text, chunk):
+                rows.append(
+                    {"text": text.text.strip(), "form": "rephrase", "document": chunk.document, "chunk": chunk.number}
+                )
+    return rows

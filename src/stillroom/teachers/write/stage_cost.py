@@ -1,0 +1,45 @@
+"""What the stage `write` takes."""
+
+from __future__ import annotations
+
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher
+from stillroom.runs.costs import Counts, Profile, StageCost, loaded_teacher_bytes
+from stillroom.teachers.write.writers import ROWS
+
+CHARACTERS_PER_TOKEN = 4.0
+DECODED_BYTES_PER_SECOND = 4e9
+"""Bytes of weights per second that a step of writing reads, for all its rows together."""
+
+
+def texts_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
+    """Chunks, and texts that are asked for, at most: by the length of the training text."""
+    config = recipe.write
+    assert config is not None
+    chunks = max(1, round(counts.train_tokens * CHARACTERS_PER_TOKEN / config.chunk_characters))
+    chunks = chunks if config.limit is None else min(chunks, config.limit)
+    forms = 2 * bool({"question_answer", "open_book"} & set(config.forms)) + ("rephrase" in config.forms)
+    return chunks, chunks * config.per_chunk * forms
+
+
+def tokens_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
+    """Prompt tokens and written tokens, at most."""
+    config = recipe.write
+    assert config is not None
+    _, texts = texts_of(recipe, counts)
+    return round(texts * config.chunk_characters / CHARACTERS_PER_TOKEN), texts * config.max_tokens
+
+
+def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
+    """A local writer's seconds: prompts at the rate of a pass, texts step by step. How fast an endpoint is, nobody knows."""
+    assert recipe.write is not None
+    read, written = tokens_of(recipe, counts)
+    disk = 8.0 * written
+    if isinstance(recipe.every_teacher[recipe.write.by], EndpointTeacher):
+        return StageCost(seconds=0.0, memory_bytes=profile.base_bytes, disk_bytes=disk)
+    step = counts.teacher_bytes / DECODED_BYTES_PER_SECOND
+    return StageCost(
+        seconds=profile.load_seconds + read / profile.exact_rate + written / ROWS * step,
+        memory_bytes=loaded_teacher_bytes(counts, profile),
+        disk_bytes=disk,
+    )

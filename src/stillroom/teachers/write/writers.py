@@ -1,0 +1,223 @@
+"""Who writes: a model on this machine, or a chat endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from stillroom.core import files
+from stillroom.core.errors import TeacherError
+from stillroom.models.load import LoadedTeacher
+from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.teachers.endpoint.http import Client
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+ROWS = 8
+"""Texts that a local model writes together."""
+SPARE_TOKENS = 64
+"""Prompt tokens that a chat template may add."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One text to be written.
+
+    Attributes:
+        key: What the text is addressed by: writer, prompt, sampling and draw.
+        prompt: The user's message.
+    """
+
+    key: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was written, and whether the writer ended it by itself."""
+
+    text: str
+    ended: bool
+
+
+class Writer(Protocol):
+    """Writes texts."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a text depends on besides its prompt."""
+        ...
+
+    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
+        """Write texts, in any order.
+
+        Args:
+            asks: All that are wanted, in a fixed order.
+            known: Whether the text of a key is there already: nothing is paid for twice.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalWriter:
+    """A model in this process.
+
+    Attributes:
+        loaded: The model.
+        digest: Of its weights.
+        max_tokens: Tokens of a text at most.
+        temperature: 0 takes the most probable token each time.
+        seed: Of the sampling, together with each group's keys.
+    """
+
+    loaded: LoadedTeacher
+    digest: str
+    max_tokens: int
+    temperature: float
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :class:`Writer`."""
+        return {
+            "teacher": self.digest,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
+        """See :class:`Writer`. Groups are the same whatever is known, so that a text is the same after a kill."""
+        for start in range(0, len(asks), ROWS):
+            group = asks[start : start + ROWS]
+            if not all(known(ask.key) for ask in group):
+                yield from zip(group, self._group(group), strict=True)
+
+    @torch.inference_mode()
+    def _group(self, group: Sequence[Ask]) -> list[Text]:
+        model: Any = self.loaded.model
+        tokenizer = self.loaded.tokenizer
+        rows = [prompt_ids(tokenizer, ask.prompt) for ask in group]
+        window = getattr(model.config, "max_position_embeddings", None)
+        longest = max(map(len, rows))
+        if window is not None and longest + self.max_tokens > window:
+            raise TeacherError(
+                f"A prompt of {longest:,} tokens and {self.max_tokens:,} to write are more than the {window:,} that the writer "
+                "can see.",
+                "Lower `write.chunk_characters` or `write.max_tokens`.",
+            )
+        device = next(model.parameters()).device
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            ids[number, longest - len(row) :] = torch.tensor(row)
+            mask[number, longest - len(row) :] = 1
+        seed = int(files.digest_json([self.seed, [ask.key for ask in group]])[:15], 16)
+        ends = ends_of(model, tokenizer)
+        sampled = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=self.max_tokens,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=min(ends, default=0),
+                **(sampled if self.temperature > 0 else {"do_sample": False}),
+            )
+        texts = []
+        for row in found[:, longest:].tolist():
+            end = next((at for at, token in enumerate(row) if token in ends), None)
+            texts.append(Text(str(tokenizer.decode(row[:end], skip_special_tokens=True)), end is not None))
+        return texts
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """A user's message as the model's chat template has it, or plainly where there is none."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    return [int(token) for token in tokenizer(f"{prompt}\n\n")["input_ids"]]
+
+
+def ends_of(model: Any, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The ids that end an answer: the tokenizer's, and what the model's own configuration adds."""
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {*stated} if isinstance(stated, (list, tuple)) else {stated}
+    return {int(token) for token in {*found, tokenizer.eos_token_id} if token is not None}
+
+
+@dataclass(frozen=True)
+class ChatWriter:
+    """A server with an OpenAI-style chat API: `/v1/chat/completions`.
+
+    Attributes:
+        client: Talks to it, within the recipe's spend cap.
+        config: The endpoint.
+        max_tokens: Tokens of a text at most.
+        temperature: Of its sampling.
+        seed: Sent with each request; not every server heeds it.
+    """
+
+    client: Client
+    config: EndpointConfig
+    max_tokens: int
+    temperature: float
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :class:`Writer`. Where it is served is no part of it."""
+        return {
+            "model": self.config.model,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
+        """See :class:`Writer`. What is under way when a request fails is paid for: it is waited for and kept."""
+        todo = [ask for ask in asks if not known(ask.key)]
+        at = self.config.concurrency
+        with ThreadPoolExecutor(at, "writer") as pool:
+            for start in range(0, len(todo), at):
+                group = todo[start : start + at]
+                futures = [pool.submit(self._one, ask) for ask in group]
+                failure: BaseException | None = None
+                for ask, future in zip(group, futures, strict=True):
+                    error = future.exception()
+                    if error is None:
+                        yield ask, future.result()
+                    elif failure is None:
+                        failure = error
+                if failure is not None:
+                    raise failure
+
+    def _one(self, ask: Ask) -> Text:
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": ask.prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": int(files.digest_json([self.seed, ask.key])[:7], 16),
+        }
+        # A token is at least one byte of text, so that this is no fewer than it can be.
+        most = len(ask.prompt.encode()) + SPARE_TOKENS
+        value = self.client.post("/v1/chat/completions", body, most, self.max_tokens, ask.key)
+        try:
+            choice = value["choices"][0]
+            text, reason = choice["message"]["content"], choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError):
+            text, reason = None, None
+        if not isinstance(text, str):
+            raise TeacherError(
+                f"{self.client.base_url}: the server's answer has no text (`choices[0].message.content`).",
+                "Serve the model with an OpenAI-style chat API; what was received before is kept.",
+            )
+        return Text(text, reason in ("stop", "eos", None))

@@ -1,0 +1,246 @@
+"""Text that a teacher writes: chunks, filters, writers, and the whole path with a chat endpoint on a loopback port."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from stillroom.core import files
+from stillroom.core.errors import CorpusError, RecipeError, TeacherError
+from stillroom.corpus.documents import Document
+from stillroom.corpus.sequences import Sequences
+from stillroom.corpus.split import split_of
+from stillroom.models.load import load_teacher
+from stillroom.pipeline import run
+from stillroom.planning.plan import make_plan
+from stillroom.recipe.reading import recipe_of
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import HuggingFaceTeacher
+from stillroom.teachers.endpoint.ledger import Ledger, Price
+from stillroom.teachers.write.filters import REASONS, Filters, distinct_share, supported
+from stillroom.teachers.write.prompts import chunks_of
+from stillroom.teachers.write.writers import Ask, LocalWriter
+
+CHUNK = (
+    "The harbour master keeps the tide tables in a drawer beside the log. They are printed once a year, and say when the "
+    "water is high and how high it is. In 1867 the bridge was 212 metres long."
+)
+GOOD = "The tide tables are kept by the harbour master in a drawer, and are printed once a year."
+
+
+def test_chunks_end_at_paragraphs_and_hold_all_of_the_text() -> None:
+    text = "\n\n".join(f"Paragraph {number}. " + "Words that go on. " * 20 for number in range(9))
+    chunks = list(chunks_of("d" * 64, text, 900))
+    assert all(200 <= len(chunk.text) <= 900 for chunk in chunks)
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
+    assert "".join("".join(chunk.text for chunk in chunks).split()) == "".join(text.split())
+    one = list(chunks_of("d" * 64, "x" * 2500, 1000))
+    assert sum(len(chunk.text) for chunk in one) == 2500
+    assert list(chunks_of("d" * 64, "Too short.", 900)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "reason"),
+    [
+        ("  ", True, "empty or too short"),
+        (GOOD, False, "not ended"),
+        ("Таблицы приливов лежат в ящике у капитана порта.", True, "another script"),
+        ("the log the log the log the log the log the log the log", True, "repeats itself"),
+        ("Nobody may read this held out sentence about the old bridge and the harbour.", True, REASONS[4]),
+        ("I'm sorry, but I cannot help with that.", True, "refusal"),
+        ("Napoleon crossed the frozen river with elephants during winter.", True, "not supported by its chunk"),
+        (GOOD, True, None),
+    ],
+)
+def test_each_filter_catches_its_own(text: str, ended: bool, reason: str | None) -> None:
+    held = Document(text="Nobody may read this held out sentence about the old bridge and the harbour.")
+    filters = Filters([held], 0.5, 0.3)
+    assert filters.reason(text, CHUNK, ended=ended, answer=True) == reason
+    assert filters.counts[reason or "kept"] == 1
+
+
+def test_a_text_that_was_kept_is_not_kept_again() -> None:
+    filters = Filters([], 0.5, 0.3)
+    assert filters.reason(GOOD, CHUNK, ended=True, answer=True) is None
+    assert filters.reason(GOOD.upper(), CHUNK, ended=True, answer=True) == "near-duplicate of written text"
+    assert distinct_share("one two three") == 1.0
+    assert supported("212 metres", CHUNK) == 1.0
+
+
+def test_a_local_writer_writes_the_same_again(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "writer", layers=1, hidden=32)
+    loaded = load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
+    writer = LocalWriter(loaded, "a" * 64, 8, 0.7, 0)
+    asks = [Ask(str(number), f"Say {number}. " * (number + 1)) for number in range(10)]
+    first = {ask.key: text for ask, text in writer.write(asks, lambda _: False)}
+    assert len(first) == 10
+    assert len({text.text for text in first.values()}) > 1
+    # After a kill only groups that are not whole are written, and they come out the same.
+    again = {ask.key: text for ask, text in writer.write(asks, lambda key: key != "9")}
+    assert set(again) == {"8", "9"}
+    assert all(first[key] == text for key, text in again.items())
+    # Left padding changes nothing: greedily, alone or in a group.
+    greedy = LocalWriter(loaded, "a" * 64, 8, 0.0, 0)
+    together = {ask.key: text.text for ask, text in greedy.write(asks[:4], lambda _: False)}
+    alone = {ask.key: text.text for one in asks[:4] for ask, text in greedy.write([one], lambda _: False)}
+    assert together == alone
+    with pytest.raises(TeacherError, match=r"write.chunk_characters"):
+        list(writer.write([Ask("long", "word " * 5000)], lambda _: False))
+
+
+class _Chat(BaseHTTPRequestHandler):
+    asked: list[dict[str, Any]]
+    fail_after: int | None
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server: Any = self.server
+        server.asked.append(body)
+        if server.fail_after is not None and len(server.asked) > server.fail_after:
+            self.send_response(401)
+            self.end_headers()
+            return
+        prompt = body["messages"][0]["content"]
+        passage = prompt.split("\n\n")[1]
+        number = files.digest_json(prompt)[:6]
+        if prompt.startswith("Read this passage.") and "Write one question" in prompt:
+            text = f"Which words does entry {number} begin with, {passage[:30]}?"
+        else:
+            text = f"It begins so ({number}): {passage[20:160]}"
+        answer = {
+            "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20},
+        }
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def chat() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
+    server.asked, server.fail_after = [], None
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def settings(small_recipe: Any, chat: Any, tmp_path: Path) -> dict[str, Any]:
+    folder = tiny_model("llama", tmp_path / "teacher", layers=2, hidden=32)
+    made: dict[str, Any] = small_recipe(
+        folder,
+        teachers={
+            "writer": {
+                "kind": "endpoint",
+                "server": "chat",
+                "base_url": f"http://127.0.0.1:{chat.server_port}",
+                "model": "chatty",
+                "tokenizer": str(folder),
+                "sends_text": True,
+                "concurrency": 2,
+                "price": {"input": 1, "output": 2, "cap": 1},
+            }
+        },
+        write={
+            "by": "writer",
+            "forms": ["question_answer", "open_book", "rephrase"],
+            "limit": 6,
+            "chunk_characters": 400,
+        },
+        student={"kind": "fresh", "config": {"num_hidden_layers": 1}},
+        baseline=False,
+    )
+    made["corpus"] = made["corpus"] | {"train_tokens": None, "heldout_tokens": 128}
+    made["terms"]["decisions"].append(made["terms"]["decisions"][0] | {"subject": "writer"})
+    return made
+
+
+def test_the_whole_path_with_written_text(settings: dict[str, Any], chat: Any, text: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(settings)
+    plan = make_plan(recipe, tmp_path)
+    assert plan["write"]["by"] == "writer"
+    assert 0 < plan["write"]["chunks"] <= 6
+    assert not chat.asked
+    # The first attempt ends on the way; the second pays for nothing twice.
+    chat.fail_after = 5
+    with pytest.raises(TeacherError):
+        run(recipe, tmp_path, quiet=True, until="corpus")
+    paid = list(chat.asked[:5])
+    chat.fail_after = None
+    made = run(recipe, tmp_path, quiet=True)
+    asked = [json.dumps(body, sort_keys=True) for body in [*paid, *chat.asked[6:]]]
+    answered = [body for body in asked if asked.count(body) == 1]
+    assert len(answered) >= len(asked) - 2, "only what was under way when it failed may be asked for again"
+    record = files.read_json(made.path / "write" / "written.json")
+    assert record["chunks"] == 6
+    assert record["written"] == record["kept"] + sum(record["left_out"].values()) == 18
+    assert record["writer"]["called"] == "writer"
+    rows = [json.loads(line) for line in (made.path / "write" / "written.jsonl").read_text().splitlines()]
+    assert {row["form"] for row in rows} == {"question_answer", "open_book", "rephrase"}
+    # Nothing was written about held-out or validation documents, and nothing of it is in their splits.
+    digests = {Document(text=file.read_text(encoding="utf-8")).digest: file for file in text.iterdir()}
+    sides = split_of(list(digests), recipe.corpus.validation_share, recipe.corpus.heldout_share)
+    assert {sides[row["document"]] for row in rows} == {"train"}
+    ledger = files.read_json(made.path / "corpus" / "ledger.json")
+    written = ledger["sources"][-1]
+    assert written["kind"] == "written"
+    assert written["kept"]["train"] > 0
+    assert written["kept"]["validation"] == written["kept"]["heldout"] == 0
+    assert ledger["written"]["left_out"] == record["left_out"]
+    assert len(Sequences.load(made.path / "corpus" / "train.safetensors")) > 0
+    summary = json.loads((made.path / "summary.json").read_text())
+    assert [entry["called"] for entry in summary["teachers"]] == ["teacher", "writer"]
+    assert summary["written"]["kept"] == record["kept"]
+    assert "chatty" in (made.path / "report.html").read_text(encoding="utf-8")
+    spent = Ledger(made.path / "spending-writer.jsonl", Price(1, 2, 1))
+    assert 0 < spent.spent < 1
+    # The same again asks for nothing; another filter asks for nothing either.
+    count = len(chat.asked)
+    run(recipe, tmp_path, quiet=True)
+    run(
+        Recipe.model_validate(settings | {"write": settings["write"] | {"support": 0.9}}),
+        tmp_path,
+        quiet=True,
+        until="corpus",
+    )
+    assert len(chat.asked) == count
+
+
+def test_the_cap_holds(settings: dict[str, Any], chat: Any, tmp_path: Path) -> None:
+    settings["teachers"]["writer"]["price"] = {"input": 1, "output": 2, "cap": 0.002}
+    with pytest.raises(TeacherError, match="spend cap is reached"):
+        run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+    assert Ledger(tmp_path / "small" / "spending-writer.jsonl", Price(1, 2, 0.002)).spent <= 0.002
+
+
+def test_a_chat_endpoint_cannot_be_learned_from(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["corpus"]["sources"][0]["teacher"] = "writer"
+    with pytest.raises(RecipeError, match=r"`teachers.writer` is learned from"):
+        make_plan(Recipe.model_validate(settings), tmp_path)
+    settings["write"]["by"] = "nobody"
+    with pytest.raises(RecipeError, match=r"`write\.by` names 'nobody'"):
+        recipe_of(settings)
+
+
+def test_a_writer_that_babbles_is_named(small_recipe: Any, tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=32)
+    settings = small_recipe(folder, write={"forms": ["rephrase"], "limit": 2, "chunk_characters": 300, "max_tokens": 8})
+    with pytest.raises(CorpusError, match="Nothing of what was written is kept"):
+        run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
