@@ -57,7 +57,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
     runs = Path(runs)
     begun = time.perf_counter()
     require_possible(recipe)
-    require_fit(recipe.distill, recipe.capture)
+    require_fit(recipe.distill, recipe.capture, recipe.student)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
         # Without the text there is nothing to plan with.
@@ -90,6 +90,7 @@ def make_plan(recipe: Recipe | AnyPath, runs: AnyPath = "runs", *, quiet: bool =
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
         "student_note": student.note or None,
+        **({"alignment": student.alignment} if student.alignment is not None else {}),
         "tokens": text.tokens,
         "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),

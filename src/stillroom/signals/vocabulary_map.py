@@ -217,6 +217,11 @@ class VocabularyMap:
 
         try:
             tensors = load_file(path)
+            if "rules" in tensors:
+                # Of a student with another tokenizer. That module builds on this one.
+                from stillroom.signals.alignment import Alignment
+
+                return Alignment.of_tensors(tensors)
             _, size, used = tensors["sizes"].tolist()
             return cls(tensors["offsets"], tensors["pieces"], size, used)
         except (SafetensorError, KeyError, FileNotFoundError, ValueError) as error:
