@@ -13,7 +13,7 @@ from tiny_models import Kind, make_tokenizer
 
 from stillroom.core.errors import VocabularyMismatch
 from stillroom.corpus.sequences import IGNORED, Sequences
-from stillroom.signals.alignment import Alignment, describe, text_logprobs
+from stillroom.signals.alignment import Alignment, describe, load_vocabulary, text_logprobs
 from stillroom.signals.signal import CoarseSignal, DenseSignal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -144,7 +144,7 @@ def test_the_text_is_known_where_a_list_holds_it() -> None:
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     theirs, _, alignment = alignment_of("bpe_fallback", "bpe")
     alignment.save(tmp_path / "vocabulary.safetensors")
-    again = VocabularyMap.load(tmp_path / "vocabulary.safetensors")
+    again = load_vocabulary(tmp_path / "vocabulary.safetensors")
     assert isinstance(again, Alignment)
     assert not again.is_identity
     ids = torch.tensor(theirs("def f(x): return '你好'", add_special_tokens=False).input_ids)

@@ -16,10 +16,9 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.pipeline import run
 from stillroom.planning.plan import make_plan
 from stillroom.recipe.recipe import Recipe
-from stillroom.signals.alignment import Alignment
+from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.signals.vocabulary_map import VocabularyMap
 
 
 def settings_of(make: Any, teacher: Path, student: Path, **sections: Any) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def test_from_one_recipe(small_recipe: Any, tmp_path: Path) -> None:
     made = run(recipe, tmp_path / "runs", quiet=True)
     facts = json.loads((made.path / "shrink" / "shrink.json").read_text())
     assert facts["alignment"] == plan["alignment"]
-    vocabulary = VocabularyMap.load(made.path / "shrink" / "vocabulary.safetensors")
+    vocabulary = load_vocabulary(made.path / "shrink" / "vocabulary.safetensors")
     assert isinstance(vocabulary, Alignment)
     # What it learns from is what the alignment says.
     text = Sequences.load(made.path / "corpus" / "train.safetensors")

@@ -405,6 +405,25 @@ class Alignment(VocabularyMap):
         )
 
 
+def load_vocabulary(path: Path) -> VocabularyMap:
+    """What the stage `shrink` wrote of a student's vocabulary: a map of ids, or an alignment of two tokenizers.
+
+    Raises:
+        VocabularyMismatch: The file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        with safe_open(path, "pt") as file:
+            aligned = "rules" in file
+        return Alignment.of_tensors(load_file(path)) if aligned else VocabularyMap.load(path)
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
+        raise VocabularyMismatch(
+            f"{path}: the vocabulary map cannot be read: {error}.", "Run the stage `shrink` again."
+        ) from None
+
+
 def text_logprobs(said: Signal, targets: torch.Tensor) -> torch.Tensor:
     """The teacher's log-probabilities of the text's own tokens, [N]; NaN where a list does not hold the token.
 

@@ -12,12 +12,11 @@ from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
 from stillroom.runs.run import Run, Stage
-from stillroom.signals.alignment import Alignment
+from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
-from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training.checkpoint import best_weights
 from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Training
@@ -48,7 +47,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     cache = TeacherCache.open(recipe.capture.path or run.stage("capture").path / "cache", stage.scratch / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
-    vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")
+    vocabulary = load_vocabulary(shrunk / "vocabulary.safetensors")
     model, tokenizer = load_student(shrunk / "model", torch.float32)
     training = Training(
         title=stage.name,
