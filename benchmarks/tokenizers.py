@@ -3,16 +3,16 @@
     .venv/bin/python -m benchmarks.tokenizers [--quick] [--json FILE]
 
 The teacher is SmolLM2-135M-Instruct, the text Python's own documentation. The student is a small Llama with random weights
-and a byte-level BPE of 8,192 tokens that is trained on the training text. It is trained on the same tokens in the same order, at
-each of some learning rates and for each seed (of weights and order), in four ways: ``baseline`` (cross-entropy on the text),
+and a byte-level BPE of 8,192 tokens that is trained on the training text. It is trained on the same tokens in the same order,
+at each of some learning rates and for each seed (of weights and order), in four ways: ``baseline`` (cross-entropy on the text),
 ``aligned`` (what `student.tokenizer: own` does), ``aligned_mixed`` (the same with half of cross-entropy), and ``uld_mixed``
-(Boizard et al. 2024, arXiv 2402.12030: the L1 distance of both sorted distributions where chunks begin, with half of
-cross-entropy). ``uld`` alone says nothing about which token is which, and cannot be trained alone.
+(Boizard et al. 2024, arXiv 2402.12030: the L1 distance of both sorted distributions where both predict the same token, with
+half of cross-entropy). ULD alone says nothing about which token is which, and cannot be trained alone.
 
 ``aligned_over_baseline`` and so on are quotients of held-out bits per byte at each way's own best rate (by validation text),
-the mean over seeds, with Student's 95 % interval. ``distribution`` and ``chunks`` are the shares of the student's tokens that are
-learned from the teacher's distribution and as parts of whole chunks. ``--quick`` takes one seed, one rate and less text; ``--tokens``
-says how many training tokens.
+the mean over seeds, with Student's 95 % interval. ``distribution`` and ``chunks`` are the shares of the student's tokens that
+are learned from the teacher's distribution and as parts of whole chunks. ``--quick`` takes one seed, one rate and less text;
+``--tokens`` says how many training tokens.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def fresh(rows: int, seed: int) -> Any:
 def text_of(tokenizer: PreTrainedTokenizerFast, text: Sequences) -> list[str]:
     """The texts of a split, a row each."""
     return [
-        tokenizer.decode(ids[segments >= 0].tolist(), skip_special_tokens=True)
+        str(tokenizer.decode(ids[segments >= 0].tolist(), skip_special_tokens=True))
         for ids, segments in zip(text.ids, text.segments, strict=True)
     ]
 
@@ -184,7 +184,7 @@ def trained(world: World, way: str, rate: float, seed: int) -> dict[str, float]:
             batch = world.train.batch(rows)
             batch = replace(batch, signal=None, chunks=None) if way == "baseline" else batch
             value = network(batch, loss, float(len(batch.targets))).value
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -416,7 +416,7 @@ def load_vocabulary(path: Path) -> VocabularyMap:
 
     try:
         with safe_open(path, "pt") as file:
-            aligned = "rules" in file
+            aligned = "rules" in set(file.keys())
         return Alignment.of_tensors(load_file(path)) if aligned else VocabularyMap.load(path)
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise VocabularyMismatch(
