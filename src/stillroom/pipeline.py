@@ -423,7 +423,7 @@ def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
                 if spec.name == "baseline":
                     # It learns from the text alone, and is validated by forward KL.
                     config = config.model_copy(update={"objective": "forward_kl"})
-                require_fit(config, made.recipe.capture)
+                require_fit(config, made.recipe.capture, made.recipe.student)
 
 
 def _require_packages(made: Run, wanted: list[StageSpec]) -> None:

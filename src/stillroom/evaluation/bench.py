@@ -15,6 +15,7 @@ from stillroom.core.progress import Progress
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.teacher import EndpointTeacher
+from stillroom.signals.alignment import load_vocabulary
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
     if not recipe.baseline:
         del stages["baseline"]
     # One object for all students: what the teacher says is carried through it once for all of them.
-    open_vocabulary = functools.cache(lambda: VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors"))
+    open_vocabulary = functools.cache(lambda: load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors"))
 
     def load_teacher() -> Loaded:
         if isinstance(recipe.teacher, EndpointTeacher):

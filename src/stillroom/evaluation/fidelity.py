@@ -24,7 +24,9 @@ from stillroom.evaluation.tally import Places, Tally
 from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
 from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.signals.alignment import Alignment
 from stillroom.signals.batches import BatchSource
+from stillroom.signals.signal import CoarseSignal, DenseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def compare(
         text_bytes = row.target_bytes[0][where].numpy()
         own.add(places, text_bytes=text_bytes)
         for student in students:
-            student.contender.tally.add(places, text_bytes=text_bytes)
+            student.contender.tally.add(places, text_bytes=text_bytes * student.covered)
         if worst is not None:
             worst.close(row, where)
         task.advance(heldout.length)
@@ -117,12 +119,15 @@ class Said(Protocol):
         """KL(teacher ‖ teacher), [P]: zero, by the sums that it is computed with for students."""
         ...
 
-    def against(self, logprobs: torch.Tensor, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+    def against(
+        self, logprobs: torch.Tensor, vocabulary: VocabularyMap, chosen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(teacher ‖ student), nats, and the student's id that the teacher finds most probable, both [P].
 
         Args:
             logprobs: The student's, [P, V].
             vocabulary: From the teacher's ids to the student's.
+            chosen: The chunk's positions that are compared, ascending; None: all.
         """
         ...
 
@@ -147,6 +152,7 @@ class _Said:
     def __init__(self, logprobs: torch.Tensor) -> None:
         self.logprobs = logprobs  # [P, V], in the teacher's ids
         self._heard: dict[VocabularyMap, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._coarse: dict[VocabularyMap, CoarseSignal] = {}
 
     @property
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,8 +168,17 @@ class _Said:
         """See :class:`Said`."""
         return (self.logprobs.exp() * (self.logprobs - self.logprobs)).sum(1)
 
-    def against(self, logprobs: torch.Tensor, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :class:`Said`."""
+    def against(
+        self, logprobs: torch.Tensor, vocabulary: VocabularyMap, chosen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Said`. Of a student with another tokenizer: of the ids that both have, and all others as one."""
+        if isinstance(vocabulary, Alignment):
+            if vocabulary not in self._coarse:
+                self._coarse[vocabulary] = vocabulary.coarse(DenseSignal(self.logprobs))
+            coarse, best = self._coarse[vocabulary], self.best[1]
+            if chosen is not None:
+                coarse, best = coarse.rows_at(chosen), best[chosen]
+            return coarse.divergence_from(logprobs), vocabulary.first.to(logprobs.device)[best]
         projected, probabilities = self.heard(vocabulary)
         divergence = torch.where(probabilities > 0, probabilities * (projected - logprobs), 0.0).sum(1)
         return divergence, projected.argmax(1)
@@ -201,6 +216,9 @@ class _Student:
         self.places = _places(row, owner.numpy(), heldout, classes, contender.tally)
         self.begins = torch.searchsorted(owner, torch.cat([where, where[-1:] + 1]))
         self.first = torch.searchsorted(rows, source.speaking(0))
+        self.spoken = source.spoken(0)
+        covered = source.covered(0)
+        self.covered = np.ones(len(where), dtype=np.int64) if covered is None else covered.numpy().astype(np.int64)
 
     def compare(self, said: Said, part: slice, here: Places, worst: Worst | None) -> None:
         """Sums over the places of one chunk: closeness to the teacher, cross-entropy on the text, calibration."""
@@ -214,6 +232,9 @@ class _Student:
         text = {axis: bins[low:high] for axis, bins in self.places.items()}
         tally.add(text, nats=_float(-logprobs.gather(1, targets[:, None]).squeeze(1)), tokens=1.0)
         _reliability(tally, text, best, targets)
+        if isinstance(vocabulary, Alignment):
+            self._aligned(said, logprobs, part, here, low, worst)
+            return
         first = (self.first[part] - low).to(logprobs.device)
         if len(first) < len(logprobs):
             logprobs = logprobs[first]
@@ -229,6 +250,30 @@ class _Student:
         )
         if worst is not None and self.contender.name == "student":
             worst.add(divergence.cpu(), said.best[1].cpu(), own.cpu())
+
+    def _aligned(
+        self, said: Said, logprobs: torch.Tensor, part: slice, here: Places, low: int, worst: Worst | None
+    ) -> None:
+        """Closeness to a teacher with another tokenizer: where both predict the same token."""
+        begin, end = torch.searchsorted(self.spoken, torch.tensor([part.start, part.stop])).tolist()
+        chosen = self.spoken[begin:end] - part.start
+        logprobs = logprobs[(self.first[begin:end] - low).to(logprobs.device)]
+        there = chosen.to(logprobs.device)
+        divergence, theirs = said.against(logprobs, self.contender.vocabulary, there)
+        likeliest = logprobs.topk(min(5, logprobs.shape[1]), dim=1).indices
+        self.contender.tally.add(
+            {axis: bins[chosen.numpy()] for axis, bins in here.items()},
+            kl=_float(divergence),
+            top1=_float(likeliest[:, 0] == theirs),
+            top5=_float((likeliest == theirs[:, None]).any(1)),
+            compared=1.0,
+        )
+        if worst is not None and self.contender.name == "student":
+            # A window of the worst passages counts 0 where nothing is compared; it shows the teacher's choice there.
+            count = part.stop - part.start
+            spread = torch.zeros(count).index_copy_(0, chosen, divergence.float().cpu())
+            own = self.contender.vocabulary.first[said.best[1].cpu()].clamp_min(0)
+            worst.add(spread, said.best[1].cpu(), own.index_copy(0, chosen, likeliest[:, 0].cpu()))
 
 
 def _places(row: Sequences, where: np.ndarray, heldout: HeldOut, classes: np.ndarray, tally: Tally) -> Places:

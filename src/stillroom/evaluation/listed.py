@@ -87,16 +87,21 @@ class ListedSaid:
         signal = self._signal
         return torch.where(signal.listed, signal.logprobs.exp() * (signal.logprobs - signal.logprobs), 0.0).sum(1)
 
-    def against(self, logprobs: torch.Tensor, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
+    def against(
+        self, logprobs: torch.Tensor, vocabulary: VocabularyMap, chosen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(teacher ‖ student) at least, and the student's id of the teacher's most probable token, both [P].
 
         Args:
             logprobs: The student's, [P, V].
             vocabulary: From the teacher's ids to the student's.
+            chosen: The chunk's positions that are compared; None: all.
         """
         if vocabulary not in self._projected:
             self._projected[vocabulary] = vocabulary.project_coarse(self._signal)
         signal = self._projected[vocabulary]
         # A token that is split is said by its first piece, whatever else begins with it.
         theirs = vocabulary.first.to(logprobs.device)[self.best[1]]
+        if chosen is not None:
+            signal, theirs = signal.rows_at(chosen), theirs[chosen]
         return signal.divergence_from(logprobs), theirs

@@ -31,7 +31,7 @@ from stillroom.formats.importance import load_importance, measure_importance, sa
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig
 from stillroom.runs.run import Run
-from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.signals.alignment import load_vocabulary
 from stillroom.teachers.several import licence_of_all, records_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Exporter:
         self.progress = progress
         self.config = run.recipe.export
         self.source = run.stage("distill").path / "model"
-        self.vocabulary = VocabularyMap.load(run.stage("shrink").path / "vocabulary.safetensors")
+        self.vocabulary = load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors")
         self.used = self.vocabulary.student_used
         heldout = Sequences.load(run.stage("corpus").path / "heldout.safetensors")
         self.texts = passages(heldout, self.vocabulary, self.config.check_tokens)

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
@@ -71,6 +71,8 @@ class Planned:
     expansion: float
     files: dict[str, int]
     note: str = ""
+    alignment: dict[str, Any] | None = None
+    """Of a student with another tokenizer: what it learns from what (:func:`stillroom.signals.alignment.describe`)."""
 
 
 def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
@@ -140,7 +142,8 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     from stillroom.models.families.family import fit_layer_lists
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import count_parameters, model_folder, teacher_config
-    from stillroom.models.tokenizer import quietly
+    from stillroom.models.tokenizer import open_tokenizer, quietly
+    from stillroom.signals.alignment import Alignment, describe, words_of
     from stillroom.students.shape import Anatomy, Shape, shaped_config, tokenizer_bytes
     from stillroom.students.stage import choose_vocabulary, pieces_a_token
 
@@ -180,6 +183,13 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
             fresh: CausalModel = AutoModelForCausalLM.from_config(changed)
         fresh.tie_weights()
         parameters = untrimmed = count_parameters(fresh)
+    aligned = None
+    expansion = None
+    if isinstance(student, ExistingStudent) and student.tokenizer == "own":
+        tokenizer = open_tokenizer(model_folder(student.name, student.revision))
+        vocabulary = Alignment.of(text.tokenizer, tokenizer, rows, int(changed.vocab_size))
+        aligned = describe(vocabulary, text.train)
+        note, expansion = words_of(aligned), aligned["student_tokens_per_teacher_token"]
     files = _file_bytes(recipe, changed, tokenizer, vocabulary.student_used)
     return Planned(
         count_parameters(teacher),
@@ -190,9 +200,10 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         exact,
         changed,
         vocabulary,
-        pieces_a_token(vocabulary, text.train),
+        pieces_a_token(vocabulary, text.train) if expansion is None else expansion,
         files,
         note,
+        aligned,
     )
 
 

@@ -119,6 +119,7 @@ def make_plan(
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
         "student_note": student.note or None,
+        **({"alignment": student.alignment} if student.alignment is not None else {}),
         "tokens": text.tokens,
         "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),
@@ -191,7 +192,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     check_names(recipe.evaluate.measures)
     require_possible(recipe)
     require_device(recipe.compute)
-    require_fit(recipe.distill, recipe.capture)
+    require_fit(recipe.distill, recipe.capture, recipe.student)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
         # Without the text there is nothing to plan with.

@@ -107,7 +107,7 @@ class ShrinkStudent(Section):
 
 
 class ExistingStudent(Section):
-    """A smaller model that already exists and has the teacher's tokenizer."""
+    """A smaller model that already exists."""
 
     kind: Literal["existing"] = "existing"
     name: str
@@ -116,6 +116,10 @@ class ExistingStudent(Section):
     """The commit to load."""
     licence: str | None = None
     """Licence as its owner states it, besides what the model says itself."""
+    tokenizer: Literal["teacher", "own"] = Field(default="teacher", json_schema_extra={SINCE: "0.2.0"})
+    """``teacher``: it has to have the teacher's tokenizer. ``own``: it has another one and keeps it; both tokenizations of the
+    text are aligned by bytes (docs/other-tokenizer.md). That needs a codec with exact probabilities: ``hidden``, ``dense`` or
+    ``observed``."""
 
 
 class FreshStudent(Section):

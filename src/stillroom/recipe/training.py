@@ -33,6 +33,12 @@ class DistillConfig(Section):
     """Divides the logits of teacher and student; must be ``capture.temperature``. The objective's loss counts T² times, so that
     it keeps its share of the gradient. The validation KL, which chooses the best weights, is at this temperature; the
     evaluation is at 1."""
+    chunk_weight: float = Field(default=1.0, ge=0, json_schema_extra={SINCE: "0.2.0"})
+    """For ``student.tokenizer: own``: weight of the loss on text that the two tokenizers split in different ways, where whole
+    chunks are compared instead of tokens."""
+    chunk_temperature: float = Field(default=100.0, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    """For ``student.tokenizer: own``: divides the log-probabilities of chunks before they are compared (τ in arXiv
+    2503.20083)."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training sequences."""
     batch_tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"

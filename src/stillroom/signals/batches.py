@@ -15,8 +15,9 @@ import torch
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
+from stillroom.signals.alignment import Alignment, text_logprobs
 from stillroom.signals.routed import Signals
-from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
+from stillroom.signals.signal import Chunks, CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 PREFETCHED = 2
@@ -36,6 +37,7 @@ class Batch:
         signal: What the teacher says at each of them, or None.
         entropy: Sum of the teacher's entropy over the positions that the teacher speaks of, nats.
         documents: Where documents lie, for a GPU; None on the processor.
+        chunks: What a student with another tokenizer learns as wholes; None where tokens are compared alone.
     """
 
     ids: torch.Tensor
@@ -45,6 +47,7 @@ class Batch:
     signal: Signal | None
     entropy: float = 0.0
     documents: Documents | None = None
+    chunks: Chunks | None = None
 
     @property
     def left_out(self) -> float:
@@ -85,6 +88,7 @@ class Batch:
             None if self.signal is None else self.signal.each(change),
             self.entropy,
             None if self.documents is None else moved(self.documents),
+            None if self.chunks is None else self.chunks.each(change),
         )
 
 
@@ -142,6 +146,9 @@ class BatchSource:
         chosen = (flat != IGNORED).nonzero().squeeze(1)
         signal: Signal | None = None
         entropy = 0.0
+        if self.cache is not None and isinstance(self.vocabulary, Alignment):
+            signal, chunks = self._aligned(indices, rows, length, chosen)
+            return Batch(ids, positions, chosen, flat[chosen], signal, chunks=chunks)
         if self.cache is not None:
             digests = [address for index in indices for address in self.sequences.addresses_of(index)]
             said = self.cache.read(digests)[0]
@@ -152,6 +159,15 @@ class BatchSource:
     def speaking(self, index: int) -> torch.Tensor:
         """Where, in the student's tokens of a sequence, the teacher speaks: one place a position with a target."""
         return self._row(index).speaks.nonzero().squeeze(1)
+
+    def spoken(self, index: int) -> torch.Tensor:
+        """The teacher's positions of a sequence, counted among those with a target, that :meth:`speaking` has a place for."""
+        row = self._row(index)
+        return torch.arange(int(row.speaks.sum())) if row.taken is None else row.taken
+
+    def covered(self, index: int) -> torch.Tensor | None:
+        """Which of the teacher's positions with a target predict text that the student predicts, too; None: all."""
+        return self._row(index).covered
 
     def origin(self, index: int) -> torch.Tensor:
         """The teacher's token that each of the student's tokens of a sequence is a piece of."""
@@ -204,6 +220,8 @@ class BatchSource:
     def _expand(self, index: int) -> _Row:
         """One sequence in the student's ids. A position is spoken of where it ends a teacher's token that has a target."""
         sequences = self.sequences.part([index])
+        if isinstance(self.vocabulary, Alignment):
+            return _aligned_row(self.vocabulary, sequences, 0)
         keep = sequences.segments[0] >= 0
         student_ids, source = self.vocabulary.expand(sequences.ids[0][keep])
         segments = sequences.segments[0][keep][source]
@@ -221,6 +239,43 @@ class BatchSource:
         last_piece[:-1] = source[1:] != source[:-1]
         speaks = last_piece & (sequences.targets[0][keep][source] != IGNORED)
         return _Row(student_ids, positions, targets, speaks, source)
+
+    def _aligned(
+        self, indices: list[int], rows: list[_Row], length: int, chosen: torch.Tensor
+    ) -> tuple[CoarseSignal, Chunks]:
+        """The signal of a student with another tokenizer: nothing where chunks are compared, or where nothing is."""
+        assert isinstance(self.vocabulary, Alignment)
+        assert self.cache is not None
+        sequences = self.sequences
+        number = torch.full((len(rows), length), -1)
+        speaks = torch.zeros(len(rows), length, dtype=torch.bool)
+        taken: list[torch.Tensor] = []
+        totals: list[torch.Tensor] = []
+        said: list[CoarseSignal] = []
+        found = 0
+        for place, (index, row) in enumerate(zip(indices, rows, strict=True)):
+            assert row.taken is not None
+            assert row.chunk is not None
+            assert row.members is not None
+            here = self.cache.read(sequences.addresses_of(index))[0]
+            text = sequences.part([index]).targets[0]
+            of_text = text_logprobs(here, text[text != IGNORED])
+            member, owner = row.members
+            total = torch.zeros(row.chunks).index_add_(0, owner, of_text[member].float())
+            count = row.ids.shape[0]
+            number[place, :count] = torch.where(row.chunk >= 0, row.chunk + found, -1)
+            speaks[place, :count] = row.speaks
+            totals.append(total)
+            found += row.chunks
+            taken.append(row.taken)
+            said.append(self.vocabulary.coarse(here).rows_at(row.taken))
+        logprobs = torch.cat(totals)
+        numbers = number.flatten()[chosen]
+        # A chunk with a token that a list does not hold is not known.
+        known = ~torch.isnan(logprobs)
+        numbers = torch.where((numbers >= 0) & known[numbers.clamp_min(0)], numbers, -1) if found else numbers
+        here_speaks = speaks.flatten()[chosen]
+        return _spread(said, here_speaks), Chunks(numbers, logprobs.nan_to_num(0.0))
 
     def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:
         """The projected signal, with certainty of the next piece where the teacher does not speak."""
@@ -267,3 +322,50 @@ class _Row:
     targets: torch.Tensor
     speaks: torch.Tensor
     source: torch.Tensor
+    taken: torch.Tensor | None = None
+    chunk: torch.Tensor | None = None
+    members: tuple[torch.Tensor, torch.Tensor] | None = None
+    chunks: int = 0
+    covered: torch.Tensor | None = None
+
+
+def _aligned_row(alignment: Alignment, sequences: Sequences, index: int) -> _Row:
+    """One sequence in the ids of a student with another tokenizer."""
+    row = alignment.row(sequences, index)
+    where = torch.arange(len(row.ids))
+    begins = torch.ones(len(row.ids), dtype=torch.bool)
+    begins[1:] = row.segments[1:] != row.segments[:-1]
+    positions = where - torch.where(begins, where, 0).cummax(0).values if len(where) else where
+    return _Row(
+        row.ids,
+        positions,
+        row.targets,
+        row.speaks,
+        row.source,
+        row.taken,
+        row.chunk,
+        row.members,
+        row.chunks,
+        row.covered,
+    )
+
+
+def _spread(said: list[CoarseSignal], speaks: torch.Tensor) -> CoarseSignal:
+    """Signals of the positions that ``speaks`` [N] names, one after the other; the others have the event "any id" alone."""
+    width = max(signal.ids.shape[1] for signal in said)
+    count = len(speaks)
+    # Of whole distributions every position lists the same ids.
+    one = said[0].ids[:1] if all(signal.ids.stride(0) == 0 for signal in said) and len(said[0].ids) else None
+    logprobs = torch.full((count, width), float("-inf"))
+    rest = torch.ones(count)
+    ids = one.expand(count, width) if one is not None else torch.zeros((count, width), dtype=torch.int64)
+    places = speaks.nonzero().squeeze(1)
+    at = 0
+    for signal in said:
+        here = places[at : at + len(signal)]
+        logprobs[here, : signal.ids.shape[1]] = signal.logprobs.float()
+        rest[here] = signal.rest.float()
+        if one is None:
+            ids[here, : signal.ids.shape[1]] = signal.ids
+        at += len(signal)
+    return CoarseSignal(ids, logprobs, rest)

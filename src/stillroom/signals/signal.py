@@ -165,6 +165,13 @@ class CoarseSignal:
         found = torch.where(listed, self.logprobs.exp() * (self.logprobs - own), 0.0).sum(1)
         return found + torch.where(self.rest > 0, self.rest * (self.rest.log() - others.log()), 0.0)
 
+    def rows_at(self, where: torch.Tensor) -> CoarseSignal:
+        """The positions of these indices; ids that all positions share stay one row in memory."""
+        certain = None if self.certain is None else self.certain[where]
+        shared = self.ids.stride(0) == 0 and len(self.ids) > 0
+        ids = self.ids[:1].expand(len(where), self.ids.shape[1]) if shared else self.ids[where]
+        return CoarseSignal(ids, self.logprobs[where], self.rest[where], certain)
+
     def fault(self, size: int) -> str | None:
         """What is wrong with it as a statement about a vocabulary of ``size`` ids, in words; None where nothing is."""
         listed = self.listed
@@ -199,3 +206,20 @@ class CoarseSignal:
 
 
 Signal = DenseSignal | SparseSignal | CoarseSignal
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Stretches of text that a student with another tokenizer splits otherwise than its teacher, and compares as wholes.
+
+    Attributes:
+        number: The chunk that each position's target belongs to, [N] int64; -1: none.
+        logprobs: The teacher's log-probability of each chunk's text, [C] float32, nats.
+    """
+
+    number: torch.Tensor
+    logprobs: torch.Tensor
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Chunks:
+        """The same chunks with every tensor changed."""
+        return Chunks(change(self.number), change(self.logprobs))

@@ -217,6 +217,11 @@ class VocabularyMap:
 
         try:
             tensors = load_file(path)
+            if "rules" in tensors:
+                raise VocabularyMismatch(
+                    f"{path} is of a student with another tokenizer than its teacher's.",
+                    "Use a student with the teacher's tokenizer here.",
+                )
             _, size, used = tensors["sizes"].tolist()
             return cls(tensors["offsets"], tensors["pieces"], size, used)
         except (SafetensorError, KeyError, FileNotFoundError, ValueError) as error:

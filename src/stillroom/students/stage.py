@@ -29,6 +29,7 @@ from stillroom.models.load import (
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
+from stillroom.signals.alignment import Alignment, describe, words_of
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.embeddings import keep_rows, renumber_config
 from stillroom.students.importance import Sample
@@ -83,6 +84,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             order_channels(model, family_of(model), randomness)
     else:
         model, tokenizer, vocabulary, facts = _existing(student, basis)
+        if isinstance(vocabulary, Alignment):
+            facts["alignment"] = _aligned(run, vocabulary, train)
+            progress.say(f"  {words_of(facts['alignment'])}")
     facts |= {
         "kind": student.kind,
         "teacher_parameters": basis.parameters,
@@ -91,7 +95,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             "teacher": vocabulary.teacher_size,
             "kept": vocabulary.student_used,
             "rows": vocabulary.student_size,
-            "pieces_a_training_token": round(pieces_a_token(vocabulary, train), 5),
+            "pieces_a_training_token": facts["alignment"]["student_tokens_per_teacher_token"]
+            if "alignment" in facts
+            else round(pieces_a_token(vocabulary, train), 5),
         },
     }
     save_model(model, tokenizer, stage.path / "model")
@@ -283,6 +289,13 @@ def _fresh(
 
 def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     model, tokenizer = load_student(model_folder(config.name, config.revision), torch.float32)
+    if config.tokenizer == "own":
+        rows = model.get_output_embeddings().weight.shape[0]
+        alignment = Alignment.of(teacher.tokenizer, tokenizer, teacher.rows, rows)
+        if tokenizer.chat_template is None:
+            # Chats are rendered by the teacher's template, and the student is asked as it was taught.
+            tokenizer.chat_template = teacher.tokenizer.chat_template
+        return model, tokenizer, alignment, {"name": config.name, "tokenizer": "own"}
     mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != theirs:
         different = next((token for token in theirs if mine.get(token) != theirs[token]), None)
@@ -293,13 +306,27 @@ def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, To
         )
         raise VocabularyMismatch(
             f"The student {config.name} and the teacher have different vocabularies: {example}.",
-            "Use a student with the teacher's tokenizer, or `student: {kind: shrink}`.",
+            "Say `student.tokenizer: own` if it has another tokenizer and is to keep it. Otherwise use a student with the "
+            "teacher's tokenizer, or `student: {kind: shrink}`.",
         )
     rows = model.get_output_embeddings().weight.shape[0]
     # Rows behind the tokenizer's ids are padding, and models of one family are padded differently.
     used = max(theirs.values()) + 1
     pieces = [[index] if index < used else [] for index in range(teacher.rows)]
     return model, tokenizer, VocabularyMap.from_pieces(pieces, rows, used), {"name": config.name}
+
+
+def _aligned(run: Run, alignment: Alignment, train: Sequences) -> dict[str, Any]:
+    """How the tokenizations of the training text lie to each other; all text that later stages read is tokenized once.
+
+    Raises:
+        VocabularyMismatch: The student's tokenizer cannot take some of it.
+    """
+    corpus = run.stage("corpus").path
+    for text in (train, *(Sequences.load(corpus / f"{name}.safetensors") for name in ("validation", "heldout"))):
+        for index in range(len(text)):
+            alignment.row(text, index)
+    return describe(alignment, train)
 
 
 def choose_vocabulary(

@@ -337,6 +337,8 @@ class Training:
             self.used,
             loss_chunk(config, self.device.type, self._output_rows),
             config.biased,
+            config.chunk_weight,
+            config.chunk_temperature,
         )
 
     @property
@@ -376,6 +378,8 @@ class Training:
             self.used,
             loss_chunk(config, self.device.type, self._output_rows),
             config.biased,
+            config.chunk_weight,
+            config.chunk_temperature,
         )
         distance = cross_entropy = left_out = 0.0
         positions = 0

@@ -81,7 +81,7 @@ class LossNetwork(nn.Module):
         flat = hidden_states(self.worker, batch.ids, batch.positions, batch.documents).flatten(0, 1)
         if batch.rows.shape[0] != flat.shape[0]:
             flat = flat.index_select(0, batch.rows)
-        return loss(flat, output_head(self.worker), batch.targets, batch.signal, denominator)
+        return loss(flat, output_head(self.worker), batch.targets, batch.signal, denominator, batch.chunks)
 
     def backward(self, value: torch.Tensor, batch: Batch) -> None:
         """Gradients of a loss of this batch; layers may run again for it."""
@@ -104,6 +104,7 @@ class LossNetwork(nn.Module):
         rows = batch.rows
         if (
             batch.ids.device.type != "cpu"
+            or batch.chunks is not None  # a thread's share of the positions could end inside a chunk
             or rows.numel() == 0
             or not bool((rows.diff() > 0).all())
             or int(batch.positions.max()) >= LONGEST

@@ -12,10 +12,10 @@ from stillroom.models.compute import prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
 from stillroom.runs.run import Run, Stage
+from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
-from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.several import open_signals
 from stillroom.training import extension
 from stillroom.training.checkpoint import best_weights
@@ -48,7 +48,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     cache = open_signals(run, stage.scratch / "cache")
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
-    vocabulary = VocabularyMap.load(shrunk / "vocabulary.safetensors")
+    vocabulary = load_vocabulary(shrunk / "vocabulary.safetensors")
     model, tokenizer = load_student(shrunk / "model", torch.float32)
     training = Training(
         title=stage.name,
@@ -71,7 +71,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         )
     begin = extension.Begin.load(stage.scratch)
     state = training.run()
-    kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature)
+    kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature, aligned=isinstance(vocabulary, Alignment))
     if not group.first:
         return
     if group.many:
@@ -103,9 +103,14 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     )
 
 
-def meaning_of_kl(codec: Codec, temperature: float) -> str:
+def meaning_of_kl(codec: Codec, temperature: float, *, aligned: bool = False) -> str:
     """What the validation KL of a training on a cache is, in words: of which ids, and at which temperature."""
     words = "KL(teacher ‖ student), nats per token"
+    if aligned:
+        return (
+            "nats per token of the student's: KL(teacher ‖ student) of the ids that both tokenizers have and all others as one "
+            "where their tokens are the same, and the loss on whole chunks elsewhere"
+        )
     if signal_kind(codec) is SignalKind.PARTIAL:
         words += ", of the kept ids and all others as one"
     return words if temperature == 1 else f"{words}, at temperature {temperature:g}"

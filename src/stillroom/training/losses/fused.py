@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from stillroom.core.errors import SignalError
 from stillroom.models.forward import Head
-from stillroom.signals.signal import Signal
+from stillroom.signals.signal import Chunks, Signal
+from stillroom.training.losses.chunks import chunk_losses
 from stillroom.training.losses.cross_entropy import cross_entropy_chunk
 from stillroom.training.losses.objective import Objective, rows_of
 
@@ -34,6 +35,8 @@ class FusedLoss:
         used: Rows of the output matrix that are real ids; the others have probability zero. None: all.
         chunk: Positions whose logits exist at the same time.
         biased: Whether a biased signal is wanted; otherwise it is refused.
+        chunk_weight: Weight of the loss on chunks, beside the objective's.
+        chunk_temperature: τ of that loss (:mod:`stillroom.training.losses.chunks`).
 
     Where the signal marks a position as certain, the objective's loss is the cross-entropy on the text, at temperature 1:
     there the text teaches, not the teacher, and a divergence such as reverse KL from certainty would be infinite.
@@ -45,6 +48,8 @@ class FusedLoss:
     used: int | None = None
     chunk: int = 512
     biased: bool = False
+    chunk_weight: float = 1.0
+    chunk_temperature: float = 100.0
 
     def __call__(
         self,
@@ -53,6 +58,7 @@ class FusedLoss:
         targets: torch.Tensor | None = None,
         signal: Signal | None = None,
         denominator: float | None = None,
+        chunks: Chunks | None = None,
     ) -> Loss:
         """Loss of N positions.
 
@@ -62,6 +68,7 @@ class FusedLoss:
             targets: Ids of the text, [N]; needed for cross-entropy, and measured whenever given.
             signal: The teacher's signal of the N positions; needed with an objective.
             denominator: What the summed loss is divided by; N unless given.
+            chunks: What is compared as wholes; it belongs to the objective, and needs the text's ids.
 
         Raises:
             SignalError: Signal and objective, or lengths, do not fit together.
@@ -80,8 +87,12 @@ class FusedLoss:
         certain = signal is not None and signal.certain is not None
         if targets is None and (certain or self.objective is None or self.cross_entropy_weight > 0):
             raise SignalError("Cross-entropy needs the text's ids.", "Give `targets`.")
+        if targets is None and chunks is not None:
+            raise SignalError("Chunks are stretches of text, whose ids are needed.", "Give `targets`.")
+        wholes = chunks if self.objective is not None and self.chunk_weight > 0 else None
+        divisor = denominator or float(max(1, hidden.shape[0]))
         total, distances, cross_entropies = _FusedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, head.matrix, head.bias, self, head, targets, signal, denominator or float(max(1, hidden.shape[0]))
+            hidden, head.matrix, head.bias, self, head, targets, signal, divisor, wholes
         )
         return Loss(total, distances, cross_entropies)
 
@@ -115,6 +126,7 @@ class _FusedLoss(torch.autograd.Function):
         targets: torch.Tensor | None,
         signal: Signal | None,
         denominator: float,
+        chunks: Chunks | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         count = hidden.shape[0]
@@ -124,6 +136,10 @@ class _FusedLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None
         distance_chunks: list[torch.Tensor] = []
         cross_entropy_chunks: list[torch.Tensor] = []
+        # 0. What is compared as wholes needs the student's log-probabilities of all of a chunk before any gradient.
+        of_chunks = pull = None
+        if chunks is not None and targets is not None:
+            of_chunks, pull = _wholes(plan, head, hidden, weights, targets, chunks)
         for start in range(0, count, plan.chunk):
             # 1. Losses of a chunk, and the gradient of their weighted sum with respect to its logits [C, V].
             stop = min(start + plan.chunk, count)
@@ -137,6 +153,7 @@ class _FusedLoss(torch.autograd.Function):
                 distance_chunks,
                 cross_entropy_chunks,
                 any(needs),
+                None if pull is None else pull[start:stop],
             )
             if grad_logits is None:
                 continue
@@ -155,6 +172,8 @@ class _FusedLoss(torch.autograd.Function):
         # 3. The weighted sum over all positions.
         empty = hidden.new_zeros(0, dtype=torch.float32)
         distances = torch.cat(distance_chunks) if distance_chunks else empty
+        if of_chunks is not None:
+            distances = distances + of_chunks
         cross_entropies = torch.cat(cross_entropy_chunks) if cross_entropy_chunks else empty
         ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
         total = empty.sum()
@@ -174,7 +193,7 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         scaled = [None if stored is None else stored.mul_(grad.to(stored.dtype)) for stored in ctx.grads]
         ctx.grads = (None, None, None)
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _weighted(distances: torch.Tensor, temperature: float, signal: Signal | None) -> torch.Tensor:
@@ -182,6 +201,53 @@ def _weighted(distances: torch.Tensor, temperature: float, signal: Signal | None
     if signal is None or signal.certain is None or temperature == 1.0:
         return temperature**2 * distances.sum()
     return torch.where(signal.certain, distances, temperature**2 * distances).sum()
+
+
+def _wholes(
+    plan: FusedLoss,
+    head: Head,
+    hidden: torch.Tensor,
+    weights: torch.Tensor,
+    targets: torch.Tensor,
+    chunks: Chunks,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of whole chunks, each at its last position, [N]; and for each position the weight of its text's cross-entropy
+    in the gradient, [N] (0 where no chunk is).
+    """
+    inside = (chunks.number >= 0).nonzero().squeeze(1)
+    number = chunks.number[inside]
+    text = torch.empty(len(inside), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(inside), plan.chunk):
+        rows = inside[start : start + plan.chunk]
+        logits, _ = _finished(head, functional.linear(hidden[rows], weights).float(), False)
+        logits = logits[:, : plan.used or logits.shape[1]]
+        chosen = logits.gather(1, targets[rows][:, None]).squeeze(1)
+        text[start : start + plan.chunk] = chosen - torch.logsumexp(logits, dim=1)
+    count = len(chunks.logprobs)
+    student = text.new_zeros(count).index_add_(0, number, text)
+    losses, derivative = chunk_losses(chunks.logprobs.to(text.dtype), student, plan.chunk_temperature)
+    last = torch.full((count,), -1, device=hidden.device).scatter_reduce_(0, number, inside, "amax")
+    at_last = text.new_zeros(len(targets))
+    there = last >= 0
+    at_last[last[there]] = plan.chunk_weight * losses[there]
+    pull = text.new_zeros(len(targets))
+    pull[inside] = -plan.chunk_weight * derivative[number]
+    return at_last, pull
+
+
+def _finished(head: Head, logits: torch.Tensor, needs_grad: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``hidden @ matrix.T`` with bias, scale and soft cap (z → cap · tanh(z / cap)), and the soft cap's derivative where it
+    is asked for; the logits are overwritten.
+    """
+    if head.bias is not None:
+        logits += head.bias.float()
+    if head.scale != 1.0:
+        logits *= head.scale
+    if head.softcap is None:
+        return logits, None
+    softcapped = torch.tanh_(logits.div_(head.softcap))
+    derivative = 1.0 - softcapped.square() if needs_grad else None
+    return softcapped.mul_(head.softcap), derivative
 
 
 def _chunk(
@@ -193,6 +259,7 @@ def _chunk(
     distances: list[torch.Tensor],
     cross_entropies: list[torch.Tensor],
     needs_grad: bool,
+    pull: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Losses of a chunk are appended; returns the gradient with respect to ``hidden @ matrix.T``, [C, V].
 
@@ -205,17 +272,10 @@ def _chunk(
         distances: Takes the objective's losses, [C].
         cross_entropies: Takes the cross-entropies, [C].
         needs_grad: Whether a gradient is wanted; without it the result is None.
+        pull: The weight of each position's cross-entropy in the gradient of what is compared as wholes, [C].
     """
-    # 1. The model's logits: bias, scale, soft cap (z → cap · tanh(z / cap)); the rows behind `used` are padding.
-    if head.bias is not None:
-        logits += head.bias.float()
-    if head.scale != 1.0:
-        logits *= head.scale
-    dsoftcap = None
-    if head.softcap is not None:
-        softcapped = torch.tanh_(logits.div_(head.softcap))
-        dsoftcap = 1.0 - softcapped.square() if needs_grad else None
-        logits = softcapped.mul_(head.softcap)
+    # 1. The model's logits; the rows behind `used` are padding.
+    logits, dsoftcap = _finished(head, logits, needs_grad)
     used = plan.used or logits.shape[1]
     valid_logits = logits[:, :used]
     ce_weight = plan.cross_entropy_weight if plan.objective is not None else 1.0
@@ -263,6 +323,10 @@ def _chunk(
         distances.append(losses)
         if needs_grad:
             grad = objective_grad if grad is None else grad.add_(objective_grad)
+            if pull is not None and targets is not None:
+                rows = pull.nonzero().squeeze(1)
+                _, text_grad = cross_entropy_chunk(torch.log_softmax(valid_logits[rows], dim=1), targets[rows])
+                grad.index_add_(0, rows, text_grad.mul_(((1.0 - ce_weight) * pull[rows])[:, None]))
     if not needs_grad or grad is None:
         return None
     # 4. Back through padding, soft cap and scale.

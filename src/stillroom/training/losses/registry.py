@@ -12,8 +12,10 @@ from importlib.metadata import entry_points
 from stillroom.core.errors import RecipeError, SignalError
 from stillroom.core.plugins import load_plugin, not_a_plugin, plugin_names
 from stillroom.recipe.capture import CaptureConfig
+from stillroom.recipe.student import ExistingStudent, Student
 from stillroom.recipe.training import GROUP, OBJECTIVES, DistillConfig
 from stillroom.signals.cache.registry import signal_kind
+from stillroom.signals.signal import SignalKind
 from stillroom.training.losses.objective import Objective
 
 
@@ -56,7 +58,7 @@ def make_objective(name: str) -> Objective:
     return objective_class(name)()
 
 
-def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
+def require_fit(distill: DistillConfig, capture: CaptureConfig, student: Student | None = None) -> None:
     """Refuse, before anything is captured, an objective that cannot take what the recipe has captured for it.
 
     Raises:
@@ -72,6 +74,8 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
             "Write `auto`, or a number such as 5e-4.",
         )
     objective = objective_class(distill.objective)
+    if isinstance(student, ExistingStudent) and student.tokenizer == "own":
+        _require_alignable(objective, distill, capture)
     try:
         objective.require(signal_kind(capture.codec), biased=distill.biased)
     except SignalError as error:
@@ -84,4 +88,26 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig) -> None:
             f"`distill.temperature` is {distill.temperature:g} and `capture.temperature` is {capture.temperature:g}: teacher "
             "and student have to be compared at one temperature.",
             "Give both the same value.",
+        )
+
+
+def _require_alignable(objective: type[Objective], distill: DistillConfig, capture: CaptureConfig) -> None:
+    """Refuse what a student with another tokenizer cannot learn from."""
+    if signal_kind(capture.codec) not in (SignalKind.DENSE, SignalKind.COARSE):
+        raise RecipeError(
+            f"`student.tokenizer: own` with `capture.codec: {{kind: {capture.codec.kind}}}`: a student with another tokenizer "
+            "needs the teacher's exact probabilities, and this codec keeps a part or a sample of them.",
+            "Write `capture: {codec: {kind: hidden}}` (exact, 2 bytes per channel and position), or `{kind: dense}`.",
+        )
+    if not objective.coarse:
+        raise RecipeError(
+            f"`student.tokenizer: own` with `distill.objective: {distill.objective}`: this objective does not take the events "
+            "that both tokenizers have in common.",
+            "Use one of the built-in objectives.",
+        )
+    if distill.temperature != 1 or capture.temperature != 1:
+        raise RecipeError(
+            "`student.tokenizer: own` needs `distill.temperature` and `capture.temperature` 1: the probability of a stretch of "
+            "text is one at temperature 1 only.",
+            "Leave both out.",
         )

@@ -1,0 +1,178 @@
+"""Students with another tokenizer: both tokenizations of a text, aligned by bytes, and what is learned from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import Kind, make_tokenizer
+
+from stillroom.core.errors import VocabularyMismatch
+from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.signals.alignment import Alignment, describe, load_vocabulary, text_logprobs
+from stillroom.signals.signal import CoarseSignal, DenseSignal, SparseSignal
+from stillroom.signals.vocabulary_map import VocabularyMap
+
+TEXTS = st.text(alphabet=st.sampled_from("aeiou rst\n{}()_=0123é你🙂"), min_size=1, max_size=60)
+
+
+def alignment_of(teacher: Kind, student: Kind, sizes: tuple[int, int] = (700, 400)) -> tuple[Any, Any, Alignment]:
+    theirs, mine = make_tokenizer(teacher, sizes[0]), make_tokenizer(student, sizes[1])
+    return theirs, mine, Alignment.of(theirs, mine, len(theirs) + 3, len(mine) + 5)
+
+
+def sequences_of(tokenizer: Any, texts: list[str], learned: float = 1.0) -> Sequences:
+    """One row, a segment for each text."""
+    parts = [torch.tensor(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    ids = torch.cat(parts)[None]
+    segments = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])[None].int()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, : int((1 - learned) * ids.shape[1])] = False
+    return Sequences(ids, segments, mask, segments.clone(), torch.ones_like(segments), torch.zeros(len(texts)).int())
+
+
+@settings(max_examples=40)
+@given(
+    pair=st.sampled_from([("bpe", "bpe"), ("bpe", "bpe_fallback"), ("bpe_fallback", "bpe"), ("qwen", "bpe")]),
+    text=TEXTS,
+)
+def test_chunks_hold_the_same_text_on_both_sides(pair: tuple[Kind, Kind], text: str) -> None:
+    theirs, mine, alignment = alignment_of(*pair)
+    ids = torch.tensor(theirs(text, add_special_tokens=False).input_ids)
+    found = alignment.tokenize(ids)
+    # The ids are those of the student's own tokenizer on the text that the teacher's tokens spell.
+    spelled = b"".join(alignment.teacher_bytes[index] or b"" for index in ids.tolist())
+    assert found.ids.tolist() == mine(spelled.decode(), add_special_tokens=False).input_ids
+    for chunk, whole in enumerate(found.whole.tolist()):
+        if not whole:
+            continue
+        left = b"".join(alignment.student_bytes[i] or b"" for i in found.ids[found.chunk == chunk].tolist())
+        right = b"".join(alignment.teacher_bytes[i] or b"" for i in ids.numpy()[found.teacher_chunk == chunk].tolist())
+        assert left == right != b""
+    # Every token is in a chunk, in order.
+    assert (found.chunk[1:] >= found.chunk[:-1]).all()
+    assert (found.teacher_chunk[1:] >= found.teacher_chunk[:-1]).all()
+    assert not found.whole[0]
+
+
+@settings(max_examples=25)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=3), learned=st.sampled_from([1.0, 0.6]))
+def test_every_position_learns_from_one_thing(texts: list[str], learned: float) -> None:
+    theirs, _, alignment = alignment_of("bpe", "bpe_fallback")
+    sequences = sequences_of(theirs, texts, learned)
+    row = alignment.row(sequences, 0)
+    targets = row.targets != IGNORED
+    inside = row.chunk >= 0
+    assert not bool((row.speaks & inside).any())
+    assert bool((targets | ~(row.speaks | inside)).all())
+    assert len(row.taken) == int(row.speaks.sum())
+    assert bool((row.taken >= 0).all())
+    # Where the teacher's distribution is compared, it predicts the very token that the student has to predict.
+    text = sequences.targets[0][sequences.targets[0] != IGNORED]
+    wanted = row.targets[row.speaks]
+    assert alignment.same[text[row.taken]].tolist() == wanted.tolist()
+    # The members of each chunk spell its text.
+    member, owner = row.members
+    for number in range(row.chunks):
+        right = b"".join(alignment.teacher_bytes[i] or b"" for i in text[member[owner == number]].tolist())
+        left = b"".join(alignment.student_bytes[i] or b"" for i in row.targets[row.chunk == number].tolist())
+        assert left == right != b""
+    if learned == 1.0 and row.chunks == 0 and not bool(row.speaks.any()):
+        assert int(targets.sum()) == 0
+
+
+def test_with_one_tokenizer_everything_is_aligned() -> None:
+    theirs, _, alignment = alignment_of("bpe", "bpe", (500, 500))
+    sequences = sequences_of(theirs, ["for x in range(10):\n    print(x)", "naïve café 🙂 你好"])
+    row = alignment.row(sequences, 0)
+    assert row.ids.tolist() == sequences.ids[0].tolist()
+    assert torch.equal(row.targets, sequences.targets[0])
+    assert torch.equal(row.speaks, sequences.targets[0] != IGNORED)
+    assert row.taken.tolist() == list(range(len(row.taken)))
+    assert row.chunks == 0
+    assert bool(row.covered.all())
+    logprobs = torch.log_softmax(torch.randn(6, len(theirs) + 3), dim=1)
+    coarse = alignment.coarse(DenseSignal(logprobs))
+    dense = VocabularyMap.from_pieces(
+        [[i] if i < len(theirs) else [] for i in range(len(theirs) + 3)], len(theirs) + 5, len(theirs)
+    ).project_dense(logprobs)[:, : len(theirs)]
+    assert float(coarse.rest.max()) == 0
+    assert torch.allclose(
+        torch.full_like(dense, float("-inf")).scatter(1, coarse.ids, coarse.logprobs), dense, atol=1e-5
+    )
+    found = describe(alignment, sequences)
+    assert (found["distribution"], found["chunks"], found["student_tokens_per_teacher_token"]) == (1.0, 0.0, 1.0)
+
+
+def test_lists_and_distributions_say_the_same() -> None:
+    theirs, mine, alignment = alignment_of("bpe", "bpe_fallback")
+    logprobs = torch.log_softmax(3 * torch.randn(5, len(theirs) + 3).double(), dim=1)
+    logprobs[:, len(theirs) :] = float("-inf")
+    whole = alignment.coarse(DenseSignal(logprobs))
+    assert whole.fault(len(mine)) is None
+    listed, ids = logprobs.topk(20, dim=1)
+    rest = logprobs.exp().scatter(1, ids, 0.0).sum(1)
+    few = alignment.coarse(CoarseSignal(ids, listed, rest))
+    assert few.fault(len(mine)) is None
+    student = torch.log_softmax(torch.randn(5, len(mine)).double(), dim=1)
+    dense = torch.full((5, len(mine)), float("-inf")).double().scatter(1, whole.ids, whole.logprobs)
+    for row in range(5):
+        for entry in few.listed[row].nonzero().squeeze(1).tolist():
+            assert float(few.logprobs[row, entry]) == pytest.approx(float(dense[row, few.ids[row, entry]]), rel=1e-6)
+    # A coarser statement about the same teacher is no further away.
+    assert bool((few.divergence_from(student) <= whole.divergence_from(student) + 1e-9).all())
+    with pytest.raises(VocabularyMismatch, match="sample"):
+        alignment.coarse(SparseSignal(ids, listed.exp()))
+    with pytest.raises(VocabularyMismatch, match="bits per byte"):
+        alignment.project_dense(logprobs)
+
+
+def test_the_text_is_known_where_a_list_holds_it() -> None:
+    logprobs = torch.log_softmax(torch.randn(2, 9), dim=1)
+    targets = logprobs.argsort(1, descending=True)[:, [0, 5]].diagonal()
+    assert torch.equal(text_logprobs(DenseSignal(logprobs), targets), logprobs.gather(1, targets[:, None])[:, 0])
+    listed, ids = logprobs.topk(3, dim=1)
+    found = text_logprobs(CoarseSignal(ids, listed, 1 - listed.exp().sum(1)), targets)
+    assert float(found[0]) == float(listed[0, 0])
+    assert bool(found[1].isnan())
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    theirs, _, alignment = alignment_of("bpe_fallback", "bpe")
+    alignment.save(tmp_path / "vocabulary.safetensors")
+    again = load_vocabulary(tmp_path / "vocabulary.safetensors")
+    assert isinstance(again, Alignment)
+    assert not again.is_identity
+    ids = torch.tensor(theirs("def f(x): return '你好'", add_special_tokens=False).input_ids)
+    assert [part.tolist() for part in again.expand(ids)] == [part.tolist() for part in alignment.expand(ids)]
+    assert again.specials == alignment.specials
+    assert torch.equal(again.same, alignment.same)
+
+
+def test_a_special_token_that_the_student_lacks_is_refused() -> None:
+    theirs, mine = make_tokenizer("bpe", 500), make_tokenizer("bpe", 400)
+    alignment = Alignment.of(theirs, mine, 500, 400)
+    start = theirs.convert_tokens_to_ids("<|im_start|>")
+    ids = torch.tensor([start, *theirs("hello", add_special_tokens=False).input_ids])
+    assert alignment.expand(ids)[0][0] == mine.convert_tokens_to_ids("<|im_start|>")
+    lacking = Alignment(**{**vars_of(alignment), "specials": {}})
+    with pytest.raises(VocabularyMismatch, match="special token"):
+        lacking.expand(ids)
+
+
+def vars_of(alignment: Alignment) -> dict[str, Any]:
+    return {name: getattr(alignment, name) for name in alignment.__dataclass_fields__}
+
+
+def test_half_a_character_is_left_out() -> None:
+    theirs, mine, alignment = alignment_of("bpe", "bpe_fallback")
+    ids = torch.tensor(theirs("a🙂b", add_special_tokens=False).input_ids)
+    assert len(ids) == 6
+    found = alignment.tokenize(ids[:3])  # the emoji's bytes are four tokens
+    assert mine.decode(found.ids.tolist()) == "a"
+    later = alignment.tokenize(ids[2:])
+    assert mine.decode(later.ids.tolist()) == "b"
