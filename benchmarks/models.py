@@ -1,11 +1,13 @@
 """Every causal language model of the installed transformers as a teacher: right, refused by name, or wrong.
 
-    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,damaged] [--workers N] --json FILE
+    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,files,damaged] [--workers N] --json FILE
 
 - **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its
   logits on packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is
   refused must be named, from its config alone and within a second after imports (`refused`). What cannot be built here is
   `impossible`, with its reason.
+- **files**: the F16 file of a tiny random model of every family that is exported to GGUF, run by llama.cpp and compared with
+  PyTorch, with prompts longer than the windows.
 - **damaged**: checkpoints with one fault each, generated: every kind of tensor x every fault, in every file.
 """
 
@@ -13,22 +15,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import write
 from benchmarks.tiny_configs import VOCABULARY, exportable_config, tiny_config, tiny_model
+from benchmarks.tiny_files import exported, model_of, tokenizer
 
 SECONDS, BYTES = 240, 6 << 30
 """Limits of one family's process."""
@@ -36,6 +39,8 @@ SAME = 1e-3
 """Difference of logits, in their standard deviations, up to which they are the same."""
 LENGTHS = (((33, 61, 50), (90, 54)), ((24, 41), (9, 56)))
 """Documents of two batches of sequences: one as long as attention in blocks needs, and a shorter one."""
+KL = 1e-4
+"""Mean KL in nats up to which a file of type F16 is the same as its model."""
 DAMAGED = ("llama", "gemma2", "qwen3_moe", "phi3", "gpt2")
 """Families whose checkpoints are damaged: plain, tied with caps, with an expert per tensor, fused, and transposed."""
 
@@ -44,7 +49,7 @@ def main() -> None:
     """Run the parts, and write the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--types", help="comma-separated; all by default")
-    parser.add_argument("--parts", default="types,damaged")
+    parser.add_argument("--parts", default="types,files,damaged")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--one", help="one family, in this process; prints its result")
     parser.add_argument("--json", type=Path)
@@ -58,6 +63,9 @@ def main() -> None:
         figures, details["families"] = types(
             options.types.split(",") if options.types else causal_types(), options.workers
         )
+    if "files" in options.parts:
+        more, details["files"] = files(options.types.split(",") if options.types else None, options.workers)
+        figures |= more
     if "damaged" in options.parts:
         more, details["not_caught"] = damaged()
         figures |= more
@@ -75,14 +83,10 @@ def causal_types() -> list[str]:
 
 def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Examine families, each in a process of its own."""
-    with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(names, pool.map(_in_a_process, names), strict=True))
-    for name, result in found.items():
-        sys.stderr.write(
-            f"{name:26} {result['result']:10} {result.get('seconds', 0):7.2f} s  {result.get('why', '')}\n"
-        )
+    found = in_processes(names, examine, workers)
     counts = Counter(result["result"] for result in found.values())
     possible = len(found) - counts["refused"]  # what could not be built here counts against the share
+    refusals = [result["seconds"] for result in found.values() if result["result"] == "refused"]
     figures = {
         "types": len(found),
         "right": counts["right"],
@@ -90,6 +94,7 @@ def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any
         "wrong": counts["wrong"],
         "impossible": counts["impossible"],
         "right_share": round(counts["right"] / possible, 4) if possible else 0.0,
+        "slowest_refusal_seconds": max(refusals, default=0.0),
         "by_rows": sum(result.get("packed") is False for result in found.values()),
         "prunable": sum(bool(result.get("prunable")) for result in found.values()),
         "gguf": sum(bool(result.get("gguf")) for result in found.values()),
@@ -98,24 +103,96 @@ def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any
     return figures, found
 
 
-def _in_a_process(name: str) -> dict[str, Any]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+def files(names: list[str] | None, workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Export every family that has a GGUF layout, each in a process of its own, and compare."""
+    from stillroom.models.families.registry import families
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
+    every = sorted(name for name, family in families().items() if family.gguf is not None)
+    found = in_processes([name for name in every if names is None or name in names], export, workers)
+    means = {name: result["kl"] for name, result in found.items() if "kl" in result}
+    figures = {
+        "files": len(found),
+        "files_compared": len(means),
+        "kl_largest_mean": max(means.values(), default=0.0),
+        "kl_over": sum(not mean <= KL for mean in means.values()),
+    }
+    return figures, found
 
-    command = [sys.executable, "-m", "benchmarks.models", "--one", name]
+
+def export(name: str) -> dict[str, Any]:
+    """The F16 file of one family: mean and largest KL over prompts, in nats."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            found = exported(model_of(name), Path(temporary))
+        except Exception as error:
+            return {"result": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
+    mean = sum(found) / len(found)
+    result = "same" if mean <= KL else "differs"
+    return {"result": result, "kl": float(f"{mean:.2g}"), "largest": float(f"{found[-1]:.2g}")}
+
+
+def in_processes(names: list[str], work: Callable[[str], dict[str, Any]], workers: int) -> dict[str, dict[str, Any]]:
+    """Run a function once for each name, each time in a process of its own, forked from one that has imported the libraries.
+
+    A process that takes more than :data:`SECONDS` is ended (``impossible``); one that dies is ``wrong``.
+    """
+    import transformers
+
+    import stillroom.formats.gguf_file
+    import stillroom.models.load  # noqa: F401 - imported once, here
+
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    transformers.logging.set_verbosity_error()
+    context = multiprocessing.get_context("fork")
+    running: dict[Any, tuple[str, Any, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    waiting = list(names)
+    while waiting or running:
+        while waiting and len(running) < workers:
+            name = waiting.pop(0)
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_report, args=(sender, work, name))
+            process.start()
+            sender.close()
+            running[receiver] = (name, process, time.monotonic() + SECONDS)
+        for receiver in multiprocessing.connection.wait(list(running), timeout=1):
+            name, process, _ = running.pop(receiver)
+            try:
+                found[name] = receiver.recv()  # type: ignore[union-attr]
+            except EOFError:
+                process.join()
+                found[name] = {"result": "wrong", "why": f"the process ended with {process.exitcode}"}
+            process.join()
+            _say(name, found[name])
+        for receiver, (name, process, end) in list(running.items()):
+            if time.monotonic() > end:
+                process.kill()
+                process.join()
+                del running[receiver]
+                found[name] = {"result": "impossible", "why": f"more than {SECONDS} s", "seconds": SECONDS}
+                _say(name, found[name])
+    return {name: found[name] for name in names}
+
+
+def _report(sender: Any, work: Callable[[str], dict[str, Any]], name: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, env=environment, preexec_fn=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"result": "impossible", "why": f"more than {SECONDS} s", "seconds": SECONDS}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"result": "wrong", "why": f"the process ended with {done.returncode}: {last[:160]}"}
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+        result = work(name)
+    except Exception as error:
+        result = {"result": "wrong", "why": f"{type(error).__name__}: {_line(error)}"}
+    sender.send(result)
+    sender.close()
+
+
+def _say(name: str, result: dict[str, Any]) -> None:
+    sys.stderr.write(
+        f"{name:26} {result['result']:10} {result.get('seconds', 0):7.2f} s  "
+        f"{result.get('kl', '')} {result.get('why', '')}\n"
+    )
+    sys.stderr.flush()
 
 
 def examine(name: str) -> dict[str, Any]:
@@ -230,19 +307,6 @@ def capabilities(model: Any, words: Any) -> dict[str, Any]:
             # The tokenizer here is not one of llama.cpp's; what is said of the family is not.
             found["gguf"] = "tokenizer" in str(error) or "pre-tokenizer" in str(error)
     return found
-
-
-def tokenizer() -> Any:
-    """A byte-level tokenizer of as many ids as the tiny models have rows."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 4]
-    tokens = ["<pad>", "<s>", "</s>", "<|endoftext|>", *letters]  # the last is what Qwen's class adds
-    rules = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
-    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    rules.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def damaged(families: tuple[str, ...] = DAMAGED) -> tuple[dict[str, Any], list[str]]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from benchmarks.models import LENGTHS, SAME, compare, tokenizer
+from benchmarks.models import LENGTHS, SAME, compare
 from benchmarks.tiny_configs import tiny_config, tiny_model
+from benchmarks.tiny_files import tokenizer
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models import proof as proofs
 from stillroom.models.forward import hidden_states, logits_from_hidden, output_head, way_of

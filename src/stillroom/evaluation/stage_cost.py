@@ -7,7 +7,7 @@ from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.metrics.memorisation import FIRST, PASSAGES, PREFIX
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.student import DenseStudent, ShrinkStudent
 from stillroom.runs.costs import (
     FLOAT_BYTES,
     OPEN_STUDENT_SECONDS,
@@ -76,5 +76,5 @@ def _samples_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
 
 def _students(recipe: Recipe) -> int:
     """Models beside the teacher: the student, its start before and after the repair, and the baseline."""
-    repaired = isinstance(recipe.student, ShrinkStudent) and recipe.student.heal
+    repaired = isinstance(recipe.student, (ShrinkStudent, DenseStudent)) and recipe.student.heal
     return 2 + int(repaired) + int(recipe.baseline)

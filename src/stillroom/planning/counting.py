@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.runs.run import Run
 
 if TYPE_CHECKING:
@@ -165,11 +165,14 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         anatomy = Anatomy.of(teacher, family, tokenizer_bytes(tokenizer), bool(recipe.export.gguf))
         whole = anatomy.teacher
         shape, exact, note = _shape(student, anatomy, vocabulary.student_size)
+        note = " ".join(filter(None, (note, _notes(student, anatomy, shape, text.tokens["train"]))))
         parameters = anatomy.parameters(shape)
         untrimmed = anatomy.parameters(replace(shape, vocabulary=rows))
         changed = shaped_config(config, family, shape)
     else:
-        if isinstance(student, FreshStudent):
+        if isinstance(student, DenseStudent):
+            changed, note = _dense(student, config, vocabulary.student_size, text.tokens["train"])
+        elif isinstance(student, FreshStudent):
             changed = copy.deepcopy(config)
             changed.vocab_size = vocabulary.student_size
             for key, value in student.config.items():
@@ -183,6 +186,9 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
             fresh: CausalModel = AutoModelForCausalLM.from_config(changed)
         fresh.tie_weights()
         parameters = untrimmed = count_parameters(fresh)
+        if isinstance(student, DenseStudent):
+            tables = 1 if fresh.config.tie_word_embeddings else 2
+            untrimmed += tables * (rows - vocabulary.student_size) * int(config.hidden_size)
     aligned = None
     expansion = None
     if isinstance(student, ExistingStudent) and student.tokenizer == "own":
@@ -205,6 +211,43 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         note,
         aligned,
     )
+
+
+def _notes(student: ShrinkStudent, anatomy: Anatomy, shape: Shape, tokens: int) -> str:
+    """What is known before anything is measured: of experts that go, and of a repair that does not apply."""
+    from stillroom.students.experts import expert_note, repair_note
+
+    assert anatomy.family is not None
+    family, whole = anatomy.family, anatomy.teacher
+    found = []
+    if shape.experts < whole.experts:
+        chosen = int(getattr(anatomy.config, family.chosen_key, None) or 1)
+        found.append(expert_note(student, tokens, whole.experts, chosen, shape.experts))
+    narrower = any(getattr(shape, axis) < getattr(whole, axis) for axis in ("channels", "groups", "hidden"))
+    if shape.layers < whole.layers or shape.experts < whole.experts or narrower:
+        found.append(repair_note(family, student, shape.layers < whole.layers))
+    return " ".join(filter(None, found))
+
+
+def _dense(student: DenseStudent, config: ModelConfig, vocabulary: int, tokens: int) -> tuple[ModelConfig, str]:
+    """The config of a dense student of a mixture, and what is known of it before anything is measured.
+
+    Raises:
+        RecipeError: The intermediate size is impossible.
+        UnsupportedModel: The teacher is no mixture with a dense family.
+    """
+    from stillroom.models.families.siblings import dense_config
+    from stillroom.students.dense import Parts
+    from stillroom.students.experts import expert_note
+
+    parts = Parts.of(config)
+    count, size = parts.kept(student.ffn_width)
+    changed = dense_config(config, size)
+    changed.vocab_size = vocabulary
+    joined = f"A `{changed.model_type}` with an intermediate size of {size:,}"
+    if parts.shared:
+        joined += f", {parts.shared:,} of it the shared experts'"
+    return changed, f"{joined}. {expert_note(student, tokens, parts.experts, parts.chosen, count)}"
 
 
 def _shape(student: ShrinkStudent, anatomy: Anatomy, vocabulary: int) -> tuple[Shape, bool, str]:

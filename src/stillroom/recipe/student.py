@@ -1,4 +1,4 @@
-"""The recipe's words for students: cut from the teacher, existing, or fresh."""
+"""The recipe's words for students: cut from the teacher, dense in place of a mixture, existing, or fresh."""
 
 from __future__ import annotations
 
@@ -106,6 +106,23 @@ class ShrinkStudent(Section):
     """Repair what was removed in closed form (least squares) before any training."""
 
 
+class DenseStudent(Section):
+    """A dense student of a mixture of experts: in each layer the experts that add most become one feed-forward layer. Only for
+    mixtures with a dense family that computes the rest as they do (docs/shrink.md lists them).
+    """
+
+    kind: Literal["dense"] = "dense"
+    ffn_width: int | None = Field(default=None, ge=1)
+    """Intermediate size of every layer: the shared experts' channels and those of as many whole experts as fit. Without it, as
+    many experts as a token goes through."""
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    """Which ids the student keeps."""
+    importance: ImportanceConfig = ImportanceConfig()
+    """The sample on which experts are measured and the repair is fitted; ``leave_one_out`` does not apply."""
+    heal: bool = True
+    """Fit the down matrices to what the whole mixture adds (least squares) before any training."""
+
+
 class ExistingStudent(Section):
     """A smaller model that already exists."""
 
@@ -133,4 +150,4 @@ class FreshStudent(Section):
     """Which ids the student keeps."""
 
 
-Student = Annotated[ShrinkStudent | ExistingStudent | FreshStudent, Field(discriminator="kind")]
+Student = Annotated[ShrinkStudent | DenseStudent | ExistingStudent | FreshStudent, Field(discriminator="kind")]

@@ -26,12 +26,14 @@ from stillroom.models.load import (
     save_model,
     teacher_config,
 )
-from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.alignment import Alignment, describe, words_of
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.students.dense import densify
 from stillroom.students.embeddings import keep_rows, renumber_config
+from stillroom.students.experts import expected_loss, repair_note
 from stillroom.students.importance import Sample
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
@@ -70,12 +72,15 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         teacher = weights_of(open_teacher(recipe.teacher, device, torch.float32), "The stage `shrink`")
         rows = teacher.model.get_output_embeddings().weight.shape[0]
         basis = _Basis(teacher.tokenizer, teacher.model.config, rows, teacher.parameters)
-    if isinstance(student, ShrinkStudent):
-        if isinstance(recipe.teacher, EndpointTeacher):
-            raise RecipeError(
-                "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
-                "Use `student: {kind: existing}` or `{kind: fresh}`, or a teacher on this machine.",
-            )
+    if isinstance(student, (ShrinkStudent, DenseStudent)) and isinstance(recipe.teacher, EndpointTeacher):
+        raise RecipeError(
+            f"`student: {{kind: {student.kind}}}` takes the teacher's weights, and a teacher behind an endpoint has none "
+            "here.",
+            "Use `student: {kind: existing}` or `{kind: fresh}`, or a teacher on this machine.",
+        )
+    if isinstance(student, DenseStudent):
+        model, tokenizer, vocabulary, facts = _dense(student, teacher, train, stage, progress)
+    elif isinstance(student, ShrinkStudent):
         exported = bool(recipe.export.gguf)
         model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress, exported)
     elif isinstance(student, FreshStudent):
@@ -164,15 +169,8 @@ def _shrink(
         f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
         + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
     )
-    note = ""
-    if config.heal and not family.repairable:
-        note = f"the family {family.name} has no single matrix in each layer that a least-squares repair could fit"
-        progress.say(f"  {note}")
-    elif config.heal and family.norm_after and removed:
-        note = (
-            f"in the family {family.name} a norm follows what layers add, "
-            "so that nothing can stand in for removed layers"
-        )
+    note = repair_note(family, config, bool(removed))
+    if note:
         progress.say(f"  {note}")
     facts: dict[str, Any] = {
         "shape": vars(shape),
@@ -204,6 +202,67 @@ def _shrink(
     return model, tokenizer, vocabulary, facts
 
 
+def _dense(
+    config: DenseStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
+) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
+    layers = int(teacher.model.config.num_hidden_layers)
+    rows = teacher.model.get_output_embeddings().weight.shape[0]
+    tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, rows, train)
+    progress.say("  measuring experts, and joining those that add most")
+    with progress.task("repairing", total=layers if config.heal else 0, unit="layers") as task:
+        made = densify(teacher.model, config, train, lambda: task.advance(1))
+    for version in filter(None, (made.model, made.unrepaired)):
+        if kept is not None:
+            keep_rows(version, kept, vocabulary.student_size)
+            renumber_config(version, kept)
+    if made.unrepaired is not None:
+        save_model(made.unrepaired, tokenizer, stage.path / "cut")
+    use = made.use
+    count, routed = use.tokens.shape[1], use.routed
+    never = _say_experts(use.tokens[routed], progress)
+    stay = max(map(len, made.kept))
+    progress.say(
+        f"  {stay} of {count} experts of each layer joined; the others add {use.lost(stay):.0%}; "
+        f"KL to the teacher {made.kl:.2f}"
+        + (f", repaired by least squares {made.healed_kl:.2f}" if made.unrepaired is not None else "")
+    )
+    return (
+        made.model,
+        tokenizer,
+        vocabulary,
+        {
+            "intermediate_size": int(made.model.config.intermediate_size),
+            "layers": {"kl": made.kl, "healed_kl": made.healed_kl, "healed": made.unrepaired is not None},
+            "experts": {
+                "teacher": count,
+                "kept": {str(index): made.kept[index] for index in routed},
+                "added": use.added.tolist(),
+                "mean_gates": use.gates.tolist(),
+                "tokens": use.tokens.tolist(),
+                "never_chosen": never,
+                "lost": use.lost(stay),
+                "expected_loss": expected_loss(use.added, count),
+            },
+        },
+    )
+
+
+def _say_experts(tokens: torch.Tensor, progress: Progress) -> int:
+    """Say how well the experts are known, from the tokens that chose each, [layers, E]; how many were never chosen."""
+    if not tokens.numel():
+        return 0
+    never = int((tokens == 0).sum())
+    progress.say(
+        f"  calibration tokens per expert: {float(tokens.mean()):,.0f} on average, {float(tokens.min()):,.0f} at least"
+    )
+    if never:
+        progress.say(
+            f"  {never} of {tokens.numel()} experts were never chosen on the sample: "
+            "nothing is known of them (a larger `student.importance.tokens` says more)"
+        )
+    return never
+
+
 def _expert_facts(
     measured: Measured,
     teacher_config: ModelConfig,
@@ -215,12 +274,10 @@ def _expert_facts(
     """What was measured of the experts, and which stay: by layer of the teacher, as lists of numbers."""
     tokens = measured.widths.tokens
     routed = [index for index in range(len(tokens)) if float(tokens[index].sum()) > 0]
-    never = sum(int((tokens[index] == 0).sum()) for index in routed)
-    if never:
-        progress.say(
-            f"  {never} of {len(routed) * tokens.shape[1]} experts were never chosen on the sample: "
-            "nothing is known of them (a larger `student.importance.tokens` says more)"
-        )
+    never = _say_experts(tokens[routed], progress)
+    expected = expected_loss(measured.widths.experts, anatomy.teacher.experts)
+    parts = ", ".join(f"{share} of them kept {lost:.0%}" for share, lost in expected.items())
+    progress.say(f"  weight of the gates that is lost with experts: {parts}")
     chosen = None
     if shape.experts < anatomy.teacher.experts:
         whole = choose_widths(measured.widths, teacher_config, kept, None, None, None, shape.experts, anatomy.family)
@@ -234,6 +291,7 @@ def _expert_facts(
         "mass": measured.widths.experts.tolist(),
         "tokens": tokens.tolist(),
         "never_chosen": never,
+        "expected_loss": expected,
     }
 
 

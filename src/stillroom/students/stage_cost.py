@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.student import DenseStudent, ShrinkStudent
 from stillroom.runs.costs import (
     FLOAT_BYTES,
     OPEN_STUDENT_SECONDS,
@@ -28,7 +28,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     judged = FLOAT_BYTES * POSITIONS * counts.teacher_shape.vocabulary
     untrimmed = FLOAT_BYTES * counts.untrimmed_parameters
     memory = loaded_teacher_bytes(counts, profile) + 2 * untrimmed + judged
-    if isinstance(recipe.student, ShrinkStudent) and recipe.student.heal:
+    if isinstance(recipe.student, (ShrinkStudent, DenseStudent)) and recipe.student.heal:
         sample = min(recipe.student.importance.tokens, counts.train_tokens)
         width = counts.teacher_shape.channels + counts.teacher_shape.hidden
         memory += REPAIR_COPIES * FLOAT_BYTES * sample * width
@@ -41,6 +41,9 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
 
 def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     student = recipe.student
+    if isinstance(student, DenseStudent):
+        # The mixture three times (experts, the proof, what is judged) and twice more with the student while it is repaired.
+        return min(student.importance.tokens, counts.train_tokens) * (5 if student.heal else 3) / profile.exact_rate
     if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
         return OPEN_STUDENT_SECONDS
     work = _Pruning(student, counts, counts.teacher_shape, counts.student_shape)

@@ -51,7 +51,9 @@ def family_for(config: ModelConfig) -> Family:
     if family is None or not family.cuts:
         keys = ("num_experts", "num_local_experts", "n_routed_experts")
         experts = (
-            " It is a mixture of experts, which cannot be cut yet." if any(hasattr(config, key) for key in keys) else ""
+            " It is a mixture of experts whose experts cannot be removed."
+            if any(hasattr(config, key) for key in keys)
+            else ""
         )
         raise UnsupportedModel(
             f"The family `{name}` cannot be shrunk.{experts}",

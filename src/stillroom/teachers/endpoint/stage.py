@@ -16,7 +16,7 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import ObservedCodec
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
-from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.student import DenseStudent, ShrinkStudent
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import CACHE
@@ -38,9 +38,11 @@ def require_possible(recipe: Recipe) -> None:
     Raises:
         RecipeError: Names the key, and what to do.
     """
-    if isinstance(recipe.teacher, EndpointConfig) and isinstance(recipe.student, ShrinkStudent):
+    if isinstance(recipe.teacher, EndpointConfig) and isinstance(recipe.student, (ShrinkStudent, DenseStudent)):
+        taken = "prunes" if isinstance(recipe.student, ShrinkStudent) else "takes"
         raise RecipeError(
-            "`student: {kind: shrink}` prunes the teacher's weights, and a teacher behind an endpoint has none here.",
+            f"`student: {{kind: {recipe.student.kind}}}` {taken} the teacher's weights, and a teacher behind an endpoint has "
+            "none here.",
             "Use `student: {kind: existing, name: FOLDER}` (a smaller model with its tokenizer) or `{kind: fresh, …}`, "
             "or a teacher on this machine.",
         )
