@@ -210,7 +210,7 @@ def train(world: World, choice: Choice, rate: float, seed: int, seconds: float) 
         if pass_over is None:
             value = network(batch, loss, denominator).value
         else:
-            value = pass_over(batch, source.sequences.ids[rows], denominator)
+            value = pass_over(batch, world.train.ids[rows], denominator)
         value.backward()
         norm = clip_gradients(model, 1.0)
         if not math.isfinite(float(value)) or not math.isfinite(norm):

@@ -118,8 +118,8 @@ def covered_bytes(source: BatchSource) -> int:
     """Bytes of the text that the student predicts."""
     total = 0
     for index in range(len(source)):
-        sequences = source.sequences
-        sizes = sequences.target_bytes[index][sequences.targets[index] != IGNORED]
+        row = source.sequences.part([index])
+        sizes = row.target_bytes[0][row.targets[0] != IGNORED]
         covered = source.covered(index)
         total += int(sizes.sum() if covered is None else sizes[covered].sum())
     return total
@@ -228,7 +228,7 @@ def main() -> None:
     runs: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = prepared(Path(folder), tokens, heldout_tokens)
-        shares = describe(world.alignment, world.train.sequences, len(world.train))
+        shares = describe(world.alignment, world.train.sequences.part(slice(None)), len(world.train))
         for way in WAYS:
             runs[way] = {}
             for rate in rates:

@@ -46,7 +46,9 @@ class Message:
 def kinds() -> dict[str, type[errors.StillroomError]]:
     """The classes of the error tree by name."""
     found = {name: getattr(errors, name) for name in errors.__all__}
-    return {name: kind for name, kind in found.items() if inspect.isclass(kind)}
+    return {
+        name: kind for name, kind in found.items() if inspect.isclass(kind) and issubclass(kind, errors.StillroomError)
+    }
 
 
 def names_of_errors() -> set[str]:

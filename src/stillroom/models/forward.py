@@ -18,7 +18,7 @@ from stillroom.models.attention import applies, packed
 from stillroom.models.documents import Documents, attending, documents_of, states_in_documents
 from stillroom.models.documents import applies as applies_documents
 from stillroom.models.passes import WAY, Head, Way, body, head_of, states, states_by_row, states_in_blocks
-from stillroom.models.proof import prove
+from stillroom.models.proof import prove as prove  # what measures memory puts another in its place
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel

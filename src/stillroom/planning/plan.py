@@ -484,14 +484,14 @@ def show_plan(plan: dict[str, Any]) -> None:
     if plan["verdict"] == "go":
         say("  verdict   go")
         return
-    words = {
+    limits = {
         "memory_bytes": "memory",
         "disk_bytes": "disk",
         "seconds": "time",
         "terms": "terms",
         "packages": "packages",
     }
-    say(f"  verdict   stop: {', '.join(words[name] for name in plan['broken'])}")
+    say(f"  verdict   stop: {', '.join(limits[name] for name in plan['broken'])}")
     if plan["nearest"]:
         say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))
 
