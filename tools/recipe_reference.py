@@ -101,7 +101,7 @@ def _anchor(model: type[BaseModel]) -> str:
 def _words(annotation: Any) -> str:
     names = {
         str: "text",
-        int: "whole number",
+        int: "integer",
         float: "number",
         bool: "true or false",
         Path: "path",

@@ -156,7 +156,7 @@ def test_all_mistakes_at_once_in_peoples_words() -> None:
         "line 1: `name`: found 'my hand book'.",
         "such as `my-handbook`",
         "line 4: `corpus.train_tokens`: found 'many'.",
-        "Write a whole number, such as 60000, 60K, 1e6 or 2GiB.",
+        "Write an integer, such as 60000, 60K, 1e6 or 2GiB.",
         "line 5: `teacher`: found 'models/m'.",
         "{kind: huggingface, name: models/m}",
         "Write a list: [Q8_0].",

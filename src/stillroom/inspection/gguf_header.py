@@ -104,7 +104,7 @@ def read_texts(stream: BinaryIO, array: dict[str, Any]) -> Iterator[str]:
 
 
 def read_numbers(stream: BinaryIO, array: dict[str, Any]) -> list[int]:
-    """The 32-bit whole numbers of an array that a checked header stands for."""
+    """The 32-bit integers of an array that a checked header stands for."""
     stream.seek(array["offset"] + _ARRAY_HEAD)
     return list(struct.unpack(f"<{array['count']}i", stream.read(4 * array["count"])))
 

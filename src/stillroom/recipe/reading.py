@@ -323,7 +323,7 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
     if kind == "string_pattern_mismatch" and keys == ["name"]:
         return "Write letters, digits, `.`, `_` and `-`, at most 64, beginning with a letter or digit; such as `my-handbook`."
     if kind in ("int_parsing", "int_type", "int_from_float"):
-        return "Write a whole number, such as 60000, 60K, 1e6 or 2GiB."
+        return "Write an integer, such as 60000, 60K, 1e6 or 2GiB."
     if kind in ("float_parsing", "float_type"):
         return "Write a number, such as 0.001 or 1e-3."
     if kind in ("bool_parsing", "bool_type"):

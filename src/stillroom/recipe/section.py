@@ -119,7 +119,7 @@ _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 def integer_of(text: str) -> int | None:
     """The integer that a size means: ``60M`` and ``50MB`` are powers of 1,000, ``2GiB`` of 1,024, ``1e6`` is what it says.
 
-    None where it is no such size, or not a whole number.
+    None where it is no such size, or not an integer.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:

@@ -1,4 +1,4 @@
-"""Columns of small whole numbers to bytes and back: each byte of a column is packed by itself.
+"""Columns of small integers to bytes and back: each byte of a column is packed by itself.
 
 Bytes of equal significance have a distribution of their own (the high byte of a token id is far from uniform), so that the
 entropy coder of Zstandard shortens each of them to about its entropy. A column that would not shrink is stored as it is.

@@ -487,7 +487,7 @@ def first_choice(server: Server, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number as an answer gives it, or None."""
+    """An integer as an answer gives it, or None."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
