@@ -1,0 +1,75 @@
+"""What the pages say exists: their links lead somewhere, and the commands that they show have these names and options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from stillroom.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made from their words."""
+    text = BLOCK.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{named(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{named(page)}: {target}"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each call of `stillroom` in a page's blocks, without what follows a pipe or a comment."""
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language not in ("", "bash", "sh", "shell", "console"):
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = re.split(r"\s[|>&;]|\s#|\s{2}", line.strip().removeprefix("$ ").removeprefix(".venv/bin/"))[0]
+            if re.match(r"stillroom( |$)", words) and "…" not in words:
+                yield shlex.split(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=named)
+def test_commands_have_these_names_and_options(page: Path) -> None:
+    root: Any = typer.main.get_command(app)
+    for words in commands(page):
+        command, left = root, words[1:]
+        while left and hasattr(command, "commands"):
+            if left[0] not in command.commands:
+                assert left[0].startswith("-"), f"{named(page)}: {shlex.join(words)}: no such command"
+                break
+            command, left = command.commands[left[0]], left[1:]
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in left:
+            if re.match(r"--\w", word):
+                assert word.partition("=")[0] in options | {"--help"}, f"{named(page)}: {shlex.join(words)}: {word}"
+
+
+def test_commands_are_found_in_the_pages() -> None:
+    assert sum(len(list(commands(page))) for page in PAGES) > 50
