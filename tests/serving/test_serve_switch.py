@@ -195,8 +195,14 @@ def test_who_fetches_the_page_does_not_pass_a_blocked_api(server: Running) -> No
         for path, body in others.items():
             assert server.ask("POST", path, body, {"X-Stillroom-Page": token})[0] == 503, path
         assert server.ask("GET", "/api/tags", headers={"X-Stillroom-Page": token})[0] == 503
-    finally:
         server.switch.set_feature("api", "available")
+        server.switch.set_feature("chat", "blocked")
+        assert server.ask("POST", "/v1/chat/completions", chat)[0] == 200
+        for given in (token, "0" * 32):
+            assert server.ask("POST", "/v1/chat/completions", chat, {"X-Stillroom-Page": given})[0] == 503
+    finally:
+        for name in ("api", "chat"):
+            server.switch.set_feature(name, "available")
 
 
 class SlowReader:

@@ -366,6 +366,19 @@ def test_a_writer_that_hangs_does_not_hold_off_up(own: Switch) -> None:
         assert not Switch(own.places).is_on()
 
 
+@pytest.mark.parametrize(
+    "damage", ["folder", "full_folder", "pipe", "link_to_itself", "link_to_nothing", "endless_device"]
+)
+def test_whatever_stands_for_the_writers_lock_holds_nothing_up(own: Switch, damage: str) -> None:
+    own.set_feature("api", "blocked")
+    put(own.places.state / "switch.lock", damage)
+    stopping.off(own)
+    assert not Switch(own.places).is_on()
+    stopping.on(own)
+    assert Switch(own.places).is_on()
+    assert not Switch(own.places).is_on("api")
+
+
 def test_off_is_kept_in_both_copies_though_one_says_it(own: Switch) -> None:
     """An `on` that was cut off between its two files, or still goes on, must find nothing that says on."""
     stopping.off(own)

@@ -129,12 +129,15 @@ class Service:
         self._switch_threads.shutdown(wait=False)
 
     def require(self, request: Request, feature: str | None = None) -> None:
-        """Ask the switch: for the page's own requests as chat, for everybody else's as API."""
-        given, path = request.headers.get("x-stillroom-page", ""), request.scope["path"]
-        from_page = secrets.compare_digest(given.encode(), self.page_token.encode()) and any(
-            path == used or path.startswith(f"{used}/") for used in PAGE_USES
-        )
-        self.switch.require_on("chat" if from_page else "api")
+        """Ask the switch: for the page's own requests as chat, for everybody else's as API, and for who only says to be
+        the page as both.
+        """
+        given, path = request.headers.get("x-stillroom-page"), request.scope["path"]
+        used = any(path == each or path.startswith(f"{each}/") for each in PAGE_USES)
+        if given is not None:
+            self.switch.require_on("chat")
+        if given is None or not used or not secrets.compare_digest(given.encode(), self.page_token.encode()):
+            self.switch.require_on("api")
         if feature is not None:
             self.switch.require_on(feature)
 
