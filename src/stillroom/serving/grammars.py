@@ -185,7 +185,7 @@ class Watch:
         matcher = self._matcher
         if matcher is None or not data:
             return True
-        whole = matcher.validate_tokens(data) == len(data)
+        whole = bool(matcher.validate_tokens(data) == len(data))
         if matcher.is_error() or (whole and not matcher.consume_tokens(data)):
             self._matcher = None  # too much for this one as well
             return True
