@@ -1,4 +1,5 @@
-"""Our endpoint against the bare engine and llama-server, side by side in one run; and a soak at four clients.
+"""Our endpoint against the bare engine and llama-server, side by side in one run, without keys and with two; and a soak at
+four clients.
 
 The bare engine is llama.cpp's server in this process, called without HTTP, with the same threads, batch and context.
 llama-server is llama.cpp's own program over HTTP, likewise; it takes part where it is installed.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import secrets
 import statistics
 import subprocess
@@ -18,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +140,13 @@ def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[d
 
 
 def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Ratios of the medians over rounds that alternate between them."""
+    """Ratios of the medians over rounds that alternate between them. Requests take turns at the server's keys."""
 
     def over(serving: Serving) -> Callable[[dict[str, Any]], list[tuple[float, dict[str, Any]]]]:
-        return lambda body: list(serving.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}))
+        turns = itertools.cycle([replace(serving, keys=[key]) for key in serving.keys] or [serving])
+        return lambda body: list(
+            next(turns).stream("/v1/completions", {**body, "stream_options": {"include_usage": True}})
+        )
 
     asks = {"ours": over(server), "bare": bare.stream}
     if peer is not None:
@@ -256,6 +262,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="Fewer rounds and a soak of one minute.")
     parser.add_argument("--soak", type=float, help="Seconds of the soak.")
     parser.add_argument("--rounds", type=int, help="Rounds of the speed comparison; 0 leaves it out.")
+    parser.add_argument("--one-key", action="store_true", help="Leave out the comparison with two keys.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -277,6 +284,12 @@ def main() -> None:
         if seconds:
             made, details["soak"] = soak(server, seconds)
             figures |= made
+    if rounds and not given.one_key:
+        keys = [f"benchmark-of-serving-{number}-{secrets.token_hex(8)}" for number in range(2)]
+        with tempfile.TemporaryDirectory() as folder, serving(model, Path(folder), 4, 1024, keys=keys) as server:
+            bare = Bare(open_model(model).gguf, 4, 1024, 256)
+            made, details["two_keys"] = speed(server, bare, None, rounds)
+            figures |= {f"two_keys_{name}": value for name, value in made.items()}
     report.write(figures, details, given.json)
 
 

@@ -15,7 +15,14 @@ import pytest
 from serve_support import Running, running
 
 from stillroom.serving import grammars, pool
-from stillroom.serving.grammars import UnsupportedSchema, client_grammar, json_grammar, regex_grammar, tool_grammar
+from stillroom.serving.grammars import (
+    UnsupportedSchema,
+    Watch,
+    client_grammar,
+    json_grammar,
+    regex_grammar,
+    tool_grammar,
+)
 
 BOTH = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
 LIST = {
@@ -96,6 +103,10 @@ def test_branches_that_could_both_hold_stay_one_of() -> None:
         json_grammar({"oneOf": [branch, branch]})
     rows = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 1}
     assert '"uniqueItems"' not in json_grammar(rows)
+    named = {"$defs": {"k": {"enum": ["a", "b"], "type": "string"}}, "type": "array", "items": {"$ref": "#/$defs/k"}}
+    assert '["b", "a"]' in json_grammar({**named, "uniqueItems": True})
+    many = {"type": "array", "items": {"enum": [*range(9)]}, "uniqueItems": True}
+    assert '"maxItems": 9' in json_grammar(many)
 
 
 def test_names_that_are_words_of_schemas_stay_names() -> None:
@@ -318,3 +329,15 @@ def test_a_long_answer_has_no_hidden_end(server: Running) -> None:
     if found["choices"][0]["finish_reason"] == "stop":
         assert len(json.loads(found["choices"][0]["message"]["content"])) >= 40
     assert "160" not in json_grammar({"type": "string"})
+
+
+def test_whoever_leaves_a_grammar_is_seen_at_once() -> None:
+    watch = Watch(json_grammar({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}))
+    assert all(map(watch.takes, ('{"a"', ': "ä', "", '漢"')))
+    assert not watch.takes('", ')
+    assert watch.takes("}")
+    assert not watch.takes(" and more")
+    free = Watch(tool_grammar([("w", None)], required=False, several=False))
+    assert free.takes("A text\nof any kind")
+    call = Watch(tool_grammar([("w", None)], required=True, several=False))
+    assert not call.takes("A text")

@@ -56,6 +56,7 @@ class Question:
         echo: Whether the prompt is a part of the answer.
         session: The session that it goes on with.
         said: The messages that are new in the session.
+        watched: Whether what the engine writes is held against the grammar.
         repeats: What leaves repeats out of lists that may hold none; None where there are no such lists.
         left_out: How many messages did not fit.
         reasoning: What the model thought, once it is answered.
@@ -73,6 +74,7 @@ class Question:
     echo: bool = False
     session: Session | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
+    watched: bool = False
     repeats: Repeats | None = None
     left_out: int = 0
     reasoning: str = ""
@@ -120,6 +122,8 @@ def _constrain(question: Question, request: Schemas) -> None:
     if form is not None:
         question.body["grammar"] = _held_to(form)
         question.json = form.kind == "json"
+        # A client's own grammar may speak of tokens, which have no text.
+        question.watched = form.kind != "grammar"
         distinct = grammars.distinct(form.value) if form.kind == "json" else None
         if distinct is not None:
             question.repeats = Repeats(distinct)
@@ -165,6 +169,7 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
     _constrain(question, request)
     if request.uses_tools():
         body["grammar"] = tools.grammar_of_calls(request)
+        question.watched = True
         body.pop("stop", None)
         question.repeats = _repeats_of_calls(request)
         if question.repeats is not None:
@@ -236,6 +241,7 @@ class Answerer:
                 finish = ""
                 if question.repeats is not None:
                     question.repeats.begin()
+                watch = grammars.Watch(question.body["grammar"]) if question.watched else None
                 try:
                     engine = await self.pool.running(model)
                     model.begin(fingerprint)
@@ -280,7 +286,11 @@ class Answerer:
                             event = found
                             begun, slot.owner = True, question.owner
                             self._count(event)
-                            text += _texts(event)
+                            text += (written := _texts(event))
+                            if watch is not None and not watch.takes("".join(written)):
+                                raise EngineFailed(
+                                    "The engine left the form of the answer.", "Ask again, with a simpler schema."
+                                )
                             finish = next(
                                 (c["finish_reason"] for c in event.get("choices", ()) if c.get("finish_reason")), finish
                             )

@@ -28,9 +28,10 @@ _OF_LISTS = {"type", "items", "minItems", "maxItems", "uniqueItems"}
 HEAD = "%llguidance {}\n"
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FORMATS = {
-    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid",
 }  # fmt: skip
-"""Formats that are held to. Every other is a note to the reader, as JSON schema has it."""
+"""Formats that are held to. Every other is a note to the reader, as JSON schema has it: `uri` too, whose grammar compiles, but
+was seen to be too much for the engine while it wrote, which then went on without any."""
 MOST_FUEL, MOST_SIZE, MOST_STATES = 400_000, 400_000, 100_000
 """Narrower than the engine's own limits."""
 _INSIDE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems",
@@ -159,6 +160,38 @@ def checked(grammar: str) -> str:
     return grammar
 
 
+@functools.cache
+def _bytes_as_tokens() -> Any:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+class Watch:
+    """Looks on while an engine writes, which takes a grammar that becomes too much for it for none at all.
+
+    Args:
+        grammar: The grammar that was asked for.
+    """
+
+    def __init__(self, grammar: str) -> None:
+        from llguidance import LLMatcher
+
+        self._matcher: Any = LLMatcher(_bytes_as_tokens(), grammar)
+
+    def takes(self, text: str) -> bool:
+        """Whether the grammar allows what was written so far with this behind it. What cannot be told is let pass."""
+        data = list(text.encode("utf-8", "replace"))
+        matcher = self._matcher
+        if matcher is None or not data:
+            return True
+        whole = bool(matcher.validate_tokens(data) == len(data))
+        if matcher.is_error() or (whole and not matcher.consume_tokens(data)):
+            self._matcher = None  # too much for this one as well
+            return True
+        return whole
+
+
 def _reason(text: str) -> str:
     """What llguidance said, without its listing of the grammar."""
     first = re.sub(r"^at \d+\(\d+\): ", "", text.strip())
@@ -271,8 +304,10 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
         del made["format"]
     if made.get("uniqueItems") is False or (made.get("uniqueItems") is True and made.get("maxItems") in (0, 1)):
         del made["uniqueItems"]
-    if made.get("uniqueItems") is True and (rows := _permuted(made)) is not None:
+    if made.get("uniqueItems") is True and (rows := _permuted(made, document)) is not None:
         made = {key: value for key, value in made.items() if key not in _OF_LISTS} | {"enum": rows}
+    if made.get("uniqueItems") is True and "maxItems" not in made and (values := _few_values(made, document)):
+        made["maxItems"] = len(values)  # no list without repeats is longer
     if "anyOf" not in made and _told_apart(_listed(made, "oneOf"), document):
         # At most one branch holds: it is the same to say that any does, and llguidance sees no apartness through references.
         made["anyOf"] = made.pop("oneOf")
@@ -308,17 +343,26 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "additionalProperties": False}
 
 
-def _permuted(schema: dict[str, Any]) -> list[list[Any]] | None:
-    """All lists of different values that a schema allows; None where there are too many to be written out."""
+def _few_values(schema: dict[str, Any], document: Any) -> list[Any] | None:
+    """The values that a list's items are chosen from, by an enum or as booleans; None where they are not listed."""
     items = schema.get("items")
+    if isinstance(items, dict) and set(items) - {"title", "description"} == {"$ref"} and isinstance(items["$ref"], str):
+        items = pointed(document, items["$ref"]) if items["$ref"].startswith("#/") else None
     if schema.get("type") != "array" or not isinstance(items, dict) or "prefixItems" in schema or "enum" in schema:
         return None
     values = [True, False] if items.get("type") == "boolean" else items.get("enum")
-    if (
-        not isinstance(values, list)
-        or len(values) > MOST_PERMUTED
-        or set(items) - {"enum", "type", "title", "description"}
-    ):
+    if not isinstance(values, list) or set(items) - {"enum", "type", "title", "description"}:
+        return None
+    kind = {"string": str, "integer": int, "boolean": bool}.get(str(items.get("type")))
+    if "type" in items and (kind is None or any(type(value) is not kind for value in values)):
+        return None
+    return values
+
+
+def _permuted(schema: dict[str, Any], document: Any) -> list[list[Any]] | None:
+    """All lists of different values that a schema allows; None where there are too many to be written out."""
+    values = _few_values(schema, document)
+    if values is None or len(values) > MOST_PERMUTED:
         return None
     different = {json.dumps(value, sort_keys=True): value for value in values}
     least, most = schema.get("minItems", 0), schema.get("maxItems", len(different))

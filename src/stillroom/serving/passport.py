@@ -28,28 +28,24 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
     student = summary.get("student", {})
     record = _read(run.path / "terms.json")
     judged = [{name: each.get(name) for name in ("name", "role", "licence")} for each in record.get("teachers", ())]
+    licences = {each["name"]: each["licence"] for each in judged}
+    teachers = [
+        {name: each.get(name) for name in ("name", "family", "parameters", "digest")}
+        | {"licence": each.get("licence") or licences.get(each.get("name"))}
+        for each in summary.get("teachers") or []
+    ] or judged
     return {
         "kind": "run",
         "name": run.recipe.name,
         "signature": {"state": "unsigned run"},
         "file": {name: entry.get(name) for name in ("type", "bytes", "sha256", "kl_to_pytorch", "top1_agreement")},
         "teacher": {name: teacher.get(name) for name in ("name", "family", "licence", "parameters", "digest")},
-        **(
-            {
-                "teachers": [
-                    {name: entry.get(name) for name in ("name", "family", "licence", "parameters", "digest")}
-                    for entry in summary["teachers"]
-                ]
-            }
-            if summary.get("teachers")
-            else {}
-        ),
+        **({"teachers": teachers} if teachers else {}),
         "student": {"parameters": student.get("parameters")},
         "scores": {name: student.get(name) for name in MEASURES if name in student},
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
         "terms": {"teacher_licence": teacher.get("licence"), **_judged(record)},
-        **({"teachers": judged} if judged else {}),
         "warnings": ["Nobody has signed this run."] + ([] if student else ["It has not been evaluated."]),
     }
 
