@@ -156,11 +156,11 @@ def in_processes(names: list[str], work: Callable[[str], dict[str, Any]], worker
             process.start()
             sender.close()
             running[receiver] = (name, process, time.monotonic() + 4 * SECONDS)
-        for ready in multiprocessing.connection.wait(list(running), timeout=1):
-            receiver: Any = ready
-            name, process, _ = running.pop(receiver)
+        ready: list[Any] = multiprocessing.connection.wait(list(running), timeout=1)
+        for pipe in ready:
+            name, process, _ = running.pop(pipe)
             try:
-                found[name] = receiver.recv()
+                found[name] = pipe.recv()
             except EOFError:
                 process.join()
                 slow = process.exitcode == -signal.SIGXCPU

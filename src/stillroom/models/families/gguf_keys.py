@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGUFWriter
@@ -125,7 +125,8 @@ def require_granted(layout: GgufLayout, config: ModelConfig) -> None:
     Raises:
         UnsupportedModel: Names the key.
     """
-    usual = _usual(type(config))
+    kind: Any = type(config)
+    usual = _usual(kind)
     for key in (*EVERYWHERE, *GRANTED.get(config.model_type, ())):
         if key in layout.read or not hasattr(usual, key):
             continue
@@ -141,7 +142,7 @@ def require_granted(layout: GgufLayout, config: ModelConfig) -> None:
 
 
 @functools.cache
-def _usual(kind: type[ModelConfig]) -> ModelConfig:
+def _usual(kind: Callable[[], object]) -> object:
     """The config of a family when nothing is said."""
     return kind()
 
