@@ -100,6 +100,7 @@ class GgufLayout:
         kv_heads: Key/value heads, or those of each layer, where that is not ``num_key_value_heads``.
         experts: Whether it is a mixture of experts.
         learned: Writes keys whose values are weights, which are read by their names.
+        read: Keys of ``granted.EVERYWHERE`` that the family's file says all the same.
     """
 
     arch: str
@@ -116,6 +117,7 @@ class GgufLayout:
     kv_heads: Callable[[Any], int | list[int]] | None = None
     experts: bool = False
     learned: Callable[[GGUFWriter, Any, Mapping[str, torch.Tensor]], None] | None = None
+    read: tuple[str, ...] = ()
 
     @property
     def model_arch(self) -> MODEL_ARCH:

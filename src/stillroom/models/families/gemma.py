@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from transformers import Gemma2Config, Gemma3TextConfig
 
 Number = TypeVar("Number", int, float)
+LARGEST = {"gemma2": 46, "gemma3_text": 62}
+"""Layers of the largest model of each family, by which llama.cpp knows it."""
 
 
 def _sliding(period: int) -> Callable[[GGUFWriter, Gemma2Config | Gemma3TextConfig], None]:
-    """Every ``period``-th layer attends to everything, the others to a window: llama.cpp takes it for granted."""
+    """Every ``period``-th layer attends to everything, the others to a window: llama.cpp takes it for granted, and reads other
+    orders from the file.
+    """
 
     def write(writer: GGUFWriter, config: Gemma2Config | Gemma3TextConfig) -> None:
         types = getattr(config, "layer_types", None) or []
         wanted = ["full_attention" if (index + 1) % period == 0 else "sliding_attention" for index in range(len(types))]
-        if types != wanted:
-            raise UnsupportedModel(
-                f"llama.cpp expects every {period}. layer of the family `{config.model_type}` to attend to everything, "
-                "and the student's layers are in another order.",
-                "Keep whole groups of layers, or export nothing: `export: {gguf: []}`.",
-            )
         writer.add_sliding_window(_needed(config, "sliding_window", config.sliding_window))
+        if types != wanted:
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in types])
 
     return write
 
@@ -64,11 +64,17 @@ def _needed(config: Gemma2Config | Gemma3TextConfig, name: str, value: Number | 
 
 
 def _plain_scores(config: Gemma2Config | Gemma3TextConfig) -> None:
-    """llama.cpp divides Gemma's attention scores by the root of a head's width, whatever the config says."""
-    if config.query_pre_attn_scalar != config.head_dim:
+    """llama.cpp divides Gemma's attention scores by the root of a head's width, whatever the config says; at the number of
+    layers of the largest Gemma 2 and 3, by that of the hidden size over the heads.
+    """
+    divisor, name = float(config.head_dim), "a head's width"
+    if config.num_hidden_layers == LARGEST[config.model_type]:
+        divisor, name = config.hidden_size / config.num_attention_heads, "the hidden size over the heads"
+    if config.query_pre_attn_scalar != divisor:
         raise UnsupportedModel(
-            f"llama.cpp divides attention scores of the family `{config.model_type}` by the root of a head's width "
-            f"({config.head_dim}), and the student by that of `query_pre_attn_scalar` ({config.query_pre_attn_scalar}).",
+            f"llama.cpp divides attention scores of the family `{config.model_type}` with {config.num_hidden_layers} layers by "
+            f"the root of {name} ({divisor:g}), and the student by that of `query_pre_attn_scalar` "
+            f"({config.query_pre_attn_scalar}).",
             "Export nothing: `export: {gguf: []}`.",
         )
 
@@ -80,7 +86,7 @@ FAMILIES = (
         norm_after=True,
         norm_offset=1.0,
         scaled_embedding=True,
-        gguf=GgufLayout("gemma2", norm_offset=1.0, windows=True, extra=_gemma2),
+        gguf=GgufLayout("gemma2", norm_offset=1.0, windows=True, extra=_gemma2, read=("final_logit_softcapping",)),
     ),
     Family(
         "gemma3_text",

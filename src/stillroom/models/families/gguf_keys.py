@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGUFWriter
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.models.families.family import GgufLayout
+from stillroom.models.families.granted import ALIKE, EVERYWHERE, GRANTED
 from stillroom.models.families.registry import gguf_layout_of
-from stillroom.models.families.rope import add_rope
+from stillroom.models.families.rope import add_rope, rope_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ def add_hyperparameters(writer: GGUFWriter, layout: GgufLayout, config: ModelCon
     """Write the keys that all families share, then the family's own; returns tensors that belong to the keys."""
     heads = int(getattr(config, "num_attention_heads", None) or 0)
     require_shapes(layout, config)
+    require_granted(layout, config)
     writer.add_context_length(faithful_context(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -59,6 +61,12 @@ def add_hyperparameters(writer: GGUFWriter, layout: GgufLayout, config: ModelCon
     writer.add_vocab_size(config.vocab_size)
     if layout.experts:
         add_experts(writer, config)
+    if layout.permuted and float(rope_parameters(config).get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UnsupportedModel(
+            f"llama.cpp rotates whole heads in the family `{config.model_type}`, and the student's config has a "
+            "`partial_rotary_factor`.",
+            "Export nothing: `export: {gguf: []}`.",
+        )
     if not layout.rotary:
         tensors = {}
     else:
@@ -109,6 +117,38 @@ def require_shapes(layout: GgufLayout, config: ModelConfig) -> None:
             f"Keep both (`hidden_size: {heads * width}` goes with {heads} query heads), or export nothing: "
             "`export: {gguf: []}`.",
         )
+
+
+def require_granted(layout: GgufLayout, config: ModelConfig) -> None:
+    """Refuse a setting that llama.cpp takes for granted and the config says otherwise: the file would compute something else.
+
+    Raises:
+        UnsupportedModel: Names the key.
+    """
+    kind: Any = type(config)
+    usual = _usual(kind)
+    for key in (*EVERYWHERE, *GRANTED.get(config.model_type, ())):
+        if key in layout.read or not hasattr(usual, key):
+            continue
+        said, expected = getattr(config, key, None), getattr(usual, key)
+        same = said == expected or (not said and not expected)
+        if same or any(said in names and expected in names for names in ALIKE if isinstance(said, str)):
+            continue
+        raise UnsupportedModel(
+            f"llama.cpp takes `{key}: {_yaml(expected)}` for granted in the family `{config.model_type}`, and the student's "
+            f"config says `{_yaml(said)}`.",
+            "Export nothing: `export: {gguf: []}`.",
+        )
+
+
+@functools.cache
+def _usual(kind: Callable[[], object]) -> object:
+    """The config of a family when nothing is said."""
+    return kind()
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def faithful_context(config: ModelConfig) -> int:

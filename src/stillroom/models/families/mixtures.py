@@ -55,6 +55,7 @@ def gates(
     shared: int | None = None,
     dense: int | None = None,
     grouped: bool = False,
+    renormalised: bool | None = None,
 ) -> None:
     """How experts are chosen and weighted, as keys."""
     from gguf import ExpertGatingFuncType
@@ -62,7 +63,9 @@ def gates(
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID if sigmoid else ExpertGatingFuncType.SOFTMAX)
     if scaled:
         writer.add_expert_weights_scale(float(getattr(config, "routed_scaling_factor", None) or 1.0))
-        writer.add_expert_weights_norm(bool(getattr(config, "norm_topk_prob", True)))
+        if renormalised is None:
+            renormalised = bool(getattr(config, "norm_topk_prob", True))
+        writer.add_expert_weights_norm(renormalised)
     if shared is not None:
         writer.add_expert_shared_count(shared)
     if dense is not None:
@@ -190,6 +193,7 @@ def _latent(sigmoid: bool) -> Extra:
                 shared=config.n_shared_experts,
                 dense=dense_layers(config),
                 grouped=True,
+                renormalised=None if sigmoid else False,  # DeepSeek 2 never does, whatever its config says
             )
         else:
             writer.add_leading_dense_block_count(config.num_hidden_layers)

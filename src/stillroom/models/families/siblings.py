@@ -111,6 +111,7 @@ def dense_config(config: ModelConfig, intermediate_size: int) -> ModelConfig:
     said = {key: value for key, value in config.to_dict().items() if key in known and key not in KEPT_OUT}
     said |= {"intermediate_size": intermediate_size, "head_dim": head_width(config)}
     said.pop("layer_types", None)
-    dense: ModelConfig = kind(**said)
+    dense: Any = kind(**said)
     sibling.adjust(dense, config)
-    return dense
+    found: ModelConfig = dense
+    return found
