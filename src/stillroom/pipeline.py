@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -185,6 +185,9 @@ def _nothing_left_of_a_refusal(made: Run, locked: bool = True) -> Iterator[None]
     """
     try:
         yield
+    except TermsRefused:
+        # The record of the refusal stays.
+        raise
     except (StillroomError, OSError):
         if made.is_new and not any(made.stage(spec.name).record for spec in stages_of(made.recipe)):
             with contextlib.suppress(RunError), contextlib.nullcontext() if locked else made.locked():
