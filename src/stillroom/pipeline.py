@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -185,6 +185,9 @@ def _nothing_left_of_a_refusal(made: Run, locked: bool = True) -> Iterator[None]
     """
     try:
         yield
+    except TermsRefused:
+        # The record of the refusal stays.
+        raise
     except (StillroomError, OSError):
         if made.is_new and not any(made.stage(spec.name).record for spec in stages_of(made.recipe)):
             with contextlib.suppress(RunError), contextlib.nullcontext() if locked else made.locked():
@@ -287,8 +290,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
-    if any(spec.name != "corpus" for spec in wanted):
-        _require_objective(made, specs)
+    _require_objective(made, wanted)
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
@@ -410,8 +412,8 @@ def _mend(made: Run, progress: Progress) -> None:
 def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
     """Refuse an objective that cannot learn from what is captured for it, before anything is spent.
 
-    One that another package adds may also be missing or broken here. What is finished needs no objective; one that
-    is not wanted yet is refused all the same, for what is captured would be captured for nothing.
+    One that another package adds may also be missing or broken here. What is finished needs no objective, and neither does a
+    capture alone.
     """
     for spec in wanted:
         if spec.name in ("distill", "baseline"):

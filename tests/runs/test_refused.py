@@ -34,9 +34,9 @@ def recipe(teacher: Path, small_recipe: Any, tmp_path: Path) -> Path:
     ("change", "words"),
     [
         ({"student.layers": 99}, r"`student\.layers` is 99, and the teacher has 2"),
-        ({"student.ffn_width": 9999}, r"`student\.ffn_width` is 9999, and the teacher has 128"),
-        ({"student.key_value_groups": 7}, r"`student\.key_value_groups` is 7, and the teacher has 2"),
-        ({"student.hidden_width": 33}, r"`student\.hidden_width` is 33"),
+        ({"student.intermediate_size": 9999}, r"`student\.intermediate_size` is 9999, and the teacher has 128"),
+        ({"student.kv_heads": 7}, r"`student\.kv_heads` is 7, and the teacher has 2"),
+        ({"student.hidden_size": 33}, r"`student\.hidden_size` is 33"),
         ({"student.experts": 3}, r"`student\.experts` is 3, and the teacher is no mixture"),
         ({"student.target": {"parameters": 1000}, "student.layers": 99}, r"`student\.layers` is 99"),
         ({"distill.learning_rate": 3.0}, r"`distill\.learning_rate` is 3"),
@@ -52,6 +52,9 @@ def test_a_refusal_reads_no_text_and_leaves_nothing(
     command: str, change: Mapping[str, Any], words: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import stillroom.corpus.stage as corpus
+
+    if command == "capture" and "distill.learning_rate" in change:
+        pytest.skip("a capture alone trains nothing")
 
     def read(*_args: object) -> None:
         raise AssertionError("text was read")

@@ -466,3 +466,17 @@ def test_recipes_round_trip_with_terms(tmp_path: Path) -> None:
     recipe = parse_recipe(text, "r.yaml", tmp_path)
     assert recipe.terms.tables == (tmp_path / "mine.yaml",)
     assert recipe.terms.licence_texts == {"Llama-4-Community-License": tmp_path / "l.txt"}
+
+
+def test_what_to_do_for_a_model_of_unknown_terms_is_ready_to_paste(tmp_path: Path) -> None:
+    import yaml
+
+    bare = _model.model(tmp_path, README__md="# Mine")
+    teacher = {"kind": "huggingface", "name": str(bare)}
+    with pytest.raises(TermsRefused) as caught:
+        pass_gate(Run.create(Recipe.model_validate(settings(tmp_path, teacher=teacher)), tmp_path / "runs"))
+    _, terms, rest = caught.value.todo.partition("    terms:")
+    lines = (terms + rest).splitlines()[:3]
+    told = yaml.safe_load("\n".join(lines).replace("YOUR NAME", "Mallory").replace("YYYY-MM-DD", "2026-11-24"))
+    allowed = Recipe.model_validate(settings(tmp_path, teacher=teacher, **told))
+    assert pass_gate(Run.create(allowed, tmp_path / "other")).verdict == ALLOWED

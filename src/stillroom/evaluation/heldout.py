@@ -31,7 +31,7 @@ class HeldOut:
             self._pieces = PieceFile(path)
             self._layout = self._pieces.layout.rows()
             self._shape = [len(self._layout), self._pieces.length]
-            self.document_sources = torch.from_numpy(self._pieces.document_sources)
+            self.document_sources = torch.tensor(self._pieces.document_sources)
             return
         try:
             with safe_open(path, "pt") as file:

@@ -86,6 +86,7 @@ def make_plan(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = Path(runs)
     begun = time.perf_counter()
+    require_fit(recipe.distill, recipe.capture, recipe.student)
     needs, text, student = _counted(recipe, runs, quiet)
     gpu = _gpu(recipe, text, student)
     profile = _profile(recipe, text, student)
@@ -192,7 +193,6 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     check_names(recipe.evaluate.measures)
     require_possible(recipe)
     require_device(recipe.compute)
-    require_fit(recipe.distill, recipe.capture, recipe.student)
     needs = missing_needs(recipe)
     if any(need.stage == "corpus" for need in needs):
         # Without the text there is nothing to plan with.

@@ -72,8 +72,7 @@ def require_allowed(verdict: Verdict) -> None:
         TermsRefused: Names the clause, its source, when it was read, and what can be done.
     """
     if verdict.verdict == "refused":
-        others = len(verdict.reasons) - 1
-        more = f" (`stillroom terms check` shows all {others + 1} reasons.)" if others else ""
+        more = " (`stillroom terms check` shows everything that was looked at.)" if len(verdict.reasons) > 1 else ""
         raise TermsRefused(f"The terms do not allow this. {verdict.reasons[0]}{more}", verdict.todo)
 
 

@@ -208,8 +208,11 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
             case.refusals.append(f"{subject.name}: its terms are not known: {said}.")
             whose = subject.decided_as[0] if generation == 1 else subject.name
             case.todos.append(
-                f"Read its licence and add a decision to the recipe (docs/terms.md): terms: {{decisions: [{{subject: {whose}, "
-                "kind: licence, …}]}; `kind: own` for a model of your own."
+                "Read its licence and add a decision to the recipe (docs/terms.md). For a model of your own:\n"
+                "    terms:\n"
+                "      decisions:\n"
+                f"      - {{subject: {whose}, kind: own, decided_by: YOUR NAME, decided_at: YYYY-MM-DDT00:00:00Z}}\n"
+                "  Under a licence: `kind: licence, licence: ITS NAME, licence_text: FILE` in place of `kind: own`."
             )
     return {
         "name": subject.name,
