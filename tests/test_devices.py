@@ -424,9 +424,24 @@ def test_batches_for_a_gpu_are_pinned_and_made_ahead(caches, tmp_path, monkeypat
 
     monkeypatch.setattr(Batch, "pinned", seen)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (int(80e9), int(80e9)))
-    with Device("cuda:0") as device:
-        trained(tmp_path, caches["threshold"], CONFIG, device)
+    text, vocabulary = tiny_sequences(8), VocabularyMap.identity(IDS)
+    training = Training(
+        title="distill",
+        model=teacher_of(),
+        config=CONFIG,
+        train=BatchSource(text, vocabulary, caches["threshold"]),
+        validation=BatchSource(text, vocabulary, caches["threshold"]),
+        distill=True,
+        folder=tmp_path,
+        seed=0,
+        device=torch.device("cuda:0"),
+        used=None,
+        progress=Progress(quiet=True),
+        event=lambda **_: None,
+    )
+    batches = list(training._stream([[0], [1, 2], [3]]))
+    assert [len(batch.ids) for batch in batches] == [1, 2, 1]
+    assert all(batch.documents is not None for batch in batches)
     assert threads
     assert threading.main_thread().name not in threads
 
