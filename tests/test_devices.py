@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from stillroom.models.documents import documents_of
 from stillroom.models.families.registry import family_of
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
 from stillroom.recipe.training import OBJECTIVES, DistillConfig
-from stillroom.signals.batches import BatchSource
+from stillroom.signals.batches import Batch, BatchSource
 from stillroom.signals.cache.codec import sampling_generator
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
@@ -36,6 +37,7 @@ from stillroom.students.shape import Anatomy
 from stillroom.students.shrink import shrink
 from stillroom.teachers.capture import capture
 from stillroom.training.loop import Training
+from stillroom.training.optimizer import make_optimizer
 from tools.gpu.device import Device, DeviceMismatch, There, move
 
 KINDS = ("cuda:0", "mps:0")
@@ -361,3 +363,115 @@ def test_training_in_fewer_bytes(caches, tmp_path, state, checkpointing):
     for events in (here, found):
         kls = [event["kl"] for event in events if event.get("event") == "validation"]
         assert kls[-1] < kls[0]
+
+
+def test_a_training_goes_on_on_a_gpu(caches, tmp_path):
+    """After it was stopped between two steps: fused AdamW takes the steps where the averages are."""
+    config = CONFIG.model_copy(update={"checkpoint_seconds": 0})
+
+    class Stopped(Exception):
+        pass
+
+    with Device("cuda:0") as device:
+        whole, _ = trained(tmp_path / "whole", caches["threshold"], config, device)
+
+    def stopped(step):
+        text, vocabulary, events = tiny_sequences(8), VocabularyMap.identity(IDS), []
+
+        def event(**values):
+            events.append(values)
+            if values.get("step") == step and "gradient_norm" in values:
+                raise Stopped
+
+        (tmp_path / "stopped").mkdir(exist_ok=True)
+        with Device("cuda:0") as device:
+            Training(
+                title="distill",
+                model=move(teacher_of(seed=3).requires_grad_(True), device),
+                config=config,
+                train=BatchSource(text, vocabulary, caches["threshold"]),
+                validation=BatchSource(text.take(2), vocabulary, caches["threshold"]),
+                distill=True,
+                folder=tmp_path / "stopped",
+                seed=0,
+                device=device.where,
+                used=vocabulary.student_used,
+                progress=Progress(quiet=True),
+                event=event,
+            ).run()
+        return events
+
+    with pytest.raises(Stopped):
+        stopped(3)
+    rest = stopped(None)
+    assert steps_of(rest) == steps_of(whole)[-len(steps_of(rest)) :]
+    assert 0 < len(steps_of(rest)) < len(steps_of(whole))
+
+
+def test_adamw_is_fused_on_a_gpu():
+    with Device("cuda:0") as device:
+        optimizer = make_optimizer(move(teacher_of().requires_grad_(True), device), CONFIG)
+    assert optimizer.defaults["fused"]
+
+
+def test_batches_for_a_gpu_are_pinned_and_made_ahead(caches, tmp_path, monkeypatch):
+    """On another thread, while the step before is made."""
+    threads = set()
+
+    def seen(self):
+        threads.add(threading.current_thread().name)
+        return self.located()  # there is nothing here that memory could be pinned for
+
+    monkeypatch.setattr(Batch, "pinned", seen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    text, vocabulary = tiny_sequences(8), VocabularyMap.identity(IDS)
+    training = Training(
+        title="distill",
+        model=teacher_of(),
+        config=CONFIG,
+        train=BatchSource(text, vocabulary, caches["threshold"]),
+        validation=BatchSource(text, vocabulary, caches["threshold"]),
+        distill=True,
+        folder=tmp_path,
+        seed=0,
+        device=torch.device("cuda:0"),
+        used=None,
+        progress=Progress(quiet=True),
+        event=lambda **_: None,
+    )
+    batches = list(training._stream([[0], [1, 2], [3]]))
+    assert [len(batch.ids) for batch in batches] == [1, 2, 1]
+    assert all(batch.documents is not None for batch in batches)
+    assert threads
+    assert threading.main_thread().name not in threads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planted_index_that_stays_on_the_processor_fails_training(kind, caches, tmp_path, monkeypatch):
+    whole = Batch.to
+    monkeypatch.setattr(Batch, "to", lambda self, device: dataclasses.replace(whole(self, device), rows=self.rows))
+    text = tiny_sequences(8)
+    assert int((text.targets >= 0).sum()) < text.ids.numel()  # so that there is an index
+    with Device(kind) as device, pytest.raises(DeviceMismatch, match="index_select"):
+        trained(tmp_path, caches["threshold"], CONFIG, device)
+
+
+def test_a_planted_number_that_is_read_without_carrying_it_over_fails_evaluation(device, monkeypatch):
+    monkeypatch.setattr("stillroom.evaluation.fidelity._float", lambda values: values.double().numpy())
+    with pytest.raises(DeviceMismatch, match=r"numpy|float64"):
+        test_fidelity(device)
+
+
+def test_evaluation_on_a_gpu_takes_sequences_together(monkeypatch):
+    from stillroom.evaluation import fidelity
+
+    seen, whole = [], fidelity.hidden_states
+
+    def counted(model, ids, positions):
+        seen.append(len(ids))
+        return whole(model, ids, positions)
+
+    monkeypatch.setattr(fidelity, "hidden_states", counted)
+    test_fidelity(Device("cuda:0"))
+    assert seen[:6] == [1] * 6
+    assert seen[6:] == [3, 3]

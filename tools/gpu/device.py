@@ -53,10 +53,10 @@ class DeviceMismatch(RuntimeError):
 class There(torch.Tensor):
     """A tensor that says that it is on a device. Only inside :class:`Device`."""
 
-    where: torch.device
+    where: torch.device  # type: ignore[assignment]
 
     @staticmethod
-    def put(held: torch.Tensor, where: torch.device) -> There:
+    def put(held: torch.Tensor, where: torch.device) -> There:  # type: ignore[override]
         """A tensor that holds these numbers and says that it is there."""
         found: There = torch.Tensor._make_subclass(There, held.detach(), False)
         found.where = where
@@ -72,7 +72,7 @@ class There(torch.Tensor):
         """Whether that is an NVIDIA card."""
         return self.where.type == "cuda"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
@@ -80,11 +80,11 @@ class There(torch.Tensor):
             memo[id(self)] = nn.Parameter(twin, self.requires_grad) if isinstance(self, nn.Parameter) else twin
         return memo[id(self)]
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"a tensor of {tuple(self.shape)} on {self.where}"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         device = Device.active[-1] if Device.active else None
         if device is None:
             raise DeviceMismatch(f"{func} outside of the device")
@@ -156,7 +156,7 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-class Device(TorchDispatchMode):
+class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While the body runs there is such a device, ``cuda:0`` or ``mps:0``.
 
     Attributes:
@@ -172,7 +172,7 @@ class Device(TorchDispatchMode):
     active: ClassVar[list[Device]] = []
 
     def __init__(self, where: str, *, hollow: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.where = torch.device(where)
         self.hollow = hollow
         self.bytes = 0
@@ -187,16 +187,16 @@ class Device(TorchDispatchMode):
 
     def __enter__(self) -> Device:
         Device.active.append(self)
-        super().__enter__()
-        self._functions.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._functions.__enter__()  # type: ignore[no-untyped-call]
         self._swapped = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
         return self
 
     def __exit__(self, *error: Any) -> None:
         torch.__future__.set_swap_module_params_on_conversion(self._swapped)
-        self._functions.__exit__(*error)
-        super().__exit__(*error)
+        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         Device.active.pop()
 
     @contextlib.contextmanager
@@ -288,7 +288,7 @@ class Device(TorchDispatchMode):
         if name == "aten::_to_copy" and there and not self._asked:
             target = None
             kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-        elif target is not None:
+        elif target is not None and target.type != "meta":
             kwargs = {**kwargs, "device": HERE}
         if not self._silent:
             self._agree(name, args, tensors)

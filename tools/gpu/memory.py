@@ -24,7 +24,7 @@ import torch
 
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.evaluation.fidelity import Contender, compare
+from stillroom.evaluation.fidelity import TOKENS_AT_ONCE, Contender, compare
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.tally import Tally
 from stillroom.models import documents, forward
@@ -154,14 +154,15 @@ def text(count: int, length: int, ids: int) -> Sequences:
 @contextlib.contextmanager
 def hollow() -> Iterator[Device]:
     """A card that holds shapes, with the flash kernel of a real one."""
-    before, prove = documents.flash, forward.prove
+    names: dict[str, Any] = vars(forward)
+    before, prove = documents.flash, names["prove"]
     documents.flash = lambda query: query.dtype in (torch.bfloat16, torch.float16)
-    forward.prove = _proved  # type: ignore[assignment]
+    names["prove"] = _proved
     try:
         with Device("cuda:0", hollow=True) as device:
             yield device
     finally:
-        documents.flash, forward.prove = before, prove
+        documents.flash, names["prove"] = before, prove
 
 
 WAY_THERE = Way(packed=True, blocks=False, documents=True)
@@ -246,7 +247,7 @@ def evaluate(case: Case, device: Device) -> None:
     """The teacher and one student over held-out text."""
     teacher = model_of(case.teacher, device, torch.float32)
     student = model_of(pruned(case), device, torch.float32)
-    rows = text(2, case.length, case.teacher.vocab_size)
+    rows = text(max(1, TOKENS_AT_ONCE // case.length), case.length, case.teacher.vocab_size)
     own, tally = (Tally({"all": 1}, 2) for _ in range(2))
     same = VocabularyMap.identity(case.teacher.vocab_size)
     with Progress(quiet=True).task("x", total=1) as task:

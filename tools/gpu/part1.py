@@ -6,13 +6,18 @@ Run by part1.sh; `--out` is the folder for results.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import dataclasses
 import importlib
 import itertools
 import math
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +28,14 @@ from stillroom.recipe.training import OBJECTIVES, DistillConfig
 from stillroom.signals.batches import Batch
 from stillroom.signals.cache.threshold import BLOCK, Entries, Threshold
 from stillroom.signals.signal import DenseSignal, SparseSignal
+from stillroom.training.group import Group
+from stillroom.training.loop import _Stepper
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.shard import shard
+from tools.gpu.device import Device, move
 from tools.gpu.harness import Check, Setting, run_checks
 
 if TYPE_CHECKING:
@@ -388,14 +397,96 @@ def large_steps(at: Setting) -> None:
         steps(at, (24, 2048, 8192, 32, 32, 49_152), 8, 2048, 1.05, 2)
 
 
+def synchronisations(at: Setting) -> None:
+    """How often the processor waits for the card in a training step of two micro-batches; a dry run counts on a fake card."""
+    shape = (2, 64, 128, 4, 2, 512)
+    random = torch.Generator().manual_seed(8)
+    ids, positions, _ = packed_text(2, 64, shape[-1], random)
+    text = Batch(ids, positions, torch.arange(128), torch.randint(shape[-1], (128,), generator=random), None)
+    text = dataclasses.replace(text, signal=sparse(128, shape[-1], 8, random))
+    fake = None if at.cuda else Device("cuda:0")
+    with fake or contextlib.nullcontext():
+        model: Any = llama(at, shape, 64)
+        where = at.device
+        if fake is not None:
+            model, where = move(model, fake), fake.where
+        else:
+            text = text.located().pinned()
+        config = DistillConfig(learning_rate=1e-4)
+        network = LossNetwork(model, torch.float32)
+        training: Any = SimpleNamespace(
+            group=SimpleNamespace(many=False),
+            device=where,
+            model=model,
+            config=config,
+            _output_rows=shape[-1],
+            chosen=None,
+        )
+        step = _Stepper(training, make_optimizer(model, config), network, FusedLoss(make_objective("forward_kl")))
+        step([text, text], 1e-4, 0)
+        if fake is not None:
+            fake.waits.clear()
+            step([text, text], 1e-4, 1)
+            waits = fake.waits.total()
+        else:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    step([text, text], 1e-4, 1)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            waits = sum("synchroniz" in str(one.message) for one in seen)
+    at.note("waits of a step of two micro-batches", waits, least=1, most=2)
+
+
+def alone_in_a_group(at: Setting) -> None:
+    """FSDP2 with one process gives the plain step's losses."""
+    import torch.distributed as dist
+
+    with tempfile.TemporaryDirectory(prefix="gpu-group-") as folder:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if at.cuda else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+        )
+        try:
+            shape = (2, 64, 128, 4, 2, 512)
+            random = torch.Generator().manual_seed(9)
+            ids, positions, _ = packed_text(2, 64, shape[-1], random)
+            targets = torch.randint(shape[-1], (128,), generator=random)
+            text = Batch(ids, positions, torch.arange(128), targets, sparse(128, shape[-1], 8, random)).to(at.device)
+            model = llama(at, shape, 64)
+            found = []
+            for divided in (False, True):
+                own = copy.deepcopy(model)
+                network = LossNetwork(own, torch.float32)
+                if divided:
+                    shard(network, own, Group(0, 1, "full"), torch.float32)
+                optimizer = make_optimizer(own, DistillConfig(learning_rate=1e-3))
+                fused, losses = FusedLoss(make_objective("forward_kl")), []
+                for _ in range(3):
+                    value = network(text, fused, 128.0).value
+                    value.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    losses.append(float(value.detach()))
+                found.append(losses)
+        finally:
+            dist.destroy_process_group()
+    worst = max(abs(a - b) for a, b in zip(*found, strict=True))
+    at.note("losses with and without FSDP2, largest difference", worst, most=1e-6)
+    at.note("loss falls", found[0][0] - found[0][-1], least=0)
+
+
 CHECKS = (
-    Check("ceilings", ceilings, 30),
+    Check("ceilings", ceilings, 20),
     Check("gradients", gradients, 60),
     Check("threshold_draw", threshold_draw, 70),
-    Check("loss_memory", loss_memory, 90),
+    Check("loss_memory", loss_memory, 80),
     Check("attention", attention, 70),
     Check("steps_61M", small_steps, 80),
-    Check("steps_1.7B", large_steps, 110),
+    Check("steps_1.7B", large_steps, 100),
+    Check("synchronisations", synchronisations, 20),
+    Check("group_of_one", alone_in_a_group, 25),
 )
 
 

@@ -25,7 +25,8 @@ each at most ten minutes; `python -m tools.gpu.report part1.json part2.json` wri
 processor is part of the tests: it shows that the programs run, not what a card does.
 """
 NOTHING = """
-**No run yet: no card was at hand.** Nothing about speed or memory on a GPU is claimed, here or on any other page.
+**No run yet: no card was at hand.** Nothing about speed on a GPU is claimed, here or on any other page; memory is computed, not
+measured.
 """
 
 

@@ -1,14 +1,14 @@
 """Compares students with their teacher on text, exactly: dense teacher, no sampling. For metrics to sum up.
 
-The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence and one chunk
-of logits are in memory at a time.
+The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence, on a GPU a batch
+of them, and one chunk of logits are in memory at a time.
 
 Legend: P positions where teacher and student predict the same thing, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +25,7 @@ from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
 from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.signals.alignment import Alignment
-from stillroom.signals.batches import BatchSource
+from stillroom.signals.batches import Batch, BatchSource
 from stillroom.signals.signal import CoarseSignal, DenseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""
+TOKENS_AT_ONCE = 16_384
+"""Tokens of a forward pass on a GPU, which a single sequence would keep waiting."""
 
 
 @dataclass
@@ -74,14 +76,16 @@ def compare(
     seen: set[int] = set()
     computes = contenders[0].model if isinstance(teacher, (ListedTeacher, RoutedTeachers)) else teacher
     device = next(computes.parameters()).device
-    for index in range(len(heldout)):
-        row = heldout.row(index)
-        where = (row.targets[0] != IGNORED).nonzero().squeeze(1)
+    at_once = 1 if device.type == "cpu" else max(1, TOKENS_AT_ONCE // heldout.length)
+    for row, where, heard, spoken in _passes(teacher, contenders, heldout, at_once):
         places = _places(row, where.numpy(), heldout, classes, own)
         seen.update(row.documents[0][where].tolist())
         targets = row.targets[0][where].to(device)
-        said_at = _asked(teacher, row, where, device)
-        students = [_Student(contender, row, where, heldout, classes) for contender in contenders]
+        said_at = _asked(teacher, row, where, device, heard)
+        students = [
+            _Student(contender, row, where, heldout, classes, *own_pass)
+            for contender, own_pass in zip(contenders, spoken, strict=True)
+        ]
         for start in range(0, len(where), CHUNK):
             part = slice(start, min(start + CHUNK, len(where)))
             said = said_at(part)
@@ -132,8 +136,49 @@ class Said(Protocol):
         ...
 
 
+Pass = tuple[BatchSource, Batch, torch.Tensor]
+"""A sequence in a student's ids, as a source and as a batch, and the student's hidden states [L, H] on it."""
+
+
+def _passes(
+    teacher: CausalModel | ListedTeacher | RoutedTeachers, contenders: list[Contender], heldout: HeldOut, at_once: int
+) -> Iterator[tuple[Sequences, torch.Tensor, torch.Tensor | None, list[Pass]]]:
+    """Every sequence, where it has targets, the teacher's hidden states [L, H] on it if it has any, and each student's pass."""
+    for begin in range(0, len(heldout), at_once):
+        rows = [heldout.row(index) for index in range(begin, min(begin + at_once, len(heldout)))]
+        heard: list[torch.Tensor | None] = [None] * len(rows)
+        if not isinstance(teacher, (ListedTeacher, RoutedTeachers)):
+            heard = [*_states(teacher, [(row.ids, row.positions) for row in rows])]
+        passes: list[list[Pass]] = [[] for _ in rows]
+        for contender in contenders:
+            sources = [BatchSource(row, contender.vocabulary, None) for row in rows]
+            batches = [source.batch([0]) for source in sources]
+            states = _states(contender.model, [(batch.ids, batch.positions) for batch in batches])
+            for own, *found in zip(passes, sources, batches, states, strict=True):
+                own.append(tuple(found))  # type: ignore[arg-type]
+        for row, hidden, own in zip(rows, heard, passes, strict=True):
+            yield row, (row.targets[0] != IGNORED).nonzero().squeeze(1), hidden, own
+
+
+def _states(model: CausalModel, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """Hidden states [L, H] of sequences, ids and positions [1, L] each, in one forward pass; padding is behind them."""
+    if len(rows) == 1:
+        return [hidden_states(model, *rows[0])[0]]
+    lengths = [ids.shape[1] for ids, _ in rows]
+    ids, positions = (torch.zeros(len(rows), max(lengths), dtype=torch.int64) for _ in range(2))
+    for number, (mine, where) in enumerate(rows):
+        ids[number, : lengths[number]] = mine[0]
+        positions[number, : lengths[number]] = where[0]
+    hidden = hidden_states(model, ids, positions)
+    return [hidden[number, :length] for number, length in enumerate(lengths)]
+
+
 def _asked(
-    teacher: CausalModel | ListedTeacher | RoutedTeachers, row: Sequences, where: torch.Tensor, device: torch.device
+    teacher: CausalModel | ListedTeacher | RoutedTeachers,
+    row: Sequences,
+    where: torch.Tensor,
+    device: torch.device,
+    heard: torch.Tensor | None,
 ) -> Callable[[slice], Said]:
     """What a teacher says on a row, by chunk of its positions."""
     if isinstance(teacher, ListedTeacher):
@@ -142,7 +187,8 @@ def _asked(
     if isinstance(teacher, RoutedTeachers):
         logprobs = teacher.at(row, where)
         return lambda part: _Said(logprobs(part))
-    hidden = hidden_states(teacher, row.ids, row.positions)[0, where.to(device)]
+    assert heard is not None
+    hidden = heard[where.to(device)]
     return lambda part: _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
 
 
@@ -199,13 +245,18 @@ class _Student:
     """
 
     def __init__(
-        self, contender: Contender, row: Sequences, where: torch.Tensor, heldout: HeldOut, classes: np.ndarray
+        self,
+        contender: Contender,
+        row: Sequences,
+        where: torch.Tensor,
+        heldout: HeldOut,
+        classes: np.ndarray,
+        source: BatchSource,
+        batch: Batch,
+        hidden: torch.Tensor,
     ) -> None:
         self.contender = contender
-        source = BatchSource(row, contender.vocabulary, None)
-        batch = source.batch([0])
-        device = next(contender.model.parameters()).device
-        hidden = hidden_states(contender.model, batch.ids, batch.positions)[0]
+        device = hidden.device
         keep = (row.segments[0] >= 0).nonzero().squeeze(1)
         owner = keep[source.origin(0)[batch.rows + 1]] - 1
         # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.

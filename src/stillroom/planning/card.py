@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import OutOfMemory
 from stillroom.evaluation.bench import STUDENTS_AT_ONCE
-from stillroom.evaluation.fidelity import CHUNK
+from stillroom.evaluation.fidelity import CHUNK, TOKENS_AT_ONCE
 from stillroom.evaluation.stage_cost import DISTRIBUTIONS
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ShrinkStudent
@@ -116,10 +116,12 @@ def distill_bytes(
 
 
 def evaluate_bytes(teacher: Model, students: list[Model], length: int) -> float:
-    """The teacher and the students that are compared at once, float32, one sequence, and a chunk's distributions."""
+    """The teacher and the students that are compared at once, float32, a batch, and a chunk's distributions."""
     models = FLOAT_BYTES * (teacher.parameters + sum(student.parameters for student in students))
     compared = DISTRIBUTIONS * FLOAT_BYTES * min(CHUNK, length) * teacher.sizes.rows
-    return models + max(compared, teacher.inside_bytes(length, FLOAT_BYTES))
+    tokens = max(length, TOKENS_AT_ONCE // length * length)
+    states = FLOAT_BYTES * tokens * (teacher.sizes.hidden + sum(student.sizes.hidden for student in students))
+    return models + max(states + compared, teacher.inside_bytes(tokens, FLOAT_BYTES))
 
 
 @dataclass(frozen=True)

@@ -469,8 +469,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         show_cluster(plan["cluster"])
     if "price" in plan:
         low, high = plan["price"]["low"], plan["price"]["high"]
-        words = f"{low:,.2f}" if low == high else f"{low:,.2f} to {high:,.2f}"
-        say(f"  price     about {words} ({plan['price']['source']})")
+        sums = f"{low:,.2f}" if low == high else f"{low:,.2f} to {high:,.2f}"
+        say(f"  price     about {sums} ({plan['price']['source']})")
     terms = plan["terms"]
     if terms is not None:
         say(f"  terms     {terms['verdict'].replace('_', ' ')}")

@@ -68,7 +68,8 @@ class LossNetwork(nn.Module):
         if straight:
             # A gradient is taken over as soon as it is whole: those of two micro-batches are never there together.
             for mine, parameter in zip(own, working, strict=True):
-                parameter.register_post_accumulate_grad_hook(functools.partial(self._take, id(mine)))
+                taken = functools.partial(self._take, id(mine))
+                parameter.register_post_accumulate_grad_hook(taken)  # type: ignore[no-untyped-call]
         self._pairs = [(a, b) for a, b in zip(own, working, strict=True) if a is not b]
         if worker is not model and (layers := self._by_hand_layers()) is not None:
             stack.join_weights(layers)
