@@ -241,7 +241,7 @@ def test_a_chat_endpoint_cannot_be_learned_from(settings: dict[str, Any], tmp_pa
 
 
 def test_a_writer_that_babbles_is_named(small_recipe: Any, tmp_path: Path) -> None:
-    folder = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=32)
+    folder = tiny_model("llama", tmp_path / "teacher", layers=3, hidden=32)
     settings = small_recipe(folder, write={"forms": ["rephrase"], "limit": 2, "chunk_characters": 300, "max_tokens": 8})
     with pytest.raises(CorpusError, match="Nothing of what was written is kept"):
         run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
