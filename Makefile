@@ -64,7 +64,8 @@ docs: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build
-	for name in cache quality step shrink plan evaluation export serve switch trust runs; do \
+	for name in cache constrained data draws endpoint evaluation export fuzz guard guard_campaigns hidden hostile \
+		packing plan quality runs serve shrink step switch trust; do \
 		$(BIN)/python -m benchmarks.$$name --quick --json build/$$name.json || exit 1; done
 
 attacks: $(VENV)/dev.stamp

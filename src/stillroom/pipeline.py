@@ -19,6 +19,7 @@ from stillroom.runs.known import NAME as SHORTCUT
 from stillroom.runs.run import HISTORY, ORIGIN, AnyPath, Callback, Run, keep_summary
 from stillroom.runs.stages import (
     ROUTES,
+    TEXTS,
     StageSpec,
     inputs_of,
     made_from_if_there,
@@ -175,9 +176,17 @@ def run(
     return made
 
 
+def _paid_for(made: Run) -> bool:
+    """Whether a run's folder has what was written or spent before any stage was finished."""
+    texts = made.stage("write").path / TEXTS
+    return any(texts.glob("*")) or any(made.path.glob("spending*.jsonl"))
+
+
 @contextlib.contextmanager
 def _nothing_left_of_a_refusal(made: Run, locked: bool = True) -> Iterator[None]:
     """Remove the folder that this call made for a run, where the body is refused before a stage is finished.
+
+    What was written or paid for by then stays.
 
     Args:
         made: The run.
@@ -189,7 +198,8 @@ def _nothing_left_of_a_refusal(made: Run, locked: bool = True) -> Iterator[None]
         # The record of the refusal stays.
         raise
     except (StillroomError, OSError):
-        if made.is_new and not any(made.stage(spec.name).record for spec in stages_of(made.recipe)):
+        done = any(made.stage(spec.name).record for spec in stages_of(made.recipe))
+        if made.is_new and not done and not _paid_for(made):
             with contextlib.suppress(RunError), contextlib.nullcontext() if locked else made.locked():
                 made.remove()
         raise

@@ -27,7 +27,8 @@ from stillroom.recipe.teacher import HuggingFaceTeacher
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.write.filters import REASONS, Filters, distinct_share, supported
 from stillroom.teachers.write.prompts import chunks_of
-from stillroom.teachers.write.writers import Ask, LocalWriter
+from stillroom.teachers.write.stage import Journal
+from stillroom.teachers.write.writers import Ask, LocalWriter, Text
 
 CHUNK = (
     "The harbour master keeps the tide tables in a drawer beside the log. They are printed once a year, and say when the "
@@ -240,7 +241,19 @@ def test_a_chat_endpoint_cannot_be_learned_from(settings: dict[str, Any], tmp_pa
 
 
 def test_a_writer_that_babbles_is_named(small_recipe: Any, tmp_path: Path) -> None:
-    folder = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=32)
+    folder = tiny_model("llama", tmp_path / "teacher", layers=3, hidden=32)
     settings = small_recipe(folder, write={"forms": ["rephrase"], "limit": 2, "chunk_characters": 300, "max_tokens": 8})
     with pytest.raises(CorpusError, match="Nothing of what was written is kept"):
         run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+
+
+def test_what_was_written_about_a_withdrawn_document_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    journal = Journal(path, {"a", "b"})
+    journal.add(Ask("1", "p", "a"), Text("about a", ended=True))
+    journal.add(Ask("2", "p", "b"), Text("about b", ended=False))
+    with path.open("ab") as file:
+        file.write(b'{"key": "3", "document": "a", "te')
+    assert Journal(path, {"a", "b"}).texts == journal.texts
+    assert set(Journal(path, {"a"}).texts) == {"1"}
+    assert b"about b" not in path.read_bytes()

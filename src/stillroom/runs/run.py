@@ -61,8 +61,8 @@ USES_SECRET = ("distill", "baseline", "shrink")
 """Stages whose records may name the secret's commitment."""
 ORIGIN = ".recipe.json"
 """In a run's folder: the recipe as it was last given, and the file that it came from."""
-TEXT_OF_CORPUS = ("*.safetensors", "tokenizer")
-"""What ``history`` does not keep of a corpus: text that was withdrawn has to be gone."""
+TEXT_OF = {"corpus": ("*.safetensors", "tokenizer"), "write": ("*.jsonl",)}
+"""What ``history`` does not keep of these stages: text that was withdrawn has to be gone."""
 
 
 class Run:
@@ -568,8 +568,8 @@ class Stage:
             if any(path.is_relative_to(self.path / keep) for keep in keeps) and path.exists():
                 _remove(path)
         shutil.rmtree(target / SCRATCH, ignore_errors=True)
-        if self.name == "corpus":
-            for pattern in TEXT_OF_CORPUS:
+        if self.name in TEXT_OF:
+            for pattern in TEXT_OF[self.name]:
                 for path in target.glob(pattern):
                     _remove(path)
         forget_old(self.run.path / HISTORY, self.name)

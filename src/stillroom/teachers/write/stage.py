@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     config = recipe.write
     assert config is not None
     who = recipe.every_teacher[config.by]
-    journal = Journal(stage.path / TEXTS / KEPT)
     with DocumentStore(stage.path) as store:
         train, kept_out = _documents(recipe, store)
+        journal = Journal(stage.path / TEXTS / KEPT, {digest for digest, _ in train})
         counts: Counter[str] = Counter()
         chunks = _chosen(list(_chunks(train, store, config, counts)), config.limit)
         if not chunks:
@@ -122,33 +122,41 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
 
 
 class Journal:
-    """Texts as they came, by their keys; a kill can only cut off the last line."""
+    """Texts as they came, by their keys; a kill can only cut off the last line.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        documents: Digests of the documents that may be written about. What was written about others is removed: their text was
+            withdrawn, or is no training text any more.
+    """
+
+    def __init__(self, path: Path, documents: Container[str]) -> None:
         self.path = path
         self.texts: dict[str, Text] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            data = path.read_bytes()
-            for line in data.split(b"\n"):
-                try:
-                    entry = json.loads(line)
-                    self.texts[str(entry["key"])] = Text(str(entry["text"]), bool(entry["ended"]))
-                except (ValueError, KeyError, TypeError):
+        whole = []
+        data = path.read_bytes() if path.is_file() else b""
+        for line in data.split(b"\n"):
+            try:
+                entry = json.loads(line)
+                if entry["document"] not in documents:
                     continue
-            if data and not data.endswith(b"\n"):
-                with path.open("ab") as file:
-                    file.write(b"\n")
+                self.texts[str(entry["key"])] = Text(str(entry["text"]), bool(entry["ended"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+            whole.append(line + b"\n")
+        if data != b"".join(whole):
+            files.write_bytes(path, b"".join(whole))
 
-    def add(self, key: str, text: Text) -> None:
+    def add(self, ask: Ask, text: Text) -> None:
         """Keep a text."""
-        if key in self.texts:
+        if ask.key in self.texts:
             return
-        self.texts[key] = text
+        self.texts[ask.key] = text
+        entry = {"key": ask.key, "document": ask.document, "text": text.text, "ended": text.ended}
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            line = json.dumps({"key": key, "text": text.text, "ended": text.ended}, ensure_ascii=True)
-            os.write(handle, (line + "\n").encode())
+            os.write(handle, (json.dumps(entry) + "\n").encode())
         finally:
             os.close(handle)
 
@@ -199,8 +207,8 @@ def _write(
     """Everything that is kept, as rows of the corpus."""
     identity = writer.identity
 
-    def ask(prompt: str, draw: int) -> Ask:
-        return Ask(files.digest_json([identity, prompt, draw]), prompt)
+    def ask(chunk: Chunk, prompt: str, draw: int) -> Ask:
+        return Ask(files.digest_json([identity, prompt, draw]), prompt, chunk.document)
 
     def write(asks: list[Ask], what: str) -> list[Text]:
         before = sum(item.key in journal.texts for item in asks)
@@ -212,7 +220,7 @@ def _write(
             task.skip(before)
             for item, text in writer.write(asks, lambda key: key in journal.texts):
                 task.advance(item.key not in journal.texts)
-                journal.add(item.key, text)
+                journal.add(item, text)
         return [journal.texts[item.key] for item in asks]
 
     draws = [(chunk, draw) for chunk in chunks for draw in range(config.per_chunk)]
@@ -222,13 +230,15 @@ def _write(
         return filters.reason(text.text, chunk.text, ended=text.ended, answer=answer) is None
 
     if {"question_answer", "open_book"} & set(config.forms):
-        asked = write([ask(QUESTION.format(chunk=chunk.text), draw) for chunk, draw in draws], "questions")
+        asked = write([ask(chunk, QUESTION.format(chunk=chunk.text), draw) for chunk, draw in draws], "questions")
         good = [
             (chunk, draw, question.text.strip())
             for (chunk, draw), question in zip(draws, asked, strict=True)
             if kept(question, chunk)
         ]
-        prompts = [ask(ANSWER.format(chunk=chunk.text, question=question), draw) for chunk, draw, question in good]
+        prompts = [
+            ask(chunk, ANSWER.format(chunk=chunk.text, question=question), draw) for chunk, draw, question in good
+        ]
         for (chunk, _, question), answer in zip(good, write(prompts, "answers"), strict=True):
             if not kept(answer, chunk, answer=True):
                 continue
@@ -244,7 +254,7 @@ def _write(
                     ]
                     rows.append({"messages": messages, "form": form, "document": chunk.document, "chunk": chunk.number})
     if "rephrase" in config.forms:
-        asks = [ask(REPHRASE[draw % len(REPHRASE)].format(chunk=chunk.text), draw) for chunk, draw in draws]
+        asks = [ask(chunk, REPHRASE[draw % len(REPHRASE)].format(chunk=chunk.text), draw) for chunk, draw in draws]
         for (chunk, _), text in zip(draws, write(asks, "rephrasings"), strict=True):
             if kept(text, chunk):
                 rows.append(

@@ -31,10 +31,12 @@ class Ask:
     Attributes:
         key: What the text is addressed by: writer, prompt, sampling and draw.
         prompt: The user's message.
+        document: SHA-256 of the document that it is about.
     """
 
     key: str
     prompt: str
+    document: str = ""
 
 
 @dataclass(frozen=True)
