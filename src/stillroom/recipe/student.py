@@ -144,6 +144,13 @@ class DenseStudent(Section):
     """The sample on which experts are measured and the repair is fitted; ``leave_one_out`` does not apply."""
     heal: bool = True
     """Fit the down matrices to what the whole mixture adds (least squares) before any training."""
+    drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """It is to draft for its teacher in speculative decoding, and keeps the teacher's whole vocabulary."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_vocabulary(cls, value: Any) -> Any:
+        return _for_drafting(value)
 
 
 class ExistingStudent(Section):
