@@ -107,7 +107,8 @@ def main() -> None:
         plain = written(target, prompts, length, None)
         drafted = written(target, prompts, length, drafter)
         teacher, student = (
-            Loaded(found.eval(), loaded.tokenizer, whole, 0) for found in (loaded.model.float(), model.float())
+            Loaded(found.eval(), loaded.tokenizer, whole, 0)
+            for found in (material.as_dtype(loaded.model, torch.float32), model)
         )
         expected, per_pass = read_off(teacher, student, prompts, plain.texts)
         ratio = drafter.stat().st_size / target.stat().st_size
