@@ -355,6 +355,8 @@ def serve(
     memory_bytes: int | None = None,
     idle_seconds: float | None = None,
     timeout: float = 600,
+    drafter: str | os.PathLike[str] | Run | None = None,
+    drafts: int = 4,
 ) -> None:
     """Serve models until interrupted: the OpenAI API, a chat page, and the switch.
 
@@ -372,11 +374,13 @@ def serve(
         memory_bytes: Memory that all models together may take.
         idle_seconds: Time after which an unused model is unloaded.
         timeout: Longest time a request may take, in seconds.
+        drafter: A small model of the same vocabulary that drafts tokens, which the served one accepts or not.
+        drafts: Tokens that it drafts at a time.
 
     Raises:
         MissingDependency: The extra ``serve`` is not installed.
         SwitchedOff: The owner's switch is off.
-        UsageError: No model is named, or the address needs a key.
+        UsageError: No model is named, the address needs a key, or the drafter has another vocabulary.
     """
     from stillroom.core.extras import require
 
@@ -397,6 +401,8 @@ def serve(
         memory_bytes=memory_bytes,
         idle_seconds=idle_seconds,
         timeout=timeout,
+        drafter=Path(drafter) if drafter is not None else None,
+        drafts=drafts,
     )
 
 

@@ -17,7 +17,7 @@ from stillroom.evaluation.sections import Section
 from stillroom.reporting.report import sections, weaknesses
 from stillroom.reporting.summary import brief
 
-ORDER = ["fidelity", "languages", "memorisation", "samples", "cost", "tasks", "safeguards", "behaviour"]
+ORDER = ["fidelity", "languages", "memorisation", "samples", "cost", "tasks", "safeguards", "behaviour", "drafter"]
 Plug = Callable[..., None]
 
 

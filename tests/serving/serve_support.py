@@ -85,10 +85,11 @@ def running(
     idle: float | None = None,
     marking: Marking | None = None,
     request_log: RequestLog | None = None,
+    drafter: Path | None = None,
 ) -> Iterator[Running]:
     """A server for as long as the block lasts, under a switch of its own."""
     switch = Switch(Places.under(folder / "switch"))
-    options = EngineOptions(context=context, parallel=parallel, threads=1)
+    options = EngineOptions(context=context, parallel=parallel, threads=1, drafter=drafter)
     passport = {"kind": "file", "signature": {"state": "unsigned file"}}
     served = [
         ServedModel(OpenedModel(path, path.stem, path, _passport=passport), options, switch, queue) for path in models

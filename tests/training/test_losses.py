@@ -19,7 +19,7 @@ from stillroom.training.losses.registry import make_objective, objective_names, 
 
 NAMES = sorted(objective_names())
 LINEAR = [name for name in NAMES if make_objective(name).linear]
-TEXTBOOK = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
+TEXTBOOK = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation", "log_acceptance")
 """Objectives whose values are compared with the formulas below; the other tests hold for every objective."""
 
 
@@ -33,6 +33,8 @@ def dense_formula(name, student, teacher):
     if name == "jensen_shannon":
         middle = torch.log((p + q) / 2)
         return 0.5 * (p * (teacher - middle)).sum() + 0.5 * (q * (student - middle)).sum()
+    if name == "log_acceptance":
+        return -torch.minimum(p, q).sum(1).log().sum()
     assert name == "total_variation"
     return 0.5 * (p - q).abs().sum()
 

@@ -92,11 +92,12 @@ def test_a_wrong_name_is_told_with_file_line_and_what_is_known() -> None:
         parse_recipe(RECIPE.format(name="reverse_lk"), "r.yaml")
     assert str(caught.value) == (
         "r.yaml, line 9: `distill.objective`: found 'reverse_lk'.\n"
-        "Should be 'forward_kl', 'reverse_kl', 'jensen_shannon' or 'total_variation'; did you mean 'reverse_kl'."
+        "Should be 'forward_kl', 'reverse_kl', 'jensen_shannon', 'total_variation' or 'log_acceptance'; "
+        "did you mean 'reverse_kl'."
     )
     assert message("reverse_lk") == (
         "`distill.objective`: there is no objective `reverse_lk` here.\n"
-        "Known: forward_kl, reverse_kl, jensen_shannon, total_variation. Or install the package that adds it."
+        "Known: forward_kl, reverse_kl, jensen_shannon, total_variation, log_acceptance. Or install the package that adds it."
     )
 
 
@@ -107,7 +108,7 @@ def test_another_packages_objective_is_known_by_its_entry_point(
     assert parse_recipe(RECIPE.format(name="echo")).distill.objective == "echo"
     assert isinstance(registry.make_objective("echo"), Echo)
     assert registry.objective_names() == (*OBJECTIVES, "echo")
-    with pytest.raises(RecipeError, match="'total_variation' or 'echo'"):
+    with pytest.raises(RecipeError, match="'log_acceptance' or 'echo'"):
         parse_recipe(RECIPE.format(name="ecko"))
 
 

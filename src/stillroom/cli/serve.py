@@ -87,6 +87,13 @@ def serve(
         Path | None, typer.Option(help="Log requests to this file, without texts, for `guard intake`; none without it.")
     ] = None,
     request_log_texts: Annotated[bool, typer.Option(help="Log the texts of requests too.")] = False,
+    drafter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="A small model of the same vocabulary that drafts what the served one accepts."
+        ),
+    ] = None,
+    drafts: Annotated[int, typer.Option(min=1, max=64, help="Tokens that the drafter drafts at a time.")] = 4,
 ) -> None:
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
@@ -119,6 +126,8 @@ def serve(
         mark_delta=mark_delta,
         request_log=request_log,
         request_log_texts=request_log_texts,
+        drafter=drafter,
+        drafts=drafts,
     )
 
 

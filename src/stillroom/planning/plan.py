@@ -154,6 +154,8 @@ def make_plan(
     price = price_of(recipe, card, plan["seconds"])
     if price is not None:
         plan["price"] = price
+    if recipe.student.drafter:
+        plan["drafter"] = can_pay(student.parameters / student.teacher_parameters)
     if isinstance(recipe.teacher, EndpointTeacher):
         plan["endpoint"] = _endpoint(recipe.teacher, counts)
     if cluster is not None:
@@ -250,6 +252,24 @@ def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
         }
         for name, config in recipe.every_teacher.items()
     ]
+
+
+def can_pay(cost_ratio: float) -> dict[str, Any]:
+    """What a drafter of a cost per token, as a share of its target's, can bring at best.
+
+    With acceptance a, γ drafts give (1 − a^(γ+1)) / (1 − a) tokens for the time of 1 + γ c (Leviathan, Kalman & Matias 2023,
+    arXiv 2211.17192, theorem 3.8, which counts the drafts alone). ``least_acceptance`` is the acceptance from which it pays at
+    all, with one draft: c.
+    """
+
+    def speed_up(acceptance: float) -> float:
+        return max(sum(acceptance**n for n in range(drafts + 1)) / (1 + drafts * cost_ratio) for drafts in range(1, 17))
+
+    return {
+        "cost_ratio": round(cost_ratio, 4),
+        "least_acceptance": round(min(1.0, cost_ratio), 4),
+        "speed_up": {str(acceptance): round(speed_up(acceptance), 3) for acceptance in (0.5, 0.65, 0.8)},
+    }
 
 
 def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
@@ -426,6 +446,12 @@ def show_plan(plan: dict[str, Any]) -> None:
         say(f"            {plan['student_shape']}")
     if plan.get("student_note"):
         say(f"            {plan['student_note']}")
+    if "drafter" in plan:
+        found = plan["drafter"]
+        speeds = ", ".join(f"{speed:.2f} × at {float(share):.0%}" for share, speed in found["speed_up"].items())
+        say(f"            as a drafter it costs {found['cost_ratio']:.2f} of the teacher per token: {speeds} accepted")
+        if max(found["speed_up"].values()) < 1.2:
+            say("            that hardly pays: a drafter wants to be a tenth of its teacher or less")
     if plan["file_bytes"]:
         say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
     say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))

@@ -96,8 +96,8 @@ class EvaluateConfig(Section):
 
     measures: tuple[MetricName, ...] = ("fidelity", "languages", "memorisation", "samples", "cost")
     """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``memorisation``, ``samples``,
-    ``tasks``, ``safeguards``, ``behaviour``, and metrics of other packages by their names. Tasks, safeguards and behaviour
-    generate much text and take their time."""
+    ``tasks``, ``safeguards``, ``behaviour``, ``drafter``, and metrics of other packages by their names. Tasks, safeguards and
+    behaviour generate much text and take their time."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -14,7 +14,7 @@ from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.export import ChatConfig, ExportConfig
 from stillroom.recipe.routes import OWN, Route, routes_of
 from stillroom.recipe.section import SINCE, Section
-from stillroom.recipe.student import ShrinkStudent, Student
+from stillroom.recipe.student import ExistingStudent, ShrinkStudent, Student
 from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.terms import TermsConfig
 from stillroom.recipe.training import DistillConfig
@@ -81,6 +81,13 @@ class Recipe(Section):
     """Where metrics go besides ``events.jsonl``, each an installed package: ``tensorboard``, ``wandb``, ``mlflow``."""
     terms: TermsConfig = TermsConfig()
     """What the operator adds to the packaged table of terms."""
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Recipe:
+        own = isinstance(self.student, ExistingStudent) and self.student.tokenizer == "own"
+        if own and "drafter" in self.evaluate.measures:
+            raise ValueError("the measure `drafter` needs a student with the teacher's tokenizer, not `tokenizer: own`")
+        return self
 
     @model_validator(mode="after")
     def _taught(self) -> Recipe:

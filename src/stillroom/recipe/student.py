@@ -81,6 +81,21 @@ class Target(Section):
         return self
 
 
+def _for_drafting(value: Any) -> Any:
+    """A drafter keeps the vocabulary: where the recipe does not say, it does; where it says otherwise, it is refused."""
+    if not isinstance(value, dict) or value.get("drafter") is not True:
+        return value
+    vocabulary = value.get("vocabulary")
+    keep = vocabulary.get("keep", "all") if isinstance(vocabulary, dict) else getattr(vocabulary, "keep", "all")
+    if keep != "all":
+        raise ValueError(
+            "`drafter: true` needs the whole vocabulary: leave out `vocabulary.keep`, or write `keep: all`"
+        )
+    if vocabulary is None:
+        return {**value, "vocabulary": {"keep": "all"}}
+    return {**value, "vocabulary": {**vocabulary, "keep": "all"}} if isinstance(vocabulary, dict) else value
+
+
 class ShrinkStudent(Section):
     """The teacher itself, with layers, widths and vocabulary cut by measured importance."""
 
@@ -104,6 +119,14 @@ class ShrinkStudent(Section):
     """How importance is measured."""
     heal: bool = True
     """Repair what was removed in closed form (least squares) before any training."""
+    drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """It is to draft for its teacher in speculative decoding: it keeps the teacher's whole vocabulary, without which no runtime
+    can use it so. `evaluate.measures: [..., drafter]` says what the teacher accepts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_vocabulary(cls, value: Any) -> Any:
+        return _for_drafting(value)
 
 
 class DenseStudent(Section):
@@ -121,6 +144,13 @@ class DenseStudent(Section):
     """The sample on which experts are measured and the repair is fitted; ``leave_one_out`` does not apply."""
     heal: bool = True
     """Fit the down matrices to what the whole mixture adds (least squares) before any training."""
+    drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """It is to draft for its teacher in speculative decoding, and keeps the teacher's whole vocabulary."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_vocabulary(cls, value: Any) -> Any:
+        return _for_drafting(value)
 
 
 class ExistingStudent(Section):
@@ -137,6 +167,15 @@ class ExistingStudent(Section):
     """``teacher``: it has to have the teacher's tokenizer. ``own``: it has another one and keeps it; both tokenizations of the
     text are aligned by bytes (docs/other-tokenizer.md). That needs a codec with exact probabilities: ``hidden``, ``dense`` or
     ``observed``."""
+    drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """It is to draft for its teacher in speculative decoding: it keeps the teacher's whole vocabulary, without which no runtime
+    can use it so. `evaluate.measures: [..., drafter]` says what the teacher accepts."""
+
+    @model_validator(mode="after")
+    def _draftable(self) -> ExistingStudent:
+        if self.drafter and self.tokenizer == "own":
+            raise ValueError("a drafter needs the teacher's tokenizer: leave out `tokenizer: own` or `drafter: true`")
+        return self
 
 
 class FreshStudent(Section):
@@ -148,6 +187,14 @@ class FreshStudent(Section):
     6``."""
     vocabulary: VocabularyConfig = VocabularyConfig(keep="all")
     """Which ids the student keeps."""
+    drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
+    """It is to draft for its teacher in speculative decoding: it keeps the teacher's whole vocabulary, without which no runtime
+    can use it so. `evaluate.measures: [..., drafter]` says what the teacher accepts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_vocabulary(cls, value: Any) -> Any:
+        return _for_drafting(value)
 
 
 Student = Annotated[ShrinkStudent | DenseStudent | ExistingStudent | FreshStudent, Field(discriminator="kind")]

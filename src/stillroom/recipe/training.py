@@ -13,6 +13,7 @@ OBJECTIVES = (
     "reverse_kl",
     "jensen_shannon",
     "total_variation",
+    "log_acceptance",
 )
 """The built-in objectives; each is the file of that name in ``stillroom/training/losses/``."""
 GROUP = "stillroom.objectives"

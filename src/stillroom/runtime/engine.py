@@ -49,6 +49,9 @@ class EngineOptions:
         embedding: Run it as a model of embeddings.
         memory: Most private memory of the child, in bytes; None is 4 GiB and three times the file.
         confine: Give up network, files and signals in the child.
+        drafter: A smaller model's GGUF file that drafts for this one (speculative decoding); it has to have its vocabulary
+            (:func:`stillroom.runtime.facts.require_drafter`).
+        drafts: Tokens that it drafts at a time, at most.
     """
 
     context: int = 2048
@@ -58,6 +61,8 @@ class EngineOptions:
     embedding: bool = False
     memory: int | None = None
     confine: bool = True
+    drafter: Path | None = None
+    drafts: int = 4
 
 
 class Engine:
@@ -236,11 +241,13 @@ class Engine:
         # Written down first, looked at second: off does it the other way round, and so misses nobody.
         self.switch.require_on()
         options = self.options
-        memory = options.memory or (4 << 30) + 3 * self.path.stat().st_size
+        sizes = self.path.stat().st_size + (options.drafter.stat().st_size if options.drafter is not None else 0)
+        memory = options.memory or (4 << 30) + 3 * sizes
         settings = {
             **asdict(options),
             "threads": options.threads or default_threads(),
             "memory": memory,
+            "drafter": None if options.drafter is None else str(options.drafter.absolute()),
             "folder": str(self.folder),
             "model": str(self.path.absolute()),
             "key": self.key,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from stillroom.core.errors import UsageError
 from stillroom.inspection.gguf_header import GgufHeader, read_gguf, read_numbers, read_texts
 
 _CONTROL = (2, 3)
@@ -99,3 +100,38 @@ def byte_decoder() -> dict[str, int]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(0x100) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
+
+
+def require_drafter(target: Path, drafter: Path) -> None:
+    """Refuse a drafter whose vocabulary is not its target's; llama.cpp would leave it out, and say so in its log alone.
+
+    Raises:
+        UsageError: Tokens differ; names the first.
+        InspectionRefused: One of them is not a whole GGUF file.
+    """
+    theirs, mine = _vocabulary(target), _vocabulary(drafter)
+    if theirs == mine:
+        return
+    kinds = theirs[0], mine[0]
+    different = next((n for n, (a, b) in enumerate(zip(theirs[1], mine[1], strict=False)) if a != b), None)
+    if kinds[0] != kinds[1]:
+        why = f"its tokenizer is of the kind {kinds[1]}, the model's of the kind {kinds[0]}"
+    elif different is not None:
+        why = f"its token {different} is {mine[1][different]!r}, the model's is {theirs[1][different]!r}"
+    else:
+        why = f"it has {len(mine[1]):,} tokens, and the model has {len(theirs[1]):,}"
+    raise UsageError(
+        f"{drafter.name} cannot draft for {target.name}: {why}.",
+        "A drafter needs its target's vocabulary: make one with `student: {drafter: true}`.",
+    )
+
+
+def _vocabulary(path: Path) -> tuple[str, list[str]]:
+    """The kind of a file's tokenizer, and its tokens."""
+    header = read_gguf(path)
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    found: list[str] = []
+    if isinstance(tokens, dict) and tokens["type"] == 8:
+        with open(path, "rb") as stream:
+            found = list(read_texts(stream, tokens))
+    return str(header.metadata.get("tokenizer.ggml.model")), found

@@ -90,10 +90,12 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
 
     from stillroom.core.sandbox.confine import confine
 
+    drafter = Path(settings["drafter"]).resolve() if settings.get("drafter") else None
     report = {}
     if settings["confine"]:
         system = ("/sys/devices/system", "/proc/cpuinfo", "/proc/meminfo", "/proc/self", "/dev/null", "/dev/urandom")
         needed = [model, *(Path(path) for path in system), *_shards(model)]
+        needed += [] if drafter is None else [drafter, *_shards(drafter)]
         report = confine(needed, folder, settings["memory"])
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(model)
@@ -104,6 +106,8 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
         processor.n_threads = settings["threads"]
         # Waiting threads sleep: spinning ones starve each other on a busy machine.
         processor.poll = 0
+    if drafter is not None:
+        _draft(parameters, drafter, settings)
     parameters.embedding = settings["embedding"]
     parameters.cache_ram_mib = 0
     parameters.cache_idle_slots = False
@@ -119,6 +123,20 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     parameters.hostnames = [str(folder / SOCKET)]
     parameters.api_keys = [settings["key"] or secrets.token_hex(32)]
     return xllamacpp.Server(parameters), report
+
+
+def _draft(parameters: Any, drafter: Path, settings: dict[str, Any]) -> None:
+    """Have a smaller model draft, which the large one accepts or not: what is written is the large one's alone."""
+    import xllamacpp
+
+    speculative = parameters.speculative
+    speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    draft = speculative.draft
+    draft.mparams.path = str(drafter)
+    draft.n_max = settings["drafts"]
+    for processor in (draft.cpuparams, draft.cpuparams_batch):
+        processor.n_threads = settings["threads"]
+        processor.poll = 0
 
 
 def _shards(model: Path) -> list[Path]:

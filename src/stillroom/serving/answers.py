@@ -217,7 +217,7 @@ class Answerer:
     def __init__(self, pool: Pool, sessions: SessionStore) -> None:
         self.pool = pool
         self.sessions = sessions
-        self.tokens = {"prompt": 0, "completion": 0}
+        self.tokens = {"prompt": 0, "completion": 0, "drafted": 0, "accepted": 0}
 
     async def events(self, model: ServedModel, question: Question) -> AsyncGenerator[dict[str, Any]]:
         """The engine's events, one at a time. An engine that dies before the first is started again, once; not for a request
@@ -389,6 +389,11 @@ class Answerer:
         if isinstance(usage, dict):
             self.tokens["prompt"] += usage.get("prompt_tokens", 0)
             self.tokens["completion"] += usage.get("completion_tokens", 0)
+        timings = event.get("timings")
+        if isinstance(timings, dict):
+            # Only there where a drafter drafts.
+            self.tokens["drafted"] += timings.get("draft_n", 0)
+            self.tokens["accepted"] += timings.get("draft_n_accepted", 0)
 
 
 async def _rendered(engine: Engine, model: ServedModel, question: Question) -> tuple[str | list[Any], bool]:

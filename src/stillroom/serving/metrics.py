@@ -17,6 +17,8 @@ _OF_MODELS: dict[str, tuple[str, Callable[[ServedModel], float]]] = {
     "engine_bytes": ("Resident memory of the engine", lambda model: model.bytes if model.engine else 0),
 }
 
+_OF_TOKENS = {"drafted": "Tokens that a drafter drafted", "accepted": "Drafted tokens that the model accepted"}
+
 
 class Metrics:
     """The figures of one server, in a registry of its own."""
@@ -28,7 +30,8 @@ class Metrics:
             "stillroom_first_event_seconds", "Time to a stream's first event", registry=self.registry
         )
         for kind in answerer.tokens:
-            self._gauge(f"{kind}_tokens_total", f"Tokens of {kind}s").set_function(_counted(answerer, kind))
+            about = _OF_TOKENS.get(kind, f"Tokens of {kind}s")
+            self._gauge(f"{kind}_tokens_total", about).set_function(_counted(answerer, kind))
         self._gauge("switch_on", "1 while the switch is on").set_function(lambda: float(switch.is_on()))
         for name, (about, figure) in _OF_MODELS.items():
             gauge = self._gauge(name, about, ["model"])

@@ -92,7 +92,7 @@ class ServedModel:
         self._longest = facts.context
         options = replace(options, context=min(options.context, facts.context or options.context))
         # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
-        whole = replace(options, embedding=True, parallel=1, batch=options.context)
+        whole = replace(options, embedding=True, parallel=1, batch=options.context, drafter=None)
         self.options = whole if self.embedding else options
         self.switch = switch
         self.queue = queue
@@ -112,7 +112,8 @@ class ServedModel:
         self.refusal: StillroomError | None = None
         stat = opened.gguf.stat()
         self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
-        self._bytes = int(stat.st_size * 1.3) + (64 << 20)
+        drafting = options.drafter.stat().st_size if options.drafter is not None else 0
+        self._bytes = int((stat.st_size + drafting) * 1.3) + (64 << 20)
         self._loading = asyncio.Lock()
         self._starting: asyncio.Task[Engine] | None = None
 

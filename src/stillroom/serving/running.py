@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -15,6 +16,7 @@ from stillroom.core.errors import StillroomError, UsageError
 from stillroom.core.marks import DELTA, read_key
 from stillroom.core.plain import shown
 from stillroom.runtime.engine import EngineOptions
+from stillroom.runtime.facts import require_drafter
 from stillroom.serving.app import Limits, Service, make_app
 from stillroom.serving.guard import require_key
 from stillroom.serving.mark import Marking
@@ -90,6 +92,8 @@ def serve_models(
     mark_delta: float = DELTA,
     request_log: Path | None = None,
     request_log_texts: bool = False,
+    drafter: Path | None = None,
+    drafts: int = 4,
 ) -> None:
     """Open models and serve them: what :func:`stillroom.serve` does.
 
@@ -106,6 +110,12 @@ def serve_models(
     options = EngineOptions(context=context, threads=threads, batch=batch, parallel=parallel)
     with contextlib.ExitStack() as opened:
         found = [opened.enter_context(open_model(path)) for path in models]
+        if drafter is not None:
+            drafting = opened.enter_context(open_model(drafter))
+            for model in found:
+                require_drafter(model.gguf, drafting.gguf)
+            options = replace(options, drafter=drafting.gguf, drafts=drafts)
+            _say(f"{drafting.name} drafts, {drafts} tokens at a time; /metrics counts what is accepted.")
         pool = Pool([ServedModel(model, options, switch, queue) for model in found], memory_bytes, idle_seconds)
         opened.callback(pool.close)
         hosts = (*Limits().hosts, f"[{host.lower()}]" if ":" in host else host.lower(), *allow_hosts)
