@@ -183,7 +183,7 @@ def test_from_a_recipe_to_a_student(text: Path, tmp_path: Path) -> None:
     from stillroom.planning.plan import make_plan
 
     teacher = saved(tmp_path / "teacher")
-    asked = {"kind": "dense", "ffn_width": 96, "importance": {"tokens": 512}, "vocabulary": {"size": 400}}
+    asked = {"kind": "dense", "intermediate_size": 96, "importance": {"tokens": 512}, "vocabulary": {"size": 400}}
     plan = make_plan(recipe(text, teacher, asked), tmp_path / "runs", quiet=True)
     assert plan["student_note"].startswith(
         "A `qwen3` with an intermediate size of 96. 3 of 6 experts of each layer stay."
@@ -197,8 +197,8 @@ def test_from_a_recipe_to_a_student(text: Path, tmp_path: Path) -> None:
     assert [len(kept) for kept in facts["experts"]["kept"].values()] == [3] * 4
     assert 0 < facts["experts"]["lost"] < 1
     assert (folder / "shrink" / "cut").is_dir() == facts["layers"]["healed"]
-    with pytest.raises(RecipeError, match=r"`student.ffn_width` is 90"):
-        make_plan(recipe(text, teacher, asked | {"ffn_width": 90}), tmp_path / "runs", quiet=True)
+    with pytest.raises(RecipeError, match=r"`student.intermediate_size` is 90"):
+        make_plan(recipe(text, teacher, asked | {"intermediate_size": 90}), tmp_path / "runs", quiet=True)
 
 
 def test_a_plan_says_what_removed_experts_may_cost(text: Path, tmp_path: Path) -> None:

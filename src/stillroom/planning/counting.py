@@ -241,7 +241,7 @@ def _dense(student: DenseStudent, config: ModelConfig, vocabulary: int, tokens: 
     from stillroom.students.experts import expert_note
 
     parts = Parts.of(config)
-    count, size = parts.kept(student.ffn_width)
+    count, size = parts.kept(student.intermediate_size)
     changed = dense_config(config, size)
     changed.vocab_size = vocabulary
     joined = f"A `{changed.model_type}` with an intermediate size of {size:,}"

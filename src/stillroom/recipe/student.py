@@ -135,7 +135,7 @@ class DenseStudent(Section):
     """
 
     kind: Literal["dense"] = "dense"
-    ffn_width: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
     """Intermediate size of every layer: the shared experts' channels and those of as many whole experts as fit. Without it, as
     many experts as a token goes through."""
     vocabulary: VocabularyConfig = VocabularyConfig()

@@ -82,7 +82,7 @@ class Parts:
         """Experts that are joined in a layer, and the student's intermediate size.
 
         Args:
-            asked: ``student.ffn_width``; None takes as many experts as a token goes through.
+            asked: ``student.intermediate_size``; None takes as many experts as a token goes through.
 
         Raises:
             RecipeError: The size does not come out of whole experts.
@@ -100,7 +100,7 @@ class Parts:
             near = [size for size in near if size >= least] or [most if asked > most else least]
             behind = f" behind {self.shared} shared channels" if self.shared else ""
             raise RecipeError(
-                f"`student.ffn_width` is {asked}, and a dense layer is made of whole experts of {self.width} channels{behind}, "
+                f"`student.intermediate_size` is {asked}, and a dense layer is made of whole experts of {self.width} channels{behind}, "
                 f"at least {least} and at most {most} channels.",
                 f"Give {' or '.join(map(str, near))}.",
             )
@@ -173,7 +173,7 @@ def densify(
         RecipeError: The intermediate size is impossible.
     """
     sibling, parts = sibling_of(teacher.config), Parts.of(teacher.config)
-    count, size = parts.kept(student.ffn_width)
+    count, size = parts.kept(student.intermediate_size)
     family = families()[sibling.family]
     sample = Sample.of(train, student.importance.tokens)
     use = measure_use(teacher, sibling, sample.fit)
