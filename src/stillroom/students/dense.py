@@ -100,8 +100,8 @@ class Parts:
             near = [size for size in near if size >= least] or [most if asked > most else least]
             behind = f" behind {self.shared} shared channels" if self.shared else ""
             raise RecipeError(
-                f"`student.intermediate_size` is {asked}, and a dense layer is made of whole experts of {self.width} channels{behind}, "
-                f"at least {least} and at most {most} channels.",
+                f"`student.intermediate_size` is {asked}, and a dense layer is made of whole experts of {self.width} "
+                f"channels{behind}, at least {least} and at most {most} channels.",
                 f"Give {' or '.join(map(str, near))}.",
             )
         return count, asked
