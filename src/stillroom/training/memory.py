@@ -62,12 +62,18 @@ class Sizes:
         attention = number * (4 * self.queries + 5 * self.keys)
         return tokens * (norms + attention + number * (4 * self.inner + 2 * self.hidden))
 
-    def passing_bytes(self, tokens: int, chunk: int, checkpointing: bool, number: int = 2) -> int:
-        """What a forward pass keeps for its backward pass, and the larger of one layer's gradients and the loss."""
+    def passing_bytes(
+        self, tokens: int, chunk: int, checkpointing: bool, number: int = 2, *, careful: bool = False
+    ) -> int:
+        """What a forward pass keeps for its backward pass, and the larger of one layer's gradients and the loss.
+
+        ``careful`` adds both, as if freed blocks could not be used again: a layout is chosen by that.
+        """
         one = self.layer_bytes(tokens, number)
         stream = self.layers * tokens * self.hidden * number
         kept, inside = (stream, 2 * one) if checkpointing else (self.layers * one, one)
-        return kept + max(inside, self.loss_bytes(tokens, min(chunk, tokens), number))
+        loss = self.loss_bytes(tokens, min(chunk, tokens), number)
+        return kept + (inside + loss if careful else max(inside, loss))
 
     def loss_bytes(self, tokens: int, chunk: int, number: int = 2) -> int:
         """Hidden states with their gradient, a chunk's logits, and the output matrix's gradient in float32."""
@@ -139,7 +145,7 @@ def choose_layout(
     for state in states:
         for checkpointing in choices:
             number = 4 if precise else 2
-            passing = sizes.passing_bytes(tokens, chunk, checkpointing, number)
+            passing = sizes.passing_bytes(tokens, chunk, checkpointing, number, careful=True)
             need = parameters * state_bytes(state, precise, accumulates)
             need += max(passing, step_bytes(state, sizes, accumulates))
             if need <= USABLE * limit:
