@@ -16,7 +16,7 @@ from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import NAME as SHORTCUT
-from stillroom.runs.run import HISTORY, ORIGIN, AnyPath, Callback, Run, keep_summary
+from stillroom.runs.run import HISTORY, ORIGIN, SECRET, AnyPath, Callback, Run, keep_summary
 from stillroom.runs.stages import (
     ROUTES,
     TEXTS,
@@ -285,6 +285,8 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     for notice in made.notices:
         progress.say(f"{made.recipe.name}: {notice}")
     made.notices.clear()
+    if made.set_damaged_secret_aside():
+        progress.say(f"{made.path}: the run's secret was damaged; it is moved to {SECRET}.damaged")
     made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)

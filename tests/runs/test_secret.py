@@ -23,6 +23,7 @@ from stillroom.guard.lineage_examine import examine, open_owner
 from stillroom.guard.lineage_order import examine_order
 from stillroom.models.families.registry import family_of
 from stillroom.pipeline import run
+from stillroom.recipe.reading import parse_recipe
 from stillroom.runs.run import SECRET, Run
 from stillroom.students.order import order_channels
 from stillroom.training.schedule import batch_order
@@ -185,3 +186,16 @@ def test_a_package_says_the_commitment_and_not_the_secret(small_recipe: Any, tea
     internal = provenance["predicate"]["buildDefinition"]["internalParameters"]
     assert internal["randomness"]["commitment"] == OTHER.commitment
     assert not any(OTHER.key.hex().encode() in text or OTHER.key in text for text in texts)
+
+
+def test_a_damaged_secret_is_set_aside(tmp_path: Path) -> None:
+    text = "name: small\ncorpus: {sources: [{kind: python_docs}]}\nteacher: {kind: gguf, path: 'package:a/b'}\n"
+    made = Run(tmp_path, parse_recipe(text))
+    made.draw_secret()
+    assert not made.set_damaged_secret_aside()
+    (tmp_path / SECRET).write_text("ab")
+    assert made.set_damaged_secret_aside()
+    assert made.commitment is None
+    made.draw_secret()
+    assert made.commitment is not None
+    assert (tmp_path / f"{SECRET}.damaged").read_text() == "ab"

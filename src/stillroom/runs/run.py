@@ -320,6 +320,17 @@ class Run:
             "commitment is their SHA-256.",
         }
 
+    def set_damaged_secret_aside(self) -> bool:
+        """Move a secret's file away that holds none: what is finished keeps its commitment, as where the file is missing."""
+        path = self.path / SECRET
+        if self.recipe.seed is not None or not path.is_file():
+            return False
+        held = path.read_bytes().strip()
+        if len(held) == 64 and not held.translate(None, b"0123456789abcdefABCDEF"):
+            return False
+        path.replace(path.with_name(f"{SECRET}.damaged"))
+        return True
+
     def draw_secret(self) -> None:
         """Draw the run's secret, where its recipe has no seed and none was drawn."""
         if self.recipe.seed is None and self.commitment is None:
