@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import tiny_model
 
+from stillroom import pipeline
 from stillroom.core.errors import OutOfMemory
 from stillroom.planning import pilot, plan
 from stillroom.planning.card import Card, Model, card_plan, price_of
@@ -69,6 +70,33 @@ def test_it_is_refused_before_anything_is_spent(
     recipe = Recipe.model_validate(small_recipe(model, limits={"gpu_memory_bytes": 10_000}))
     with pytest.raises(OutOfMemory, match="of the GPU's memory"):
         plan.make_plan(recipe, tmp_path)
+
+
+def test_a_quiet_run_heeds_the_limit_of_the_gpu_however_small_its_models_are(small_recipe: Any, tmp_path: Path) -> None:
+    model = tiny_model("llama", tmp_path / "teacher")
+    with pytest.raises(OutOfMemory, match="of the GPU's memory"):
+        pipeline.run(small_recipe(model, limits={"gpu_memory_bytes": 10_000}), tmp_path / "runs", quiet=True)
+
+
+def test_several_teachers_are_counted_together_where_they_are_in_memory_together() -> None:
+    def stages(*asked: Any) -> dict[str, float]:
+        sources = [SETTINGS["corpus"]["sources"][0] | ({"teacher": each} if each else {}) for each in asked]
+        settings = SETTINGS | {"corpus": SETTINGS["corpus"] | {"sources": sources}, "distill": {"state": 12}}
+        teachers = {"code": {"kind": "huggingface", "name": "owner/code"}} if any(asked) else {}
+        recipe = Recipe.model_validate(settings | {"teachers": teachers})
+        others = {"code": STUDENT} if teachers else {}
+        found: dict[str, float] = card_plan(recipe, Card("", int(300e9)), TEACHER, STUDENT, 10**8, 2048, others)[
+            "stages"
+        ]
+        return found
+
+    alone, routed, mixed = stages(None), stages(None, "code"), stages({"teacher": 1, "code": 1})
+    assert routed["capture"] == alone["capture"]
+    assert mixed["capture"] == alone["capture"] + 2 * STUDENT.parameters
+    assert routed["evaluate"] == mixed["evaluate"] == alone["evaluate"] + 4 * STUDENT.parameters
+    # A small teacher of one's own, and a large one for all of the text.
+    recipe_of_large = stages("code")
+    assert recipe_of_large["capture"] < alone["capture"]
 
 
 def test_a_plan_says_what_the_gpu_holds_and_what_it_costs(

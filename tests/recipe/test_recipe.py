@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, StillroomError
-from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, with_overrides
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, upgraded, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
 
@@ -189,6 +189,14 @@ def test_upgrade_writes_todays_names_and_leaves_the_rest(tmp_path):
     assert load_recipe(path) == before
     result = CliRunner().invoke(app, ["recipe", "upgrade", str(path)])
     assert "nothing to change" in result.output
+
+
+def test_upgrade_of_a_key_that_is_named_otherwise_too(tmp_path):
+    plain = FORMER.replace('"ffn_width": 64', "&ffn_width ffn_width: 64")
+    assert upgraded(plain)[0].count("&ffn_width intermediate_size: 64") == 1
+    # Nothing of it is guessed where the file does not spell the name out.
+    with pytest.raises(RecipeError, match="`ffn_width` is not spelt out"):
+        upgraded(FORMER.replace('"ffn_width": 64', '"ffn\\u005fwidth": 64'))
 
 
 def test_a_key_by_both_names_is_refused_and_overrides_take_either(tmp_path):

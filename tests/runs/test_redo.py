@@ -20,6 +20,7 @@ from stillroom import pipeline
 from stillroom.core.errors import CorpusError, RunError, StillroomError
 from stillroom.runs.known import Known, difference
 from stillroom.runs.run import Run
+from stillroom.training import extension
 from tests.conftest import OWN
 
 Go = Callable[..., tuple[Run, str]]
@@ -340,3 +341,15 @@ def test_a_longer_training_whose_beginning_is_damaged_begins_anew(project: Path)
     record = run.stage("distill").record
     assert record is not None
     assert "extends" not in record["notes"]
+
+
+def test_what_a_kill_left_of_a_beginning_is_not_taken_for_one(project: Path) -> None:
+    change(project, "distill.schedule", "wsd")
+    run, _ = go(project, "corpus")
+    stage = run.stage("distill")
+    stage.scratch.mkdir(parents=True)
+    # The file came, and the checkpoint that it belongs to did not.
+    begin = extension.Begin(step=7, rows=3, warmup=2, best_step=4, came_from="history/distill-1")
+    (stage.scratch / extension.BEGIN).write_text(json.dumps(vars(begin)))
+    assert extension.extend(run, stage, {}, {"distill": {"schedule": "wsd"}}) is None
+    assert extension.Begin.load(stage.scratch) is None

@@ -358,6 +358,26 @@ def test_a_feature_that_is_set_meanwhile_does_not_undo_off(own: Switch, monkeypa
     assert not own.is_on("api"), "and `off` did not undo what was set"
 
 
+def test_a_writer_that_came_in_without_the_lock_leaves_it_to_the_others(own: Switch) -> None:
+    first, second, left = threading.Event(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        first.wait()
+        with own._alone():  # waits in vain
+            second.set()
+            left.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with own._alone():
+        first.set()
+        second.wait()
+    left.set()
+    thread.join()
+    with own._alone(), open(own.places.state / "switch.lock", "rb") as handle, pytest.raises(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_writer_that_hangs_does_not_hold_off_up(own: Switch) -> None:
     own.write(True)
     with open(own.places.state / "switch.lock", "w") as held:

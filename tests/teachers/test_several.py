@@ -13,6 +13,7 @@ from tiny_models import tiny_model
 from stillroom.core import files
 from stillroom.core.errors import RecipeError, TermsRefused
 from stillroom.corpus.sequences import Sequences
+from stillroom.evaluation import fidelity
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.evaluation.routed import RoutedTeachers
 from stillroom.models.load import load_teacher
@@ -88,6 +89,13 @@ def test_the_mean_of_distributions_is_a_distribution() -> None:
     expected[:, :5] += 0.7 * two.exp()
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(found.sum(1), torch.ones(4), atol=1e-5)
+
+
+def test_a_teacher_with_fewer_rows_is_as_close_to_itself_as_any() -> None:
+    torch.manual_seed(0)
+    said = fidelity._Said(mean_logprobs([torch.randn(4, 5).log_softmax(1)], [0.0], 7))
+    assert said.logprobs[:, 5:].isneginf().all()
+    assert said.from_itself().tolist() == [0.0] * 4
 
 
 def test_the_whole_path_with_routing_and_a_mixture(

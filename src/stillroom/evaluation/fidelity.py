@@ -212,7 +212,9 @@ class _Said:
 
     def from_itself(self) -> torch.Tensor:
         """See :class:`Said`."""
-        return (self.logprobs.exp() * (self.logprobs - self.logprobs)).sum(1)
+        same = self.logprobs.exp() * (self.logprobs - self.logprobs)
+        # An id that one of several teachers does not have is impossible, and adds nothing.
+        return torch.where(self.logprobs.isneginf(), 0.0, same).sum(1)
 
     def against(
         self, logprobs: torch.Tensor, vocabulary: VocabularyMap, chosen: torch.Tensor | None = None

@@ -9,7 +9,9 @@ Legend: H hidden size, F feed-forward channels, Q and K widths of all query and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import OutOfMemory
@@ -17,11 +19,13 @@ from stillroom.evaluation.bench import STUDENTS_AT_ONCE
 from stillroom.evaluation.fidelity import CHUNK, TOKENS_AT_ONCE
 from stillroom.evaluation.stage_cost import DISTRIBUTIONS
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ShrinkStudent
 from stillroom.runs.costs import FLOAT_BYTES
 from stillroom.signals.device_draw import positions_at_once
 from stillroom.students.importance import POSITIONS
 from stillroom.teachers.local import MAX_BATCH_TOKENS
+from stillroom.teachers.several import any_endpoint
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.memory import USABLE, Sizes, State, choose_layout, state_bytes, step_bytes
 
@@ -178,7 +182,13 @@ def card_of(recipe: Recipe, device: str) -> Card | None:
 
 
 def card_plan(
-    recipe: Recipe, card: Card, teacher: Model | None, student: Model, tokens: int, length: int
+    recipe: Recipe,
+    card: Card,
+    teacher: Model | None,
+    student: Model,
+    tokens: int,
+    length: int,
+    others: Mapping[str, Model] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Bytes of the card that each stage takes, and what `auto` chooses.
 
@@ -189,6 +199,7 @@ def card_plan(
         student: The student.
         tokens: Of one pass over the training text.
         length: Tokens of a sequence.
+        others: The recipe's other teachers on this machine that are learned from, by name.
 
     Raises:
         OutOfMemory: A stage does not fit, by name.
@@ -197,16 +208,28 @@ def card_plan(
     config = recipe.distill
     stages: dict[str, float] = {}
     found: dict[str, Any] = {"card": card.name or None, "memory_bytes": card.memory_bytes}
-    if teacher is not None:
+    here = ({OWN: teacher} if teacher is not None else {}) | dict(others)
+    # A route's teachers are in memory together; one route comes after the other.
+    routes = [[here[name] for name in route.names if name in here] for route in recipe.routes]
+    routes = [route for route in routes if route]
+
+    def capturing(batch: int) -> float:
+        return max(
+            max(capture_bytes(model, batch, length) - HALF_BYTES * model.parameters for model in route)
+            + HALF_BYTES * sum(model.parameters for model in route)
+            for route in routes
+        )
+
+    if routes:
         batch = max(length, (recipe.capture.batch_tokens or MAX_BATCH_TOKENS["cuda"]) // length * length)
         # Fewer are taken where they do not fit.
-        while capture_bytes(teacher, batch, length) > usable and batch > length:
+        while capturing(batch) > usable and batch > length:
             batch = max(length, batch // 2 // length * length)
-        stages["capture"] = capture_bytes(teacher, batch, length)
+        stages["capture"] = capturing(batch)
         found["capture_batch_tokens"] = batch
-        if isinstance(recipe.student, ShrinkStudent):
-            sample = min(tokens, recipe.student.importance.tokens)
-            stages["shrink"] = shrink_bytes(teacher, student, sample, length)
+    if teacher is not None and isinstance(recipe.student, ShrinkStudent):
+        sample = min(tokens, recipe.student.importance.tokens)
+        stages["shrink"] = shrink_bytes(teacher, student, sample, length)
     rows = step_rows(config, tokens, length)
     micro = micro_rows(config, rows, length)
     chunk = loss_chunk(config, "cuda", student.sizes.rows)
@@ -223,8 +246,10 @@ def card_plan(
         accumulates=micro < rows,
     )
     stages["distill"] = distill_bytes(student, micro * length, chunk, state, checkpointing, micro < rows, precise)
-    if teacher is not None:
-        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length)
+    if teacher is not None and not any_endpoint(recipe):
+        # With several, all stay in memory, beside the recipe's own.
+        more = FLOAT_BYTES * sum(model.parameters for model in others.values())
+        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length) + more
     for name, needed in stages.items():
         if needed > usable:
             raise OutOfMemory(

@@ -214,8 +214,13 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
     teacher = None
     if not isinstance(recipe.teacher, EndpointTeacher):
         teacher = Model.of(teacher_config(recipe.teacher), student.teacher_parameters)
+    others = {
+        name: Model.of(teacher_config(config), config_parameters(config))
+        for name, config in recipe.learned_from.items()
+        if name != OWN and not isinstance(config, EndpointTeacher)
+    }
     pupil = Model.of(student.config, student.parameters)
-    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length)
+    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length, others)
 
 
 def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
@@ -396,9 +401,10 @@ def begin_with_plan(run: Run, quiet: bool = False) -> None:
     if path.is_file() and read_json(path).get("recipe_digest") == run.recipe_digest:
         return
     limits = run.recipe.limits
-    if quiet and limits.memory_bytes is None and limits.disk_bytes is None and limits.seconds is None:
+    asked = (limits.memory_bytes, limits.disk_bytes, limits.seconds, limits.gpu_memory_bytes)
+    if quiet and all(limit is None for limit in asked):
         _, text, student = _counted(run.recipe, run.path.parent, quiet)
-        if _is_tiny(student, text):
+        if _is_tiny(run.recipe, student, text):
             run.checked = run.recipe_digest
             return
     plan = make_plan(run.recipe, run.path.parent)
@@ -415,9 +421,12 @@ def begin_with_plan(run: Run, quiet: bool = False) -> None:
     write_json(path, plan | {"recipe_digest": run.recipe_digest})
 
 
-def _is_tiny(student: Planned, text: Text) -> bool:
+def _is_tiny(recipe: Recipe, student: Planned, text: Text) -> bool:
     """Whether models and text are so small that no plan of them could ask for more than there is."""
     parameters = student.teacher_parameters + student.parameters
+    parameters += sum(
+        config_parameters(config) for config in recipe.teachers.values() if not isinstance(config, EndpointTeacher)
+    )
     return parameters <= TINY_PARAMETERS and sum(text.row_tokens.values()) <= TINY_TOKENS
 
 

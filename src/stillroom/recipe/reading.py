@@ -94,20 +94,26 @@ def upgraded(text: str, name: str = "recipe") -> tuple[str, dict[str, str]]:
     """
     before = parse_recipe(text, name, kept=True)
     node, _ = load_yaml(text, name)
-    places: dict[int, tuple[str, str]] = {}
+    places: dict[tuple[int, int], tuple[str, str]] = {}
     _find_former(node, Recipe, places)
     changed = text
-    for start in sorted(places, reverse=True):
-        former, now = places[start]
-        begin = text.index(former, start)  # after quotes or an anchor
+    for start, end in sorted(places, reverse=True):
+        former, now = places[start, end]
+        begin = text.rfind(former, start, end)  # between quotes, or behind an anchor or a tag
+        if begin < 0:
+            raise RecipeError(
+                f"{name}: the key or value `{former}` is not spelt out in it.", f"Rename it to `{now}` by hand."
+            )
         changed = changed[:begin] + now + changed[begin + len(former) :]
     if parse_recipe(changed, name, kept=True) != before:
         raise RecipeError(f"{name}: it cannot be written anew as it stands.", "Rename its keys by hand.")
-    return changed, dict(places[start] for start in sorted(places))
+    return changed, dict(places[place] for place in sorted(places))
 
 
-def _find_former(node: yaml.Node | None, section: type[BaseModel] | None, places: dict[int, tuple[str, str]]) -> None:
-    """Where former names stand below a node, by their position in the text."""
+def _find_former(
+    node: yaml.Node | None, section: type[BaseModel] | None, places: dict[tuple[int, int], tuple[str, str]]
+) -> None:
+    """Where former names stand below a node, by where they begin and end in the text."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _find_former(item, section, places)
@@ -121,12 +127,12 @@ def _find_former(node: yaml.Node | None, section: type[BaseModel] | None, places
     for key, value in node.value:
         now = known.get(key.value, spelt(section, key.value))
         if key.value in known:
-            places[key.start_mark.index] = (key.value, now)
+            places[key.start_mark.index, key.end_mark.index] = (key.value, now)
         values = former_values(section, now)
         if values and isinstance(value, yaml.SequenceNode):
             for item in value.value:
                 if item.value in values:
-                    places[item.start_mark.index] = (item.value, values[item.value])
+                    places[item.start_mark.index, item.end_mark.index] = (item.value, values[item.value])
         field = section.model_fields.get(now)
         below = _models(field.annotation) if field is not None else []
         if below:

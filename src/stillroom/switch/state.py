@@ -81,7 +81,7 @@ class Switch:
     def __init__(self, places: Places | None = None) -> None:
         self.places = places or Places.of_user()
         self._seen: tuple[tuple[object, ...], State] | None = None
-        self._writer: int | None = None
+        self._inside = threading.local()
 
     def state(self) -> State:
         """What the switch says now. Cheap enough for every token: files are read only when they have changed."""
@@ -126,7 +126,7 @@ class Switch:
 
         Without it a feature that is set while `off` is given could write back the "on" that it had read before.
         """
-        if sys.platform == "win32" or self._writer == threading.get_ident():
+        if sys.platform == "win32" or getattr(self._inside, "writes", False):
             yield
             return
         import fcntl
@@ -147,11 +147,12 @@ class Switch:
                     time.sleep(0.0005)
                 except OSError:  # a file system without locks
                     break
-            before, self._writer = self._writer, threading.get_ident()
+            # Of this thread alone: one that did not get the lock may be inside beside the one that has it.
+            self._inside.writes = True
             try:
                 yield
             finally:
-                self._writer = before
+                self._inside.writes = False
         finally:
             if handle is not None:
                 os.close(handle)

@@ -15,9 +15,9 @@ from stillroom.core import files
 from stillroom.core.errors import StillroomError
 
 STATE = "state.json"
+"""The file of a checkpoint that is written last."""
 SIZES = "sizes.json"
 """Of a checkpoint of several processes: its files and their bytes."""
-"""The file of a checkpoint that is written last."""
 TENSORS = "state.safetensors"
 """The tensors of a checkpoint of one process."""
 

@@ -86,7 +86,11 @@ def extend(run: Run, stage: Stage, inputs: Mapping[str, str], sections: Mapping[
         inputs: Digests of everything that the result depends on, now.
         sections: The parts of the recipe that it reads, now.
     """
-    if sections["distill"].get("schedule") != "wsd" or newest(stage.scratch) is not None:
+    if newest(stage.scratch) is not None:
+        return None
+    # A kill may have left it without the checkpoint that it belongs to.
+    (stage.scratch / BEGIN).unlink(missing_ok=True)
+    if sections["distill"].get("schedule") != "wsd":
         return None
     for path in earlier_results(run.path / HISTORY, stage.name):
         earlier = Stage(run, stage.name, path)
