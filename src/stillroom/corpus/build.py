@@ -104,7 +104,7 @@ def build_corpus(
     scratch: Path | None = None,
     written: Path | None = None,
 ) -> Corpus:
-    """Read, split, tokenize, cut into pieces and pack.
+    """Read, split, tokenize, split into pieces and pack.
 
     Args:
         config: The recipe's section.

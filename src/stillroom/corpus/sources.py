@@ -390,7 +390,7 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
                     )
                 data = data[source.split]
         else:
-            # A folder is read where it lies, and of a name on the hub no more than what is asked for; otherwise the
+            # A folder is read where it is, and of a name on the hub no more than what is asked for; otherwise the
             # library's own cache keeps what came over the network.
             streaming = folder.is_dir() or source.limit is not None
             data = datasets.load_dataset(

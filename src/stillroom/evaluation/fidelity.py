@@ -193,7 +193,7 @@ def _asked(
 
 
 class _Said:
-    """What the teacher says at the positions of one chunk, as students with one vocabulary hear it; carried over once."""
+    """What the teacher predicts at the positions of one chunk, over one vocabulary of students; carried over once."""
 
     def __init__(self, logprobs: torch.Tensor) -> None:
         self.logprobs = logprobs  # [P, V], in the teacher's ids
@@ -240,7 +240,7 @@ class _Said:
 class _Student:
     """One contender's pass over one sequence.
 
-    Its tokens that are predicted are its *rows*. Each lies in the place from which the teacher predicts the whole token that
+    Its tokens that are predicted are its *rows*. Each is at the position from which the teacher predicts the whole token that
     it is a piece of; the first row of a place is where both predict the same.
     """
 

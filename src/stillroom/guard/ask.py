@@ -155,7 +155,7 @@ def greedy(loaded: LoadedTeacher, tokens: int = 8) -> Asker:
 
 
 def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeout: float = 60.0) -> Asker:
-    """Asks a server that speaks the OpenAI API, at temperature 0.
+    """Asks a server with the OpenAI API, at temperature 0.
 
     Args:
         address: Such as ``http://127.0.0.1:8080/v1``.

@@ -478,7 +478,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         )
     limits = plan["limits"]
     say(
-        f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes a position; "
+        f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes per position; "
         f"disk {plan['disk_bytes'] / 1e9:.1f} of {limits['disk_bytes'] / 1e9:,.1f} GB"
     )
     say(f"  memory    {plan['memory_bytes'] / 1e9:.1f} of {limits['memory_bytes'] / 1e9:.1f} GB")

@@ -6,7 +6,7 @@ expansion. That is exactly what the teacher says about the student's next token,
 never occur (a padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left
 out.
 
-Legend: L tokens, N positions, K entries a position, V_t teacher's ids, V_s rows of the student's output.
+Legend: L tokens, N positions, K entries per position, V_t teacher's ids, V_s rows of the student's output.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class VocabularyMap:
 
 
 def _together(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entries [N, K] with every id once a position, its weights summed; what becomes free has weight 0."""
+    """Entries [N, K] with every id once per position, its weights summed; what becomes free has weight 0."""
     ids, order = ids.sort(dim=1)
     begins = torch.zeros_like(ids)
     begins[:, 1:] = (ids[:, 1:] != ids[:, :-1]).to(ids.dtype)

@@ -122,7 +122,7 @@ class Client:
     jitter: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
-        # No redirects: a key would go where nobody said it should. Nothing from the environment: a netrc file is a key, too.
+        # No redirects: a key would go where no one said it should. Nothing from the environment: a netrc file is a key, too.
         self._client = httpx2.Client(
             follow_redirects=False, trust_env=False, timeout=self.timeout, transport=self.transport
         )
