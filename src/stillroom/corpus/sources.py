@@ -84,7 +84,7 @@ def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document
 
 
 def name_of(source: Source) -> str:
-    """How messages and the ledger call a source."""
+    """How messages and the data manifest call a source."""
     match source:
         case TextSource() | JsonlSource() | ParquetSource():
             return str(source.path)

@@ -241,7 +241,7 @@ class _Student:
     """One contender's pass over one sequence.
 
     Its tokens that are predicted are its *rows*. Each is at the position from which the teacher predicts the whole token that
-    it is a piece of; the first row of a place is where both predict the same.
+    it is a sub-token of; the first row of a place is where both predict the same.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class _Student:
         device = hidden.device
         keep = (row.segments[0] >= 0).nonzero().squeeze(1)
         owner = keep[source.origin(0)[batch.rows + 1]] - 1
-        # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
+        # The sub-tokens of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
         counts = torch.isin(owner, where)
         rows, owner = batch.rows[counts], owner[counts]
         self.states = hidden[rows.to(device)]

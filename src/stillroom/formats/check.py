@@ -35,7 +35,7 @@ class Passage:
     Attributes:
         teacher_ids: In the teacher's ids.
         ids: In the student's, [P]; every position is compared.
-        source: The teacher's token that each of the student's is a piece of, [P].
+        source: The teacher's token that each of the student's is a sub-token of, [P].
     """
 
     teacher_ids: list[int]

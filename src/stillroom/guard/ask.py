@@ -199,7 +199,7 @@ def ask_finding(asked: Asked, subject: str) -> Finding:
             "controls": asked.controls,
         },
         rank=Rank(rank=min(asked.rank, asked.controls + 1), of=asked.controls + 1),
-        correction="none: the verdict is that of the whole budget, and asking stops only when it is decided",
+        correction="none: the result is that of the whole budget, and asking stops only when it is decided",
         cannot_conclude=(
             "derivation: the same data, size or teacher make models alike too",
             "a p-value: prompts are many and models are few",

@@ -45,7 +45,7 @@ def worksheet(
             "counts_as_provider_by_modification": spent > threshold,
         },
         "destinations": sorted(destinations),
-        "note": "Facts for whoever must decide; not legal advice.",
+        "note": "Facts for those who must decide; not legal advice.",
     }
 
 

@@ -508,7 +508,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     if plan["missing"]:
         say(f"  install   {plan['install']}")
     if plan["verdict"] == "go":
-        say("  verdict   go")
+        say("  result    go")
         return
     limits = {
         "memory_bytes": "memory",
@@ -517,7 +517,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         "terms": "terms",
         "packages": "packages",
     }
-    say(f"  verdict   stop: {', '.join(limits[name] for name in plan['broken'])}")
+    say(f"  result    stop: {', '.join(limits[name] for name in plan['broken'])}")
     if plan["nearest"]:
         say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))
 

@@ -170,7 +170,7 @@ class BatchSource:
         return self._row(index).covered
 
     def origin(self, index: int) -> torch.Tensor:
-        """The teacher's token that each of the student's tokens of a sequence is a piece of."""
+        """The teacher's token that each of the student's tokens of a sequence is a sub-token of."""
         return self._row(index).source
 
     def stream(self, order: list[list[int]], change: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:

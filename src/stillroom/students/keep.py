@@ -3,7 +3,7 @@
 A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges within a
 token's span happen in the same order as when the token stands alone, for no merge ever crossed the span's ends. So a
 token that is kept together with the tokens on its own path is reached wherever it was reached before, and the text of
-kept tokens is tokenized as before. Unigram models choose the best path over whole pieces and need no such closure.
+kept tokens is tokenized as before. Unigram models choose the best path over whole sub-tokens and need no such closure.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _map(
     teacher_rows: int,
     rows: int,
 ) -> VocabularyMap:
-    """The pieces of every teacher id: the id itself, or what the smaller model makes of its text inside a word."""
+    """The sub-tokens of every teacher id: the id itself, or what the smaller model makes of its text inside a word."""
     old_model = tokenizer.backend_tokenizer
     new_model = smaller.backend_tokenizer.model
     pieces: list[list[int]] = []

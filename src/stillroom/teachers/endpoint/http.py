@@ -153,7 +153,7 @@ class Client:
             body: As JSON.
             tokens_in: Prompt tokens.
             tokens_out: Tokens generated at most.
-            what: What is asked for, for the ledger.
+            what: What is asked for, for the record of spending.
 
         Raises:
             TeacherError: It failed as often as was allowed, or in a way that will not pass; says how. Or the cap is reached.
