@@ -55,7 +55,7 @@ def ladder(
         quiet: Draw no progress.
 
     Returns:
-        What ``ladder.json`` holds: ``rungs``, one a file, with the PyTorch student first.
+        What ``ladder.json`` holds: ``rungs``, one per file, with the PyTorch student first.
 
     Raises:
         RunError: The run is not finished as far as its student.
@@ -171,7 +171,7 @@ def _listed(expected: torch.Tensor) -> list[Listed]:
 
 
 def _speeds(paths: list[Path], prompt: list[int]) -> list[float]:
-    """Tokens a second while decoding, by the runtime's own clock; the median of interleaved rounds."""
+    """Tokens per second while decoding, by the runtime's own clock; the median of interleaved rounds."""
     rates: list[list[float]] = [[] for _ in paths]
     for _ in range(ROUNDS):
         for path, found in zip(paths, rates, strict=True):

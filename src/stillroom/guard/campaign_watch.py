@@ -277,7 +277,7 @@ def notes_of(watched: Watched, baseline: Baseline) -> list[str]:
 
 
 def read_permitted(path: Path | None, store: Store) -> frozenset[int]:
-    """The digests of accounts that a file names, one a line (names as in the logs, or digests of 16 hex digits).
+    """The digests of accounts that a file names, one per line (names as in the logs, or digests of 16 hex digits).
 
     Raises:
         UsageError: The file cannot be read.

@@ -23,7 +23,7 @@ NAME = "stillroom_packed"
 BLOCK = 64
 """Queries that are answered together."""
 SHORTEST, LONGEST = 2 * BLOCK, 4096
-"""Tokens a sequence for which this pays: below, calls cost more; above, the probabilities take too much memory."""
+"""Tokens per sequence for which this pays: below, calls cost more; above, the probabilities take too much memory."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Llama's decoder layers by hand, forward and backward, for CPUs.
 
-The models' own code makes some 60 small operations a layer, each of them split over all threads. Here
+The models' own code makes some 60 small operations per layer, each of them split over all threads. Here
 
 1. tokens are one line without padding, divided into as many shares as there are threads. A share runs through all layers on
    a thread of its own; it waits for another only for keys and values of a document that began there, and for the

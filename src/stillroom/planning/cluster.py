@@ -197,7 +197,7 @@ def _width(counts: Counts) -> int:
 def show_cluster(found: dict[str, Any]) -> None:
     """The part of a plan about many machines, on stderr."""
     what = "like this machine, by its pilot" if found["worker"] == "this" else f"{found['worker']} cards, by arithmetic"
-    say(f"  cluster   workers {what}; {found['price_per_hour']:g} dollars an hour each")
+    say(f"  cluster   workers {what}; {found['price_per_hour']:g} dollars per hour each")
     for size in found["sizes"]:
         low, hours, high = size["hours"]
         cheap, dollars, dear = size["dollars"]

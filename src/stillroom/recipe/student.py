@@ -23,7 +23,7 @@ class VocabularyConfig(Section):
     """The embedding has a multiple of this many rows; the rest is filled with further ids. Padding rows, where the
     teacher has no more ids, can never be predicted."""
     languages: tuple[str, ...] = ()
-    """Languages (such as ``de``) whose cost in tokens a byte is shown, and whose sample (the Universal Declaration of
+    """Languages (such as ``de``) whose cost in tokens per byte is shown, and whose sample (the Universal Declaration of
     Human Rights) counts as text that the student has to say."""
 
 

@@ -46,7 +46,7 @@ class DistillConfig(Section):
     """Tokens per optimizer step. ``auto`` takes 2.5 times the square root of the run's tokens, at least 512 and at most
     65,536: a short run needs many small steps, a long one gains from large ones. The plan shows what it comes to."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
+    """Tokens per forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"], NumberOrAuto("a number")
     ] = "auto"

@@ -351,7 +351,7 @@ class Anatomy:
             shape: The student.
             quantisation: GGUF type.
             context: Tokens of context, full at the end.
-            bandwidth: Bytes a second that decoding reaches.
+            bandwidth: Bytes per second that decoding reaches.
         """
         read = self.weight_bytes(shape, quantisation) + self.cache_bytes(shape, context) / 2
         if not self.tied:

@@ -457,7 +457,7 @@ class _Stepper:
     ) -> _Step:
         """One step over its micro-batches, on the CPU as they are made; ``step`` is counted from 0.
 
-        A GPU is waited for once a step: for the losses and the gradient's norm, before the optimizer changes anything.
+        A GPU is waited for once per step: for the losses and the gradient's norm, before the optimizer changes anything.
         ``wishes`` are whether rank 0 wants a checkpoint and whether this process was told to stop: the group's answer to them
         is in what is returned.
         """

@@ -152,7 +152,7 @@ def choose_layout(
                 return state, checkpointing
             least = min(least, need) if least else need
     raise OutOfMemory(
-        f"Training {parameters / 1e9:.2f} billion parameters with {tokens:,} tokens a forward pass takes "
+        f"Training {parameters / 1e9:.2f} billion parameters with {tokens:,} tokens per forward pass takes "
         f"{least / 1e9:.0f} GB of the GPU's memory, and there are {limit / 1e9:.0f}.",
         "Lower `distill.micro_batch_tokens`, let `distill.state` and `distill.gradient_checkpointing` be auto, or make the "
         "student smaller.",

@@ -29,7 +29,7 @@ class LossNetwork(nn.Module):
     """A causal language model followed by the fused loss.
 
     In bfloat16 a working copy of the weights computes (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1): it is
-    rounded once a step, where autocast rounds weights and activations in every layer. The model's own weights, their
+    rounded once per step, where autocast rounds weights and activations in every layer. The model's own weights, their
     gradients and the optimizer's state stay float32.
 
     Args:
