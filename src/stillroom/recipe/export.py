@@ -74,7 +74,7 @@ class ExportConfig(Section):
     recover: RecoverConfig | None = None
     """Distil after quantisation; null leaves the rounded weights as they are."""
     onnx: bool = False
-    """Write ONNX too, with a cache of keys and values, for ONNX Runtime (extra ``onnx``)."""
+    """Write ONNX too, with a KV cache, for ONNX Runtime (extra ``onnx``)."""
 
     @field_validator("max_kl", mode="after")
     @classmethod

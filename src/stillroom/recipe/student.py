@@ -46,7 +46,7 @@ class Target(Section):
     file_bytes: int | None = Field(default=None, gt=0)
     """At most this many bytes of a GGUF file."""
     memory_bytes: int | None = Field(default=None, gt=0)
-    """At most this many bytes of memory while it answers: weights, the cache of keys and values, work space."""
+    """At most this many bytes of memory while it answers: weights, the KV cache (keys and values), work space."""
     decode_tokens_per_second: float | None = Field(default=None, gt=0)
     """At least this many tokens per second, by the memory's bandwidth: the device's, or this machine's as measured."""
     quantisation: GgufType | None = None

@@ -43,7 +43,7 @@ class DistillConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """Passes over the training sequences."""
     batch_tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
-    """Tokens per optimizer step. ``auto`` takes 2.5 times the square root of the run's tokens, at least 512 and at most
+    """Batch size: tokens per optimizer step. ``auto`` takes 2.5 times the square root of the tokens, at least 512 and at most
     65,536: a short run needs many small steps, a long one gains from large ones. The plan shows what it comes to."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
