@@ -1,4 +1,4 @@
-"""An ONNX graph says twice where a tensor lies: readers differ on which one holds."""
+"""An ONNX graph says twice where a tensor is stored: readers differ on which one holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _attack(folder: Path) -> None:
     require_safe(place)
 
 
-ATTACK = Attack(threat="import", says="says twice where a tensor lies", works=_works, attack=_attack)
+ATTACK = Attack(threat="import", says="says twice where a tensor is stored", works=_works, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -27,10 +27,10 @@ def _attack(folder: Path) -> None:
     for name in OUTSIDE:
         (shop.package / name).unlink(missing_ok=True)
     with used_here(shop):
-        each(named_inside(shop), "nobody has signed it")
+        each(named_inside(shop), "no one has signed it")
 
 
-ATTACK = Attack(threat="tampering", says="nobody has signed it", works=_works, attack=_attack)
+ATTACK = Attack(threat="tampering", says="no one has signed it", works=_works, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attacks.workshop import changed_package
 
 ATTACK = changed_package(
-    lambda shop: (shop.package / "package.dsse").unlink(), threat="tampering", says="nobody has signed it"
+    lambda shop: (shop.package / "package.dsse").unlink(), threat="tampering", says="no one has signed it"
 )
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RUNS = "runs"
 """The folder that holds runs, beside a recipe."""
 SPARE_BYTES = 64 << 20
-"""Room on the disk without which no stage is begun."""
+"""Free disk space without which no stage is begun."""
 
 
 AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe | Run
@@ -315,7 +315,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
 
 
 def _damaged_cache(made: Run) -> str:
-    """How a cache that lies outside the run's folder is damaged, in words; one inside is looked at as every output is."""
+    """How a cache that is stored outside the run's folder is damaged, in words; one inside is looked at as every output is."""
     from stillroom.core.errors import CacheDamaged, SignalError
     from stillroom.core.store import is_url
     from stillroom.signals.cache.reader import damages_of
@@ -472,7 +472,7 @@ def _check_room(made: Run, name: str) -> None:
         wanted = f", and about {needs['disk_bytes'] / 2**20:,.0f} MiB are needed" if needs else ""
         raise DiskFull(
             f"{made.path}: only {max(0, free) / 2**20:,.0f} MiB are free{wanted}: too little to begin the stage `{name}`.",
-            "Free some room and give the same command again: finished stages are kept.",
+            "Free some disk space and give the same command again: finished stages are kept.",
         )
     held = psutil.Process().memory_info().rss
     available = limits.memory_bytes or psutil.virtual_memory().available + held

@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up(small_recipe: Any, teacher: Path, tmp_path: Path, 
     assert "Traceback" not in shown.stderr, shown.stderr
     assert "CODE 3" in shown.stdout, shown
     assert "the disk is full" in shown.stderr
-    assert "Free some room" in shown.stderr
+    assert "Free some disk space" in shown.stderr
     assert "AGAIN 0" in shown.stdout, shown
     assert ".partial" not in shown.stdout
     assert shown.stdout.split()[-1].endswith("model.safetensors")

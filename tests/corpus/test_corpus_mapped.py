@@ -1,4 +1,4 @@
-"""A corpus on disk, format 2: six bytes a token, and rows, addresses and counts that are those of the corpus in memory."""
+"""A corpus on disk, format 2: six bytes per token, and rows, addresses and counts that are those of the corpus in memory."""
 
 from __future__ import annotations
 

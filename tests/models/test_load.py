@@ -152,7 +152,7 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
         raise ValueError("no such repository\nand a long story")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(TeacherError, match=r"nor to be had from the hub \(no such repository\.\)"):
+    with pytest.raises(TeacherError, match=r"nor available from the hub \(no such repository\.\)"):
         model_folder("owner/model", None)
 
 

@@ -328,7 +328,7 @@ def test_health_and_metrics_say_what_is_in_force(server: Running) -> None:
     status, health, _ = server.ask("GET", "/health")
     assert status == 200
     confined = health["models"][0]["confined"]
-    assert confined["resource limits"] == "in force"
+    assert confined["resource limits"] == "active"
     assert health["context_policy"]
     _, text, _ = server.ask("GET", "/metrics")
     assert "stillroom_switch_on 1.0" in text

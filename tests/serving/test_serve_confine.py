@@ -142,12 +142,12 @@ def test_the_model_reaches_neither_the_switch_nor_anybody_else(tmp_path: Path, w
         return
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    lost = [name for name, word in said["report"].items() if not word.startswith("in force")]
+    lost = [name for name, word in said["report"].items() if not word.startswith("active")]
     if not without and lost:
         pytest.skip(f"this system does not let an ordinary process do it: {lost}")
     succeeded = {name for name, word in said["seen"].items() if word == "succeeded"}
     assert succeeded <= (BY_LANDLOCK if without == "_landlock" else set())
-    assert bool(missing(said["report"])) == bool(without), "what is not in force is said"
+    assert bool(missing(said["report"])) == bool(without), "what is not active is said"
     assert said["kept"] == "succeeded", "its own folder is the one that it may write"
     assert alive
     assert state != "T"
@@ -158,16 +158,16 @@ def test_the_model_reaches_neither_the_switch_nor_anybody_else(tmp_path: Path, w
 
 
 def test_what_is_missing_is_said_exactly() -> None:
-    whole = {"seccomp": "in force", "landlock": "in force (version 7: files, TCP, signals)"}
+    whole = {"seccomp": "active", "landlock": "active (version 7: files, TCP, signals)"}
     assert missing(whole) == []
-    assert "signals" in missing({**whole, "landlock": "in force (version 4: files, TCP)"})[0]
-    assert len(missing({**whole, "landlock": "in force (version 1: files)"})) == 3
+    assert "signals" in missing({**whole, "landlock": "active (version 4: files, TCP)"})[0]
+    assert len(missing({**whole, "landlock": "active (version 1: files)"})) == 3
     assert (
         "the switch's own files" in missing({**whole, "landlock": "refused by the system: Function not implemented"})[0]
     )
     assert "`off` does not know" in missing({"seccomp": "not written for riscv64"})[0]
     mac = missing(
-        {"resource limits": "in force", "network": "not available on Darwin", "files": "not available on Darwin"}
+        {"resource limits": "active", "network": "not available on Darwin", "files": "not available on Darwin"}
     )
     assert [line.partition(":")[0] for line in mac] == ["network", "files"]
     assert set(LACKS) >= {*measures(), "network", "files"} - {"confinement"}
@@ -203,7 +203,7 @@ def test_a_worker_that_was_taken_over_does_not_outlive_off(tmp_path: Path) -> No
         line = Registration(own.places, "engine", "model.gguf", worker.pid)
         receipt = stopping.off(own)
     line.close()
-    if said != "in force":
+    if said != "active":
         pytest.skip(f"seccomp is {said}")
     assert [stopped.pid for stopped in receipt.stopped] == [worker.pid]
     time.sleep(0.2)
@@ -237,7 +237,7 @@ def test_an_engine_says_what_is_in_force(tiny_gguf: Path, tmp_path: Path) -> Non
 
     switch = Switch(Places.under(tmp_path))
     with Engine(tiny_gguf, EngineOptions(context=128, threads=1), switch) as engine:
-        assert engine.confined["resource limits"] == "in force"
+        assert engine.confined["resource limits"] == "active"
         assert engine.folder.stat().st_mode & 0o077 == 0
         assert [files.read_json(path)["model"] for path in switch.places.engines.glob("engine-*")] == [tiny_gguf.name]
         folder = engine.folder

@@ -38,4 +38,4 @@ def test_the_page_in_a_browser(tiny_gguf: Path, tmp_path: Path) -> None:
     assert seen["composed"] == {"sent": 0, "sentBySafari": False}
     told = {"p": "rtl", "ul": "rtl", "pre": "ltr", "p:last-of-type": "ltr", "table": "ltr"}
     assert set(map(str, seen["direction"].values())) == {str(told)}
-    assert "nobody has signed" in seen["provenance"]
+    assert "no one has signed" in seen["provenance"]

@@ -11,7 +11,7 @@ from stillroom.serving.passport import in_words
 def test_a_bare_file_says_that_nothing_is_recorded(tiny_gguf: Path) -> None:
     with open_model(tiny_gguf) as opened:
         first, second, third = in_words(opened.passport())
-    assert "nobody has signed" in first
+    assert "no one has signed" in first
     assert "says of itself" in second
     assert "not recorded" in third
 
@@ -22,7 +22,7 @@ def test_a_run_names_its_teacher_and_that_nobody_signed_it(tiny_run: Path) -> No
     words = in_words(passport)
     assert passport["teachers"][0]["name"] in words[0]
     assert passport["terms"]["verdict"]
-    assert "Nobody has signed" in words[1]
+    assert "No one has signed" in words[1]
     assert len(words) > 2
 
 
@@ -48,6 +48,6 @@ def test_obligations_are_said_each_in_a_sentence() -> None:
     assert "own" not in words[0]
     assert any("licence llama-3.1" in each for each in words)
     assert any("use policy llama-3.1" in each for each in words)
-    assert "have not been judged" in " ".join(
+    assert "have not been evaluated" in " ".join(
         in_words({"kind": "run", "name": "x", "terms": {"teacher_licence": None}})
     )

@@ -17,7 +17,7 @@ def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest
         assert settings.command(talk, "/help")
         assert "/clear" in capsys.readouterr().err
         assert settings.command(talk, "/provenance")
-        assert "nobody has signed" in capsys.readouterr().err
+        assert "no one has signed" in capsys.readouterr().err
         for line in ("/set temperature 0", "/set max_tokens 4", "/set seed 7"):
             assert settings.command(talk, line)
         assert (settings.temperature, settings.max_tokens, settings.seed) == (0, 4, 7)

@@ -1,5 +1,5 @@
 """What the solver counts for a file is what the exporter writes, in every family and type and at widths that 256 does not
-divide: a student chosen for a target fits it, and none that fits is turned down.
+divide: a student chosen for a target fits it, and none that fits is rejected.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_a_student_chosen_for_a_target_fits_and_none_that_fits_is_turned_down(da
     fits = written(family, tied, wanted, kind, importance)
     target = Target(file_bytes=int(TOLERANCE * fits) + HEADER_BYTES, quantisation=kind)
     limits = limits_of(target)
-    assert not limits.broken(limits.measure(body, wanted)), "it would fit, and is turned down"
+    assert not limits.broken(limits.measure(body, wanted)), "it would fit, and is rejected"
     chosen = solve(body, limits, LossModel(body.teacher, {}), shapes).chosen
     assert target.file_bytes is not None
     assert written(family, tied, chosen.shape, kind, importance) <= chosen.measured["file_bytes"] <= target.file_bytes

@@ -1,4 +1,4 @@
-"""Repairs in closed form, the walk through layers, and the orders in which inputs can go."""
+"""Least-squares repairs, the walk through layers, and the orders in which inputs can go."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_two_processes_train_as_one(two: Path, job: dict[str, Any]) -> None:
     one = train(two, {**job, "name": f"{job['name']}-1"}, ALONE)
     loss, held, weights = differences(two, one, f"{job['name']}-2")
     if job["name"] == "bf16":
-        # Passes in another number format: FSDP2 rounds weights where the working copy does, and sums apart.
+        # Passes in another dtype: FSDP2 rounds weights where the working copy does, and sums apart.
         assert loss < 2e-2
         assert weights < 2e-2
     elif job["name"] == "bf16r":

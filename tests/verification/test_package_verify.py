@@ -87,7 +87,7 @@ def test_a_file_inside_is_opened_as_its_package_is(shop: Workshop, monkeypatch: 
         with pytest.raises(VerificationFailed, match="not on the signed list"), door.checked(shop.package / SIGNATURE):
             pass
         (shop.package / SIGNATURE).unlink()
-        with pytest.raises(VerificationFailed, match="nobody has signed it"):
+        with pytest.raises(VerificationFailed, match="no one has signed it"):
             open_model(file)
 
 

@@ -140,9 +140,9 @@ def plan(
         int | None, typer.Option(min=1, help="Workers of --cluster; without it, several numbers are shown.")
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Dollars of a worker's hour; 2.50 for a card without it.")
+        float | None, typer.Option(min=0, help="Dollars per hour of a worker; 2.50 for a card without it.")
     ] = None,
-    egress_price: Annotated[float, typer.Option(min=0, help="Dollars of a GB that leaves the store's region.")] = 0.09,
+    egress_price: Annotated[float, typer.Option(min=0, help="Dollars per GB that leaves the store's region.")] = 0.09,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -237,7 +237,7 @@ def coins_test(
 
 
 def honeypots_new(
-    accounts: Annotated[Path, typer.Argument(metavar="ACCOUNTS", help="A file with one account a line.")],
+    accounts: Annotated[Path, typer.Argument(metavar="ACCOUNTS", help="A file with one account per line.")],
     key: KeyFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the facts go (JSON rows).")],
 ) -> None:
@@ -252,8 +252,8 @@ def honeypots_new(
 
 
 def honeypots_test(
-    texts: Annotated[Path, typer.Argument(metavar="TEXTS", help="What the suspect said.")],
-    accounts: Annotated[Path, typer.Option(help="The accounts, one a line.")],
+    texts: Annotated[Path, typer.Argument(metavar="TEXTS", help="What the suspect wrote.")],
+    accounts: Annotated[Path, typer.Option(help="The accounts, one per line.")],
     key: KeyFile,
     output: Output = None,
     keys: Keys = None,

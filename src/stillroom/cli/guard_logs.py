@@ -16,7 +16,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The store; made if
 Memory = Annotated[str, typer.Option(help="Memory that DuckDB may take, such as 2GB.")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of DuckDB.")]
 Permitted = Annotated[
-    Path | None, typer.Option(help="A file of accounts, one a line, that may do what a campaign does.")
+    Path | None, typer.Option(help="A file of accounts, one per line, that may do what a campaign does.")
 ]
 BaselinePath = Annotated[Path, typer.Option("--baseline", help="What `guard calibrate` wrote.")]
 Month = Annotated[str | None, typer.Option(help="The month, such as 2026-01; the last one without it.")]

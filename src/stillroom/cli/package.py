@@ -22,7 +22,7 @@ KeyFolders = Annotated[list[Path], typer.Option("--keys", help="A folder of keys
 Descriptor = Annotated[int | None, typer.Option("--passphrase-fd", help="Read the passphrase from this descriptor.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Trust = Annotated[Path | None, typer.Option("--trust", help="A trust.json, or a folder of them.")]
-State = Annotated[Path | None, typer.Option("--state", help="Where this machine's memory lies.")]
+State = Annotated[Path | None, typer.Option("--state", help="Where this machine's memory is stored.")]
 ROLE_WORDS = "root, release, revoke or online"
 
 keys_app = typer.Typer(help="A publisher's keys.", no_args_is_help=True)
@@ -45,12 +45,14 @@ def package(
     grace_days: Annotated[int, typer.Option(min=0, help="Days offline beyond expiry.")] = 30,
     at_expiry: Annotated[str, typer.Option(help="After the grace: refuse or warn.")] = "refuse",
     safetensors: Annotated[bool, typer.Option(help="Carry the full-precision weights too.")] = False,
-    closed_weights: Annotated[bool, typer.Option(help="The weights are not published (export worksheet).")] = False,
+    closed_weights: Annotated[
+        bool, typer.Option(help="The weights are not published (export-control fact sheet).")
+    ] = False,
     teacher_operations: Annotated[
         float | None, typer.Option(help="The teacher's training operations, if known.")
     ] = None,
     to: Annotated[list[str] | None, typer.Option(help="A destination; may be given several times.")] = None,
-    denied: Annotated[list[Path] | None, typer.Option(help="A list of denied destinations, one a line.")] = None,
+    denied: Annotated[list[Path] | None, typer.Option(help="A list of denied destinations, one per line.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's package: files, bill of materials, provenance, terms, scores, policy, licences."""

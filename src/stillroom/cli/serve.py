@@ -62,14 +62,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on. Another than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     key_file: Annotated[
-        Path | None, typer.Option(help="A file of keys, one a line, of which clients need one.")
+        Path | None, typer.Option(help="A file of keys, one per line, of which clients need one.")
     ] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A further name by which clients may call.")] = None,
-    context: Annotated[int, typer.Option(min=64, help="Tokens of context, for each request.")] = 4096,
+    context: Annotated[
+        int, typer.Option(min=64, help="Tokens of context, for each request: the size of its KV cache.")
+    ] = 4096,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests answered at once, by each model.")] = 4,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait, for each model.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each model; default: cores but one.")] = None,
-    batch: Annotated[int, typer.Option(min=32, help="Tokens a prefill step.")] = 256,
+    batch: Annotated[int, typer.Option(min=32, help="Tokens per prefill step: the engine's batch size.")] = 256,
     memory: Annotated[int | None, typer.Option(min=64, help="MiB that all models together may take.")] = None,
     idle: Annotated[float | None, typer.Option(min=1, help="Seconds after which an unused model is unloaded.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Longest time a request may take, in seconds.")] = 600,
@@ -81,7 +83,7 @@ def serve(
     ] = 1.0,
     proxy: Annotated[
         list[str] | None,
-        typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; nobody's is by default."),
+        typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; none is by default."),
     ] = None,
     request_log: Annotated[
         Path | None, typer.Option(help="Log requests to this file, without texts, for `guard intake`; none without it.")
@@ -147,7 +149,7 @@ def _ask(interactive: bool) -> str | None:
 HELP = """/set temperature|max_tokens|seed VALUE   how answers are written from here on
 /set system TEXT                         what the model is told first; begins anew
 /clear                                   begin anew
-/provenance                              where the model comes from, and what its users owe
+/provenance                              where the model comes from, and its users' obligations
 /bye                                     end
 Answers are generated text, and can be wrong."""
 
@@ -209,7 +211,7 @@ def _say(talk: Chat, asked: str, settings: _Settings) -> None:
 
 
 def _show_provenance(talk: Chat) -> None:
-    """Say in words where the model comes from, and what its users owe."""
+    """Say in words where the model comes from, and its users' obligations."""
     from stillroom.serving.passport import in_words
 
     for sentence in in_words(talk.passport()):

@@ -51,7 +51,7 @@ def probe(
                 "top": top,
                 "key_env": key_env,
                 "service": service,
-                # The fixed text is nobody's.
+                # The fixed text belongs to no one.
                 "sends_text": True,
             }
         )

@@ -1,4 +1,4 @@
-"""Commands about terms: the table of terms, and the verdict on a recipe, a run or a model."""
+"""Commands about terms: the table of terms, and the result of the licence check on a recipe, a run or a model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def check(
     ],
     as_json: Json = False,
 ) -> None:
-    """Give the verdict on a recipe, a run or a model, with reasons and obligations; exit code 1 when it is refused."""
+    """Check licences of a recipe, run or model: the result, reasons and obligations; exit code 1 when it is refused."""
     verdict = _verdict(path)
     if as_json:
         _echo(verdict.as_dict() | {"todo": verdict.todo})
@@ -131,13 +131,13 @@ def _show(verdict: Verdict) -> None:
         typer.echo(f"  condition  {condition}")
     owed = record["obligations"]
     if owed["name_prefix"]:
-        typer.echo(f"  owed       the student's name begins with {owed['name_prefix']}")
+        typer.echo(f"  obligation the student's name begins with {owed['name_prefix']}")
     for notice in owed["notices"]:
-        typer.echo(f"  owed       notice: {notice}")
+        typer.echo(f"  obligation notice: {notice}")
     for title, group in (("licence", owed["licences"]), ("use policy", owed["use_policies"])):
         for entry in group:
             lacking = "" if entry["text"] is not None else " (its text has to be supplied: terms.licence_texts)"
-            typer.echo(f"  owed       {title}: {entry['name']}{lacking}")
+            typer.echo(f"  obligation {title}: {entry['name']}{lacking}")
     for teacher in record["teachers"]:
         if teacher["digest"]:
             typer.echo(f"  weights    {teacher['name']}: SHA-256 {teacher['digest']}")

@@ -2,7 +2,7 @@
 
 Ray's own retries are not used: it waits for ever for an actor that cannot come back when a node is lost and nothing is spare.
 Here a unit of an actor that died goes back to the queue, and a successor gets units only once it answers. Near the end slow
-units are given to idle workers a second time; whoever is first counts. Both are safe because a unit is put once, under a name
+units are given to idle workers a second time; the first result counts. Both are safe because a unit is put once, under a name
 of its content.
 
 Workers need the run's folder, the teacher and the cache at the same paths (a shared file system), or the cache in an object
@@ -118,7 +118,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"].lower() == "disabled":
         raise UsageError(
-            "RAY_AUTH_MODE=disabled: whoever reaches the cluster's port could run code on it.",
+            "RAY_AUTH_MODE=disabled: anyone who reaches the cluster's port could run code on it.",
             "Unset it, and give every node the same token: RAY_AUTH_TOKEN_PATH.",
         )
     folder: str | None = None
@@ -248,7 +248,7 @@ class _Queue:
         self.counts.hired += 1
 
     def _give(self) -> None:
-        """Units to workers that have room; where none waits, slow ones a second time."""
+        """Units to workers that are free; where none waits, slow ones a second time."""
         for actor in self.pool:
             mine = sum(flight.actor is actor for flight in self.flying.values())
             while self.queue and mine < AHEAD:

@@ -105,7 +105,7 @@ class TeacherError(UsageError):
 
 
 class UnsupportedModel(UsageError):
-    """A stage does not know this model family, or cannot cut it along this axis."""
+    """A stage does not know this model family, or cannot prune it along this axis."""
 
 
 class VocabularyMismatch(UsageError):
@@ -169,7 +169,7 @@ class EnvironmentProblem(StillroomError):
 
 
 class DiskFull(EnvironmentProblem):
-    """No room is left where something had to be written."""
+    """No disk space is left where something had to be written."""
 
 
 class NotWritable(EnvironmentProblem):
@@ -220,7 +220,7 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
         return DiskFull(
             _at("the disk is full", where),
-            "Free some room and give the same command again: finished stages and checkpoints are kept.",
+            "Free some disk space and give the same command again: finished stages and checkpoints are kept.",
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Read-only file system" in text:
         return NotWritable(_at("may not be read or written", where), "Check its permissions, or choose another folder.")

@@ -95,5 +95,5 @@ GGUF_TYPES: dict[str, FileType] = {row.name: row for row in _ROWS}
 """Every type by its name, finest first."""
 
 STAND_INS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""The GGML type that stands in for one of 256 weights a block in a row that 256 does not divide. Where 32 does not divide the
+"""The GGML type that stands in for one of 256 weights per block in a row that 256 does not divide. Where 32 does not divide the
 row either, it gets F16."""

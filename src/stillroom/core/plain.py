@@ -14,7 +14,7 @@ _CONTROL = (
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # direction of writing
     "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, marks of interlinear notes
     "\ud800-\udfff"  # halves of characters
-    "\U000e0000-\U000e007f"  # tags, which nobody sees
+    "\U000e0000-\U000e007f"  # tags, which no one sees
 )
 _SENT = re.compile(f"[{_CONTROL}]")
 _SENT_IN_LINE = re.compile(f"[{_CONTROL}\n]")

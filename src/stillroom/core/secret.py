@@ -1,6 +1,6 @@
 """Secrets of an owner: 256 random bits in a file that only he can read, a digest that commits to them, and what they decide.
 
-Everything derived from a secret is a keyed function of it (HMAC-SHA-256, or SHAKE-256 over secret and label), so that nobody
+Everything derived from a secret is a keyed function of it (HMAC-SHA-256, or SHAKE-256 over secret and label), so that no one
 who sees one derived value learns another, and no value can be hit by trying seeds of 32 bits.
 """
 

@@ -1,4 +1,4 @@
-"""Sources to the three splits and their ledger."""
+"""Sources to the three splits and their data manifest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SourceLedger:
         self._digests.frombytes(bytes.fromhex(digest))
 
     def as_dict(self) -> dict[str, Any]:
-        """The ledger's entry; the digest covers the digests of all documents in order."""
+        """The data manifest's entry; the digest covers the digests of all documents in order."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -85,7 +85,7 @@ class SourceLedger:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three splits and the ledger of where they came from."""
+    """Three splits and the data manifest of where they came from."""
 
     pieces: dict[str, Pieces]
     ledger: dict[str, Any]
@@ -104,7 +104,7 @@ def build_corpus(
     scratch: Path | None = None,
     written: Path | None = None,
 ) -> Corpus:
-    """Read, split, tokenize, cut into pieces and pack.
+    """Read, split, tokenize, split into pieces and pack.
 
     Args:
         config: The recipe's section.

@@ -2,7 +2,7 @@
 
 Templates seldom say which words are the assistant's, so it is found out: the conversation is rendered once more with a
 marker in place of each of the assistant's contents. What stands between the markers is the template's own text, and the
-true rendering must be made of exactly that text and the contents. Where a template treats a content specially (it cuts
+true rendering must be made of exactly that text and the contents. Where a template treats a content specially (it removes
 thoughts out, say), the renderings of the conversation's beginnings are compared instead. Turns that call tools or think are
 found by what changes where their calls, thoughts and words are replaced.
 
@@ -385,7 +385,7 @@ def _other(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_turns(messages: Messages, text: str, spans: list[Span]) -> tuple[int, list[Span]]:
-    """Where a chat may be cut, in characters of its text.
+    """Where a chat may be split, in characters of its text.
 
     A turn begins behind the answer before it, with the space that the template puts there left to that answer. What a template
     writes at the beginning of a user's turn is read off a later one, and tells where the head ends and the first one begins.

@@ -32,7 +32,7 @@ class Context:
 
 
 def context_of(folder: Path) -> dict[str, Context]:
-    """Targets without context of each split: by the ledger, or counted in a corpus of release 0.1.0, whose ledger has no count.
+    """Targets without context of each split: by the data manifest, or counted in a corpus of 0.1.0, whose has no count.
 
     Args:
         folder: The folder of the stage `corpus`.

@@ -61,9 +61,9 @@ def overlap_of(length: int) -> int:
 def cut(tokens: Tokens, length: int, overlap: int | None = None) -> list[Piece]:
     """The pieces of a document.
 
-    A chat is cut where a user's turn begins, if there is such a place within reach. Its pieces repeat its head (system
+    A chat is split where a user's turn begins, if there is such a place within reach. Its pieces repeat its head (system
     message and tools), and whole turns where they fit. A piece that begins inside an answer repeats the question too, and
-    the last tokens of the answer. Other documents are cut where a sequence is full.
+    the last tokens of the answer. Other documents are split where a sequence is full.
 
     Args:
         tokens: The document, [T].
@@ -112,7 +112,7 @@ def _context(tokens: Tokens, at: int, length: int, overlap: int) -> tuple[Indice
     question: Indices = np.arange(0)
     turn, answer = next(((max(s, head), a) for s, a in reversed(tokens.turns) if s <= at), (head, 0))
     if turn == at:
-        # The shortest whole turns that reach far enough, unless the turn that begins here then has too little room.
+        # The shortest whole turns that reach far enough, unless the turn that begins here then has too little space.
         here = next((start for start, _ in tokens.turns if start > at), len(tokens.ids)) - at
         room = min(budget + overlap, max(length - here, 0)) - head
         begin = max((start for start, _ in tokens.turns if start <= begin and at - start <= room), default=begin)
@@ -137,7 +137,7 @@ def capped(pieces: list[Piece], most: int) -> tuple[list[Piece], int]:
             continue
         dropped += targets - room
         if room > 0:
-            # Up to the last target that there is room for.
+            # Up to the last target that there is space for.
             end = 1 + int(np.flatnonzero(piece.learned[1:])[room - 1]) + 1
             kept.append(
                 Piece(piece.ids[:end], piece.learned[:end], piece.bytes[:end], piece.repeated, begins=piece.begins)

@@ -260,9 +260,9 @@ def too_long(where: str, *, text: bool = True) -> CorpusError:
     """The refusal of a document that is longer than memory is bounded for."""
     return CorpusError(
         f"{where}: longer than {LONGEST >> 20} MiB, which is the most that one document may have.",
-        'Cut it into documents: a file of plain text by a `separator: "\\n\\n"` in the recipe, others into several files.'
+        'Split it into documents: a file of plain text by a `separator: "\\n\\n"` in the recipe, others into several files.'
         if text
-        else "Cut its text into several rows.",
+        else "Split its text into several rows.",
     )
 
 

@@ -23,7 +23,7 @@ SHAREGPT = {
     "system": "system",
     "function_call": "assistant",
 }
-"""Who speaks in a ShareGPT message, and the role that it is."""
+"""Who wrote a ShareGPT message, and the role that it is."""
 MEDIA = ("image", "images", "image_url", "audio", "audios", "video", "videos", "file", "files")
 """Keys and kinds of parts that hold something else than text."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Rows of pieces: the longest piece first, each into the row with the least room that it fits into.
+    """Rows of pieces: the longest piece first, each into the row with the least free space that it fits into.
 
     The same sizes give the same rows. Rows come in the order of their longest piece, so that the first ones are as mixed as all
     of them.
@@ -19,7 +19,7 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
         Indices of pieces, row by row, the longest first.
     """
     rows: list[list[int]] = []
-    # Of each room that is left, the rows that have it; `open_` has a bit for each room that some row has.
+    # Of each size of free space, the rows that have it; `open_` has a bit for each size that some row has.
     left: dict[int, list[int]] = {}
     open_ = 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):

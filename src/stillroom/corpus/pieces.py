@@ -1,8 +1,8 @@
 """The pieces of one split as they are stored: one after the other, without padding.
 
-A file of version 2 takes 6 bytes a token, and holds what was counted once: each piece's address, its targets, and which pieces
+A file of version 2 takes 6 bytes per token, and holds what was counted once: address and targets of each piece, which pieces
 share a row. It is mapped into memory, so that a process reads the rows that it works on and no others. Files of version 1 (9
-bytes a token, nothing counted) are read the same way.
+bytes per token, nothing counted) are read the same way.
 
 Legend: P pieces, T tokens of all pieces, D documents, R rows.
 """
@@ -95,7 +95,7 @@ class Pieces:
         begins: Whether a piece holds all of its document up to its own tokens, [P] bool.
         documents: Index of each piece's document, [P] int32.
         document_sources: Index of the source of each document, [D] int32.
-        length: Tokens of the rows that they were cut for.
+        length: Tokens of the rows that they were made for.
         overlap: Tokens that pieces repeat at least.
         cross_documents: Whether attention and targets of a row cross from piece to piece.
     """
@@ -269,7 +269,7 @@ class PieceFile:
         return len(self.documents)
 
     def _counts_fit(self) -> bool:
-        """Whether every piece has an address and a count, and stands in one row that has room for it."""
+        """Whether every piece has an address and a count, and is in one row that has space for it."""
         pieces, counted = len(self), self._counted
         begins, order = counted["row_begins"], counted["row_pieces"]
         if (
@@ -372,7 +372,7 @@ class PieceList:
     """Gathers the pieces of a split: their tokens in files without a name, so that memory does not grow with them.
 
     Args:
-        length: Tokens of the rows that they are cut for.
+        length: Tokens of the rows that they are made for.
         overlap: Tokens that pieces repeat at least.
         cross_documents: Whether attention and targets of a row cross from piece to piece.
         limit: Tokens of text after which no more is taken, or None.
@@ -449,7 +449,7 @@ class _Column:
 
     Args:
         kind: Their type.
-        folder: Where the file lies; None takes the system's folder for temporary files.
+        folder: Where the file is stored; None takes the system's folder for temporary files.
     """
 
     def __init__(self, kind: type, folder: Path | None) -> None:

@@ -257,7 +257,7 @@ def _completion(reading: _Reading, answer: str = "completion") -> Document:
         return _joined(reading, "prompt", answer)
     prompt, words = reading.words("prompt"), reading.words(answer)
     if prompt and words and not prompt[-1].isspace() and not words[0].isspace():
-        # Nobody wrote these to stand one behind the other.
+        # No one wrote these to stand one behind the other.
         reading.as_chat = True
         return _asked(reading, [], prompt, words)
     return Document(prompt + words, (), reading.where, (), len(prompt))

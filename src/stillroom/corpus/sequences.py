@@ -28,7 +28,7 @@ class Sequences:
         ids: Token ids, [S, L] int64; padding holds 0.
         segments: Number of the piece inside its sequence, [S, L] int32; -1 is padding, at the end. Attention and targets
             stay inside a segment.
-        loss_mask: Whether a token is to be learned, [S, L] bool. It speaks of the token as a target: the assistant's
+        loss_mask: Whether a token is to be learned, [S, L] bool. It is about the token as a target: the assistant's
             words of a chat, every token of plain text.
         documents: Index of the document that a token belongs to, [S, L] int32; -1 is padding.
         token_bytes: UTF-8 bytes of text that a token stands for, [S, L] int32; 0 for special tokens.

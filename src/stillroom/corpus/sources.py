@@ -84,7 +84,7 @@ def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document
 
 
 def name_of(source: Source) -> str:
-    """How messages and the ledger call a source."""
+    """How messages and the data manifest call a source."""
     match source:
         case TextSource() | JsonlSource() | ParquetSource():
             return str(source.path)
@@ -390,7 +390,7 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
                     )
                 data = data[source.split]
         else:
-            # A folder is read where it lies, and of a name on the hub no more than what is asked for; otherwise the
+            # A folder is read where it is, and of a name on the hub no more than what is asked for; otherwise the
             # library's own cache keeps what came over the network.
             streaming = folder.is_dir() or source.limit is not None
             data = datasets.load_dataset(

@@ -15,7 +15,7 @@ class DocumentStore:
     """Keeps documents in a file without a name: it is gone when it is closed, even by a kill.
 
     Args:
-        folder: Where the file lies; None takes the system's folder for temporary files.
+        folder: Where the file is stored; None takes the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -55,5 +55,5 @@ class DocumentStore:
         return Document(text, tuple(messages), where, tuple(tools), given)
 
     def size(self, number: int) -> int:
-        """About how many bytes a document has."""
+        """About how many bytes per document has."""
         return self._offsets[number + 1] - self._offsets[number]

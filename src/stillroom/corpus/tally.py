@@ -38,7 +38,7 @@ class Tally:
 def sentences(tally: dict[str, Any]) -> list[str]:
     """What :meth:`Tally.as_dict` has to tell a user, in short sentences; nothing where everything was taken as it is."""
     if "files" not in tally:
-        # A ledger of 0.1.0 has no counts.
+        # A data manifest of 0.1.0 has no counts.
         return []
     found = []
     taken, passed = tally["files"]["taken"], tally["files"]["passed_over"]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 LONG = 1 << 20
 """Characters of plain text that are tokenized in one piece: an encoding takes some hundred times the text's memory."""
 WINDOW = 256
-"""Characters on both sides of a cut that must give the same ids with and without it."""
+"""Characters on both sides of a split that must give the same ids with and without it."""
 TRIES = 64
-"""Places for a cut that are tried before the text stays whole."""
+"""Positions for a split that are tried before the text stays whole."""
 
 Array = npt.NDArray[Any]
 
@@ -164,7 +164,7 @@ class Encoder:
         return [*pieces, text[begin:]]
 
     def _cut(self, text: str, at: int) -> int | None:
-        """A place behind ``at`` where a line begins and a cut changes no id, as far as its surroundings tell."""
+        """A place behind ``at`` where a line begins and a split changes no id, as far as its surroundings tell."""
         for _ in range(TRIES):
             at = text.find("\n", at) + 1
             if at == 0 or at >= len(text):

@@ -1,6 +1,6 @@
 """A model that answers: log-likelihoods of texts, greedy continuations, chats.
 
-Texts are cut into tokens the way lm-evaluation-harness does it (Gao et al., doi:10.5281/zenodo.12608602), so that its numbers
+Texts are split into tokens the way lm-evaluation-harness does it (Gao et al., doi:10.5281/zenodo.12608602), so that its numbers
 and ours are the same quantity: context and continuation are encoded together, white space at the context's end goes to the
 continuation, and what does not fit the window is cut off on the left.
 

@@ -128,7 +128,7 @@ class Bench:
         return [name for name in self.names if name not in UNTRAINED]
 
     def load(self, name: str) -> Loaded:
-        """A model, loaded once; on a GPU again where others took its room since."""
+        """A model, loaded once; on a GPU again where others took its memory since."""
         subject = self.subjects[name]
         if not subject.is_loaded:
             if self.device.type != "cpu" and name != "teacher":
@@ -230,7 +230,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
 
 
 def package_folder(package: str, install: str) -> Path:
-    """Where an installed package lies; it is not imported.
+    """Where an installed package is stored; it is not imported.
 
     Raises:
         MissingDependency: It is not installed; names the command that does it.

@@ -18,7 +18,7 @@ from stillroom.evaluation.words import of, percent
 CONFIDENCE = 0.95
 
 ROWS = (
-    ("KL to teacher, nats a token", "kl_to_teacher", 3, 1.0, ""),
+    ("KL to teacher, nats per token", "kl_to_teacher", 3, 1.0, ""),
     ("same next token", "top1_agreement", 1, 100.0, " %"),
     ("among the five likeliest", "top5_agreement", 1, 100.0, " %"),
     ("bits per byte", "bits_per_byte", 3, 1.0, ""),

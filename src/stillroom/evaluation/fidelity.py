@@ -193,7 +193,7 @@ def _asked(
 
 
 class _Said:
-    """What the teacher says at the positions of one chunk, as students with one vocabulary hear it; carried over once."""
+    """What the teacher predicts at the positions of one chunk, over one vocabulary of students; carried over once."""
 
     def __init__(self, logprobs: torch.Tensor) -> None:
         self.logprobs = logprobs  # [P, V], in the teacher's ids
@@ -242,8 +242,8 @@ class _Said:
 class _Student:
     """One contender's pass over one sequence.
 
-    Its tokens that are predicted are its *rows*. Each lies in the place from which the teacher predicts the whole token that
-    it is a piece of; the first row of a place is where both predict the same.
+    Its tokens that are predicted are its *rows*. Each is at the position from which the teacher predicts the whole token that
+    it is a sub-token of; the first row of a place is where both predict the same.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class _Student:
         device = hidden.device
         keep = (row.segments[0] >= 0).nonzero().squeeze(1)
         owner = keep[source.origin(0)[batch.rows + 1]] - 1
-        # The pieces of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
+        # The sub-tokens of a document's first token, which the teacher does not predict, do not count: nor do its bytes.
         counts = torch.isin(owner, where)
         rows, owner = batch.rows[counts], owner[counts]
         self.states = hidden[rows.to(device)]

@@ -1,4 +1,4 @@
-"""Floors and ceilings of a recipe: which a student misses."""
+"""Quality gates of a recipe (``floors``: minimums, ``ceilings``: maximums): which a student misses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def require_bounds(summary: dict[str, Any], where: str) -> None:
         words = "; ".join(sentence(entry) for entry in missed)
         raise FloorMissed(
             f"The student misses {len(missed)} of {len(summary['bounds'])} bounds of its recipe: {words}.",
-            f"Everything was written: see {where}. Train longer, cut less, or change `evaluate.floors` knowingly.",
+            f"Everything was written: see {where}. Train longer, prune less, or change `evaluate.floors` knowingly.",
         )
 
 

@@ -100,7 +100,7 @@ class ListedSaid:
         if vocabulary not in self._projected:
             self._projected[vocabulary] = vocabulary.project_coarse(self._signal)
         signal = self._projected[vocabulary]
-        # A token that is split is said by its first piece, whatever else begins with it.
+        # A token that is split is said by its first sub-token, whatever else begins with it.
         theirs = vocabulary.first.to(logprobs.device)[self.best[1]]
         if chosen is not None:
             signal, theirs = signal.rows_at(chosen), theirs[chosen]

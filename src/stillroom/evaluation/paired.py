@@ -56,7 +56,7 @@ def share_difference(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
-    """McNemar's test of two models on the same items: only items that one of them gets right speak.
+    """McNemar's test of two models on the same items: only items that one of them gets right count.
 
     The two-sided mid-p value of the binomial test: the exact one rejects a true null far less often than it says
     (Fagerland, Lydersen & Laake 2013, doi:10.1186/1471-2288-13-91).

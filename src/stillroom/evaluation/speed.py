@@ -27,12 +27,12 @@ RAPL = Path("/sys/class/powercap")
 def measure_speed(
     models: dict[str, CausalModel], prompt: dict[str, torch.Tensor], new_tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """Tokens a second of several models, batch of one, with a key/value cache.
+    """Tokens per second of several models, batch size one, with a KV cache.
 
     Repetitions are interleaved, so that a busy moment meets all models; the first pass of each warms up and is left out.
 
     Args:
-        models: Models by name, all on the same device and in the same number format; the first is what others are
+        models: Models by name, all on the same device and in the same dtype; the first is what others are
             compared with.
         prompt: Ids of a prompt in each model's vocabulary, [L].
         new_tokens: Tokens to decode, greedily.
@@ -89,7 +89,7 @@ def _interval(name: str, values: list[float]) -> dict[str, Any]:
 
 
 def read_energy(root: Path = RAPL) -> float | None:
-    """Joules that the processor's packages have used since some moment, or None where the machine does not say.
+    """Joules that the CPU's packages have used since some moment, or None where the machine does not say.
 
     Intel's and AMD's running average power limit, as Linux shows it; the counter wraps around now and then.
     """

@@ -31,7 +31,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "cross_entropy": ("nats", "tokens", 1.0),
     "bits_per_byte": ("nats", "text_bytes", 1 / math.log(2)),
 }
-"""Each measure is Σ column · factor / Σ column: nats a compared position, shares, nats a token, bits a byte."""
+"""Each measure is Σ column · factor / Σ column: nats a compared position, shares, nats per token, bits per byte."""
 MORE_IS_BETTER = {"top1_agreement", "top5_agreement"}
 
 

@@ -35,7 +35,7 @@ class Passage:
     Attributes:
         teacher_ids: In the teacher's ids.
         ids: In the student's, [P]; every position is compared.
-        source: The teacher's token that each of the student's is a piece of, [P].
+        source: The teacher's token that each of the student's is a sub-token of, [P].
     """
 
     teacher_ids: list[int]
@@ -56,7 +56,7 @@ class Agreement:
     """How what a file says compares with a reference.
 
     Attributes:
-        kl: Mean KL(reference ‖ file), nats a token.
+        kl: Mean KL(reference ‖ file), nats per token.
         largest_kl: The largest at a single position.
         top1: Share of positions with the same most probable token.
         positions: Positions compared.
@@ -124,7 +124,7 @@ def require_agreement(agreement: Agreement, kind: str, limit: float, file: Path)
     """
     if not agreement.kl <= limit:
         raise ExportMismatch(
-            f"{file.name}: the mean KL to the PyTorch student is {agreement.kl:.2e} nats a token over "
+            f"{file.name}: the mean KL to the PyTorch student is {agreement.kl:.2e} nats per token over "
             f"{agreement.positions} positions, and {kind} may have {limit:.0e}; top-1 agreement is {agreement.top1:.1%}.",
             f"Choose a finer type, or raise `export.max_kl.{kind}` if that is good enough for you.",
         )

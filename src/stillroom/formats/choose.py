@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig
 
 CACHE_BYTES = 2
-"""Bytes of one number in the runtime's cache of keys and values."""
+"""Bytes of one number in the runtime's KV cache."""
 
 
 def byte_limit(choice: ChooseConfig, config: ModelConfig) -> int | None:

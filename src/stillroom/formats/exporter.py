@@ -142,7 +142,7 @@ class Exporter:
                 found, recovery = self._recover(kind, target, found)
             require_agreement(found, kind, self.config.max_kl[kind], target)
         except ExportMismatch:
-            # Nobody is to find and run a file that was refused.
+            # No one is to find and run a file that was refused.
             target.unlink(missing_ok=True)
             raise
         made: dict[str, Any] = {

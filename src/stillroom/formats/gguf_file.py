@@ -72,7 +72,7 @@ def write_gguf(
             tensor gets which type.
         name: Name of the model, for the file's metadata.
         licence: Its licence, for the file's metadata.
-        rows: Ids that are real. What lies behind them pads the vocabulary and is left out, so that it is never said.
+        rows: Ids that are real. What follows them pads the vocabulary and is left out, so that it is never said.
         importance: What an error in each column costs; used where a matrix is in it.
 
     Raises:

@@ -1,6 +1,6 @@
 """A run's student in every GGUF type: bytes, KL to the student and to the teacher, decode speed. Not a stage.
 
-The stage `export` knows nothing of the teacher; this measurement stands over both and is made on demand. It reads a
+This measurement needs teacher and files, unlike the stage `export`, and is made on demand. It reads a
 finished run and writes ``ladder/ladder.json``; the files that it needs on the way are removed again.
 
 Legend: P positions, V the student's ids.
@@ -55,7 +55,7 @@ def ladder(
         quiet: Draw no progress.
 
     Returns:
-        What ``ladder.json`` holds: ``rungs``, one a file, with the PyTorch student first.
+        What ``ladder.json`` holds: ``rungs``, one per file, with the PyTorch student first.
 
     Raises:
         RunError: The run is not finished as far as its student.
@@ -89,7 +89,7 @@ def teacher_says(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The teacher's log-probabilities in the student's ids, [P, V], and the passage's positions that they belong to, [P].
 
-    Between the pieces of one of the teacher's tokens the teacher does not speak.
+    Between the sub-tokens of one of the teacher's tokens the teacher predicts nothing.
     """
     ids = torch.tensor([text.teacher_ids])
     hidden = hidden_states(teacher, ids, torch.arange(ids.shape[1])[None])[0]
@@ -165,13 +165,13 @@ def _measure(
 
 
 def _listed(expected: torch.Tensor) -> list[Listed]:
-    """What PyTorch says, cut to as many ids as the runtime lists, so that both are compared alike."""
+    """What PyTorch predicts, limited to as many ids as the runtime lists, so that both are compared alike."""
     best = expected.double().topk(min(MOST_LISTED, expected.shape[1]), dim=1)
     return [Listed(ids, logprobs) for ids, logprobs in zip(best.indices, best.values, strict=True)]
 
 
 def _speeds(paths: list[Path], prompt: list[int]) -> list[float]:
-    """Tokens a second while decoding, by the runtime's own clock; the median of interleaved rounds."""
+    """Tokens per second while decoding, by the runtime's own clock; the median of interleaved rounds."""
     rates: list[list[float]] = [[] for _ in paths]
     for _ in range(ROUNDS):
         for path, found in zip(paths, rates, strict=True):

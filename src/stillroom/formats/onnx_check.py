@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
 MAX_KL = 1e-4
-"""Largest mean KL(PyTorch ‖ ONNX Runtime), nats a token: both compute in float32."""
+"""Largest mean KL(PyTorch ‖ ONNX Runtime), nats per token: both compute in float32."""
 GENERATED = 32
 """Tokens of the greedy continuation that has to be the same."""
 NEAR_TIE = 1e-3
@@ -30,7 +30,7 @@ NEAR_TIE = 1e-3
 
 
 class OnnxModel:
-    """An exported graph in ONNX Runtime, on the processor.
+    """An exported graph in ONNX Runtime, on the CPU.
 
     Args:
         folder: What :func:`~stillroom.formats.onnx_file.write_onnx` wrote.
@@ -119,7 +119,7 @@ def check_onnx(source: Path, folder: Path, texts: list[Passage], used: int) -> d
     kl = max(0.0, sum(divergences) / len(divergences))
     if not kl <= MAX_KL:
         raise ExportMismatch(
-            f"{folder.name}: the mean KL of ONNX Runtime to the PyTorch student is {kl:.2e} nats a token, and "
+            f"{folder.name}: the mean KL of ONNX Runtime to the PyTorch student is {kl:.2e} nats per token, and "
             f"{MAX_KL:.0e} is allowed.",
             "Leave ONNX out (`export: {onnx: false}`), and report this model.",
         )

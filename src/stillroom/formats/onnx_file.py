@@ -1,4 +1,4 @@
-"""A Hugging Face folder to ONNX with a cache of keys and values.
+"""A Hugging Face folder to ONNX with a KV cache.
 
 The graph takes ``input_ids`` [1, L] and the cache so far, ``past.I.key`` and ``past.I.value`` [1, G, P, D] of each layer I, and
 gives ``logits`` [1, L, V] and the grown cache, ``present.I.key`` and ``present.I.value`` [1, G, P + L, D]. A first call has

@@ -26,7 +26,7 @@ from stillroom.models.quantization import block
 
 Array = np.ndarray
 Encoder = Callable[[Array, int, "Array | None", Array], None]
-"""Fills bytes [R, bytes a row] from rows [R, C], a type's number and the columns' importance [C]."""
+"""Fills bytes [R, bytes per row] from rows [R, C], a type's number and the columns' importance [C]."""
 PLAIN = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 PART = 1 << 20
 """Weights that one thread encodes at a time."""
@@ -41,7 +41,7 @@ def quantise(data: Array, kind: GGMLQuantizationType, importance: Array | None =
         importance: What an error in each column costs, float32 [C]; None counts all alike.
 
     Returns:
-        For F32 and F16 the numbers, else bytes, [..., bytes a row].
+        For F32 and F16 the numbers, else bytes, [..., bytes per row].
 
     Raises:
         MissingDependency: No library here can make this type.

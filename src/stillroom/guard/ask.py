@@ -155,7 +155,7 @@ def greedy(loaded: LoadedTeacher, tokens: int = 8) -> Asker:
 
 
 def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeout: float = 60.0) -> Asker:
-    """Asks a server that speaks the OpenAI API, at temperature 0.
+    """Asks a server with the OpenAI API, at temperature 0.
 
     Args:
         address: Such as ``http://127.0.0.1:8080/v1``.
@@ -199,7 +199,7 @@ def ask_finding(asked: Asked, subject: str) -> Finding:
             "controls": asked.controls,
         },
         rank=Rank(rank=min(asked.rank, asked.controls + 1), of=asked.controls + 1),
-        correction="none: the verdict is that of the whole budget, and asking stops only when it is decided",
+        correction="none: the result is that of the whole budget, and asking stops only when it is decided",
         cannot_conclude=(
             "derivation: the same data, size or teacher make models alike too",
             "a p-value: prompts are many and models are few",

@@ -1,7 +1,7 @@
 """The benign baseline: what honest clusters look like, learned from months in which the owner knows of no campaign.
 
 A third of the clusters, drawn by digest, fits the score; the others are the pool that e-values compare with. No example of
-an attack is in either. A stream's score is the sum, over features, of how far it lies in the upper tail of benign streams of
+an attack is in either. A stream's score is the sum, over features, of how far it is in the upper tail of benign streams of
 its stratum,
 
     u_f(x) = -log10 P(feature of a benign stream ≥ x),

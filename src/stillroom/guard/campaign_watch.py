@@ -23,7 +23,7 @@ from stillroom.guard.log_store import DAY_US, Store
 ALPHA = 0.1
 CANNOT = (
     "That anybody trained a model on the answers: this is about requests, not about models.",
-    "Who is behind the accounts: they act as one, whoever they are.",
+    "Who is behind the accounts: they act as one, no matter who they are.",
     "That it is forbidden: terms decide, and permission may have been given.",
     "That other clusters are honest: a campaign from residential addresses that shares nothing, or one that is a small part of"
     " a wrapper's traffic, looks like its cover.",
@@ -277,7 +277,7 @@ def notes_of(watched: Watched, baseline: Baseline) -> list[str]:
 
 
 def read_permitted(path: Path | None, store: Store) -> frozenset[int]:
-    """The digests of accounts that a file names, one a line (names as in the logs, or digests of 16 hex digits).
+    """The digests of accounts that a file names, one per line (names as in the logs, or digests of 16 hex digits).
 
     Raises:
         UsageError: The file cannot be read.

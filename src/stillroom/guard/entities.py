@@ -12,7 +12,7 @@ and start), where the weights together exceed log10(N) + 0.5: fewer than one acc
 by chance.
 
 What accounts ask may add at most one to a combination whose other parts have at least three: content alone never links, so
-nobody can be drawn into a cluster by having their prompts copied.
+no one can be drawn into a cluster by having their prompts copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stillroom.guard.log_store import KINDS
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 HUB = 500
-"""Accounts from which on a value links nobody."""
+"""Accounts from which on a value links no one."""
 OWN = {"org": 5000, "payment": HUB, "device": 100}
 """Kinds that link by themselves, and their hubs."""
 SLOTS = {"ip24": 4, "ua": 1, "asn": 1}

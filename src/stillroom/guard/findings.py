@@ -55,7 +55,7 @@ class Finding(Closed):
         test: Name of the test, such as ``lineage/unit-order``.
         grade: A, B or C; see the module.
         verdict: A few words, such as ``derived``, ``same family``, ``cannot tell``, ``watch``.
-        null: The hypothesis that the number speaks against, in words.
+        null: The hypothesis that the number is evidence against, in words.
         statistic: What was counted or computed, by name.
         log10_p: Grade A only: decimal logarithm of the p-value, corrected as ``correction`` says; at most 0.
         e: An e-value: under the null hypothesis its mean is at most 1.

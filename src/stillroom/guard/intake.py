@@ -1,6 +1,6 @@
 """Reads request logs of any size and any content into a store.
 
-Lines come from outside, and what is in them was chosen by whoever is being looked for. A line can be huge, nested, not UTF-8
+Lines come from outside, and what is in them was chosen by those who are being looked for. A line can be huge, nested, not UTF-8
 or not JSON: it is counted under a reason, and the next one is read. Memory is bounded by the longest line that is taken and
 one batch.
 """

@@ -1,11 +1,11 @@
 """Reduces what identifies people and what they wrote to keyed digests.
 
 Every digest is keyed BLAKE2b with 64 bits under the store's own secret: equal values are seen to be equal inside one store, and
-nobody without the key can try values against them. A prompt becomes two digests and one flag:
+no one without the key can try values against them. A prompt becomes two digests and one flag:
 
 - *skeleton*: of the first words of the system message and of the last user message, after numbers, quoted text, addresses and
   capitalised words inside a sentence were masked. Requests that were made from one template share it;
-- *fill*: of the whole text, apart from case and white space. It says whether the same text was sent again, by whomever;
+- *fill*: of the whole text, apart from case and white space. It says whether the same text was sent again, no matter by whom;
 - *asks for reasoning*: whether the text asks the model to show its steps.
 """
 

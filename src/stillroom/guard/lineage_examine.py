@@ -241,7 +241,7 @@ def _match_finding(
         among.append(matched_share(activity_of(path, words), of_owner)[0])
     of_base = None if base is None else matched_share(activity_of(base, words), of_owner)[0]
     rank = 1 + sum(value >= share for value in among)
-    cannot = ["a p-value: nobody knows how this statistic is distributed among independent models"]
+    cannot = ["a p-value: no one knows how this statistic is distributed among independent models"]
     first = len(among) >= LEAST_CONTROLS and rank == 1
     if not first:
         verdict = "cannot tell"

@@ -1,7 +1,7 @@
 """Lineage by the order of training, exact: does the suspect remember best what the owner's run saw last?
 
 The owner's run shuffled its sequences by its own secret. Whatever the suspect is, if it was made independently of that run,
-its losses know nothing of the order. Sequences are paired: the one in place i with the one in place i + n/2. Given which two
+its losses do not depend on the order. Sequences are paired: the one in place i with the one in place i + n/2. Given which two
 make a pair, which of them came later is a fair coin. The signed ranks of the differences in loss (the suspect's minus a
 reference model's, which only removes noise) are summed, and the sum is held against all signs (Chernoff's bound, no
 approximation). Spearman's correlation of place and loss over all sequences is given beside it, with its normal

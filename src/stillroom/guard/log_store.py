@@ -1,7 +1,7 @@
 """A store of reduced request logs: a folder of Parquet files, DuckDB over them, and the secret of their digests.
 
     STORE/store.json          schema, digest of the secret, share of texts that `fills` keeps
-    STORE/secret.key          32 bytes; without it nobody can try values against the digests
+    STORE/secret.key          32 bytes; without it no one can try values against the digests
     STORE/parts/ID/           one intake: rows-*.parquet, its reductions, and part.json (what was read, skipped, missing)
     STORE/reduced/            the reductions of all parts together
 

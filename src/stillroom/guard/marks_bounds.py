@@ -1,6 +1,6 @@
 """Bounds on tail probabilities that hold exactly, for any sample size: what grade A prints.
 
-All speak of sums whose signs or choices the owner drew himself: given everything else, they are independent fair coins (or
+All are about sums whose signs or choices the owner drew himself: given everything else, they are independent fair coins (or
 independent values with a known mean), whatever the suspect is.
 """
 

@@ -20,7 +20,7 @@ MOST_KEYS = 65_536
 MOST_TENSORS = 262_144
 LONGEST_KEY = 65_535
 LONGEST_NAME = 63
-"""Bytes of a tensor's name: llama.cpp has room for 64 with the closing zero."""
+"""Bytes of a tensor's name: llama.cpp has space for 64 with the closing zero."""
 KEPT_BYTES = 1 << 20
 """A longer text is walked over and not kept."""
 DEEPEST = 4

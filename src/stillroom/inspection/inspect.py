@@ -1,6 +1,6 @@
 """Looks over files from elsewhere before anything opens them.
 
-Refused, wherever it lies: pickles (by name and by their bytes), programs, archives, what is not a file that a model needs,
+Refused, wherever it is: pickles (by name and by their bytes), programs, archives, what is not a file that a model needs,
 links, hidden files, names that other systems would take for one; headers that two readers would read differently; configs and
 chat templates that call for code. A few files that hubs add (`.gitattributes`, their own notes under `.cache`) are passed over.
 """

@@ -17,7 +17,7 @@ from stillroom.core.errors import InspectionRefused
 MOST_FIELDS = 5_000_000
 """Fields that are looked at: a graph of a hundred layers has some ten thousand."""
 LONGEST = 1024
-"""Bytes of a word that says where a tensor lies."""
+"""Bytes of a word that says where a tensor is stored."""
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -111,15 +111,15 @@ class _Look:
         raise self._refusal("a number without an end", position)
 
     def _entry(self, start: int, end: int, found: dict[str, str]) -> None:
-        """One key and its value of where a tensor lies; readers differ on repeated ones."""
+        """One key and its value of where a tensor is stored; readers differ on repeated ones."""
         words: dict[int, str] = {}
         for number, first, last in self._fields(start, end):
             if number in words or last - first > LONGEST:
-                raise self._refusal("says twice, or endlessly, where a tensor lies", first)
+                raise self._refusal("says twice, or endlessly, where a tensor is stored", first)
             words[number] = self.data[first:last].decode("utf-8", "replace")
         key = words.get(1, "")
         if key in found:
-            raise self._refusal("says twice where a tensor lies", start)
+            raise self._refusal("says twice where a tensor is stored", start)
         found[key] = words.get(2, "")
 
     def _require_beside(self, external: dict[str, str], start: int) -> None:

@@ -170,7 +170,7 @@ class _Renderer:
 
 _LIMITS = {
     "memory": "it took more than 512 MiB of memory",
-    "time": "it took more than 2 seconds of the processor",
+    "time": "it took more than 2 seconds of the CPU",
     "length": "it wrote more than 32 million characters",
 }
 _TIMED_OUT = (-27, -24)

@@ -26,7 +26,7 @@ from stillroom.core.sandbox.policies import NO_EFFECTS
 MEMORY_BYTES = 512 << 20
 """Address space of the child."""
 CPU_SECONDS = 2.0
-"""Processor time of one rendering."""
+"""CPU time of one rendering."""
 LONGEST = 32 << 20
 """Characters of a rendered text."""
 
@@ -75,7 +75,7 @@ def _limit() -> None:
 
 
 def _watch(seconds: float) -> None:
-    """End this process after some seconds of processor time, whatever it is in; nothing ends it at zero."""
+    """End this process after some seconds of CPU time, whatever it is in; nothing ends it at zero."""
     import signal
 
     with contextlib.suppress(AttributeError, OSError):

@@ -33,7 +33,7 @@ def require_template(template: str, where: str, accepted: Sequence[str] | None =
     if accepted is not None and template not in accepted:
         raise InspectionRefused(
             f"{where}: the chat template differs from the teacher's (at character {_differs(template, accepted):,}).",
-            "A student speaks by its teacher's template; get the model from its owner again.",
+            "A student uses its teacher's template; get the model from its owner again.",
         )
     if len(template) > LONGEST:
         raise InspectionRefused(

@@ -1,6 +1,6 @@
-"""Causal attention inside documents of packed sequences, in blocks of queries, for processors.
+"""Causal attention inside documents of packed sequences, in blocks of queries, for CPUs.
 
-PyTorch's fused attention on a processor reaches a third of the rate of its matrix products, and visits every key whether
+PyTorch's fused attention on a CPU reaches a third of the rate of its matrix products, and visits every key whether
 or not a document allows it. Here a block of queries meets only the keys from the beginning of its oldest document to its
 own end, in plain matrix products; the probabilities are kept for the backward pass, half a matrix a head.
 
@@ -23,7 +23,7 @@ NAME = "stillroom_packed"
 BLOCK = 64
 """Queries that are answered together."""
 SHORTEST, LONGEST = 2 * BLOCK, 4096
-"""Tokens a sequence for which this pays: below, calls cost more; above, the probabilities take too much memory."""
+"""Tokens per sequence for which this pays: below, calls cost more; above, the probabilities take too much memory."""
 
 
 @dataclass(frozen=True)

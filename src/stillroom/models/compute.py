@@ -1,4 +1,4 @@
-"""Processors, number formats and determinism."""
+"""CPUs, dtypes and determinism."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float64: where they are, or on the processor where their device has no float64."""
+    """The same numbers in float64: where they are, or on the CPU where their device has no float64."""
     import torch
 
     return tensor.double() if widest(tensor.device) == torch.float64 else tensor.cpu().double()
 
 
 def choose_dtype(asked: str, device: str) -> torch.dtype:
-    """The number format for a recipe's ``auto``, ``float32`` or ``bfloat16`` on a device."""
+    """The dtype for a recipe's ``auto``, ``float32`` or ``bfloat16`` on a device."""
     import torch
 
     if asked == "auto":

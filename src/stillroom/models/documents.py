@@ -1,6 +1,6 @@
 """Causal attention inside documents of packed sequences, for GPUs.
 
-transformers finds the documents of packed sequences from their positions, for which the processor waits for the GPU, and makes
+transformers finds the documents of packed sequences from their positions, for which the CPU waits for the GPU, and makes
 a mask of them that keeps PyTorch from its flash kernel. Here the ends of the documents, which are known where a batch is made,
 go to :func:`torch.nn.attention.varlen.varlen_attn`; where that does not run (float32, Apple's GPUs, older cards and versions of
 PyTorch), a mask is made on the GPU, without waiting for it.
@@ -57,7 +57,7 @@ def documents_of(positions: torch.Tensor) -> Documents:
     """The documents of packed sequences.
 
     Args:
-        positions: Position of each token inside its document, [B, L], on the processor; a new document begins wherever
+        positions: Position of each token inside its document, [B, L], on the CPU; a new document begins wherever
             it is not one more than the one before.
     """
     begins = torch.ones_like(positions, dtype=torch.bool)

@@ -51,7 +51,7 @@ def hidden_states(
         ids: Token ids, [B, L].
         positions: Position of each token inside its document, [B, L].
         documents: Of the positions, as :func:`stillroom.models.documents.documents_of` finds them. Only a GPU asks for
-            them, and waits where they are not given and the positions are not on the processor.
+            them, and waits where they are not given and the positions are not on the CPU.
 
     Raises:
         UnsupportedModel: The model cannot be run rightly, by name.

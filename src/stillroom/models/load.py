@@ -95,7 +95,7 @@ def load_teacher(
     Raises:
         TeacherError: It is missing or cannot be read.
         InspectionRefused: It is not safe to open.
-        VerificationFailed: It lies inside a package that cannot prove what it claims.
+        VerificationFailed: It is inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
     notes: tuple[str, ...] = ()
@@ -259,7 +259,7 @@ def model_folder(name: str, revision: str | None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
         except Exception as error:
             raise translate(error, name) or TeacherError(
-                f"{name} is neither a folder here nor to be had from the hub ({first_line(error)}).",
+                f"{name} is neither a folder here nor available from the hub ({first_line(error)}).",
                 "Check the name and the network, or give the path of a folder that holds the model.",
             ) from None
     if not (folder / "config.json").is_file():

@@ -109,7 +109,7 @@ def _key(model: CausalModel) -> tuple[str, ...]:
 def _quiet(model: CausalModel) -> Iterator[None]:
     """Evaluation mode without gradients and autocast; afterwards everything is as it was.
 
-    Whoever hooks into a module, or has put a function in place of its forward pass, gets nothing of the proof's documents. What
+    Code that hooks into a module, or has put a function in place of its forward pass, gets none of the proof's documents. What
     accelerate put there moves weights, and stays.
     """
     training = [module for module in model.modules() if module.training]
@@ -196,7 +196,7 @@ def _prove(model: CausalModel) -> tuple[Proof, bool]:
     if not all(bool(torch.isfinite(logits).all()) for logits in full):
         raise UnsupportedModel(
             f"The model (family `{name}`) gives logits that are not finite numbers.",
-            "Get its files again, or run it in another number format: `dtype: float32`.",
+            "Get its files again, or run it in another dtype: `dtype: float32`.",
         )
     sigma = float(torch.cat(full).float().std())
     dtype = next(model.parameters()).dtype

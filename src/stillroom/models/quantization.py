@@ -3,7 +3,7 @@
 - Vectors stay float32.
 - The output matrix (the embedding, where the two are one) gets Q6_K, or the file's own type where its row says so.
 - Matrices of layers get what the first rule of the file's row gives them, else the type of most matrices.
-- A row of weights that the type's blocks do not divide gets a type of 32 weights a block, and F16 where 32 does not divide
+- A row of weights that the type's blocks do not divide gets a type of 32 weights per block, and F16 where 32 does not divide
   it.
 
 The rows are in :mod:`stillroom.core.gguf_types`. The exporter writes by this rule, and the solver counts by it.

@@ -1,8 +1,8 @@
-"""Llama's decoder layers by hand, forward and backward, for processors.
+"""Llama's decoder layers by hand, forward and backward, for CPUs.
 
-The models' own code makes some 60 small operations a layer, each of them split over all threads. Here
+The models' own code makes some 60 small operations per layer, each of them split over all threads. Here
 
-1. tokens are one line without padding, cut into as many shares as there are threads. A share runs through all layers on
+1. tokens are one line without padding, divided into as many shares as there are threads. A share runs through all layers on
    a thread of its own; it waits for another only for keys and values of a document that began there, and for the
    weights' gradients, which are added in a fixed order: results do not depend on timing.
 2. queries, keys and values are one product, gate and up another (their weights are neighbours in memory, see
@@ -164,7 +164,7 @@ def _product(states: torch.Tensor, whole: torch.Tensor | None, group: Sequence[t
 
 @dataclass(frozen=True)
 class Line:
-    """Tokens of packed sequences in one line, and where they are cut.
+    """Tokens of packed sequences in one line, and where they are divided.
 
     Attributes:
         ids: [T].

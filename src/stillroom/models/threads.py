@@ -1,4 +1,4 @@
-"""Worker threads that each compute on their own share of the processor.
+"""Worker threads that each compute on their own share of the CPU.
 
 PyTorch splits every single operation over the threads of a process, and each waits for the slowest: thousands of times
 a step. Where one core is shared with another program, every such wait costs a time slice. Work that is split once, into
@@ -119,7 +119,7 @@ class Milestones:
                 raise Abandoned
 
     def fail(self) -> None:
-        """Say that this share failed: nobody waits any longer."""
+        """Say that this share failed: no one waits any longer."""
         with self._changed:
             self._failed = True
             self._changed.notify_all()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         last_hidden_state: torch.Tensor
 
     class Prediction(Protocol):
-        """What a model returns: logits, [B, L, V], and the cache of keys and values, if one was asked for."""
+        """What a model returns: logits, [B, L, V], and the KV cache (keys and values), if one was asked for."""
 
         logits: torch.Tensor
         past_key_values: Cache | None

@@ -165,7 +165,7 @@ class Ring:
         return SSlibKey(key.keyid, "ed25519", "ed25519", {"public": key.public})
 
     def has_private(self, name: str) -> bool:
-        """Whether the private half lies here."""
+        """Whether the private half is here."""
         return self._private_path(name).is_file()
 
     def signer(self, name: str, passphrase: str) -> CryptoSigner:
@@ -183,11 +183,11 @@ class Ring:
         """Open a private key. Errors as in :meth:`signer`."""
         path = self._private_path(name)
         if not path.is_file():
-            raise UsageError(f"{path}: no such private key.", "Sign where it lies, or copy it here.")
+            raise UsageError(f"{path}: no such private key.", "Sign where it is stored, or copy it here.")
         return _read_private(path, passphrase)
 
     def signers(self, role: Role, passphrase: str) -> list[CryptoSigner]:
-        """Signers of every key of a role whose private half lies here."""
+        """Signers of every key of a role whose private half is here."""
         return [self.signer(name, passphrase) for name in self.names(role) if self.has_private(name)]
 
     def rotate(self, role: Role, name: str, passphrase: str, cost: int = COST) -> str:

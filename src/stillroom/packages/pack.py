@@ -232,10 +232,10 @@ def _card(
     rows = [
         {"name": label, "teacher": _cell(teacher, key), "student": _cell(student, key)}
         for key, label in (
-            ("bits_per_byte", "bits a byte"),
-            ("kl_to_teacher", "KL to the teacher, nats a token"),
+            ("bits_per_byte", "bits per byte"),
+            ("kl_to_teacher", "KL to the teacher, nats per token"),
             ("top1_agreement", "same next token as the teacher"),
-            ("decode_tokens_per_second", "tokens a second"),
+            ("decode_tokens_per_second", "tokens per second"),
         )
     ]
     obliged = terms["obligations"]

@@ -1,6 +1,6 @@
 """Where a run's student came from, as an in-toto statement in the shape of SLSA.
 
-The ancestors of a teacher that is itself a Stillroom package, or that lies in another run's folder, are inherited.
+The ancestors of a teacher that is itself a Stillroom package, or that is in another run's folder, are inherited.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _origin(run: Run, teacher: TeacherConfig) -> tuple[tuple[str, ...], tuple[An
 
 
 def _student_of(package: Path) -> list[str]:
-    """The digests of a packaged student before packing, as its own worksheet names them."""
+    """The digests of a packaged student before packing, as its own export-control fact sheet names them."""
     return [str(digest) for digest in files.read_json(package / "export.json").get("student_digests", ())]
 
 

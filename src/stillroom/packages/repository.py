@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tuf.api.metadata import Metadata, Root
 
 VALID_DAYS = {"root": 730, "targets": 730, "revoke": 730, "snapshot": 14, "timestamp": 14}
-"""The online role renews the last two; whoever holds back newer metadata is noticed when they expire."""
+"""The online role renews the last two; anyone who holds back newer metadata is noticed when they expire."""
 Signers = Callable[[Role], "list[CryptoSigner]"]
 """Gives the signers of a role whose private keys are at hand."""
 

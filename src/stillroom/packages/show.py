@@ -43,7 +43,7 @@ def passport_of(path: Path) -> dict[str, Any]:
 
 
 def lines(passport: dict[str, Any]) -> list[str]:
-    """A passport in lines of text."""
+    """A provenance summary in lines of text."""
     signature, terms = passport["signature"], passport["terms"]
     found = [
         f"{passport['name']}, release {passport['sequence']}, of {passport['released']}",

@@ -8,7 +8,7 @@ from typing import Any
 from stillroom.core.errors import RecipeError, TermsRefused
 
 US_CLOSED_WEIGHTS = 1e26
-"""ECCN 4E091 speaks of closed weights trained with more operations than this."""
+"""ECCN 4E091 is about closed weights trained with more operations than this."""
 EU_GENERAL_PURPOSE = 1e23
 """The EU's indicator of a general-purpose model, in training operations."""
 
@@ -16,7 +16,7 @@ EU_GENERAL_PURPOSE = 1e23
 def worksheet(
     operations: dict[str, Any], teacher_operations: float | None, open_weights: bool, destinations: list[str]
 ) -> dict[str, Any]:
-    """The worksheet ``export.json``.
+    """The export-control fact sheet ``export.json``.
 
     Args:
         operations: What the run spent; see ``provenance.operations``.
@@ -45,7 +45,7 @@ def worksheet(
             "counts_as_provider_by_modification": spent > threshold,
         },
         "destinations": sorted(destinations),
-        "note": "Facts for whoever must decide; not legal advice.",
+        "note": "Facts for those who must decide; not legal advice.",
     }
 
 

@@ -165,7 +165,7 @@ class Card:
 
 
 def card_of(recipe: Recipe, device: str) -> Card | None:
-    """The card that a recipe says, or else that is here; None where it runs on the processor or nobody knows.
+    """The card that a recipe says, or else that is here; None where it runs on the CPU or no one knows.
 
     Args:
         recipe: The recipe.
@@ -270,10 +270,10 @@ def card_plan(
 _ADVICE = {
     "capture": "Take a smaller teacher, a shorter `corpus.sequence_length`, or a larger GPU; a teacher that fits nowhere can "
     "be asked behind an endpoint (docs/endpoint-teacher.md).",
-    "shrink": "Make the student on the processor first: stillroom shrink RECIPE --set compute.device=cpu; or take a smaller "
+    "shrink": "Make the student on the CPU first: stillroom shrink RECIPE --set compute.device=cpu; or take a smaller "
     "teacher or a larger GPU.",
     "distill": "Lower `distill.micro_batch_tokens`, or make the student smaller.",
-    "evaluate": "Evaluate on the processor: stillroom evaluate RUN --set compute.device=cpu; or take a larger GPU.",
+    "evaluate": "Evaluate on the CPU: stillroom evaluate RUN --set compute.device=cpu; or take a larger GPU.",
 }
 
 

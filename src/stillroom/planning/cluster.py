@@ -26,19 +26,19 @@ highest."""
 PILOT = (0.8, 1.0, 1.2)
 """What a pilot's rate turned out to be: planned over happened times of eight recipes were 0.81 to 1.20 (`docs/shrink.md`)."""
 PEAK = {"h100": 798e12}
-"""Products of a card in bfloat16, operations a second, as measured once on a card of this kind."""
+"""Products of a card in bfloat16, operations per second, as measured once on a card of this kind."""
 CAPTURE_SHARE, TRAIN_SHARE = (0.35, 0.5, 0.65), (0.3, 0.4, 0.5)
 """Share of the peak that the teacher's forward pass and a training step reach; expected, not measured with this program."""
 WORKERS_PER_NODE = 8
 COUNTS = (8, 64, 512)
-"""Workers that are shown where nobody says how many."""
+"""Workers that are shown where no one says how many."""
 GB = 1e9
 STORE_MONTH, PUT, GET, EGRESS = 0.023, 0.005 / 1000, 0.0004 / 1000, 0.09
 """Dollars of an object store: a GB and month, a put, a get, a GB that leaves the region."""
 RANGE_BYTES = 8 << 20
 """Bytes that are asked for at a time where a cache is read once from end to end."""
 PRICE = 2.5
-"""Dollars of a card's hour where nobody says."""
+"""Dollars per hour of a card where no one says."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Model:
     attention: int
 
     def forward(self, context: int) -> float:
-        """Operations of a token, with half of the context in sight."""
+        """Operations per token, with half of the context in sight."""
         return 2 * self.parameters + 2 * self.layers * self.attention * context
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens a second of one worker: lowest, expected, highest."""
+    """Tokens per second of one worker: lowest, expected, highest."""
 
     capture: tuple[float, float, float]
     train: tuple[float, float, float]
@@ -150,7 +150,7 @@ def cluster_plan(
     price: float | None,
     egress_price: float,
 ) -> dict[str, Any]:
-    """The part of a plan that speaks of many machines.
+    """The part of a plan about many machines.
 
     Args:
         recipe: The recipe.
@@ -195,9 +195,9 @@ def _width(counts: Counts) -> int:
 
 
 def show_cluster(found: dict[str, Any]) -> None:
-    """The part of a plan that speaks of many machines, on stderr."""
+    """The part of a plan about many machines, on stderr."""
     what = "like this machine, by its pilot" if found["worker"] == "this" else f"{found['worker']} cards, by arithmetic"
-    say(f"  cluster   workers {what}; {found['price_per_hour']:g} dollars an hour each")
+    say(f"  cluster   workers {what}; {found['price_per_hour']:g} dollars per hour each")
     for size in found["sizes"]:
         low, hours, high = size["hours"]
         cheap, dollars, dear = size["dollars"]
@@ -220,7 +220,7 @@ PIECE_TOKENS = 4096
 
 
 def paper_job(tokens: float) -> Job:
-    """One pass over so many tokens, with the default codec's 20 bytes a position and units of 2^20 tokens."""
+    """One pass over so many tokens, with the default codec's 20 bytes per position and units of 2^20 tokens."""
     return Job(tokens, tokens, 20.0, 2**20)
 
 
@@ -246,12 +246,16 @@ def structures_table() -> str:
     """What each structure takes for so many tokens in pieces of 4,096, as Markdown."""
     lines = ["| structure | what it takes | 100 million | 1 trillion |", "|---|---|---|---|"]
     for name, words, per_token in (
-        ("corpus, format 2", "6 bytes a token and 57 a piece, mapped", 6 + 57 / PIECE_TOKENS),
-        ("cache", "20 bytes a position, read shard by shard", 20.0),
-        ("index of the cache", "48 bytes a piece, mapped", 48 / PIECE_TOKENS),
-        ("manifest", "about 300 bytes a unit, read whole", 300 / 2**20),
-        ("order of an epoch", "about 36 bytes a row, in memory of each process", 36 / PIECE_TOKENS),
-        ("addresses, while units are cut", "about 120 bytes a piece, in memory of each process", 120 / PIECE_TOKENS),
+        ("corpus, format 2", "6 bytes per token and 57 per piece, mapped", 6 + 57 / PIECE_TOKENS),
+        ("cache", "20 bytes per position, read shard by shard", 20.0),
+        ("index of the cache", "48 bytes per piece, mapped", 48 / PIECE_TOKENS),
+        ("manifest", "about 300 bytes per unit, read whole", 300 / 2**20),
+        ("order of an epoch", "about 36 bytes per row, in memory of each process", 36 / PIECE_TOKENS),
+        (
+            "addresses, while units are formed",
+            "about 120 bytes per piece, in memory of each process",
+            120 / PIECE_TOKENS,
+        ),
     ):
         lines.append(f"| {name} | {words} | {_bytes(1e8 * per_token)} | {_bytes(1e12 * per_token)} |")
     return "\n".join(lines)

@@ -173,7 +173,7 @@ def _with_endpoint(
             base_bytes=base,
             load_seconds=0.0,
             load_bytes=0,
-            # Nobody knows how fast the server is before it was asked; one answer per second and slot is a slow one.
+            # No one knows how fast the server is before it was asked; one answer per second and slot is a slow one.
             capture_rate=float(teacher.concurrency * few.length),
             capture_bytes=0,
             bytes_per_position=shards / max(1, cache.positions),

@@ -487,7 +487,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         )
     limits = plan["limits"]
     say(
-        f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes a position; "
+        f"  cache     {plan['cache_bytes'] / 1e6:,.1f} MB, {plan['bytes_per_position']:.1f} bytes per position; "
         f"disk {plan['disk_bytes'] / 1e9:.1f} of {limits['disk_bytes'] / 1e9:,.1f} GB"
     )
     say(f"  memory    {plan['memory_bytes'] / 1e9:.1f} of {limits['memory_bytes'] / 1e9:.1f} GB")
@@ -517,7 +517,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     if plan["missing"]:
         say(f"  install   {plan['install']}")
     if plan["verdict"] == "go":
-        say("  verdict   go")
+        say("  result    go")
         return
     limits = {
         "memory_bytes": "memory",
@@ -526,7 +526,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         "terms": "terms",
         "packages": "packages",
     }
-    say(f"  verdict   stop: {', '.join(limits[name] for name in plan['broken'])}")
+    say(f"  result    stop: {', '.join(limits[name] for name in plan['broken'])}")
     if plan["nearest"]:
         say("  nearest   " + ", ".join(f"{key}: {value}" for key, value in plan["nearest"].items()))
 

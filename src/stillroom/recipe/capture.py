@@ -32,7 +32,7 @@ class TopKCodec(Section):
 
     kind: Literal["top_k"] = "top_k"
     k: int = Field(default=16, ge=1, le=4096)
-    """Ids kept a position."""
+    """Ids kept per position."""
 
 
 class DenseCodec(Section):

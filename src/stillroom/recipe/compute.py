@@ -13,9 +13,9 @@ class ComputeConfig(Section):
     """Where and how numbers are computed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the processor."""
+    """``auto`` takes what accelerate finds: a CUDA GPU, an Apple GPU, or the CPU."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads on the processor; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
+    """Threads on the CPU; without it, PyTorch's choice. Bit-identical repetition needs the same number."""
     deterministic: bool | Literal["auto"] = Field(default="auto", json_schema_extra={BEFORE: True})
-    """Refuse operations whose result depends on the order of execution. ``auto`` does so on the processor; on a GPU such
+    """Refuse operations whose result depends on the order of execution. ``auto`` does so on the CPU; on a GPU such
     operations are many times slower, and some there are none of."""

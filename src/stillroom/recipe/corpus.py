@@ -14,9 +14,9 @@ class _Source(Section):
     """What every source says of itself."""
 
     licence: str | None = None
-    """Licence of the text as its owner states it; recorded in the ledger, and checked by the terms gate."""
+    """Licence of the text as its owner states it; recorded in the data manifest, and checked by the terms gate."""
     generated_by: str | None = None
-    """The model (its name on the hub) or service that wrote the text, if one did; the terms gate judges it as a teacher."""
+    """The model (its name on the hub) or service that wrote the text, if one did; the terms gate evaluates it as a teacher."""
     limit: int | None = Field(default=None, gt=0)
     """Take at most this many documents."""
     teacher: str | dict[str, float] | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
@@ -152,7 +152,7 @@ class CorpusConfig(Section):
     training tokens, or 20,000 if that is more."""
     skip_longer_than: int | None = Field(default=None, gt=0, json_schema_extra={SINCE: "0.2.0"})
     """Leave out documents with more tokens than this; how many of each source were left out is counted and said. Without it,
-    long documents are cut into pieces."""
+    long documents are split into pieces."""
     max_document_tokens: int = Field(default=1024, gt=0, json_schema_extra={SINCE: "0.2.0"})
     """Most learned tokens that one document gives to validation, and to held-out text: its beginning is taken. Otherwise a few
     long documents decide the numbers. Training text has no such limit."""

@@ -26,7 +26,7 @@ class LanguagesConfig(Section):
     """Languages, by the beginning of the Universal Declaration of Human Rights and by texts of one's own."""
 
     codes: Literal["student", "all"] | tuple[str, ...] = "student"
-    """``student`` takes English, the languages of the student's vocabulary and those with a floor; ``all`` takes the 32
+    """``student`` takes English, the languages of the student's vocabulary and those with a minimum; ``all`` takes the 32
     that Stillroom carries; or a list of codes."""
     texts: tuple[LanguageText, ...] = ()
     """Texts of one's own; one with the code of a sample takes its place."""
@@ -50,7 +50,7 @@ class TasksConfig(Section):
     max_tokens: int = Field(default=256, ge=1)
     """Longest generated answer, where the task does not say."""
     code_seconds: float = Field(default=5.0, gt=0)
-    """Processor time of a program under test; its wall time is twice that."""
+    """CPU time of a program under test; its wall time is twice that."""
     code_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
     """Address space of a program under test."""
 
@@ -108,7 +108,7 @@ class EvaluateConfig(Section):
     """Least values of the student, such as ``languages.de.retention: 0.9``. A student below one ends the run with exit
     code 1."""
     ceilings: dict[str, float] = Field(default_factory=dict)
-    """Greatest values of the student, such as ``fidelity.kl_to_teacher: 1.0``; as floors."""
+    """Greatest values of the student, such as ``fidelity.kl_to_teacher: 1.0``; as ``floors``."""
     languages: LanguagesConfig = LanguagesConfig()
     """Languages."""
     samples: SamplesConfig = Field(default=SamplesConfig(), json_schema_extra={SINCE: "0.2.0"})

@@ -31,7 +31,7 @@ class ChooseConfig(Section):
     profiles: Path | None = None
     """A YAML file with profiles of one's own."""
     max_kl: float | None = Field(default=None, gt=0)
-    """Largest mean KL(PyTorch student ‖ file) in nats a token."""
+    """Largest mean KL(PyTorch student ‖ file) in nats per token."""
 
     @model_validator(mode="after")
     def _something(self) -> ChooseConfig:
@@ -65,7 +65,7 @@ class ExportConfig(Section):
     choose: ChooseConfig | None = None
     """One more file, chosen by a target."""
     max_kl: dict[GgufType, float] = Field(default=MAX_KL, validate_default=True)
-    """Largest mean KL(PyTorch student ‖ file) in nats a token that is accepted; types that are not named keep their
+    """Largest mean KL(PyTorch student ‖ file) in nats per token that is accepted; types that are not named keep their
     limits."""
     check_tokens: int = Field(default=256, ge=16)
     """Held-out tokens on which a file is checked."""
@@ -74,7 +74,7 @@ class ExportConfig(Section):
     recover: RecoverConfig | None = None
     """Distil after quantisation; null leaves the rounded weights as they are."""
     onnx: bool = False
-    """Write ONNX too, with a cache of keys and values, for ONNX Runtime (extra ``onnx``)."""
+    """Write ONNX too, with a KV cache, for ONNX Runtime (extra ``onnx``)."""
 
     @field_validator("max_kl", mode="after")
     @classmethod

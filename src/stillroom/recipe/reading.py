@@ -325,7 +325,7 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
         if kinds:
             example = f" For a path or a name: {{kind: {kinds[0]}, name: {found}}}." if "huggingface" in kinds else ""
             return f"Write keys and values below it, beginning with `kind:` (one of {', '.join(kinds)}).{example}"
-        return "Write keys and values below it, one a line; `docs/recipe.md` names them."
+        return "Write keys and values below it, one per line; `docs/recipe.md` names them."
     if kind == "string_pattern_mismatch" and keys == ["name"]:
         return "Write letters, digits, `.`, `_` and `-`, at most 64, beginning with a letter or digit; such as `my-handbook`."
     if kind in ("int_parsing", "int_type", "int_from_float"):

@@ -1,4 +1,4 @@
-"""The recipe's words for students: cut from the teacher, dense in place of a mixture, existing, or fresh."""
+"""The recipe's words for students: pruned from the teacher, dense in place of a mixture, existing, or fresh."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class VocabularyConfig(Section):
     size: int | None = Field(default=None, ge=256)
     """At most this many ids: the most frequent first. Without it, as many as the training text uses."""
     multiple_of: int = Field(default=64, ge=1)
-    """The embedding has a multiple of this many rows; the room is filled with further ids. Padding rows, where the
+    """The embedding has a multiple of this many rows; the rest is filled with further ids. Padding rows, where the
     teacher has no more ids, can never be predicted."""
     languages: tuple[str, ...] = ()
-    """Languages (such as ``de``) whose cost in tokens a byte is shown, and whose sample (the Universal Declaration of
+    """Languages (such as ``de``) whose cost in tokens per byte is shown, and whose sample (the Universal Declaration of
     Human Rights) counts as text that the student has to say."""
 
 
@@ -31,24 +31,24 @@ class ImportanceConfig(Section):
     """The sample of training text on which importance is measured and repairs are fitted."""
 
     tokens: int = Field(default=12_288, ge=64)
-    """Tokens of the sample; a sixth of them only judges."""
+    """Tokens of the sample; a sixth of them is held out for evaluation."""
     leave_one_out: bool = True
-    """Measure layers by the KL without each single one, besides block influence; both kinds of choices are judged."""
+    """Measure layers by the KL without each single one, besides block influence; both kinds of choices are evaluated."""
     path: Path | None = None
     """File that keeps what was measured; without it, in the run's folder. Students of one teacher and sample share it."""
 
 
 class Target(Section):
-    """What the device allows. The cut of least predicted loss within all of it is chosen."""
+    """What the device allows. The shape of least predicted loss within all of it is chosen."""
 
     parameters: int | None = Field(default=None, gt=0)
     """At most this many parameters."""
     file_bytes: int | None = Field(default=None, gt=0)
     """At most this many bytes of a GGUF file."""
     memory_bytes: int | None = Field(default=None, gt=0)
-    """At most this many bytes of memory while it answers: weights, the cache of keys and values, work space."""
+    """At most this many bytes of memory while it answers: weights, the KV cache (keys and values), work space."""
     decode_tokens_per_second: float | None = Field(default=None, gt=0)
-    """At least this many tokens a second, by the memory's bandwidth: the device's, or this machine's as measured."""
+    """At least this many tokens per second, by the memory's bandwidth: the device's, or this machine's as measured."""
     quantisation: GgufType | None = None
     """The GGUF type that file, memory and speed are counted in; without it, the device's, or Q8_0."""
     context: int | None = Field(default=None, ge=16)
@@ -67,7 +67,7 @@ class Target(Section):
             }
         },
     )
-    """Along which axes the solver may cut; the others stay as given."""
+    """Along which axes the solver may prune; the others stay as given."""
 
     @model_validator(mode="after")
     def _something(self) -> Target:
@@ -77,7 +77,7 @@ class Target(Section):
                 "a target needs a limit: parameters, file_bytes, memory_bytes, decode_tokens_per_second or device"
             )
         if not self.axes:
-            raise ValueError("a target needs at least one axis to cut along")
+            raise ValueError("a target needs at least one axis to prune along")
         return self
 
 
@@ -97,7 +97,7 @@ def _for_drafting(value: Any) -> Any:
 
 
 class ShrinkStudent(Section):
-    """The teacher itself, with layers, widths and vocabulary cut by measured importance."""
+    """The teacher itself, with layers, widths and vocabulary pruned by measured importance (structured pruning)."""
 
     kind: Literal["shrink"] = "shrink"
     layers: int | None = Field(default=None, ge=1)
@@ -118,7 +118,7 @@ class ShrinkStudent(Section):
     importance: ImportanceConfig = ImportanceConfig()
     """How importance is measured."""
     heal: bool = True
-    """Repair what was removed in closed form (least squares) before any training."""
+    """Least-squares repair of what was pruned, before any training."""
     drafter: bool = Field(default=False, json_schema_extra={SINCE: "0.2.0"})
     """It is to draft for its teacher in speculative decoding: it keeps the teacher's whole vocabulary, without which no runtime
     can use it so. `evaluate.measures: [..., drafter]` says what the teacher accepts."""

@@ -20,7 +20,7 @@ class HuggingFaceTeacher(Section):
     revision: str | None = None
     """The commit to load, so that a run can be repeated."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the teacher while it is captured; ``auto`` takes bfloat16 where the processor is fast at it."""
+    """Dtype of the teacher while it is captured; ``auto`` takes bfloat16 where the CPU is fast at it."""
     licence: str | None = None
     """Licence as its owner states it; without it, what the model card says."""
 
@@ -32,7 +32,7 @@ class GgufTeacher(Section):
     path: str
     """A file, or ``package:NAME/FILE`` for a file inside an installed Python package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the teacher while it is captured; ``auto`` takes bfloat16 where the processor is fast at it."""
+    """Dtype of the teacher while it is captured; ``auto`` takes bfloat16 where the CPU is fast at it."""
     licence: str | None = None
     """Licence as its owner states it; without it, what the file's metadata says."""
 

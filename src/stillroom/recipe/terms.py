@@ -15,12 +15,12 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max
 
 
 class Decision(Section):
-    """What a person decided about a model or text whose terms nobody knows; kept in the run's ``terms.json``."""
+    """What a person decided about a model or text whose terms no one knows; kept in the run's ``terms.json``."""
 
     subject: Text = "teacher"
     """``teacher``, ``student`` (a student that exists already), or the name of what it is about."""
     kind: Literal["own", "licence"]
-    """``own``: it belongs to whoever decides; ``licence``: its terms were read and allow it."""
+    """``own``: it belongs to the one who decides; ``licence``: its terms were read and allow it."""
     decided_by: Text
     """Who decided: a person's name."""
     decided_at: AwareDatetime

@@ -43,10 +43,10 @@ class DistillConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """Passes over the training sequences."""
     batch_tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
-    """Tokens per optimizer step. ``auto`` takes 2.5 times the square root of the run's tokens, at least 512 and at most
+    """Batch size: tokens per optimizer step. ``auto`` takes 2.5 times the square root of the tokens, at least 512 and at most
     65,536: a short run needs many small steps, a long one gains from large ones. The plan shows what it comes to."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
+    """Tokens per forward pass; the rest of a step is accumulated. Without it, the whole step at once."""
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"], NumberOrAuto("a number")
     ] = "auto"
@@ -71,7 +71,7 @@ class DistillConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the processor is fast
+    """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the CPU is fast
     at it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network with ``torch.compile``; ``auto`` is ``off``. It needs a C++ compiler, and a resumed run may differ
@@ -79,13 +79,13 @@ class DistillConfig(Section):
     loss_chunk: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = Field(
         default="auto", json_schema_extra={BEFORE: 512}
     )
-    """Positions whose logits exist at the same time. ``auto`` is 512 on the processor, and on a GPU the most whose logits and
+    """Positions whose logits exist at the same time. ``auto`` is 512 on the CPU, and on a GPU the most whose logits and
     gradients take 2 GiB, at least 512 and at most 8,192: a larger chunk reads and writes the output matrix's gradient
     less often."""
     state: Literal["auto", 16, 12, 8] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
     """Bytes per parameter that a GPU holds of weights, gradients and AdamW's averages: ``16`` keeps weights and averages in
     float32, ``12`` the averages in bfloat16, ``8`` weights and averages in bfloat16, rounded at random so that small
-    steps are not lost. ``auto`` takes the most exact that fits, and on the processor float32 throughout."""
+    steps are not lost. ``auto`` takes the most exact that fits, and on the CPU float32 throughout."""
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
     """Keep only what enters each layer, and compute the rest again for the backward pass: a third more work, a fraction of the
     memory. ``auto`` does so on a GPU where it would not fit otherwise."""

@@ -162,7 +162,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model name, where the system tells it."""
+    """The CPU's model name, where the system tells it."""
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
         for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():

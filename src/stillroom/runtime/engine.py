@@ -43,7 +43,7 @@ class EngineOptions:
 
     Attributes:
         context: Tokens of context, for each parallel request.
-        threads: Threads; None takes the processor's cores but one, at most eight.
+        threads: Threads; None takes the CPU's cores but one, at most eight.
         batch: Tokens a prefill step; small steps make stopping quick.
         parallel: Requests answered at once.
         embedding: Run it as a model of embeddings.
@@ -238,7 +238,7 @@ class Engine:
 
     def _begin(self) -> None:
         self._registration = Registration(self.switch.places, "engine", self.path.name, self._process.pid)
-        # Written down first, looked at second: off does it the other way round, and so misses nobody.
+        # Written down first, looked at second: off does it the other way round, and so misses no one.
         self.switch.require_on()
         options = self.options
         sizes = self.path.stat().st_size + (options.drafter.stat().st_size if options.drafter is not None else 0)
@@ -332,7 +332,7 @@ def _private_folder() -> Path:
 
 PREFIX, OWNER = "stillroom-", "owner.lock"
 OLD_SECONDS = 600.0
-"""A folder without a lock was just made, or is of Stillroom 0.1.0: then it is removed where nobody listens on its socket."""
+"""A folder without a lock was just made, or is of Stillroom 0.1.0: then it is removed where no one listens on its socket."""
 _LOCKS: dict[Path, int] = {}
 """The locks of this process's folders. The system lets go of them when the process ends, however it ends."""
 
@@ -340,7 +340,7 @@ _LOCKS: dict[Path, int] = {}
 def sweep(place: Path) -> list[Path]:
     """Remove the folders of engines whose process was killed: they may hold a conversation in plain text.
 
-    Only this user's, and only where nobody holds the lock; a process number would say nothing of another container.
+    Only this user's, and only where no one holds the lock; a process number would say nothing of another container.
     """
     removed = []
     for folder in place.glob(f"{PREFIX}*"):
@@ -371,7 +371,7 @@ def _lock(path: Path, create: int = 0) -> int:
 
 
 def _refuses(path: Path) -> bool:
-    """Whether there is a socket on which nobody listens."""
+    """Whether there is a socket on which no one listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

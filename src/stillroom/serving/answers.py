@@ -1,7 +1,7 @@
 """Answers of one model: from a request to the engine's stream, through queue, session, crash, full context and switch.
 
 Conversations are rendered by the model's own template, inside the engine's process; what clients wrote is told from markup
-on the way (:mod:`.shield`). What comes out is a stream of events in the words of the OpenAI API; whoever wants one answer
+on the way (:mod:`.shield`). What comes out is a stream of events in the words of the OpenAI API; a client that wants one answer
 joins them.
 """
 
@@ -92,7 +92,7 @@ class Question:
         return self.prompt if isinstance(self.prompt, str) else " ".join(map(str, self.prompt))
 
     def fingerprint(self) -> str:
-        """What tells this request from others, whoever sends it."""
+        """What tells this request from others, no matter who sends it."""
         told = json.dumps([self.text, self.body], sort_keys=True, default=str)
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -122,7 +122,7 @@ def _constrain(question: Question, request: Schemas) -> None:
     if form is not None:
         question.body["grammar"] = _held_to(form)
         question.json = form.kind == "json"
-        # A client's own grammar may speak of tokens, which have no text.
+        # A client's own grammar may name tokens, which have no text.
         question.watched = form.kind != "grammar"
         distinct = grammars.distinct(form.value) if form.kind == "json" else None
         if distinct is not None:
@@ -175,7 +175,7 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
         if question.repeats is not None:
             _require_no_logprobs(question)
     if question.constrained:
-        # The grammar holds from the first token on: there is no room for thoughts.
+        # The grammar holds from the first token on: there is no space for thoughts.
         question.settings["enable_thinking"] = False
         question.settings.pop("reasoning_effort", None)
     return question
@@ -337,7 +337,7 @@ class Answerer:
                         ) from None
                     raise
                 except (asyncio.CancelledError, GeneratorExit):
-                    # Whoever gave up may have left an engine behind that never comes to its next step.
+                    # A client that gave up may have left an engine behind that never comes to its next step.
                     model.suspect = True
                     raise
                 finally:

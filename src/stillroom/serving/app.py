@@ -360,14 +360,14 @@ class Service:
         return JSONResponse(receipt.as_dict())
 
     async def switch_on(self, request: Request) -> Response:
-        """Turn it on again: only from this machine. From afar it can only be turned off."""
+        """Turn it on again: only from this machine. Remotely it can only be turned off."""
         self._require_here(request)
         await self._for_switch(stopping.on, self.switch)
         await self.delivery.look()
         return await self.switch_status(request)
 
     async def switch_feature(self, request: Request) -> Response:
-        """Make one feature available, enabled or blocked; from afar only blocked."""
+        """Make one feature available, enabled or blocked; remotely only blocked."""
         asked = await _parse(request, SwitchFeature)
         if asked.state != "blocked":
             self._require_here(request)
@@ -394,7 +394,7 @@ class Service:
         return JSONResponse(said, 200 if on else 503)
 
     async def prometheus(self, request: Request) -> Response:
-        """Figures for Prometheus: of all requests together, and so only for whoever runs the server."""
+        """Figures for Prometheus: of all requests together, and so only for the one who runs the server."""
         if owner_of(request):
             raise NotFromAfar("Figures of all keys together are for the first key of the file.", "Use that one.")
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -402,7 +402,7 @@ class Service:
     async def show_page(self, request: Request) -> Response:
         """The chat page; it is there even when all is off, as it holds the switch.
 
-        Its token is for browsers that open it. Whoever else fetches the page gets one that opens nothing.
+        Its token is for browsers that open it. Anyone else who fetches the page gets one that opens nothing.
         """
         opens = (
             request.headers.get("sec-fetch-mode") == "navigate" and request.headers.get("sec-fetch-dest") == "document"
@@ -677,7 +677,7 @@ class _Served(Starlette):
 
 
 async def _watch(service: Service) -> None:
-    """Look at everything but the switch once a second. That has a thread of its own (:mod:`.hush`), which waits for nothing."""
+    """Look at all but the switch once per second. That has a thread of its own (:mod:`.hush`), which waits for nothing."""
     released = time.monotonic()
     while True:
         await asyncio.sleep(TEND_SECONDS)
@@ -690,7 +690,7 @@ async def _watch(service: Service) -> None:
             service.watch_engines()
             now = time.monotonic()
             if now - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):
-                # Long bodies leave memory behind that is not given back by itself; it takes a moment, so nobody must wait.
+                # Long bodies leave memory behind that is not given back by itself; it takes a moment, so no one must wait.
                 await asyncio.to_thread(release_memory)
                 released = now
         except Exception:
@@ -699,5 +699,5 @@ async def _watch(service: Service) -> None:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Keys of a file, one a line."""
+    """Keys of a file, one per line."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -23,7 +23,7 @@ DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 Place = tuple[dict[str, Any], ...]
-"""All parts of a schema that may speak of one place of a value."""
+"""All parts of a schema that may describe one place of a value."""
 
 
 class UnsupportedSchema(UsageError):

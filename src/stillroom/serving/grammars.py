@@ -215,7 +215,7 @@ def _document(schema: Any) -> str:
     _require_shallow(text)
     if not isinstance(schema, dict | bool):
         raise UnsupportedSchema("A schema is an object, or true or false.")
-    # A grammar does not remember what a list holds: whoever answers leaves repeats out, where that can be promised.
+    # A grammar does not remember what a list holds: the code that answers leaves repeats out, where that can be promised.
     if '"uniqueItems"' in text:
         distinct(schema)
     made = _mapped(_mapped(schema, lambda part: _plainer(part, schema)), _repeating)
@@ -327,13 +327,13 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
 
 
 def _is_combined(schema: dict[str, Any]) -> bool:
-    """Whether properties stand beside branches or a reference, so that one part may speak of what another allows."""
+    """Whether properties stand beside branches or a reference, so that one part may name what another allows."""
     beside = any(key in schema for key in ("anyOf", "oneOf", "$ref"))
     return "allOf" in schema or (beside and ("properties" in schema or "additionalProperties" in schema))
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """An object of named properties with no others, where the schema does not speak of others."""
+    """An object of named properties with no others, where the schema does not name others."""
     properties, required = schema.get("properties"), schema.get("required", [])
     speaks = ("additionalProperties", "patternProperties", "propertyNames", "minProperties", "unevaluatedProperties")
     if not isinstance(properties, dict) or not properties or any(key in schema for key in speaks):

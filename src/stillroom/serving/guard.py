@@ -24,7 +24,7 @@ from stillroom.serving.problems import problem
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
 """What needs no key: the page itself, which says nothing of the models, and whether the server lives."""
 ONLY_OWN = ("/v1/sessions", "/switch/on", "/switch/feature", "/metrics")
-"""What nobody gets of whom it is not known that they run the server, or have a key of it."""
+"""What no one gets of whom it is not known that they run the server, or have a key of it."""
 ONLY_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"transfer-encoding", b"x-stillroom-page")
 GUEST = "guest"
 MOST_AT_ONCE = 256
@@ -151,7 +151,7 @@ class Guard:
         return None
 
     def _owner(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
-        """Whose request it is: empty for the user's own, else what stands for a key; None where it is nobody's."""
+        """Whose request it is: empty for the user's own, else what stands for a key; None where it is no one's."""
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         given = given.strip() if scheme.lower() == b"bearer" else b""
         if self.keys:

@@ -2,7 +2,7 @@
 
 ``off`` writes the switch and then waits for a lock that the server holds for as long as any byte of an answer may still go
 out: until the answer has ended and its connection's buffers, those of the system as well, are empty. A client that does
-not read keeps them full; whoever has read everything is told that it is off. What is left after that is cut off: the
+not read keeps them full; a client that has read everything is told that it is off. What is left after that is cut off: the
 connection is reset, which throws away what the system holds of it. All of that is a thread's work, since the loop that
 serves requests may be busy, and nothing that it waits for may hold up the switch.
 """
@@ -32,7 +32,7 @@ TELL_SECONDS = 0.05
 """How long answers whose clients have read everything so far have to tell them that it is off."""
 OFF_SECONDS = 0.3
 """How long engines may run after the switch was seen to be off: ``off`` stops them itself, and its receipt names them; a policy
-that appears, or a damaged state, has nobody to do it."""
+that appears, or a damaged state, has no one to do it."""
 TRANSPORT = "stillroom.transport"
 """The key of a request's scope that has its transport."""
 _UNSENT = 0x894B
@@ -99,7 +99,7 @@ class _Answer:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.handle)) as found:
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if sys.platform.startswith("linux"):
-                # To connect to "unspecified" is to disconnect at once (tcp_disconnect), whoever else has a handle.
+                # To connect to "unspecified" is to disconnect at once (tcp_disconnect), no matter who else has a handle.
                 ctypes.CDLL(None).connect(self.handle, struct.pack("H14x", socket.AF_UNSPEC), 16)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self.transport.abort)
@@ -112,7 +112,7 @@ class _Answer:
 
 
 class Hush:
-    """Sees that nothing goes out once the switch is off, and that engines end where nobody else sees to it.
+    """Sees that nothing goes out once the switch is off, and that engines end where no one else sees to it.
 
     Args:
         switch: The switch; looked at by a reader of this thread's own.

@@ -1,6 +1,6 @@
 """What a model is, from which teacher, under which terms, what it scored and lost.
 
-A signed package speaks for itself (:mod:`stillroom.verification`); a run and a bare file are described here, and are said to
+A signed package describes itself (:mod:`stillroom.verification`); a run and a bare file are described here, and are said to
 be unsigned.
 """
 
@@ -17,7 +17,7 @@ MEASURES = ("kl_to_teacher", "top1_agreement", "top5_agreement", "cross_entropy"
 
 
 def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
-    """The passport of a run that nobody has signed.
+    """The provenance summary of a run that no one has signed.
 
     Args:
         run: The run.
@@ -46,12 +46,12 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
         "terms": {"teacher_licence": teacher.get("licence"), **_judged(record)},
-        "warnings": ["Nobody has signed this run."] + ([] if student else ["It has not been evaluated."]),
+        "warnings": ["No one has signed this run."] + ([] if student else ["It has not been evaluated."]),
     }
 
 
 def passport_of_file(path: Path) -> dict[str, Any]:
-    """The passport of a file that says nothing but its own metadata."""
+    """The provenance summary of a file that says nothing but its own metadata."""
     return {
         "kind": "file",
         "name": path.stem,
@@ -75,7 +75,7 @@ def _says(path: Path) -> dict[str, Any]:
 
 
 def _judged(record: dict[str, Any]) -> dict[str, Any]:
-    """What the terms of a run's sources allow and ask for; nothing of a run that was not judged."""
+    """What the terms of a run's sources allow and ask for; nothing of a run that was not evaluated."""
     if not record:
         return {}
     owed = record.get("obligations") or {}
@@ -91,7 +91,7 @@ def _judged(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_words(passport: dict[str, Any]) -> list[str]:
-    """Where a model comes from, and what its users owe, in sentences: one of each, most important first.
+    """Where a model comes from, and its users' obligations, in sentences: one of each, most important first.
 
     Args:
         passport: What a package, a run or a file says of itself.
@@ -106,9 +106,9 @@ def in_words(passport: dict[str, Any]) -> list[str]:
         ]
         told = [each for each in told if each]
         return [
-            f"{name} is a bare file that nobody has signed.",
-            *([f"It says of itself that {', '.join(told)}; nobody vouches for it."] if told else []),
-            "From which teacher it learnt, and what its users owe, is not recorded with it: ask whoever gave it to you.",
+            f"{name} is a bare file that no one has signed.",
+            *([f"It says of itself that {', '.join(told)}; no one vouches for it."] if told else []),
+            "From which teacher it learnt, and its users' obligations, are not recorded with it: ask who gave it to you.",
         ]
     found = [_origin(name, passport)]
     signature = passport.get("signature") or {}
@@ -119,7 +119,7 @@ def in_words(passport: dict[str, Any]) -> list[str]:
             f"{signers} {'key' if signers == 1 else 'keys'}; the signatures were checked here."
         )
     else:
-        found.append("Nobody has signed it: what is said here is the run's own record.")
+        found.append("No one has signed it: what is said here is the run's own record.")
     return [*found, *_owed(passport.get("terms") or {})]
 
 
@@ -141,7 +141,7 @@ def _owed(terms: dict[str, Any]) -> list[str]:
     """What follows from the terms of the sources."""
     verdict = terms.get("verdict")
     if verdict is None:
-        return ["The terms of its sources have not been judged: find out what they allow before you pass it on."]
+        return ["The terms of its sources have not been evaluated: find out what they allow before you pass it on."]
     found = []
     if verdict == "refused":
         found.append("The terms of its sources do not allow it to be passed on.")
@@ -150,9 +150,9 @@ def _owed(terms: dict[str, Any]) -> list[str]:
     if prefix := terms.get("name_prefix"):
         found.append(f"Whatever is made of it has a name that begins with {prefix}.")
     if notices := terms.get("notices"):
-        found.append("Whoever passes it on shows: " + "; ".join(f"“{notice}”" for notice in notices))
+        found.append("Anyone who passes it on shows: " + "; ".join(f"“{notice}”" for notice in notices))
     if licences := terms.get("licences"):
-        found.append(f"Whoever passes it on adds the text of the {_and(licences, 'licence', 'licences')}.")
+        found.append(f"Anyone who passes it on adds the text of the {_and(licences, 'licence', 'licences')}.")
     if policies := terms.get("use_policies"):
         found.append(f"Its users keep to the {_and(policies, 'use policy', 'use policies')}.")
     found += [f"Condition: {condition}" for condition in terms.get("conditions") or []]

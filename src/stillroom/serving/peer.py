@@ -68,7 +68,7 @@ def _hex(address: Address) -> str:
 
 
 class Connection(H11Protocol):
-    """A connection whose requests must arrive in time, and which makes room for others until it is known whose it is."""
+    """A connection whose requests must arrive in time, and which makes way for others until it is known whose it is."""
 
     strangers: dict[Connection, None]
     idle: dict[Connection, None]
@@ -135,7 +135,7 @@ class Connection(H11Protocol):
         return self._user
 
     def known(self) -> None:
-        """Whoever uses it has shown who they are."""
+        """The client has shown who it is."""
         self.strangers.pop(self, None)
 
     def _wait(self) -> None:

@@ -28,7 +28,7 @@ KEPT_SHARE = 0.75
 
 
 SOMEBODY = "?"
-"""The owner of a context of which it is not certain whose it is: nobody goes on from it."""
+"""The owner of a context of which it is not certain whose it is: no one goes on from it."""
 
 
 class QueueFull(UsageError):
@@ -153,9 +153,9 @@ class ServedModel:
         """
         if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._run())
-            # Where nobody is left who asked, nobody is told either that it failed: no word of it on the console.
+            # Where no one is left who asked, no one is told either that it failed: no word of it on the console.
             self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Whoever asked may go away: the engine that is being loaded must not be lost with it.
+        # The client that asked may go away: the engine that is being loaded must not be lost with it.
         return await asyncio.shield(self._starting)
 
     async def _run(self) -> Engine:
@@ -215,14 +215,14 @@ class ServedModel:
         if all(slot.busy for slot in self.slots):
             return None
         held = Counter(slot.holder for slot in self.slots if slot.busy)
-        # Whoever was served longest ago comes first among those who have as few.
+        # The one served longest ago comes first among those who have as few.
         return min(self._queue, key=lambda each: (held[each.owner], self._served.get(each.owner, 0.0)), default=None)
 
     async def plain_ids(self, engine: Engine, text: str) -> list[int]:
         """The tokens of a text that would be markup, as the plain text that it is here."""
         if text not in self._plain:
             found: list[int] = []
-            # An added token is found in every text, but not across a cut.
+            # An added token is found in every text, but not across a split.
             for part in (text[:1], text[1:]):
                 wanted = {"content": part, "add_special": False, "parse_special": False}
                 if part:
@@ -371,7 +371,7 @@ class Pool:
         return self.models[name]
 
     async def running(self, model: ServedModel) -> Engine:
-        """A model's engine, after room was made for it.
+        """A model's engine, after memory was freed for it.
 
         Raises:
             NoRoom: The memory limit is reached and nothing is idle.

@@ -1,7 +1,7 @@
 """A log of requests, only where the owner asks for one: metadata, in a file of bounded size on this machine.
 
 `stillroom guard intake` reads it. A line says when, from which network, under which key, and what was asked for in numbers.
-Keys, end users and clients' names are digests under a secret beside the file; addresses are cut to their network. Texts are
+Keys, end users and clients' names are digests under a secret beside the file; addresses are reduced to their network. Texts are
 in it only where the owner asked for that too.
 """
 

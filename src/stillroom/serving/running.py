@@ -136,7 +136,7 @@ def serve_models(
 
 
 class _Server(uvicorn.Server):
-    """Loads the models when the socket is open, and says what is in force."""
+    """Loads the models when the socket is open, and says what is active."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)

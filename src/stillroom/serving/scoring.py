@@ -111,7 +111,7 @@ async def scored(
     if echo and top is not None and ids:
         piece = (await local.call(engine.socket, engine.key, "POST", "/detokenize", {"tokens": ids[:1]}))["content"]
         first = {"id": ids[0], "token": piece, "bytes": list(piece.encode()), "logprob": None}
-        # The first is scored by nothing. Whatever the slot held before is nobody's business here: it is read anew.
+        # The first is scored by nothing. Whatever the slot held before is no one's business here: it is read anew.
         entries = [first, *await prompt_logprobs(engine, slot.number, ids, max(1, top), cached=False)]
     counts = {"prompt_tokens": len(ids), "completion_tokens": 0, "total_tokens": len(ids)}
     return Scored(ids, text, entries, echo, top or 0, {"usage": counts})

@@ -2,7 +2,7 @@
 
 A chat template writes contents and markup into one text, and a tokenizer that looks for markup in it finds it in both. So
 before a conversation is rendered, every text of a control token in a content is replaced by a stand-in that no client can
-know; after it, the text is cut at the stand-ins, and what they stand for is tokenized as plain text. A conversation without
+know; after it, the text is split at the stand-ins, and what they stand for is tokenized as plain text. A conversation without
 such texts is rendered as it is.
 """
 

@@ -198,7 +198,7 @@ class Alignment(VocabularyMap):
             place += len(part)
         data = b"".join(parts)
         teacher_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        # 2. The student's tokens of every stretch of text; bytes of a character that was cut are left out.
+        # 2. The student's tokens of every stretch of text; bytes of a character that was split are left out.
         student: list[int] = []
         begins: list[int] = []
         ends: list[int] = []

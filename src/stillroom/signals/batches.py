@@ -1,6 +1,6 @@
 """Batches for training: packed sequences in the student's ids, with the teacher's signals.
 
-Legend: B sequences, L tokens, N positions with a target, K entries a position.
+Legend: B sequences, L tokens, N positions with a target, K entries per position.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Batch:
         rows: Where the N positions with a target lie in the flattened [B · L].
         targets: The student id that each of them predicts, [N].
         signal: What the teacher says at each of them, or None.
-        entropy: Sum of the teacher's entropy over the positions that the teacher speaks of, nats.
-        documents: Where documents lie, for a GPU; None on the processor.
+        entropy: Sum of the teacher's entropy over the positions that the teacher predicts, nats.
+        documents: Where documents lie, for a GPU; None on the CPU.
         chunks: What a student with another tokenizer learns as wholes; None where tokens are compared alone.
     """
 
@@ -70,7 +70,7 @@ class Batch:
         )
 
     def located(self) -> Batch:
-        """The same batch with its documents, which are looked for on the processor."""
+        """The same batch with its documents, which are looked for on the CPU."""
         if self.documents is not None or self.positions.device.type != "cpu":
             return self
         return replace(self, documents=documents_of(self.positions))
@@ -100,7 +100,7 @@ class BatchSource:
         vocabulary: From the teacher's ids to the student's.
         cache: The teacher's signals; None for training on the text alone.
 
-    Inside the pieces of an id that the student lacks the teacher does not speak; there the next piece is certain, and
+    Inside the sub-tokens of an id that the student lacks the teacher predicts nothing; there the next one is certain, and
     the signal says so and marks them: there the text teaches, by cross-entropy whatever the objective is.
     """
 
@@ -131,7 +131,7 @@ class BatchSource:
         rows = [self._row(index) for index in indices]
         length = max(row.ids.shape[0] for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
-        # Padding counts on from 0, so that it is a document of its own and nobody attends to it.
+        # Padding counts on from 0, so that it is a document of its own and no one attends to it.
         positions = torch.arange(length).repeat(len(rows), 1)
         targets = torch.full((len(rows), length), IGNORED)
         speaks = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -157,7 +157,7 @@ class BatchSource:
         return Batch(ids, positions, chosen, flat[chosen], signal, entropy)
 
     def speaking(self, index: int) -> torch.Tensor:
-        """Where, in the student's tokens of a sequence, the teacher speaks: one place a position with a target."""
+        """Where, in the student's tokens of a sequence, the teacher predicts: one place per position with a target."""
         return self._row(index).speaks.nonzero().squeeze(1)
 
     def spoken(self, index: int) -> torch.Tensor:
@@ -170,7 +170,7 @@ class BatchSource:
         return self._row(index).covered
 
     def origin(self, index: int) -> torch.Tensor:
-        """The teacher's token that each of the student's tokens of a sequence is a piece of."""
+        """The teacher's token that each of the student's tokens of a sequence is a sub-token of."""
         return self._row(index).source
 
     def stream(self, order: list[list[int]], change: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
@@ -209,7 +209,7 @@ class BatchSource:
             thread.join()
 
     def _row(self, index: int) -> _Row:
-        """One sequence in the student's ids, remembered where there is room."""
+        """One sequence in the student's ids, remembered where there is memory."""
         found = self._remembered.get(index)
         if found is None:
             found = self._expand(index)
@@ -218,7 +218,7 @@ class BatchSource:
         return found
 
     def _expand(self, index: int) -> _Row:
-        """One sequence in the student's ids. A position is spoken of where it ends a teacher's token that has a target."""
+        """One sequence in the student's ids. A position is predicted where it ends a teacher's token that has a target."""
         sequences = self.sequences.part([index])
         if isinstance(self.vocabulary, Alignment):
             return _aligned_row(self.vocabulary, sequences, 0)
@@ -278,7 +278,7 @@ class BatchSource:
         return _spread(said, here_speaks), Chunks(numbers, logprobs.nan_to_num(0.0))
 
     def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:
-        """The projected signal, with certainty of the next piece where the teacher does not speak."""
+        """The projected signal, with certainty of the next sub-token where the teacher predicts nothing."""
         if isinstance(said, SparseSignal):
             projected = self.vocabulary.project_sparse(said)
             if bool(speaks.all()):

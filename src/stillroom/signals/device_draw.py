@@ -1,6 +1,6 @@
-"""The threshold codec's draw where the logits are: on a GPU, so that entries and not logits cross to the processor.
+"""The threshold codec's draw where the logits are: on a GPU, so that entries and not logits cross to the CPU.
 
-The random numbers are those of the processor's draw, in the same order, and so is the law: head ids are those with p ≥ tau,
+The random numbers are those of the CPU's draw, in the same order, and so is the law: head ids are those with p ≥ tau,
 and a tail id is kept where one of the points (u + j) tau falls on it. A sum in another order may move a point to the id beside.
 
 Legend: N positions, V ids, E entries.
@@ -31,7 +31,7 @@ def draws_on(codec: SignalCodec[object], device: torch.device) -> bool:
 
 
 def positions_at_once(vocabulary_size: int) -> int:
-    """Positions of a part, a multiple of the processor's :data:`CHUNK`."""
+    """Positions of a part, a multiple of the CPU's :data:`CHUNK`."""
     return max(1, PART_BYTES // (4 * vocabulary_size) // CHUNK) * CHUNK
 
 
@@ -91,7 +91,7 @@ def _draw(
     values = probabilities[head_rows, head_ids].cpu().numpy()
     probabilities.masked_fill_(head, 0.0)
     rows_here, ids_here = head_rows.cpu().numpy(), head_ids.cpu().numpy()
-    # The random numbers of the processor's draw: of each chunk of positions, draw by draw, first for levels, then for the tail.
+    # The random numbers of the CPU's draw: of each chunk of positions, draw by draw, first for levels, then for the tail.
     edges = np.searchsorted(rows_here, np.arange(0, rows + CHUNK, CHUNK))
     levels = np.zeros((codec.draws, len(values)), dtype=np.int64)
     offsets = np.zeros((codec.draws, rows))

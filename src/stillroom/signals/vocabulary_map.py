@@ -1,12 +1,12 @@
 """The map from the teacher's ids to the student's, and signals carried through it.
 
-A teacher's id that the student lacks is said by the student in several pieces. At the position where the teacher would
-say the id, the student has to say its first piece: so the mass of a dropped id goes to the first piece of its
+A teacher's id that the student lacks is written by the student as several sub-tokens. At the position where the teacher would
+say the id, the student has to say its first sub-token: so the mass of a dropped id goes to the first sub-token of its
 expansion. That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can
-never occur (a padding row of the teacher's embedding) has no pieces; the little mass that a teacher gives it is left
+never occur (a padding row of the teacher's embedding) has no sub-tokens; the little mass that a teacher gives it is left
 out.
 
-Legend: L tokens, N positions, K entries a position, V_t teacher's ids, V_s rows of the student's output.
+Legend: L tokens, N positions, K entries per position, V_t teacher's ids, V_s rows of the student's output.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class VocabularyMap:
     """Teacher's ids to student's ids.
 
     Attributes:
-        offsets: Where the pieces of each teacher's id begin in ``pieces``, [V_t + 1] int64.
-        pieces: The pieces of all ids one after the other, int64.
+        offsets: Where the sub-tokens of each teacher's id begin in ``pieces``, [V_t + 1] int64.
+        pieces: The sub-tokens of all ids one after the other, int64.
         student_size: Rows of the student's output, with padding rows.
         student_used: Rows that are real ids; they come first.
     """
@@ -69,7 +69,7 @@ class VocabularyMap:
 
     @functools.cached_property
     def first(self) -> torch.Tensor:
-        """The student's id of the first piece of each teacher's id, [V_t] int64; -1 for an id that never occurs."""
+        """The student's id of the first sub-token of each teacher's id, [V_t] int64; -1 for an id that never occurs."""
         first = torch.full((self.teacher_size,), NEVER, dtype=torch.int64)
         occurs = self.lengths > 0
         first[occurs] = self.pieces[self.offsets[:-1][occurs]]
@@ -87,14 +87,14 @@ class VocabularyMap:
 
     @functools.cached_property
     def _kinds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's ids that occur, and those of them whose first piece is no other's; both ascending, int64."""
+        """The teacher's ids that occur, and those of them whose first sub-token is no other's; both ascending, int64."""
         occurs = self.first != NEVER
         sharing = torch.bincount(self.first[occurs], minlength=self.student_size)
         alone = occurs & (sharing[self.first.clamp(min=0)] == 1)
         return occurs.nonzero().squeeze(1), alone.nonzero().squeeze(1)
 
     def expand(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Teacher's ids in the student's pieces.
+        """Teacher's ids in the student's sub-tokens.
 
         Args:
             ids: Teacher's ids, [L].
@@ -111,7 +111,7 @@ class VocabularyMap:
         if bool((lengths == 0).any()):
             wrong = int(ids[(lengths == 0)][0])
             raise VocabularyMismatch(
-                f"The text has the teacher's id {wrong}, which the student has no pieces for.",
+                f"The text has the teacher's id {wrong}, which the student has no sub-tokens for.",
                 "Make the corpus and the student again with the same teacher.",
             )
         source = torch.repeat_interleave(torch.arange(ids.shape[0]), lengths)
@@ -121,7 +121,7 @@ class VocabularyMap:
     def project_sparse(self, signal: SparseSignal) -> SparseSignal:
         """A sparse signal in the student's ids; in an unbiased one the same id may stand more than once, its weights add up.
 
-        In a biased one the ids of one first piece are put together, and the rest stays: which part of it falls on pieces
+        In a biased one the ids of one first sub-token are put together, and the rest stays: what part of it falls on sub-tokens
         that are listed is not known.
         """
         if self.is_identity:
@@ -138,13 +138,13 @@ class VocabularyMap:
 
     @functools.cached_property
     def _sharing(self) -> torch.Tensor:
-        """How many of the teacher's ids have each of the student's ids as their first piece, [V_s] int64."""
+        """How many of the teacher's ids have each of the student's ids as their first sub-token, [V_s] int64."""
         return torch.bincount(self.first[self.first != NEVER], minlength=self.student_size)
 
     def project_coarse(self, signal: CoarseSignal) -> CoarseSignal:
         """A coarse signal in the student's ids, exact and with distinct ids.
 
-        Entries with one first piece are summed. A first piece that is also that of an id which is not listed is not known
+        Entries with one first sub-token are summed. A first sub-token that an id has too which is not listed is not known
         exactly any more: its mass goes to all others together. Mass of listed ids that never occur is left out, and the rest
         normalised again.
         """
@@ -231,7 +231,7 @@ class VocabularyMap:
 
 
 def _together(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entries [N, K] with every id once a position, its weights summed; what becomes free has weight 0."""
+    """Entries [N, K] with every id once per position, its weights summed; what becomes free has weight 0."""
     ids, order = ids.sort(dim=1)
     begins = torch.zeros_like(ids)
     begins[:, 1:] = (ids[:, 1:] != ids[:, :-1]).to(ids.dtype)

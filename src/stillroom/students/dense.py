@@ -2,7 +2,7 @@
 
 In each layer the experts that add most to the residual stream are joined into one feed-forward layer, each times its mean gate,
 behind what all tokens go through anyway (shared experts). Then the least-squares repair fits the down matrix of each layer to
-what the whole mixture adds (``heal.py``), so that constant gates and experts that went are made up for as far as a matrix can.
+what the whole mixture adds (``heal.py``), so that constant gates and experts that went are repaired as far as a matrix can.
 
 Legend: E experts, I channels of one, H hidden size, N tokens, F channels of the student.
 """

@@ -1,4 +1,4 @@
-"""Cuts embedding and output matrix to the ids that a student keeps.
+"""Prunes embedding and output matrix to the ids that a student keeps.
 
 Legend: S student rows, H hidden width.
 """

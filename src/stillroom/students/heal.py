@@ -94,7 +94,7 @@ def heal(
             _, seen = student_pass.run(inputs=[name], outputs=[name])
             target_output = _cut(teacher_seen[f"out:{name}"], hidden)
             if family.norm_after:
-                # The norm lies between the matrix and the stream: the target is the teacher's output itself.
+                # The norm is between the matrix and the stream: the target is the teacher's output itself.
                 target, missing = target_output, target_output - seen[f"out:{name}"]
             else:
                 # The target is the teacher's stream behind attention, whatever the student's own stream lacks before it.

@@ -34,7 +34,7 @@ class Sample:
 
     Attributes:
         fit: Measures and fits.
-        judge: Judges what was fitted; none of it is in ``fit``.
+        judge: Evaluates what was fitted; none of it is in ``fit``.
     """
 
     fit: Sequences
@@ -42,7 +42,7 @@ class Sample:
 
     @classmethod
     def of(cls, sequences: Sequences, tokens: int) -> Sample:
-        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them judges."""
+        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them is held out for evaluation."""
         count = max(2, min(len(sequences), round(tokens / sequences.length)))
         part = sequences.take(count)
         if len(part) < 2:
@@ -145,10 +145,10 @@ def block_influence(model: CausalModel, family: Family, sample: Sequences) -> li
 
 @torch.no_grad()
 def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> list[float]:
-    """KL(model ‖ model without one layer) in nats a token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
+    """KL(model ‖ model without one layer) in nats per token, of each layer (Muralidharan et al. 2024, arXiv 2407.14679,
     measure a layer by the loss without it).
 
-    What lies under the layer is the same for all, so that it is run once.
+    What is below the layer is the same for all, so that it is run once.
 
     Args:
         model: The teacher.
@@ -189,7 +189,7 @@ def judged_logprobs(model: CausalModel, sample: Sequences) -> torch.Tensor:
 
 @torch.no_grad()
 def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> float:
-    """Mean KL(teacher ‖ model) in nats a token on the same positions as ``teacher``, [P, V] log-probabilities."""
+    """Mean KL(teacher ‖ model) in nats per token on the same positions as ``teacher``, [P, V] log-probabilities."""
     divergence, begin = 0.0, 0
     for student in _judged_parts(model, sample):
         mine = teacher[begin : begin + len(student)]
@@ -200,7 +200,7 @@ def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> f
 
 
 def _judged_parts(model: CausalModel, sample: Sequences) -> Iterator[torch.Tensor]:
-    """Log-probabilities of the positions that judge, a few rows at a time."""
+    """Log-probabilities of the positions for evaluation, a few rows at a time."""
     hidden = torch.cat(
         [
             hidden_states(model, sample.ids[one : one + 1], sample.positions[one : one + 1]).flatten(0, 1)

@@ -3,7 +3,7 @@
 A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges within a
 token's span happen in the same order as when the token stands alone, for no merge ever crossed the span's ends. So a
 token that is kept together with the tokens on its own path is reached wherever it was reached before, and the text of
-kept tokens is tokenized as before. Unigram models choose the best path over whole pieces and need no such closure.
+kept tokens is tokenized as before. Unigram models choose the best path over whole sub-tokens and need no such closure.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_rules(rules: dict[str, Any], special_ids: Iterable[int]) -> Rules:
     """The rules of a tokenizer's JSON.
 
     Raises:
-        UnsupportedModel: The tokenizer's kind cannot be cut.
+        UnsupportedModel: The tokenizer's kind cannot be pruned.
     """
     model = rules["model"]
     if model["type"] == "BPE" and not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix"):
@@ -109,7 +109,7 @@ def read_rules(rules: dict[str, Any], special_ids: Iterable[int]) -> Rules:
 def choose(rules: Rules, counts: Mapping[int, int], size: int | None, multiple_of: int) -> list[int]:
     """Ids to keep, in the order that the student numbers them.
 
-    The most frequent come first, each with what its merges need. Room up to a multiple of ``multiple_of`` is filled
+    The most frequent come first, each with what its merges need. The rest up to a multiple of ``multiple_of`` is filled
     with further ids, the lowest first, which are the most common ones of what the tokenizer was trained on.
 
     Args:
@@ -141,7 +141,7 @@ def choose(rules: Rules, counts: Mapping[int, int], size: int | None, multiple_o
 
 
 def _take(rules: Rules, kept: set[int], wanted: Iterable[int], limit: int) -> None:
-    """Add ids with what they need, as long as there is room."""
+    """Add ids with what they need, as long as there are rows for them."""
     for index in wanted:
         if len(kept) >= limit:
             return

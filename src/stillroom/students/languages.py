@@ -1,4 +1,4 @@
-"""What a smaller vocabulary costs each language: tokens a byte before and after.
+"""What a smaller vocabulary costs each language: tokens per byte before and after.
 
 The sample is the beginning of the Universal Declaration of Human Rights, which Stillroom carries in 32 languages.
 """
@@ -26,7 +26,7 @@ class LanguageCost:
         code: Its code, such as ``de``.
         name: Its English name.
         before: The teacher's tokens a UTF-8 byte.
-        after: The student's tokens a byte.
+        after: The student's tokens per byte.
     """
 
     code: str

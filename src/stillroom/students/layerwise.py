@@ -1,4 +1,4 @@
-"""Runs a model layer by layer over a sample, holding one state a token.
+"""Runs a model layer by layer over a sample, holding one state per token.
 
 Legend: L tokens of a sequence, N real tokens of a sample, H hidden width.
 """

@@ -43,7 +43,7 @@ class Limits:
         decode_tokens_per_second: At least.
         quantisation: GGUF type that bytes are counted in.
         context: Tokens of context.
-        bandwidth: Bytes a second that decoding reads.
+        bandwidth: Bytes per second that decoding reads.
     """
 
     parameters: int | None
@@ -151,7 +151,7 @@ def _read(text: str, name: str) -> dict[str, Profile]:
 
 
 def measure_bandwidth(seconds: float = 0.4) -> float:
-    """Bytes a second that this machine reads from memory with all its threads, as a matrix-vector product reads
+    """Bytes per second that this machine reads from memory with all its threads, as a matrix-vector product reads
     weights.
     """
     import torch

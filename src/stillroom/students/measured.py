@@ -1,6 +1,6 @@
 """What was measured of a teacher on a sample, kept in a file for any number of students.
 
-Legend: P judged positions, V ids of the vocabulary.
+Legend: P evaluated positions, V ids of the vocabulary.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Measured:
 
     Attributes:
         influence: Block influence of each layer.
-        leave_one_out: KL to the teacher without each single layer, nats a token; empty where it was not asked for.
+        leave_one_out: KL to the teacher without each single layer, nats per token; empty where it was not asked for.
         widths: Importance of channels, groups and hidden entries.
-        reference: The teacher's log-probabilities on the judging part, [P, V].
+        reference: The teacher's log-probabilities on the evaluating part, [P, V].
         sample: The sample.
         file: Where it is kept; None keeps nothing.
         identity: What it was measured of, and on: another teacher or sample is measured anew.
@@ -57,7 +57,7 @@ class Measured:
         file: Path | None = None,
         digest: str = "",
     ) -> Measured:
-        """Measure a teacher in one pass each for layers, widths and the judging part, or read what was measured before.
+        """Measure a teacher in one pass each for layers, widths and the evaluating part, or read what was measured before.
 
         Args:
             teacher: The teacher, float32.

@@ -1,4 +1,4 @@
-"""Cuts a model's widths: feed-forward channels, key/value groups of heads, hidden width.
+"""Prunes a model's widths: feed-forward channels, key/value groups of heads, hidden width.
 
 What is left computes what the whole computed, as far as what is removed contributed nothing: norms over a width are
 scaled for the entries they no longer see, and so are embeddings that are multiplied by the root of the width.
@@ -42,7 +42,7 @@ class Widths:
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is cut."""
+        """Whether anything is pruned."""
         return any(axis is not None for axis in (self.channels, self.groups, self.hidden, self.experts))
 
 
@@ -67,7 +67,7 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     places = smaller.state_dict()
     missing, lost = {name: None for name in places if name not in OUTPUTS}, []
-    # One at a time, so that what is cut is not in memory twice.
+    # One at a time, so that what is pruned is not in memory twice.
     for name, tensor in _narrowed(model, family, widths, config):
         missing.pop(name, None)
         if name in places and places[name].shape == tensor.shape:
@@ -90,7 +90,7 @@ OUTPUTS = ("lm_head.weight", "embed_out.weight")
 def _narrowed(
     model: CausalModel, family: Family, widths: Widths, config: ModelConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's tensors by name, cut, one after the other; ``config`` is the narrower model's."""
+    """The model's tensors by name, pruned, one after the other; ``config`` is the narrower model's."""
     from transformers.pytorch_utils import Conv1D
 
     epsilon = 1.0 if widths.hidden is None else config.rms_norm_eps / model.config.rms_norm_eps
@@ -114,7 +114,7 @@ def _narrowed(
                     continue
                 raise UnsupportedModel(
                     f"`{name}` is a parameter that Stillroom does not know of the family `{family.name}`.",
-                    "Cut this model's layers and vocabulary only.",
+                    "Prune this model's layers and vocabulary only.",
                 )
             rows, columns = (_axis(axis, model.config, family, widths, number) for axis in family.axes[module])
             if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and kind == "weight":

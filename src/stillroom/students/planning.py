@@ -1,4 +1,4 @@
-"""From a target to a shape: measures how much each axis costs, lets the solver choose, judges the best few."""
+"""From a target to a shape: measures how much each axis costs, lets the solver choose, evaluates the best few."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AXIS_NAMES = {key: axis for axis, key in KEYS.items()}
 SHARES = (0.75, 0.5)
 """Sizes of an axis, as shares of the teacher's, at which its cost is measured."""
 JUDGED = 3
-"""Shapes of the shortlist that are really cut and judged."""
+"""Shapes of the shortlist that are really pruned and evaluated."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class ShapePlan:
     """The chosen shape and how it was found.
 
     Attributes:
-        shape: What is cut to.
+        shape: What is pruned to.
         limits: What had to hold.
         model: Measured cost of each axis.
         solution: What the solver found.
-        judged: Shapes that were really cut, with their KL on the judging part, best first.
+        judged: Shapes that were really pruned, with their KL on the evaluating part, best first.
     """
 
     shape: Shape
@@ -44,7 +44,7 @@ class ShapePlan:
     judged: list[tuple[Choice, float]]
 
     def record(self) -> dict[str, Any]:
-        """For ``shrink.json``: the limits, the choice and the alternatives that were turned down."""
+        """For ``shrink.json``: the limits, the choice and the alternatives that were rejected."""
         limits = {
             name: value for name, value in asdict(self.limits).items() if value is not None and value != float("inf")
         }
@@ -115,7 +115,7 @@ def plan_shape(
     solution = solve(anatomy, limits, model, shapes)
     judged = []
     best = shortlist(solution, JUDGED)
-    with progress.task("judging shapes", total=len(best), unit="shapes") as task:
+    with progress.task("evaluating shapes", total=len(best), unit="shapes") as task:
         for choice in best:
             cut = shrink(teacher, family, choice.shape, measured, repair, screen_only=True)
             judged.append((choice, cut.best_kl))
@@ -124,7 +124,7 @@ def plan_shape(
     shape = judged[0][0].shape
     progress.say(f"  within the target: {shape.words()}, KL {judged[0][1]:.2f}")
     for choice, kl in judged[1:]:
-        progress.say(f"  turned down: {choice.shape.words()}, KL {kl:.2f}")
+        progress.say(f"  rejected: {choice.shape.words()}, KL {kl:.2f}")
     return ShapePlan(shape, limits, model, solution, judged)
 
 
@@ -137,7 +137,7 @@ def measure_curves(
     repair: bool,
     progress: Progress,
 ) -> LossModel:
-    """Cut along one axis at a time, to a few sizes, and judge each."""
+    """Prune along one axis at a time, to a few sizes, and evaluate each."""
     curves: dict[str, list[tuple[int, float]]] = {}
     points = [(axis, size) for axis in axes for size in _points(getattr(whole, axis))]
     with progress.task("measuring axes", total=len(points), unit="cuts") as task:

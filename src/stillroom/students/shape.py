@@ -258,7 +258,7 @@ class Anatomy:
         return more or not self.divided or shape.hidden % (shape.groups * self.share) == 0
 
     def _require_axes(self, shape: Shape) -> None:
-        """Refuse a cut along an axis that the family does not have, or to experts that its router could not choose from.
+        """Refuse pruning along an axis that the family does not have, or to experts that its router could not choose from.
 
         Raises:
             RecipeError: It is.
@@ -345,13 +345,13 @@ class Anatomy:
         return 2 * 2 * shape.layers * shape.groups * self.head * context
 
     def decode_rate(self, shape: Shape, quantisation: str, context: int, bandwidth: float) -> float:
-        """Tokens a second: every weight but the embedding's other rows, and half the cache, are read for each token.
+        """Tokens per second: every weight but the embedding's other rows, and half the cache, are read for each token.
 
         Args:
             shape: The student.
             quantisation: GGUF type.
             context: Tokens of context, full at the end.
-            bandwidth: Bytes a second that decoding reaches.
+            bandwidth: Bytes per second that decoding reaches.
         """
         read = self.weight_bytes(shape, quantisation) + self.cache_bytes(shape, context) / 2
         if not self.tied:

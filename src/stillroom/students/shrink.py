@@ -1,8 +1,8 @@
-"""Makes a student of a shape out of its teacher: what to cut is measured, cut, repaired and judged.
+"""Makes a student of a shape out of its teacher: what to prune is measured, pruned, repaired and evaluated.
 
 Which layers can be spared is not the same as which are least: a long run of removed layers leaves one matrix to make up
-for all of them, so that a cut in shorter runs of slightly more important layers may end closer. Several choices are
-therefore cut, repaired on a part of the sample and judged; the best one is repaired on all of it.
+for all of them, so that pruning in shorter runs of slightly more important layers may end closer. Several choices are
+therefore pruned, repaired on a part of the sample and evaluated; the best one is repaired on all of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Candidate:
     Attributes:
         name: How the layers were chosen.
         kept: Indices of the teacher's layers.
-        kl: KL(teacher ‖ cut) on the judging part of the sample, nats a token, before any repair.
+        kl: KL(teacher ‖ pruned) on the evaluating part of the sample, nats per token, before any repair.
         healed_kl: The same after a repair on the screening part; None where nothing was repaired.
     """
 
@@ -64,9 +64,9 @@ class Shrunk:
         kl: KL to the teacher before the repair.
         healed_kl: After the repair; None where there was none.
         healed: Whether the model is the repaired one.
-        unrepaired: The same cut before the repair; None where the model is that.
-        lost: Share of the activations' energy that the cut of each width removed.
-        candidates: All choices of layers that were judged.
+        unrepaired: The same student before the repair; None where the model is that.
+        lost: Share of the activations' energy that pruning each width removed.
+        candidates: All choices of layers that were evaluated.
     """
 
     model: CausalModel
@@ -102,7 +102,7 @@ def shrink(
         family: Its family.
         shape: Layers, channels, groups, hidden width and experts to keep.
         measured: What was measured of the teacher.
-        repair: Whether to repair in closed form; a repair is kept only where it lowers the KL on the judging part.
+        repair: Whether to repair by least squares; a repair is kept only where it lowers the KL on the evaluating part.
         screen_only: Repair on the screening part only, to compare shapes.
         moved: Called after every repaired layer.
 
@@ -265,7 +265,7 @@ def _heal(
     moved: Callable[[], None],
     everywhere: bool,
 ) -> float:
-    """Repair a model in place; returns its KL on the judging part."""
+    """Repair a model in place; returns its KL on the evaluating part."""
     heal(model, teacher, family, kept, part, _widths(teacher, family, measured, shape, kept), moved, everywhere)
     return judged_kl(measured.reference, model, measured.sample.judge)
 
@@ -276,7 +276,7 @@ def _cut(teacher: CausalModel, family: Family, kept: list[int], widths: Widths) 
     dropped = [layer for index, layer in enumerate(layers) if index not in kept]
     shared: dict[int, object] = {id(layer): layer for layer in dropped}
     if widths.narrows:
-        # What narrower layers are cut from is not copied.
+        # What narrower layers are pruned from is not copied.
         shared |= {id(parameter): parameter for parameter in teacher.parameters()}
     model = copy.deepcopy(teacher, shared)
     family.keep_layers(model, kept)

@@ -17,7 +17,7 @@ WORDS = {"parameters": "parameters", "file_bytes": "bytes of file", "memory_byte
 
 @dataclass(frozen=True)
 class LossModel:
-    """Predicted KL to the teacher of a cut: the sum over axes of measured curves.
+    """Predicted KL to the teacher of a shape: the sum over axes of measured curves.
 
     Attributes:
         teacher: The uncut shape.
@@ -30,7 +30,7 @@ class LossModel:
     curves: dict[str, list[tuple[int, float]]]
 
     def predict(self, shape: Shape) -> float:
-        """KL to the teacher in nats a token, before training."""
+        """KL to the teacher in nats per token, before training."""
         return sum((self.of_axis(axis, getattr(shape, axis)) for axis in AXES), 0.0)
 
     def of_axis(self, axis: str, size: int) -> float:
@@ -69,7 +69,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Solution:
-    """The chosen shape, and the best others that were turned down, by what they would have cut instead."""
+    """The chosen shape, and the best others that were rejected, by what they would have pruned instead."""
 
     chosen: Choice
     alternatives: dict[str, Choice]
@@ -89,7 +89,7 @@ def grid(teacher: Shape, fixed: dict[str, int], axes: Iterable[str], vocabulary:
     Args:
         teacher: The uncut shape.
         fixed: Sizes that are given.
-        axes: Axes that may be cut; the others stay whole.
+        axes: Axes that may be pruned; the others stay whole.
         vocabulary: Rows of the student's embedding.
     """
     free = set(axes)

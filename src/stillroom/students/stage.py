@@ -1,4 +1,4 @@
-"""The stage `shrink`: a student, cut from the teacher, existing or fresh."""
+"""The stage `shrink`: a student, pruned from the teacher, existing or fresh."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _shrink(
         digest=teacher.digest,
     )
     shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress)
-    progress.say(f"  cutting to {shape.words()}")
+    progress.say(f"  pruning to {shape.words()}")
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
         cut = shrink(teacher.model, family, shape, measured, config.heal, moved=lambda: task.advance(1))
     model = cut.model
@@ -167,7 +167,7 @@ def _shrink(
     removed = [index for index in range(count) if index not in cut.kept]
     progress.say(
         f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
-        + (f", repaired in closed form {cut.healed_kl:.2f}" if cut.healed else "")
+        + (f", repaired by least squares {cut.healed_kl:.2f}" if cut.healed else "")
     )
     note = repair_note(family, config, bool(removed))
     if note:
@@ -197,7 +197,7 @@ def _shrink(
         facts["languages"] = as_record(costs)
         for cost in costs:
             progress.say(
-                f"  {cost.name}: {cost.before:.3f} tokens a byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
+                f"  {cost.name}: {cost.before:.3f} tokens per byte, now {cost.after:.3f} ({cost.ratio:.2f} times)"
             )
     return model, tokenizer, vocabulary, facts
 

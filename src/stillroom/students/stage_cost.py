@@ -42,7 +42,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
 def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     student = recipe.student
     if isinstance(student, DenseStudent):
-        # The mixture three times (experts, the proof, what is judged) and twice more with the student while it is repaired.
+        # The mixture three times (experts, the proof, what is evaluated) and twice more with the student while it is repaired.
         return min(student.importance.tokens, counts.train_tokens) * (5 if student.heal else 3) / profile.exact_rate
     if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
         return OPEN_STUDENT_SECONDS
@@ -54,7 +54,7 @@ def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
 class _Pruning:
     """The work of pruning and repair.
 
-    The sample is split as :class:`stillroom.students.importance.Sample` does it: the last sixth judges, the rest is fitted
+    The sample is split as :class:`stillroom.students.importance.Sample` does it: the last sixth is held out, the rest is fitted
     to, and candidates are fitted to a third of that (the screening part).
     """
 
@@ -127,7 +127,7 @@ class _Pruning:
             if self.narrower:
                 tokens += self.fit
         if self.student.target is not None:
-            # Two sizes of each axis and the shortlist are pruned, repaired and judged on the screening part.
+            # Two sizes of each axis and the shortlist are pruned, repaired and evaluated on the screening part.
             tried = 2 * len(self.student.target.axes) + 3
             tokens += tried * 4 * (self.screen * (1 + 2 * self.ratio) + self.judge)
         return tokens

@@ -1,4 +1,4 @@
-"""Cuts a tokenizer down to fewer ids, so that what it still knows is tokenized as before."""
+"""Prunes a tokenizer to fewer ids, so that what it still knows is tokenized as before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trim(
     teacher_rows: int,
     multiple_of: int,
 ) -> Trimmed:
-    """Cut a tokenizer.
+    """Prune a tokenizer.
 
     Bytes, special and added tokens always stay. Rows are filled with real ids up to a multiple of ``multiple_of``; only
     where the teacher has no more ids are there padding rows, which ``VocabularyMap.student_used`` keeps out of every
@@ -45,7 +45,7 @@ def trim(
         multiple_of: The student's rows are a multiple of this.
 
     Raises:
-        UnsupportedModel: The tokenizer's kind cannot be cut.
+        UnsupportedModel: The tokenizer's kind cannot be pruned.
         RecipeError: ``size`` is too small.
     """
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -133,7 +133,7 @@ def _map(
     teacher_rows: int,
     rows: int,
 ) -> VocabularyMap:
-    """The pieces of every teacher id: the id itself, or what the smaller model makes of its text inside a word."""
+    """The sub-tokens of every teacher id: the id itself, or what the smaller model makes of its text inside a word."""
     old_model = tokenizer.backend_tokenizer
     new_model = smaller.backend_tokenizer.model
     pieces: list[list[int]] = []

@@ -57,7 +57,7 @@ class WidthImportance:
     tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def lost(self, kept: list[int], widths: Widths) -> dict[str, float]:
-        """Share of the energy that a cut removes along each axis, mean over the kept layers."""
+        """Share of the energy that pruning removes along each axis, mean over the kept layers."""
         found = {}
         if widths.channels is not None:
             rows = [float(self.channels[i][c].sum()) for i, c in zip(kept, widths.channels, strict=True)]
@@ -243,7 +243,7 @@ def measure_orders(
     importance: WidthImportance,
     moved: Callable[[], None] = lambda: None,
 ) -> WidthImportance:
-    """Add the orders in which channels and groups can go, when what is left makes up for what went.
+    """Add the orders in which channels and groups can go, when what is left is repaired for what went.
 
     A channel that others can stand in for costs little however large it is. With the inputs' second moments H, removing
     input j and fitting the matrix W again costs ``|W_j|² / [H⁻¹]_jj`` (the optimal brain surgeon; for blocks, SlimGPT:

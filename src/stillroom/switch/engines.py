@@ -103,7 +103,7 @@ class Registration:
         self._delivering = 0
         self.path = places.engines / f"{kind}-{pid}-{uuid.uuid4().hex[:8]}.json"
         entry = Entry(kind, pid, start_time(pid) or 0.0, model, here())
-        # Whoever looks meanwhile finds a whole line or none, and a name that ends otherwise is not looked at.
+        # A reader meanwhile finds a whole line or none, and a name that ends otherwise is not looked at.
         beside = self.path.with_suffix(".partial")
         try:
             clear_way(places.engines)

@@ -81,7 +81,7 @@ def off(switch: Switch) -> Receipt:
         unkept = NotWritable(f"The switch's state could not be kept: {error}", "Give the command again.")
     stopped: list[Stopped] = []
     silenced: set[int] = set()
-    # An engine that was starting is in the list a moment later: look until nobody is left.
+    # An engine that was starting is in the list a moment later: look until no one is left.
     while True:
         found = listed(switch.places)
         engines = [entry for _, entry in found if entry.kind == "engine"]

@@ -35,7 +35,7 @@ def open_teacher(config: TeacherConfig, device: torch.device, dtype: torch.dtype
     Raises:
         TeacherError: It is missing or cannot be read.
         InspectionRefused: It is not safe to open.
-        VerificationFailed: It lies inside a package that cannot prove what it claims.
+        VerificationFailed: It is inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
     return OPENERS[config.kind](config, device, dtype)

@@ -1,6 +1,6 @@
-"""Capture in units: which sequences a cache lacks, cut into units, and how one process makes one of them.
+"""Capture in units: which sequences a cache lacks, divided into units, and how one process makes one of them.
 
-Nothing here knows who starts the processes: a scheduler's array of jobs, Ray, or a loop. All of them cut the same corpus into
+Nothing here knows who starts the processes: a scheduler's array of jobs, Ray, or a loop. All divide the same corpus into
 the same units, because that depends on the corpus, on the sealed manifest and on the recipe alone.
 """
 
@@ -129,7 +129,7 @@ class Units:
         return writer
 
     def _learned(self) -> bytes:
-        """How the codec packs: what the store has, or what is learned from the first rows and put there by whoever is first."""
+        """How the codec packs: what the store has, or what is learned from the first rows and put there by the first one."""
         found = self.store.get(MODEL)
         if found is None:
             rows = next((rows for rows in self._rows if len(rows)), None)

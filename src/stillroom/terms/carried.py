@@ -1,4 +1,4 @@
-"""Reads the ``terms.json`` that a student of Stillroom's carries: a claim from elsewhere, checked in shape, judged again."""
+"""Reads the ``terms.json`` that a student of Stillroom's carries: a claim from elsewhere, checked in shape, evaluated again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Teacher(_Closed):
     permissions: tuple[Short, ...]
 
     def subject(self) -> Subject:
-        """The teacher as it was judged."""
+        """The teacher as it was evaluated."""
         said = tuple(Statement(item.kind, item.value, item.where) for item in self.statements)
         return Subject(self.role, self.name, said, digest=self.digest)
 

@@ -1,4 +1,4 @@
-"""The gate: may this run be done, and what does its student owe? `verdict.py` holds the rules.
+"""The gate: the licence check: is this run allowed, and what are its student's obligations? `verdict.py` holds the rules.
 
 The gate stands before the first stage that learns from a teacher, and again before packaging. It takes no switch: what the
 tables do not know needs a decision, and what they forbid needs a permission, and both are in the recipe.
@@ -102,7 +102,7 @@ def require_packable(verdict: Verdict, name: str) -> None:
 
 
 def pass_gate(run: Run) -> Verdict:
-    """Judge a run, keep the verdict in its folder as ``terms.json``, and refuse what is forbidden.
+    """Evaluate the terms of a run, keep the verdict in its folder as ``terms.json``, and refuse what is forbidden.
 
     Raises:
         TermsRefused: With the reason; the record of the refusal stays in the run's folder.

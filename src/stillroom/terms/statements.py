@@ -1,4 +1,4 @@
-"""What is said of models and texts, and what an operator decided about them. Judges nothing."""
+"""What is said of models and texts, and what an operator decided about them. Evaluates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe's teachers and texts say of their own licences. Judges nothing, opens no weights."""
+"""What a recipe's teachers and texts say of their own licences. Evaluates nothing, opens no weights."""
 
 from __future__ import annotations
 

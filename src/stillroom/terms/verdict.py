@@ -63,7 +63,7 @@ class Verdict:
 
 @dataclass
 class _Case:
-    """What is gathered while subjects are judged."""
+    """What is gathered while subjects are evaluated."""
 
     tables: Sequence[Table]
     permissions: Sequence[Permitted]
@@ -92,11 +92,11 @@ def judge(
     texts: dict[str, str] | None = None,
     today: datetime.date | None = None,
 ) -> Verdict:
-    """Judge teachers and texts together; obligations are the union of all.
+    """Evaluate teachers and texts together; obligations are the union of all.
 
     Args:
         teachers: Models whose outputs or weights are used. One that is itself a student of Stillroom's brings what it carries,
-            and everything that it was made from is judged again, by the tables of today.
+            and everything that it was made from is evaluated again, by the tables of today.
         corpora: Texts.
         tables: The packaged table first, then the operator's.
         permissions: Written permissions of owners.
@@ -153,7 +153,7 @@ def _with_ancestors(teacher: Subject, case: _Case) -> Iterable[tuple[int, Subjec
         return
     carried = parse_carried(teacher.carried, teacher.name)
     if teacher.statements:
-        # What a student says of itself besides its terms is judged too; without it, its terms are all there is to say.
+        # What a student says of itself besides its terms is evaluated too; without it, its terms are all there is to say.
         yield 1, teacher, {"carried": True}
     case.owed.add(carried.obligations)
     case.non_commercial |= carried.non_commercial
@@ -170,7 +170,7 @@ def _with_ancestors(teacher: Subject, case: _Case) -> Iterable[tuple[int, Subjec
 
 
 def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[str, Any]) -> dict[str, Any]:
-    """One model: the rows that its statements find, what they forbid, and what it owes."""
+    """One model: the rows that its statements find, what they forbid, and its obligations."""
     rows, unknown = _look_up(case, subject)
     decided = _decision_for(case, subject)
     lifted: list[str] = []
@@ -253,7 +253,7 @@ def _judge_text(case: _Case, subject: Subject) -> dict[str, Any]:
         _apply(case, subject, decided)
     elif unknown or not rows:
         said = unknown[0] if unknown else "no licence is stated"
-        case.conditions.append(f"A gap: the text {subject.name}: {said}; nobody has said that it may be used so.")
+        case.conditions.append(f"A gap: the text {subject.name}: {said}; no one has said that it may be used so.")
     return {
         "name": subject.name,
         "rows": [row.id for row in rows],

@@ -14,7 +14,7 @@ al. 2024, arXiv 2410.21676). The factor is from the quickstart: over 40,960 toke
 81,920 both were good.
 """
 FEWEST, MOST = 512, 65_536
-"""Tokens per step at least and at most. A forward pass over fewer than 512 tokens uses a processor badly."""
+"""Tokens per step at least and at most. A forward pass over fewer than 512 tokens uses a CPU badly."""
 
 
 LEAST_CHUNK, MOST_CHUNK = 512, 8192

@@ -129,7 +129,7 @@ def _same_but_longer(record: Mapping[str, Any], inputs: Mapping[str, str], secti
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody changes; a copy where the file system has no second names."""
+    """A second name for a file that no one changes; a copy where the file system has no second names."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

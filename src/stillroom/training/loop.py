@@ -346,7 +346,7 @@ class Training:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
-        """Batches on the processor, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
+        """Batches on the CPU, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
         return self.train.stream(
             order, Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
@@ -455,9 +455,9 @@ class _Stepper:
     def __call__(
         self, batches: list[Batch], rate: float, step: int, wishes: tuple[bool, bool] = (False, False)
     ) -> _Step:
-        """One step over its micro-batches, on the processor as they are made; ``step`` is counted from 0.
+        """One step over its micro-batches, on the CPU as they are made; ``step`` is counted from 0.
 
-        A GPU is waited for once a step: for the losses and the gradient's norm, before the optimizer changes anything.
+        A GPU is waited for once per step: for the losses and the gradient's norm, before the optimizer changes anything.
         ``wishes`` are whether rank 0 wants a checkpoint and whether this process was told to stop: the group's answer to them
         is in what is returned.
         """
@@ -563,7 +563,7 @@ def _added(values: list[float], denominator: float) -> tuple[float, float, float
 
 
 def require_compiler(device: torch.device) -> None:
-    """Refuse ``compile: on`` where the processor's code cannot be compiled, before anything is spent.
+    """Refuse ``compile: on`` where the CPU's code cannot be compiled, before anything is spent.
 
     Raises:
         EnvironmentProblem: There is no C++ compiler.

@@ -85,7 +85,7 @@ def state_bytes(state: State, precise: bool, accumulates: bool) -> int:
     """Bytes per parameter of weights, gradients and averages.
 
     Args:
-        state: The layout; ``plain`` is that of the processor.
+        state: The layout; ``plain`` is that of the CPU.
         precise: Whether it computes in float32, without a copy.
         accumulates: Whether a step has several micro-batches.
     """
@@ -127,7 +127,7 @@ def choose_layout(
         parameters: The student's.
         tokens: Of a forward pass.
         chunk: Positions whose logits exist at the same time.
-        limit: Bytes of the device; None on the processor, where ``auto`` is ``plain`` without checkpointing.
+        limit: Bytes of the device; None on the CPU, where ``auto`` is ``plain`` without checkpointing.
         precise: Whether it computes in float32.
         accumulates: Whether a step has several micro-batches.
 
@@ -152,7 +152,7 @@ def choose_layout(
                 return state, checkpointing
             least = min(least, need) if least else need
     raise OutOfMemory(
-        f"Training {parameters / 1e9:.2f} billion parameters with {tokens:,} tokens a forward pass takes "
+        f"Training {parameters / 1e9:.2f} billion parameters with {tokens:,} tokens per forward pass takes "
         f"{least / 1e9:.0f} GB of the GPU's memory, and there are {limit / 1e9:.0f}.",
         "Lower `distill.micro_batch_tokens`, let `distill.state` and `distill.gradient_checkpointing` be auto, or make the "
         "student smaller.",

@@ -29,7 +29,7 @@ class LossNetwork(nn.Module):
     """A causal language model followed by the fused loss.
 
     In bfloat16 a working copy of the weights computes (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1): it is
-    rounded once a step, where autocast rounds weights and activations in every layer. The model's own weights, their
+    rounded once per step, where autocast rounds weights and activations in every layer. The model's own weights, their
     gradients and the optimizer's state stay float32.
 
     Args:
@@ -95,13 +95,13 @@ class LossNetwork(nn.Module):
         return self._by_hand_layers() is not None
 
     def _by_hand_layers(self) -> list[stack.Layer] | None:
-        """The layers for the pass by hand: of models that it knows, on a processor, where it was proved."""
+        """The layers for the pass by hand: of models that it knows, on a CPU, where it was proved."""
         if self.checkpointing or self.worker.device.type != "cpu" or (layers := stack.layers_of(self.worker)) is None:
             return None
         return layers if way_of(self.worker).by_hand else None
 
     def _layers(self, batch: Batch) -> list[stack.Layer] | None:
-        """The layers, where the pass by hand computes this batch: on a processor, for models that it knows."""
+        """The layers, where the pass by hand computes this batch: on a CPU, for models that it knows."""
         rows = batch.rows
         if (
             batch.ids.device.type != "cpu"
@@ -162,7 +162,7 @@ class LossNetwork(nn.Module):
             sums: dict[int, torch.Tensor] = {}
             for weight, grad in pairs:
                 sums[id(weight)] = sums[id(weight)].add_(grad) if id(weight) in sums else grad
-            del pairs, grads, head_grads  # autograd takes gradients over only if nobody else has them
+            del pairs, grads, head_grads  # autograd takes gradients over only if no one else has them
             stored = [sums.pop(id(parameter)).to(parameter.dtype) for parameter in parameters]
             value = _Known.apply(value, stored, *parameters)  # type: ignore[no-untyped-call]
         return Loss(value, distances, cross_entropies)

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, config: DistillConfig) -> tuple[list[dict
 
 
 class SharedAdamW(torch.optim.AdamW):
-    """AdamW whose parameters are shared out among threads on a processor; every number is as AdamW's own."""
+    """AdamW whose parameters are shared out among threads on a CPU; every number is as AdamW's own."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What a package says of itself, read from its checked copy, and the part of verification that judges it. Trusts the bytes.
+"""What a package says of itself, read from its checked copy, and the part of verification that evaluates it. Trusts the bytes.
 
 Names, notices and licence files that the terms oblige must be there; scores must keep the bounds that the package itself sets;
 the runtime must be new enough; the weights must be safe to open.
@@ -45,7 +45,7 @@ class Obligations(Closed):
 
 
 class Bound(Closed):
-    """A floor or a ceiling, and what was found."""
+    """A minimum or a maximum, and what was found."""
 
     name: str
     kind: Literal["floor", "ceiling"]
@@ -54,7 +54,7 @@ class Bound(Closed):
 
     @property
     def met(self) -> bool:
-        """Judged here again; nobody's word is taken."""
+        """Evaluated here again; no one's word is taken."""
         if not math.isfinite(self.value) or not math.isfinite(self.bound):
             return False
         return self.value >= self.bound if self.kind == "floor" else self.value <= self.bound
@@ -101,7 +101,7 @@ class Claims(Closed):
         Raises:
             VerificationFailed: Something obliged or needed is missing.
             TermsRefused: The recorded verdict forbids the model.
-            FloorMissed: A score lies beyond its bound.
+            FloorMissed: A score is beyond its bound.
             InspectionRefused: A file is not safe to open.
         """
         self._require_runtime()

@@ -1,4 +1,4 @@
-"""A machine's view of a publisher's repository: fetched with tuf, kept, and read again offline. Judges no package.
+"""A machine's view of a publisher's repository: fetched with tuf, kept, and read again offline. Evaluates no package.
 
 tuf's own client fetches and stores. What it stored is then read by the same strict path whether a connection was there or not,
 so that being offline changes nothing but the freshness.
@@ -145,7 +145,7 @@ class Ahead:
 def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractContextManager[Any]) -> Ahead:
     """Fetch from a network beside what is kept. All of it may take :data:`FETCH_SECONDS`.
 
-    A mirror that sends a byte a second is one that cannot be reached; nobody waits for it longer, and nobody else meanwhile.
+    A mirror that sends a byte a second is one that cannot be reached; no one waits for it longer, and no one else meanwhile.
 
     Args:
         pin: What is trusted from the start.
@@ -182,7 +182,7 @@ def _timestamp(folder: Path) -> bytes:
 
 
 def _take_over(fetched: Path, folder: Path) -> None:
-    """Put what was fetched in the place of what is kept, file by file; what is read is judged anew in any case."""
+    """Put what was fetched in the place of what is kept, file by file; what is read is evaluated anew in any case."""
     for path in sorted(fetched.rglob("*")):
         target = folder / path.relative_to(fetched)
         if path.is_dir() and not path.is_symlink():
@@ -245,7 +245,7 @@ def _explain(error: Exception, address: str) -> VerificationFailed:
     text = str(error)
     if isinstance(error, exceptions.ExpiredMetadataError):
         what, todo = (
-            "its metadata has expired: somebody holds back newer metadata, or nobody renewed it",
+            "its metadata has expired: somebody holds back newer metadata, or no one renewed it",
             ("Ask the publisher to renew it (`stillroom repo refresh`), or use another mirror."),
         )
     elif isinstance(error, exceptions.BadVersionNumberError):
@@ -302,7 +302,7 @@ def _root(pin: Pin) -> Metadata[Root]:
 
 
 def _read(pin: Pin, folder: Path, trouble: str) -> View:
-    """Verify what is kept, from the pinned root on; expiry is reported, not judged."""
+    """Verify what is kept, from the pinned root on; expiry is reported, not evaluated."""
     from tuf.api.exceptions import RepositoryError
     from tuf.api.metadata import Metadata
 

@@ -2,7 +2,7 @@
 
 What is digested is what was written, so nothing can change between the check and the use. Where the file system can share
 blocks between two files (Btrfs, XFS), the copy is a clone: it costs nothing, and its own bytes are digested. Elsewhere every
-byte is read into a buffer that the processor's cache holds, digested there and written from there. Memory beyond that buffer
+byte is read into a buffer that the CPU's cache holds, digested there and written from there. Memory beyond that buffer
 is the page cache's, which the system takes back as it needs.
 """
 
@@ -23,7 +23,7 @@ from stillroom.core.errors import DiskFull, VerificationFailed
 from stillroom.verification.manifest import CHUNK, Listed, Manifest
 
 STEP = 1 << 20
-"""Bytes that are read, digested and written at a time: the processor's cache holds them in between."""
+"""Bytes that are read, digested and written at a time: the CPU's cache holds them in between."""
 FICLONE = 0x40049409
 """Linux: let one file share the blocks of another (``ioctl_ficlone(2)``)."""
 
@@ -39,14 +39,14 @@ def copy_verified(source: Path, manifest: Manifest, target: Path, workers: int |
 
     Raises:
         VerificationFailed: Names the file, and the piece of it, that is not what was signed.
-        DiskFull: There is no room for the copy.
+        DiskFull: There is no disk space for the copy.
     """
     size = sum(file.bytes for file in manifest.files)
     free = shutil.disk_usage(target).free
     if free < size:
         raise DiskFull(
             f"{target}: {free / 2**20:,.0f} MiB are free; the copy that is checked and loaded takes {size / 2**20:,.0f}.",
-            "Free some room, or name another folder.",
+            "Free some disk space, or name another folder.",
         )
     with contextlib.ExitStack() as stack:
         pieces: list[Callable[[], None]] = []

@@ -21,7 +21,7 @@ Version = Annotated[str, StringConstraints(pattern=r"^\d{1,4}(\.\d{1,4}){0,3}$")
 
 
 class Policy(Closed):
-    """``policy.json``: what the publisher asks of whoever runs the package."""
+    """``policy.json``: what the publisher asks of anyone who runs the package."""
 
     format: Literal[1]
     name: Name

@@ -1,6 +1,6 @@
 """A file inside a package is opened as its package is: verified first, and then from the copy.
 
-Whoever names `PACKAGE/weights/model.gguf` means a model that can prove itself; taking the file as it lies there would be a
+A user who names `PACKAGE/weights/model.gguf` means a model that can prove itself; taking the file as it is there would be a
 way around the proof.
 """
 
@@ -20,7 +20,7 @@ DOCUMENTS = ("policy.json", "provenance.json")
 
 
 def package_around(path: Path) -> Path | None:
-    """The package that a file lies in, by the name that was given or by what the name leads to; None where it is in none."""
+    """The package that a file is in, by the name that was given or by what the name leads to; None where it is in none."""
     for place in _places(path):
         for folder in place.parents:
             if any((folder / name).exists() for name in OUTSIDE) or all((folder / name).exists() for name in DOCUMENTS):

@@ -15,7 +15,7 @@ from stillroom.verification.manifest import Digest
 class Ancestor(Closed):
     """A teacher or a dataset that a model learnt from, directly or through its teachers.
 
-    A teacher that was itself packaged goes by several digests: its weights, its exported files, its package. Whoever revokes
+    A teacher that was itself packaged goes by several digests: its weights, its exported files, its package. Anyone who revokes
     it may name any of them.
     """
 
@@ -73,7 +73,7 @@ Index = dict[tuple[str, str], Revocation]
 
 
 def index_of(revocations: Iterable[Revocation]) -> Index:
-    """Revocations by kind and digest. Revoked keys are left out: they are judged where signatures are counted."""
+    """Revocations by kind and digest. Revoked keys are left out: they are evaluated where signatures are counted."""
     return {(entry.kind, entry.value): entry for entry in revocations if entry.kind != "key"}
 
 

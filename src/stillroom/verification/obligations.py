@@ -39,7 +39,7 @@ class Obligations:
 
     @property
     def missing(self) -> list[str]:
-        """Names of licences and use policies whose text nobody supplied yet."""
+        """Names of licences and use policies whose text no one supplied yet."""
         return sorted(name for group in (self.licences, self.policies) for name, text in group.items() if text is None)
 
     def as_dict(self) -> dict[str, Any]:

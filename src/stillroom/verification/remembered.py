@@ -1,6 +1,6 @@
 """What a machine remembers of a publisher: time that has passed, releases seen, everything ever revoked.
 
-It lies outside every package, so that replacing a package wipes nothing.
+It is stored outside every package, so that replacing a package wipes nothing.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Remembered:
                 )
 
     def learn(self, revocations: tuple[Revocation, ...], reinstated: tuple[str, ...]) -> None:
-        """Remember revocations for good, and what the release role took back; both before a package is judged."""
+        """Remember revocations for good, and what the release role took back; both before a package is evaluated."""
         known = {entry.id: entry for entry in (*self.memory.revoked, *revocations)}
         self._save(
             revoked=tuple(known[key] for key in sorted(known)),

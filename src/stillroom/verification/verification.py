@@ -149,7 +149,7 @@ def verify(
     Args:
         path: The package's folder.
         trust: A pin, its file, or a folder of pins; this user's pins without it.
-        state: Where the machine's memory lies; this user's state folder without it.
+        state: Where the machine's memory is stored; this user's state folder without it.
         repository: Read the publisher's metadata from here: a mirror on a medium.
         copies: Where the private copy is made; this user's cache folder without it.
         now: The time; the present without it.
@@ -159,7 +159,7 @@ def verify(
         VerificationFailed: Says which proof is missing.
         InspectionRefused: A file is not safe to open.
         TermsRefused: The terms recorded in the package forbid it.
-        FloorMissed: A score lies beyond a floor that the package itself sets.
+        FloorMissed: A score is beyond a minimum that the package itself sets.
     """
     require_on()
     path = Path(path)
@@ -167,7 +167,7 @@ def verify(
         raise VerificationFailed(f"{path} is not a package: there is no such folder.", "Give a package's folder.")
     if not (path / SIGNATURE).is_file():
         raise VerificationFailed(
-            f"{path} has no {SIGNATURE}: nobody has signed it.", "Sign it (`stillroom sign`), or get a signed one."
+            f"{path} has no {SIGNATURE}: no one has signed it.", "Sign it (`stillroom sign`), or get a signed one."
         )
     envelope = read_bytes(path / SIGNATURE)
     pin = _choose(trust, key_ids(envelope, SIGNATURE))
@@ -231,7 +231,7 @@ def _trusted(
     view = None
     keys, threshold = [], 0
     if pin.repository or question.repository:
-        # The clock is judged first by what is remembered: with a wrong clock, expired metadata would look fresh.
+        # The clock is evaluated first by what is remembered: with a wrong clock, expired metadata would look fresh.
         remembered.require_time(now, None)
         view = look(pin, remembered.metadata, question.repository, own_repository(pin.publisher), ahead)
         keys, threshold = view.release_keys, view.threshold
@@ -276,7 +276,7 @@ def _freshness(policy: Policy, view: View, now: datetime.datetime) -> list[str]:
     if view.fetched:
         raise VerificationFailed(
             f"The repository's metadata expired on {view.expires:%Y-%m-%d %H:%M} UTC: somebody holds back newer metadata, "
-            "or nobody renewed it.",
+            "or no one renewed it.",
             "Ask the publisher to renew it (`stillroom repo refresh`), or use another mirror.",
         )
     end = _end_of_grace(policy, view)
@@ -299,7 +299,7 @@ def _end_of_grace(policy: Policy, view: View) -> datetime.datetime:
 def _check_beside(
     path: Path, folder: Path, manifest: Manifest, view: View | None, pin: Pin, remembered: Remembered
 ) -> None:
-    """What lies beside the list must agree with it: the provenance's own signatures and the OpenSSF bundle."""
+    """What is stored beside the list must agree with it: the provenance's own signatures and the OpenSSF bundle."""
     keys, threshold = (view.release_keys, view.threshold) if view else pinned_keys(pin)
     revoked = frozenset(entry.value for entry in remembered.active() if entry.kind == "key")
     signed = open_envelope(read_bytes(path / PROVENANCE_SIGNATURE), PROVENANCE_SIGNATURE, keys, threshold, revoked)
@@ -373,7 +373,7 @@ OLD_SECONDS = 7 * 86400.0
 
 
 def _lock(folder: Path, make: bool = False) -> int | None:
-    """The lock of a copy, where nobody holds it: beside it, since the copy itself may be read only."""
+    """The lock of a copy, where no one holds it: beside it, since the copy itself may be read only."""
     import fcntl
 
     path = folder.with_name(f"{folder.name}.lock")

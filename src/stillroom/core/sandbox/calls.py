@@ -1,4 +1,4 @@
-"""Numbers of Linux system calls, per processor architecture.
+"""Numbers of Linux system calls, per CPU architecture.
 
 From the kernel's tables (``asm/unistd_64.h``; ``asm-generic/unistd.h`` for aarch64), as of Linux 6.17.
 """

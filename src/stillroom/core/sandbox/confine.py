@@ -1,6 +1,6 @@
 """Takes from a process what it does not need: the process of a model, of a chat template, of a program under evaluation.
 
-Each measure is tried by itself, and what is in force is reported plainly: systems differ in what they let an ordinary
+Each measure is tried by itself, and what is active is reported plainly: systems differ in what they let an ordinary
 user take away. On Linux: a network namespace with nothing in it; Landlock (files, TCP, signals to others); a seccomp
 filter that lists what is allowed (:mod:`.policies`); no new privileges; limits on resources. :func:`missing` says in words
 what a report lacks.
@@ -51,7 +51,7 @@ def confine(
         namespace: Take a network namespace too. Not needed where the policy allows no socket at all.
 
     Returns:
-        A word for each measure: "in force", or why it is not.
+        A word for each measure: "active", or why it is not.
     """
     report = {"resource limits": _limits(memory, files)}
     if not sys.platform.startswith("linux"):
@@ -77,23 +77,23 @@ LACKS = {
     "landlock": "a model's process may read and write whatever you can, the switch's own files as well",
     "seccomp": "a model's process may start processes, which `off` does not know, send signals to yours, and open sockets",
 }
-"""What follows where a measure is not in force."""
+"""What follows where a measure is not active."""
 LACKS_OF_VERSION = {
     3: "truncate files that it cannot open (Landlock before version 3)",
-    4: "bind and connect TCP where seccomp is not in force either (Landlock before version 4)",
-    6: "send signals where seccomp is not in force either (Landlock before version 6)",
+    4: "bind and connect TCP where seccomp is not active either (Landlock before version 4)",
+    6: "send signals where seccomp is not active either (Landlock before version 6)",
 }
 
 
 def missing(report: dict[str, str]) -> list[str]:
-    """What a report of :func:`confine` lacks, a sentence each; empty where everything is in force.
+    """What a report of :func:`confine` lacks, a sentence each; empty where everything is active.
 
     A system that lacks a measure is not refused: the owner is told what a model's process may do there.
     """
     found = [
         f"{measure}: {word}: {LACKS.get(measure, 'it does not hold')}"
         for measure, word in report.items()
-        if not word.startswith("in force")
+        if not word.startswith("active")
     ]
     version = report.get("landlock", "").partition("(version ")[2].partition(":")[0]
     if version.isdigit():
@@ -116,7 +116,7 @@ def standard_library() -> list[Path]:
 
 def _attempt(call: object) -> str:
     assert callable(call)
-    return "in force" if call() == 0 else _reason()
+    return "active" if call() == 0 else _reason()
 
 
 def _reason() -> str:
@@ -137,7 +137,7 @@ def _limits(memory: int | None, files: int) -> str:
             resource.setrlimit(which, (value, value))
             continue
         return f"{name} could not be set"
-    return "in force"
+    return "active"
 
 
 def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path | None) -> str:
@@ -169,7 +169,7 @@ def _landlock(libc: ctypes.CDLL, readable: list[Path], writable: Path | None) ->
     finally:
         os.close(rules)
     said = ["files", *(["TCP"] if network else []), *(["signals"] if scopes else [])]
-    return f"in force (version {version}: {', '.join(said)})"
+    return f"active (version {version}: {', '.join(said)})"
 
 
 def _seccomp(policy: Policy) -> str:
@@ -179,4 +179,4 @@ def _seccomp(policy: Policy) -> str:
         install(policy)
     except OSError as error:
         return f"refused by the system: {os.strerror(error.errno or 0)}"
-    return "in force"
+    return "active"

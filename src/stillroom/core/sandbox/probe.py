@@ -27,7 +27,7 @@ def measures() -> dict[str, str]:
 
 
 def main() -> None:
-    """The child: give up, and say what of it is in force."""
+    """The child: give up, and say what of it is active."""
     report = confine([Path("/proc/self")], Path(sys.argv[1]), 4 << 30)
     sys.stdout.write(json.dumps(report))
     sys.stdout.flush()

@@ -1,7 +1,7 @@
 """Programs that a model wrote, run in a child that can neither reach the network, nor write files, nor start programs.
 
 On Linux the kernel itself refuses (seccomp, set before the program is read): sockets, opening files for writing, changing
-or removing files, starting other programs or processes, signals to others, namespaces, tracing. Memory, processor
+or removing files, starting other programs or processes, signals to others, namespaces, tracing. Memory, CPU
 time, output and open files are limited, the environment is empty, the folder is a fresh one that may not be written to.
 Reading files stays possible, and nothing of what is read can leave but the verdict. Elsewhere nothing is run.
 
@@ -32,7 +32,7 @@ CHILD = "stillroom.core.sandbox.programs_child"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: processor seconds (its wall time is twice that) and bytes of address space."""
+    """What a program may use: CPU seconds (its wall time is twice that) and bytes of address space."""
 
     seconds: float = 5.0
     memory_bytes: int = 512 << 20
@@ -42,7 +42,7 @@ def require_sandbox() -> None:
     """Refuse where programs cannot be kept in.
 
     Raises:
-        EnvironmentProblem: This is not Linux on a processor whose calls are known.
+        EnvironmentProblem: This is not Linux on a CPU whose calls are known.
     """
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise EnvironmentProblem(
@@ -60,12 +60,12 @@ def run_program(program: str, limits: Limits, checks: str | None = None, before:
     Args:
         program: Python source, what a model wrote with what it continues.
         limits: What it may use; the same again for the checks.
-        checks: Python source that judges what the program defines. None are the ``assert`` statements it ends with.
+        checks: Python source that evaluates what the program defines. None are the ``assert`` statements it ends with.
         before: Trusted source whose names the program cannot replace; see :func:`settled`.
 
     Returns:
         ``passed`` where program and checks ran to their end, else ``failed`` (an error, or it left early) or ``timeout``.
-        A program without checks has nothing to be judged by but that it says it came to its end.
+        A program without checks has nothing to be evaluated by but that it says it came to its end.
 
     Raises:
         EnvironmentProblem: This machine has no sandbox.

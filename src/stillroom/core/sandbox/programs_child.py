@@ -1,7 +1,7 @@
 """The children of the sandbox: each gives up its rights, then runs the program on its standard input.
 
 One child runs what a model wrote and answers calls of its functions; another, where nothing of the model's runs, makes
-those calls and judges what comes back. Between them go lines of JSON that can hold nothing but plain data.
+those calls and evaluates what comes back. Between them go lines of JSON that can hold nothing but plain data.
 
 They are started by :func:`stillroom.core.sandbox.child.isolated`, and import nothing of Stillroom but the policy.
 """
@@ -31,7 +31,7 @@ _SEQUENCES: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s")
 def main() -> None:
     """Give up rights, run the program, and say the word; or answer calls.
 
-    Arguments: processor seconds, bytes of memory; then nothing (a program by itself), ``serve`` (a model's program), or
+    Arguments: CPU seconds, bytes of memory; then nothing (a program by itself), ``serve`` (a model's program), or
     the two descriptors (from it, to it) over which the judge speaks with one.
     """
     import resource
@@ -58,7 +58,7 @@ def main() -> None:
     os.dup2(null, 1)
     sys.setrecursionlimit(5000)
     report = confine(standard_library(), None, None, 64, policy=NO_EFFECTS, namespace=False)
-    if report["seccomp"] != "in force":
+    if report["seccomp"] != "active":
         os.write(out, b"the sandbox could not be closed")
         os._exit(1)
     # The program finds what any program finds: the standard library.
@@ -133,7 +133,7 @@ def _decode(value: Any, other: Callable[[Any], Any]) -> Any:
 
 
 def _serve(names: dict[str, Any], requests: IO[str], replies: IO[str]) -> NoReturn:
-    """Tell a program's names, then do what is asked with its objects until nobody asks any more."""
+    """Tell a program's names, then do what is asked with its objects until no one asks any more."""
     objects: list[Any] = []
 
     def keep(value: Any) -> Any:

@@ -19,5 +19,5 @@ def require_small(archive: zipfile.ZipFile, path: Path, endings: tuple[str, ...]
     if size > LONGEST:
         raise CorpusError(
             f"{path}: has {size:,} bytes of text parts, and one document may have {LONGEST >> 20} MiB.",
-            "Cut it into several files, or leave it out by `pattern`.",
+            "Split it into several files, or leave it out by `pattern`.",
         )

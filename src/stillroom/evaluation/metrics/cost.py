@@ -43,7 +43,7 @@ def measure_cost(bench: Bench) -> dict[str, Any]:
             "load_seconds": round(bench.subjects[name].seconds, 3),
             **speeds.get(name, {}),
         }
-        del loaded  # before the next one needs its room
+        del loaded  # before the next one needs its memory
     mine = models_found["student"]
     bounds = {key: [mine[key], None, None] for key in ("parameters", "bytes", "working_memory_bytes")}
     for key, value in speeds.get("student", {}).items():
@@ -101,7 +101,7 @@ def _table(teacher: dict[str, Any], student: dict[str, Any]) -> Table:
         if key in student:
             rows.append(
                 [
-                    f"{phase}, tokens a second",
+                    f"{phase}, tokens per second",
                     of(teacher, key, 1) if key in teacher else "–",
                     of(student, key, 1),
                     of(student, f"{phase}_speedup", 2) + " ×" if f"{phase}_speedup" in student else "–",

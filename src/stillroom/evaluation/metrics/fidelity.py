@@ -243,7 +243,7 @@ def weaknesses(result: Result) -> list[str]:
             worst = max(rows, key=lambda entry: float(entry["kl_to_teacher"]))
             found.append(
                 f"Furthest from its teacher on {words.format(worst['label'])}: {'at least ' if 'kl_is' in result else ''}"
-                f"{worst['kl_to_teacher']:.3f} nats a token, the same next token in {percent(worst['top1_agreement'], 1)}."
+                f"{worst['kl_to_teacher']:.3f} nats per token, the same next token in {percent(worst['top1_agreement'], 1)}."
             )
     mine, theirs = (result["calibration"][name]["ece"] for name in ("student", "teacher"))
     if mine is not None and mine > theirs:
@@ -256,7 +256,7 @@ def weaknesses(result: Result) -> list[str]:
 def card(result: Result) -> list[CardResult]:
     """The headline numbers."""
     titles = {
-        "kl_to_teacher": "KL to the teacher, nats a token",
+        "kl_to_teacher": "KL to the teacher, nats per token",
         "top1_agreement": "same next token as the teacher",
         "bits_per_byte": "bits per byte",
     }
@@ -344,7 +344,7 @@ def _by_position(result: Result) -> list[Part]:
             ],
             title="Bits a byte by position in the context",
             x_label="tokens of context before",
-            y_label="bits a byte",
+            y_label="bits per byte",
             caption="By position in the context: a line that falls as the teacher's does uses long context as the teacher "
             "does.",
             x_names=[label.split("–")[0] + "+" for label in labels],
@@ -358,7 +358,7 @@ def _by_position(result: Result) -> list[Part]:
 def _slice_table(result: Result, axis: str, called: str) -> Table:
     slices = result["slices"][axis]
     return Table(
-        [AXES[axis], "positions", "KL, nats", "same next token", "bits a byte", "teacher's bits"],
+        [AXES[axis], "positions", "KL, nats", "same next token", "bits per byte", "teacher's bits"],
         [
             [
                 entry["label"],
@@ -408,7 +408,7 @@ def _passage(passage: dict[str, Any]) -> Passage:
             )
             for token in tokens
         ],
-        f"{passage['source']}, document {passage['document']}: {passage['mean_kl']:.2f} nats a token on average.",
+        f"{passage['source']}, document {passage['document']}: {passage['mean_kl']:.2f} nats per token on average.",
         Table(
             ["after", "the text has", "teacher says", "student says", "KL, nats"],
             [

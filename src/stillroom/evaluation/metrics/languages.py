@@ -1,6 +1,6 @@
-"""What is kept of each language: bits a byte, agreement, tokens a byte, and retention against the teacher.
+"""What is kept of each language: bits per byte, agreement, tokens per byte, and retention against the teacher.
 
-*Retention* is the teacher's bits a byte divided by the model's over the same bytes: 1 where it predicts the text as well
+*Retention* is the teacher's bits per byte divided by the model's over the same bytes: 1 where it predicts the text as well
 as its teacher, 0.5 where it needs twice the bits. It can pass 1. The text is the beginning of the Universal Declaration
 of Human Rights, or the user's own. Paragraphs are resampled for intervals.
 """
@@ -114,7 +114,7 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
 
 
 def retention(teacher: Tally, model: Tally, drawing: Drawing) -> dict[str, Any]:
-    """Teacher's bits a byte over the model's, on the same bytes."""
+    """Teacher's bits per byte over the model's, on the same bytes."""
     estimate = drawing.estimate(teacher.of("nats"), model.of("nats"))
     return {"value": estimate.value, "interval": estimate.interval} | behind(model.of("nats"))
 
@@ -124,7 +124,7 @@ def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> 
     tokens = Encoder(tokenizer, add_bos=False, add_eos=False).encode([Document(text)])[0]
     ids, sizes = torch.from_numpy(tokens.ids.astype(np.int64)), tokens.bytes
     ends = np.cumsum([len(line.encode()) + 1 for line in text.split("\n")])
-    # A token belongs to the paragraph that its first byte lies in.
+    # A token belongs to the paragraph that its first byte is in.
     owners = np.searchsorted(ends, np.cumsum(sizes) - sizes, side="right").clip(max=len(ends) - 1)
     length = max(2, min(length, len(ids)))
     rows = -(-len(ids) // length)
@@ -208,7 +208,7 @@ def card(result: Result) -> list[CardResult]:
             f"{entry['name']}, Universal Declaration of Human Rights",
             f"udhr-{code}",
             "retention",
-            "teacher's bits a byte over the student's",
+            "teacher's bits per byte over the student's",
             entry["retention"]["student"]["value"],
             language=code if len(code) == 2 else None,
         )
@@ -242,13 +242,13 @@ def sections(result: Result) -> list[Section]:
                     rows,
                     models,
                     "Retention by language",
-                    "teacher's bits a byte ÷ the model's",
-                    caption="Retention: the teacher's bits a byte divided by the model's, on the same text. 1 (dashed) keeps "
+                    "teacher's bits per byte ÷ the model's",
+                    caption="Retention: the teacher's bits per byte divided by the model's, on the same text. 1 (dashed) keeps "
                     "all; strokes are 95 % intervals.",
                     at_one=True,
                 ),
                 Text(
-                    "Retention is the teacher's bits a byte divided by the student's, on the same text. "
+                    "Retention is the teacher's bits per byte divided by the student's, on the same text. "
                     f"{result['interval']}.",
                     page=False,
                 ),
@@ -265,7 +265,15 @@ def sections(result: Result) -> list[Section]:
 
 
 def _table(entries: list[tuple[str, dict[str, Any]]]) -> Table:
-    head = ["language", "retention", "bits a byte", "teacher's bits", "same next token", "tokens a byte", "teacher's"]
+    head = [
+        "language",
+        "retention",
+        "bits per byte",
+        "teacher's bits",
+        "same next token",
+        "tokens per byte",
+        "teacher's",
+    ]
     return Table(
         head,
         [

@@ -31,7 +31,7 @@ SHOWN = 8
 BEGINNING = 32
 """Tokens of a plain text that are its prompt; of a short one, the first half."""
 SHORTEST, LONGEST = 4, 128
-"""Tokens of a prompt. Longer ones are passed over: they take their time, and nobody reads them."""
+"""Tokens of a prompt. Longer ones are passed over: they take their time, and no one reads them."""
 SIGNIFICANT = 0.05
 MARK = "\x02"
 """Stands for a message's content when the template's own text around it is looked for."""

@@ -48,7 +48,7 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
         bounds[name] = [student["value"], *(student["interval"] or [None, None])]
     return {
         "tasks": found,
-        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits a byte: Student's by effective items)",
+        "interval": f"{percent(bench.config.confidence)} Wilson over items (bits per byte: Student's by effective items)",
         "bounds": bounds,
     }
 

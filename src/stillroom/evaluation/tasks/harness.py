@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness by their own names, as an extra.
 
-The harness makes the requests and judges the answers; a thin class of its kind passes them to our :class:`Speaker`.
+The harness makes the requests and evaluates the answers; a thin class of its kind passes them to our :class:`Speaker`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
         By task: ``metric`` and, in the order of the data, ``items`` with ``right``.
 
     Raises:
-        RecipeError: The task has no number that says of each item whether it is right, or its data is not to be had.
+        RecipeError: The task has no number that says of each item whether it is right, or its data is not available.
     """
     manager = _manager(name, include)
     import lm_eval

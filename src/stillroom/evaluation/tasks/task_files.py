@@ -206,7 +206,7 @@ def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path
 
 
 def _require_judged_outside(test: str, path: Path) -> None:
-    """What judges an answer runs in a process of its own, so that it has to be a program of its own."""
+    """What evaluates an answer runs in a process of its own, so that it has to be a program of its own."""
     _, *parts = test.split("{answer}")
     try:
         if len(parts) != 1:

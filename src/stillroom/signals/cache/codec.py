@@ -33,7 +33,7 @@ class SignalCodec(ABC, Generic[Sample]):
         """What is kept of N distributions.
 
         Args:
-            probabilities: [N, V] float32 on the processor, a few positions at a time; they may be overwritten.
+            probabilities: [N, V] float32 on the CPU, a few positions at a time; they may be overwritten.
             random: Source of all randomness; the same one gives the same sample.
         """
 

@@ -20,7 +20,7 @@ NAME = "manifest.json"
 MODEL: Final = "model.safetensors.zst"
 INDEX: Final = "index.bin"
 JOURNAL = "manifest.jsonl"
-"""While a cache is written: the entries of shards that the manifest does not name yet, one a line."""
+"""While a cache is written: the entries of shards that the manifest does not name yet, one per line."""
 REWRITE_SHARE = 8
 """The manifest is written anew when shards were added that are one in so many, so that what is written grows linearly."""
 

@@ -1,6 +1,6 @@
 """The observed codec: k ids exactly, and the probability of all others together. What an endpoint lists.
 
-Legend: N positions, K entries a position.
+Legend: N positions, K entries per position.
 """
 
 from __future__ import annotations

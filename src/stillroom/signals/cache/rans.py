@@ -1,7 +1,7 @@
 """An entropy coder for columns of small symbols: rANS over interleaved lanes, in integers only.
 
 Range asymmetric numeral systems (Duda 2013, arXiv 1311.2540), interleaved (Giesen 2014, arXiv 1402.3392) so that numpy
-steps all lanes of all records at once. A state lies in [2^16, 2^32) and is refilled by one 16-bit word. Whole numbers
+steps all lanes of all records at once. A state is in [2^16, 2^32) and is refilled by one 16-bit word. Integers
 make the bytes the same on every machine, and the layout short enough to be written down (docs/cache-format.md), which a
 library's floating-point models would not be.
 

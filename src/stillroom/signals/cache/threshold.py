@@ -3,13 +3,13 @@
 Threshold sampling (Duffield, Lund & Thorup 2005; for gradients: Wangni et al. 2018, arXiv 1710.09854): with a threshold
 tau, an id with p >= tau is kept with its value; one with p < tau is kept with probability p / tau and then stands for tau.
 The expectation is p. The tail is drawn systematically: its probabilities are laid end to end, and every id on which one
-of the points (u + j) tau falls, with one uniform u a position, is kept, so that the kept mass stays near one.
+of the points (u + j) tau falls, with one uniform u per position, is kept, so that the kept mass stays near one.
 
 A value is rounded at random to one of the neighbouring multiples of tau / 2, so that its expectation is the value; a
 rarer id's tau is level 2. One threshold serves all positions: the marginal price of variance in entries is tau² whatever the
 distribution, so that unequal thresholds would cost more variance for the same entries.
 
-Legend: N positions, V ids, B blocks of ids, K kept entries a position, E entries of all positions.
+Legend: N positions, V ids, B blocks of ids, K kept entries per position, E entries of all positions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from stillroom.signals.signal import SignalKind, SparseSignal
 
 
 class TopK(SignalCodec[bytes]):
-    """k ids a position, most probable first, their probabilities as float16, and the missing mass as float16.
+    """k ids per position, most probable first, their probabilities as float16, and the missing mass as float16.
 
     The decoded weights are the probabilities themselves, not renormalised; the mass that they miss is the signal's ``rest``.
     A loss on it is a divergence of k + 1 events, the ids and "any other" (the ghost token of Anshumann et al. 2025,

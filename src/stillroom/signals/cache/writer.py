@@ -34,7 +34,7 @@ from stillroom.signals.cache.shard import Encoded, write_shard
 from stillroom.signals.signal import CoarseSignal
 
 CHUNK = 64
-"""Positions whose probabilities exist at the same time: they stay in the processor's cache."""
+"""Positions whose probabilities exist at the same time: they stay in the CPU's cache."""
 
 
 class CacheWriter:
@@ -135,7 +135,7 @@ class CacheWriter:
 
         Args:
             digest: The sequence's address.
-            scores: The teacher's log-probabilities or logits, [N, V] float32 on the processor, at once or some positions
+            scores: The teacher's log-probabilities or logits, [N, V] float32 on the CPU, at once or some positions
                 at a time: what is the same for all ids of a position does not count.
 
         Returns:

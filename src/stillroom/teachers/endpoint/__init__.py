@@ -1,4 +1,4 @@
 """A teacher behind an HTTP endpoint: asking it, checking what it answers, and paying for nothing twice.
 
-Nothing else in the house makes requests to a network on its own.
+Nothing else in Stillroom makes requests to a network on its own.
 """

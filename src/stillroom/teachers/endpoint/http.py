@@ -122,7 +122,7 @@ class Client:
     jitter: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
-        # No redirects: a key would go where nobody said it should. Nothing from the environment: a netrc file is a key, too.
+        # No redirects: a key would go where no one said it should. Nothing from the environment: a netrc file is a key, too.
         self._client = httpx2.Client(
             follow_redirects=False, trust_env=False, timeout=self.timeout, transport=self.transport
         )
@@ -153,7 +153,7 @@ class Client:
             body: As JSON.
             tokens_in: Prompt tokens.
             tokens_out: Tokens generated at most.
-            what: What is asked for, for the ledger.
+            what: What is asked for, for the record of spending.
 
         Raises:
             TeacherError: It failed as often as was allowed, or in a way that will not pass; says how. Or the cap is reached.

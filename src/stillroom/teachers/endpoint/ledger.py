@@ -48,7 +48,7 @@ class Totals:
     tokens_out: int = 0
     cost: float = 0.0
     unknown: int = 0
-    """Requests that ended in nobody knows what: they count at their worst case."""
+    """Requests that ended in no one knows what: they count at their worst case."""
 
 
 class Ledger:
@@ -116,7 +116,7 @@ class Ledger:
             self._add(tokens_in, tokens_out, unknown=status == "unknown")
 
     def fail(self, number: int) -> None:
-        """A request of which nobody knows whether it was charged."""
+        """A request of which no one knows whether it was charged."""
         self.book(number, "unknown", *self._reserved[number])
 
     def _add(self, tokens_in: int, tokens_out: int, *, unknown: bool) -> None:

@@ -195,6 +195,6 @@ def _about(server: Server) -> dict[str, str]:
         if isinstance(value, dict):
             for key in keys:
                 if isinstance(value.get(key), str):
-                    # A path on somebody's machine is nobody's business: its last part says which file it is.
+                    # A path on somebody's machine is no one's business: its last part says which file it is.
                     found[key] = value[key].replace("\\", "/").rsplit("/", 1)[-1][:120]
     return found

@@ -64,7 +64,7 @@ class Server(ABC):
 
         Args:
             ids: The text, at least two tokens.
-            what: Its address, for the ledger.
+            what: Its address, for the record of spending.
 
         Raises:
             TeacherError: The answer is not what was asked for; says how.

@@ -130,7 +130,7 @@ def listening(
     """An endpoint, open and recognised.
 
     Args:
-        run: The run, in whose folder the ledger of spending is.
+        run: The run, in whose folder the record of spending is.
         config: The endpoint.
         name: What the recipe calls it.
         folder: Where its cache is or will be.

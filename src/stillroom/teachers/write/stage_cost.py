@@ -31,7 +31,7 @@ def tokens_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
 
 
 def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
-    """A local writer's seconds: prompts at the rate of a pass, texts step by step. How fast an endpoint is, nobody knows."""
+    """A local writer's seconds: prompts at the rate of a pass, texts step by step. How fast an endpoint is, no one knows."""
     assert recipe.write is not None
     read, written = tokens_of(recipe, counts)
     disk = 8.0 * written

@@ -1,1 +1,1 @@
-"""Objectives, one a file, from hidden states and the output matrix."""
+"""Objectives, one per file, from hidden states and the output matrix."""

@@ -1,6 +1,6 @@
 """Divergences of a coarse signal: K ids each by itself, and all others as one event.
 
-Legend: C positions of a chunk, V ids of the student's vocabulary, K entries a position, E = K + 1 events.
+Legend: C positions of a chunk, V ids of the student's vocabulary, K entries per position, E = K + 1 events.
 
 Let P be the teacher's probabilities of the events and Q the student's. For any loss L(Q), the gradient with respect to the
 student's logits z is, with h = Q ∂L/∂Q of the event that an id belongs to: ``h − q Σh`` at a listed id, and

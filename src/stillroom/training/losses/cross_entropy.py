@@ -6,7 +6,7 @@ import torch
 
 
 def cross_entropy_chunk(logprobs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``−log q(target)`` in nats a token, and its gradient ``q − 1[target]`` with respect to the logits.
+    """``−log q(target)`` in nats per token, and its gradient ``q − 1[target]`` with respect to the logits.
 
     Args:
         logprobs: The student's log-probabilities, [C, V] float32; they are overwritten.

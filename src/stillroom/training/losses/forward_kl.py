@@ -10,7 +10,7 @@ from stillroom.training.losses.objective import Objective
 
 
 class ForwardKL(Objective):
-    """``Σ p (log p − log q)`` in nats a token (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
+    """``Σ p (log p − log q)`` in nats per token (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
 
     With a dense signal the loss is the divergence itself. With a sample it is the cross-entropy ``−Σ w log q`` to the
     estimate w: the teacher's entropy, which no parameter of the student changes, is left out. Both have the gradient

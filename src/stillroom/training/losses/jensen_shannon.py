@@ -12,7 +12,7 @@ from stillroom.training.losses.objective import Objective, dense
 
 
 class JensenShannon(Objective):
-    """``½ KL(p ‖ m) + ½ KL(q ‖ m)`` with ``m = ½ (p + q)``, in nats a token (Agarwal et al. 2024, arXiv 2306.13649, β = ½).
+    """``½ KL(p ‖ m) + ½ KL(q ‖ m)`` with ``m = ½ (p + q)``, in nats per token (Agarwal et al. 2024, arXiv 2306.13649, β = ½).
 
     With ``d = log q − log m`` the gradient is ``½ q (d − Σ q d)``.
     """

@@ -1,10 +1,10 @@
 """The contract that every objective keeps.
 
-Legend: C positions of a chunk, V ids of the student's vocabulary, K entries a position.
+Legend: C positions of a chunk, V ids of the student's vocabulary, K entries per position.
 
 An objective sees the student's log-probabilities of a chunk and the teacher's signal for the same positions. It returns
 the loss of each position in nats and the gradient of their sum with respect to the student's (temperature-scaled)
-logits, in closed form, so that nothing is computed twice.
+logits, by least squares, so that nothing is computed twice.
 
 An objective has a file of its own beside this one, named as the recipe names it, and a row in
 ``stillroom.recipe.training.OBJECTIVES``; a package of one's own names its class under the entry point
@@ -42,7 +42,7 @@ class Objective(ABC):
             biased: Whether a biased signal is wanted all the same.
 
         Raises:
-            SignalError: The objective cannot take it; or it is biased and nobody said so.
+            SignalError: The objective cannot take it; or it is biased and no one said so.
         """
         if kind is SignalKind.SAMPLED and not cls.linear:
             raise SignalError(
@@ -81,7 +81,7 @@ class Objective(ABC):
         Raises:
             SignalError: As in :meth:`require`.
             VocabularyMismatch: The signal speaks of another number of ids than the student has. Listed ids are looked at on
-                the processor only.
+                the CPU only.
         """
         self.require(signal.kind, biased=biased)
         if isinstance(signal, (SparseSignal, CoarseSignal)):

@@ -16,7 +16,7 @@ that a float32 holds, and that a dense cache stores (87.5 nats)."""
 
 
 class ReverseKL(Objective):
-    """``Σ q (log q − log p)`` in nats a token (MiniLLM, Gu et al. 2024, arXiv 2306.08543, at every token).
+    """``Σ q (log q − log p)`` in nats per token (MiniLLM, Gu et al. 2024, arXiv 2306.08543, at every token).
 
     With ``d = log q − log p`` the gradient is ``q (d − Σ q d)``. A log p below ``LOG_FLOOR`` counts as that.
     """
