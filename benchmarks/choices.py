@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +36,8 @@ import torch
 from torch import nn
 
 from benchmarks import report
-from benchmarks.learning_rate import BATCH, SIZES, World, make_world
+from benchmarks.learning_rate import BATCH, SIZES, World, make_world, or_infinite
 from benchmarks.material import evenly_spaced
-from stillroom.core import files
 from stillroom.models.families.registry import family_of
 from stillroom.models.forward import hidden_states, output_head
 from stillroom.recipe.training import DistillConfig
@@ -279,7 +277,7 @@ def measured(network: LossNetwork, validation: BatchSource, loss: FusedLoss) -> 
     return total / max(1, positions)
 
 
-def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kept: Kept) -> dict[str, Any]:
+def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kept: report.Kept) -> dict[str, Any]:
     """Every choice on one student."""
     found: dict[str, Any] = {}
     for choice in CHOICES:
@@ -288,7 +286,7 @@ def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kep
             runs[rate] = kept.cell(
                 f"{name} {choice.name} {rate:g} 0", functools.partial(train, world, choice, rate, seeds[0], seconds)
             )
-        best = min(runs, key=lambda rate: _or_infinite(runs[rate]["kl"]))
+        best = min(runs, key=lambda rate: or_infinite(runs[rate]["kl"]))
         cells = [runs[best]] + [
             kept.cell(
                 f"{name} {choice.name} {best:g} {seed}", functools.partial(train, world, choice, best, seed, seconds)
@@ -312,43 +310,10 @@ def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kep
     return found
 
 
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
-class Kept:
-    """Finished trainings, in a file, so that an interrupted benchmark goes on.
-
-    Args:
-        path: The file; None keeps nothing.
-        asked: What they are of; a file of something else is refused.
-    """
-
-    def __init__(self, path: Path | None, asked: dict[str, Any]) -> None:
-        self.path = path
-        self._asked = asked
-        self.cells: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            held = files.read_json(path)
-            if held["asked"] != asked:
-                raise SystemExit(f"{path} holds other trainings: {held['asked']}. Name another file.")
-            self.cells = held["cells"]
-
-    def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A finished training, or one that is made now."""
-        if name not in self.cells:
-            self.cells[name] = make()
-            sys.stderr.write(f"{name}: {self.cells[name]}\n")
-            if self.path is not None:
-                files.write_json(self.path, {"asked": self._asked, "cells": self.cells})
-        found: dict[str, Any] = self.cells[name]
-        return found
-
-
 def figures_of(students: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The KL of each choice over AdamW's, in the student in which it gains least; and the best of them."""
     names = [choice.name for choice in CHOICES if choice.name != "adamw"]
-    worst = {name: max(_or_infinite(found[name]["over_adamw"]) for found in students.values()) for name in names}
+    worst = {name: max(or_infinite(found[name]["over_adamw"]) for found in students.values()) for name in names}
     best = min(worst, key=lambda name: worst[name])
     figures = {f"{name}_over_adamw": value if math.isfinite(value) else None for name, value in worst.items()}
     return figures | {"best": best, "best_over_adamw": worst[best] if math.isfinite(worst[best]) else None}
@@ -370,7 +335,7 @@ def main() -> None:
     if arguments.tiny:
         seconds, names = {"llama": 0.3}, ["llama"]
     seeds = SEEDS[:2] if arguments.tiny else SEEDS
-    kept = Kept(arguments.work, {"seconds": seconds, "seeds": list(seeds)})
+    kept = report.Kept(arguments.work, {"seconds": seconds, "seeds": list(seeds)})
     students = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

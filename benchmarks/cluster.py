@@ -351,13 +351,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prepare_paths()
-    figures: dict[str, Any] = {}
     details: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="sr-") as folder:
-        for name, found in measure(options.only, options.quick, Path(folder)):
-            details[name] = found
-            figures |= {key: found[key] for key in FIGURES if key in found}
-            sys.stderr.write(f"{name}: {json.dumps(found)}\n")
+        figures = report.gather(measure(options.only, options.quick, Path(folder)), FIGURES, details)
     report.write(figures, details, options.json)
 
 

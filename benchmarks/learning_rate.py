@@ -43,7 +43,6 @@ import torch
 from torch.nn import functional
 
 from benchmarks import material, report
-from stillroom.core import files
 from stillroom.core.errors import TrainingDiverged
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
@@ -384,7 +383,7 @@ def figures_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The figures over all finished settings. A setting in which ``auto`` diverged is the worst, and has no ratio."""
     if not settings:
         return {"settings": 0}
-    worst = max(settings, key=lambda name: _or_infinite(settings[name]["over_best"]))
+    worst = max(settings, key=lambda name: or_infinite(settings[name]["over_best"]))
     lower = [found["over_best_interval"][0] for found in settings.values() if found["over_best_interval"]]
     return {
         "worst_over_best": settings[worst]["over_best"],
@@ -398,39 +397,18 @@ def figures_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _or_infinite(value: float | None) -> float:
+def or_infinite(value: float | None) -> float:
+    """A KL; infinite where the training diverged."""
     return math.inf if value is None else value
 
 
-class Results:
-    """Finished trainings by setting, rate and seed, in a file.
-
-    Args:
-        path: The file.
-        asked: What the results are of; a file with results of something else is refused.
-    """
-
-    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
-        self.path = path
-        self._asked = asked
-        self.cells: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            kept = files.read_json(path)
-            if kept["asked"] != asked:
-                raise SystemExit(
-                    f"{path} holds results of other sizes than these. Name another folder as --work, or remove it."
-                )
-            self.cells = kept["cells"]
+class Results(report.Kept):
+    """Finished trainings by setting, rate and seed, in a file."""
 
     @staticmethod
     def key(setting: Setting, rate: int | None, seed: int) -> str:
         """What a cell is called."""
         return f"{setting.name}/{AUTO if rate is None else rate}/{seed}"
-
-    def add(self, key: str, cell: dict[str, Any]) -> None:
-        """Keep a finished training."""
-        self.cells[key] = cell
-        files.write_json(self.path, {"asked": self._asked, "cells": self.cells})
 
     def finished(self, setting: Setting, seeds: Sequence[int]) -> dict[int, dict[int, float | None]]:
         """KL by power of the rate and seed, of the rates that all seeds have."""

@@ -431,13 +431,9 @@ def main() -> None:
     if options.child:
         sys.stdout.write(json.dumps(CHILDREN[options.child[0]](*options.child[1:])) + "\n")
         return
-    figures: dict[str, Any] = {}
     details: dict[str, Any] = {"quick": options.quick, "load": os.getloadavg()}
     with tempfile.TemporaryDirectory() as folder:
-        for name, found in measure(options.only, options.quick, Path(folder)):
-            details[name] = found
-            figures |= {key: found[key] for key in FIGURES if key in found}
-            sys.stderr.write(f"{name}: {json.dumps(found)}\n")
+        figures = report.gather(measure(options.only, options.quick, Path(folder)), FIGURES, details)
     report.write(figures, details, options.json)
 
 

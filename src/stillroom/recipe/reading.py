@@ -20,7 +20,7 @@ from stillroom.core.errors import RecipeError
 from stillroom.core.progress import say
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.section import former_names, former_values, noting_former_names, spelt
+from stillroom.recipe.section import british, former_names, former_values, noting_former_names, spelt
 
 PLACES = ("name", "path", "tokenizer")
 """Keys whose values are paths, or names of a hub or package where there is no such path."""
@@ -182,7 +182,7 @@ def _now(at: Any, key: str) -> str:
     """What a key is called in a part of a recipe that has all its keys, where it is given by its former name."""
     if not isinstance(at, dict) or key in at:
         return key
-    names = [key.replace("license", "licence")]
+    names = [british(key)]
     names += [former_names(section)[key] for section in _all_sections(Recipe) if key in former_names(section)]
     return next((name for name in names if name in at), key)
 

@@ -83,10 +83,14 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
+def british(key: str) -> str:
+    """A key as recipes spell it, where it may be in American spelling."""
+    return key.replace("license", "licence")
+
+
 def spelt(section: type[BaseModel], key: str) -> str:
     """A key as the section has it, where it is written in American spelling."""
-    british = key.replace("license", "licence")
-    return british if key not in section.model_fields and british in section.model_fields else key
+    return key if key in section.model_fields or british(key) not in section.model_fields else british(key)
 
 
 def _renamed(section: type[BaseModel], value: dict[Any, Any]) -> dict[Any, Any]:

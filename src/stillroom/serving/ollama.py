@@ -62,12 +62,10 @@ class OllamaMessage(Words):
     images: list[Text] | None = Field(default=None, max_length=0)
 
 
-class OllamaChat(Words):
-    """A chat."""
+class OllamaRequest(Words):
+    """What requests for a text have in common."""
 
     model: Text
-    messages: list[OllamaMessage] = Field(default_factory=list, max_length=2048)
-    tools: list[Tool] | None = Field(default=None, max_length=128)
     format: Any = None
     options: dict[str, Any] | None = None
     stream: bool = True
@@ -78,6 +76,13 @@ class OllamaChat(Words):
     @classmethod
     def _all_are_held(cls, value: Any) -> Any:
         return _require_held(value)
+
+
+class OllamaChat(OllamaRequest):
+    """A chat."""
+
+    messages: list[OllamaMessage] = Field(default_factory=list, max_length=2048)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
 
     @property
     def asks_nothing(self) -> bool:
@@ -107,24 +112,13 @@ class OllamaChat(Words):
         return ChatRequest.model_validate(body)
 
 
-class OllamaGenerate(Words):
+class OllamaGenerate(OllamaRequest):
     """A text."""
 
-    model: Text
     prompt: Text = ""
     suffix: Text | None = Field(default=None, max_length=0)
     system: Text | None = None
-    format: Any = None
-    options: dict[str, Any] | None = None
-    stream: bool = True
     raw: bool = False
-    think: bool | Literal["low", "medium", "high"] | None = None
-    keep_alive: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _all_are_held(cls, value: Any) -> Any:
-        return _require_held(value)
 
     @property
     def asks_nothing(self) -> bool:
