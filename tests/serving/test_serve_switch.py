@@ -247,6 +247,12 @@ class SlowReader:
             found += len(data)
 
 
+def stuck(hush: Any) -> bool:
+    """Whether answers are under way, and of none every byte so far has reached its client's machine."""
+    answers = [*hush._answers]
+    return bool(answers) and not any(answer.left() for answer in answers)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
@@ -257,14 +263,10 @@ def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
         clients = [SlowReader(made.port, "/v1/completions", body) for _ in range(4)]
         hush, until = made.service.delivery.hush, time.monotonic() + 20
 
-        def stuck() -> bool:
-            answers = [*hush._answers]
-            # Some answers of this model are short enough to be received whole.
-            return bool(answers) and not any(answer.left() for answer in answers)
-
-        while not stuck() and time.monotonic() < until:
+        # Some answers of this model are short enough to be received whole.
+        while not stuck(hush) and time.monotonic() < until:
             time.sleep(0.01)
-        assert stuck(), [client.socket.recv(500, socket.MSG_DONTWAIT | socket.MSG_PEEK) for client in clients]
+        assert stuck(hush), [client.socket.recv(500, socket.MSG_DONTWAIT | socket.MSG_PEEK) for client in clients]
         receipt = stopping.off(Switch(made.switch.places))
         had = [client.waiting() for client in clients]
         assert receipt.silenced == [os.getpid()]
@@ -379,11 +381,14 @@ def test_the_watch_does_not_die_and_is_not_held_up(
 
 def test_a_look_that_raises_counts_as_off(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running([tiny_gguf], tmp_path, context=2048) as made:
-        hush = made.service.delivery.hush
-        client = SlowReader(made.port, "/v1/completions", {**LONG, "stream": True, "logprobs": 5})
-        until = time.monotonic() + 60
-        while not hush._answers and time.monotonic() < until:
+        hush, until = made.service.delivery.hush, time.monotonic() + 60
+        # Long whatever the model writes; one that was received whole, or so far, is told, and not cut off.
+        body = {**LONG, "json_schema": LETTERS, "stream": True, "logprobs": 5}
+        client = SlowReader(made.port, "/v1/completions", body)
+
+        while not stuck(hush) and time.monotonic() < until:
             time.sleep(0.01)
+        assert stuck(hush)
 
         def raises() -> bool:
             raise OverflowError
