@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +117,9 @@ def serving(
     """
     words = [*(["--stuck", str(stuck)] if stuck is not None else [])]
     words += [str(model), str(folder), str(parallel), str(context), str(batch), *keys]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving", *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
@@ -144,6 +149,16 @@ def check_while(stuck: Path) -> None:
     OpenedModel.recheck = recheck  # type: ignore[method-assign]
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it has ended, however it ended: the pipe between them closes."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def main(model: str, folder: str, parallel: str, context: str, batch: str = "256", *keys: str) -> None:
     """Serve until told to end."""
     from stillroom.runtime.engine import EngineOptions
@@ -157,6 +172,7 @@ def main(model: str, folder: str, parallel: str, context: str, batch: str = "256
         check_while(Path(folder))
         model, folder, parallel, context, batch, *rest = parallel, context, batch, *keys
         keys = tuple(rest)
+    end_with_parent()
     port = free_port()
     switch = Switch(Places.under(Path(folder)))
     options = EngineOptions(context=int(context), parallel=int(parallel), batch=int(batch))

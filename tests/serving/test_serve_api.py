@@ -166,6 +166,25 @@ def test_a_named_call_is_that_call_streamed_too(server: Running) -> None:
     assert any(choice.get("finish_reason") == "tool_calls" for event in events[:-1] for choice in event["choices"])
 
 
+def test_only_allowed_tools_are_called(server: Running) -> None:
+    def allowed(*names: str, mode: str = "required") -> dict[str, Any]:
+        functions = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": functions}}
+
+    options: dict[str, Any] = {"tools": [WEATHER, CLOCK], "max_tokens": 200, "temperature": 1.5}
+    for seed in range(3):
+        _, answer = server.chat("Go", **options, tool_choice=allowed("clock"), seed=seed)
+        choice = answer["choices"][0]
+        assert {call["function"]["name"] for call in choice["message"].get("tool_calls", [])} == {"clock"}
+    assert server.chat("Go", **{**options, "max_tokens": 4}, tool_choice=allowed("clock", mode="auto"))[0] == 200
+    assert server.chat("Go", **options, tool_choice=allowed("clock", "sundial"))[0] == 400
+    flat = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "clock"}]}
+    tools = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]  # type: ignore[dict-item]
+    body = {"input": "Go", "tools": tools, "tool_choice": flat, "max_output_tokens": 200}
+    _, response, _ = server.ask("POST", "/v1/responses", body)
+    assert {item["name"] for item in response["output"] if item["type"] == "function_call"} == {"clock"}
+
+
 def test_none_calls_nothing_and_results_are_taken(server: Running) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     messages = [

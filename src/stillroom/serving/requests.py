@@ -131,6 +131,20 @@ class NamedTool(Words):
     function: NamedFunction
 
 
+class ToolsAllowed(Words):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=128)
+
+
+class AllowedTools(Words):
+    """The choice of some tools: the others are described to the model, and it cannot call them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolsAllowed
+
+
 class NamedSchema(Words):
     """A schema for the answer."""
 
@@ -360,7 +374,7 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     functions: list[Function] | None = Field(default=None, max_length=128)
     function_call: Literal["none", "auto"] | NamedFunction | None = None
@@ -394,7 +408,7 @@ class ChatRequest(Sampling):
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) != len(names):
             raise ValueError("tools: two have the same name")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+        if not set(self.callable_tools()) <= set(names):
             raise ValueError("tool_choice: no tool has this name")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice: there are no tools")
@@ -423,6 +437,21 @@ class ChatRequest(Sampling):
     def uses_tools(self) -> bool:
         """Whether the answer may be a call."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    def must_call(self) -> bool:
+        """Whether the answer has to be a call."""
+        choice = self.tool_choice
+        if isinstance(choice, AllowedTools):
+            return choice.allowed_tools.mode == "required"
+        return choice == "required" or isinstance(choice, NamedTool)
+
+    def callable_tools(self) -> list[str]:
+        """Names of the tools that the answer may call."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [self.tool_choice.function.name]
+        if isinstance(self.tool_choice, AllowedTools):
+            return [tool.function.name for tool in self.tool_choice.allowed_tools.tools]
+        return [tool.function.name for tool in self.tools or []]
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 18)]

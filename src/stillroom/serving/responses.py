@@ -49,6 +49,14 @@ class FlatChoice(Words):
     name: ToolName
 
 
+class FlatAllowed(Words):
+    """The choice of some functions, and whether one of them must be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatChoice] = Field(min_length=1, max_length=128)
+
+
 class FlatFormat(Words):
     """The form of the answer, written flat."""
 
@@ -70,6 +78,16 @@ class ReasoningSettings(Words):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
+def _choice(choice: str | FlatChoice | FlatAllowed | None) -> Any:
+    """A choice of tools, as a chat completion has it."""
+    if isinstance(choice, FlatChoice):
+        return {"function": {"name": choice.name}}
+    if isinstance(choice, FlatAllowed):
+        names = [{"function": {"name": each.name}} for each in choice.tools]
+        return {"type": choice.type, "allowed_tools": {"mode": choice.mode, "tools": names}}
+    return choice
+
+
 _KEPT_ELSEWHERE = ("previous_response_id", "conversation", "background", "prompt")
 
 
@@ -80,7 +98,7 @@ class ResponsesRequest(Words):
     input: Text | list[Item] = Field(min_length=1)
     instructions: Text | None = None
     tools: list[FlatTool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: ReasoningSettings | None = None
@@ -118,8 +136,7 @@ class ResponsesRequest(Words):
         if self.tools:
             functions = [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in self.tools]
             body["tools"] = [{"type": "function", "function": function} for function in functions]
-        choice = self.tool_choice
-        body["tool_choice"] = {"function": {"name": choice.name}} if isinstance(choice, FlatChoice) else choice
+        body["tool_choice"] = _choice(self.tool_choice)
         if self.reasoning is not None:
             body["reasoning_effort"] = self.reasoning.effort
         request = ChatRequest.model_validate(body)

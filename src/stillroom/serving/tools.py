@@ -23,15 +23,14 @@ def grammar_of_calls(request: ChatRequest) -> str:
     Raises:
         UnsupportedSchema: The parameters of a tool cannot be guaranteed.
     """
-    choice = request.tool_choice
-    wanted = choice.function.name if isinstance(choice, NamedTool) else None
+    callable_tools = request.callable_tools()
     tools = [
         (tool.function.name, tool.function.parameters)
         for tool in request.tools or []
-        if wanted in (None, tool.function.name)
+        if tool.function.name in callable_tools
     ]
-    required = wanted is not None or choice == "required"
-    return tool_grammar(tools, required=required, several=wanted is None and request.parallel_tool_calls is not False)
+    several = not isinstance(request.tool_choice, NamedTool) and request.parallel_tool_calls is not False
+    return tool_grammar(tools, required=request.must_call(), several=several)
 
 
 def plain_messages(messages: list[Message], request: ChatRequest, shield: Shield) -> list[dict[str, str]]:
