@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from stillroom.core.plain import shown
 if TYPE_CHECKING:
     from stillroom.runtime.engine import Engine
     from stillroom.serving.ask import Chat
+    from stillroom.switch.engines import Registration
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A package, a run's folder or a GGUF file.")]
 
@@ -35,10 +37,15 @@ def chat(
 ) -> None:
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation, /help says what else there is."""
     from stillroom.serving.ask import Chat
+    from stillroom.switch.engines import Registration
 
     interactive = sys.stdin.isatty() and prompt is None
     settings = _Settings(temperature, max_tokens, seed)
-    with Chat(model, system=system, context=context) as talk:
+    with (
+        Chat(model, system=system, context=context) as talk,
+        # A line of its own: `off` waits until this process writes nothing more.
+        contextlib.closing(Registration(talk.engine.switch.places, "server", "chat")) as line,
+    ):
         if interactive:
             typer.echo(f"{talk.name} ({talk.passport()['signature']['state']}).", err=True)
             _show_provenance(talk)
@@ -52,7 +59,7 @@ def chat(
                 if not settings.command(talk, asked.strip()):
                     return
             elif asked.strip():
-                _say(talk, asked, settings)
+                _say(talk, asked, settings, line)
             if prompt is not None:
                 return
 
@@ -198,13 +205,19 @@ class _Settings:
         return f"{name} {number:g}"
 
 
-def _say(talk: Chat, asked: str, settings: _Settings) -> None:
-    """Stream an answer to standard output."""
+def _say(talk: Chat, asked: str, settings: _Settings, line: Registration) -> None:
+    """Stream an answer to standard output.
+
+    Raises:
+        SwitchedOff: The switch was turned off meanwhile; what came after that was not written.
+    """
     tokens = talk.stream(asked, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed)
     try:
         for text in tokens:
-            sys.stdout.write(shown(text))
-            sys.stdout.flush()
+            with line.delivering():
+                talk.engine.switch.require_on()
+                sys.stdout.write(shown(text))
+                sys.stdout.flush()
     except KeyboardInterrupt:
         tokens.close()
     sys.stdout.write("\n")
