@@ -1,5 +1,7 @@
 """Every error a user can meet, as one tree.
 
+::
+
     StillroomError
     ├── UsageError                exit 2: the request cannot be carried out as written
     │   ├── RecipeError             a key, value or file of the recipe
