@@ -24,6 +24,7 @@ root_doc = "docs/README"
 include_patterns = ["docs/**.md", "*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "src", "tests", "tools", "benchmarks", "attacks", "recipes"]
 language = "en"
+smartquotes = False  # "--part" is an option, not a dash
 
 myst_heading_anchors = 6
 suppress_warnings = ["myst.header"]  # a page may begin below its first level of headings

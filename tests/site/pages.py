@@ -236,7 +236,7 @@ class Follower:
                 yield block, "".join(self._line(line, block) for line in commands(block.text))
 
     def _own(self, text: str) -> str:
-        for old, new in self.replaced.items():
+        for old, new in sorted(self.replaced.items(), key=lambda pair: -len(pair[0])):
             text = text.replace(old, new)
         return text
 
@@ -312,13 +312,14 @@ def text_folder(path: Path) -> None:
         (path / f"{number:02}.txt").write_text(content[:800], encoding="utf-8")
 
 
-def other_text(path: Path, first: int = 80) -> None:
-    """Forty other short documents."""
+def other_text(path: Path, begin: int = 800) -> None:
+    """Other short documents: what comes later in the same long texts."""
     from pydoc_data.topics import topics
 
     path.mkdir(parents=True, exist_ok=True)
-    for number, (_, content) in enumerate(sorted(topics.items())[first : first + 40]):
-        (path / f"{number:02}.txt").write_text(content[:800], encoding="utf-8")
+    parts = [content[begin : begin + 800] for content in topics.values() if len(content) > begin + 800]
+    for number, part in enumerate(parts):
+        (path / f"{number:02}.txt").write_text(part, encoding="utf-8")
 
 
 def tool_rows(path: Path) -> None:
@@ -453,6 +454,6 @@ FIXTURES: dict[str, Callable[[Path], Any]] = {
     "recipe": recipe,
     "run": finished_run,
     "other text": other_text,
-    "more text": lambda path: other_text(path, 40),
+    "more text": lambda path: other_text(path, 1600),
     "chats with tools": tool_rows,
 }

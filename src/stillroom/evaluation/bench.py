@@ -175,7 +175,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         stages |= {"shrunk": ("shrink", "cut"), "repaired": ("shrink", "model")}
     if not recipe.baseline:
         del stages["baseline"]
-    # One object for all students: what the teacher says is carried through it once for all of them.
+    # One object for all students: what the teacher predicts is carried through it once for all of them.
     open_vocabulary = functools.cache(lambda: load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors"))
 
     def load_teacher() -> Loaded:

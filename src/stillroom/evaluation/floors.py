@@ -71,7 +71,7 @@ def require_bounds(summary: dict[str, Any], where: str) -> None:
 
 
 def sentence(entry: Bound) -> str:
-    """A bound in words: ``languages.de.retention is 0.81, its floor 0.9``."""
+    """A bound in words: ``languages.de.retention is 0.81, its minimum 0.9``."""
     return f"{entry['name']} is {entry['value']:.4g}, its {entry['kind']} {entry['bound']:.4g}"
 
 

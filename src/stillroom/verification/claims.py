@@ -100,7 +100,7 @@ class Claims(Closed):
 
         Raises:
             VerificationFailed: Something obliged or needed is missing.
-            TermsRefused: The recorded verdict forbids the model.
+            TermsRefused: The recorded result forbids the model.
             FloorMissed: A score is beyond its bound.
             InspectionRefused: A file is not safe to open.
         """
