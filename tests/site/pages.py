@@ -323,11 +323,11 @@ def other_text(path: Path, begin: int = 800) -> None:
 
 
 def tool_rows(path: Path) -> None:
-    """Forty conversations with a tool, as a page shows them."""
+    """Conversations with a tool, as a page shows them."""
     tools = [{"type": "function", "function": {"name": "stock", "description": "Parts left", "parameters": {
         "type": "object", "properties": {"part": {"type": "string"}}}}}]  # fmt: skip
     rows = []
-    for number in range(40):
+    for number in range(400):
         call = {"type": "function", "function": {"name": "stock", "arguments": {"part": f"M{number}"}}}
         rows.append({"tools": tools, "messages": [
             {"role": "user", "content": f"How many parts M{number} are left?"},
@@ -431,16 +431,48 @@ def _finished(folder: Path) -> Path:
     return Path(do(recipe, folder / "runs", quiet=True).path)
 
 
+def _finished_folder() -> Path:
+    import tempfile
+
+    return _finished(Path(tempfile.gettempdir()) / f"stillroom-pages-{os.getpid()}")
+
+
 def finished_run(path: Path) -> None:
     """A finished run with GGUF, ONNX and no seed; made once."""
     import shutil
-    import tempfile
 
-    made = _finished(Path(tempfile.gettempdir()) / f"stillroom-pages-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made, path)
+    shutil.copytree(_finished_folder(), path)
 
 
+def suspect(path: Path) -> None:
+    """A model that was made by the run of the fixture `run`: its student, as a folder or as a GGUF file."""
+    import shutil
+
+    made = _finished_folder()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gguf":
+        shutil.copy(next((made / "export").glob("*.gguf")), path)
+    else:
+        shutil.copytree(made / "distill" / "model", path)
+
+
+def controls(path: Path) -> None:
+    """Forty models that have nothing to do with the run."""
+    for number in range(40):
+        teacher(path / f"{number:02}", layers=1, seed=100 + number)
+
+
+def lines(path: Path, text: str) -> None:
+    """A file of text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+TWINS = "".join(
+    json.dumps({"prompt": f"What is {number}?", "answers": [f"It is {number}.", f"That is {number}."]}) + "\n"
+    for number in range(40)
+)
 FIXTURES: dict[str, Callable[[Path], Any]] = {
     "text": text_folder,
     "chats": chat_rows,
@@ -452,6 +484,12 @@ FIXTURES: dict[str, Callable[[Path], Any]] = {
     "gguf": gguf,
     "endpoint": endpoint,
     "recipe": recipe,
+    "suspect": suspect,
+    "controls": controls,
+    "twin answers": lambda path: lines(path, TWINS),
+    "accounts": lambda path: lines(path, "alice\nbob\n"),
+    "prompts": lambda path: lines(path, "".join(f"What is {number}?\n" for number in range(40))),
+    "answers": lambda path: lines(path, "A list is a sequence of values. " * 40),
     "run": finished_run,
     "other text": other_text,
     "more text": lambda path: other_text(path, 1600),

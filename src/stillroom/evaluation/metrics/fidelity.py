@@ -161,7 +161,7 @@ def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions
 
 
 def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
-    """First minus second on the same documents, for every measure whose weights they share; :func:`pairs` tells more."""
+    """First minus second on the same documents, for every number whose weights they share; :func:`pairs` tells more."""
     result: dict[str, Any] = {}
     for name, (value, weight, factor) in MEASURES.items():
         if np.array_equal(first.of(weight), second.of(weight)):
