@@ -110,7 +110,7 @@ class Claims(Closed):
         for bound in self.bounds:
             if not bound.met:
                 raise FloorMissed(
-                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {bound.kind} {bound.bound:.4g}.",
+                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {'minimum' if bound.kind == 'floor' else 'maximum'} {bound.bound:.4g}.",
                     "The publisher's own bound is missed; use another release.",
                 )
         return gguf
