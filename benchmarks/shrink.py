@@ -282,7 +282,7 @@ class Distilling:
         return float(state.history[-1]["kl"])
 
     def _cache(self) -> Any:
-        """What the teacher says of both texts, captured once."""
+        """What the teacher predicts of both texts, captured once."""
         from stillroom.core.progress import Task
         from stillroom.signals.cache.reader import TeacherCache
         from stillroom.signals.cache.writer import CacheWriter

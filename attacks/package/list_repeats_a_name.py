@@ -21,7 +21,7 @@ def _attack(folder: Path) -> None:
     shop.check()
 
 
-ATTACK = Attack(threat="tampering", says="stands twice on the list", works=works, attack=_attack)
+ATTACK = Attack(threat="tampering", says="is there twice on the list", works=works, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

@@ -1,4 +1,4 @@
-"""A row's key stands twice in an operator's table."""
+"""A row's key is there twice in an operator's table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _attack(folder: Path) -> None:
     gate(folder, terms={"tables": [str(path)]})
 
 
-ATTACK = Attack(threat="terms", says="the key `outputs` stands twice", works=works_terms, attack=_attack)
+ATTACK = Attack(threat="terms", says="the key `outputs` is there twice", works=works_terms, attack=_attack)
 
 if __name__ == "__main__":
     ATTACK.main()

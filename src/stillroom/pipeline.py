@@ -397,7 +397,7 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, clus
 
 
 def _mend(made: Run, progress: Progress) -> None:
-    """Move away what stands where a run's own files have to be, and remove files that can only be written again."""
+    """Move away what is where a run's own files have to be, and remove files that can only be written again."""
     for name in ("plan.json", "summary.json", "report.html", "report.md", "events.jsonl", ORIGIN, SHORTCUT):
         path = made.path / name
         if path.is_dir():

@@ -23,8 +23,8 @@ MISTAKES = {
     b'"\xff"': ("encoding", "f: not UTF-8 at byte 1.", "f: not UTF-8 at byte 1."),
     b'{"a": 1, "b": {"a": 1, "a": 2}}': (
         "key",
-        "f: the key 'a' stands twice (byte 15); readers would disagree.",
-        "f: the key 'a' stands twice.",
+        "f: the key 'a' is there twice (byte 15); readers would disagree.",
+        "f: the key 'a' is there twice.",
     ),
     b"[" * 100_000 + b"]" * 100_000: ("depth", "f: nested too deep.", "f: nested too deep."),
     b"[NaN]": ("number", "f: the number NaN is not JSON.", "f: the number NaN is not JSON."),

@@ -44,7 +44,7 @@ def test_short_pieces_leave_no_room() -> None:
 
 
 def test_a_piece_that_is_too_long() -> None:
-    with pytest.raises(ValueError, match="a piece of 9 tokens does not fit into a row of 8"):
+    with pytest.raises(ValueError, match="a document's piece of 9 tokens does not fit into a row of 8"):
         best_fit([9], 8)
 
 

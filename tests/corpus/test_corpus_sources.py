@@ -446,5 +446,5 @@ def test_pythons_documentation_as_answers_to_questions() -> None:
 )
 def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(CorpusError, match="the key 'text' stands twice"):
+    with pytest.raises(CorpusError, match="the key 'text' is there twice"):
         read(JsonlSource(path=tmp_path / name))

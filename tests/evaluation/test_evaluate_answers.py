@@ -106,7 +106,7 @@ def test_bounds_are_checked_and_named() -> None:
     )
     found = check_bounds(config, RESULTS)
     assert [(entry["met"], entry["certain"]) for entry in found] == [(False, False), (True, None), (True, True)]
-    with pytest.raises(FloorMissed, match=r"1 of 3 bounds.*fidelity.top1_agreement is 0.8, its floor 0.85") as error:
+    with pytest.raises(FloorMissed, match=r"1 of 3 bounds.*fidelity.top1_agreement is 0.8, its minimum 0.85") as error:
         require_bounds({"bounds": found}, "report.html")
     assert error.value.exit_code == 1
     require_bounds({"bounds": found[1:]}, "report.html")

@@ -64,7 +64,7 @@ def test_the_page_s_metric_in_one_file(site: Path, tmp_path: Path, small_recipe:
     # Without the package, the name is refused before anything is spent.
     refused = stillroom(tmp_path, [], "run", "small.yaml", "--runs", ".", "-q")
     assert refused.returncode == 2
-    assert "`evaluate.measures`: there is no measure `entropy`" in refused.stderr
+    assert "`evaluate.measures`: there is no metric `entropy`" in refused.stderr
     assert "fidelity" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not list(run.glob("*/stage.json"))

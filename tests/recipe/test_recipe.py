@@ -74,7 +74,7 @@ def test_a_value_out_of_range_says_what_was_found_and_what_is_allowed():
         ("", "a recipe is a mapping"),
         ("- a\n- b\n", "a recipe is a mapping"),
         ("name: x\n\tcorpus: y\n", "line 2: not valid YAML"),
-        (GOOD + "name: again\n", "line 8: the key `name` stands twice (first in line 1)"),
+        (GOOD + "name: again\n", "line 8: the key `name` is there twice (first in line 1)"),
         (GOOD.replace("name: small\n", ""), "`name` is missing"),
         (GOOD.replace("name: small", "name: ../up"), "`name`: found '../up'"),
         (GOOD + "seed: -1\n", "`seed`: found -1"),

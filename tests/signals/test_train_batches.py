@@ -45,7 +45,7 @@ class Said:
 
 
 def split_two() -> VocabularyMap:
-    """The student says the teacher's id 3 as 0, 1, and 9 as 1, 0; every other id is its own."""
+    """The student predicts the teacher's id 3 as 0, 1, and 9 as 1, 0; every other id is its own."""
     pieces = [[index] for index in range(ROWS)]
     pieces[3], pieces[9] = [0, 1], [1, 0]
     return VocabularyMap.from_pieces(pieces, ROWS, ROWS)

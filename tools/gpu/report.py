@@ -22,7 +22,7 @@ HEAD = """# On a GPU
 
 `make gpu-pack` packs what travels; `bash tools/gpu/part1.sh` and `bash tools/gpu/part2.sh` run on the machine with the card,
 each at most ten minutes; `python -m tools.gpu.report part1.json part2.json` writes this page. A dry run of both on the
-processor is part of the tests: it shows that the programs run, not what a card does.
+CPU is part of the tests: it shows that the programs run, not what a card does.
 """
 NOTHING = """
 **No run yet: no card was at hand.** Nothing about speed on a GPU is claimed, here or on any other page; memory is computed, not

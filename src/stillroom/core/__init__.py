@@ -1,1 +1,1 @@
-"""What every package stands on: errors, files, memory, progress, strict readers."""
+"""What every package uses: errors, files, memory, progress, strict readers."""

@@ -1,5 +1,7 @@
 """Every error a user can meet, as one tree.
 
+::
+
     StillroomError
     ├── UsageError                exit 2: the request cannot be carried out as written
     │   ├── RecipeError             a key, value or file of the recipe
@@ -14,7 +16,7 @@
     │   ├── CacheDamaged            a shard whose bytes are not what the manifest says
     │   ├── TrainingDiverged        a loss or gradient that is not finite
     │   ├── ExportMismatch          an exported file that disagrees with its student
-    │   ├── FloorMissed             a quality floor of the recipe
+    │   ├── FloorMissed             a quality gate of the recipe
     │   ├── InspectionRefused       a file that is not safe to open
     │   ├── TermsRefused            a licence or service term that forbids it
     │   ├── VerificationFailed      a package that cannot prove what it claims
@@ -143,7 +145,7 @@ class ExportMismatch(CheckFailed):
 
 
 class FloorMissed(CheckFailed):
-    """A quality floor of the recipe was missed."""
+    """A quality gate of the recipe was missed."""
 
 
 class InspectionRefused(CheckFailed):

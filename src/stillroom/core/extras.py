@@ -1,6 +1,6 @@
 """Optional packages: which extra brings which, and what a user is told where one is missing.
 
-The base install does a whole run. What an extra brings is imported where it is used and nowhere else; :func:`require` stands
+The base install does a whole run. What an extra brings is imported where it is used and nowhere else; :func:`require` is
 before that import.
 """
 

@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields a path that does not exist yet, in the same folder. The body creates a file or a folder there. When the body
     ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before. A
-    folder that stands where a file has to be is moved aside (:func:`make_way`).
+    folder that is where a file has to be is moved aside (:func:`make_way`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

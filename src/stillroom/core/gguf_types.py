@@ -41,7 +41,7 @@ class FileType:
     Attributes:
         name: What recipes, file names and tables call it.
         type: The GGML type of most of its matrices.
-        file_type: The name in gguf's ``LlamaFileType`` of the number that stands in the file's metadata.
+        file_type: The name in gguf's ``LlamaFileType`` of the number that is in the file's metadata.
         max_kl: Mean KL(PyTorch student ‖ file) in nats per token that is accepted unless the recipe says otherwise:
             enough for a healthy file, too little for a broken one.
         importance: Whether an importance matrix changes its bytes.

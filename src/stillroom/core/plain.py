@@ -1,6 +1,6 @@
 """Text from files, models and networks as it may be shown on a terminal: control characters are written out, not sent.
 
-A terminal obeys what it is sent: it can be told to move the cursor, to draw over what stands there, to set titles and the
+A terminal obeys what it is sent: it can be told to move the cursor, to draw over what is there, to set titles and the
 clipboard. Signs that change the direction of writing make a name read otherwise than it is.
 """
 

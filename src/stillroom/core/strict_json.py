@@ -15,7 +15,7 @@ class NotStrict(ValueError):
 
     Attributes:
         kind: What is wrong.
-        detail: The reader's reason for a mistake of syntax, the key that stands twice, or the number.
+        detail: The reader's reason for a mistake of syntax, the key that is there twice, or the number.
         byte: Where in the document, from 0.
         line: The line of a mistake of syntax, from 1.
         column: Its column, from 1.
@@ -65,7 +65,7 @@ def read_strict(data: bytes, *, limit: int | None = None, infinities: bool = Fal
         raise NotStrict("syntax", str(error), error.msg, byte, error.lineno, error.colno) from None
     except Twice as error:
         key = str(error)
-        raise NotStrict("key", f"the key {key[:80]!r} stands twice", key, _second(data, key)) from None
+        raise NotStrict("key", f"the key {key[:80]!r} is there twice", key, _second(data, key)) from None
     except RecursionError:
         raise NotStrict("depth", "it is nested too deeply") from None
     except ValueError as error:
@@ -82,7 +82,7 @@ def parse_json(data: bytes, name: str, offset: int = 0, *, infinities: bool = Fa
         infinities: Take ``NaN`` and ``Infinity``, which configs of some families hold.
 
     Raises:
-        InspectionRefused: Not JSON, a key stands twice, or nested too deep; says where.
+        InspectionRefused: Not JSON, a key is there twice, or nested too deep; says where.
     """
     try:
         return read_strict(data, infinities=infinities)
@@ -92,7 +92,7 @@ def parse_json(data: bytes, name: str, offset: int = 0, *, infinities: bool = Fa
             "encoding": (f"not UTF-8 at {place}", "Get the file again."),
             "syntax": (f"not JSON at {place}: {error.detail}", "Get the file again."),
             "key": (
-                f"the key {error.detail[:120]!r} stands twice ({place}); readers would disagree",
+                f"the key {error.detail[:120]!r} is there twice ({place}); readers would disagree",
                 "Get the file from its owner again.",
             ),
             "depth": ("nested too deep", "No model needs this; do not use it."),
@@ -104,7 +104,7 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON from its keys and values, for ``object_pairs_hook``.
 
     Raises:
-        Twice: A key stands twice.
+        Twice: A key is there twice.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -117,7 +117,7 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _second(data: bytes, key: str) -> int:
-    """Where a key stands the second time; where it is written with escapes, where it stands at all."""
+    """Where a key is the second time; where it is written with escapes, where it is at all."""
     quoted = json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")
     first = data.find(quoted)
     second = data.find(quoted, first + 1)

@@ -20,7 +20,7 @@ def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
     """The tree of nodes, which knows lines, and the value.
 
     Raises:
-        RecipeError: Not YAML, a key stands twice, or it is too large; names the file and the line.
+        RecipeError: Not YAML, a key is there twice, or it is too large; names the file and the line.
     """
     if len(text) > LARGEST:
         raise RecipeError(f"{name} has more than {LARGEST:,} characters.", "Such a file is not one for Stillroom.")
@@ -86,7 +86,7 @@ def _refuse_duplicates(node: yaml.Node | None, name: str, done: set[int]) -> Non
                 raise RecipeError(f"{name}, line {line}: a key is a list or a mapping.", "Keys are plain words.")
             if key.value in seen:
                 raise RecipeError(
-                    f"{name}, line {line}: the key `{key.value}` stands twice (first in line {seen[key.value]}).",
+                    f"{name}, line {line}: the key `{key.value}` is there twice (first in line {seen[key.value]}).",
                     "Keep one of them.",
                 )
             seen[key.value] = line

@@ -263,7 +263,7 @@ def _batches(
 
 
 def _count(name: str, pieces: Pieces, ledgers: list[SourceLedger]) -> None:
-    """Documents and tokens of each source as they stand in a split."""
+    """Documents and tokens of each source as they are in a split."""
     own = np.diff(pieces.offsets) - pieces.repeated
     documents = len(pieces.document_sources)
     tokens = np.bincount(pieces.documents, weights=own, minlength=documents).astype(np.int64)

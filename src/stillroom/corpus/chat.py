@@ -1,7 +1,7 @@
 """Chats to text, with the spans of the assistant's words.
 
 Templates seldom say which words are the assistant's, so it is found out: the conversation is rendered once more with a
-marker in place of each of the assistant's contents. What stands between the markers is the template's own text, and the
+marker in place of each of the assistant's contents. What is between the markers is the template's own text, and the
 true rendering must be made of exactly that text and the contents. Where a template treats a content specially (it removes
 thoughts out, say), the renderings of the conversation's beginnings are compared instead. Turns that call tools or think are
 found by what changes where their calls, thoughts and words are replaced.

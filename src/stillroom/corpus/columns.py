@@ -1,4 +1,4 @@
-"""Columns in a safetensors file: written without holding them, and read where they lie, by mapping the file into memory."""
+"""Columns in a safetensors file: written without holding them, and read where they are, by mapping the file into memory."""
 
 from __future__ import annotations
 

@@ -58,6 +58,6 @@ def warning_of(context: dict[str, Context]) -> str | None:
     if context[worst].share <= MUCH:
         return None
     return (
-        f"{context[worst].share:.0%} of the learned tokens of the {worst} split stand without their document's beginning or "
+        f"{context[worst].share:.0%} of the learned tokens of the {worst} split are without their document's beginning or "
         "the text before them: the corpus was made by an earlier release. Build it again."
     )

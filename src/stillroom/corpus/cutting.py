@@ -99,7 +99,7 @@ def cut(tokens: Tokens, length: int, overlap: int | None = None) -> list[Piece]:
 
 
 def _context(tokens: Tokens, at: int, length: int, overlap: int) -> tuple[Indices, bool]:
-    """Tokens that a piece repeats whose own tokens begin at ``at``, and whether they are all that stand before it.
+    """Tokens that a piece repeats whose own tokens begin at ``at``, and whether they are all that are before it.
 
     They are at most three quarters of a sequence: at most half of it for whole turns with the head, or for head and question
     beside the overlap.

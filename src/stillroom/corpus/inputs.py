@@ -21,7 +21,7 @@ from stillroom.corpus.documents import LONGEST
 from stillroom.corpus.tally import Tally
 
 PACKED = (".gz", ".zst")
-"""Endings of packed files; what stands before them tells what is inside."""
+"""Endings of packed files; what is before them tells what is inside."""
 OTHER_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".lz4", ".br")
 MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 """Byte order marks that UTF-8 does not have."""

@@ -25,7 +25,7 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         size = sizes[index]
         if size > length:
-            raise ValueError(f"a piece of {size} tokens does not fit into a row of {length}")
+            raise ValueError(f"a document's piece of {size} tokens does not fit into a row of {length}")
         fitting = open_ >> size
         if size and fitting:
             room = size + (fitting & -fitting).bit_length() - 1

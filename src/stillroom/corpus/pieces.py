@@ -33,7 +33,7 @@ READ = (1, 2)
 PART = 1024
 """Pieces that are counted at a time."""
 MANY_BYTES = 255
-"""What a token of so many bytes or more has in its column; how many it has stands in two columns of their own."""
+"""What a token of so many bytes or more has in its column; how many it has is in two columns of their own."""
 
 Array = npt.NDArray[Any]
 
@@ -376,7 +376,7 @@ class PieceList:
         overlap: Tokens that pieces repeat at least.
         cross_documents: Whether attention and targets of a row cross from piece to piece.
         limit: Tokens of text after which no more is taken, or None.
-        folder: Where the files lie; None takes the system's folder for temporary files.
+        folder: Where the files are; None takes the system's folder for temporary files.
     """
 
     length: int

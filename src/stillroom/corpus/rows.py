@@ -5,7 +5,7 @@
 | messages | ``messages`` (with ``tools``), ``conversations`` as ShareGPT has it |
 | text | ``text`` |
 | preference | ``prompt``, ``chosen``, ``rejected``: the chosen side is learned |
-| prompt and completion | text, where white space stands between them; otherwise a chat. The completion is learned |
+| prompt and completion | text, where white space is between them; otherwise a chat. The completion is learned |
 | question and answer | a chat of two turns: the pairs of :data:`PAIRS` |
 """
 
@@ -257,7 +257,7 @@ def _completion(reading: _Reading, answer: str = "completion") -> Document:
         return _joined(reading, "prompt", answer)
     prompt, words = reading.words("prompt"), reading.words(answer)
     if prompt and words and not prompt[-1].isspace() and not words[0].isspace():
-        # No one wrote these to stand one behind the other.
+        # No one wrote these to be one behind the other.
         reading.as_chat = True
         return _asked(reading, [], prompt, words)
     return Document(prompt + words, (), reading.where, (), len(prompt))

@@ -61,7 +61,7 @@ class Sequences:
 
     @property
     def own(self) -> torch.Tensor:
-        """Where tokens of text stand, [S, L] bool: no padding, and nothing that is repeated."""
+        """Where tokens of text are, [S, L] bool: no padding, and nothing that is repeated."""
         return self.segments >= 0 if self.repeated is None else (self.segments >= 0) & ~self.repeated
 
     @property
@@ -286,7 +286,7 @@ def _bounds(segments: np.ndarray) -> list[tuple[int, int]]:
 def targets_without_context(sequences: Sequences) -> int:
     """Targets of a corpus of release 0.1.0 whose sequence does not hold their document's beginning.
 
-    Such a document goes on from sequence to sequence; what stands in a later one than it began in has lost its beginning. (Of a
+    Such a document goes on from sequence to sequence; what is in a later one than it began in has lost its beginning. (Of a
     corpus of pieces, :attr:`stillroom.corpus.pieces.Pieces.targets_without_context` says it.)
     """
     documents = sequences.documents.numpy()

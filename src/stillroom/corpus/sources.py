@@ -208,7 +208,7 @@ Rows = Iterator[tuple[dict[str, Any], str]]
 
 
 def _lines(stream: IO[bytes], path: Path, encoding: str) -> Rows:
-    """The rows of JSON Lines, and where each stands."""
+    """The rows of JSON Lines, and where each is."""
     lines: IO[Any] = stream
     if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
         lines = io.TextIOWrapper(stream, encoding, newline="\n")
@@ -296,7 +296,7 @@ def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
 def _reason(error: Exception) -> str:
     """Why a text is no JSON, in a few words."""
     if isinstance(error, Twice):
-        return f"the key {str(error)[:80]!r} stands twice"
+        return f"the key {str(error)[:80]!r} is there twice"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
 
 

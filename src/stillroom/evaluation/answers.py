@@ -213,7 +213,7 @@ class Speaker:
         return whole[:-1], continuation[-len(whole) + 1 :] if len(continuation) >= len(whole) else continuation
 
     def _states(self, rows: list[list[int]]) -> list[torch.Tensor]:
-        """Final hidden states of rows; padding stands on the right, where nothing attends to it."""
+        """Final hidden states of rows; padding is on the right, where nothing attends to it."""
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.prefix] * (length - len(row)) for row in rows], device=self.device)
         positions = torch.arange(length, device=self.device).expand(len(rows), -1)

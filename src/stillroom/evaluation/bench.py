@@ -83,7 +83,7 @@ class Subject:
 
 @dataclass
 class Bench:
-    """Everything that a measure may use.
+    """Everything that a metric may use.
 
     Attributes:
         subjects: Models by name; ``teacher`` and ``student`` are always there.
@@ -94,7 +94,7 @@ class Bench:
         student_languages: Languages of the student's vocabulary.
         seed: Of everything random.
         device: Where models are.
-        folder: Where finished measures and parts are kept.
+        folder: Where finished metrics and parts are kept.
         text_digest: Changes when the held-out or the training text does.
         progress: Draws.
         listed: What was captured of a teacher behind an endpoint, which cannot be loaded; None where it can.
@@ -149,7 +149,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def part(self, measure: str, name: str, inputs: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        """A part of a measure: read if it was finished for these inputs, else computed and kept."""
+        """A part of a metric: read if it was finished for these inputs, else computed and kept."""
         path = self.folder / measure / f"{files.digest_json([name, inputs])[:24]}.json"
         if path.is_file():
             return files.read_json(path)["result"]
@@ -175,7 +175,7 @@ def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:
         stages |= {"shrunk": ("shrink", "cut"), "repaired": ("shrink", "model")}
     if not recipe.baseline:
         del stages["baseline"]
-    # One object for all students: what the teacher says is carried through it once for all of them.
+    # One object for all students: what the teacher predicts is carried through it once for all of them.
     open_vocabulary = functools.cache(lambda: load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors"))
 
     def load_teacher() -> Loaded:

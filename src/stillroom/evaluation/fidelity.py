@@ -108,7 +108,7 @@ def compare(
 
 
 class Said(Protocol):
-    """What a teacher says at the P positions of one chunk."""
+    """What a teacher predicts at the P positions of one chunk."""
 
     @property
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +180,7 @@ def _asked(
     device: torch.device,
     heard: torch.Tensor | None,
 ) -> Callable[[slice], Said]:
-    """What a teacher says on a row, by chunk of its positions."""
+    """What a teacher predicts on a row, by chunk of its positions."""
     if isinstance(teacher, ListedTeacher):
         signal = teacher.of(row, device)
         return lambda part: ListedSaid(signal.rows(part.start, part.stop))

@@ -71,8 +71,9 @@ def require_bounds(summary: dict[str, Any], where: str) -> None:
 
 
 def sentence(entry: Bound) -> str:
-    """A bound in words: ``languages.de.retention is 0.81, its floor 0.9``."""
-    return f"{entry['name']} is {entry['value']:.4g}, its {entry['kind']} {entry['bound']:.4g}"
+    """A bound in words: ``languages.de.retention is 0.81, its minimum 0.9``."""
+    kind = "minimum" if entry["kind"] == "floor" else "maximum"
+    return f"{entry['name']} is {entry['value']:.4g}, its {kind} {entry['bound']:.4g}"
 
 
 def _look_up(name: str, results: dict[str, Result]) -> tuple[float, float | None, float | None]:

@@ -49,9 +49,9 @@ class ListedTeacher:
 
 
 class ListedSaid:
-    """What such a teacher says at the positions of one chunk: :class:`stillroom.evaluation.fidelity.Said` for lists.
+    """What such a teacher predicts at the positions of one chunk: :class:`stillroom.evaluation.fidelity.Said` for lists.
 
-    Numbers of the whole distribution are known to lie on one side: KL and the teacher's nats on the text are "at least".
+    Numbers of the whole distribution are bounds on one side: KL and the teacher's nats on the text are "at least".
 
     Args:
         signal: The lists, of P positions.

@@ -23,7 +23,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Beside:
-    """What stands beside a number of the student in the terminal.
+    """What is beside a number of the student in the terminal.
 
     Attributes:
         teacher: The teacher's.

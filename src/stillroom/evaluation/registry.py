@@ -109,7 +109,7 @@ def _unknown(name: str, where: str) -> tuple[str, str]:
     """What is said of a name that no metric has, and what to do."""
     close = difflib.get_close_matches(name, names(), n=1)
     meant = f"Did you mean `{close[0]}`? " if close else ""
-    message = f"{where}there is no measure `{name}`."
+    message = f"{where}there is no metric `{name}`."
     return (
         message if where else message[0].upper() + message[1:],
         f"{meant}Known: {', '.join(names())}. Other packages add metrics by the entry point `{GROUP}`.",

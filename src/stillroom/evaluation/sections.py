@@ -225,7 +225,7 @@ class Section:
         key: Its anchor on the page; no two sections have the same.
         title: The heading.
         parts: What it shows, in this order.
-        order: Sections of all metrics are sorted by it, then by the order of metrics. One with a negative order stands
+        order: Sections of all metrics are sorted by it, then by the order of metrics. One with a negative order is
             right after the report's headline.
     """
 

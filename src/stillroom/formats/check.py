@@ -1,4 +1,4 @@
-"""Whether an exported file, run by llama.cpp, says what its PyTorch student says.
+"""Whether an exported file, run by llama.cpp, predicts what its PyTorch student does.
 
 Legend: P positions, V ids, K listed ids.
 """

@@ -80,7 +80,7 @@ class Exporter:
 
     @functools.cached_property
     def expected(self) -> list[torch.Tensor]:
-        """What the PyTorch student says on the passages."""
+        """What the PyTorch student predicts on the passages."""
         return student_says(self.student[0], self.texts, self.used)
 
     @functools.cached_property
@@ -204,7 +204,7 @@ class Exporter:
         return agreement(self.expected, said)
 
     def _recover(self, kind: str, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
-        """Distil after quantisation, and keep the result where it says more nearly what the student says."""
+        """Distil after quantisation, and keep the result where it predicts more nearly what the student does."""
         from stillroom.formats.recover import recover
 
         config = self.config.recover

@@ -71,7 +71,7 @@ def ladder(
         scratch.mkdir(parents=True)
         try:
             exporter = Exporter(run, scratch, progress)
-            progress.say("  what the teacher says")
+            progress.say("  what the teacher predicts")
             opened = open_teacher(run.recipe.teacher, device, torch.float32)
             teacher = weights_of(opened, "A ladder of file types").model
             said = [teacher_says(teacher, text, exporter.vocabulary, exporter.used) for text in exporter.texts]

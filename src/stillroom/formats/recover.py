@@ -47,7 +47,7 @@ def recover(
     config: RecoverConfig,
     task: Task,
 ) -> CausalModel:
-    """A copy of the student whose rounded weights say more nearly what the student says.
+    """A copy of the student whose rounded weights predict more nearly what the student does.
 
     Args:
         student: The student, float32; it is not changed.

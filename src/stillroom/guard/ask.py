@@ -7,7 +7,7 @@ the second, or one that was fixed on other models. An independent suspect is as 
 controls, at most once in 100, and the margin makes it rarer.
 
 Asking stops as soon as the count over the whole budget is decided: when the suspect has agreed often enough to be above the
-bar whatever follows, or too seldom to reach it. So stopping early changes no verdict, and no correction for looking is needed.
+bar whatever follows, or too seldom to reach it. So stopping early changes no result, and no correction for looking is needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Asked:
 
 
 def leave_one_out_margin(shares: Agreements) -> float:
-    """The gap by which the best control stands above all others: what one independent model has shown."""
+    """The gap by which the best control is above all others: what one independent model has shown."""
     if len(shares) < 2:
         return float("inf")
     ordered = np.sort(shares)
@@ -67,7 +67,7 @@ def leave_one_out_margin(shares: Agreements) -> float:
 
 
 def decide(suspect: npt.NDArray[np.bool_], controls: npt.NDArray[np.bool_], margin: float | None = None) -> Asked:
-    """The verdict after the suspect's first answers, if it stands by then.
+    """The result after the suspect's first answers, if it is certain by then.
 
     Args:
         suspect: [u], whether the suspect said what the owner's model said, for the first u prompts.
@@ -107,7 +107,7 @@ def decide(suspect: npt.NDArray[np.bool_], controls: npt.NDArray[np.bool_], marg
 def ask_in_batches(
     asker: Asker, prompts: Sequence[str], expected: Sequence[str], controls: npt.NDArray[np.bool_], margin: float | None
 ) -> Asked:
-    """Ask the suspect batch by batch, until the verdict stands.
+    """Ask the suspect batch by batch, until the result is certain.
 
     Args:
         asker: Asks the suspect.

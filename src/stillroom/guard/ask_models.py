@@ -28,7 +28,7 @@ def ask_all(
     """Compare a suspect with the owner's model and controls.
 
     The controls and the owner's model are here and cost nothing; they answer all prompts first. The suspect is then asked
-    batch by batch, and no more once a verdict holds.
+    batch by batch, and no more once a result holds.
 
     Args:
         suspect: An address that ends in ``/v1``, or a path.

@@ -88,7 +88,7 @@ def fit(values: Floats, strata: Integers) -> Scorer:
     for kind in range(len(STRATA)):
         chosen = values[strata == kind]
         if len(chosen) < 40:
-            # Too few of this stratum to know its tails: those of all streams stand in.
+            # Too few of this stratum to know its tails: those of all streams are taken.
             chosen = values
         grids[kind] = np.percentile(chosen, LEVELS, axis=0).T
         for feature in range(count):

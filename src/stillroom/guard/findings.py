@@ -5,7 +5,7 @@ secret draw:
 
     A  exact        a p-value, under the hypothesis that the suspect was made independently of that draw
     B  calibrated   a rank among controls, or an e-value against a benign baseline; never a p-value
-    C  descriptive  numbers, and no verdict
+    C  descriptive  numbers, and no result
 
 A finding is written as canonical in-toto JSON (``NAME.json``); ``NAME.json.dsse`` holds signatures over the same bytes.
 """
@@ -35,7 +35,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
 class Rank(Closed):
-    """Where the suspect stands among controls, 1 being the most alike."""
+    """The suspect's rank among controls, 1 being the most alike."""
 
     rank: Annotated[int, Field(ge=1)]
     of: Annotated[int, Field(ge=2)]

@@ -1,4 +1,4 @@
-"""Lineage from weights, exact: do the suspect's units stand in the order of the owner's?
+"""Lineage from weights, exact: do the suspect's units are in the order of the owner's?
 
 The null hypothesis: the suspect was made independently of the owner's training run. A training run is equivariant to the
 order of hidden units (their initial weights are exchangeable, and SGD, Adam, Muon and the like treat units alike), so that,
@@ -9,7 +9,7 @@ unit i, for m of the suspect's units, among the owner's n.
 2. Increasing run: the longest strictly increasing subsequence of a has length k. P <= C(m, k) / k!. It finds pruned widths.
 
 Both hold for any map a that ignores the owner's order (a need not be injective), for any architecture and data of the
-suspect, and have no Monte Carlo floor. Bonferroni over all pairs of layers that are tested, times the two statistics. Which
+suspect, and have no Monte Carlo minimum. Bonferroni over all pairs of layers that are tested, times the two statistics. Which
 pairs are tested is chosen by the mean similarity of nearest units, which no order of units changes.
 
 Method: facts in Zhu et al. 2025, arXiv 2502.12292 (the permutation null); the counting bounds are ours.
@@ -109,7 +109,7 @@ def nearest(suspect: Floats, owner: Floats) -> tuple[npt.NDArray[np.int64], floa
 
 
 def unit_order(suspect: StoredUnits | Path, owner: StoredUnits | Path, candidates: int = CANDIDATES) -> OrderTest:
-    """Test whether the suspect's units stand in the owner's order, by weights alone.
+    """Test whether the suspect's units are in the owner's order, by weights alone.
 
     Args:
         suspect: The model under suspicion.

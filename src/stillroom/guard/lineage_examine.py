@@ -31,7 +31,7 @@ class Owner:
     Attributes:
         name: As given.
         model: A Hugging Face folder or a GGUF file.
-        base: The model that it was made from, where its run says so: its units stand in the base's order.
+        base: The model that it was made from, where its run says so: its units are in the base's order.
         run: Its run, where the owner's run was given.
         why_not_exact: Why its order of units is no secret of the owner's; empty where it is.
     """
@@ -44,7 +44,7 @@ class Owner:
 
     @property
     def commitment(self) -> str | None:
-        """SHA-256 of the secret that ordered the units; None where they stand in a base's order, or nothing is known."""
+        """SHA-256 of the secret that ordered the units; None where they are in a base's order, or nothing is known."""
         return self.run.commitment if self.run is not None and self.base is None else None
 
 

@@ -76,7 +76,7 @@ def probabilities(loaded: LoadedTeacher, text: str, tokens: int) -> dict[bytes, 
 
 
 def frequencies(tokenizer: PreTrainedTokenizerFast, text: str) -> dict[bytes, float]:
-    """How often each word stands in a text, as a share of all its tokens."""
+    """How often each word is in a text, as a share of all its tokens."""
     words = words_of(tokenizer)
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:

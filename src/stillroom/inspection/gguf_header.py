@@ -46,7 +46,7 @@ class GgufHeader:
     """What a header says.
 
     Attributes:
-        metadata: Scalars and short texts by key; an array stands as ``{"type", "count", "offset"}``.
+        metadata: Scalars and short texts by key; an array is given as ``{"type", "count", "offset"}``.
         tensors: Name to (shape, type number, bytes).
         data_offset: Where the tensors begin.
     """
@@ -162,7 +162,7 @@ def _new_name(reader: _Reader, kind: Literal["key", "tensor"], longest: int, kno
         raise reader.refused(f"{what} of {length:,} bytes", at)
     name = _text(reader, reader.take(length, what), at)
     if name in known:
-        raise reader.refused(f"the {kind} {name[:80]!r} stands twice; readers would disagree", at)
+        raise reader.refused(f"the {kind} {name[:80]!r} is there twice; readers would disagree", at)
     return name
 
 
@@ -233,7 +233,7 @@ def _skip_texts(reader: _Reader, count: int, what: str) -> None:
 
 
 def _tensor(reader: _Reader, header: GgufHeader) -> tuple[int, int, str, int]:
-    """One entry of the list of tensors: offset, bytes, name, and where the entry stands."""
+    """One entry of the list of tensors: offset, bytes, name, and where the entry is."""
     at = reader.at
     name = _new_name(reader, "tensor", LONGEST_NAME, header.tensors)
     dimensions = reader.number("<I", f"the shape of {name!r}")
@@ -271,7 +271,7 @@ def _require_apart(reader: _Reader, start: int, alignment: int, spans: list[tupl
                 f"the tensor {name!r} would end at byte {start + end:,}, behind the file's end at {reader.size:,}", at
             )
     if spans and reader.size - start - end > alignment:
-        raise reader.refused(f"{reader.size - start - end:,} bytes lie behind the last tensor", start + end)
+        raise reader.refused(f"{reader.size - start - end:,} bytes are behind the last tensor", start + end)
 
 
 def _text(reader: _Reader, data: bytes, at: int) -> str:

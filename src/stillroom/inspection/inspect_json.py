@@ -93,7 +93,7 @@ def _known(path: Path, config: dict[str, Any]) -> bool:
 
 
 def _stays_inside(path: Path, value: Any) -> None:
-    """An index of shards names plain safetensors files that lie beside it."""
+    """An index of shards names plain safetensors files that are beside it."""
     shards = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(shards, dict):
         raise InspectionRefused(f"{path}: an index without `weight_map`.", "Get the whole model again.")

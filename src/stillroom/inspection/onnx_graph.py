@@ -1,6 +1,6 @@
-"""Looks over an ONNX graph: is it one, and do its weights lie where a reader may look?
+"""Looks over an ONNX graph: is it one, and are its weights where a reader may look?
 
-ONNX is a protobuf message. A tensor may lie in another file: its entry ``location`` is a path, and a reader that follows any
+ONNX is a protobuf message. A tensor may be in another file: its entry ``location`` is a path, and a reader that follows any
 path opens any file of the machine. Here it has to be a plain name beside the graph, and its bytes have to be there. Only
 the messages on the way to tensors are entered (field numbers from ``onnx.proto``); everything else is stepped over.
 """
@@ -33,7 +33,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
 
 def read_onnx(path: Path) -> None:
-    """Refuse what is not an ONNX graph, or one whose weights lie elsewhere than beside it.
+    """Refuse what is not an ONNX graph, or one whose weights are elsewhere than beside it.
 
     Raises:
         InspectionRefused: Says what, and the byte.
@@ -58,7 +58,7 @@ class _Look:
         self.left = MOST_FIELDS
 
     def all(self) -> None:
-        """Every message on the way to a tensor. A list in place of recursion: graphs lie in graphs."""
+        """Every message on the way to a tensor. A list in place of recursion: graphs are in graphs."""
         waiting = [("model", 0, len(self.data))]
         graphs = 0
         while waiting:
@@ -125,10 +125,10 @@ class _Look:
     def _require_beside(self, external: dict[str, str], start: int) -> None:
         location = external.get("location", "")
         if not _PLAIN.fullmatch(location):
-            raise self._refusal(f"its weights lie at {location[:100]!r}, which is no plain name beside it", start)
+            raise self._refusal(f"its weights are at {location[:100]!r}, which is no plain name beside it", start)
         file = self.path.parent / location
         if file.is_symlink() or not file.is_file():
-            raise self._refusal(f"its weights lie in `{location[:100]}`, which is not beside it", start)
+            raise self._refusal(f"its weights are in `{location[:100]}`, which is not beside it", start)
         numbers = [external.get(key, "0") for key in ("offset", "length")]
         if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in numbers):
             raise self._refusal("a tensor's place is no number", start)

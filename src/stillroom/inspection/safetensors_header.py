@@ -98,7 +98,7 @@ def _entry(name: str, key: str, entry: object) -> tuple[str, tuple[int, ...], in
 
 
 def _require_exact(name: str, spans: list[tuple[int, int, str]], start: int, size: int) -> None:
-    """The tensors lie one behind the other, from the header's end to the file's end."""
+    """The tensors are one behind the other, from the header's end to the file's end."""
     at = 0
     for begin, end, key in sorted(spans):
         if begin != at:

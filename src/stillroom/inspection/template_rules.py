@@ -85,7 +85,7 @@ def _walk(tree: Any) -> Iterable[tuple[int, str]]:
 
 
 def _formats(node: Any, nodes: Any) -> bool:
-    """Whether a call formats a text that stands there and reaches for an attribute with an underscore."""
+    """Whether a call formats a text that is there and reaches for an attribute with an underscore."""
     if not isinstance(node, nodes.Call) or not isinstance(node.node, nodes.Getattr) or node.node.attr not in _FORMATS:
         return False
     return _REACHING.search(_text(node.node.node)) is not None

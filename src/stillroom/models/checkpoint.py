@@ -196,7 +196,7 @@ def require_whole(where: str, info: Mapping[str, Any], stored: Mapping[str, Stor
     if missing:
         held = f" The files hold {_some(unexpected)} instead." if unexpected else ""
         raise TeacherError(
-            f"{where}: {_tensors(missing)} missing; random numbers would stand there.{held}",
+            f"{where}: {_tensors(missing)} missing; random numbers would be there.{held}",
             "Get the whole model again.",
         )
     if unexpected:
@@ -307,7 +307,7 @@ def _everything(model: CausalModel) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _wrapper(names: list[str]) -> str | None:
-    """What stands before all of some names, if it is what a wrapper puts there."""
+    """What is before all of some names, if it is what a wrapper puts there."""
     return next((prefix for prefix in _WRAPPERS if names and all(name.startswith(prefix) for name in names)), None)
 
 

@@ -33,7 +33,7 @@ WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of a batch lie, its sequences one after the other.
+    """Where the documents of a batch are, its sequences one after the other.
 
     Attributes:
         ends: Where documents begin, and where the last one ends, [D + 1] int32.

@@ -78,7 +78,7 @@ def prove(model: CausalModel, *, again: bool = False) -> Proof:
         again: Do not take the word of an earlier proof of the same config.
 
     Raises:
-        UnsupportedModel: It is not causal, its logits cannot be had, or its documents cannot be kept apart, by name.
+        UnsupportedModel: It is not causal, it gives no logits, or its documents cannot be kept apart, by name.
     """
     key = _key(model)
     proof = None if again else _PROVED.get(key)

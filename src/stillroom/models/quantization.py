@@ -66,7 +66,7 @@ def main_type(kind: str) -> Type:
 
 
 def file_type(kind: str) -> LlamaFileType:
-    """The number that stands in the metadata of a file of a type."""
+    """The number that is in the metadata of a file of a type."""
     return LlamaFileType[GGUF_TYPES[kind].file_type]
 
 

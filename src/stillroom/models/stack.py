@@ -137,7 +137,7 @@ def join_weights(layers: Sequence[Layer]) -> None:
 
 
 def _neighbours(group: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Weights one under the other as they lie in memory; None where they do not."""
+    """Weights one under the other as they are in memory; None where they are not."""
     first = group[0].detach()
     place = first.data_ptr()
     for one in group:
@@ -150,7 +150,7 @@ def _neighbours(group: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _joined(group: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights one under the other: as they lie in memory, or a copy."""
+    """Weights one under the other: as they are in memory, or a copy."""
     whole = _neighbours(group)
     return torch.cat([one.detach() for one in group]) if whole is None else whole
 
@@ -171,7 +171,7 @@ class Line:
         positions: Position of each inside its document, [T].
         starts: Where the document of each token begins in the line, for the first token of every document.
         cuts: Shares: share s has the tokens from ``cuts[s]`` to ``cuts[s + 1]``.
-        rows: Where the tokens whose hidden states are wanted lie in the line, ascending, [rows].
+        rows: Where the tokens whose hidden states are wanted are in the line, ascending, [rows].
     """
 
     ids: torch.Tensor

@@ -7,7 +7,7 @@ it finds.
     root      says which keys hold the other roles
     release   signs packages, reinstates, says the least release that may still run
     revoke    withdraws packages, keys, teachers and datasets; it cannot do anything else
-    online    renews the date on the metadata; it may lie on a server
+    online    renews the date on the metadata; it may be on a server
 """
 
 from __future__ import annotations

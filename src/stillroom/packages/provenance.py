@@ -28,7 +28,7 @@ SECRET = ("token", "secret", "password", "api_key", "authorization")
 
 
 def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The in-toto statement of a finished run, over the weights that lie in a package's folder."""
+    """The in-toto statement of a finished run, over the weights that are in a package's folder."""
     records = {name: run.stage(name).record for name in summary["stages"]}
     finished = [record["finished"] for record in records.values() if record]
     begun = run.events()

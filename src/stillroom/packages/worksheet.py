@@ -66,7 +66,7 @@ def screen(destinations: list[str], lists: list[Path]) -> None:
             name = _plain(line.partition("#")[0])
             if name and name in wanted:
                 raise TermsRefused(
-                    f"The destination {wanted[name]} stands on {path}, line {number}.", "The package was not written."
+                    f"The destination {wanted[name]} is on {path}, line {number}.", "The package was not written."
                 )
 
 

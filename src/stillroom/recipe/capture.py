@@ -74,7 +74,7 @@ class CaptureConfig(Section):
     codec: Codec = ThresholdCodec()
     """What is kept of each distribution."""
     temperature: float = Field(default=1.0, gt=0)
-    """Bends the teacher's distribution before it is stored: softmax(logits / temperature)."""
+    """Scales the logits of the teacher's distribution before it is stored: softmax(logits / temperature)."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens a teacher's forward pass; without it, as many as memory allows."""
     shard_tokens: int = Field(default=16_384, ge=1)

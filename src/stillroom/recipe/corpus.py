@@ -36,7 +36,7 @@ class TextSource(_Source):
     encoding: str = "utf-8"
     """How bytes become text. Bytes that do not fit are an error that names the file and the offset."""
     separator: str | None = Field(default=None, min_length=1, json_schema_extra={SINCE: "0.2.0"})
-    """What stands between the documents of a file of plain text, such as ``"\n\n"``; without it, a file is one document."""
+    """What is between the documents of a file of plain text, such as ``"\n\n"``; without it, a file is one document."""
 
 
 class JsonlSource(_Source):

@@ -127,7 +127,7 @@ class EvaluateConfig(Section):
                 raise ValueError(f"`measures` needs `{needed}`: the summary is made of it")
         for name in (*self.floors, *self.ceilings):
             if name.partition(".")[0] not in self.measures:
-                raise ValueError(f"the bound `{name}` begins with none of the measures: {', '.join(self.measures)}")
+                raise ValueError(f"the bound `{name}` begins with none of the metrics: {', '.join(self.measures)}")
         if "tasks" in self.measures and not (self.tasks.names or self.tasks.files):
-            raise ValueError("the measure `tasks` needs `tasks.names` or `tasks.files`")
+            raise ValueError("the metric `tasks` needs `tasks.names` or `tasks.files`")
         return self

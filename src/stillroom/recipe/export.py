@@ -11,7 +11,7 @@ from stillroom.recipe.gguf_type import GgufType
 from stillroom.recipe.section import Section
 
 MAX_KL: dict[GgufType, float] = {name: row.max_kl for name, row in GGUF_TYPES.items() if row.since == "0.1.0"}
-"""What a type may lose, unless the recipe says otherwise. Those of the first release stand in every written-out recipe; a
+"""What a type may lose, unless the recipe says otherwise. Those of the first release are in every written-out recipe; a
 later type only where it is used, so that no finished run has other inputs than it was made from."""
 
 
@@ -88,6 +88,6 @@ class ChatConfig(Section):
     """The question that a run ends with, answered by the exported student."""
 
     prompt: str | None = "What does a Python for loop do?"
-    """What the student is asked; null asks nothing."""
+    """The question to the student; null asks nothing."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest answer, in tokens."""

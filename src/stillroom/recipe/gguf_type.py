@@ -9,5 +9,5 @@ from stillroom.core.gguf_types import GGUF_TYPES
 if TYPE_CHECKING:
     GgufType: TypeAlias = str
 else:
-    # The names stand in one table only; pydantic checks a value against them and names them all where it is none.
+    # The names are in one table only; pydantic checks a value against them and names them all where it is none.
     GgufType = Literal[tuple(GGUF_TYPES)]

@@ -113,7 +113,7 @@ def upgraded(text: str, name: str = "recipe") -> tuple[str, dict[str, str]]:
 def _find_former(
     node: yaml.Node | None, section: type[BaseModel] | None, places: dict[tuple[int, int], tuple[str, str]]
 ) -> None:
-    """Where former names stand below a node, by where they begin and end in the text."""
+    """Where former names are below a node, by where they begin and end in the text."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _find_former(item, section, places)
@@ -173,7 +173,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
                 # A section that the recipe leaves out.
                 at[part] = {}
             at = at[_place(at, part, key)]
-        # The recipe has today's names, and a key is not to stand there by both.
+        # The recipe has today's names, and a key is not to be there by both.
         at[_place(at, _now(at, last), key)] = value
     return recipe_of(tree, "overrides")
 
@@ -302,8 +302,8 @@ def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -
         return f"{name}: its sections do not fit each other.", _remedy(mistake, None, keys)
     named = keys[:1] == ["teachers"] and keys[2:3] == ["endpoint"]
     if named or keys[:2] == ["teacher", "endpoint"] or (isinstance(found, str) and "://" in found):
-        # What stands there by mistake may be a key, and people paste messages into issues.
-        return f"{place}: what stands there cannot be used.", _remedy(mistake, "…", keys)
+        # What is there by mistake may be a key, and people paste messages into issues.
+        return f"{place}: what is there cannot be used.", _remedy(mistake, "…", keys)
     return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)
 
 

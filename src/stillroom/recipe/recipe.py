@@ -86,7 +86,7 @@ class Recipe(Section):
     def _comparable(self) -> Recipe:
         own = isinstance(self.student, ExistingStudent) and self.student.tokenizer == "own"
         if own and "drafter" in self.evaluate.measures:
-            raise ValueError("the measure `drafter` needs a student with the teacher's tokenizer, not `tokenizer: own`")
+            raise ValueError("the metric `drafter` needs a student with the teacher's tokenizer, not `tokenizer: own`")
         return self
 
     @model_validator(mode="after")

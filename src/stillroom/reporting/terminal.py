@@ -38,7 +38,7 @@ def print_measures(measures: dict[str, Result]) -> None:
                 table.add_row(
                     f"{name}.{key}",
                     *("" if number is None else f"{number:,.4g}" for number in (other.teacher, other.baseline)),
-                    # The interval stands under its value, so that the table fits a narrow terminal.
+                    # The interval is under its value, so that the table fits a narrow terminal.
                     f"{value:,.4g}" + ("" if low is None else f"\n[{low:,.3g}, {high:,.3g}]"),
                     "" if other.p_value is None else f"{other.p_value:.2g}",
                 )
@@ -75,7 +75,7 @@ def print_table(summary: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for name in MODELS:
         if name in summary:
-            # The interval stands under its value, so that the table fits a narrow terminal.
+            # The interval is under its value, so that the table fits a narrow terminal.
             size, divergence, agreement, bits, speed = cells(summary[name], own=name == "teacher")
             row = [f"{size}\n{speed}".rstrip(), divergence, agreement, bits, paired_cell(summary, name)]
             table.add_row(name, *(cell.replace(TOO_FEW, "too few").replace(" [", "\n[") for cell in row))

@@ -49,7 +49,7 @@ class StageSpec:
         version: Number of the method. A change of it, and of nothing else in a release, has finished stages done again.
         beside: Outputs that no other stage reads.
         keeps: Folders inside the stage's that are kept when it is done again for other inputs: the stage itself sees to it that
-            what stands there fits.
+            what is there fits.
     """
 
     name: str

@@ -137,7 +137,7 @@ def _require_no_logprobs(question: Question) -> None:
         UnsupportedSchema: Log-probabilities were asked for.
     """
     if question.top is not None:
-        raise grammars.UnsupportedSchema("uniqueItems cannot be had with logprobs.", "Leave one of them out.")
+        raise grammars.UnsupportedSchema("uniqueItems is not available with logprobs.", "Leave one of them out.")
 
 
 def chat_question(request: ChatRequest, session: Session | None, facts: GgufFacts, owner: str = "") -> Question:

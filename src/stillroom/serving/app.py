@@ -148,7 +148,7 @@ class Service:
         return JSONResponse({"object": "list", "data": found})
 
     async def one_model(self, request: Request) -> Response:
-        """One model, and its passport."""
+        """One model, and its provenance summary."""
         self.require(request)
         model = self.pool.model(request.path_params["name"])
         passport = model.opened.passport()

@@ -327,7 +327,7 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
 
 
 def _is_combined(schema: dict[str, Any]) -> bool:
-    """Whether properties stand beside branches or a reference, so that one part may name what another allows."""
+    """Whether properties are beside branches or a reference, so that one part may name what another allows."""
     beside = any(key in schema for key in ("anyOf", "oneOf", "$ref"))
     return "allOf" in schema or (beside and ("properties" in schema or "additionalProperties" in schema))
 

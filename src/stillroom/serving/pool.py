@@ -24,7 +24,7 @@ SILENT_SECONDS = 10.0
 ANSWER_SECONDS = 20.0
 """How long it may take to answer that: it does between two steps, each of which reads at most a batch of tokens."""
 KEPT_SHARE = 0.75
-"""How much of what a place holds has to stay of use for a request to take it over."""
+"""How much of what a slot holds has to stay of use for a request to take it over."""
 
 
 SOMEBODY = "?"
@@ -68,7 +68,7 @@ class Slot:
 
 @dataclass(eq=False)
 class _Waiter:
-    """A request that waits for a place."""
+    """A request that waits for a slot."""
 
     owner: str
 
@@ -181,7 +181,7 @@ class ServedModel:
     async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:
         """A place for one request; the one whose context the request goes on from, if it is free.
 
-        Every owner has a queue of its own, and the next place goes to the one who has the fewest, or waited longest for one.
+        Every owner has a queue of its own, and the next slot goes to the one who has the fewest, or waited longest for one.
 
         Raises:
             QueueFull: As many requests of this owner wait as may.
@@ -211,7 +211,7 @@ class ServedModel:
                 self._free.notify_all()
 
     def _next(self) -> _Waiter | None:
-        """Who gets the next place; None while there is none."""
+        """Who gets the next slot; None while there is none."""
         if all(slot.busy for slot in self.slots):
             return None
         held = Counter(slot.holder for slot in self.slots if slot.busy)
@@ -423,7 +423,7 @@ class Pool:
 
 
 async def save_slot(engine: Engine, slot: Slot) -> bytes | None:
-    """An engine's state of a slot; None where it cannot be had."""
+    """An engine's state of a slot; None where it is not available."""
     name = f"{slot.number}.state"
     path: Path = engine.folder / name
     try:

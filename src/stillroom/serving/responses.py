@@ -117,7 +117,7 @@ class ResponsesRequest(Words):
                     raise ValueError(f"{key}: this server keeps no responses; send the whole conversation")
             wanted = value.get("include")
             if value.get("top_logprobs") or (isinstance(wanted, list) and "message.output_text.logprobs" in wanted):
-                raise ValueError("top_logprobs: log-probabilities are had from /v1/chat/completions; leave it out")
+                raise ValueError("top_logprobs: log-probabilities come from /v1/chat/completions; leave it out")
         return require_held(value)
 
     def chat(self) -> ChatRequest:

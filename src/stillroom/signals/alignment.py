@@ -443,7 +443,7 @@ def text_logprobs(said: Signal, targets: torch.Tensor) -> torch.Tensor:
 
 
 def describe(alignment: Alignment, text: Sequences, most: int = 64) -> dict[str, Any]:
-    """How two tokenizations of a text lie to each other, and what a student learns from what.
+    """How two tokenizations of a text are aligned, and what a student learns from what.
 
     Args:
         alignment: Of teacher and student.

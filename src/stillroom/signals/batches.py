@@ -32,11 +32,11 @@ class Batch:
     Attributes:
         ids: Student ids, [B, L].
         positions: Position inside the document piece, [B, L].
-        rows: Where the N positions with a target lie in the flattened [B · L].
+        rows: Where the N positions with a target are in the flattened [B · L].
         targets: The student id that each of them predicts, [N].
-        signal: What the teacher says at each of them, or None.
+        signal: What the teacher predicts at each of them, or None.
         entropy: Sum of the teacher's entropy over the positions that the teacher predicts, nats.
-        documents: Where documents lie, for a GPU; None on the CPU.
+        documents: Where documents are, for a GPU; None on the CPU.
         chunks: What a student with another tokenizer learns as wholes; None where tokens are compared alone.
     """
 

@@ -14,7 +14,7 @@ from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSi
 
 
 class Signals(Protocol):
-    """Where a training reads what its teachers said: :class:`stillroom.signals.cache.reader.TeacherCache`, or several."""
+    """Where a training reads what its teachers predicted: :class:`stillroom.signals.cache.reader.TeacherCache`, or several."""
 
     @property
     def identity(self) -> CacheIdentity:

@@ -1,4 +1,4 @@
-"""What a teacher says about the next token.
+"""What a teacher predicts about the next token.
 
 Legend: N positions, V ids of the vocabulary, K entries per position.
 """
@@ -63,7 +63,7 @@ class SparseSignal:
     """Some ids of the distribution: an unbiased estimate of all of it, or the probabilities of these ids alone.
 
     A position with fewer than K entries is filled with weight 0 (and any valid id). In an unbiased signal the same id may
-    occur more than once in a position, and its weights add up; in a biased one every id with a weight stands once.
+    occur more than once in a position, and its weights add up; in a biased one every id with a weight occurs once.
 
     Attributes:
         ids: Vocabulary ids, [N, K].

@@ -2,7 +2,7 @@
 
 A teacher's id that the student lacks is written by the student as several sub-tokens. At the position where the teacher would
 say the id, the student has to say its first sub-token: so the mass of a dropped id goes to the first sub-token of its
-expansion. That is exactly what the teacher says about the student's next token, and no mass is lost. An id that can
+expansion. That is exactly what the teacher predicts about the student's next token, and no mass is lost. An id that can
 never occur (a padding row of the teacher's embedding) has no sub-tokens; the little mass that a teacher gives it is left
 out.
 
@@ -119,7 +119,7 @@ class VocabularyMap:
         return self.pieces[self.offsets[:-1][ids][source] + within], source
 
     def project_sparse(self, signal: SparseSignal) -> SparseSignal:
-        """A sparse signal in the student's ids; in an unbiased one the same id may stand more than once, its weights add up.
+        """A sparse signal in the student's ids; in an unbiased one the same id may occur more than once, its weights add up.
 
         In a biased one the ids of one first sub-token are put together, and the rest stays: what part of it falls on sub-tokens
         that are listed is not known.
@@ -191,7 +191,7 @@ class VocabularyMap:
         mass = torch.zeros(logprobs.shape[0], self.student_size, dtype=logprobs.dtype, device=logprobs.device)
         mass.index_add_(1, first[occurs], (said - largest).exp_())
         projected = mass.log_().add_(largest)
-        # An id that stands alone keeps its own value, which may be smaller than a float's least exponential.
+        # An id that is alone keeps its own value, which may be smaller than a float's least exponential.
         projected.index_copy_(1, first[alone], logprobs.index_select(1, alone))
         return projected if said is logprobs else projected - projected.logsumexp(1, keepdim=True)
 

@@ -54,7 +54,7 @@ def heal(
     Args:
         student: The pruned teacher; changed in place.
         teacher: The teacher.
-        family: Their family. Where a norm stands behind a matrix, what removed layers did cannot be folded into it;
+        family: Their family. Where a norm is behind a matrix, what removed layers did cannot be folded into it;
             removed channels, heads and widths are repaired all the same.
         kept: Indices of the teacher's layers that the student has.
         sample: Sequences to fit on.

@@ -1,7 +1,7 @@
 """Which ids a smaller vocabulary keeps, by the rules of tokenizers.
 
 A byte-pair encoding builds a token from pairs, the pair of lowest rank first. Inside a longer text the merges within a
-token's span happen in the same order as when the token stands alone, for no merge ever crossed the span's ends. So a
+token's span happen in the same order as when the token is alone, for no merge ever crossed the span's ends. So a
 token that is kept together with the tokens on its own path is reached wherever it was reached before, and the text of
 kept tokens is tokenized as before. Unigram models choose the best path over whole sub-tokens and need no such closure.
 """
@@ -21,7 +21,7 @@ class Rules:
     """What a tokenizer's JSON says about its ids.
 
     Attributes:
-        texts: Token of each id of the model, without added tokens that stand outside of it.
+        texts: Token of each id of the model, without added tokens that are outside of it.
         outside: Added tokens that are not in the model's vocabulary, ascending.
         always: Ids that stay whatever is asked: special and added tokens, bytes, and where there are no bytes to
         fall back
@@ -55,7 +55,7 @@ class Rules:
 
 
 def merge_path(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Tokens that a byte-pair encoding makes on its way through a text, in order; the last one first stands alone."""
+    """Tokens that a byte-pair encoding makes on its way through a text, in order; the last one first is alone."""
     parts = list(text)
     made: list[str] = []
     while len(parts) > 1:

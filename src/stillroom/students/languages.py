@@ -62,7 +62,7 @@ def require_languages(codes: Iterable[str]) -> None:
 
 
 def language_counts(tokenizer: PreTrainedTokenizerFast, codes: Iterable[str]) -> dict[int, int]:
-    """How often each id stands in the samples of languages."""
+    """How often each id is in the samples of languages."""
     counts: dict[int, int] = {}
     for code in codes:
         for index in tokenizer(samples()[code][1], add_special_tokens=False).input_ids:

@@ -62,7 +62,7 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
 
     config = _config(model.config, family, widths)
     like = next(model.parameters())
-    # On a GPU it is made there: the same matrices would else stand in memory too.
+    # On a GPU it is made there: the same matrices would else be in memory too.
     with like.device if like.device.type != "cpu" else contextlib.nullcontext():
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     places = smaller.state_dict()
@@ -146,12 +146,12 @@ EXPERT_ROWS = re.compile(
     r"(?:(?:^|\.)experts\.\w+|\.(?:gate|router)(?:\.wg|\.proj|\.layer)?\.(?:weight|bias)"
     r"|(?:e_score_correction_bias|expert_bias|per_expert_scale))$"
 )
-"""Parameters and buffers of a layer along whose first axis experts lie (a bias that has it last, [1, E], too): the stacked
+"""Parameters and buffers of a layer along whose first axis experts are (a bias that has it last, [1, E], too): the stacked
 experts, the router's rows, and the bias by which experts are chosen."""
 
 
 def _expert_axis(inside: str, tensor: torch.Tensor, experts: int) -> int:
-    """The axis of a layer's tensor along which experts lie; -1 where they do not."""
+    """The axis of a layer's tensor along which experts are; -1 where they do not."""
     if not EXPERT_ROWS.search(inside):
         return -1
     if tensor.dim() and tensor.shape[0] == experts:

@@ -351,7 +351,7 @@ def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, To
         rows = model.get_output_embeddings().weight.shape[0]
         alignment = Alignment.of(teacher.tokenizer, tokenizer, teacher.rows, rows)
         if tokenizer.chat_template is None:
-            # Chats are rendered by the teacher's template, and the student is asked as it was taught.
+            # Chats are rendered by the teacher's template, and the prompt has the form it was taught.
             tokenizer.chat_template = teacher.tokenizer.chat_template
         return model, tokenizer, alignment, {"name": config.name, "tokenizer": "own"}
     mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
@@ -375,7 +375,7 @@ def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, To
 
 
 def _aligned(run: Run, alignment: Alignment, train: Sequences) -> dict[str, Any]:
-    """How the tokenizations of the training text lie to each other; all text that later stages read is tokenized once.
+    """How the tokenizations of the training text are aligned; all text that later stages read is tokenized once.
 
     Raises:
         VocabularyMismatch: The student's tokenizer cannot take some of it.

@@ -39,7 +39,7 @@ def trim(
 
     Args:
         tokenizer: The teacher's.
-        counts: How often each id stands in the training text.
+        counts: How often each id is in the training text.
         size: At most this many ids, the most frequent first; None keeps all that occur.
         teacher_rows: Rows of the teacher's output layer.
         multiple_of: The student's rows are a multiple of this.

@@ -284,7 +284,7 @@ def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Ten
         inputs: [N, F].
         weights: Weight of each row, [N].
         matrix: [H, F].
-        block: Inputs that go together; they lie side by side.
+        block: Inputs that go together; they are side by side.
 
     Returns:
         Numbers of blocks, [F / block]. Single inputs go several at a time, a twenty-fourth of all.

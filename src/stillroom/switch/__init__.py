@@ -66,7 +66,7 @@ def status() -> dict[str, Any]:
 
 
 def confinement() -> dict[str, Any]:
-    """What this system lets a model's process be denied: every measure, and in words what is missing.
+    """What this system lets a model's process be denied: every restriction, and in words what is missing.
 
     Found by trying it in a child; takes some tenths of a second.
     """

@@ -50,7 +50,7 @@ class State:
 
     Attributes:
         on: Whether anything may run.
-        held_by: Who holds it: "nobody", "user", "administrator", or "damage" for a state that cannot be read.
+        held_by: Who holds it: ``nobody``, ``user``, ``administrator``, or ``damage`` for a state that cannot be read.
         reason: One sentence for the user.
         features: What was said of single features, by name.
         policy: The features that the administrator blocks.
@@ -294,7 +294,7 @@ LATEST = 253402300799.0
 
 
 def read_file(path: Path) -> bytes | None:
-    """A small file's bytes; None where there is none. Nothing that stands in its place is waited for.
+    """A small file's bytes; None where there is none. Nothing that is in its place is waited for.
 
     Raises:
         OSError: It cannot be read.
@@ -316,7 +316,7 @@ def read_file(path: Path) -> bytes | None:
 
 
 def clear_way(folder: Path) -> None:
-    """Move aside what stands where one of our folders has to be: a file, or a link to nothing. Nothing is removed."""
+    """Move aside what is where one of our folders has to be: a file, or a link to nothing. Nothing is removed."""
     if folder.is_symlink() and not folder.exists():
         os.rename(folder, folder.with_name(f"{folder.name}.moved-away-{time.time_ns()}"))
     files.make_way(folder, folder=True)
@@ -341,7 +341,7 @@ def _parse(path: Path) -> dict[str, Any] | None:
     data = read_file(path)
     if data is None:
         return None
-    # A key that stands twice would leave it to the reader which of both counts.
+    # A key that is there twice would leave it to the reader which of both counts.
     value = read_strict(data)
     if not isinstance(value, dict) or value.get("switch") not in ("on", "off"):
         raise ValueError("it is not a switch's state")

@@ -127,7 +127,7 @@ def capture(
     addresses = sequences.digests
     wanted = set(addresses)
     new = wanted - before if before is not None else set(writer.missing(addresses))
-    # The same piece may stand in a split twice; the cache holds it once.
+    # The same piece may be in a split twice; the cache holds it once.
     rows = sequences if len(new) == len(addresses) else sequences.only(new)
     todo = [index for index, row in enumerate(rows.addresses) if any(address not in writer for address in row)]
     task.skip((len(sequences) - len(todo)) * sequences.length)
@@ -232,7 +232,7 @@ def _local(teacher: Teacher) -> LocalTeacher:
 
 
 class _Parts:
-    """A row's scores, piece by piece, always in the same steps: where a piece stands in its row changes nothing.
+    """A row's scores, piece by piece, always in the same steps: where a piece is in its row changes nothing.
 
     Args:
         scores: Of all positions of the row that have a target, some at a time, [n, V] each.

@@ -275,7 +275,7 @@ def open_signals(run: Run, copies: Path | None = None) -> Signals:
 
 
 def splits_of(recipe: Recipe) -> tuple[str, ...]:
-    """The splits that several teachers are asked about; one behind an endpoint cannot be asked later."""
+    """The splits that several teachers capture; one behind an endpoint cannot be asked later."""
     return ("train", "validation", "heldout") if any_endpoint(recipe) else ("train", "validation")
 
 

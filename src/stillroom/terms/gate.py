@@ -1,6 +1,6 @@
 """The gate: the licence check: is this run allowed, and what are its student's obligations? `verdict.py` holds the rules.
 
-The gate stands before the first stage that learns from a teacher, and again before packaging. It takes no switch: what the
+The gate comes before the first stage that learns from a teacher, and again before packaging. It takes no switch: what the
 tables do not know needs a decision, and what they forbid needs a permission, and both are in the recipe.
 """
 
@@ -34,7 +34,7 @@ RECORD = "terms.json"
 
 
 def verdict_of_recipe(recipe: Recipe) -> Verdict:
-    """The verdict on a recipe, from what its teachers and texts say of themselves; opens no weights.
+    """The result for a recipe, from what its teachers and texts say of themselves; opens no weights.
 
     Weights are read only where a decision or a row names their digest.
 
@@ -61,7 +61,7 @@ def verdict_of_recipe(recipe: Recipe) -> Verdict:
 
 
 def run_verdict(run: Run) -> Verdict:
-    """The verdict on a run, as it is now; the gate and `stillroom package` ask for it. Errors as for a recipe."""
+    """The result for a run, as it is now; the gate and `stillroom package` ask for it. Errors as for a recipe."""
     return verdict_of_recipe(run.recipe)
 
 
@@ -80,7 +80,7 @@ def require_packable(verdict: Verdict, name: str) -> None:
     """Refuse to package what is forbidden, what lacks a text that it has to carry, or what has the wrong name.
 
     Args:
-        verdict: The run's verdict.
+        verdict: The run's result.
         name: The package's name.
 
     Raises:
@@ -102,7 +102,7 @@ def require_packable(verdict: Verdict, name: str) -> None:
 
 
 def pass_gate(run: Run) -> Verdict:
-    """Evaluate the terms of a run, keep the verdict in its folder as ``terms.json``, and refuse what is forbidden.
+    """Evaluate the terms of a run, keep the result in its folder as ``terms.json``, and refuse what is forbidden.
 
     Raises:
         TermsRefused: With the reason; the record of the refusal stays in the run's folder.

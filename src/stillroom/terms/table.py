@@ -184,7 +184,7 @@ def read_table(path: Path) -> Table:
     ids = [row.id for row in content.rows]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
-        raise RecipeError(f"{path}: the row `{twice[0]}` stands twice.", "Keep one of them.")
+        raise RecipeError(f"{path}: the row `{twice[0]}` is there twice.", "Keep one of them.")
     return Table(path.name, digest, content)
 
 

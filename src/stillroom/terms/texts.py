@@ -35,7 +35,7 @@ def words_of(text: str) -> str:
 
 
 def marks_of(text: str) -> str:
-    """The beginning of a text, in which its title stands."""
+    """The beginning of a text, in which its title is."""
     return words_of(text[: 4 * BEGINNING])[:BEGINNING]
 
 
@@ -61,7 +61,7 @@ def _held(name: str) -> tuple[str, str, str]:
 
 
 def _parts(name: str, words: str) -> tuple[str, str, str]:
-    """What stands before the body, the body, and what stands behind it without names of copyright owners."""
+    """What is before the body, the body, and what is behind it without names of copyright owners."""
     first, last = _BODIES[name]
     begin, end = words.find(first), words.rfind(last)
     if begin < 0 or end < begin:

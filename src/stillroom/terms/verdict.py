@@ -1,4 +1,4 @@
-"""The judgement itself: from what models and texts say of themselves, and tables of terms, to a verdict. Reads no files.
+"""The licence check itself: from what models and texts say of themselves, and tables of terms, to a result. Reads no files.
 
 Every statement of a subject is looked up: the licence that it states, the text that it carries, its exact name, and what it
 was made from. The strictest of the rows that are found holds, so that no statement can cover another. What no row knows needs
@@ -153,7 +153,7 @@ def _with_ancestors(teacher: Subject, case: _Case) -> Iterable[tuple[int, Subjec
         return
     carried = parse_carried(teacher.carried, teacher.name)
     if teacher.statements:
-        # What a student says of itself besides its terms is evaluated too; without it, its terms are all there is to say.
+        # What a student's files say of it besides its terms is evaluated too; without it, its terms are all there is to say.
         yield 1, teacher, {"carried": True}
     case.owed.add(carried.obligations)
     case.non_commercial |= carried.non_commercial
@@ -279,7 +279,7 @@ def _look_up(case: _Case, subject: Subject) -> tuple[list[Row], list[str]]:
         for row in found:
             rows.setdefault(row.id, row)
     if subject.role != "text" and rows and not own:
-        # The operator's own word is not the model's: a decision has to stand behind it.
+        # The operator's own word is not the model's: a decision has to be behind it.
         unknown.append("the model itself states no licence, only the recipe does")
     return list(rows.values()), unknown
 

@@ -24,7 +24,7 @@ TENSORS = "state.safetensors"
 
 @dataclass
 class State:
-    """Where training stands.
+    """How far training is.
 
     Attributes:
         step: Steps done.

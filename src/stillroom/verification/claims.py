@@ -100,7 +100,7 @@ class Claims(Closed):
 
         Raises:
             VerificationFailed: Something obliged or needed is missing.
-            TermsRefused: The recorded verdict forbids the model.
+            TermsRefused: The recorded result forbids the model.
             FloorMissed: A score is beyond its bound.
             InspectionRefused: A file is not safe to open.
         """
@@ -110,7 +110,7 @@ class Claims(Closed):
         for bound in self.bounds:
             if not bound.met:
                 raise FloorMissed(
-                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {bound.kind} {bound.bound:.4g}.",
+                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {'minimum' if bound.kind == 'floor' else 'maximum'} {bound.bound:.4g}.",
                     "The publisher's own bound is missed; use another release.",
                 )
         return gguf

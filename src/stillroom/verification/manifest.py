@@ -221,7 +221,7 @@ def check_names(names: list[str]) -> None:
         other = seen.get(name.lower())
         seen[name.lower()] = name
         if other == name:
-            raise VerificationFailed(f"The name {name!r} stands twice on the list.", "Get another package.")
+            raise VerificationFailed(f"The name {name!r} is there twice on the list.", "Get another package.")
         if other is not None:
             raise VerificationFailed(
                 f"The names {other!r} and {name!r} differ in nothing but case.", "They are one file on other systems."

@@ -16,7 +16,7 @@ class Obligations:
     policies: dict[str, str | None] = field(default_factory=dict)
 
     def add_licence(self, name: str, text: str | None) -> None:
-        """Add a licence; one of the same name with another text (another owner's MIT) stands beside it."""
+        """Add a licence; one of the same name with another text (another owner's MIT) is beside it."""
         _add(self.licences, name, text)
 
     def add_policy(self, name: str, text: str | None) -> None:

@@ -31,7 +31,7 @@ OWN = ".own"
 
 
 def trust_folder() -> Path:
-    """Where this user's pins lie, one ``trust.json`` a publisher."""
+    """Where this user's pins are, one ``trust.json`` a publisher."""
     from stillroom.switch.places import Places
 
     return Places.of_user().config / "trust"

@@ -4,7 +4,7 @@
 2  the pinned root; the publisher's metadata, fetched or kept; the clock; everything ever revoked
 3  enough valid signatures over one exact list; every file digested on its way into a private read-only copy
 4  the release is not older than one that was seen; nothing of it or of its ancestors is revoked
-5  the files are safe to open, the terms are kept, the quality floors are met
+5  the files are safe to open, the terms are kept, the quality gates are met
 6  the caller loads the copy in a process without network, and looks again from time to time (`recheck`)
 """
 

@@ -51,7 +51,7 @@ def confine(
         namespace: Take a network namespace too. Not needed where the policy allows no socket at all.
 
     Returns:
-        A word for each measure: "active", or why it is not.
+        A word for each restriction: "active", or why it is not.
     """
     report = {"resource limits": _limits(memory, files)}
     if not sys.platform.startswith("linux"):
@@ -77,7 +77,7 @@ LACKS = {
     "landlock": "a model's process may read and write whatever you can, the switch's own files as well",
     "seccomp": "a model's process may start processes, which `off` does not know, send signals to yours, and open sockets",
 }
-"""What follows where a measure is not active."""
+"""What follows where a restriction is not active."""
 LACKS_OF_VERSION = {
     3: "truncate files that it cannot open (Landlock before version 3)",
     4: "bind and connect TCP where seccomp is not active either (Landlock before version 4)",
@@ -88,7 +88,7 @@ LACKS_OF_VERSION = {
 def missing(report: dict[str, str]) -> list[str]:
     """What a report of :func:`confine` lacks, a sentence each; empty where everything is active.
 
-    A system that lacks a measure is not refused: the owner is told what a model's process may do there.
+    A system that lacks a restriction is not refused: the owner is told what a model's process may do there.
     """
     found = [
         f"{measure}: {word}: {LACKS.get(measure, 'it does not hold')}"

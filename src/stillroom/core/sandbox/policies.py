@@ -109,7 +109,7 @@ _COMPUTING = {
     "ioctl": _among(1, IOCTL),
     "prctl": _among(0, PRCTL),
     "clone": Rule(ALLOW, Condition(0, ANY_BIT, CLONE_THREAD)),
-    # Their arguments lie in memory, where no filter sees them.
+    # Their arguments are in memory, where no filter sees them.
     "clone3": Rule(ABSENT),
     "openat2": Rule(ABSENT),
 }

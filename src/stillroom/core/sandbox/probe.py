@@ -15,7 +15,7 @@ SECONDS = 20.0
 
 
 def measures() -> dict[str, str]:
-    """A word for each measure, as :func:`.confine.confine` reports it, found by trying in a child."""
+    """A word for each restriction, as :func:`.confine.confine` reports it, found by trying in a child."""
     with tempfile.TemporaryDirectory(prefix="stillroom-probe-") as folder:
         command = isolated("stillroom.core.sandbox.probe", folder)
         try:

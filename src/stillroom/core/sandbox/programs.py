@@ -3,7 +3,7 @@
 On Linux the kernel itself refuses (seccomp, set before the program is read): sockets, opening files for writing, changing
 or removing files, starting other programs or processes, signals to others, namespaces, tracing. Memory, CPU
 time, output and open files are limited, the environment is empty, the folder is a fresh one that may not be written to.
-Reading files stays possible, and nothing of what is read can leave but the verdict. Elsewhere nothing is run.
+Reading files stays possible, and nothing of what is read can leave but the result. Elsewhere nothing is run.
 
 Whether it is right is decided in another such process (:func:`run_program`).
 """
@@ -52,10 +52,10 @@ def require_sandbox() -> None:
 
 
 def run_program(program: str, limits: Limits, checks: str | None = None, before: str = "") -> str:
-    """Run a program in the sandbox, and judge it in another.
+    """Run a program in the sandbox, and evaluate it in another.
 
     What the program defines is called from a second, equally confined process, where the checks run and nothing of the
-    program does: it gets the arguments, answers with plain data, and sees neither the checks nor the verdict.
+    program does: it gets the arguments, answers with plain data, and sees neither the checks nor the result.
 
     Args:
         program: Python source, what a model wrote with what it continues.

@@ -23,7 +23,7 @@ from stillroom.core.sandbox.policies import NO_EFFECTS
 
 SERVE = "serve"
 NOT_PLAIN = b"not plain data: "
-"""What the judge says, with a type's name, where a test hands over what cannot be sent."""
+"""What the checking process sends, with a type's name, where a test hands over what cannot be sent."""
 
 _SEQUENCES: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
 
@@ -32,7 +32,7 @@ def main() -> None:
     """Give up rights, run the program, and say the word; or answer calls.
 
     Arguments: CPU seconds, bytes of memory; then nothing (a program by itself), ``serve`` (a model's program), or
-    the two descriptors (from it, to it) over which the judge speaks with one.
+    the two descriptors (from it, to it) over which the checking process talks to one.
     """
     import resource
 
@@ -176,7 +176,7 @@ def _serve(names: dict[str, Any], requests: IO[str], replies: IO[str]) -> NoRetu
 
 
 class _There:
-    """The judge's side: asks the process of a model's program, and believes of it only what is plain data."""
+    """The checking process's side: asks the process of a model's program, and believes of it only what is plain data."""
 
     def __init__(self, replies: IO[str], requests: IO[str]) -> None:
         self._replies, self._requests = replies, requests

@@ -37,7 +37,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 
 
 def refuse(error: int) -> int:
-    """The verdict that makes a call fail with this error number."""
+    """The action that makes a call fail with this error number."""
     return 0x00050000 | error
 
 
@@ -64,13 +64,13 @@ class Condition(NamedTuple):
         found = [_step(LOAD, ARGUMENTS + 8 * self.argument)]
         if not self.holds:
             return [*found, _step(self.opcode, self.value, 0, 1), missed]
-        # Each comparison that is true skips the ones that are left, and the verdict behind them.
+        # Each comparison that is true skips the ones that are left, and the action behind them.
         found += [_step(self.opcode, value, len(values) - at, 0) for at, value in enumerate(values)]
         return [*found, missed]
 
 
 class Rule(NamedTuple):
-    """What happens to a call: the verdict, where its conditions (if there are any) are met; else the policy's default."""
+    """What happens to a call: the action, where its conditions (if there are any) are met; else the policy's default."""
 
     verdict: int
     condition: Condition | None = None
@@ -78,7 +78,7 @@ class Rule(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Rules by the names of calls, and the verdict on all other calls.
+    """Rules by the names of calls, and the action for all other calls.
 
     Calls that an architecture does not have are left out there; a name that no architecture has is an error.
     """

@@ -56,7 +56,7 @@ BLOCKS = frozenset(
 
 
 def text_of_html(markup: str) -> str:
-    """The text of a page: its title, then its body; blocks are paragraphs, cells of a row stand beside each other.
+    """The text of a page: its title, then its body; blocks are paragraphs, cells of a row are beside each other.
 
     Raises:
         MissingDependency: BeautifulSoup is not installed.

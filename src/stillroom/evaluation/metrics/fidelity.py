@@ -72,7 +72,7 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
     worst = Worst(teacher, bench.load("student").tokenizer, bench.sources)
     classes = token_classes(teacher, size)
     tallies = {"teacher": own}
-    # On a GPU one student at a time: the teacher says all again for each, and all of them would not fit.
+    # On a GPU one student at a time: the teacher predicts all again for each, and all of them would not fit.
     students = bench.names[1:]
     passes = [students] if bench.device.type == "cpu" else [[name] for name in students]
     documents = 0
@@ -161,7 +161,7 @@ def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions
 
 
 def paired(first: Tally, second: Tally, drawing: Drawing) -> dict[str, Any]:
-    """First minus second on the same documents, for every measure whose weights they share; :func:`pairs` tells more."""
+    """First minus second on the same documents, for every number whose weights they share; :func:`pairs` tells more."""
     result: dict[str, Any] = {}
     for name, (value, weight, factor) in MEASURES.items():
         if np.array_equal(first.of(weight), second.of(weight)):
@@ -410,7 +410,7 @@ def _passage(passage: dict[str, Any]) -> Passage:
         ],
         f"{passage['source']}, document {passage['document']}: {passage['mean_kl']:.2f} nats per token on average.",
         Table(
-            ["after", "the text has", "teacher says", "student says", "KL, nats"],
+            ["after", "the text has", "teacher predicts", "student predicts", "KL, nats"],
             [
                 [
                     "…" + visible("".join(token["text"] for token in tokens[max(0, index - 3) : index])),

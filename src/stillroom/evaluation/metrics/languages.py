@@ -145,7 +145,7 @@ def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> 
 
 
 def _texts(bench: Bench) -> dict[str, tuple[str, str]]:
-    """Name and text of every language, no longer than asked, cut at a line's end where there is one."""
+    """Name and text of every language, no longer than asked, ended at a line's end where there is one."""
     config = bench.config.languages
     own = {}
     for entry in config.texts:

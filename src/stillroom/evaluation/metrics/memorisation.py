@@ -6,7 +6,7 @@ so that the share on training text alone says little: the same is asked of held-
 
 Nothing is generated: greedy decoding writes a text exactly if each of its tokens is the likeliest after those before, which
 one forward pass tells. Tokens are the teacher's, so that every student, whatever its vocabulary, is asked the same text.
-Only the student is asked, which takes a few seconds of the quickstart's: it is the one whose training text this is.
+Only the student is tested, which takes a few seconds of the quickstart's: it is the one whose training text this is.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def summarize(seen: dict[str, list[bool]], confidence: float) -> dict[str, Any]:
 
 
 def completed(speaker: Speaker, pairs: list[Passage]) -> list[bool]:
-    """Whether greedy decoding would write each continuation after what stands before it, in the model's own tokens."""
+    """Whether greedy decoding would write each continuation after what is before it, in the model's own tokens."""
     begun = speaker.would_write([(before, after[:FIRST]) for before, after in pairs])
     further = [index for index, right in enumerate(begun) if right]
     whole = dict(zip(further, speaker.would_write([pairs[index] for index in further]), strict=True))
@@ -94,7 +94,7 @@ def completed(speaker: Speaker, pairs: list[Passage]) -> list[bool]:
 
 
 def passages(split: HeldOut) -> list[Passage]:
-    """Passages of different documents, evenly over a split: what stands before, and 50 learned tokens in a row."""
+    """Passages of different documents, evenly over a split: what is before, and 50 learned tokens in a row."""
     rows = min(len(split), ROWS)
     found: dict[int, Passage] = {}
     for number in range(rows):

@@ -25,10 +25,10 @@ SIGNIFICANT = 0.05
 
 
 def measure_tasks(bench: Bench) -> dict[str, Any]:
-    """Every task of the recipe. What one model answered to one task is kept as soon as it is had."""
+    """Every task of the recipe. What one model answered to one task is kept as soon as it is there."""
     config = bench.config.tasks
     tasks: list[Task | str] = [read_task(path, config.items) for path in config.files]
-    # What cannot be had is said before anything is spent.
+    # What is not available is said before anything is spent.
     tasks += [package_task(name, config.items, bench.seed) or name for name in config.names]
     if any(isinstance(task, Task) and task.kind == "code" for task in tasks):
         require_sandbox()

@@ -40,7 +40,7 @@ class Task:
 
     Attributes:
         name: Its name.
-        kind: How answers are had and evaluated.
+        kind: How answers are made and evaluated.
         items: The problems.
         source: Where they come from, for the report.
         stops: Texts that end an answer.

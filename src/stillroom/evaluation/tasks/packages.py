@@ -1,4 +1,4 @@
-"""Tasks whose problems lie in installed packages: HumanEval, BFCL, reasoning-gym. Nothing of them is run but generators."""
+"""Tasks whose problems are in installed packages: HumanEval, BFCL, reasoning-gym. Nothing of them is run but generators."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def _require_judged_outside(test: str, path: Path) -> None:
     _, *parts = test.split("{answer}")
     try:
         if len(parts) != 1:
-            raise SyntaxError(f"`{{{{answer}}}}` stands in it {len(parts)} times")
+            raise SyntaxError(f"`{{{{answer}}}}` is in it {len(parts)} times")
         ast.parse(parts[0])
     except (SyntaxError, ValueError) as error:
         raise RecipeError(

@@ -140,7 +140,7 @@ class Family:
             mean square).
         attention_output: Path of the matrix through which attention reaches the residual stream.
         feed_forward_output: The same of the feed-forward part.
-        norm_after: Whether a norm stands between those matrices and the stream: then nothing that is not the matrix's
+        norm_after: Whether a norm is between those matrices and the stream: then nothing that is not the matrix's
             own output can be folded into them.
         norm_offset: What is added to a norm's stored weight (Gemma stores the weight minus one).
         scaled_embedding: Whether embeddings are multiplied by the square root of the hidden size.

@@ -72,7 +72,7 @@ SIBLINGS = {
     ),
     "dots1": Sibling("qwen3", shared="mlp.shared_experts", experts_key="n_routed_experts", adjust=_dots1),
 }
-"""By the mixture's ``model_type``. Others have none: OLMoE's norms stand before its layers and OLMo 2's behind them; Qwen 2's
+"""By the mixture's ``model_type``. Others have none: OLMoE's norms are before its layers and OLMo 2's behind them; Qwen 2's
 mixtures gate their shared expert by the token; gpt-oss has attention sinks; latent attention has no dense family."""
 
 

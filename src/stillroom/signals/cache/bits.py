@@ -1,4 +1,4 @@
-"""Whole numbers of stated widths as a string of bits, and back.
+"""Integers of stated widths as a string of bits, and back.
 
 Bits of a number go from the least significant up, and fill each byte from its least significant bit.
 """

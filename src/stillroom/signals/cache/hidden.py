@@ -79,7 +79,7 @@ class OutputLayer:
 class Hidden(SignalCodec[torch.Tensor]):
     """A column of hidden states, channel by channel; their bytes' planes apart, as in every column.
 
-    With 16 bits a number is a bfloat16. With 8 it is an int8 (stored plus 128), and before it stands a column with the scale of
+    With 16 bits a number is a bfloat16. With 8 it is an int8 (stored plus 128), and before it is a column with the scale of
     each channel in this piece, float32 [H].
     """
 

@@ -1,4 +1,4 @@
-"""What a cache was made of and how: two signals may only stand in one cache when all of this is equal.
+"""What a cache was made of and how: two signals may only be in one cache when all of this is equal.
 
 It says nothing of the corpus: a piece's digest is its address, whatever rows it was packed into.
 """

@@ -72,7 +72,7 @@ class Index:
     def of_shards(cls, shards: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Index:
         """The table of shards, given in the manifest's order as digests [S, 32], positions [S], and entropy [S].
 
-        Where an address stands in several shards, the first one counts.
+        Where an address is in several shards, the first one counts.
         """
         parts = [np.zeros(0, ROW)]
         for number, (digests, positions, entropy) in enumerate(shards):
@@ -101,7 +101,7 @@ class Index:
 
 def _sorted(rows: np.ndarray) -> np.ndarray:
     """Rows by address, each address once: the first one."""
-    # Big-endian numbers sort as their bytes do; the key is not unique only where an address stands twice.
+    # Big-endian numbers sort as their bytes do; the key is not unique only where an address is there twice.
     words = np.ascontiguousarray(rows["digest"]).view(">u8").reshape(-1, 4)
     order = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
     rows, words = rows[order], words[order]

@@ -202,7 +202,7 @@ class TeacherCache:
         found = self._index.find(digest)
         if found is None:
             if not is_url(self._where) and (damaged := damages_of(self.folder)):
-                # Addresses stand in the shards: a changed byte there loses a sequence as surely as a cut file.
+                # Addresses are in the shards: a changed byte there loses a sequence as surely as a file that ends too early.
                 raise CacheDamaged(
                     f"{self.folder}: {'; '.join(damaged)}.",
                     "Give the same `run` again: what is damaged is captured again.",

@@ -136,7 +136,7 @@ class Threshold(SignalCodec[Entries]):
         return self.model
 
     def _signal(self, entries: list[Entries], counts: list[int]) -> SparseSignal:
-        """Entries as one sparse signal: a position's draws stand side by side."""
+        """Entries as one sparse signal: a position's draws are side by side."""
         wide = max((int(part.counts.max()) for part in entries if len(part.counts)), default=0)
         total = sum(counts)
         ids = np.zeros((total, self.draws, wide), dtype=np.int64)
@@ -227,7 +227,7 @@ def _unpack(model: EntryModel, records: list[bytes], rows: list[int]) -> list[En
     decoder = Decoder(np.stack(states), words)
     counts = decoder.column(model.counts, [np.zeros(count, np.int64) for count in rows])
     if any(int((widths_of(part) > 0).sum()) for part in counts):
-        # A large count leaves bits open, which stand first among the loose ones.
+        # A large count leaves bits open, which are first among the loose ones.
         counts = [
             numbers_of(part, _first_bits(bits, widths_of(part))) for part, bits in zip(counts, loose, strict=True)
         ]

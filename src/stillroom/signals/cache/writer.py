@@ -123,7 +123,7 @@ class CacheWriter:
         return 1 + max((entry.number for entry in self._manifest.shards), default=-1)
 
     def before(self, shard: int) -> set[str]:
-        """Addresses that stand in shards with a lower number than ``shard``."""
+        """Addresses that are in shards with a lower number than ``shard``."""
         return TeacherCache(self.folder, self._manifest).before(shard)
 
     def missing(self, digests: list[str]) -> list[str]:
