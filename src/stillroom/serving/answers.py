@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,6 +218,8 @@ class Answerer:
     def __init__(self, pool: Pool, sessions: SessionStore) -> None:
         self.pool = pool
         self.sessions = sessions
+        # One at a time: each holds the interpreter for a part of its time.
+        self._watches = ThreadPoolExecutor(1, "watch")
         self.tokens = {"prompt": 0, "completion": 0, "drafted": 0, "accepted": 0}
 
     async def events(self, model: ServedModel, question: Question) -> AsyncGenerator[dict[str, Any]]:
@@ -241,7 +244,9 @@ class Answerer:
                 finish = ""
                 if question.repeats is not None:
                     question.repeats.begin()
-                watch = grammars.Watch(question.body["grammar"]) if question.watched else None
+                # Compiled while the engine compiles and reads, and nowhere near the loop that answers.
+                watching = self._watch(question.body["grammar"]) if question.watched else None
+                watch: grammars.Watch | None = None
                 try:
                     engine = await self.pool.running(model)
                     model.begin(fingerprint)
@@ -287,6 +292,8 @@ class Answerer:
                             begun, slot.owner = True, question.owner
                             self._count(event)
                             text += (written := _texts(event))
+                            if watching is not None:
+                                watch, watching = await watching, None
                             if watch is not None and not watch.takes("".join(written)):
                                 raise EngineFailed(
                                     "The engine left the form of the answer.", "Ask again, with a simpler schema."
@@ -342,12 +349,17 @@ class Answerer:
                     raise
                 finally:
                     model.done(fingerprint)
+                    if watching is not None:
+                        watching.cancel()
                 break
             answer = speech.content if speech is not None else "".join(text)
             question.reasoning = speech.reasoning if speech is not None else ""
             slot.held += answer if question.messages is None else _turn("assistant", answer)
             if session is not None and engine is not None:
                 await self._keep(engine, model, slot, question, answer)
+
+    def _watch(self, grammar: str) -> asyncio.Future[grammars.Watch]:
+        return asyncio.get_running_loop().run_in_executor(self._watches, grammars.Watch, grammar)
 
     async def several(self, model: ServedModel, questions: list[Question]) -> AsyncGenerator[dict[str, Any]]:
         """The events of several completions, one after the other, with one count of tokens for all. Errors as above."""

@@ -23,11 +23,11 @@ from starlette.types import Receive, Scope, Send
 
 from stillroom.core.errors import StillroomError, UsageError
 from stillroom.core.memory import release_memory
-from stillroom.core.strict_json import read_strict
 from stillroom.core.version import tool_version
 from stillroom.runtime import transport as local
 from stillroom.runtime.worker import RELEASE_SECONDS
 from stillroom.serving import answers, ollama, page, problems, responses
+from stillroom.serving.apart import run_apart
 from stillroom.serving.deliver import (
     EVENTS,
     LINES,
@@ -45,6 +45,8 @@ from stillroom.serving.metrics import Metrics
 from stillroom.serving.openapi import describe
 from stillroom.serving.passport import in_words
 from stillroom.serving.pool import Pool, ServedModel
+from stillroom.serving.preparing import SMALL_BODY, Preparing
+from stillroom.serving.preparing_child import read_body
 from stillroom.serving.request_log import LoggedRequests, RequestLog
 from stillroom.serving.requests import (
     ChatRequest,
@@ -117,6 +119,7 @@ class Service:
         self.sessions = sessions or SessionStore(switch.places.data / "sessions")
         self.answerer = answers.Answerer(pool, self.sessions)
         self.delivery = Delivery(switch, limits.seconds)
+        self.preparing = Preparing(switch)
         self.metrics = Metrics(pool, self.answerer, switch)
         self.page_token = secrets.token_hex(16)
         self.started = time.time()
@@ -125,6 +128,7 @@ class Service:
 
     def close(self) -> None:
         """Leave the list of servers, and end the threads of the switch."""
+        self.preparing.close()
         self.delivery.close()
         self._switch_threads.shutdown(wait=False)
 
@@ -156,7 +160,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
-        asked = await _parse(request, ChatRequest)
+        asked = await self._parse(request, ChatRequest)
         model, question, events = await self.ask(request, asked)
         if not asked.stream:
             whole = await self.collect(request, events)
@@ -183,8 +187,7 @@ class Service:
         model = require_kind(self.pool.model(asked.model), embeddings=False)
         owner = owner_of(request)
         if asked.session is None:
-            # Compiling a large schema takes a while, and others are being answered.
-            question = await asyncio.to_thread(answers.chat_question, asked, None, model.facts, owner)
+            question = await self._question(request, asked, None, model)
             await self._mark(asked, model, question)
             return model, question, self.answerer.events(model, question)
         self.switch.require_on("sessions")
@@ -193,12 +196,41 @@ class Service:
         await self.delivery.race(request, turn.acquire())
         try:
             session = await asyncio.to_thread(self.sessions.load, asked.session, owner)
-            question = await asyncio.to_thread(answers.chat_question, asked, session, model.facts, owner)
+            question = await self._question(request, asked, session, model)
+            question.session = session
             await self._mark(asked, model, question)
         except BaseException:
             turn.release()
             raise
         return model, question, _Held(self.answerer.events(model, question), turn)
+
+    async def _question(
+        self, request: Request, asked: ChatRequest, session: Session | None, model: ServedModel
+    ) -> answers.Question:
+        """What a chat asks. Compiling a large schema takes a while, and others are being answered."""
+        owner = owner_of(request)
+        if session is None and _is_short(asked, len(await request.body())):
+            return answers.chat_question(asked, None, model.facts, owner)
+        return await self._prepared(request, "ask", asked, session, model.facts, owner)
+
+    async def _prepared(self, request: Request, job: str, *arguments: Any) -> Any:
+        """The result of a job of :mod:`.preparing_child`, while the client is there and the switch is on."""
+        return await self.delivery.race(request, self.preparing.do(owner_of(request), job, *arguments))
+
+    async def _parse(self, request: Request, kind: type[M]) -> M:
+        body = await request.body()
+        if len(body) <= SMALL_BODY:
+            return read_body(kind.__name__, body)  # type: ignore[return-value]
+        return await self._prepared(request, "read", kind.__name__, body)
+
+    async def _chat_of(
+        self, request: Request, asked: responses.ResponsesRequest | ollama.OllamaChat | ollama.OllamaGenerate
+    ) -> ChatRequest:
+        """The chat completion that a request of another API is."""
+        if len(await request.body()) <= SMALL_BODY:
+            return asked.chat()
+        found: ChatRequest = await self._prepared(request, "chat", asked)
+        return found
 
     async def _mark(
         self, asked: ChatRequest | CompletionRequest, model: ServedModel, question: answers.Question
@@ -211,12 +243,13 @@ class Service:
     async def complete(self, request: Request) -> Response:
         """Completions of one text or several."""
         self.require(request)
-        asked = await _parse(request, CompletionRequest)
+        asked = await self._parse(request, CompletionRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=False)
         owner = owner_of(request)
-        questions = [
-            await asyncio.to_thread(answers.completion_question, asked, prompt, owner) for prompt in asked.prompts()
-        ]
+        if asked.form() is None:
+            questions = [answers.completion_question(asked, prompt, owner) for prompt in asked.prompts()]
+        else:
+            questions = await self._prepared(request, "complete", asked, owner)
         for question in questions:
             await self._mark(asked, model, question)
         events = self.answerer.several(model, questions)
@@ -229,8 +262,8 @@ class Service:
     async def respond(self, request: Request) -> Response:
         """A response, as agents ask for it."""
         self.require(request)
-        asked = await _parse(request, responses.ResponsesRequest)
-        model, question, events = await self.ask(request, asked.chat())
+        asked = await self._parse(request, responses.ResponsesRequest)
+        model, question, events = await self.ask(request, await self._chat_of(request, asked))
         if not asked.stream:
             whole = await self.collect(request, events)
             return self.whole(lambda: responses.response(answers.join_chat(whole, question, model.name)))
@@ -255,7 +288,7 @@ class Service:
     async def ollama_show(self, request: Request) -> Response:
         """One model, for clients of Ollama."""
         self.require(request)
-        asked = await _parse(request, ollama.Asked)
+        asked = await self._parse(request, ollama.Asked)
         return JSONResponse(ollama.shown(self.pool.model(ollama.public_name(asked.model or asked.name))))
 
     def _loaded(self, asked: ollama.OllamaChat | ollama.OllamaGenerate) -> Response:
@@ -265,29 +298,30 @@ class Service:
     async def ollama_chat(self, request: Request) -> Response:
         """A chat, for clients of Ollama."""
         self.require(request)
-        asked = await _parse(request, ollama.OllamaChat)
+        asked = await self._parse(request, ollama.OllamaChat)
         if asked.asks_nothing:
             return self._loaded(asked)
-        model, question, events = await self.ask(request, asked.chat())
+        model, question, events = await self.ask(request, await self._chat_of(request, asked))
         calls = CallStream().turn if question.calls else None
         return await self._lines(request, model, events, calls, asked.stream, generate=False)
 
     async def ollama_generate(self, request: Request) -> Response:
         """A text, for clients of Ollama."""
         self.require(request)
-        asked = await _parse(request, ollama.OllamaGenerate)
+        asked = await self._parse(request, ollama.OllamaGenerate)
         if asked.asks_nothing:
             return self._loaded(asked)
         if asked.raw:
             wanted = asked.completion()
             model = require_kind(self.pool.model(wanted.model), embeddings=False)
-            question = await asyncio.to_thread(
-                answers.completion_question, wanted, wanted.prompts()[0], owner_of(request)
-            )
+            if wanted.form() is None:
+                question = answers.completion_question(wanted, wanted.prompts()[0], owner_of(request))
+            else:
+                (question,) = await self._prepared(request, "complete", wanted, owner_of(request))
             await self._mark(wanted, model, question)
             events = self.answerer.several(model, [question])
         else:
-            model, _, events = await self.ask(request, asked.chat())
+            model, _, events = await self.ask(request, await self._chat_of(request, asked))
         return await self._lines(request, model, events, None, asked.stream, generate=True)
 
     async def _lines(
@@ -313,7 +347,7 @@ class Service:
     async def embed(self, request: Request) -> Response:
         """Embeddings of texts."""
         self.require(request, "embeddings")
-        asked = await _parse(request, EmbeddingRequest)
+        asked = await self._parse(request, EmbeddingRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=True)
         found = await self.delivery.race(request, embed(self.pool, model, asked))
         return self.whole(lambda: found)
@@ -326,7 +360,7 @@ class Service:
     async def new_session(self, request: Request) -> Response:
         """Begin a conversation that is kept."""
         self.require(request, "sessions")
-        asked = await _parse(request, NewSession)
+        asked = await self._parse(request, NewSession)
         model = require_kind(self.pool.model(asked.model), embeddings=False)
         made = await asyncio.to_thread(
             self.sessions.create, asked.name, model.name, model.digest, asked.system, owner_of(request)
@@ -341,7 +375,7 @@ class Service:
             await asyncio.to_thread(self.sessions.delete, number, owner)
             return JSONResponse({"id": number, "deleted": True})
         if request.method == "PATCH":
-            name = (await _parse(request, SessionName)).name
+            name = (await self._parse(request, SessionName)).name
             return JSONResponse(_session(await asyncio.to_thread(self.sessions.rename, number, name, owner)))
         return JSONResponse(_session(await asyncio.to_thread(self.sessions.load, number, owner)))
 
@@ -355,9 +389,9 @@ class Service:
 
     async def switch_off(self, _: Request) -> Response:
         """Turn everything off, and say what was stopped."""
-        receipt = await self._for_switch(stopping.off, self.switch)
+        receipt = await self._for_switch(run_apart, lambda: stopping.off(self.switch).as_dict())
         await self.delivery.look()
-        return JSONResponse(receipt.as_dict())
+        return JSONResponse(receipt)
 
     async def switch_on(self, request: Request) -> Response:
         """Turn it on again: only from this machine. Remotely it can only be turned off."""
@@ -368,7 +402,7 @@ class Service:
 
     async def switch_feature(self, request: Request) -> Response:
         """Make one feature available, enabled or blocked; remotely only blocked."""
-        asked = await _parse(request, SwitchFeature)
+        asked = await self._parse(request, SwitchFeature)
         if asked.state != "blocked":
             self._require_here(request)
         await self._for_switch(self.switch.set_feature, asked.feature, asked.state)
@@ -559,12 +593,9 @@ def _model(model: ServedModel) -> dict[str, Any]:
     }
 
 
-async def _parse(request: Request, kind: type[M]) -> M:
-    # Clients write a key twice without meaning harm; the last one counts, as in their own readers.
-    value = read_strict(await request.body(), key_twice=True)
-    if not isinstance(value, dict):
-        raise ValueError("an object is expected")
-    return kind.model_validate(value)
+def _is_short(asked: ChatRequest, size: int) -> bool:
+    """Whether what a chat asks is told at once: it is short, and no schema has to be compiled."""
+    return size <= SMALL_BODY and asked.form() is None and not asked.uses_tools()
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -685,8 +716,10 @@ async def _watch(service: Service) -> None:
             if not service.switch.is_on():
                 # They have been ended by then; what is left of them is given up.
                 await service.pool.stop(grace=False)
+                await service.preparing.tend()
                 continue
             await service.pool.tend()
+            await service.preparing.tend()
             service.watch_engines()
             now = time.monotonic()
             if now - released > RELEASE_SECONDS and not any(model.busy for model in service.pool.models.values()):

@@ -6,6 +6,7 @@ by the same library within narrower limits: what it cannot hold is refused by na
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -255,6 +256,17 @@ def _parts(schema: Any) -> list[dict[str, Any]]:
 
 def _repeating(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "uniqueItems" or value is not True}
+
+
+def require_short(schema: Any) -> None:
+    """Refuse a schema that is longer than any that is taken, before anything else is done with it.
+
+    Raises:
+        UnsupportedSchema: It is.
+    """
+    with contextlib.suppress(ValueError, RecursionError, TypeError):
+        if (size := len(json.dumps(schema))) > LONGEST_SCHEMA:
+            raise UnsupportedSchema(f"The schema has {size:,} characters; at most {LONGEST_SCHEMA:,} are taken.")
 
 
 def _require_shallow(text: str) -> None:

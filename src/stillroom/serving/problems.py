@@ -11,12 +11,26 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from stillroom.core.errors import StillroomError, SwitchedOff, VerificationFailed
+from stillroom.core.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
 from stillroom.runtime.transport import EngineRefused
 from stillroom.serving.answers import ContextFull
 from stillroom.serving.grammars import UnsupportedSchema
 from stillroom.serving.pool import NoModel, NoRoom, QueueFull
 from stillroom.serving.sessions import NoSession, SessionDamaged
+
+
+class Refused(UsageError):
+    """What a client is to be told of its request, as the process that read it has it.
+
+    Attributes:
+        status: The status of HTTP.
+        code: The error's code.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        self.status, self.code = status, code
+        super().__init__(message)
+
 
 _KNOWN: list[tuple[type[Exception], int, str]] = [
     (SwitchedOff, 503, "switched_off"),
@@ -48,6 +62,8 @@ def body(status: int, code: str, message: str) -> dict[str, Any]:
 
 def explain(error: BaseException) -> tuple[int, str, str]:
     """Status, code and message of whatever was raised."""
+    if isinstance(error, Refused):
+        return error.status, error.code, str(error)
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             return status, code, str(error) or "It took too long."

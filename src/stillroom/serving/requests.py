@@ -75,7 +75,7 @@ class Message(Words):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Part] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=2048)] | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
     tool_calls: list[Call] | None = Field(default=None, max_length=64)
@@ -182,7 +182,7 @@ class StructuredOutputs(Words):
 
     json_: Any = Field(default=None, alias="json")
     regex: Text | None = None
-    choice: list[Text] | None = None
+    choice: Annotated[list[Text], Field(max_length=1 << 16)] | None = None
     grammar: Text | None = None
     json_object: bool | None = None
 
@@ -263,7 +263,7 @@ class Schemas(Words):
     json_schema: Any = None
     guided_json: Any = None
     guided_regex: Text | None = None
-    guided_choice: list[Text] | None = None
+    guided_choice: Annotated[list[Text], Field(max_length=1 << 16)] | None = None
     guided_grammar: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     format: Any = None
@@ -366,6 +366,10 @@ class Thinking(Words):
     type: Literal["enabled", "disabled", "auto", "adaptive"]
 
 
+MOST_PARTS = 8192
+"""Parts of all messages of a request."""
+
+
 class ChatRequest(Sampling):
     """A chat completion. ``session`` continues a kept conversation: its messages come before these."""
 
@@ -396,6 +400,9 @@ class ChatRequest(Sampling):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
+        parts = sum(len(message.content) for message in self.messages if isinstance(message.content, list))
+        if parts > MOST_PARTS:
+            raise ValueError(f"messages: {parts:,} parts in all, and at most {MOST_PARTS:,} are taken")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: say logprobs: true as well")
         if self.functions and self.tools:

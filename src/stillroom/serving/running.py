@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import sys
@@ -154,6 +155,7 @@ class _Server(uvicorn.Server):
         self._loading = asyncio.ensure_future(self._load())
 
     async def _load(self) -> None:
+        warming = asyncio.ensure_future(self._service.preparing.warm())
         for model in self._service.pool.models.values():
             try:
                 engine = await self._service.pool.running(model)
@@ -164,6 +166,10 @@ class _Server(uvicorn.Server):
             _say(f"{model.name}: ready ({state}). Its process:")
             for measure, word in engine.confined.items():
                 _say(f"  {measure}: {word}")
+        await warming
+        # What is loaded by now stays: to look through it for cycles, every few seconds, would hold up every stream.
+        gc.collect()
+        gc.freeze()
 
 
 def _say(text: str) -> None:

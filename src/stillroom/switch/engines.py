@@ -29,6 +29,10 @@ WORKER = "stillroom.runtime.worker"
 when the list is lost."""
 WORKERS = frozenset({WORKER.encode(), b"stillroom.serve.worker"})
 """The module's name now and in every earlier release (0.1.0: ``stillroom.serve.worker``), as it is in a command line."""
+PREPARER = "stillroom.serving.preparing_child"
+"""The module of a server's process that reads long requests and compiles schemas; recognised likewise."""
+STOPPED = ("engine", "preparer")
+"""The kinds of processes that ``off`` ends."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Entry:
     """One process that must not outlive ``off``.
 
     Attributes:
-        kind: "engine" holds a model; "server" passes its tokens on.
+        kind: "engine" holds a model; "server" passes its tokens on; "preparer" prepares a server's requests.
         pid: Its number.
         started: When the system started it, so that a number used again is not taken for it.
         model: What it runs.
@@ -90,7 +94,7 @@ class Registration:
 
     Args:
         places: Whose list.
-        kind: "engine" or "server".
+        kind: "engine", "server" or "preparer".
         pid: The process; None is this one.
         model: What it runs.
 
@@ -153,7 +157,7 @@ def listed(places: Places) -> list[tuple[Path | None, Entry]]:
         else:
             _remove(path)
     # A line that calls a worker a server hides no engine.
-    known = {entry.pid for _, entry in found if entry.kind == "engine"}
+    known = {entry.pid for _, entry in found if entry.kind in STOPPED}
     return found + [(None, entry) for entry in _workers(places) if entry.pid not in known]
 
 
@@ -197,7 +201,7 @@ def _writable(text: object) -> str:
     return str(text).encode("utf-8", "replace").decode()
 
 
-KINDS = ("engine", "server")
+KINDS = ("engine", "server", "preparer")
 MOST_PROCESSES = 1 << 22
 """No system gives higher numbers (Linux, PID_MAX_LIMIT)."""
 
@@ -215,7 +219,7 @@ def _read(path: Path) -> Entry | None:
         if not 1 < entry.pid <= MOST_PROCESSES:
             raise ValueError("no process has this number")
         if entry.kind not in KINDS:
-            raise ValueError("it is neither an engine nor a server")
+            raise ValueError("no process of ours is of this kind")
     except Exception:
         # Half-written, or no line at all. Its name carries the number, so that it cannot hide a process.
         parts = path.stem.split("-")
@@ -223,7 +227,7 @@ def _read(path: Path) -> Entry | None:
             len(parts) == 3
             and parts[0] in KINDS
             and parts[1].isdecimal()
-            and _is_worker(int(parts[1][:9]), path.parent.parent)
+            and _what_is(int(parts[1][:9]), path.parent.parent)
         ):
             return Entry(parts[0], int(parts[1]), start_time(int(parts[1])) or 0.0, "unknown")
         return None
@@ -252,12 +256,17 @@ def is_running(pid: int, started: float) -> bool:
     return start_time(pid) == started
 
 
-def _is_worker(pid: int, state: Path) -> bool:
+def _what_is(pid: int, state: Path) -> str:
+    """The kind of a process, by its command line; empty where it is none that ``off`` ends."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return not WORKERS.isdisjoint(words) and os.fsencode(state) in words
+        return ""
+    if os.fsencode(state) not in words:
+        return ""
+    if not WORKERS.isdisjoint(words):
+        return "engine"
+    return "preparer" if any(PREPARER.encode() in word for word in words) else ""
 
 
 def _workers(places: Places) -> Iterator[Entry]:
@@ -266,7 +275,7 @@ def _workers(places: Places) -> Iterator[Entry]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if folder.stat().st_uid == os.getuid() and _is_worker(int(folder.name), places.state):
-                    started = start_time(int(folder.name))
-                    if started is not None:
-                        yield Entry("engine", int(folder.name), started, "unknown")
+                kind = _what_is(int(folder.name), places.state) if folder.stat().st_uid == os.getuid() else ""
+                started = start_time(int(folder.name)) if kind else None
+                if started is not None:
+                    yield Entry(kind, int(folder.name), started, "unknown")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import EngineFailed, NotWritable, SwitchedOff
-from stillroom.switch.engines import Entry, elsewhere, is_running, listed, shares_kernel
+from stillroom.switch.engines import STOPPED, Entry, elsewhere, is_running, listed, shares_kernel
 from stillroom.switch.state import FEATURES, Switch
 
 GRACE_SECONDS = 0.025
@@ -84,7 +84,7 @@ def off(switch: Switch) -> Receipt:
     # An engine that was starting is in the list a moment later: look until no one is left.
     while True:
         found = listed(switch.places)
-        engines = [entry for _, entry in found if entry.kind == "engine"]
+        engines = [entry for _, entry in found if entry.kind in STOPPED]
         servers = [(path, entry) for path, entry in found if entry.kind == "server" and path is not None]
         stopped += _stop(engines, begun)
         for path, entry in servers:
@@ -111,7 +111,7 @@ def off(switch: Switch) -> Receipt:
 
 def stop_engines(switch: Switch) -> list[Stopped]:
     """Stop what runs, and say nothing of the switch: for a server that finds it off."""
-    engines = [entry for _, entry in listed(switch.places) if entry.kind == "engine"]
+    engines = [entry for _, entry in listed(switch.places) if entry.kind in STOPPED]
     return _stop(engines, time.perf_counter()) if engines else []
 
 
@@ -174,7 +174,7 @@ def _stop(entries: list[Entry], begun: float) -> list[Stopped]:
     return [
         Stopped(entry.pid, entry.model, round(time.perf_counter() - asked[entry], 6), ends[entry][1])
         for entry in entries
-        if not is_running(entry.pid, entry.started)
+        if entry.kind == "engine" and not is_running(entry.pid, entry.started)
     ]
 
 

@@ -1,0 +1,252 @@
+"""Requests are prepared in processes of their own: whatever is long to read or to compile holds up no one else.
+
+Python runs one thread at a time, and reading a body of four megabytes, or compiling a schema of three thousand branches, holds
+the interpreter: every stream, every other client and the switch would wait for it. A process that prepares is confined as one that renders
+templates is, has a limit of CPU time for each job, takes the jobs of each client in turn, and is in the switch's list:
+``off`` ends it as it ends engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import pickle
+import re
+import socket
+import subprocess
+import time
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+from pydantic import BaseModel
+
+from stillroom.core.errors import EngineFailed
+from stillroom.core.sandbox.child import isolated
+from stillroom.serving import answers, distinct, ollama, repeats, requests, responses, sessions, shield
+from stillroom.serving.pool import QueueFull
+from stillroom.serving.problems import Refused
+from stillroom.switch.engines import PREPARER, Registration
+from stillroom.switch.state import Switch
+
+SMALL_BODY = 1 << 14
+"""Bytes of a body that is read where it arrives: less work than to hand it over."""
+WALL_SECONDS = 60.0
+"""After this time a process is ended even if it did little: the machine may be busy, so it is long."""
+IDLE_SECONDS = 300.0
+MOST_WAITING = 64
+"""Jobs of one client that may wait."""
+_TIMED_OUT = (-27, -24)
+"""Exit codes of a process that its timer ended (SIGPROF, SIGXCPU)."""
+_STOPPED = (-15, -9)
+
+
+class _Results(pickle.Unpickler):
+    """Reads results. The process that writes them reads what clients send, so its word is not taken for any class."""
+
+    _PARTS = {
+        (kind.__module__, kind.__name__)
+        for kind in (
+            answers.Question, shield.Shield, repeats.Repeats, distinct.Distinct, sessions.Session, requests.Form
+        )
+    }  # fmt: skip
+    _MODULES = {module.__name__: module for module in (requests, responses, ollama)}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class that a result may hold.
+
+        Raises:
+            UnpicklingError: It may not.
+        """
+        if (module, name) == ("re", "_compile"):
+            return re.compile
+        if (module, name) == ("decimal", "Decimal"):
+            return Decimal
+        if (module, name) in self._PARTS:
+            return super().find_class(module, name)
+        found = getattr(self._MODULES.get(module), name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a result")
+
+
+class _Process:
+    """One process that prepares."""
+
+    def __init__(self, switch: Switch) -> None:
+        ours, theirs = socket.socketpair()
+        command = isolated(PREPARER, str(switch.places.state), installed_packages=True)
+        environment = {"PATH": os.environ.get("PATH", ""), "MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8"}
+        with theirs:
+            self.process = subprocess.Popen(
+                command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment, cwd="/"
+            )
+        self._socket = ours
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._registration: Registration | None = None
+        self.used = time.monotonic()
+        try:
+            self._registration = Registration(switch.places, "preparer", "requests", self.process.pid)
+            # Written down first, looked at second: off does it the other way round.
+            switch.require_on()
+        except BaseException:
+            self.end()
+            raise
+
+    async def ask(self, data: bytes) -> bytes:
+        """A job's result.
+
+        Raises:
+            EOFError, OSError: It has ended.
+        """
+        if self._writer is None or self._reader is None:
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+        self._writer.write(len(data).to_bytes(4, "big") + data)
+        await self._writer.drain()
+        answer = await self._reader.readexactly(int.from_bytes(await self._reader.readexactly(4), "big"))
+        self.used = time.monotonic()
+        return answer
+
+    def end(self) -> int | None:
+        """End it, if it has not ended; how it did."""
+        if self._writer is not None:
+            self._writer.close()
+        else:
+            self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Its end of the connection is closed before it can be waited for.
+            self.process.wait(0.05)
+        code = self.process.poll()
+        if code is None:
+            self.process.kill()
+            self.process.wait()
+        if self._registration is not None:
+            self._registration.close()
+            self._registration = None
+        return code
+
+
+class _Waiter:
+    """A job that waits for a process."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+
+class Preparing:
+    """Does jobs of :mod:`.preparing_child` in a few processes, each client's in turn.
+
+    Args:
+        switch: The switch that governs them.
+        most: How many processes there may be; None takes the CPU's cores but one, at most four.
+    """
+
+    def __init__(self, switch: Switch, most: int | None = None) -> None:
+        self.switch = switch
+        self.most = most or max(1, min(4, (os.cpu_count() or 2) - 1))
+        self._idle: list[_Process] = []
+        self._busy: Counter[str] = Counter()
+        self._queue: list[_Waiter] = []
+        self._served: dict[str, float] = {}
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def do(self, owner: str, job: str, *arguments: Any) -> Any:
+        """A job's result.
+
+        Raises:
+            Refused: The client's request cannot be taken.
+            QueueFull: As many jobs of this client wait as may.
+            SwitchedOff: The switch is off.
+            EngineFailed: The process was ended by somebody else.
+        """
+        self.switch.require_on()
+        if sum(each.owner == owner for each in self._queue) >= MOST_WAITING:
+            raise QueueFull(f"{MOST_WAITING} requests are being prepared already.", "Ask again in a moment.")
+        mine = _Waiter(owner)
+        self._queue.append(mine)
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._next() is mine)
+                self._busy[owner] += 1
+                self._served[owner] = time.monotonic()
+        finally:
+            self._queue.remove(mine)
+        # A client that goes away leaves the process at work: to end it and start another costs more than to wait for its end.
+        task = asyncio.ensure_future(self._work(owner, job, arguments))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    def _next(self) -> _Waiter | None:
+        """Whose job is next: of who has the fewest in work the one that was served longest ago; None while all are busy."""
+        if self._busy.total() >= self.most:
+            return None
+        return min(
+            self._queue, key=lambda each: (self._busy[each.owner], self._served.get(each.owner, 0.0)), default=None
+        )
+
+    async def _work(self, owner: str, job: str, arguments: tuple[Any, ...]) -> Any:
+        process: _Process | None = None
+        try:
+            data = pickle.dumps((job, arguments), pickle.HIGHEST_PROTOCOL)
+            for last in (False, True):
+                process = self._idle.pop() if self._idle else await asyncio.to_thread(_Process, self.switch)
+                fresh = process.process.poll() is None
+                try:
+                    async with asyncio.timeout(WALL_SECONDS):
+                        answer = await process.ask(data)
+                    break
+                except (EOFError, OSError, TimeoutError) as error:
+                    ended, process = process, None
+                    code = await asyncio.to_thread(ended.end)
+                    self.switch.require_on()
+                    if isinstance(error, TimeoutError) or code in _TIMED_OUT:
+                        raise Refused(400, "invalid_request", "The request takes too long to be read.") from None
+                    # One that was ended while it was idle had no part in it.
+                    if (fresh and code not in _STOPPED) or last:
+                        raise EngineFailed("The process that prepares requests ended.", "Ask again.") from None
+            result = _Results(io.BytesIO(answer)).load()
+            self._idle.append(process)
+            process = None
+            if result[0] == "refused":
+                raise Refused(*result[1:])
+            return result[1]
+        finally:
+            if process is not None:
+                await asyncio.to_thread(process.end)
+            self._busy[owner] -= 1
+            if not self._busy[owner]:
+                del self._busy[owner]
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def warm(self) -> None:
+        """Have a process ready."""
+        with contextlib.suppress(Exception):
+            await self.do("", "read", "SessionName", b'{"name": "x"}')
+
+    async def tend(self) -> None:
+        """Give up processes that no one uses, or that have ended."""
+        now = time.monotonic()
+        if len(self._served) > 1024:
+            self._served.clear()
+        for process in [*self._idle]:
+            if process.process.poll() is not None or now - process.used > IDLE_SECONDS:
+                self._idle.remove(process)
+                await asyncio.to_thread(process.end)
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in self._idle:
+            process.end()
+        self._idle.clear()
+
