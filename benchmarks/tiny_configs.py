@@ -24,12 +24,15 @@ SMALL: dict[str, Any] = {
 _VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2, "num_heads": 2,
     "image_size": 28, "patch_size": 14, "out_hidden_size": 64, "vision_output_dim": 64, "projector_input_dim": 32,
-    "projector_output_dim": 64, "embed_dim": 32, "attention_heads": 2,
+    "projector_output_dim": 64, "embed_dim": 32, "attention_heads": 2, "per_layer_config": {}, "mlp_layer_types": ["dense"],
+    "adapter_in_dim": 32, "adapter_out_dim": 64, "adapter_input_size": 32, "base_channels": 32,
 }  # fmt: skip
 _MLA: dict[str, Any] = {
     "head_dim": None, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "num_key_value_heads": 4,
 }  # fmt: skip
+_INDEX: dict[str, Any] = {"index_n_heads": 32, "index_head_dim": 16, "index_topk": 24}
+"""With few heads some keys score exactly zero in all of them, and which of two is chosen is left to the order of the numbers."""
 _GROUPS: dict[str, Any] = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
 _AXES: dict[str, Any] = {"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
@@ -39,7 +42,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "afmoe": _WINDOWS | {"num_dense_layers": 1},
     "apertus": {"rope_parameters": _ROPE},
     "axk1": _MLA | {"rope_parameters": _ROPE, "n_group": 2, "topk_group": 1},
-    "axk2": _MLA | {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 24},
+    "axk2": _MLA | _INDEX,
     "bailing_hybrid": _MLA
     | {
         "head_dim": 16,
@@ -65,7 +68,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": _MLA | _GROUPS | {"n_group": 1},
     "deepseek_v3": _MLA | _GROUPS,
-    "deepseek_v32": _MLA | _GROUPS | {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 24},
+    "deepseek_v32": _MLA | _GROUPS | _INDEX,
     "dots1": {
         "n_shared_experts": 1,
         "n_group": 1,
@@ -74,6 +77,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "layer_types": [F] * 4,
     },
+    "emu3": {"vocabulary_map": {"<image>": 5}},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     "exaone4": _WINDOWS,
     "exaone_moe": _WINDOWS | {"n_group": 1, "topk_group": 1},
@@ -90,9 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     | _GROUPS
     | {
         "n_group": 1,
-        "index_n_heads": 8,
-        "index_head_dim": 16,
-        "index_topk": 24,
+        **_INDEX,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
     },
     "gpt_oss": {"sliding_window": WINDOW, "layer_types": [S, F, S, F]},
@@ -132,9 +134,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "dots3_note_text": _MLA
     | {
-        "index_n_heads": 8,
-        "index_head_dim": 16,
-        "index_topk": 24,
+        **_INDEX,
         "head_dim": 24,
         "sliding_window": WINDOW,
         "shared_experts_intermediate_size": 32,
@@ -144,7 +144,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "cohere_compass_text": {"rope_parameters": {F: _ROPE, S: _ROPE}},
     "longcat_flash": _MLA
-    | {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "num_layers": 2, "moe_topk": 2, "zero_expert_num": 2},
+    | {
+        "head_dim": 8,
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 32,
+        "num_layers": 2,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+    },
     "zamba2": {"layer_types": None, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "qwen2_vl_text": _AXES,
     "qwen2_5_vl_text": _AXES,
@@ -196,6 +203,7 @@ def tiny_config(family: str) -> Any:
             said[part] = {key: small for key, small in _VISION.items() if key in value}
             if value.get("model_type"):
                 said[part]["model_type"] = value["model_type"]
+    said |= SPECIAL.get(family, {})
     return maker.for_model(family, **said)
 
 
