@@ -178,9 +178,10 @@ def _inside(name: str, config: PreTrainedConfig) -> str | None:
 
 def _require_timm(name: str, config: PreTrainedConfig) -> None:
     """Refuse a model whose encoder of images transformers takes from timm, where that is not installed."""
-    from transformers import TimmWrapperConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    if not installed("timm") and any(isinstance(part, TimmWrapperConfig) for part in vars(config).values()):
+    parts = [getattr(part, "model_type", None) for part in vars(config).values()]
+    if not installed("timm") and any(MODEL_MAPPING_NAMES.get(str(part)) == "TimmWrapperModel" for part in parts):
         raise UnsupportedModel(
             f"The family `{name}` cannot be used: its encoder of images needs the package timm, which is not installed.",
             "Install it (`pip install timm`), or give a folder that holds the language model alone.",
