@@ -1,6 +1,6 @@
 """Every causal language model of the installed transformers as a teacher: right, refused by name, or wrong.
 
-    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,files,damaged] [--workers N] --json FILE
+    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,files,damaged] [--workers N] [--work FILE] --json FILE
 
 - **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its
   logits on packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import write
+from benchmarks.report import Kept, write
 from benchmarks.tiny_configs import VOCABULARY, exportable_config, tiny_config, tiny_model
 from benchmarks.tiny_files import exported, model_of, tokenizer
 
@@ -53,19 +53,21 @@ def main() -> None:
     parser.add_argument("--parts", default="types,files,damaged")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--one", help="one family, in this process; prints its result")
+    parser.add_argument("--work", type=Path, help="a file for finished families, so that an interrupted run goes on")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(examine(options.one)))
         return
+    kept = Kept(options.work, {"transformers": transformers_version()})
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {}
     if "types" in options.parts:
         figures, details["families"] = types(
-            options.types.split(",") if options.types else causal_types(), options.workers
+            options.types.split(",") if options.types else causal_types(), options.workers, kept
         )
     if "files" in options.parts:
-        more, details["files"] = files(options.types.split(",") if options.types else None, options.workers)
+        more, details["files"] = files(options.types.split(",") if options.types else None, options.workers, kept)
         figures |= more
     if "damaged" in options.parts:
         more, details["not_caught"] = damaged()
@@ -82,9 +84,16 @@ def causal_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def transformers_version() -> str:
+    """The installed transformers, whose types are examined."""
+    from importlib.metadata import version
+
+    return version("transformers")
+
+
+def types(names: list[str], workers: int, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
     """Examine families, each in a process of its own."""
-    found = in_processes(names, examine, workers)
+    found = in_processes(names, examine, workers, kept)
     counts = Counter(result["result"] for result in found.values())
     possible = len(found) - counts["refused"]  # what could not be built here counts against the share
     refusals = [result["seconds"] for result in found.values() if result["result"] == "refused"]
@@ -104,12 +113,12 @@ def types(names: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any
     return figures, found
 
 
-def files(names: list[str] | None, workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def files(names: list[str] | None, workers: int, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
     """Export every family that has a GGUF layout, each in a process of its own, and compare."""
     from stillroom.models.families.registry import families
 
     every = sorted(name for name, family in families().items() if family.gguf is not None)
-    found = in_processes([name for name in every if names is None or name in names], export, workers)
+    found = in_processes([name for name in every if names is None or name in names], export, workers, kept)
     means = {name: result["kl"] for name, result in found.items() if "kl" in result}
     figures = {
         "files": len(found),
@@ -132,10 +141,13 @@ def export(name: str) -> dict[str, Any]:
     return {"result": result, "kl": float(f"{mean:.2g}"), "largest": float(f"{found[-1]:.2g}")}
 
 
-def in_processes(names: list[str], work: Callable[[str], dict[str, Any]], workers: int) -> dict[str, dict[str, Any]]:
+def in_processes(
+    names: list[str], work: Callable[[str], dict[str, Any]], workers: int, kept: Kept
+) -> dict[str, dict[str, Any]]:
     """Run a function once for each name, each time in a process of its own, forked from one that has imported the libraries.
 
-    A process that takes more than :data:`SECONDS` of CPU is ended (``impossible``); one that dies is ``wrong``.
+    A process that takes more than :data:`SECONDS` of CPU is ended (``impossible``); one that dies is ``wrong``. What ``kept``
+    has of an earlier run is not run again.
     """
     import transformers
 
@@ -146,8 +158,14 @@ def in_processes(names: list[str], work: Callable[[str], dict[str, Any]], worker
     transformers.logging.set_verbosity_error()
     context = multiprocessing.get_context("fork")
     running: dict[Any, tuple[str, Any, float]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    waiting = list(names)
+    found = {name: kept.cells[key] for name in names if (key := f"{work.__name__} {name}") in kept.cells}
+    waiting = [name for name in names if name not in found]
+
+    def finished(name: str, result: dict[str, Any]) -> None:
+        found[name] = result
+        kept.add(f"{work.__name__} {name}", result)
+        _say(name, result)
+
     while waiting or running:
         while waiting and len(running) < workers:
             name = waiting.pop(0)
@@ -160,21 +178,20 @@ def in_processes(names: list[str], work: Callable[[str], dict[str, Any]], worker
         for pipe in ready:
             name, process, _ = running.pop(pipe)
             try:
-                found[name] = pipe.recv()
+                result = pipe.recv()
             except EOFError:
                 process.join()
                 slow = process.exitcode == -signal.SIGXCPU
                 why = f"more than {SECONDS} CPU seconds" if slow else f"the process ended with {process.exitcode}"
-                found[name] = {"result": "impossible" if slow else "wrong", "why": why}
+                result = {"result": "impossible" if slow else "wrong", "why": why}
             process.join()
-            _say(name, found[name])
+            finished(name, result)
         for receiver, (name, process, end) in list(running.items()):
             if time.monotonic() > end:
                 process.kill()
                 process.join()
                 del running[receiver]
-                found[name] = {"result": "impossible", "why": f"more than {4 * SECONDS} s", "seconds": 4 * SECONDS}
-                _say(name, found[name])
+                finished(name, {"result": "impossible", "why": f"more than {4 * SECONDS} s", "seconds": 4 * SECONDS})
     return {name: found[name] for name in names}
 
 
@@ -204,7 +221,7 @@ def examine(name: str) -> dict[str, Any]:
     """What becomes of one family: ``result``, ``why``, ``seconds`` of opening, and what else can be done with it."""
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from stillroom.core.errors import StillroomError
     from stillroom.models.kinds import kind_of
@@ -231,17 +248,26 @@ def examine(name: str) -> dict[str, Any]:
                 return {"result": result, "why": error.what, "seconds": round(seconds, 3)}
         try:
             config = tiny_config(name)
-            model = tiny_model(config, AutoModelForCausalLM)
+            opener = opener_of(config)
+            model = tiny_model(config, opener)
             model(input_ids=torch.arange(3, 43)[None], use_cache=False)
         except Exception as error:
             return {"result": "impossible", "why": f"no tiny config: {type(error).__name__}: {_line(error)}"}
-        return _open(name, model, folder)
+        return _open(name, model, opener, folder)
 
 
-def _open(name: str, model: Any, folder: Path) -> dict[str, Any]:
+def opener_of(config: Any) -> Any:
+    """The class of transformers that the published files of a family are of: with its other parts, where it has such."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    larger = config.get_text_config() is not config and config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return transformers.AutoModelForImageTextToText if larger else transformers.AutoModelForCausalLM
+
+
+def _open(name: str, model: Any, opener: Any, folder: Path) -> dict[str, Any]:
     """Write a model, open it as a teacher, and compare."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from stillroom.core.errors import StillroomError
     from stillroom.models.forward import way_of
@@ -261,10 +287,9 @@ def _open(name: str, model: Any, folder: Path) -> dict[str, Any]:
         named = name in error.what or type(model).__name__ in error.what
         return {"result": "refused" if named else "wrong", "why": error.what, "seconds": round(seconds, 3)}
     seconds = round(time.perf_counter() - begun, 3)
-    opener: Any = AutoModelForCausalLM
     reference = opener.from_pretrained(folder, dtype=torch.float32).eval()
-    worst = max(compare(teacher.model, reference, lengths) for lengths in LENGTHS)
     way = way_of(teacher.model)
+    worst = max(compare(teacher.model, reference, lengths) for lengths in LENGTHS)
     return {
         "result": "right" if worst <= SAME else "wrong",
         "why": "; ".join(teacher.notes) if worst <= SAME else f"logits differ by {worst:.2g} of their spread",

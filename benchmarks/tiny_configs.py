@@ -24,12 +24,15 @@ SMALL: dict[str, Any] = {
 _VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2, "num_heads": 2,
     "image_size": 28, "patch_size": 14, "out_hidden_size": 64, "vision_output_dim": 64, "projector_input_dim": 32,
-    "projector_output_dim": 64, "embed_dim": 32, "attention_heads": 2,
+    "projector_output_dim": 64, "embed_dim": 32, "attention_heads": 2, "per_layer_config": {}, "mlp_layer_types": ["dense"],
+    "adapter_in_dim": 32, "adapter_out_dim": 64, "adapter_input_size": 32, "base_channels": 32,
 }  # fmt: skip
 _MLA: dict[str, Any] = {
     "head_dim": None, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "num_key_value_heads": 4,
 }  # fmt: skip
+_INDEX: dict[str, Any] = {"index_n_heads": 32, "index_head_dim": 16, "index_topk": 24}
+"""With few heads some keys score exactly zero in all of them, and which of two is chosen is left to the order of the numbers."""
 _GROUPS: dict[str, Any] = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
 _AXES: dict[str, Any] = {"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
@@ -39,7 +42,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "afmoe": _WINDOWS | {"num_dense_layers": 1},
     "apertus": {"rope_parameters": _ROPE},
     "axk1": _MLA | {"rope_parameters": _ROPE, "n_group": 2, "topk_group": 1},
-    "axk2": _MLA | {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 24},
+    "axk2": _MLA | _INDEX,
     "bailing_hybrid": _MLA
     | {
         "head_dim": 16,
@@ -65,7 +68,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": _MLA | _GROUPS | {"n_group": 1},
     "deepseek_v3": _MLA | _GROUPS,
-    "deepseek_v32": _MLA | _GROUPS | {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 24},
+    "deepseek_v32": _MLA | _GROUPS | _INDEX,
     "dots1": {
         "n_shared_experts": 1,
         "n_group": 1,
@@ -74,6 +77,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "layer_types": [F] * 4,
     },
+    "emu3": {"vocabulary_map": {"<image>": 5}},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     "exaone4": _WINDOWS,
     "exaone_moe": _WINDOWS | {"n_group": 1, "topk_group": 1},
@@ -90,9 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     | _GROUPS
     | {
         "n_group": 1,
-        "index_n_heads": 8,
-        "index_head_dim": 16,
-        "index_topk": 24,
+        **_INDEX,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
     },
     "gpt_oss": {"sliding_window": WINDOW, "layer_types": [S, F, S, F]},
@@ -108,7 +110,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     | {
         "num_experts_per_token": 2,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
-        "linear_attn_config": None,
+        "layer_types": [L, L, L, F],
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
     },
     "lfm2": {"layer_types": ["conv", "conv", F, "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", F, "conv"], "num_dense_layers": 1},
@@ -127,14 +131,43 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "olmo3": _WINDOWS,
     "phi3": {"sliding_window": WINDOW},
+    "phi4_multimodal": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "crop_size": 28,
+        },
+        "audio_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_blocks": 2,
+            "num_attention_heads": 2,
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 32,
+        },
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 32,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 24,
+        "indexer_compress_ratio": 4,
+        "hc_lowrank": 16,
+        "layer_types": [L, L, L, "indexed_attention"],
+        "ple_layer_ids": [2],
+        "ngram_vocab_size_base": 512,
+        "split_ngram_parts": 2,
+    },
     "qwen3_5_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
     "qwen3_5_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
     "zaya": {"num_experts_per_tok": 1},
     "dots3_note_text": _MLA
     | {
-        "index_n_heads": 8,
-        "index_head_dim": 16,
-        "index_topk": 24,
+        **_INDEX,
         "head_dim": 24,
         "sliding_window": WINDOW,
         "shared_experts_intermediate_size": 32,
@@ -144,7 +177,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "cohere_compass_text": {"rope_parameters": {F: _ROPE, S: _ROPE}},
     "longcat_flash": _MLA
-    | {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "num_layers": 2, "moe_topk": 2, "zero_expert_num": 2},
+    | {
+        "head_dim": 8,
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 32,
+        "num_layers": 2,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+    },
+    "zamba": {
+        "layers_block_type": [L, "hybrid", L, "hybrid"],
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "mamba_dt_rank": 4,
+    },
     "zamba2": {"layer_types": None, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "qwen2_vl_text": _AXES,
     "qwen2_5_vl_text": _AXES,
@@ -196,6 +242,7 @@ def tiny_config(family: str) -> Any:
             said[part] = {key: small for key, small in _VISION.items() if key in value}
             if value.get("model_type"):
                 said[part]["model_type"] = value["model_type"]
+    said |= SPECIAL.get(family, {})
     return maker.for_model(family, **said)
 
 

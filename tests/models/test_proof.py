@@ -14,6 +14,7 @@ from benchmarks.models import LENGTHS, SAME, compare
 from benchmarks.tiny_configs import tiny_config, tiny_model
 from benchmarks.tiny_files import tokenizer
 from stillroom.core.errors import UnsupportedModel
+from stillroom.core.extras import installed
 from stillroom.models import proof as proofs
 from stillroom.models.forward import hidden_states, logits_from_hidden, output_head, way_of
 from stillroom.models.kinds import kind_of
@@ -180,12 +181,25 @@ def test_what_is_no_causal_model_is_refused_from_its_config(family: str, tmp_pat
         kind_of(tmp_path)
 
 
+@pytest.mark.skipif(installed("timm"), reason="timm is installed")
+def test_an_encoder_of_images_that_needs_timm_is_refused_from_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n"}))
+    with pytest.raises(UnsupportedModel, match=r"`gemma3n` .* package timm"):
+        kind_of(tmp_path)
+
+
+def test_a_class_for_text_alone_is_taken_where_the_config_names_it(tmp_path: Path) -> None:
+    for architecture, inside in (("Llama4ForConditionalGeneration", "llama4_text"), ("Llama4ForCausalLM", None)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama4", "architectures": [architecture]}))
+        assert kind_of(tmp_path).inside == inside
+
+
 def test_an_encoder_that_says_it_is_a_decoder_may_try(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "is_decoder": True}))
     assert kind_of(tmp_path).inside is None
 
 
-@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl_moe", "mistral3", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl_moe", "mistral3", "qwen2_5_vl", "llama4", "emu3"])
 def test_the_language_model_is_taken_out_of_a_vision_model(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 

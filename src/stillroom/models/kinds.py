@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
+from stillroom.core.extras import installed
 from stillroom.core.strict_json import parse_json
 from stillroom.models.tokenizer import quietly
 
@@ -42,6 +43,7 @@ TEXT_AS = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
+    "emu3_text_model": "llama",
 }
 """Text models of vision-language models without a class of their own: the family whose layers they have."""
 
@@ -152,18 +154,38 @@ def _inside(name: str, config: PreTrainedConfig) -> str | None:
     from transformers.models.auto import modeling_auto
 
     names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    images = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     causal = names.get(name)
     text = config.get_text_config()
     larger = text is not config
-    if causal is not None and not (larger and _class_name(causal).endswith("ForConditionalGeneration")):
-        return None
+    if causal is not None:
+        own = _class_name(causal)
+        # Llama 4 has a class for text beside the one for images, and files are of the latter unless they say otherwise.
+        whole = _class_name(images.get(name, causal))
+        if not larger or (
+            not own.endswith("ForConditionalGeneration") and own in {whole, *(config.architectures or ())}
+        ):
+            return None
     multimodal = getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {})
-    if causal is None and name not in {**modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **multimodal}:
+    if causal is None and name not in {**images, **multimodal}:
         raise no_teacher(name, "it is not a causal language model, and has none inside that could be taken")
     inner = str(text.model_type)
     if not larger or (inner not in TEXT_AS and inner not in names):
         raise no_teacher(name, f"transformers has no causal language model for the text model `{inner}` inside it")
+    _require_timm(name, config)
     return inner
+
+
+def _require_timm(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a model whose encoder of images transformers takes from timm, where that is not installed."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    parts = [getattr(part, "model_type", None) for part in vars(config).values()]
+    if not installed("timm") and any(MODEL_MAPPING_NAMES.get(str(part)) == "TimmWrapperModel" for part in parts):
+        raise UnsupportedModel(
+            f"The family `{name}` cannot be used: its encoder of images needs the package timm, which is not installed.",
+            "Install it (`pip install timm`), or give a folder that holds the language model alone.",
+        )
 
 
 def _class_name(entry: Any) -> str:
