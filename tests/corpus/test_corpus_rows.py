@@ -146,6 +146,18 @@ def test_a_text_key_that_would_lose_the_question() -> None:
     )
 
 
+@pytest.mark.parametrize("beside", [{}, {"title": "Steam"}])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_chat_under_a_key_of_ones_own_is_named_in_the_hint(written: bool, beside: dict[str, str]) -> None:
+    turns = [{"role": "user", "content": "A valve?"}, {"role": "assistant", "content": "It lets."}]
+    row = {**beside, "data": json.dumps(turns) if written else turns}
+    assert refusal(row) == (
+        f"here: no key `text`; there are: {', '.join(row)}.\n"
+        "Name the right one as `text_key` or `messages_key` in the recipe, here `messages_key: data`."
+    )
+    assert encoded(row, messages_key="data", ignore=("title",)) == encoded({"messages": turns})
+
+
 def test_what_is_not_used_is_counted_by_key() -> None:
     tally = Tally()
     for number in range(3):

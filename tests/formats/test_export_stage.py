@@ -140,3 +140,56 @@ def test_recovery_is_kept_only_where_it_helps(finished: Path) -> None:
     plain = exported(finished, gguf=["Q4_0"])["files"][0]
     assert ruined["sha256"] == plain["sha256"]
     assert not list((finished / "export").glob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A run whose student's layers attend to 16 tokens, all but one, and whose held-out text is shorter than that."""
+    root = tmp_path_factory.mktemp("windowed")
+    teacher = tiny_model("gemma3_text", root / "teacher", layers=6)
+    own = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+    settings = {
+        "name": "windowed",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {
+            "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
+            "sequence_length": 16,
+            "train_tokens": 512,
+            "validation_tokens": 64,
+            "heldout_tokens": 64,
+        },
+        "teacher": {"kind": "huggingface", "name": str(teacher)},
+        "student": {"kind": "shrink", "layers": 5, "vocabulary": {"keep": "all"}},
+        "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
+        "baseline": False,
+        "chat": {"prompt": None},
+        "terms": {"decisions": [own | {"subject": "teacher"}, own | {"subject": "student"}]},
+    }
+    return pipeline.run(Recipe.model_validate(settings), root, until="distill", quiet=True).path
+
+
+def test_a_file_is_checked_behind_the_window(windowed: Path) -> None:
+    behind = exported(windowed, gguf=["F16"])["files"][0]["behind_window"]
+    assert (behind["window"], behind["positions"]) == (16, 24)
+    assert behind["kl_to_pytorch"] <= 1e-4
+
+
+def test_a_file_that_is_wrong_behind_the_window_alone_is_refused(
+    windowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its window is twice the student's: no text within that window tells."""
+    from stillroom.models.families.gemma import FAMILIES
+
+    layout = FAMILIES[-1].gguf
+    assert layout is not None
+    written = layout.extra
+    assert written is not None
+
+    def twice(writer: Any, config: Any) -> None:
+        config = type(config).from_dict(config.to_dict() | {"sliding_window": 2 * config.sliding_window})
+        written(writer, config)
+
+    monkeypatch.setitem(layout.__dict__, "extra", twice)
+    with pytest.raises(ExportMismatch, match="behind its attention window"):
+        exported(windowed, gguf=["F16"], check_tokens=17)
+    assert not list((windowed / "export").glob("*.gguf"))

@@ -353,3 +353,74 @@ def test_what_a_kill_left_of_a_beginning_is_not_taken_for_one(project: Path) -> 
     (stage.scratch / extension.BEGIN).write_text(json.dumps(vars(begin)))
     assert extension.extend(run, stage, {}, {"distill": {"schedule": "wsd"}}) is None
     assert extension.Begin.load(stage.scratch) is None
+
+
+@pytest.fixture
+def moved(project: Path, tmp_path: Path) -> Any:
+    """The project, moved with its recipe, text, teacher and run to another folder."""
+    there = tmp_path / "elsewhere" / "project"
+    there.parent.mkdir()
+    project.rename(there)
+    project.mkdir()
+    return there
+
+
+def test_a_run_that_was_moved_with_its_recipe_stays_finished(moved: Path) -> None:
+    run, said = go(moved)
+    assert run.path == moved / "runs" / "tiny"
+    assert said.count("done before") == 4  # corpus and capture, corpus and shrink
+    assert "again" not in said
+    # What changes after the move is noticed as ever.
+    (moved / "text" / "more.txt").write_text("More text than there was before.\n" * 40)
+    assert "corpus: done before" not in go(moved, "corpus")[1]
+
+
+def test_a_run_that_was_moved_and_changed_is_done_again(moved: Path) -> None:
+    first = next(path for path in sorted((moved / "text").rglob("*")) if path.is_file())
+    first.write_text(first.read_text() + "\nOne line more.\n")
+    assert "again" in go(moved, "capture")[1]
+
+
+def test_another_teacher_at_another_place_is_no_move(moved: Path) -> None:
+    shutil.rmtree(moved / "teacher")
+    tiny_model("llama", moved / "teacher", layers=2, seed=5)
+    assert "the teacher's files changed" in go(moved, "capture")[1]
+
+
+def test_the_folder_of_a_moved_run_finds_what_lies_beside_it(moved: Path) -> None:
+    run = Run.open(moved / "runs" / "tiny")
+    assert any("moved here" in notice for notice in run.notices)
+    assert run.origin == moved / "tiny.yaml"
+    assert str(moved) in str(run.recipe.corpus.sources[0])
+    pipeline.run(run, until="shrink", quiet=True)
+    assert not Run.open(run.path).stage("shrink").damaged()
+
+
+def test_a_record_of_a_move_without_its_shortcut_is_done_again(moved: Path) -> None:
+    """What the files were is then not known: it is read again, never taken on trust."""
+    (moved / "runs" / "tiny" / ".known.json").unlink()
+    assert "again" in go(moved, "corpus")[1]
+
+
+def test_merges_belong_to_the_teacher(project: Path) -> None:
+    (project / "teacher" / "merges.txt").write_text("#version: 0.2\na b\n")
+    _, said = go(project, "capture")
+    assert "the teacher's files changed" in said
+    (project / "teacher" / "merges.txt").write_text("#version: 0.2\na c\n")
+    _, said = go(project, "capture")
+    assert "the teacher's files changed" in said
+
+
+def test_a_record_from_before_merges_counted_holds(project: Path) -> None:
+    """A record of 0.1.0 does not know of them: it holds, whatever stands there."""
+    from stillroom.runs.stages import STAGES, inputs_of
+
+    run, _ = go(project, "capture")
+    (project / "teacher" / "merges.txt").write_text("#version: 0.2\na b\n")
+    spec = next(spec for spec in STAGES if spec.name == "capture")
+    path = run.stage("capture").path / "stage.json"
+    held = run.stage("capture").record
+    assert held is not None
+    assert inputs_of(run, spec)["teacher"] != held["inputs"]["teacher"]
+    path.write_text(json.dumps({key: value for key, value in held.items() if key not in ("sections", "digest")}))
+    assert inputs_of(run, spec)["teacher"] == held["inputs"]["teacher"]

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -357,11 +358,24 @@ def _refuse_unread(reading: _Reading, keys: Collection[str]) -> None:
 
 def _no_key(reading: _Reading, key: str) -> CorpusError:
     row = reading.row
-    texts = [str(name) for name, value in row.items() if isinstance(value, str) and len(value) > 0]
-    chats = [str(name) for name in row if reading.is_chat(str(name))]
+    chats = [str(name) for name in row if reading.is_chat(str(name)) or _written_chat(row[name])]
+    texts = [
+        str(name) for name, value in row.items() if isinstance(value, str) and len(value) > 0 and str(name) not in chats
+    ]
     line = f"messages_key: {chats[0]}" if chats else f"text_key: {texts[0]}" if len(texts) == 1 else ""
     example = f", here `{line}`" if line else ""
     return CorpusError(
         f"{reading.where}: no key `{key}`; there are: {', '.join(map(str, row)) or 'none'}.",
         f"Name the right one as `text_key` or `messages_key` in the recipe{example}.",
     )
+
+
+def _written_chat(value: Any) -> bool:
+    """Whether a text is a chat as JSON: as a text it would be learned with its braces and quotes."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return False
+    try:
+        entries = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entries, list) and any(isinstance(entry, Mapping) for entry in entries)

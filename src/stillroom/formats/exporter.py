@@ -17,17 +17,22 @@ from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.formats.check import (
+    LONGEST_WINDOW,
     Agreement,
+    Passage,
     agreement,
+    beyond_window,
     file_says,
     passages,
     require_agreement,
     require_same_tokens,
     student_says,
+    window_of,
 )
 from stillroom.formats.choose import byte_limit, candidates
 from stillroom.formats.gguf_file import planned_bytes, tensor_types, write_gguf
 from stillroom.formats.importance import load_importance, measure_importance, save_importance
+from stillroom.models.families.registry import gguf_layout_of
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig
 from stillroom.runs.run import Run
@@ -55,6 +60,7 @@ class Exporter:
 
     Attributes:
         source: The student's Hugging Face folder.
+        heldout: The held-out text, in the teacher's ids.
         texts: Held-out passages that files are checked on.
         used: Rows of the student's output that are real ids.
     """
@@ -67,8 +73,8 @@ class Exporter:
         self.source = run.stage("distill").path / "model"
         self.vocabulary = load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors")
         self.used = self.vocabulary.student_used
-        heldout = Sequences.load(run.stage("corpus").path / "heldout.safetensors")
-        self.texts = passages(heldout, self.vocabulary, self.config.check_tokens)
+        self.heldout = Sequences.load(run.stage("corpus").path / "heldout.safetensors")
+        self.texts = passages(self.heldout, self.vocabulary, self.config.check_tokens)
         self._record = folder / "accepted.json"
         self.accepted: dict[str, Any] = files.read_json(self._record) if self._record.is_file() else {}
 
@@ -82,6 +88,27 @@ class Exporter:
     def expected(self) -> list[torch.Tensor]:
         """What the PyTorch student predicts on the passages."""
         return student_says(self.student[0], self.texts, self.used)
+
+    @functools.cached_property
+    def long_text(self) -> Passage | None:
+        """A prompt longer than the student's attention window; None where it has none, or one too long to check."""
+        config = self.student[0].config
+        window = window_of(config)
+        # Where llama.cpp has no windows of this family, the file's context ends with the window.
+        if window is None or not gguf_layout_of(config).windows:
+            return None
+        if window > LONGEST_WINDOW:
+            self.progress.say(
+                f"  the attention window of {window:,} tokens is longer than what the check reads ({LONGEST_WINDOW:,}): what "
+                "files say behind it is not compared"
+            )
+            return None
+        return beyond_window(self.heldout, self.vocabulary, window)
+
+    @functools.cached_property
+    def expected_behind(self) -> list[torch.Tensor]:
+        """What the PyTorch student says behind its attention window."""
+        return student_says(self.student[0], [self.long_text] if self.long_text else [], self.used)
 
     @functools.cached_property
     def importance(self) -> dict[str, Any] | None:
@@ -141,6 +168,7 @@ class Exporter:
             if self.config.recover is not None and GGUF_TYPES[kind].importance:
                 found, recovery = self._recover(kind, target, found)
             require_agreement(found, kind, self.config.max_kl[kind], target)
+            behind = self._compare_behind(target, kind)
         except ExportMismatch:
             # No one is to find and run a file that was refused.
             target.unlink(missing_ok=True)
@@ -156,6 +184,7 @@ class Exporter:
             "top1_agreement": found.top1,
             "positions": found.positions,
             "seconds": round(time.monotonic() - started, 3),
+            **({"behind_window": behind} if behind else {}),
             **({"recovery": recovery} if recovery else {}),
         }
         self.accepted[kind] = made
@@ -202,6 +231,27 @@ class Exporter:
         with self.progress.task(f"check {kind}", total=positions, unit="positions") as task:
             said = file_says(file, self.student[1], self.texts, self.used, task)
         return agreement(self.expected, said)
+
+    def _compare_behind(self, file: Path, kind: str) -> dict[str, Any] | None:
+        """Compare what a file says behind the student's attention window; None where there is none.
+
+        Raises:
+            ExportMismatch: It is further from the student there than the recipe allows.
+        """
+        text = self.long_text
+        if text is None:
+            return None
+        with self.progress.task(f"check {kind} behind the window", total=len(text.compared), unit="positions") as task:
+            said = file_says(file, self.student[1], [text], self.used, task)
+        found = agreement(self.expected_behind, said)
+        require_agreement(found, kind, self.config.max_kl[kind], file, "behind its attention window, ")
+        return {
+            "window": text.compared.start,
+            "positions": found.positions,
+            "kl_to_pytorch": found.kl,
+            "largest_kl_to_pytorch": found.largest_kl,
+            "top1_agreement": found.top1,
+        }
 
     def _recover(self, kind: str, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
         """Distil after quantisation, and keep the result where it predicts more nearly what the student does."""

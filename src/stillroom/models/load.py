@@ -174,20 +174,31 @@ def stated_licence(config: AnyTeacher) -> str | None:
     return _card_licence(_folder_of(config))
 
 
-def teacher_identity(config: AnyTeacher, digest: Callable[[Path], str] = files.digest_file) -> dict[str, str]:
+SLOW_TOKENIZER = ("merges.txt", "vocab.txt", "bpe.codes", ".bpe", ".spm", ".tiktoken", ".vocab")
+"""Endings of files that tokenizers are read from besides JSON and ``.model``: merges, word lists, sentencepiece, tiktoken."""
+
+
+def teacher_identity(
+    config: AnyTeacher, digest: Callable[[Path], str] = files.digest_file, *, slow: bool = True
+) -> dict[str, str]:
     """Digests that change when the teacher's stored files do: what a stage that loads it depends on.
 
-    ``digest`` computes the SHA-256 of a file, or knows it.
+    Args:
+        config: The recipe's section.
+        digest: Computes the SHA-256 of a file, or knows it.
+        slow: Whether files that only tokenizers without ``tokenizer.json`` are read from count, such as ``merges.txt``. They
+            did not in records that were written before they were looked at.
     """
     if isinstance(config, GgufTeacher):
         return {"teacher": digest(gguf_path(config.path))}
     folder = _folder_of(config)
-    kinds = (
+    kinds: tuple[str, ...] = (
         (".json", ".jinja", ".model")
         if isinstance(config, EndpointTeacher)
         else (".safetensors", ".json", ".jinja", ".model")
     )
-    names = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in kinds)
+    kinds += SLOW_TOKENIZER if slow else ()
+    names = sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(kinds))
     found = {file.name: digest(file) for file in names}
     if isinstance(config, EndpointTeacher):
         # Where it is served changes nothing; which model answers is checked by its fingerprint when it is captured.

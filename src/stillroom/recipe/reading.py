@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import difflib
 import functools
+import glob
 import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,50 @@ def dump_recipe(recipe: Recipe) -> str:
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Make relative paths absolute; names that are not there as a path stay names (of a hub, of a package)."""
 
+    def resolved(value: Path | str) -> Path | str:
+        if isinstance(value, Path):
+            return (folder / value.expanduser()).absolute()
+        if value.startswith(("./", "../", "~/")):
+            return str((folder / Path(value).expanduser()).absolute())
+        if not value.startswith("package:") and (folder / value).exists():
+            return str((folder / value).absolute())
+        return value
+
+    return _with_places(recipe, resolved)
+
+
+def carried_along(recipe: Recipe, before: Path, now: Path) -> Recipe:
+    """A recipe whose absolute paths are no longer there, with what is found from one folder as they were from another.
+
+    Args:
+        recipe: A recipe with absolute paths.
+        before: The absolute folder that a run was in when they were written.
+        now: The absolute folder that it is in.
+    """
+
+    def found(value: Path | str) -> Path | str:
+        moved = moved_path(Path(value), before, now)
+        return value if moved is None else type(value)(moved)
+
+    return _with_places(recipe, found)
+
+
+def moved_path(path: Path, before: Path, now: Path) -> Path | None:
+    """What a path is from ``now`` as it was from ``before``, where it is gone there and found here; otherwise None."""
+    if not path.is_absolute() or _there(path):
+        return None
+    moved = Path(os.path.normpath(now / os.path.relpath(path, before)))
+    return moved if _there(moved) else None
+
+
+def _there(path: Path) -> bool:
+    """Whether a path exists; of a pattern, the folder before its first wildcard."""
+    return next(part for part in (path, *path.parents) if not glob.has_magic(str(part))).exists()
+
+
+def _with_places(recipe: Recipe, place: Callable[[Path | str], Path | str]) -> Recipe:
+    """A recipe with other paths, and other names that may be paths."""
+
     def fix(value: Any, key: str = "") -> Any:
         if isinstance(value, BaseModel):
             return value.model_copy(update={key: fix(getattr(value, key), key) for key in type(value).model_fields})
@@ -247,12 +292,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             return tuple(fix(item, key) for item in value)
         if isinstance(value, dict) and key in ("licence_texts", "teachers"):
             return {name: fix(item) for name, item in value.items()}
-        if isinstance(value, Path):
-            return (folder / value.expanduser()).absolute()
-        if isinstance(value, str) and key in PLACES and (value.startswith(("./", "../", "~/"))):
-            return str((folder / Path(value).expanduser()).absolute())
-        if isinstance(value, str) and key in PLACES and not value.startswith("package:") and (folder / value).exists():
-            return str((folder / value).absolute())
+        if isinstance(value, Path) or (isinstance(value, str) and key in PLACES):
+            return place(value)
         return value
 
     fixed: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import glob
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Known:
 
     Attributes:
         path: The file that it is kept in.
-        digests: By path: bytes, times of change of content and of inode in nanoseconds, SHA-256.
+        digests: By path, inside the run's folder or absolute: bytes, times of change of content and of inode in nanoseconds,
+            SHA-256.
         made_from: By stage: SHA-256 of each file that its present result was made from.
     """
 
@@ -66,8 +67,10 @@ class Known:
         """SHA-256 of a file; one whose size and times are as they were is not read again."""
         found = path.stat()
         times = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        name = str(path.absolute())
-        held = self.digests.get(name)
+        whole, folder = path.absolute(), self.path.parent.absolute()
+        # Files of the run itself by their path inside it, so that a run that was moved as a whole is not read again.
+        name = str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
+        held = self.digests.get(name) or self.digests.get(str(whole))
         if held is not None and tuple(held[:3]) == times:
             return held[3]
         sha = files.digest_file(path)
@@ -81,6 +84,60 @@ class Known:
         if self.made_from.get(stage) != made_from:
             self.made_from[stage] = made_from
             self.changed = True
+
+
+def moved_paths(before: Any, now: Any, by_content: Sequence[Sequence[str]]) -> dict[str, str] | None:
+    """Absolute paths of a recipe's sections that are others now, each with what it is now.
+
+    Args:
+        before: The sections as a stage's record keeps them.
+        now: As they are.
+        by_content: Keys under which paths are compared by what is there.
+
+    Returns:
+        None where the sections differ in something else too.
+    """
+    found: dict[str, str] = {}
+
+    def same(one: Any, other: Any, keys: tuple[str, ...]) -> bool:
+        if isinstance(one, dict) and isinstance(other, dict):
+            return one.keys() == other.keys() and all(same(one[key], other[key], (*keys, key)) for key in one)
+        if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            return len(one) == len(other) and all(same(a, b, keys) for a, b in zip(one, other, strict=True))
+        if one == other:
+            return True
+        if not any(keys[: len(prefix)] == tuple(prefix) for prefix in by_content):
+            return False
+        if not (
+            isinstance(one, str) and isinstance(other, str) and Path(one).is_absolute() and Path(other).is_absolute()
+        ):
+            return False
+        return found.setdefault(one, other) == other
+
+    return found if same(before, now, ()) else None
+
+
+def carried(made: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:
+    """What a stage was made from, with the paths of today.
+
+    Args:
+        made: SHA-256 of each file.
+        pairs: Each file, folder or pattern of before with what it is now.
+    """
+    roots = {_fixed(before): _fixed(now) for before, now in pairs.items()}
+    longest = sorted(roots, key=len, reverse=True)
+    found = {}
+    for name, sha in made.items():
+        root = next((root for root in longest if name == root or name.startswith(root.rstrip(os.sep) + os.sep)), None)
+        found[name if root is None else roots[root] + name[len(root) :]] = sha
+    return found
+
+
+def _fixed(path: str) -> str:
+    """The part of a pattern before its first wildcard; a whole path of another kind."""
+    parts = Path(path).parts
+    wild = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return str(Path(*parts[:wild]))
 
 
 class SourceMissing(Exception):

@@ -23,7 +23,7 @@ from stillroom.core.errors import RecipeError, RunError, UsageError
 from stillroom.core.memory import MemoryMeter
 from stillroom.core.secret import Secret, read_secret, write_secret
 from stillroom.core.version import tool_version
-from stillroom.recipe.reading import dump_recipe, load_recipe, name_now, parse_recipe
+from stillroom.recipe.reading import carried_along, dump_recipe, load_recipe, moved_path, name_now, parse_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import Known, difference
 
@@ -151,7 +151,8 @@ class Run:
         if not target.is_file() or target.read_bytes() != text.encode():
             files.write_text(target, text)
         held = self._origin() or {}
-        value = {"recipe": text, "origin": held.get("origin"), "sha256": held.get("sha256")}
+        here = str(self.path.absolute())
+        value = {"recipe": text, "origin": held.get("origin"), "sha256": held.get("sha256"), "here": here}
         if origin is not None:
             value |= {"origin": str(origin.absolute()), "sha256": files.digest_file(origin)}
         if value != held:
@@ -174,7 +175,13 @@ class Run:
             value = files.read_json(self.path / ORIGIN)
         except (OSError, ValueError, RecursionError):
             return None
-        return value if isinstance(value, dict) and isinstance(value.get("recipe"), str) else None
+        if not isinstance(value, dict) or not isinstance(value.get("recipe"), str):
+            return None
+        before = _moved_from(value, self.path)
+        if before is not None and isinstance(value.get("origin"), str):
+            moved = moved_path(Path(value["origin"]), before, self.path.absolute())
+            value["origin"] = value["origin"] if moved is None else str(moved)
+        return value
 
     @classmethod
     def open(cls, path: AnyPath) -> Run:
@@ -205,6 +212,14 @@ class Run:
             with contextlib.suppress(OSError):
                 run._write_recipe()
             return run
+        before = None if copy is None else _moved_from(copy, path)
+        if before is not None:
+            carried = carried_along(run.recipe, before, path.absolute())
+            if carried != run.recipe:
+                run.recipe = carried
+                run.notices.append(
+                    f"it was moved here from {before}: what it reads is taken from where it lies beside it now"
+                )
         if copy is not None and copy["recipe"] != target.read_text(encoding="utf-8"):
             run.notices.append(
                 f"{target} was changed since the run was last given a recipe: it is taken as it is now"
@@ -682,6 +697,12 @@ class Stage:
         return files.digest_json(
             {name: entry["sha256"] for name, entry in record["outputs"].items() if name not in beside}
         )
+
+
+def _moved_from(copy: Mapping[str, Any], path: Path) -> Path | None:
+    """The folder that a run was in when its copy of the recipe was written; None where it still is, or that is not known."""
+    here = copy.get("here")
+    return Path(here) if isinstance(here, str) and Path(here).is_absolute() and Path(here) != path.absolute() else None
 
 
 def _begun(path: Path) -> dict[str, Any] | None:

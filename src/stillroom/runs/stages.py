@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError
@@ -13,12 +13,25 @@ from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import for_digest
 from stillroom.runs.costs import Counts, Profile, StageCost
-from stillroom.runs.known import SourceMissing, made_from
+from stillroom.runs.known import SourceMissing, carried, made_from, moved_paths
 from stillroom.runs.run import Run, Stage
+
+if TYPE_CHECKING:
+    from stillroom.models.load import AnyTeacher
 
 StageFunction = Callable[[Run, Stage, Progress], None]
 CostFunction = Callable[[Recipe, Counts, Profile], StageCost]
 
+BY_CONTENT = (
+    ("corpus", "sources"),
+    ("teacher",),
+    ("teachers",),
+    ("capture", "path"),
+    ("student", "name"),
+    ("student", "importance", "path"),
+    ("evaluate",),
+)
+"""Keys of a recipe whose paths are compared by what is there, besides by name: see :func:`inputs_of`."""
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
 TEXTS = "texts"
@@ -249,19 +262,60 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         found = {}
     if found:
         inputs["files"] = files.digest_json(found)
+    held = {} if record is None else record["inputs"]
+    # Records of 0.1.0, which have no sections, were written before the files of slow tokenizers counted.
+    old = held if record is not None and "sections" not in record else {}
+    if record is not None and "sections" in record and _only_moved(made, spec, record, inputs, found):
+        # Everything it was made from is the same, in another place: it is still the result of these inputs.
+        inputs |= {key: held[key] for key in ("recipe", "files") if key in held}
     if spec.teacher:
-        from stillroom.models.load import teacher_identity
-
-        inputs |= teacher_identity(made.recipe.teacher, made.known.digest)
+        inputs["teacher"] = _teacher(made, made.recipe.teacher, old.get("teacher"), written=False)
         if spec.name in TAUGHT_BY_SEVERAL:
             for name, config in made.recipe.teachers.items():
-                inputs[f"teachers.{name}"] = files.digest_json(teacher_identity(config, made.known.digest))
+                inputs[f"teachers.{name}"] = _teacher(made, config, old.get(f"teachers.{name}"), written=True)
     if spec.name == "write" and made.recipe.write is not None:
-        from stillroom.models.load import teacher_identity
-
         who = made.recipe.every_teacher[made.recipe.write.by]
-        inputs |= {"teacher": files.digest_json(teacher_identity(who, made.known.digest))}
+        inputs["teacher"] = _teacher(made, who, old.get("teacher"), written=True)
     for need in spec.needs:
         if _asked(made.recipe, need):
             inputs[need] = made.stage(need).output_digest
     return inputs
+
+
+def _teacher(made: Run, config: AnyTeacher, held: str | None, written: bool) -> str:
+    """Digest of a teacher's files.
+
+    Args:
+        made: The run.
+        config: The teacher's section.
+        held: What a record says that was written before the files of slow tokenizers counted: it is kept where only they
+            differ.
+        written: Whether the stage holds the digest of the whole identity, not the identity's own.
+    """
+    from stillroom.models.load import teacher_identity
+
+    def digest(slow: bool) -> str:
+        identity = teacher_identity(config, made.known.digest, slow=slow)
+        return files.digest_json(identity) if written else identity["teacher"]
+
+    now = digest(slow=True)
+    return held if held is not None and held != now and held == digest(slow=False) else now
+
+
+def _only_moved(
+    made: Run, spec: StageSpec, record: Mapping[str, Any], inputs: Mapping[str, str], found: Mapping[str, str]
+) -> bool:
+    """Whether a finished stage read the same as now from other places: the run was moved together with what it reads.
+
+    Paths may differ where what is there is compared by content: files of sources and tests by what the run kept of them, a
+    teacher by its digest, a cache by its own. Nothing else of the recipe may.
+    """
+    held = record["inputs"]
+    if held.get("recipe") == inputs["recipe"] and held.get("files") == inputs.get("files"):
+        return False
+    pairs = moved_paths(record["sections"], sections_of(made, spec), BY_CONTENT)
+    if not pairs:
+        return False
+    before = made.known.made_from.get(spec.name, {})
+    kept = files.digest_json(before) if before else None
+    return kept == held.get("files") and carried(before, pairs) == found

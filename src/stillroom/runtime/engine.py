@@ -47,6 +47,8 @@ class EngineOptions:
         batch: Tokens a prefill step; small steps make stopping quick.
         parallel: Requests answered at once.
         embedding: Run it as a model of embeddings.
+        exact: Round no more than the file does: keys and values in float32, no flash attention, no repacked matrices. For
+            comparisons with PyTorch, which are then the same on every CPU; it is slower.
         memory: Most private memory of the child, in bytes; None is 4 GiB and three times the file.
         confine: Give up network, files and signals in the child.
         drafter: A smaller model's GGUF file that drafts for this one (speculative decoding); it has to have its vocabulary
@@ -59,6 +61,7 @@ class EngineOptions:
     batch: int = 256
     parallel: int = 1
     embedding: bool = False
+    exact: bool = False
     memory: int | None = None
     confine: bool = True
     drafter: Path | None = None

@@ -108,6 +108,12 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
         processor.poll = 0
     if drafter is not None:
         _draft(parameters, drafter, settings)
+    if settings.get("exact"):
+        # Keys and values in float32, and matrices computed as the file has them: on CPUs with AMX llama.cpp repacks them into
+        # another layout, with other rounding.
+        parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.no_extra_bufts = True
     parameters.embedding = settings["embedding"]
     parameters.cache_ram_mib = 0
     parameters.cache_idle_slots = False
