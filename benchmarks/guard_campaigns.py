@@ -12,8 +12,8 @@ were written by the same author, so what is reported is how the detector behaves
 
 - ``false_alarms_worst``: honest clusters reported in the worst month; ``stated_bound`` is their bound, and
   ``months_within_bound`` of ``months`` kept it. A cluster counts as honest where no account of it belongs to a campaign.
-- ``wrappers_accused``: honest wrappers and resellers reported, over all months. ``honest_accounts_accused`` counts honest
-  accounts inside reported clusters of campaigns too.
+- ``wrappers_accused``: honest wrappers and resellers of whom an account is in any reported cluster, a campaign's too, over
+  all months. ``honest_accounts_accused``: honest accounts in any reported cluster.
 - ``found_NAME``, ``delay_NAME``: share of the months in which at least half of a campaign's accounts are in reported clusters,
   and the median of days from its first request to the end of the day of the first report (null: never found).
 - ``held_out_false_alarms_worst``: the same bound where a kind of honest traffic is in no benign month, by kind, worst.
@@ -50,7 +50,7 @@ from stillroom.guard.log_store import Store, create_store, merge, open_store
 from stillroom.guard.traffic import CAMPAIGNS, SHARES, Campaign, make_month, write_month
 
 MONTH = "2026-01"
-BENIGN_SEED, REPORTED_SEED = 1_000, 9_000
+BENIGN_SEED, REPORTED_SEED = 1_000, 9_100
 BOUND = 1.0
 WRAPPERS = ("wrapper", "aggregator")
 HELD_OUT = ("product", "wrapper", "aggregator", "evaluator", "classroom", "synthetic")
@@ -86,7 +86,10 @@ def one_month(store: Store, truth: Truth, baseline: Baseline) -> dict[str, Any]:
             members.setdefault(record["kind"], set()).add(account)
     caught: dict[str, set[int]] = {name: set() for name in members}
     days: dict[str, list[int]] = {name: [] for name in members}
+    wrappers: set[int] = set()
     for suspect in watched.alarms():
+        # Inside the cluster of a campaign a wrapper is accused as well.
+        wrappers |= {truth[account]["group"] for account in suspect.accounts if truth[account]["kind"] in WRAPPERS}
         kinds = {truth[account]["kind"] for account in suspect.accounts}
         guilty = kinds & set(members)
         if not guilty:
@@ -106,7 +109,7 @@ def one_month(store: Store, truth: Truth, baseline: Baseline) -> dict[str, Any]:
             "share": round(len(caught[name]) / len(own), 4),
             "delay_days": round(min(days[name]) + 1 - first, 3) if found else None,
         }
-    result["wrappers"] = sum(bool(set(alarm["kinds"]) & set(WRAPPERS)) for alarm in result["false"])
+    result["wrappers"] = len(wrappers)
     return result
 
 
