@@ -1,11 +1,12 @@
 """Evidence that a model was copied or distilled: rates under the null, power on copies, false accusations, marks, campaigns.
 
-    .venv/bin/python -m benchmarks.guard [--quick] [--only NAME,NAME] [--work FOLDER] [--model FOLDER] \
-        [--student RUN --teacher FILE] --json FILE
+    .venv/bin/python -m benchmarks.guard [--quick] [--part NAME …] [--work FOLDER] [--student RUN --teacher FILE] \
+        [--model FOLDER] [--mark-tokens N] [--plot FOLDER] --json FILE
 
-Every piece writes its result to ``--work`` when it is done, and is not repeated there, so that the benchmark can be
-interrupted and goes on where it was. ``--only`` names pieces; the figures are those of all pieces that are done. What was
-not measured is named in ``left_out`` and has no figure.
+Every part, and every long step of one, is kept in ``--work`` when it is done and not repeated there, so that an interrupted
+benchmark goes on where it was. ``--part`` (or ``--only``) names parts that are run; the figures are those of all that are done.
+What was not measured is named in ``left_out`` and has no figure. ``--student`` is the quickstart's run, ``--teacher`` its
+teacher's file.
 
 - ``null`` (point 1): small models, trained on texts that they share wholly, by half or not at all. The owner's labels of
   units, order of training and key are drawn again and again, while the suspects are fixed. ``nulls`` draws in all;
@@ -18,164 +19,65 @@ not measured is named in ``left_out`` and has no figure.
   rate of 1 in 40).
 - ``ask`` (3): ``ask_trials`` of independent suspects, ``ask_false_accusations``, and ``ask_tunes_found``. Trials share
   models: ``ask_models``.
-- ``mark`` (4), on ``--model``: a copy of it learns from tokens that it sampled under a key, and 10,000 tokens that the copy
-  samples are tested. ``mark_log10_p`` at fraction 1.0; the curve over fractions and clean tokens is in the details.
-  ``mark_kl``, ``mark_agreement``: what the mark costs.
+- ``mark`` (4), on ``--model`` (the student's): a copy of it learns from ``mark_learnt_tokens`` tokens that it sampled under a
+  key, and 10,000 tokens that the copy samples are tested. ``mark_log10_p`` at fraction 1.0; the curves over fractions and over
+  clean tokens afterwards are in the details. ``mark_kl``, ``mark_agreement``: what the mark costs.
+- ``judged`` (4): answers to questions of held-out chats, sampled with and without the mark, judged by the teacher's nats per
+  byte. ``mark_judged``: share of questions whose marked answer is better (0.5: no difference); ``mark_judged_nats_per_byte``:
+  mean of marked minus unmarked.
 - ``coins`` (4), on ``--model``: ``coins_log10_p`` with 600 coins that are a tenth of a tune.
+- ``speed`` (4): ``mark_serving_speed``, tokens per second of a server that marks over those of one that does not, in pairs
+  that take turns; ``mark_serving_whole_answers``: the same of whole answers, with what comes before the first token.
 - ``order`` (5): small models trained once over many segments in a secret order, and students in fresh weights that learn
-  from their predictions on other text: ``order_owner_log10_p``, ``order_student_log10_p`` (two teachers each).
+  from their predictions on other text: ``order_owner_log10_p``, ``order_student_log10_p`` (two teachers each), and strangers.
 - ``campaigns`` (6): the figures of :mod:`benchmarks.guard_campaigns`.
+- ``default_runs`` (1): whole runs without ``seed:``, all ordered pairs, by units and by order of training.
 
-Without ``--model``, ``mark`` and ``coins`` run on a small model, whose figures are named ``toy_…``: they show that the
-program works and no more.
+Without ``--model``, ``mark``, ``judged`` and ``coins`` run on a small model, whose figures are named ``toy_…``: they show that
+the program works and no more.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import itertools
 import json
 import math
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import report
+from benchmarks.guard_mark import MONTH, coins, judged, mark, speed
+from benchmarks.guard_models import (
+    LENGTH,
+    Result,
+    Setting,
+    batches,
+    keep,
+    library_text,
+    small_models,
+    train,
+    tuned,
+    with_model,
+)
 from stillroom.core import files
-from stillroom.core.marks import MarkKey, word_biases
+from stillroom.core.marks import MarkKey
 from stillroom.core.secret import Secret
 from stillroom.guard.ask import decide, greedy, leave_one_out_margin, same_start
-from stillroom.guard.coins import Twin, coins_test, preferences, served
 from stillroom.guard.lineage import unit_order
 from stillroom.guard.lineage_examine import LEVEL, open_owner
 from stillroom.guard.lineage_match import activity_of, default_text, matched_share, open_model
-from stillroom.guard.lineage_order import places_of, sequence_losses, training_order
+from stillroom.guard.lineage_order import places_of, sequence_losses, texts_of, training_order
 from stillroom.guard.lineage_weights import Block, StoredUnits, open_units
-from stillroom.guard.marks import frequencies, mark_score, probabilities, weights_against, words_of
-
-if TYPE_CHECKING:
-    from stillroom.models.load import LoadedTeacher
-
-MONTH = "2026-01"
-LENGTH = 64
-"""Tokens of a training sequence."""
-LEFT_OUT = {
-    "null_default_runs": "two whole runs with default settings; a run of the pipeline each",
-    "mark_judged": "judged answers of the marked and the unmarked server",
-    "mark_serving_speed": "see benchmarks.serve, which does not mark yet",
-}
-Result = tuple[dict[str, Any], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the pieces share."""
-
-    work: Path
-    quick: bool
-    model: Path | None
-    student: Path | None
-    teacher: Path | None
-
-    def pick(self, full: int, quick: int) -> int:
-        """A size."""
-        return quick if self.quick else full
-
-
-# Small models.
-
-
-@functools.cache
-def library_text(size: int) -> str:
-    """Characters of Python's own library, which is on every machine: more text than its documentation has."""
-    found, total = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if "site-packages" in path.parts:
-            continue
-        found.append(path.read_text(encoding="utf-8", errors="replace"))
-        total += len(found[-1])
-        if total >= size:
-            break
-    if total < size:
-        raise SystemExit(f"Python's library here has only {total} characters of text; {size} are needed.")
-    return "\n\n".join(found)[:size]
-
-
-def batches(ids: list[int], steps: int, rng: np.random.Generator, size: int = 8) -> list[torch.Tensor]:
-    """Random windows [size, LENGTH] of a text's tokens."""
-    starts = rng.integers(0, len(ids) - LENGTH, size=(steps, size))
-    return [torch.tensor([ids[start : start + LENGTH] for start in row]) for row in starts.tolist()]
-
-
-def train(model: Any, fed: list[torch.Tensor], rate: float, teacher: Any = None) -> None:
-    """Train on next tokens, or on a teacher's predictions."""
-    model.requires_grad_(True)  # as opened, models are frozen
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    model.train()
-    for ids in fed:
-        logits = model(input_ids=ids, use_cache=False).logits
-        if teacher is None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        else:
-            with torch.no_grad():
-                wanted = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits, -1)
-            loss = torch.nn.functional.kl_div(
-                torch.log_softmax(logits, -1).flatten(0, 1),
-                wanted.flatten(0, 1),
-                log_target=True,
-                reduction="batchmean",
-            )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    model.eval()
-
-
-def small_models(setting: Setting, count: int) -> list[Path]:
-    """Independently drawn models, each trained on a window of text; thirds share all, half or none of it. Kept in ``work``."""
-    from tests.tiny_models import tiny_model
-
-    steps = setting.pick(600, 3)
-    found = []
-    for number in range(count):
-        folder = setting.work / "models" / f"{number}-{steps}"
-        done = folder.with_suffix(".done")
-        if not done.exists():
-            tiny_model("llama", folder, layers=2, seed=1000 + number, tied=False)
-            loaded = open_model(folder)
-            shift = (0, 100_000 * (number % 2), 200_000 * (number // 3 + 1))[number % 3]
-            text = library_text(shift + 200_000)[shift : shift + 200_000]
-            ids = loaded.tokenizer.encode(text, add_special_tokens=False)
-            train(loaded.model, batches(ids, steps, np.random.default_rng(number)), 1e-3)
-            loaded.model.save_pretrained(folder)
-            done.touch()
-        found.append(folder)
-    return found
-
-
-def tuned(source: Path, target: Path, steps: int, rate: float = 3e-4) -> Path:
-    """A model trained further on another text."""
-    loaded = open_model(source)
-    ids = loaded.tokenizer.encode(default_text()[:200_000], add_special_tokens=False)
-    train(loaded.model, batches(ids, steps, np.random.default_rng(7)), rate)
-    return keep(loaded, loaded.model, target)
-
-
-def keep(loaded: LoadedTeacher, model: Any, target: Path) -> Path:
-    """Write a model and its tokenizer."""
-    model.save_pretrained(target)
-    loaded.tokenizer.save_pretrained(target)
-    return target
-
+from stillroom.guard.marks import mark_score, probabilities, weights_against
 
 # 1. The null.
 
@@ -246,6 +148,63 @@ def null(setting: Setting) -> Result:
         "null_excess_p": min(entry["excess_p"] for entry in rates.values()),
         "null_pairs_worst_log10_p": min(known),
     }, {"rates": rates, "pairs": {f"{one} of {other}": value for (one, other), value in straight.items()}}
+
+
+def default_runs(setting: Setting) -> Result:
+    """Whole runs with default settings (no ``seed:``), tested against each other: order of units, of training, and key."""
+    from stillroom.pipeline import run
+    from stillroom.runs.run import Run
+    from tests.tiny_models import tiny_model
+
+    count = setting.pick(4, 2)
+    folder = setting.work / "runs"
+    teacher = folder / "teacher"
+    if not teacher.exists():
+        tiny_model("llama", teacher, layers=2)
+    (folder / "text").mkdir(parents=True, exist_ok=True)
+    whole = library_text(60_000)
+    for number in range(40):
+        (folder / "text" / f"{number:02}.txt").write_text(whole[1500 * number : 1500 * (number + 1)], encoding="utf-8")
+    own = {"kind": "own", "decided_by": "Stillroom's benchmarks", "decided_at": "2026-11-24T00:00:00Z"}
+    recipe: dict[str, Any] = {
+        "name": "small",
+        "compute": {"device": "cpu", "threads": 1},
+        "corpus": {
+            "sources": [{"kind": "text", "path": str((folder / "text").absolute()), "licence": "PSF-2.0"}],
+            "sequence_length": 64,
+            "train_tokens": setting.pick(16_000, 3_200),
+            "validation_tokens": 128,
+            "heldout_tokens": 512,
+        },
+        "teacher": {"kind": "huggingface", "name": str(teacher.absolute())},
+        "student": {"kind": "fresh", "config": {"num_hidden_layers": 2}},
+        "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
+        "baseline": False,
+        "terms": {"decisions": [own | {"subject": "teacher"}, own | {"subject": "student"}]},
+    }
+    runs: list[Run] = [run(recipe, folder / str(number), until="distill", quiet=True) for number in range(count)]
+    models = [made.path / "distill" / "model" for made in runs]
+    texts = texts_of(runs[0])
+    losses = [sequence_losses(open_model(model), texts) for model in models]
+    base = [sequence_losses(open_model(made.path / "shrink" / "model"), texts) for made in runs]
+    rows: dict[str, dict[str, float]] = {}
+    for one, other in itertools.permutations(range(count), 2):
+        randomness = runs[other].randomness
+        assert isinstance(randomness, Secret), "a default run draws a secret"
+        places = places_of(randomness, len(texts), runs[other].recipe.distill.epochs)
+        units = unit_order(models[one], models[other]).log10_p
+        rows[f"{one} of {other}"] = {
+            "units": 0.0 if units is None else units,
+            "order": training_order(places, losses[one], base[other]).log10_p,
+        }
+    worst = min(min(row.values()) for row in rows.values())
+    tests = 2 * len(rows)
+    return {
+        "null_default_runs": count,
+        "null_default_runs_tests": tests,
+        "null_default_runs_worst_log10_p": worst,
+        "null_default_runs_worst_corrected_log10_p": min(0.0, worst + math.log10(tests)),
+    }, {"pairs": rows, "commitments": [made.commitment for made in runs]}
 
 
 # 2. Lineage.
@@ -379,7 +338,11 @@ def ask(setting: Setting) -> Result:
     text = library_text(400_000).split()
     starts = rng.integers(0, len(text) - 12, setting.pick(400, 6))
     prompts = [" ".join(text[start : start + 12]) for start in starts]
-    said = [list(greedy(open_model(path))(prompts)) for path in models]
+
+    def answers_of(path: Path) -> list[str]:
+        return list(greedy(open_model(path))(prompts))
+
+    said = [setting.step("ask", f"answers of {path.name}", partial(answers_of, path)) for path in models]
 
     def agreed(one: list[str], owner: int) -> np.ndarray:
         return np.array([same_start(*pair) for pair in zip(one, said[owner], strict=True)])
@@ -391,6 +354,9 @@ def ask(setting: Setting) -> Result:
             return decide(agreed(suspect, owner), controls, leave_one_out_margin(fixed.mean(axis=1))).verdict
         return decide(agreed(suspect, owner), np.array([agreed(said[model], owner) for model in others[:99]])).verdict
 
+    def answers_of_tune(owner: int) -> list[str]:
+        return answers_of(tuned(models[owner], setting.work / "tunes" / str(owner), setting.pick(100, 1)))
+
     told = "more alike than all controls"
     accused: list[str] = []
     for trial in range(setting.pick(312, 10)):
@@ -399,9 +365,9 @@ def ask(setting: Setting) -> Result:
         accused.append(verdict(said[suspect], owner, others))
     tunes = []
     for owner in range(setting.pick(40, 2)):
-        path = tuned(models[owner], setting.work / "tunes" / str(owner), setting.pick(100, 1))
         others = [int(model) for model in rng.permutation(len(models)) if model != owner]
-        tunes.append(verdict(list(greedy(open_model(path))(prompts)), owner, others))
+        answers = setting.step("ask", f"answers of tune {owner}", partial(answers_of_tune, owner))
+        tunes.append(verdict(answers, owner, others))
     return {
         "ask_trials": len(accused),
         "ask_models": len(models),
@@ -410,161 +376,60 @@ def ask(setting: Setting) -> Result:
     }, {"independent": {name: accused.count(name) for name in set(accused)}, "tunes": tunes}
 
 
-# 4. Marks and coins.
-
-
-def sampled(
-    loaded: LoadedTeacher, count: int, seed: int, biases: list[tuple[int, float]] | None = None
-) -> torch.Tensor:
-    """Tokens [rows, LENGTH] that a model samples at temperature 1, each row from a word of the documentation."""
-    model: Any = loaded.model
-    added = torch.zeros(model.get_output_embeddings().weight.shape[0])
-    for token, bias in biases or []:
-        added[token] = bias
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.tensor(loaded.tokenizer.encode(default_text()[:200_000], add_special_tokens=False))
-    rows = []
-    for _ in range(-(-count // (16 * LENGTH))):
-        ids = first[torch.randint(len(first), (16, 1), generator=generator)]
-        fed, past = ids, None
-        with torch.no_grad():
-            for _ in range(LENGTH):
-                out = model(input_ids=fed, past_key_values=past, use_cache=True)
-                past = out.past_key_values
-                fed = torch.multinomial(torch.softmax(out.logits[:, -1].float() + added, -1), 1, generator=generator)
-                ids = torch.cat([ids, fed], 1)
-        rows.append(ids[:, 1:])
-    return torch.cat(rows)[: -(-count // LENGTH)]
-
-
-def subject(setting: Setting) -> tuple[Path, str]:
-    """The model that is marked, and the prefix of its figures."""
-    if setting.model is not None:
-        return setting.model, ""
-    return small_models(setting, 1)[0], "toy_"
-
-
-def mark(setting: Setting) -> Result:
-    """A copy that learnt from marked tokens; fractions; clean tokens afterwards; the price."""
-    path, prefix = subject(setting)
-    loaded = open_model(path)
-    key = MarkKey("benchmark", Secret(bytes(range(32))))
-    biases = word_biases(key, sorted(words_of(loaded.tokenizer).items()), MONTH)
-    count, asked = setting.pick(100_000, 2_048), setting.pick(10_000, 1_024)
-    clean, marked = sampled(loaded, count, 1), sampled(loaded, count, 2, biases)
-    reference = frequencies(loaded.tokenizer, spoken(loaded, asked, 3))
-    curve, washed = {}, {}
-    rng = np.random.default_rng(4)
-
-    def score(model: Any) -> float:
-        other = copy.copy(loaded)
-        object.__setattr__(other, "model", model)
-        said = frequencies(loaded.tokenizer, spoken(other, asked, 5))
-        return mark_score(weights_against(said, reference), key, MONTH)[0]
-
-    for fraction in (1.0, 0.3, 0.1, 0.03, 0.01, 0.0)[: setting.pick(6, 2)]:
-        model = copy.deepcopy(loaded.model)
-        chosen = torch.where(torch.tensor(rng.random(len(clean)) < fraction)[:, None], marked, clean)
-        train(model, list(torch.split(chosen, 8)), 1e-4)
-        curve[str(fraction)] = score(model)
-        if fraction == 1.0:
-            again = sampled(loaded, count, 6)
-            for part in (0.25, 0.5, 1.0):
-                after = copy.deepcopy(model)
-                train(after, list(torch.split(again[: max(1, round(part * len(again)))], 8)), 1e-4)
-                washed[str(part)] = score(after)
-    gone, same = [], []
-    added = torch.zeros(loaded.model.get_output_embeddings().weight.shape[0])
-    for token, bias in biases:
-        added[token] = bias
-    for ids in torch.split(clean[: setting.pick(200, 8)], 8):
-        with torch.no_grad():
-            logits = loaded.model(input_ids=ids, use_cache=False).logits.float()
-        one, two = torch.log_softmax(logits, -1), torch.log_softmax(logits + added, -1)
-        gone.append(float((one.exp() * (one - two)).sum(-1).mean()))
-        same.append(float((one.argmax(-1) == two.argmax(-1)).float().mean()))
-    return {
-        f"{prefix}mark_log10_p": curve["1.0"],
-        f"{prefix}mark_tokens": asked,
-        f"{prefix}mark_kl": float(np.mean(gone)),
-        f"{prefix}mark_agreement": float(np.mean(same)),
-    }, {"learnt_tokens": count, "log10_p_by_fraction": curve, "log10_p_after_clean_tokens_as_a_share_of_learnt": washed}
-
-
-def spoken(loaded: LoadedTeacher, count: int, seed: int) -> str:
-    """What a model samples, as text."""
-    return "\n".join(str(loaded.tokenizer.decode(row)) for row in sampled(loaded, count, seed))
-
-
-def coins(setting: Setting) -> Result:
-    """Twin answers that are a tenth of a tune."""
-    path, prefix = subject(setting)
-    loaded = open_model(path)
-    key = MarkKey("benchmark", Secret(bytes(range(1, 33))))
-    count = setting.pick(600, 24)
-    one, two = (sampled(loaded, count * LENGTH, seed) for seed in (11, 12))
-    words = library_text(400_000).split()
-    twins = []
-    for number in range(count):
-        answers = [str(loaded.tokenizer.decode(rows[number], skip_special_tokens=True)).strip() for rows in (one, two)]
-        if all(answers) and answers[0] != answers[1]:
-            prompt = f"{number}: " + " ".join(words[12 * number : 12 * number + 12])
-            twins.append(Twin(prompt, (answers[0], answers[1])))
-    rows = []
-    for twin in twins:
-        ids = loaded.tokenizer.encode(f"{twin.prompt}\n\n{served(twin, key)}", add_special_tokens=False)
-        rows.append(torch.tensor([ids[: 3 * LENGTH]]))
-    rows += list(torch.split(sampled(loaded, 9 * len(twins) * LENGTH, 13), 1))
-    order = np.random.default_rng(14).permutation(len(rows))
-    model = copy.deepcopy(loaded.model)
-    train(model, [rows[place] for place in order], 1e-4)
-    other = copy.copy(loaded)
-    object.__setattr__(other, "model", model)
-    differences = preferences(other, twins) - preferences(loaded, twins)
-    log10_p, hits, used = coins_test(differences, np.array([key.coin(twin.label) for twin in twins]))
-    return {f"{prefix}coins_log10_p": log10_p, f"{prefix}coins": used}, {"served_preferred": hits}
-
-
 # 5. The order of training.
 
 
 def order(setting: Setting) -> Result:
     """Does the order of training pass into students in fresh weights?"""
-    from tests.tiny_models import tiny_model
-
     count = setting.pick(20_000, 80)
-    text = library_text(count * 260 + 400_000)
-    rows: list[dict[str, float]] = []
-    for number in (1, 2):
-        folder = setting.work / "order" / str(number)
-        owner, student = (
-            open_model(tiny_model("llama", folder / name, layers=2, seed=seed))
-            for name, seed in (("owner", number), ("student", 100 + number))
-        )
-        untrained = copy.deepcopy(owner.model)
-        segments = [text[130 * place : 130 * (place + 1)] for place in range(count)]
-        secret = Secret(bytes([number]) * 32)
-        places = places_of(secret, count, 1)
-        sequence = np.argsort(places)
-        fed = [torch.tensor([owner.tokenizer.encode(segments[place], add_special_tokens=False)]) for place in sequence]
-        train(owner.model, fed, 1e-3)
-        ids = owner.tokenizer.encode(text[130 * count :], add_special_tokens=False)
-        train(student.model, batches(ids, count // 8, np.random.default_rng(number)), 1e-3, owner.model)
-        pieces = [[segment] for segment in segments]
-        reference = copy.copy(owner)
-        object.__setattr__(reference, "model", untrained)
-        base = sequence_losses(reference, pieces)
-        rows.append(
-            {
-                "owner": training_order(places, sequence_losses(owner, pieces), base).log10_p,
-                "student": training_order(places, sequence_losses(student, pieces), base).log10_p,
-            }
-        )
+    rows = [
+        setting.step("order", f"teacher {number}", lambda number=number: one_order(setting, number, count))
+        for number in (1, 2)
+    ]
     return {
         "order_segments": count,
         "order_owner_log10_p": [row["owner"] for row in rows],
         "order_student_log10_p": [row["student"] for row in rows],
-    }, {"teachers": rows}
+        "order_stranger_log10_p": [row["stranger"] for row in rows],
+    }, {"teachers": rows, "rate": ORDER_RATE}
+
+
+ORDER_RATE = 3e-3
+"""Learning rate of owners and students."""
+
+
+def one_order(setting: Setting, number: int, count: int) -> dict[str, float]:
+    """One owner, a student in fresh weights that learns from its predictions on other text, and a stranger."""
+    from tests.tiny_models import tiny_model
+
+    folder = setting.work / "order" / str(number)
+    owner, student, stranger = (
+        open_model(tiny_model("llama", folder / name, layers=2, seed=seed))
+        for name, seed in (("owner", number), ("student", 100 + number), ("stranger", 200 + number))
+    )
+    untrained = copy.deepcopy(owner.model)
+    text = library_text(count * 140 + 500_000)
+    ids = owner.tokenizer.encode(text, add_special_tokens=False)
+    segments = [ids[LENGTH * place : LENGTH * (place + 1)] for place in range(count)]
+    rest = ids[LENGTH * count :]
+    secret = Secret(bytes([number]) * 32)
+    places = places_of(secret, count, 1)
+    sequence = np.argsort(places)
+    fed = [torch.tensor([segments[place] for place in part]) for part in np.array_split(sequence, -(-count // 8))]
+    train(owner.model, fed, ORDER_RATE)
+    train(student.model, batches(rest, count // 8, np.random.default_rng(number)), ORDER_RATE, owner.model)
+    train(stranger.model, batches(rest, count // 32, np.random.default_rng(number)), ORDER_RATE)
+    pieces = [[str(owner.tokenizer.decode(segment))] for segment in segments]
+    reference = with_model(owner, untrained)
+    base = sequence_losses(with_model(owner, stranger.model), pieces)
+    results = {
+        "owner": training_order(places, sequence_losses(owner, pieces), base),
+        "student": training_order(places, sequence_losses(student, pieces), base),
+        "stranger": training_order(places, base, sequence_losses(reference, pieces)),
+    }
+    return {name: told.log10_p for name, told in results.items()} | {
+        f"{name}_spearman": told.spearman for name, told in results.items()
+    }
 
 
 # 6. Campaigns.
@@ -574,69 +439,122 @@ def campaigns(setting: Setting) -> Result:
     """The benchmark of campaigns, in a process of its own."""
     target = setting.work / "guard_campaigns.json"
     command = [sys.executable, "-m", "benchmarks.guard_campaigns", "--json", str(target)]
-    subprocess.run([*command, *(["--quick"] if setting.quick else [])], check=True, stdout=subprocess.DEVNULL)
+    command += ["--work", str(setting.work / "campaigns"), *(["--quick"] if setting.quick else [])]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     told = json.loads(target.read_text(encoding="utf-8"))
     return told["figures"], {"see": "benchmarks.guard_campaigns"} | told["details"]
 
 
-PIECES: dict[str, Callable[[Setting], Result]] = {
+# The curves.
+
+
+def plot(figures: dict[str, Any], details: dict[str, Any], folder: Path) -> None:
+    """The mark over fractions and over clean tokens, and detection by kind of campaign, as SVG; what was measured of it."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams |= {"svg.hashsalt": "stillroom", "svg.fonttype": "none", "font.size": 10}
+
+    def written(figure: Any, name: str) -> None:
+        figure.tight_layout()
+        with files.replacing(folder / name) as beside:
+            figure.savefig(beside, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if "mark" in details:
+        figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        curves = (
+            ("log10_p_by_fraction", "share of the learnt tokens that was marked"),
+            ("log10_p_after_clean_tokens_as_a_share_of_learnt", "clean tokens afterwards, over learnt tokens"),
+        )
+        for axes, (name, label) in zip(panels, curves, strict=True):
+            points = {float(share): value for share, value in details["mark"][name].items()}
+            if name != "log10_p_by_fraction":
+                points[0.0] = details["mark"]["log10_p_by_fraction"]["1.0"]
+            axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", color="#0b6e4f")
+            axes.axhline(-6, color="#8a4f00", linewidth=0.8, linestyle="--")
+            axes.set(xlabel=label)
+            axes.grid(visible=True, linewidth=0.3)
+        panels[0].set(ylabel="log10 p of 10,000 sampled tokens")
+        written(figure, "guard-mark.svg")
+    kinds = [name.removeprefix("found_") for name in figures if name.startswith("found_")]
+    if kinds:
+        figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        found = [figures[f"found_{kind}"] for kind in kinds]
+        panels[0].barh(kinds, found, color="#0b6e4f")
+        panels[0].set(xlabel=f"share of {figures['months']} months in which it was found", xlim=(0, 1.05))
+        delays = [figures[f"delay_{kind}"] or 0 for kind in kinds]
+        panels[1].barh(kinds, delays, color="#3b5bdb")
+        panels[1].set(xlabel="median days from its first request to the report")
+        panels[0].invert_yaxis()
+        written(figure, "guard-campaigns.svg")
+
+
+PARTS: dict[str, Callable[[Setting], Result]] = {
     "null": null,
+    "default_runs": default_runs,
     "lineage": lineage,
     "shuffled": shuffled,
     "ask": ask,
     "mark": mark,
+    "judged": judged,
     "coins": coins,
     "order": order,
     "campaigns": campaigns,
+    "speed": speed,
 }
-
-USES = {"lineage": ("model", "student", "teacher"), "mark": ("model",), "coins": ("model",)}
-"""Options on which a piece's result depends."""
 
 
 def main() -> None:
     """Run the benchmark, or go on with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it works, not what it measures")
-    parser.add_argument("--only", default=",".join(PIECES), help="pieces, by commas")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this one; may be repeated")
+    parser.add_argument("--only", default="", help="parts, by commas: the same as several --part")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/guard"), help="where results are kept")
     parser.add_argument(
-        "--model", type=Path, help="Hugging Face folder that is marked and copied (the quickstart's student)"
+        "--model", type=Path, help="Hugging Face folder that is marked and copied (without it, that of --student)"
     )
+    parser.add_argument("--mark-tokens", type=int, help="tokens that a copy learns from in `mark` (100,000)")
     parser.add_argument("--student", type=Path, help="a run or model, tested against --teacher")
     parser.add_argument("--teacher", type=Path, help="the teacher's file or folder")
+    parser.add_argument("--plot", type=Path, help="folder for the curves, as SVG")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name]
-    unknown = sorted(set(wanted) - set(PIECES))
-    if unknown:
-        parser.error(f"no such piece: {', '.join(unknown)}; there are {', '.join(PIECES)}")
+    wanted = [*(options.part or []), *(name for name in options.only.split(",") if name)] or list(PARTS)
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if (options.student is None) != (options.teacher is None):
         parser.error("--student and --teacher go together")
+    model = options.model
+    if model is None and options.student is not None:
+        model = open_owner(options.student).model
     folder = options.work / ("quick" if options.quick else "full")
-    setting = Setting(folder, options.quick, options.model, options.student, options.teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = report.Kept(folder / "parts.json", {"quick": options.quick})
+    setting = Setting(folder, options.quick, model, options.student, options.teacher, options.mark_tokens, kept)
     figures: dict[str, Any] = {"quick": options.quick}
-    details: dict[str, Any] = {"left_out": dict(LEFT_OUT)}
-    for name, piece in PIECES.items():
-        path = folder / f"{name}.json"
-        given = {use: str(value) for use in USES.get(name, ()) if (value := getattr(options, use))}
-        done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if done is not None and done["given"] != given:
-            done = None  # it was made with other models
-        if done is None and name in wanted:
+    details: dict[str, Any] = {"left_out": {}}
+    for name, part in PARTS.items():
+        key = setting.key(name)
+        if key not in kept.cells and name in wanted:
             sys.stderr.write(f"{name} …\n")
-            own, more = piece(setting)
-            done = {"given": given, "figures": own, "details": more}
-            files.write_json(path, done)
-        if done is None:
-            details["left_out"][name] = "not run (--only)"
+            own, more = part(setting)
+            kept.add(key, {"figures": own, "details": more})
+        if key not in kept.cells:
+            details["left_out"][name] = "not run (--part)"
             continue
-        figures |= done["figures"]
-        details[name] = done["details"]
+        figures |= kept.cells[key]["figures"]
+        details[name] = kept.cells[key]["details"]
     if setting.student is None:
         details["left_out"]["lineage_student_log10_p"] = "no --student and --teacher were given"
     if setting.model is None:
-        details["left_out"]["mark_log10_p, coins_log10_p"] = "no --model was given"
+        details["left_out"]["mark_log10_p, mark_judged, coins_log10_p"] = "no --model was given"
+    if options.plot is not None:
+        plot(figures, details, options.plot)
     report.write(figures, details, options.json)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import UsageError
-from stillroom.guard.ask import ask_in_batches, decide, same_start
+from stillroom.guard.ask import ask_in_batches, decide, greedy, same_start
 
 
 def crowd(rng: np.random.Generator, models: int, prompts: int) -> np.ndarray:
@@ -96,3 +96,14 @@ def test_the_command_asks_models_that_are_here(tmp_path: Path, monkeypatch: pyte
     assert finding["verdict"] == "more alike than all controls"
     assert finding["log10_p"] is None
     assert finding["rank"] == {"rank": 1, "of": 3}
+
+
+def test_prompts_that_are_read_together_are_answered_as_each_alone(tmp_path: Path) -> None:
+    from stillroom.guard.lineage_match import open_model
+
+    ask = greedy(open_model(tiny_model("llama", tmp_path, layers=2)))
+    words = "a sorted list keeps the order of its values and a set does not".split()
+    prompts = [" ".join(words[place % 7 : place % 7 + 3 + place % 2]) for place in range(20)] + [""]
+    answers = list(ask(prompts))
+    assert answers == [next(iter(ask([prompt]))) for prompt in prompts]
+    assert len(set(answers)) > 5

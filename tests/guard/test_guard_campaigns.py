@@ -97,6 +97,23 @@ def test_content_alone_never_links() -> None:
     assert len(set(found.labels[:10].tolist())) == 10
 
 
+def test_customers_of_one_cloud_that_start_together_are_not_linked() -> None:
+    """One provider, its usual client, the same six hours and a popular template are what strangers share; rare ones are not."""
+    total, cloud = 6000, 600
+    first = np.arange(total) // 4 * 21_600_000_000  # four accounts begin in each six hours
+    content = np.where(np.arange(total) % 3, 1, 2)
+    content[cloud : cloud + 4] = 1
+    pairs = [("asn", 1, account) for account in range(cloud)] + [("ua", 1, account) for account in range(cloud)]
+    rare = [cloud, cloud + 1]
+    pairs += [(kind, 2, account) for kind in ("asn", "ua") for account in rare]
+    others = range(cloud + 2, total)
+    pairs += [("asn", 10 + account % 40, account) for account in others]
+    pairs += [("ua", 100 + account % 37, account) for account in others]
+    found = find_clusters(links(pairs), first, content, 1 << 62)
+    assert len(set(found.labels[:cloud].tolist())) == cloud
+    assert found.labels[rare[0]] == found.labels[rare[1]]
+
+
 def test_clusters_use_what_was_seen_before_the_moment() -> None:
     """Accounts and links of later are not known yet."""
     data = links([("payment", 7, account) for account in range(4)])

@@ -70,3 +70,15 @@ def test_losses_are_the_model_s_own(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = float(loaded.model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1) / len(text)
     assert sequence_losses(loaded, [[text], []]) == pytest.approx([expected, 0.0], rel=1e-5)
+
+
+def test_losses_of_pieces_that_are_read_together_are_those_of_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = open_model(tiny_model("llama", tmp_path, layers=2))
+    words = "a sorted list keeps the order of its values and a set does not".split()
+    texts = [[" ".join(words[: 2 + place % 9]), " ".join(words[place % 5 :])] for place in range(12)]
+    together = sequence_losses(loaded, texts)
+    monkeypatch.setattr("stillroom.guard.lineage_order.AT_ONCE", 1)
+    assert together == pytest.approx(sequence_losses(loaded, texts), rel=1e-5)
+    assert len(set(together)) > 6

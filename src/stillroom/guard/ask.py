@@ -12,7 +12,8 @@ bar whatever follows, or too seldom to reach it. So stopping early changes no re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ LEAST_CONTROLS_WITH_MARGIN = 20
 """Controls that are enough where a margin was fixed on other models."""
 BATCH = 100
 """Prompts between two looks."""
+TOGETHER = 16
+"""Prompts of one length that a model reads at once."""
 Agreements = npt.NDArray[np.float64]
 Asker = Callable[[Sequence[str]], Sequence[str]]
 """Takes prompts and gives the most probable continuation of each."""
@@ -136,22 +139,35 @@ def same_start(one: str, other: str, words: int = 4) -> bool:
 
 
 def greedy(loaded: LoadedTeacher, tokens: int = 8) -> Asker:
-    """Asks a model that is here: the most probable continuation, a few tokens long."""
+    """Asks a model that is here: the most probable continuation, a few tokens long.
+
+    Prompts of equal length are read together, which needs no padding.
+    """
     import torch
 
     def ask(prompts: Sequence[str]) -> list[str]:
-        answers = []
-        for prompt in prompts:
-            ids = loaded.tokenizer.encode(prompt, add_special_tokens=False) or [0]
-            inputs = torch.tensor([ids])
-            with torch.no_grad():
-                for _ in range(tokens):
-                    following = loaded.model(input_ids=inputs, use_cache=False).logits[0, -1].argmax()
-                    inputs = torch.cat([inputs, following[None, None]], 1)
-            answers.append(str(loaded.tokenizer.decode(inputs[0, len(ids) :], skip_special_tokens=True)))
+        encoded = [loaded.tokenizer.encode(prompt, add_special_tokens=False) or [0] for prompt in prompts]
+        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
+        answers = [""] * len(encoded)
+        for _, same in itertools.groupby(order, key=lambda place: len(encoded[place])):
+            for places in batched(list(same), TOGETHER):
+                inputs = torch.tensor([encoded[place] for place in places])
+                read = inputs.shape[1]
+                with torch.no_grad():
+                    for _ in range(tokens):
+                        following = loaded.model(input_ids=inputs, use_cache=False).logits[:, -1].argmax(-1)
+                        inputs = torch.cat([inputs, following[:, None]], 1)
+                for place, ids in zip(places, inputs[:, read:], strict=True):
+                    answers[place] = str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
         return answers
 
     return ask
+
+
+def batched(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Parts of at most ``size``."""
+    for start in range(0, len(places), size):
+        yield places[start : start + size]
 
 
 def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeout: float = 60.0) -> Asker:

@@ -9,7 +9,9 @@ with N accounts (the root, since a campaign of 200 accounts behind its own netwo
 itself). A card or device links by itself, unless more than `hub` accounts have it: then it is a payment processor or a
 shared computer and says nothing. Anything weaker links only in combination (network and network, network and client, network
 and start), where the weights together exceed log10(N) + 0.5: fewer than one account in three shares that much with any other
-by chance.
+by chance. Where no network is shared, log10(N) + 2 is needed, and provider (ASN) and client weigh as one value: customers of
+one cloud have that cloud's clients, so that both together say little more than one. (With weights that were added, and the
+lower bar, one chance start joined a reseller's customers to a campaign in every second month.)
 
 What accounts ask may add at most one to a combination whose other parts have at least three: content alone never links, so
 no one can be drawn into a cluster by having their prompts copied.
@@ -34,14 +36,15 @@ OWN = {"org": 5000, "payment": HUB, "device": 100}
 SLOTS = {"ip24": 4, "ua": 1, "asn": 1}
 """Weaker kinds, and how many values of an account are used: those that it had first."""
 START_US = 21_600_000_000
-MARGIN = 0.5
+MARGIN, BARE_MARGIN = 0.5, 2.0
+"""By how much a combination has to be rarer than one in all accounts: with a network, and without any."""
 CONTENT_MOST, CONTENT_FLOOR = 1.0, 3.0
 COMBINATIONS: tuple[tuple[tuple[str, int], ...], ...] = (
     *((("ip24", one), ("ip24", two)) for one in range(4) for two in range(one + 1, 4)),
     *((("ip24", slot), ("start", 0)) for slot in range(4)),
     *((("ip24", slot), ("ua", 0)) for slot in range(4)),
     *((("ip24", slot), ("content", 0)) for slot in range(4)),
-    (("asn", 0), ("ua", 0), ("start", 0), ("content", 0)),
+    (("asn+ua", 0), ("start", 0), ("content", 0)),
 )
 """Of slots of kinds; ``start`` is the six hours in which an account was first seen, ``content`` its most frequent template."""
 
@@ -127,13 +130,17 @@ def find_clusters(links: Links, first_us: Indices, content: Indices, until_us: i
         for slot in range(SLOTS[kind]):
             at = rank == slot
             slots[kind, slot] = _spread(accounts, who[at], values[at], weight[at])
+    if ("asn", 0) in slots and ("ua", 0) in slots:
+        # Together, since a cloud's customers have a cloud's clients: apart, both would count twice.
+        both = np.flatnonzero((slots["asn", 0][1] > 0) & (slots["ua", 0][1] > 0))
+        pair = _hash(_hash(slots["asn", 0][0][both], 7) + slots["ua", 0][0][both], 8)
+        slots["asn+ua", 0] = _spread(accounts, both, pair, _weights(pair, total))
     everyone = np.flatnonzero(seen)
     start = (first_us[everyone] // START_US + 1).astype(np.uint64)
     slots["start", 0] = _spread(accounts, everyone, start, _weights(start, total))
     told = np.flatnonzero(seen & (content >= 0))
     family = (content[told] + 1).astype(np.uint64)
     slots["content", 0] = _spread(accounts, told, family, np.minimum(_weights(family, total), CONTENT_MOST))
-    needed = np.log10(total) + MARGIN
     for parts in COMBINATIONS:
         if any(part not in slots for part in parts):
             continue
@@ -142,8 +149,9 @@ def find_clusters(links: Links, first_us: Indices, content: Indices, until_us: i
         whole = np.all([slots[part][0] > 0 for part in parts], axis=0)
         if any(kind == "content" for kind, _ in parts):
             whole &= others >= CONTENT_FLOOR
-        who = np.flatnonzero(whole & (weight >= needed))
         kinds = [kind for kind, _ in parts]
+        needed = np.log10(total) + (MARGIN if "ip24" in kinds else BARE_MARGIN)
+        who = np.flatnonzero(whole & (weight >= needed))
         if kinds == ["ip24", "ip24"]:
             # The same two networks, in whichever order they were met.
             combined = slots[parts[0]][0][who] + slots[parts[1]][0][who]

@@ -14,7 +14,7 @@ It needs the suspect's log-likelihoods; it works through distillation on logits 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,19 +112,44 @@ def sequence_losses(loaded: LoadedTeacher, texts: list[list[str]]) -> Doubles:
         loaded: The model, with its own tokenizer.
         texts: By sequence, the texts of its pieces.
     """
-    losses = np.zeros(len(texts))
-    for row, pieces in enumerate(texts):
-        nats, size = 0.0, 0
-        for text in pieces:
-            ids = loaded.tokenizer.encode(text, add_special_tokens=False)
-            if len(ids) < 2:
-                continue
-            with torch.no_grad():
-                logits = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
-            nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
-            size += len(text.encode())
-        losses[row] = nats / max(1, size)
+    encoded = [
+        (row, ids, len(text.encode()))
+        for row, pieces in enumerate(texts)
+        for text in pieces
+        if len(ids := loaded.tokenizer.encode(text, add_special_tokens=False)) >= 2
+    ]
+    nats, sizes = np.zeros(len(texts)), np.zeros(len(texts))
+    for part in _batches(encoded, loaded.model.get_output_embeddings().weight.shape[0]):
+        longest = max(len(ids) for _, ids, _ in part)
+        # Models are causal: padding on the right changes nothing before it.
+        inputs = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids, _ in part])
+        targets = torch.tensor([ids[1:] + [-100] * (longest - len(ids)) for _, ids, _ in part])
+        with torch.no_grad():
+            logits = loaded.model(input_ids=inputs, use_cache=False).logits[:, :-1].float()
+        lost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        for (row, _, size), own in zip(part, lost.reshape(targets.shape).double().sum(1).tolist(), strict=True):
+            nats[row] += own
+            sizes[row] += size
+    losses: Doubles = nats / np.maximum(1, sizes)
     return losses
+
+
+AT_ONCE = 1 << 25
+"""Logits of one pass, at most (128 MiB)."""
+Encoded = tuple[int, list[int], int]
+"""Row, ids and bytes of a piece."""
+
+
+def _batches(encoded: list[Encoded], vocabulary: int) -> Iterator[list[Encoded]]:
+    """Pieces by length, as many together as :data:`AT_ONCE` allows."""
+    part: list[Encoded] = []
+    for piece in sorted(encoded, key=lambda piece: len(piece[1])):
+        if part and (len(part) + 1) * len(piece[1]) * vocabulary > AT_ONCE:
+            yield part
+            part = []
+        part.append(piece)
+    if part:
+        yield part
 
 
 def texts_of(run: Run) -> list[list[str]]:
