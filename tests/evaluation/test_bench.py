@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from stillroom.core.progress import Progress
-from stillroom.evaluation.bench import ORDER, STUDENTS_AT_ONCE, Bench, Subject
+from stillroom.evaluation.bench import ORDER, STUDENTS_AT_ONCE, Bench, Loaded, Subject
 
 
 def bench(device: str, opened: list[str]) -> Bench:
     def opener(name: str) -> Any:
         def open_it() -> Any:
             opened.append(name)
-            return name
+            return Loaded(torch.nn.Linear(1, 1), name, None, 0)  # type: ignore[arg-type]
 
         return open_it
 
@@ -50,9 +50,18 @@ def test_a_gpu_holds_the_teacher_and_two_students(device: str) -> None:
     assert opened == [*ORDER, "shrunk"]
 
 
-def test_a_processor_holds_all() -> None:
+def test_a_cpu_holds_one_model() -> None:
     opened: list[str] = []
     made = bench("cpu", opened)
     for name in (*ORDER, *ORDER):
         made.load(name)
-    assert opened == list(ORDER)
+        assert [subject.name for subject in made.subjects.values() if subject.is_loaded] == [name]
+    assert opened == [*ORDER, *ORDER]
+    # What is known of a model stays, and who asks for both says so.
+    assert [made.known(name).tokenizer for name in ORDER] == list(ORDER)
+    assert [made.known(name).parameters for name in ORDER] == [2] * len(ORDER)
+    made.load("teacher", beside=["student"])
+    assert [subject.name for subject in made.subjects.values() if subject.is_loaded] == ["teacher", "student"]
+    assert opened == [*ORDER, *ORDER, "teacher"]
+    # Of several that are done one after the other, those in memory come first.
+    assert made.in_turn(["shrunk", "baseline", "student"]) == ["student", "shrunk", "baseline"]

@@ -104,6 +104,35 @@ def test_a_student_of_every_family(family: str, text: Path, tmp_path: Path) -> N
     assert torch.isfinite(logits).all()
 
 
+def test_layers_that_a_recipe_names_are_removed_without_a_search(text: Path, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=LAYERS)
+    student = {
+        "kind": "shrink",
+        "layers": LAYERS - 2,
+        "intermediate_size": 64,
+        "importance": {"tokens": 512},
+        "vocabulary": {"keep": "all"},
+    }
+    found, facts = made(tmp_path / "found", text, teacher, student)
+    removed = facts["layers"]["removed"]
+    assert len(removed) == 2
+    assert facts["layers"]["leave_one_out_kl"]
+    named, again = made(tmp_path / "named", text, teacher, student | {"remove_layers": removed})
+    # The same student to the bit, and nothing was compared on the way.
+    weights = [(folder / "shrink" / "model" / "model.safetensors").read_bytes() for folder in (found, named)]
+    assert weights[0] == weights[1]
+    assert again["layers"]["removed"] == removed
+    assert again["layers"]["candidates"] == again["layers"]["leave_one_out_kl"] == []
+    assert again["layers"]["healed_kl"] == facts["layers"]["healed_kl"]
+    with pytest.raises(RecipeError, match=r"names layer 9, and the teacher has"):
+        made(tmp_path / "other", text, teacher, student | {"remove_layers": [9]})
+    with pytest.raises(RecipeError, match=rf"`student\.layers` is {LAYERS - 2}, and {LAYERS - 1} of"):
+        made(tmp_path / "other", text, teacher, student | {"remove_layers": [1]})
+    for wrong, words in (({"layers": None}, "needs `layers`"), ({"remove_layers": [1, 1]}, "names a layer twice")):
+        with pytest.raises(ValueError, match=words):
+            recipe(text, teacher, student | {"remove_layers": removed} | wrong)
+
+
 def test_a_target_decides_the_shape(text: Path, tmp_path: Path) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=LAYERS)
     student = {

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillroom.evaluation.bench import Loaded
 from stillroom.models.forward import hidden_states, logits_from_hidden
+
+if TYPE_CHECKING:
+    from stillroom.models.types import Tokenizer
 
 BATCH = 16
 
@@ -174,16 +177,7 @@ class Speaker:
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """Messages under the model's chat template, or a plain text where it has none."""
-        template = self.tokenizer.chat_template
-        if not isinstance(template, str):
-            said = "\n".join(str(message["content"]) for message in messages)
-            return f"{said}\n"
-        from stillroom.inspection.template import render_chat
-
-        special = {
-            key: value or "" for key, value in self.tokenizer.special_tokens_map.items() if key.endswith("_token")
-        }
-        return render_chat(template, messages, where="evaluate", add_generation_prompt=True, tools=tools, **special)
+        return prompt_of(self.tokenizer, messages, tools)
 
     def chat(
         self, questions: Sequence[str], max_tokens: int, advance: Callable[[int], None] | None = None
@@ -232,6 +226,18 @@ class Speaker:
             total += float(logprobs.gather(1, some[:, None]).double().sum())
             greedy = greedy and bool((logprobs.argmax(1) == some).all())
         return total, greedy
+
+
+def prompt_of(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+    """Messages under a tokenizer's chat template, or a plain text where it has none."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        said = "\n".join(str(message["content"]) for message in messages)
+        return f"{said}\n"
+    from stillroom.inspection.template import render_chat
+
+    special = {key: value or "" for key, value in tokenizer.special_tokens_map.items() if key.endswith("_token")}
+    return render_chat(template, messages, where="evaluate", add_generation_prompt=True, tools=tools, **special)
 
 
 class _Real:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
 from stillroom.core.errors import MissingDependency, TeacherError
-from stillroom.core.progress import Progress
+from stillroom.core.memory import release_memory
+from stillroom.core.progress import Progress, Task
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.teacher import EndpointTeacher
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from stillroom.evaluation.listed import ListedTeacher
     from stillroom.evaluation.routed import RoutedTeachers
+    from stillroom.evaluation.states import KeptStates
     from stillroom.models.types import CausalModel
     from stillroom.runs.run import Run
 
@@ -50,6 +54,30 @@ class Loaded:
     stored_bytes: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model without its weights.
+
+    Attributes:
+        tokenizer: Its own.
+        vocabulary: From the teacher's ids to its ids.
+        stored_bytes: Bytes of its stored weights.
+        parameters: Parameters, tied ones counted once.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: VocabularyMap
+    stored_bytes: int
+    parameters: int
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Known:
+        """What stays of a model when it is released."""
+        from stillroom.models.load import count_parameters
+
+        return cls(loaded.tokenizer, loaded.vocabulary, loaded.stored_bytes, count_parameters(loaded.model))
+
+
 @dataclass
 class Subject:
     """A model to be measured.
@@ -64,16 +92,24 @@ class Subject:
     digest: str
     opener: Callable[[], Loaded]
     seconds: float = 0.0
-    """What loading it took."""
+    """What loading it took, the first time."""
+    known: Known | None = None
+    """What stays of it in memory after it was loaded once."""
     _loaded: Loaded | None = field(default=None, repr=False)
 
     def load(self) -> Loaded:
-        """The model, loaded once."""
+        """The model; loaded, unless it is in memory."""
         if self._loaded is None:
             started = time.monotonic()
             self._loaded = self.opener()
-            self.seconds = time.monotonic() - started
+            if self.known is None:
+                self.seconds = time.monotonic() - started
+                self.known = Known.of(self._loaded)
         return self._loaded
+
+    def release(self) -> None:
+        """Forget the model."""
+        self._loaded = None
 
     @property
     def is_loaded(self) -> bool:
@@ -127,24 +163,52 @@ class Bench:
         """The models whose answers are compared: teacher, baseline, student."""
         return [name for name in self.names if name not in UNTRAINED]
 
-    def load(self, name: str) -> Loaded:
-        """A model, loaded once; on a GPU again where others took its memory since."""
+    def load(self, name: str, beside: Sequence[str] = ()) -> Loaded:
+        """A model. On a CPU the others go first; on a GPU those that do not fit beside the teacher.
+
+        What is loaded here may be gone after the next call: a caller that needs two models at a time says so.
+
+        Args:
+            name: Which.
+            beside: Models that stay in memory on a CPU, where they are there.
+        """
         subject = self.subjects[name]
         if not subject.is_loaded:
-            if self.device.type != "cpu" and name != "teacher":
-                held = [other for other in self._used if other != name and self.subjects[other].is_loaded]
-                for other in held[: max(0, len(held) - STUDENTS_AT_ONCE + 1)]:
-                    self.release(other)
+            self._make_room(name, beside)
             self.progress.say(f"  loading {name}")
         if name != "teacher":
             self._used = [*(other for other in self._used if other != name), name]
         return subject.load()
 
+    def _make_room(self, name: str, beside: Sequence[str]) -> None:
+        """Release what has to go before a model is loaded."""
+        if self.device.type == "cpu":
+            for other in self.names:
+                if other not in (name, *beside) and self.subjects[other].is_loaded:
+                    self.release(other)
+        elif name != "teacher":
+            held = [other for other in self._used if other != name and self.subjects[other].is_loaded]
+            for other in held[: max(0, len(held) - STUDENTS_AT_ONCE + 1)]:
+                self.release(other)
+
+    def known(self, name: str) -> Known:
+        """What is known of a model without its weights; they are loaded where they were not before."""
+        subject = self.subjects[name]
+        if subject.known is None:
+            self.load(name)
+        assert subject.known is not None
+        return subject.known
+
+    def in_turn(self, names: Sequence[str]) -> list[str]:
+        """The same models, those in memory first: each is loaded once where one is done after the other."""
+        return sorted(names, key=lambda name: not self.subjects[name].is_loaded)
+
     def release(self, name: str) -> None:
-        """Forget a model, so that its memory is free; it is loaded again when it is asked for."""
+        """Forget a model and give its memory back; it is loaded again when it is asked for."""
         import torch
 
-        self.subjects[name]._loaded = None
+        self.subjects[name].release()
+        release_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -156,6 +220,42 @@ class Bench:
         result = compute()
         files.write_json(path, {"part": name, "inputs": inputs, "result": result})
         return result
+
+
+@contextlib.contextmanager
+def kept_states(
+    bench: Bench, names: Sequence[str], texts: Mapping[str, HeldOut], task: Task, part: range | None = None
+) -> Iterator[dict[str, dict[str, KeptStates]]]:
+    """Hidden states of models on texts, by model and text: one model is in memory at a time. The files are gone afterwards.
+
+    Args:
+        bench: Loads the models.
+        names: Of the models.
+        texts: Texts in the teacher's ids.
+        task: Takes progress in tokens.
+        part: Numbers of the sequences; all of them where it is None.
+    """
+    from stillroom.evaluation.states import keep_states
+
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=bench.folder, suffix=".partial") as folder:
+        kept: dict[str, dict[str, KeptStates]] = {}
+        for name in bench.in_turn(names):
+            loaded = bench.load(name)
+            vocabulary = None if name == "teacher" else loaded.vocabulary
+            kept[name] = {
+                key: keep_states(
+                    loaded.model,
+                    vocabulary,
+                    text,
+                    range(len(text)) if part is None else part,
+                    Path(folder) / f"{name}-{number}",
+                    task,
+                )
+                for number, (key, text) in enumerate(texts.items())
+            }
+            del loaded  # before the next one needs its memory
+        yield kept
 
 
 def bench_of(run: Run, progress: Progress, device: torch.device) -> Bench:

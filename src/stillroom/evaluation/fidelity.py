@@ -1,7 +1,8 @@
 """Compares students with their teacher on text, exactly: dense teacher, no sampling. For metrics to sum up.
 
 The teacher runs once over every sequence; all students are compared with it in the same pass. One sequence, on a GPU a batch
-of them, and one chunk of logits are in memory at a time.
+of them, and one chunk of logits are in memory at a time. Models that cannot all be in memory run one after the other before
+(:mod:`stillroom.evaluation.states`): of each, its hidden states in a file and its output layer are enough.
 
 Legend: P positions where teacher and student predict the same thing, V vocabulary.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.evaluation.listed import ListedSaid, ListedTeacher
 from stillroom.evaluation.routed import RoutedTeachers
+from stillroom.evaluation.states import KeptStates, in_students_ids
 from stillroom.evaluation.tally import Places, Tally
 from stillroom.evaluation.tokens import position_edges
 from stillroom.evaluation.worst import Worst
-from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.forward import hidden_states, output_head
 from stillroom.signals.alignment import Alignment
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.signals.signal import CoarseSignal, DenseSignal
@@ -38,46 +40,53 @@ TOKENS_AT_ONCE = 16_384
 """Tokens of a forward pass on a GPU, which a single sequence would keep waiting."""
 
 
+AnyTeacher: TypeAlias = "CausalModel | KeptStates | ListedTeacher | RoutedTeachers"
+
+
 @dataclass
 class Contender:
-    """A model to compare with the teacher, how its ids relate to the teacher's, and its sums."""
+    """A model to compare with the teacher, or what was kept of it, how its ids relate to the teacher's, and its sums."""
 
     name: str
-    model: CausalModel
+    model: CausalModel | KeptStates
     vocabulary: VocabularyMap
     tally: Tally
 
 
 @torch.inference_mode()
 def compare(
-    teacher: CausalModel | ListedTeacher | RoutedTeachers,
+    teacher: AnyTeacher,
     own: Tally,
     contenders: list[Contender],
     heldout: HeldOut,
     classes: np.ndarray,
     task: Task,
     worst: Worst | None = None,
+    only: range | None = None,
+    seen: set[int] | None = None,
 ) -> int:
     """Compare models with their teacher, adding to their tallies.
 
     Args:
-        teacher: The teacher, float32; or what was captured of one behind an endpoint: KL and its nats are then "at least"; or
-            several, each for the text of its sources.
+        teacher: The teacher, float32, or what was kept of it; or what was captured of one behind an endpoint: KL and its nats
+            are then "at least"; or several, each for the text of its sources.
         own: Takes the teacher's sums.
         contenders: The students.
         heldout: Text in the teacher's ids.
         classes: The class of each teacher's id, [V].
         task: Takes progress in tokens.
         worst: Watches the contender called ``student``.
+        only: The sequences to compare; all of them where it is None.
+        seen: Documents that had a position to compare in other parts; those of this one are added.
 
     Returns:
         Documents that had a position to compare.
     """
-    seen: set[int] = set()
+    seen = set() if seen is None else seen
     computes = contenders[0].model if isinstance(teacher, (ListedTeacher, RoutedTeachers)) else teacher
-    device = next(computes.parameters()).device
+    device = _device(computes)
     at_once = 1 if device.type == "cpu" else max(1, TOKENS_AT_ONCE // heldout.length)
-    for row, where, heard, spoken in _passes(teacher, contenders, heldout, at_once):
+    for row, where, heard, spoken in _passes(teacher, contenders, heldout, at_once, only or range(len(heldout))):
         places = _places(row, where.numpy(), heldout, classes, own)
         seen.update(row.documents[0][where].tolist())
         targets = row.targets[0][where].to(device)
@@ -141,27 +150,33 @@ Pass = tuple[BatchSource, Batch, torch.Tensor]
 
 
 def _passes(
-    teacher: CausalModel | ListedTeacher | RoutedTeachers, contenders: list[Contender], heldout: HeldOut, at_once: int
+    teacher: AnyTeacher, contenders: list[Contender], heldout: HeldOut, at_once: int, part: range
 ) -> Iterator[tuple[Sequences, torch.Tensor, torch.Tensor | None, list[Pass]]]:
     """Every sequence, where it has targets, the teacher's hidden states [L, H] on it if it has any, and each student's pass."""
-    for begin in range(0, len(heldout), at_once):
-        rows = [heldout.row(index) for index in range(begin, min(begin + at_once, len(heldout)))]
+    for begin in range(part.start, part.stop, at_once):
+        numbers = range(begin, min(begin + at_once, part.stop))
+        rows = [heldout.row(index) for index in numbers]
         heard: list[torch.Tensor | None] = [None] * len(rows)
         if not isinstance(teacher, (ListedTeacher, RoutedTeachers)):
-            heard = [*_states(teacher, [(row.ids, row.positions) for row in rows])]
+            heard = [*_states(teacher, numbers, [(row.ids, row.positions) for row in rows])]
         passes: list[list[Pass]] = [[] for _ in rows]
         for contender in contenders:
-            sources = [BatchSource(row, contender.vocabulary, None) for row in rows]
-            batches = [source.batch([0]) for source in sources]
-            states = _states(contender.model, [(batch.ids, batch.positions) for batch in batches])
-            for own, *found in zip(passes, sources, batches, states, strict=True):
-                own.append(tuple(found))  # type: ignore[arg-type]
-        for row, hidden, own in zip(rows, heard, passes, strict=True):
-            yield row, (row.targets[0] != IGNORED).nonzero().squeeze(1), hidden, own
+            found = [in_students_ids(row, contender.vocabulary) for row in rows]
+            states = _states(contender.model, numbers, [(batch.ids, batch.positions) for _, batch in found])
+            for own, (source, batch), hidden in zip(passes, found, states, strict=True):
+                own.append((source, batch, hidden))
+        for row, hidden_there, own in zip(rows, heard, passes, strict=True):
+            yield row, (row.targets[0] != IGNORED).nonzero().squeeze(1), hidden_there, own
 
 
-def _states(model: CausalModel, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """Hidden states [L, H] of sequences, ids and positions [1, L] each, in one forward pass; padding is behind them."""
+def _states(
+    model: CausalModel | KeptStates, numbers: range, rows: list[tuple[torch.Tensor, torch.Tensor]]
+) -> list[torch.Tensor]:
+    """Hidden states [L, H] of sequences of these numbers, ids and positions [1, L] each, in one forward pass; padding is
+    behind them.
+    """
+    if isinstance(model, KeptStates):
+        return [model.of(number) for number in numbers]
     if len(rows) == 1:
         return [hidden_states(model, *rows[0])[0]]
     lengths = [ids.shape[1] for ids, _ in rows]
@@ -173,8 +188,21 @@ def _states(model: CausalModel, rows: list[tuple[torch.Tensor, torch.Tensor]]) -
     return [hidden[number, :length] for number, length in enumerate(lengths)]
 
 
+def _device(model: CausalModel | KeptStates) -> torch.device:
+    if isinstance(model, KeptStates):
+        return model.head.matrix.device
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+def _logits(model: CausalModel | KeptStates, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [P, V] in float32 of hidden states [P, H]."""
+    head = model.head if isinstance(model, KeptStates) else output_head(model)
+    return head.finish(torch.nn.functional.linear(hidden, head.matrix, head.bias).float())
+
+
 def _asked(
-    teacher: CausalModel | ListedTeacher | RoutedTeachers,
+    teacher: AnyTeacher,
     row: Sequences,
     where: torch.Tensor,
     device: torch.device,
@@ -189,7 +217,7 @@ def _asked(
         return lambda part: _Said(logprobs(part))
     assert heard is not None
     hidden = heard[where.to(device)]
-    return lambda part: _Said(torch.log_softmax(logits_from_hidden(teacher, hidden[part]), dim=1))
+    return lambda part: _Said(torch.log_softmax(_logits(teacher, hidden[part]), dim=1))
 
 
 class _Said:
@@ -277,7 +305,7 @@ class _Student:
         """Sums over the places of one chunk: closeness to the teacher, cross-entropy on the text, calibration."""
         low, high = int(self.begins[part.start]), int(self.begins[part.stop])
         vocabulary, tally = self.contender.vocabulary, self.contender.tally
-        logits = logits_from_hidden(self.contender.model, self.states[low:high])[:, : vocabulary.student_used]
+        logits = _logits(self.contender.model, self.states[low:high])[:, : vocabulary.student_used]
         logprobs = torch.log_softmax(logits, dim=1)
         targets = self.targets[low:high]
         highest = logprobs.max(dim=1)

@@ -32,7 +32,8 @@ DISTRIBUTIONS = 9
 def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     """All models over the held-out text and one language's sample, and what the metric `cost` decodes."""
     compared = DISTRIBUTIONS * FLOAT_BYTES * CHUNK * counts.teacher_shape.vocabulary
-    students = _students(recipe) * counts.student_bytes
+    # On a CPU one model is in memory at a time, but for the speed of teacher and student, which is compared in turns.
+    students = (1 if recipe.compute.device in ("auto", "cpu") else _students(recipe)) * counts.student_bytes
     return StageCost(
         seconds=profile.load_seconds + _seconds(recipe, counts, profile),
         memory_bytes=loaded_teacher_bytes(counts, profile)

@@ -7,6 +7,8 @@ Files of other families go through transformers, and are refused where they hold
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,6 +112,12 @@ def gguf_config(path: Path) -> PreTrainedConfig:
         TeacherError: A key is missing.
         UnsupportedModel: The architecture, or a key, is not known.
     """
+    return copy.deepcopy(_config_of(path, path.stat().st_mtime_ns, path.stat().st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _config_of(path: Path, _changed: int, _size: int) -> PreTrainedConfig:
+    """Reading a file's keys takes seconds: its vocabulary is among them."""
     from gguf import GGUFReader
 
     return _config(path, GGUFReader(path))
@@ -124,10 +132,11 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
     """
     import transformers
     from gguf import GGUFReader
+    from transformers.initialization import no_init_weights
 
     opener: Any = transformers.AutoModelForCausalLM
     reader = GGUFReader(path)
-    config = _config(path, reader)
+    config = gguf_config(path)
     if str(reader.fields["general.architecture"].contents()) not in FAMILY_OF:
         with quietly():
             found: Any
@@ -137,8 +146,10 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
             )
         require_whole(str(path), info, {})
     else:
-        with quietly():
+        # Every weight comes from the file.
+        with quietly(), no_init_weights():
             found = opener.from_config(config, dtype=dtype)
+            found.tie_weights()
         _fill(str(path), found, reader)
     model: CausalModel = found
     require_numbers(str(path), model)

@@ -122,7 +122,7 @@ def load_teacher(
     config_digest = None if isinstance(config, GgufTeacher) else digest_of_config(folder)
     model.to(device).eval().requires_grad_(requires_grad=False)
     require_rows(name, model, tokenizer)
-    way = prove(model, again=True).way
+    way = prove(model, again=_is_new(digest, config_digest, model)).way
     if not way.packed:
         notes += (f"it runs one document per row: {way.reason}",)
     return LoadedTeacher(
@@ -137,6 +137,18 @@ def load_teacher(
         config_digest,
         notes,
     )
+
+
+_OPENED: set[tuple[str | None, ...]] = set()
+"""Teachers that were opened in this process: the same files in the same dtype need no other proof of how they are run."""
+
+
+def _is_new(digest: str, config_digest: str | None, model: CausalModel) -> bool:
+    parameter = next(model.parameters())
+    key = (digest, config_digest, str(parameter.dtype), parameter.device.type)
+    new = key not in _OPENED
+    _OPENED.add(key)
+    return new
 
 
 NOT_COMPUTED = ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version")

@@ -117,7 +117,7 @@ def check_student(recipe: Recipe) -> None:
 
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import teacher_config
-    from stillroom.students.planning import given_sizes
+    from stillroom.students.planning import given_sizes, kept_layers
     from stillroom.students.shape import Anatomy
 
     student = recipe.student
@@ -128,6 +128,7 @@ def check_student(recipe: Recipe) -> None:
     teacher.tie_weights()
     anatomy = Anatomy.of(teacher, family_of(teacher), exported=bool(recipe.export.gguf))
     anatomy.require_no_more(given_sizes(student))
+    kept_layers(student, anatomy.teacher.layers)
     if student.target is None:
         anatomy.require_possible(replace(anatomy.teacher, **given_sizes(student)))
     else:

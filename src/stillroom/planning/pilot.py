@@ -36,6 +36,7 @@ from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher, weights_of
 from stillroom.training.batch_size import LEAST_CHUNK
+from stillroom.training.checkpoint import State
 from stillroom.training.loop import Training
 
 if TYPE_CHECKING:
@@ -219,6 +220,19 @@ class _Step:
     peak: int
 
 
+class _Steps(Training):
+    """A training that leaves nothing behind: its steps are measured, and writing files is no part of them."""
+
+    def _save(self, optimizer: torch.optim.Optimizer, state: State) -> None:
+        pass
+
+    def _keep(self, path: Path) -> None:
+        pass
+
+    def restore(self, path: Path) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class _Trial:
     """Training steps of a student with random weights."""
@@ -257,7 +271,7 @@ class _Trial:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(self.student), dtype=torch.float32).to(self.device)
             folder = self.folder / f"trial-{per_step}"
             folder.mkdir()
-            Training(
+            _Steps(
                 title="pilot",
                 model=model,
                 config=config.model_copy(update={"learning_rate": 1e-6, "checkpoint_seconds": 1e9}),

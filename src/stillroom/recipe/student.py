@@ -102,6 +102,11 @@ class ShrinkStudent(Section):
     kind: Literal["shrink"] = "shrink"
     layers: int | None = Field(default=None, ge=1)
     """Layers that the student keeps; without it, all."""
+    remove_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, json_schema_extra={SINCE: "0.2.0"}
+    )
+    """Which of the teacher's layers are removed, counted from 0, beside `layers`, which says how many stay. Without it, several
+    choices are pruned, repaired and compared, which takes minutes; `shrink.json` of a finished run names the best one."""
     intermediate_size: int | None = Field(default=None, ge=1, json_schema_extra={FORMER: "ffn_width"})
     """Feed-forward channels of every layer; without it, all. Multiples of 256 quantise well."""
     kv_heads: int | None = Field(default=None, ge=1, json_schema_extra={FORMER: "key_value_groups"})
@@ -127,6 +132,16 @@ class ShrinkStudent(Section):
     @classmethod
     def _whole_vocabulary(cls, value: Any) -> Any:
         return _for_drafting(value)
+
+    @model_validator(mode="after")
+    def _removed_once(self) -> ShrinkStudent:
+        if self.remove_layers is None:
+            return self
+        if self.layers is None:
+            raise ValueError("`remove_layers` needs `layers`: how many of the teacher's layers stay")
+        if len(set(self.remove_layers)) < len(self.remove_layers):
+            raise ValueError("`remove_layers` names a layer twice")
+        return self
 
 
 class DenseStudent(Section):

@@ -159,8 +159,11 @@ def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> l
 
     enough = (sample.targets != IGNORED).sum(1).cumsum(0) >= LEFT_OUT_POSITIONS
     sample = sample.take(int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(sample))
-    walk = Layerwise(model, family, sample)
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)[:LEFT_OUT_POSITIONS]
+    if len(sample) == 1 and len(chosen):
+        # Nothing behind the last of them is seen by it.
+        sample = sample.part(slice(None), int(chosen[-1]) + 1)
+    walk = Layerwise(model, family, sample)
     chosen = chosen.to(walk.states[0].device)
     count = len(walk.layers)
 

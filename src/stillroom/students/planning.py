@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from stillroom.core.errors import RecipeError
 from stillroom.core.progress import Progress
 from stillroom.models.families.family import Family
 from stillroom.recipe.student import ShrinkStudent, Target
@@ -73,6 +74,34 @@ def given_sizes(student: ShrinkStudent) -> dict[str, int]:
     return {axis: size for key, axis in AXIS_NAMES.items() if (size := getattr(student, key)) is not None}
 
 
+def kept_layers(student: ShrinkStudent, count: int) -> list[int] | None:
+    """The layers that stay where a recipe says which are removed; None where they are to be found.
+
+    Args:
+        student: The recipe's section.
+        count: Layers of the teacher.
+
+    Raises:
+        RecipeError: The teacher has no such layer, or another number of layers stays than the recipe says.
+    """
+    removed = student.remove_layers
+    if removed is None:
+        return None
+    if removed and max(removed) >= count:
+        raise RecipeError(
+            f"`student.remove_layers` names layer {max(removed)}, and the teacher has {count}, counted from 0.",
+            f"Name layers from 0 to {count - 1}.",
+        )
+    kept = [index for index in range(count) if index not in removed]
+    if len(kept) != student.layers:
+        raise RecipeError(
+            f"`student.layers` is {student.layers}, and {len(kept)} of the teacher's {count} layers stay without those of "
+            "`student.remove_layers`.",
+            f"Write `layers: {len(kept)}`, or name {count - (student.layers or 0)} layers.",
+        )
+    return kept
+
+
 def plan_shape(
     teacher: CausalModel,
     family: Family,
@@ -83,6 +112,7 @@ def plan_shape(
     measured: Measured,
     repair: bool,
     progress: Progress,
+    kept: list[int] | None = None,
 ) -> ShapePlan:
     """Choose a shape within a target.
 
@@ -96,6 +126,7 @@ def plan_shape(
         measured: What was measured of the teacher.
         repair: Whether the student will be repaired; so are the shapes that are compared.
         progress: Draws the bar.
+        kept: The layers that stay, where the recipe says which.
 
     Raises:
         RecipeError: Nothing fits; the message names the limit that binds and the nearest target that can be met. Or the
@@ -117,7 +148,7 @@ def plan_shape(
     best = shortlist(solution, JUDGED)
     with progress.task("evaluating shapes", total=len(best), unit="shapes") as task:
         for choice in best:
-            cut = shrink(teacher, family, choice.shape, measured, repair, screen_only=True)
+            cut = shrink(teacher, family, choice.shape, measured, repair, screen_only=True, given=kept)
             judged.append((choice, cut.best_kl))
             task.advance(1, note=f"KL {cut.best_kl:.2f}")
     judged.sort(key=lambda pair: pair[1])

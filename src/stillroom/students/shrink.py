@@ -93,6 +93,7 @@ def shrink(
     repair: bool,
     *,
     screen_only: bool = False,
+    given: list[int] | None = None,
     moved: Callable[[], None] = lambda: None,
 ) -> Shrunk:
     """The teacher in a smaller shape; the vocabulary stays the teacher's.
@@ -104,6 +105,7 @@ def shrink(
         measured: What was measured of the teacher.
         repair: Whether to repair by least squares; a repair is kept only where it lowers the KL on the evaluating part.
         screen_only: Repair on the screening part only, to compare shapes.
+        given: The layers to keep; without it, the best of several choices.
         moved: Called after every repaired layer.
 
     Raises:
@@ -117,7 +119,10 @@ def shrink(
     sample = measured.sample
     if shape.channels < family.channels(teacher.config) or shape.groups < family.groups(teacher.config):
         measured.order(teacher, family)
-    choices = layer_choices(measured.influence, shape.layers, measured.leave_one_out)
+    if given is None:
+        choices = layer_choices(measured.influence, shape.layers, measured.leave_one_out)
+    else:
+        choices = {"as the recipe says": given}
     choices = described(choices, teacher, family)
     candidates: list[Candidate] = []
     narrowed = _widths(teacher, family, measured, shape, next(iter(choices.values()))).narrows

@@ -38,7 +38,7 @@ from stillroom.students.importance import Sample
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
 from stillroom.students.order import order_channels
-from stillroom.students.planning import given_sizes, plan_shape
+from stillroom.students.planning import given_sizes, kept_layers, plan_shape
 from stillroom.students.shape import Anatomy, Shape, tokenizer_bytes
 from stillroom.students.shrink import shrink
 from stillroom.students.solver import Choice, require_pruned
@@ -143,20 +143,21 @@ def _shrink(
         note = require_pruned(anatomy.teacher, Choice(asked, {}, 0.0))
         if note:
             progress.say(f"  {note}")
+    given = kept_layers(config, count)
     sample = Sample.of(train, config.importance.tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
         teacher.model,
         family,
         sample,
-        leave_one_out=config.importance.leave_one_out and config.layers != count,
+        leave_one_out=config.importance.leave_one_out and config.layers != count and given is None,
         file=config.importance.path or stage.run.path / "importance.safetensors",
         digest=teacher.digest,
     )
-    shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress)
+    shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress, given)
     progress.say(f"  pruning to {shape.words()}")
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
-        cut = shrink(teacher.model, family, shape, measured, config.heal, moved=lambda: task.advance(1))
+        cut = shrink(teacher.model, family, shape, measured, config.heal, given=given, moved=lambda: task.advance(1))
     model = cut.model
     for version in filter(None, (model, cut.unrepaired)):
         if kept is not None:
@@ -303,13 +304,23 @@ def _shape(
     vocabulary: VocabularyMap,
     measured: Measured,
     progress: Progress,
+    given: list[int] | None,
 ) -> tuple[Shape, dict[str, Any] | None]:
     """The asked shape, or the one that the solver finds within the target."""
     fixed = given_sizes(config)
     if config.target is None:
         return replace(anatomy.teacher, vocabulary=vocabulary.student_size, **fixed), None
     plan = plan_shape(
-        teacher.model, family, anatomy, config.target, fixed, vocabulary.student_size, measured, config.heal, progress
+        teacher.model,
+        family,
+        anatomy,
+        config.target,
+        fixed,
+        vocabulary.student_size,
+        measured,
+        config.heal,
+        progress,
+        given,
     )
     return plan.shape, plan.record()
 

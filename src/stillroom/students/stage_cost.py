@@ -110,7 +110,7 @@ class _Pruning:
     @property
     def candidates(self) -> int:
         """Candidates that are tried."""
-        return CANDIDATES if self.fewer_layers else 0
+        return CANDIDATES if self.fewer_layers and self.student.remove_layers is None else 0
 
     @property
     def tokens(self) -> float:
@@ -118,7 +118,7 @@ class _Pruning:
         tokens = 2 * self.screen + self.judge
         if not self.only_vocabulary:
             tokens += self.judge * (1 + self.ratio)
-            if self.fewer_layers and self.student.importance.leave_one_out:
+            if self.candidates and self.student.importance.leave_one_out:
                 tokens += self.counts.sequence_length * self.teacher_shape.layers / 2
             tokens += self.candidates * self.judge * self.ratio
             if self.student.heal:

@@ -22,7 +22,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, Terminated, TrainingDiverged, UsageError
-from stillroom.core.memory import Trimmer
+from stillroom.core.memory import Trimmer, release_memory
 from stillroom.core.progress import Progress
 from stillroom.core.secret import Secret
 from stillroom.models.compute import choose_dtype
@@ -107,6 +107,16 @@ class Training:
         Raises:
             TrainingDiverged: A loss or the gradient's norm is not finite.
         """
+        state = self._train()
+        # Gradients and the optimizer's averages went with the steps: what takes their memory's place is less.
+        release_memory()
+        self.restore(best_weights(self.folder, state.best_step))
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.float()
+        return state
+
+    def _train(self) -> State:
+        """All steps; the model ends with the weights of the last one."""
         config = self.config
         length = self.train.sequences.length
         taken_over = extension.Begin.load(self.folder)
@@ -208,9 +218,6 @@ class Training:
                         )
                     trim()
         state.tokens = tokens[state.step]
-        self.restore(best_weights(self.folder, state.best_step))
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.float()
         return state
 
     def _layout(self, dtype: torch.dtype, tokens: int, *, accumulates: bool) -> tuple[MemoryState, bool]:

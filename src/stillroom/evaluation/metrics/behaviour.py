@@ -76,7 +76,7 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
     config = bench.config.behaviour
     questions = list(QUESTIONS[: config.items])
     seen: dict[str, dict[str, list[bool]]] = {}
-    for name in bench.answering:
+    for name in bench.in_turn(bench.answering):
         inputs = {
             "model": bench.subjects[name].digest,
             "text": bench.text_digest,
@@ -101,6 +101,7 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
             } | of_answers(answers)
 
         seen[name] = bench.part("behaviour", name, inputs, compute)
+    seen = {name: seen[name] for name in bench.answering}
     return summarize(seen, bench.config.confidence) | {
         "questions": len(questions),
         "passages": len(seen["student"]["memorised"]),

@@ -9,16 +9,16 @@ from stillroom.evaluation.metric import Metric, Result
 from stillroom.evaluation.sections import Section, Table, Text
 from stillroom.evaluation.speed import REPETITIONS, measure_speed, working_memory
 from stillroom.evaluation.words import of
-from stillroom.models.load import count_parameters
 
 PROMPT_TOKENS = 256
 
 
 def measure_cost(bench: Bench) -> dict[str, Any]:
     """The measure `cost`. Shrunk, baseline and student have one shape: speed and memory are the student's."""
-    student = bench.load("student")
     listed = bench.listed
-    teacher = None if listed is not None else bench.load("teacher").model
+    # Speeds are compared in turns, for which both are in memory.
+    teacher = None if listed is not None else bench.load("teacher", beside=["student"]).model
+    student = bench.load("student", beside=["teacher"])
     row = bench.heldout.row(0)
     ids = row.ids[0][row.segments[0] >= 0][:PROMPT_TOKENS]
     expanded = student.vocabulary.expand(ids)[0][:PROMPT_TOKENS]
@@ -29,21 +29,21 @@ def measure_cost(bench: Bench) -> dict[str, Any]:
     memory = {"student": working_memory(student.model, expanded)}
     if teacher is not None:
         memory["teacher"] = working_memory(teacher, ids)
+    del teacher, student  # before another is loaded
     models_found: dict[str, dict[str, Any]] = {}
     for name in bench.names:
         if name == "teacher" and listed is not None:
             # What it takes is its server's business.
             models_found[name] = {"parameters": listed.parameters}
             continue
-        loaded = bench.load(name)
+        known = bench.known(name)
         models_found[name] = {
-            "parameters": count_parameters(loaded.model),
-            "bytes": loaded.stored_bytes,
+            "parameters": known.parameters,
+            "bytes": known.stored_bytes,
             "working_memory_bytes": memory.get(name, memory["student"]),
             "load_seconds": round(bench.subjects[name].seconds, 3),
             **speeds.get(name, {}),
         }
-        del loaded  # before the next one needs its memory
     mine = models_found["student"]
     bounds = {key: [mine[key], None, None] for key in ("parameters", "bytes", "working_memory_bytes")}
     for key, value in speeds.get("student", {}).items():

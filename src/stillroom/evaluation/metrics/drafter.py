@@ -39,11 +39,12 @@ def measure_drafter(bench: Bench) -> Result:
     whole = count_parameters(teacher.model)
     models: dict[str, Any] = {}
     for name in [name for name in bench.answering if name != "teacher"]:
-        loaded = bench.load(name)
+        loaded = bench.load(name, beside=["teacher"])
         taken = [_accepted(teacher, loaded, prompt + own, len(prompt)) for prompt, own in texts]
-        ratio = count_parameters(loaded.model) / whole
+        ratio, drafts = count_parameters(loaded.model) / whole, can_draft(loaded)
+        del loaded  # before the next one needs its memory
         count = np.asarray([len(same) for _, same in taken], dtype=np.float64)
-        entry: dict[str, Any] = {"cost_ratio": round(ratio, 4), "can_draft": can_draft(loaded)}
+        entry: dict[str, Any] = {"cost_ratio": round(ratio, 4), "can_draft": drafts}
         for key, sums in (
             ("acceptance", [float(shares.sum()) for shares, _ in taken]),
             ("same_token", [float(same.sum()) for _, same in taken]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.bench import Bench, kept_states
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.metric import Beside, Metric, Result, beside
 from stillroom.evaluation.paired import paired_difference, paired_quotient
@@ -25,6 +25,7 @@ from stillroom.evaluation.sections import (
     Table,
     Text,
 )
+from stillroom.evaluation.states import parts_of
 from stillroom.evaluation.tally import (
     GROUPS,
     MEASURES,
@@ -57,39 +58,17 @@ DETAIL = {"sums", "worst", "bounds", "slices", "calibration", "models", "compare
 def measure_fidelity(bench: Bench) -> dict[str, Any]:
     """The measure `fidelity`: headline numbers, by source, position and token class, calibration, the worst passages."""
     listed = bench.listed
-    asked = listed or bench.routed
-    teacher = listed.tokenizer if listed is not None else bench.load("teacher").tokenizer
-    size = listed.size if listed is not None else bench.load("teacher").vocabulary.teacher_size
     heldout = bench.heldout
-    groups = min(GROUPS, max(1, heldout.documents))
     axes = {
         "all": 1,
         "source": len(bench.sources),
         "position": len(position_edges(heldout.length)),
         "class": len(CLASSES),
     }
-    own = Tally(axes, groups)
-    worst = Worst(teacher, bench.load("student").tokenizer, bench.sources)
-    classes = token_classes(teacher, size)
-    tallies = {"teacher": own}
-    # On a GPU one student at a time: the teacher predicts all again for each, and all of them would not fit.
-    students = bench.names[1:]
-    passes = [students] if bench.device.type == "cpu" else [[name] for name in students]
-    documents = 0
-    with bench.progress.task("fidelity", total=len(passes) * len(heldout) * heldout.length) as task:
-        for number, names in enumerate(passes):
-            contenders = []
-            for name in names:
-                loaded = bench.load(name)
-                tallies[name] = Tally(axes, groups)
-                contenders.append(Contender(name, loaded.model, loaded.vocabulary, tallies[name]))
-                del loaded
-            said = own if number == 0 else Tally(axes, groups)
-            seen = worst if "student" in names else None
-            documents = compare(asked or bench.load("teacher").model, said, contenders, heldout, classes, task, seen)
-            if len(passes) > 1:
-                contenders.clear()
-                bench.release(names[0])
+    groups = min(GROUPS, max(1, heldout.documents))
+    tallies = {name: Tally(axes, groups) for name in bench.names}
+    compared = _one_model_at_a_time if bench.device.type == "cpu" else _one_student_at_a_time
+    documents, worst = compared(bench, tallies)
     result = summarize(tallies, documents, bench, position_labels(heldout.length)) | {"worst": worst.found()}
     if listed is not None:
         # Of the whole distributions; what the lists say is exact.
@@ -101,8 +80,8 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
             "The teacher is known by its lists of most probable tokens alone: every KL to it, and its own bits per byte, are "
             "at least what is shown."
         ]
-    if isinstance(bench.load("student").vocabulary, Alignment):
-        for name in students:
+    if isinstance(bench.known("student").vocabulary, Alignment):
+        for name in bench.names[1:]:
             result["models"][name]["kl_is"] = AT_LEAST
         result["kl_is"] = AT_LEAST
         result.setdefault("warnings", []).append(
@@ -111,6 +90,57 @@ def measure_fidelity(bench: Bench) -> dict[str, Any]:
             "what is shown."
         )
     return result
+
+
+def _one_model_at_a_time(bench: Bench, tallies: dict[str, Tally]) -> tuple[int, Worst]:
+    """Fill the tallies: of each model its hidden states are kept, and then they are compared. Returns the documents, and the
+    worst passages.
+    """
+    heldout, asked = bench.heldout, bench.listed or bench.routed
+    models = bench.names if asked is None else bench.names[1:]
+    documents: set[int] = set()
+    watched: tuple[np.ndarray, Worst] | None = None
+    total = (1 + len(models)) * len(heldout) * heldout.length
+    with bench.progress.task("fidelity", total=total) as task:
+        for part in parts_of(heldout):
+            with kept_states(bench, models, {"": heldout}, task, part) as kept:
+                # By now every model was loaded once, and its tokenizer is known.
+                classes, worst = watched = watched or _watch(bench)
+                contenders = [
+                    Contender(name, kept[name][""], bench.known(name).vocabulary, tallies[name])
+                    for name in bench.names[1:]
+                ]
+                said_by = asked or kept["teacher"][""]
+                compare(said_by, tallies["teacher"], contenders, heldout, classes, task, worst, part, documents)
+    return len(documents), (watched or _watch(bench))[1]
+
+
+def _one_student_at_a_time(bench: Bench, tallies: dict[str, Tally]) -> tuple[int, Worst]:
+    """As :func:`_one_model_at_a_time` on a GPU: the teacher predicts all again for each student, and all of them would not fit."""
+    heldout, asked = bench.heldout, bench.listed or bench.routed
+    students, documents = bench.names[1:], 0
+    classes, worst = _watch(bench)
+    with bench.progress.task("fidelity", total=len(students) * len(heldout) * heldout.length) as task:
+        for number, name in enumerate(students):
+            loaded = bench.load(name)
+            contender = Contender(name, loaded.model, loaded.vocabulary, tallies[name])
+            del loaded
+            said = tallies["teacher"] if number == 0 else Tally(tallies["teacher"].axes, tallies["teacher"].groups)
+            teacher = asked or bench.load("teacher").model
+            seen = worst if name == "student" else None
+            documents = compare(teacher, said, [contender], heldout, classes, task, seen)
+            del contender
+            if len(students) > 1:
+                bench.release(name)
+    return documents, worst
+
+
+def _watch(bench: Bench) -> tuple[np.ndarray, Worst]:
+    """The classes of the teacher's tokens, and what watches the student for the worst passages."""
+    listed = bench.listed
+    teacher = listed.tokenizer if listed is not None else bench.known("teacher").tokenizer
+    size = listed.size if listed is not None else bench.known("teacher").vocabulary.teacher_size
+    return token_classes(teacher, size), Worst(teacher, bench.known("student").tokenizer, bench.sources)
 
 
 def summarize(tallies: dict[str, Tally], documents: int, bench: Bench, positions: list[str]) -> dict[str, Any]:

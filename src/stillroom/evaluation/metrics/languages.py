@@ -7,6 +7,8 @@ of Human Rights, or the user's own. Paragraphs are resampled for intervals.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from stillroom.core.errors import CorpusError, RecipeError
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
-from stillroom.evaluation.bench import Bench
+from stillroom.evaluation.bench import Bench, kept_states
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Beside, Metric, Result
 from stillroom.evaluation.paired import paired_difference
 from stillroom.evaluation.sections import CardResult, Dot, DotChart, Section, Table, Text
+from stillroom.evaluation.states import KeptStates
 from stillroom.evaluation.tally import Drawing, Tally, behind, headline
 from stillroom.evaluation.words import interval, of, percent
 from stillroom.students.languages import samples, tokens_per_byte
@@ -68,28 +71,33 @@ def codes_of(bench: Bench) -> list[str]:
 def measure_languages(bench: Bench) -> dict[str, Any]:
     """The measure `languages`."""
     texts = _texts(bench)
-    teacher = bench.load("teacher")
     drawing = Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed)
     found: dict[str, Any] = {}
-    length = bench.heldout.length
-    total = sum(len(text.encode()) for _, text in texts.values())
-    with bench.progress.task("languages", total=total, unit="bytes") as task:
+    total = (1 + len(bench.answering)) * sum(len(text.encode()) for _, text in texts.values())
+    with bench.progress.task("languages", total=total, unit="bytes") as task, contextlib.ExitStack() as stack:
+        tokenizer = bench.known("teacher").tokenizer
+        sequences = {code: sequences_of(text, tokenizer, bench.heldout.length) for code, (_, text) in texts.items()}
+        held = {code: InMemory(rows) for code, rows in sequences.items()}
+        quiet = type(task)(task.title, 0, "tokens")
+        kept: Mapping[str, Mapping[str, KeptStates]] = {}
+        if bench.device.type == "cpu":
+            kept = stack.enter_context(kept_states(bench, bench.answering, held, quiet))
+            task.advance(total - sum(len(text.encode()) for _, text in texts.values()))
         for code, (name, text) in texts.items():
-            sequences = sequences_of(text, teacher.tokenizer, length)
-            own = Tally({"all": 1}, len(sequences.document_sources))
+            own = Tally({"all": 1}, len(sequences[code].document_sources))
+            models = {other: kept[other][code] if kept else bench.load(other).model for other in bench.answering}
             contenders = [
-                Contender(other, bench.load(other).model, bench.load(other).vocabulary, Tally({"all": 1}, own.groups))
+                Contender(other, models[other], bench.known(other).vocabulary, Tally({"all": 1}, own.groups))
                 for other in bench.answering[1:]
             ]
-            quiet = type(task)(task.title, 0, "tokens")
-            paragraphs = compare(teacher.model, own, contenders, InMemory(sequences), np.zeros(0), quiet)
+            paragraphs = compare(models["teacher"], own, contenders, held[code], np.zeros(0), quiet)
             tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
             found[code] = {
                 "name": name,
                 "bytes": len(text.encode()),
                 "paragraphs": paragraphs,
                 "tokens_per_byte": {
-                    other: tokens_per_byte(bench.load(other).tokenizer, text) for other in ("teacher", "student")
+                    other: tokens_per_byte(bench.known(other).tokenizer, text) for other in ("teacher", "student")
                 },
                 "models": {other: headline(tally, drawing) for other, tally in tallies.items()},
                 "retention": {other: retention(own, tally, drawing) for other, tally in tallies.items()},

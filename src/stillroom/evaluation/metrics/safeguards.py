@@ -30,7 +30,7 @@ def measure_safeguards(bench: Bench) -> dict[str, Any]:
     config = bench.config.safeguards
     prompts = choose_prompts(read_sets(config.sets) + [_read_file(path) for path in config.files], config.items)
     answers: dict[str, list[str]] = {}
-    for name in bench.answering:
+    for name in bench.in_turn(bench.answering):
         inputs = {
             "model": bench.subjects[name].digest,
             "prompts": files.digest_json(prompts),
@@ -46,6 +46,7 @@ def measure_safeguards(bench: Bench) -> dict[str, Any]:
                 ]
 
         answers[name] = bench.part("safeguards", name, inputs, compute)
+    answers = {name: answers[name] for name in bench.answering}
     return judge(prompts, answers, bench.config.confidence) | {"sets": list(config.sets), "seed": bench.seed}
 
 

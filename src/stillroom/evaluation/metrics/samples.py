@@ -11,16 +11,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
-from stillroom.evaluation.answers import Speaker
+from stillroom.evaluation.answers import Speaker, prompt_of
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.heldout import HeldOut
 from stillroom.evaluation.metric import Metric, Result, without_bounds
 from stillroom.evaluation.paired import mcnemar, paired_share, share
 from stillroom.evaluation.sections import LEAD, Answer, Asked, Section, SideBySide, Table, Text
 from stillroom.evaluation.words import interval, paired_test, percent
+
+if TYPE_CHECKING:
+    from stillroom.models.types import Tokenizer
 
 GRAM = 8
 """Tokens of a sequence whose second occurrence makes an answer degenerate."""
@@ -58,13 +61,14 @@ def measure_samples(bench: Bench) -> dict[str, Any]:
         "prompts": files.digest_json([[prompt.chat, *prompt.ids] for prompt in prompts]),
         "max_tokens": config.max_tokens,
     }
-    answers: dict[str, list[dict[str, Any]]] = {}
-    for name in bench.answering:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in bench.in_turn(bench.answering):
 
         def compute(name: str = name) -> list[dict[str, Any]]:
             return _answers(bench, name, prompts)
 
-        answers[name] = bench.part("samples", name, inputs | {"model": bench.subjects[name].digest}, compute)
+        found[name] = bench.part("samples", name, inputs | {"model": bench.subjects[name].digest}, compute)
+    answers = {name: found[name] for name in bench.answering}
     asked = _asked(bench, prompts) if prompts else []
     return summarize(answers, bench.config.confidence) | {
         "items": [
@@ -81,7 +85,8 @@ def _answers(bench: Bench, name: str, prompts: list[Prompt]) -> list[dict[str, A
     """One model's answers: text, teacher's tokens in it, whether it ended by itself, whether it repeats itself."""
     import torch
 
-    loaded, teacher = bench.load(name), bench.load("teacher").tokenizer
+    teacher = bench.known("teacher").tokenizer
+    loaded = bench.load(name)
     speaker = Speaker(loaded)
     begun = [loaded.vocabulary.expand(torch.tensor(prompt.ids))[0].tolist() for prompt in prompts]
     with bench.progress.task(f"samples {name}", total=len(prompts), unit="answers") as task:
@@ -137,14 +142,13 @@ def has_repetition(ids: Sequence[int], tokens: int = GRAM) -> bool:
 
 def _asked(bench: Bench, prompts: list[Prompt]) -> list[str]:
     """Prompts as they are shown: the words of the user's turn alone where the template's text around them is known."""
-    loaded = bench.load("teacher")
-    speaker = Speaker(loaded)
-    frames = _frames(speaker) if any(prompt.chat for prompt in prompts) else []
+    tokenizer = bench.known("teacher").tokenizer
+    frames = _frames(tokenizer) if any(prompt.chat for prompt in prompts) else []
     found = []
     for prompt in prompts:
         ids = list(prompt.ids)
-        whole = str(loaded.tokenizer.decode(ids))
-        plain = str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        whole = str(tokenizer.decode(ids))
+        plain = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         inside = (
             whole[len(before) : len(whole) - len(after)]
             for before, after in frames
@@ -155,12 +159,12 @@ def _asked(bench: Bench, prompts: list[Prompt]) -> list[str]:
     return found
 
 
-def _frames(speaker: Speaker) -> list[tuple[str, str]]:
+def _frames(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """The template's text before and after a question."""
     from stillroom.core.errors import StillroomError
 
     try:
-        before, mark, after = speaker.prompt([{"role": "user", "content": MARK}]).partition(MARK)
+        before, mark, after = prompt_of(tokenizer, [{"role": "user", "content": MARK}]).partition(MARK)
     except StillroomError:  # A template that refuses the mark: prompts are shown with what is around them.
         return []
     return [(before, after)] if mark else []

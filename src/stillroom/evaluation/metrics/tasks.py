@@ -36,12 +36,15 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
         from stillroom.evaluation.tasks.harness import require_names
 
         require_names([task for task in tasks if isinstance(task, str)], config.include_path)
+    # One model after the other, so that each is loaded once.
+    done = {name: [_answers(bench, task, name) for task in tasks] for name in bench.in_turn(bench.answering)}
     found: dict[str, Any] = {}
-    for task in tasks:
+    for number, task in enumerate(tasks):
+        by_model = {name: done[name][number] for name in bench.answering}
         if isinstance(task, str):
-            found |= _harness(bench, task)
+            found |= _harness(bench, by_model)
         else:
-            found[task.name] = _one(bench, task)
+            found[task.name] = _one(bench, task, by_model)
     bounds = {}
     for name, entry in found.items():
         student = entry["models"]["student"]
@@ -94,21 +97,30 @@ def compare_answers(answers: dict[str, list[dict[str, Any]]], confidence: float)
     }
 
 
-def _one(bench: Bench, task: Task) -> dict[str, Any]:
-    answers = {}
-    for name in bench.answering:
-        inputs = {
-            "model": bench.subjects[name].digest,
-            "task": task.digest,
-            "settings": files.digest_json(
-                [bench.config.tasks.model_dump(mode="json", exclude={"names", "files", "include_path"}), VERSION]
-            ),
-        }
+def _answers(bench: Bench, task: Task | str, name: str) -> Any:
+    """What a model makes of a task: a row of each problem; of one of lm-evaluation-harness, given by its name, what that
+    returns of each task it stands for.
+    """
+    config = bench.config.tasks
+    inputs: dict[str, Any] = {"model": bench.subjects[name].digest}
+    if isinstance(task, str):
+        from stillroom.evaluation.tasks.harness import folder_digest, run_task
 
-        def compute(name: str = name) -> list[dict[str, Any]]:
-            return answer_task(Speaker(bench.load(name)), task, bench, name)
+        include = folder_digest(config.include_path) if config.include_path else None
+        inputs |= {"items": config.items, "seed": bench.seed, "version": VERSION, "include": include}
 
-        answers[name] = bench.part("tasks", f"{task.name} {name}", inputs, compute)
+        def compute() -> Any:
+            return run_task(task, Speaker(bench.load(name)), config.items, bench.seed, config.include_path)
+
+        return bench.part("tasks", f"{task} {name}", inputs, compute)
+    settings = [config.model_dump(mode="json", exclude={"names", "files", "include_path"}), VERSION]
+    inputs |= {"task": task.digest, "settings": files.digest_json(settings)}
+    return bench.part(
+        "tasks", f"{task.name} {name}", inputs, lambda: answer_task(Speaker(bench.load(name)), task, bench, name)
+    )
+
+
+def _one(bench: Bench, task: Task, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     about = {"kind": task.kind, "source": task.source, "items": len(task.items), "digest": task.digest}
     if task.kind == "rolling":
         return about | _bits(answers, Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed))
@@ -143,26 +155,8 @@ def _bits(answers: dict[str, list[dict[str, Any]]], drawing: Drawing) -> dict[st
     return {"models": models, "compared": compared}
 
 
-def _harness(bench: Bench, name: str) -> dict[str, Any]:
+def _harness(bench: Bench, by_model: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A task of lm-evaluation-harness; one name may stand for several tasks."""
-    from stillroom.evaluation.tasks.harness import folder_digest, run_task
-
-    config = bench.config.tasks
-    include = folder_digest(config.include_path) if config.include_path else None
-    by_model: dict[str, dict[str, Any]] = {}
-    for model in bench.answering:
-        inputs = {
-            "model": bench.subjects[model].digest,
-            "items": config.items,
-            "seed": bench.seed,
-            "version": VERSION,
-            "include": include,
-        }
-
-        def compute(model: str = model) -> dict[str, Any]:
-            return run_task(name, Speaker(bench.load(model)), config.items, bench.seed, config.include_path)
-
-        by_model[model] = bench.part("tasks", f"{name} {model}", inputs, compute)
     found = {}
     for task in by_model["student"]:
         answers = {model: results[task]["items"] for model, results in by_model.items()}
