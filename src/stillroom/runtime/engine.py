@@ -39,8 +39,9 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""For glibc: memory that a long request took goes back to the system once it is answered; and the KV cache takes huge pages, since
-a process ends when the last of its pages was given back: 460 MB took 280 ms in small ones on a busy machine, and 60 ms in huge ones."""
+"""For glibc: memory that a long request took goes back to the system once it is answered; and the KV cache takes huge pages,
+since a process ends when the last of its pages was given back: 460 MB took 280 ms in small ones on a busy machine, and 60 ms in
+huge ones."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 10.0
 """How long the head of a request may take to arrive."""
 MOST_STRANGERS = 128
-"""Connections that have not yet shown a key, or whose they are. One more ends the oldest of them that has been silent for longer than
-:data:`HEARD_SECONDS`."""
+"""Connections that have not yet shown a key, or whose they are. One more ends the oldest of them that was listened to and said
+nothing."""
 HEARD_SECONDS = 0.5
 """A younger connection may have sent its request, and not been listened to yet: a flood of others shuts out no one."""
 MOST_UNHEARD = 1024
-"""However young they are, more are not kept."""
+"""However young they are, more are not taken."""
 MOST_IDLE = 256
 """Connections that wait for another request of somebody known. One more ends the one that has waited longest: open files are
 few on some systems, and the page's `off` needs one."""
@@ -50,8 +50,8 @@ _NETLINK, _SOCK_DIAG, _BY_FAMILY, _REQUEST, _ERROR = 16, 4, 20, 1, 2
 
 
 def _asked_kernel(client: Address, server: Address) -> tuple[bool, int | None]:
-    """The same by one question about this very connection (sock_diag(7)): the table of all of them takes the kernel milliseconds
-    to write, at every new connection. First whether it answered.
+    """The same by one question about this very connection (sock_diag(7)), and first whether it was answered: the table of all
+    connections takes the kernel 15 ms to write, at every new one.
     """
     kind = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
     try:
@@ -117,7 +117,7 @@ def _hex(address: Address) -> str:
 class Connection(H11Protocol):
     """A connection whose requests must arrive in time, and which makes way for others until it is known whose it is."""
 
-    strangers: dict[Connection, None]
+    strangers: dict[Connection, bool]
     idle: dict[Connection, None]
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -129,7 +129,7 @@ class Connection(H11Protocol):
         self._late: asyncio.TimerHandle | None = None
         self._user: int | None = None
         self._asked = False
-        self._made = 0.0
+        self._listened: asyncio.TimerHandle | None = None
         self._ends: tuple[Address | None, Address | None] = (None, None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -138,18 +138,23 @@ class Connection(H11Protocol):
         self.app_state = {**self.app_state, "connection": self}
         server = self.server
         self._ends = (self.client, (server[0], server[1]) if server is not None and server[1] is not None else None)
-        self.strangers[self] = None
-        self._made = self.loop.time()
+        self.strangers[self] = False
         if len(self.strangers) > MOST_STRANGERS:
-            oldest = next(iter(self.strangers))
-            if len(self.strangers) > MOST_UNHEARD or self._made - oldest._made > HEARD_SECONDS:
-                del self.strangers[oldest]
-                oldest.transport.abort()
+            silent = next((each for each, said_nothing in self.strangers.items() if said_nothing), None)
+            if silent is None and len(self.strangers) > MOST_UNHEARD:
+                silent = self
+            if silent is not None:
+                del self.strangers[silent]
+                silent.transport.abort()
+        # The loop reads what has arrived before it looks at its timers, however late it is.
+        self._listened = self.loop.call_later(HEARD_SECONDS, self._said_nothing)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._arrived()
+        if self._listened is not None:
+            self._listened.cancel()
         self.strangers.pop(self, None)
         self.idle.pop(self, None)
         super().connection_lost(exc)
@@ -167,6 +172,8 @@ class Connection(H11Protocol):
         """After an answer a connection may be idle, as long as the server's setting says."""
         super().on_response_complete()
         self._arrived()
+        if self in self.strangers:
+            self.strangers[self] = True
         # The next request may have come behind the last one, and be in work by now.
         if self not in self.strangers and not self.transport.is_closing() and self.cycle.response_complete:
             self.idle[self] = None
@@ -187,6 +194,10 @@ class Connection(H11Protocol):
     def known(self) -> None:
         """The client has shown who it is."""
         self.strangers.pop(self, None)
+
+    def _said_nothing(self) -> None:
+        if self in self.strangers and self._late is not None:
+            self.strangers[self] = True
 
     def _wait(self) -> None:
         self._late = self.loop.call_later(HEAD_SECONDS, self._end)
