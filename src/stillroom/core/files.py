@@ -98,7 +98,30 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file with indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _indented(value))
+
+
+def show_json(path: Path, value: Any) -> None:
+    """The same, seen by every process at once, but not yet safe from a loss of power: :func:`settle` makes it so."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(_indented(value), encoding="utf-8")
+        make_way(path)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def settle(path: Path) -> None:
+    """Flush a file, and its folder, to disk."""
+    _sync_file(path)
+    sync_folder(path.parent)
+
+
+def _indented(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -22,12 +22,13 @@ from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine
 from stillroom.runtime.facts import GgufFacts
 from stillroom.serving import grammars, scoring, tools
-from stillroom.serving.pool import SOMEBODY, Pool, ServedModel, Slot, restore_slot, save_slot
+from stillroom.serving.pool import SOMEBODY, Pool, ServedModel, Slot, common, restore_slot, save_slot
 from stillroom.serving.repeats import Repeats
 from stillroom.serving.requests import ChatRequest, CompletionRequest, Form, Message, Schemas
 from stillroom.serving.sessions import Session, SessionStore
 from stillroom.serving.shield import Shield
 from stillroom.serving.speech import Speech, pair_of
+from stillroom.serving.turns import PIECE
 
 CONTEXT_POLICY = (
     "In a session whose context is full, the oldest messages after the system message are left out, two at a time, and "
@@ -257,6 +258,7 @@ class Answerer:
                             mine = True
                     # A context of somebody else's is not gone on from: neither its time nor its count may tell of it.
                     body: dict[str, Any] = {**question.body, "id_slot": slot.number, "cache_prompt": mine}
+                    known = common(question.text, slot.held) / max(1, len(question.text)) if mine else 0.0
                     # Until the engine has begun with this one, the slot still holds what it held.
                     slot.held, slot.session = question.text, None
                     slot.owner = question.owner if mine else SOMEBODY
@@ -280,16 +282,28 @@ class Answerer:
                                 self._count(scored.usage)
                                 break
                             prompt, body["cache_prompt"] = scored.ids, scored.entries is not None or mine
+                    ahead = await _read_ahead(engine, model, question, prompt, body, known) if model.shared else None
+                    if ahead is not None:
+                        prompt, body["cache_prompt"] = ahead.ids, True
                     body |= {"prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
-                    async with local.request(engine.socket, engine.key, "POST", "/v1/completions", body) as lines:
+                    async with (
+                        _begun_in_turn(model, question) as turn,
+                        _used(model, question.owner, _size(prompt) - (ahead.read if ahead is not None else 0)) as use,
+                        local.request(engine.socket, engine.key, "POST", "/v1/completions", body) as lines,
+                    ):
                         ended = False
                         async for found in _events(lines):
                             model.heard()
+                            await turn.aclose()
+                            if not begun:
+                                use.enter_context(model.turns.answering(question.owner))
                             if found is None:
                                 ended = True
                                 break
                             event = found
                             begun, slot.owner = True, question.owner
+                            if ahead is not None:
+                                ahead.correct(event)
                             self._count(event)
                             text += (written := _texts(event))
                             if watching is not None:
@@ -406,6 +420,106 @@ class Answerer:
             # Only there where a drafter drafts.
             self.tokens["drafted"] += timings.get("draft_n", 0)
             self.tokens["accepted"] += timings.get("draft_n_accepted", 0)
+
+
+LARGE_GRAMMAR = 1 << 12
+"""Characters of a grammar that an engine compiles while no step is taken for anybody."""
+
+
+@contextlib.asynccontextmanager
+async def _begun_in_turn(model: ServedModel, question: Question) -> AsyncIterator[contextlib.AsyncExitStack]:
+    """Where others ask too, a large grammar is compiled when it is its turn. To be closed at the first event."""
+    async with contextlib.AsyncExitStack() as turn:
+        if model.shared and len(question.body.get("grammar", "")) > LARGE_GRAMMAR:
+            await turn.enter_async_context(model.turns.turn(question.owner))
+        yield turn
+
+
+@contextlib.asynccontextmanager
+async def _used(model: ServedModel, owner: str, left: float) -> AsyncIterator[contextlib.ExitStack]:
+    """While an engine works for somebody. One who has little left to be read is as good as answered."""
+    with contextlib.ExitStack() as use:
+        use.enter_context(model.turns.working(owner))
+        if left <= PIECE:
+            use.enter_context(model.turns.answering(owner))
+        yield use
+
+
+def _size(prompt: str | list[Any]) -> float:
+    """About how many tokens a prompt has."""
+    parts = [prompt] if isinstance(prompt, str) else prompt
+    return sum(len(part) / 3 if isinstance(part, str) else 1 for part in parts)
+
+
+@dataclass
+class _Ahead:
+    """A prompt that was read ahead, in pieces.
+
+    Attributes:
+        ids: Its tokens.
+        read: How many of them were read.
+        cached: How many of them the engine had read before.
+    """
+
+    ids: list[int]
+    read: int
+    cached: int
+
+    def correct(self, event: dict[str, Any]) -> None:
+        """What was read for this very request is no cache's."""
+        usage = event.get("usage")
+        if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens_details"), dict):
+            usage["prompt_tokens_details"]["cached_tokens"] = self.cached
+
+
+async def _read_ahead(
+    engine: Engine, model: ServedModel, question: Question, prompt: str | list[Any], body: dict[str, Any], known: float
+) -> _Ahead | None:
+    """Have a long prompt read in pieces, each when it is its turn; None where it is short, or too long to be answered.
+
+    Args:
+        engine: The engine.
+        model: Its model.
+        question: Whose prompt it is.
+        prompt: The prompt: a text, ids of tokens, or both in a row.
+        body: The request's settings: the place in the engine, and whether what it holds may be used.
+        known: The share of the prompt that the place holds already.
+    """
+    batch, turns, owner = model.options.batch, model.turns, question.owner
+    if _size(prompt) <= (PIECE if turns.contested(owner) else batch):
+        return None
+    ids: list[int] = []
+    parts = [prompt] if isinstance(prompt, str) else prompt
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            wanted = {"content": part, "add_special": number == 0, "parse_special": True}
+            ids += (await local.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"]
+        else:
+            ids.append(part)
+    if len(ids) >= model.options.context:
+        return None
+    at, cached, kept = int(known * len(ids)), None, body["cache_prompt"]
+    while True:
+        small = turns.contested(owner)
+        end = at + (PIECE if small else batch)
+        if end >= len(ids):
+            break
+        piece = {
+            "prompt": ids[:end],
+            "max_tokens": 1,
+            "temperature": 0,
+            "id_slot": body["id_slot"],
+            "cache_prompt": kept,
+        }
+        async with turns.turn(owner) if small else contextlib.nullcontext():
+            with turns.working(owner):
+                read = await local.call(engine.socket, engine.key, "POST", "/v1/completions", piece)
+        model.heard()
+        at, kept = end, True
+        if cached is None:
+            details = (read.get("usage") or {}).get("prompt_tokens_details") or {}
+            cached = int(details.get("cached_tokens", 0))
+    return _Ahead(ids, at, cached) if cached is not None else None
 
 
 async def _rendered(engine: Engine, model: ServedModel, question: Question) -> tuple[str | list[Any], bool]:

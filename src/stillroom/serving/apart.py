@@ -17,7 +17,8 @@ from typing import Any
 from stillroom.core.errors import EngineFailed, NotWritable, StillroomError
 
 SECONDS = 6.0
-"""Longer than `off` ever takes (:data:`stillroom.switch.stopping.DEADLINE_SECONDS`). A fork that is silent for so long is given up."""
+"""Longer than `off` ever takes (:data:`stillroom.switch.stopping.DEADLINE_SECONDS`). A fork that is silent for so long is given
+up."""
 _ERRORS: dict[str, type[StillroomError]] = {kind.__name__: kind for kind in (EngineFailed, NotWritable)}
 
 

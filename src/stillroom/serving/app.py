@@ -118,6 +118,8 @@ class Service:
         self.limits = limits
         self.sessions = sessions or SessionStore(switch.places.data / "sessions")
         self.answerer = answers.Answerer(pool, self.sessions)
+        for model in pool.models.values():
+            model.shared = len(limits.keys) > 1
         self.delivery = Delivery(switch, limits.seconds)
         self.preparing = Preparing(switch)
         self.metrics = Metrics(pool, self.answerer, switch)
@@ -211,7 +213,8 @@ class Service:
         owner = owner_of(request)
         if session is None and _is_short(asked, len(await request.body())):
             return answers.chat_question(asked, None, model.facts, owner)
-        return await self._prepared(request, "ask", asked, session, model.facts, owner)
+        found: answers.Question = await self._prepared(request, "ask", asked, session, model.facts, owner)
+        return found
 
     async def _prepared(self, request: Request, job: str, *arguments: Any) -> Any:
         """The result of a job of :mod:`.preparing_child`, while the client is there and the switch is on."""
@@ -221,7 +224,8 @@ class Service:
         body = await request.body()
         if len(body) <= SMALL_BODY:
             return read_body(kind.__name__, body)  # type: ignore[return-value]
-        return await self._prepared(request, "read", kind.__name__, body)
+        found: M = await self._prepared(request, "read", kind.__name__, body)
+        return found
 
     async def _chat_of(
         self, request: Request, asked: responses.ResponsesRequest | ollama.OllamaChat | ollama.OllamaGenerate

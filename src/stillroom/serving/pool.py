@@ -16,6 +16,7 @@ from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
 from stillroom.serving.models import OpenedModel
+from stillroom.serving.turns import Turns
 from stillroom.switch.state import Switch
 
 RECHECK_SECONDS = 60.0
@@ -101,6 +102,9 @@ class ServedModel:
         self._queue: list[_Waiter] = []
         self._served: dict[str, float] = {}
         self.suspect = False
+        self.shared = False
+        """Whether several keys may ask: then none takes all places, since an answer may be as long as the context."""
+        self.turns = Turns()
         self._free = asyncio.Condition()
         self._plain: dict[str, list[int]] = {}
         self._running: list[str] = []
@@ -189,7 +193,7 @@ class ServedModel:
         if not self.slots:
             self.slots = [Slot(number) for number in range(self.options.parallel)]
         async with self._free:
-            if self._queue or all(slot.busy for slot in self.slots):
+            if self._queue or not self._may_have(owner):
                 mine = _Waiter(owner)
                 if sum(each.owner == owner for each in self._queue) >= self.queue:
                     raise QueueFull(f"{self.queue} requests are waiting already.", "Ask again in a moment.")
@@ -210,13 +214,18 @@ class ServedModel:
             async with self._free:
                 self._free.notify_all()
 
+    def _may_have(self, owner: str) -> bool:
+        """Whether there is a slot for somebody."""
+        held = sum(slot.busy and slot.holder == owner for slot in self.slots)
+        most = len(self.slots) - 1 if self.shared and len(self.slots) > 1 else len(self.slots)
+        return held < most and not all(slot.busy for slot in self.slots)
+
     def _next(self) -> _Waiter | None:
         """Who gets the next slot; None while there is none."""
-        if all(slot.busy for slot in self.slots):
-            return None
         held = Counter(slot.holder for slot in self.slots if slot.busy)
+        able = [each for each in self._queue if self._may_have(each.owner)]
         # The one served longest ago comes first among those who have as few.
-        return min(self._queue, key=lambda each: (held[each.owner], self._served.get(each.owner, 0.0)), default=None)
+        return min(able, key=lambda each: (held[each.owner], self._served.get(each.owner, 0.0)), default=None)
 
     async def plain_ids(self, engine: Engine, text: str) -> list[int]:
         """The tokens of a text that would be markup, as the plain text that it is here."""
@@ -325,13 +334,13 @@ def _fits(text: str, session: str | None, owner: str = "") -> Callable[[Slot], t
         mine = slot.owner in (None, owner)
         if session is not None and slot.session == session and mine:
             return (1 << 30, mine, -slot.used)
-        same = _common(text, slot.held) if mine else 0
+        same = common(text, slot.held) if mine else 0
         return (same if same >= KEPT_SHARE * len(slot.held) else 0, slot.owner is None, -slot.used)
 
     return score
 
 
-def _common(one: str, other: str) -> int:
+def common(one: str, other: str) -> int:
     """Length of the common beginning of two texts."""
     low, high = 0, min(len(one), len(other))
     while low < high:

@@ -1,9 +1,9 @@
 """Requests are prepared in processes of their own: whatever is long to read or to compile holds up no one else.
 
 Python runs one thread at a time, and reading a body of four megabytes, or compiling a schema of three thousand branches, holds
-the interpreter: every stream, every other client and the switch would wait for it. A process that prepares is confined as one that renders
-templates is, has a limit of CPU time for each job, takes the jobs of each client in turn, and is in the switch's list:
-``off`` ends it as it ends engines.
+the interpreter: every stream, every other client and the switch would wait for it. A process that prepares is confined as one
+that renders templates is, has a limit of CPU time for each job, takes the jobs of each client in turn, and is in the switch's
+list: ``off`` ends it as it ends engines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections import Counter
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -46,13 +46,13 @@ _STOPPED = (-15, -9)
 class _Results(pickle.Unpickler):
     """Reads results. The process that writes them reads what clients send, so its word is not taken for any class."""
 
-    _PARTS = {
+    _PARTS: ClassVar = {
         (kind.__module__, kind.__name__)
         for kind in (
             answers.Question, shield.Shield, repeats.Repeats, distinct.Distinct, sessions.Session, requests.Form
         )
     }  # fmt: skip
-    _MODULES = {module.__name__: module for module in (requests, responses, ollama)}
+    _MODULES: ClassVar = {module.__name__: module for module in (requests, responses, ollama)}
 
     def find_class(self, module: str, name: str) -> Any:
         """A class that a result may hold.
@@ -61,7 +61,7 @@ class _Results(pickle.Unpickler):
             UnpicklingError: It may not.
         """
         if (module, name) == ("re", "_compile"):
-            return re.compile
+            return re._compile  # type: ignore[attr-defined]
         if (module, name) == ("decimal", "Decimal"):
             return Decimal
         if (module, name) in self._PARTS:
@@ -81,7 +81,12 @@ class _Process:
         environment = {"PATH": os.environ.get("PATH", ""), "MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8"}
         with theirs:
             self.process = subprocess.Popen(
-                command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment, cwd="/"
+                command,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
             )
         self._socket = ours
         self._writer: asyncio.StreamWriter | None = None
@@ -119,7 +124,7 @@ class _Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Its end of the connection is closed before it can be waited for.
             self.process.wait(0.05)
-        code = self.process.poll()
+        code: int | None = self.process.poll()
         if code is None:
             self.process.kill()
             self.process.wait()
@@ -127,6 +132,10 @@ class _Process:
             self._registration.close()
             self._registration = None
         return code
+
+
+class _Stopped(EngineFailed):
+    """A process was ended by somebody else."""
 
 
 class _Waiter:
@@ -195,39 +204,43 @@ class Preparing:
         )
 
     async def _work(self, owner: str, job: str, arguments: tuple[Any, ...]) -> Any:
-        process: _Process | None = None
         try:
             data = pickle.dumps((job, arguments), pickle.HIGHEST_PROTOCOL)
-            for last in (False, True):
-                process = self._idle.pop() if self._idle else await asyncio.to_thread(_Process, self.switch)
-                fresh = process.process.poll() is None
-                try:
-                    async with asyncio.timeout(WALL_SECONDS):
-                        answer = await process.ask(data)
-                    break
-                except (EOFError, OSError, TimeoutError) as error:
-                    ended, process = process, None
-                    code = await asyncio.to_thread(ended.end)
-                    self.switch.require_on()
-                    if isinstance(error, TimeoutError) or code in _TIMED_OUT:
-                        raise Refused(400, "invalid_request", "The request takes too long to be read.") from None
-                    # One that was ended while it was idle had no part in it.
-                    if (fresh and code not in _STOPPED) or last:
-                        raise EngineFailed("The process that prepares requests ended.", "Ask again.") from None
+            try:
+                answer = await self._asked(data)
+            except _Stopped:
+                # It was ended from outside, and has nothing to do with the request: once more.
+                answer = await self._asked(data)
             result = _Results(io.BytesIO(answer)).load()
-            self._idle.append(process)
-            process = None
             if result[0] == "refused":
                 raise Refused(*result[1:])
             return result[1]
         finally:
-            if process is not None:
-                await asyncio.to_thread(process.end)
             self._busy[owner] -= 1
             if not self._busy[owner]:
                 del self._busy[owner]
             async with self._changed:
                 self._changed.notify_all()
+
+    async def _asked(self, data: bytes) -> bytes:
+        process = self._idle.pop() if self._idle else await asyncio.to_thread(_Process, self.switch)
+        lives = process.process.poll() is None
+        try:
+            async with asyncio.timeout(WALL_SECONDS):
+                answer = await process.ask(data)
+        except (EOFError, OSError, TimeoutError) as error:
+            code = await asyncio.to_thread(process.end)
+            self.switch.require_on()
+            if isinstance(error, TimeoutError) or code in _TIMED_OUT:
+                raise Refused(400, "invalid_request", "The request takes too long to be read.") from None
+            if code in _STOPPED or not lives:
+                raise _Stopped("The process that prepares requests was ended.", "Ask again.") from None
+            raise Refused(400, "invalid_request", "The process that read this request ended over it.") from None
+        except BaseException:
+            await asyncio.to_thread(process.end)
+            raise
+        self._idle.append(process)
+        return answer
 
     async def warm(self) -> None:
         """Have a process ready."""
@@ -249,4 +262,3 @@ class Preparing:
         for process in self._idle:
             process.end()
         self._idle.clear()
-

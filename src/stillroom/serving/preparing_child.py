@@ -12,10 +12,12 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llguidance
 import llguidance.gbnf_to_lark
+import pydantic
 from pydantic import BaseModel
 
 from stillroom.core.errors import UsageError
@@ -26,7 +28,8 @@ from stillroom.core.strict_json import read_strict
 from stillroom.serving import answers, grammars, ollama, problems, requests, responses
 
 CPU_SECONDS = 3.0
-"""Of one job: of 5,000 schemas of libraries the slowest takes a tenth of a second, and the longest body that is taken about one."""
+"""Of one job: of 5,000 schemas of libraries the slowest takes a tenth of a second, and the longest body that is taken about
+one."""
 MEMORY_BYTES = 1 << 30
 LARGE = 1 << 18
 """Bytes of a job, after which memory is given back to the system."""
@@ -135,12 +138,8 @@ def main() -> None:
     with contextlib.suppress(grammars.UnsupportedSchema):
         grammars.client_grammar("root ::= (")
     done("read", ("ChatRequest", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}'))
-    packages = [os.path.dirname(str(module.__file__)) for module in (llguidance, sys.modules["pydantic"])]
-    from pathlib import Path
-
-    confine(
-        [*standard_library(), *map(Path, packages)], None, MEMORY_BYTES, 16, policy=NO_EFFECTS, namespace=False
-    )
+    packages = [Path(str(module.__file__)).parent for module in (llguidance, pydantic)]
+    confine([*standard_library(), *packages], None, MEMORY_BYTES, 16, policy=NO_EFFECTS, namespace=False)
     # A body of a million lists is no reason to look through all of them for cycles, again and again.
     gc.collect()
     gc.freeze()

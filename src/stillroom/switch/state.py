@@ -157,8 +157,11 @@ class Switch:
             if handle is not None:
                 os.close(handle)
 
-    def hold_off(self) -> None:
+    def hold_off(self, settle: bool = True) -> None:
         """Keep "off" in both files, unless they have it.
+
+        Args:
+            settle: Flush them to disk. Without, every process sees them at once; :meth:`settle` is to follow.
 
         Raises:
             NotWritable: It could be kept nowhere.
@@ -169,25 +172,32 @@ class Switch:
             if held and all(_says_off(path) for path in self.places.switches):
                 return
             try:
-                self.write(False)
+                self.write(False, settle=settle)
             except NotWritable:
                 if not held:
                     raise
 
-    def write(self, on: bool, features: dict[str, Feature] | None = None) -> None:
+    def settle(self) -> None:
+        """Flush both files to disk: a loss of power loses nothing of them then."""
+        for path in self.places.switches:
+            with contextlib.suppress(OSError):
+                files.settle(path)
+
+    def write(self, on: bool, features: dict[str, Feature] | None = None, *, settle: bool = True) -> None:
         """Keep a state in both files.
 
         Args:
             on: Whether anything may run.
             features: What is said of single features; None keeps what was said.
+            settle: Flush them to disk.
 
         Raises:
             NotWritable: Off could be kept nowhere, or on could not be kept everywhere.
         """
         with self._alone():
-            self._replace(on, features)
+            self._replace(on, features, settle)
 
-    def _replace(self, on: bool, features: dict[str, Feature] | None) -> None:
+    def _replace(self, on: bool, features: dict[str, Feature] | None, settle: bool = True) -> None:
         kept = self.state().features if features is None else features
         value = {"format": FORMAT, "switch": "on" if on else "off", "features": kept, "changed": round(time.time(), 3)}
         failures: list[OSError] = []
@@ -195,7 +205,10 @@ class Switch:
         for path in self.places.switches:
             try:
                 clear_way(path.parent)
-                files.write_json(path, value)
+                if settle:
+                    files.write_json(path, value)
+                else:
+                    files.show_json(path, value)
             except OSError as error:
                 failures.append(error)
                 if on:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,11 +75,14 @@ def off(switch: Switch) -> Receipt:
     asked, begun = time.time(), time.perf_counter()
     unkept: NotWritable | None = None
     try:
-        switch.hold_off()
+        switch.hold_off(settle=False)
     except NotWritable as error:
         unkept = error
     except Exception as error:  # whatever is wrong with the state, what runs is stopped
         unkept = NotWritable(f"The switch's state could not be kept: {error}", "Give the command again.")
+    # A disk takes tens of milliseconds, and engines see the files before: both at the same time.
+    settling = threading.Thread(target=switch.settle, daemon=True)
+    settling.start()
     stopped: list[Stopped] = []
     silenced: set[int] = set()
     # An engine that was starting is in the list a moment later: look until no one is left.
@@ -102,6 +106,7 @@ def off(switch: Switch) -> Receipt:
         # Under the same kernel its lock is seen, though its number means nothing here.
         if entry.kind == "server" and shares_kernel(entry):
             _silence(path, entry)
+    settling.join(DEADLINE_SECONDS)
     named = [f"{entry.kind} {entry.pid} ({entry.model}) of {entry.where.split(' ')[0]}" for _, entry in others]
     receipt = Receipt(asked, time.perf_counter() - begun, stopped, sorted(silenced), named)
     if unkept is not None:
