@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 
 from benchmarks.models import LENGTHS, SAME, compare
@@ -179,6 +180,16 @@ def test_what_is_no_causal_model_is_refused_from_its_config(family: str, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "auto_map": {"AutoModel": "code.Model"}}))
     with pytest.raises(UnsupportedModel, match=f"`{family}`"):
         kind_of(tmp_path)
+
+
+def test_tensors_that_the_class_of_a_family_does_not_use_are_said(tmp_path: Path) -> None:
+    model = build("qwen3_next")
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"mtp.fc.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    notes = load_teacher(HuggingFaceTeacher(name=str(tmp_path)), "cpu", torch.float32).notes
+    assert any("does not use mtp.fc.weight" in note for note in notes)
 
 
 @pytest.mark.skipif(installed("timm"), reason="timm is installed")
