@@ -40,6 +40,9 @@ SAME = 1e-3
 """Difference of logits, in their standard deviations, up to which they are the same."""
 LENGTHS = (((33, 61, 50), (90, 54)), ((24, 41), (9, 56)))
 """Documents of two batches of sequences: one as long as attention in blocks needs, and a shorter one."""
+PROMPTS = tuple(range(5, 126, 5))
+"""Lengths of the prompts after which a file is compared with its model. Rounding turns a router's choice between two experts
+that are equally good after one of some thirty prompts; the mean of few would be that one."""
 KL = 1e-4
 """Mean KL in nats up to which a file of type F16 is the same as its model."""
 DAMAGED = (
@@ -151,7 +154,7 @@ def export(name: str) -> dict[str, Any]:
     """The F16 file of one family: mean and largest KL over prompts, in nats."""
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            found = exported(model_of(name), Path(temporary))
+            found = exported(model_of(name), Path(temporary), PROMPTS)
         except Exception as error:
             return {"result": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
     mean = sum(found) / len(found)

@@ -301,7 +301,7 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
     require_whole(str(folder), info, stored)
     require_stored(str(folder), whole, stored, quantized=bool(said.get("quantization_config")))
     require_tied(str(folder), model)
-    require_numbers(str(folder), model)
+    require_numbers(str(folder), whole)
     unused = unused_tensors(whole, stored)
     notes += (unused,) if unused else ()
     if (
