@@ -1,6 +1,6 @@
 """Every causal language model of the installed transformers as a teacher: right, refused by name, or wrong.
 
-    .venv/bin/python -m benchmarks.models [--types NAME,NAME] [--parts types,files,damaged] [--workers N] [--work FILE] --json FILE
+    .venv/bin/python -m benchmarks.models [--quick] [--parts types,files,damaged] [--types NAME,NAME] [--work FILE] --json FILE
 
 - **types**: for every family of the causal mapping a tiny random model is written to disk and opened as a teacher. Its
   logits on packed sequences are compared with transformers' own on the single documents (`right`, or `wrong`); a family that is
@@ -40,15 +40,25 @@ SAME = 1e-3
 """Difference of logits, in their standard deviations, up to which they are the same."""
 LENGTHS = (((33, 61, 50), (90, 54)), ((24, 41), (9, 56)))
 """Documents of two batches of sequences: one as long as attention in blocks needs, and a shorter one."""
+PROMPTS = tuple(range(5, 126, 5))
+"""Lengths of the prompts after which a file is compared with its model. Rounding turns a router's choice between two experts
+that are equally good after one of some thirty prompts; the mean of few would be that one."""
 KL = 1e-4
 """Mean KL in nats up to which a file of type F16 is the same as its model."""
-DAMAGED = ("llama", "gemma2", "qwen3_moe", "phi3", "gpt2")
-"""Families whose checkpoints are damaged: plain, tied with caps, with an expert per tensor, fused, and transposed."""
+DAMAGED = (
+    "llama", "gemma2", "qwen3_moe", "phi3", "gpt2", "qwen2", "gpt_oss", "deepseek_v3", "mamba2", "lfm2", "qwen3_next", "bloom",
+    "gemma3", "llama4", "mixtral", "falcon",
+)  # fmt: skip
+"""Families whose checkpoints are damaged: plain, tied with caps, with an expert per tensor, fused, transposed, with biases,
+with joined experts, with states, with convolutions, with encoders of images, and with names of their own."""
 
 
 def main() -> None:
     """Run the parts, and write the figures."""
     parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--quick", action="store_true", help="all types, but a sixth of the files and two damaged families"
+    )
     parser.add_argument("--types", help="comma-separated; all by default")
     parser.add_argument("--parts", default="types,files,damaged")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -67,10 +77,11 @@ def main() -> None:
             options.types.split(",") if options.types else causal_types(), options.workers, kept
         )
     if "files" in options.parts:
-        more, details["files"] = files(options.types.split(",") if options.types else None, options.workers, kept)
+        wanted = options.types.split(",") if options.types else exported_families()[:: 6 if options.quick else 1]
+        more, details["files"] = files(wanted, options.workers, kept)
         figures |= more
     if "damaged" in options.parts:
-        more, details["not_caught"] = damaged()
+        more, details["damaged"] = damaged(DAMAGED[:2] if options.quick else DAMAGED, options.workers, kept)
         figures |= more
     write(figures, details, options.json)
     bad = figures.get("wrong", 0) or figures.get("caught_share", 1) < 1
@@ -95,30 +106,40 @@ def types(names: list[str], workers: int, kept: Kept) -> tuple[dict[str, Any], d
     """Examine families, each in a process of its own."""
     found = in_processes(names, examine, workers, kept)
     counts = Counter(result["result"] for result in found.values())
-    possible = len(found) - counts["refused"]  # what could not be built here counts against the share
+    models = [result for result in found.values() if result.get("language_model", True)]
     refusals = [result["seconds"] for result in found.values() if result["result"] == "refused"]
+
+    def families(*keys: str) -> int:
+        """Distinct families: a vision-language model and the text model inside it are one."""
+        return len({result["family"] for result in found.values() if all(result.get(key) for key in keys)})
+
     figures = {
         "types": len(found),
         "right": counts["right"],
         "refused": counts["refused"],
         "wrong": counts["wrong"],
         "impossible": counts["impossible"],
-        "right_share": round(counts["right"] / possible, 4) if possible else 0.0,
+        "language_models": len(models),
+        "right_share": round(counts["right"] / len(models), 4) if models else 0.0,
         "slowest_refusal_seconds": max(refusals, default=0.0),
         "by_rows": sum(result.get("packed") is False for result in found.values()),
-        "prunable": sum(bool(result.get("prunable")) for result in found.values()),
-        "gguf": sum(bool(result.get("gguf")) for result in found.values()),
-        "moe_prunable": sum(bool(result.get("prunable") and result.get("moe")) for result in found.values()),
+        "prunable": families("prunable"),
+        "gguf": families("gguf"),
+        "moe_prunable": families("prunable", "moe"),
     }
     return figures, found
 
 
-def files(names: list[str] | None, workers: int, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Export every family that has a GGUF layout, each in a process of its own, and compare."""
+def exported_families() -> list[str]:
+    """Every family that has a GGUF layout."""
     from stillroom.models.families.registry import families
 
-    every = sorted(name for name, family in families().items() if family.gguf is not None)
-    found = in_processes([name for name in every if names is None or name in names], export, workers, kept)
+    return sorted(name for name, family in families().items() if family.gguf is not None)
+
+
+def files(names: list[str], workers: int, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Export families to GGUF, each in a process of its own, and compare."""
+    found = in_processes(names, export, workers, kept)
     means = {name: result["kl"] for name, result in found.items() if "kl" in result}
     figures = {
         "files": len(found),
@@ -133,7 +154,7 @@ def export(name: str) -> dict[str, Any]:
     """The F16 file of one family: mean and largest KL over prompts, in nats."""
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            found = exported(model_of(name), Path(temporary))
+            found = exported(model_of(name), Path(temporary), PROMPTS)
         except Exception as error:
             return {"result": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
     mean = sum(found) / len(found)
@@ -224,7 +245,7 @@ def examine(name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from stillroom.core.errors import StillroomError
-    from stillroom.models.kinds import kind_of
+    from stillroom.models.kinds import ENCODERS, REASONS, kind_of
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -245,7 +266,9 @@ def examine(name: str) -> dict[str, Any]:
             named = name in str(error)
             if type(error).__name__ == "UnsupportedModel":
                 result = "refused" if named and seconds < 1 else "wrong"
-                return {"result": result, "why": error.what, "seconds": round(seconds, 3)}
+                # Whether it would be a teacher if it could be opened: these count against the share.
+                model = not (name in ENCODERS or name in REASONS or said.get("is_encoder_decoder"))
+                return {"result": result, "why": error.what, "seconds": round(seconds, 3), "language_model": model}
         try:
             config = tiny_config(name)
             opener = opener_of(config)
@@ -296,6 +319,7 @@ def _open(name: str, model: Any, opener: Any, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "packed": way.packed,
         "error": float(f"{worst:.2g}"),
+        "family": teacher.family,
         **capabilities(teacher.model, teacher.tokenizer),
     }
 
@@ -339,8 +363,24 @@ def capabilities(model: Any, words: Any) -> dict[str, Any]:
     return found
 
 
-def damaged(families: tuple[str, ...] = DAMAGED) -> tuple[dict[str, Any], list[str]]:
-    """Open checkpoints with one fault each."""
+def damaged(names: tuple[str, ...], workers: int, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Open checkpoints with one fault each, those of a family in a process of its own."""
+    found = in_processes(list(names), damage, workers, kept)
+    count = sum(result.get("damaged", 0) for result in found.values())
+    missed = sum(len(result.get("missed", ())) for result in found.values())
+    if any("damaged" not in result for result in found.values()):
+        raise SystemExit(f"the whole checkpoint of a family does not open: {found}")
+    figures = {
+        "damaged": count,
+        "caught_share": (count - missed) / count,
+        "damaged_families": len(found),
+        "slowest_catch_seconds": max(result["seconds"] for result in found.values()),
+    }
+    return figures, found
+
+
+def damage(family: str) -> dict[str, Any]:
+    """Open the checkpoints of one family with a fault each: how many there are, and what was opened or failed otherwise."""
     import torch
     import transformers
 
@@ -349,35 +389,36 @@ def damaged(families: tuple[str, ...] = DAMAGED) -> tuple[dict[str, Any], list[s
     from stillroom.recipe.teacher import HuggingFaceTeacher
 
     transformers.logging.set_verbosity_error()
-    count, caught, missed = 0, 0, []
-    for family in families:
-        with tempfile.TemporaryDirectory() as temporary:
-            for fault, folder in damages(family, Path(temporary)):
-                try:
-                    load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
-                    outcome = "opened"
-                except StillroomError:
-                    outcome = ""
-                except Exception as error:
-                    outcome = type(error).__name__
-                if fault == "none":
-                    if outcome != "opened":
-                        raise SystemExit(f"{family}: the whole checkpoint does not open")
-                    continue
-                count += 1
-                caught += not outcome
-                if outcome:
-                    missed.append(f"{family}: {fault}: {outcome}")
-    return {"damaged": count, "caught_share": round(caught / count, 4)}, missed
+    count, slowest, missed = 0, 0.0, []
+    with tempfile.TemporaryDirectory() as temporary:
+        for fault, folder in damages(family, Path(temporary)):
+            begun = time.perf_counter()
+            try:
+                load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
+                outcome = "opened"
+            except StillroomError as error:
+                outcome = "" if fault != "none" else error.what
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {_line(error)}"
+            if fault == "none":
+                if outcome != "opened":
+                    return {"result": "failed", "why": f"the whole checkpoint does not open: {outcome}"}
+                continue
+            count += 1
+            slowest = max(slowest, time.perf_counter() - begun)
+            if outcome:
+                missed.append(f"{fault}: {outcome}")
+    result = "missed" if missed else "caught"
+    return {"result": result, "damaged": count, "missed": missed, "seconds": round(slowest, 2)}
 
 
 def damages(family: str, root: Path) -> Iterator[tuple[str, Path]]:
     """The whole checkpoint of a family (``none``), then copies with one fault each, all in several files."""
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM
 
     whole, copy = root / "whole", root / "copy"
-    tiny_model(tiny_config(family), AutoModelForCausalLM).save_pretrained(whole, max_shard_size="120KB")
+    config = tiny_config(family)
+    tiny_model(config, opener_of(config)).save_pretrained(whole, max_shard_size="120KB")
     tokenizer().save_pretrained(whole)
     yield "none", whole
     index = json.loads((whole / "model.safetensors.index.json").read_text())
@@ -404,9 +445,14 @@ def damages(family: str, root: Path) -> Iterator[tuple[str, Path]]:
             (copy / "model.safetensors.index.json").write_text(json.dumps(index | {"weight_map": known}))
             yield f"{fault} {name}", copy
     for file in sorted(set(where.values())):
-        for fault, damage in FILE_FAULTS.items():
+        for fault, change_file in FILE_FAULTS.items():
             fresh()
-            damage(copy, file, where)
+            change_file(copy, file, where)
+            yield f"{fault} {file}", copy
+    for file in sorted(path.name for path in whole.glob("*.json")):
+        for fault, change_file in JSON_FAULTS.items():
+            fresh()
+            change_file(copy, file, where)
             yield f"{fault} {file}", copy
 
 
@@ -487,6 +533,8 @@ FILE_FAULTS: dict[str, Callable[[Path, str, dict[str, str]], None]] = {
     "not in the index:": _unnamed,
     "another file's content in": _swapped,
 }
+JSON_FAULTS = {"truncated": _cut, "empty": _empty}
+"""Of every other file: its config, its tokenizer and its index."""
 
 
 def _line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ _MLA: dict[str, Any] = {
     "num_key_value_heads": 4,
 }  # fmt: skip
 _INDEX: dict[str, Any] = {"index_n_heads": 32, "index_head_dim": 16, "index_topk": 24}
-"""With few heads some keys score exactly zero in all of them, and which of two is chosen is left to the order of the numbers."""
+"""With few heads some keys score exactly zero in all of them, and which of two is chosen depends on the layout of the rows."""
 _GROUPS: dict[str, Any] = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
 _AXES: dict[str, Any] = {"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}

@@ -63,7 +63,7 @@ def model_of(family: str) -> Any:
     return perturbed(exportable_config(family))
 
 
-def divergences(model: Any, file: Path) -> list[float]:
+def divergences(model: Any, file: Path, lengths: tuple[int, ...] = PROMPTS) -> list[float]:
     """KL(PyTorch || file) in nats at the last positions of random prompts, ascending."""
     import torch
 
@@ -71,7 +71,7 @@ def divergences(model: Any, file: Path) -> list[float]:
     from stillroom.runtime.engine import Engine, EngineOptions
 
     generator = torch.Generator().manual_seed(9)
-    prompts = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in PROMPTS]
+    prompts = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     with Engine(file, EngineOptions(context=256)) as engine:
         said = [[_listed(engine, ids, VOCABULARY, 5)] for ids in prompts]
     with torch.no_grad():
@@ -81,7 +81,7 @@ def divergences(model: Any, file: Path) -> list[float]:
     )
 
 
-def exported(model: Any, folder: Path) -> list[float]:
+def exported(model: Any, folder: Path, lengths: tuple[int, ...] = PROMPTS) -> list[float]:
     """Write a model's F16 file into a folder and compare it with the model as it opens again; as :func:`divergences`.
 
     Raises:
@@ -102,4 +102,4 @@ def exported(model: Any, folder: Path) -> list[float]:
     planned = planned_bytes(model.config, open_tokenizer(folder / "model"), "F16", name="tiny", licence=None)
     assert file.stat().st_size == planned, f"{file.stat().st_size} bytes, and {planned} were planned"
     again = opener.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    return divergences(again, file)
+    return divergences(again, file, lengths)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 
 from benchmarks.models import LENGTHS, SAME, compare
 from benchmarks.tiny_configs import tiny_config, tiny_model
 from benchmarks.tiny_files import tokenizer
-from stillroom.core.errors import UnsupportedModel
+from stillroom.core.errors import TeacherError, UnsupportedModel
 from stillroom.core.extras import installed
 from stillroom.models import proof as proofs
 from stillroom.models.forward import hidden_states, logits_from_hidden, output_head, way_of
@@ -179,6 +180,29 @@ def test_what_is_no_causal_model_is_refused_from_its_config(family: str, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "auto_map": {"AutoModel": "code.Model"}}))
     with pytest.raises(UnsupportedModel, match=f"`{family}`"):
         kind_of(tmp_path)
+
+
+def test_tensors_that_the_class_of_a_family_does_not_use_are_said(tmp_path: Path) -> None:
+    model = build("qwen3_next")
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"mtp.fc.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    notes = load_teacher(HuggingFaceTeacher(name=str(tmp_path)), "cpu", torch.float32).notes
+    assert any("does not use mtp.fc.weight" in note for note in notes)
+
+
+def test_a_part_that_is_not_taken_must_be_whole_too(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    tiny_model(tiny_config("gemma3"), AutoModelForImageTextToText).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "vision" in name)
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match=r"vision.* holds 1 of .* not finite"):
+        load_teacher(HuggingFaceTeacher(name=str(tmp_path)), "cpu", torch.float32)
 
 
 @pytest.mark.skipif(installed("timm"), reason="timm is installed")

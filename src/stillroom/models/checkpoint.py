@@ -207,6 +207,17 @@ def require_whole(where: str, info: Mapping[str, Any], stored: Mapping[str, Stor
         )
 
 
+def unused_tensors(model: Any, stored: Mapping[str, StoredTensor]) -> str:
+    """What is to be said of tensors that transformers leaves out because the family's class does not use them (layers that
+    predict several tokens at once, masks of old versions); empty where there are none.
+    """
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    names = sorted(name for name in stored if any(re.search(pattern, name) for pattern in patterns))
+    held = model.state_dict()
+    names = [name for name in names if name not in held]
+    return f"transformers' class of the family does not use {_some(names)}" if names else ""
+
+
 def require_stored(where: str, model: Any, stored: Mapping[str, StoredTensor], *, quantized: bool) -> None:
     """Refuse tensors that are stored as something else than the model takes them for, or twice.
 

@@ -23,6 +23,7 @@ from stillroom.models.checkpoint import (
     require_tied,
     require_whole,
     stored_tensors,
+    unused_tensors,
     weight_files,
 )
 from stillroom.models.gguf_model import gguf_config, open_gguf
@@ -323,7 +324,9 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
     require_whole(str(folder), info, stored)
     require_stored(str(folder), whole, stored, quantized=bool(said.get("quantization_config")))
     require_tied(str(folder), model)
-    require_numbers(str(folder), model)
+    require_numbers(str(folder), whole)
+    unused = unused_tensors(whole, stored)
+    notes += (unused,) if unused else ()
     if (
         type(whole)._keys_to_ignore_on_load_missing
         and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < CHEAP
