@@ -74,7 +74,10 @@ def test_stopped_at_every_stage(
             break
         assert code == 130
         where = f"the stage `{pressed[-1]}`"
-        assert f"stillroom: Stopped at {'step 3 of ' if pressed[-1] in ('distill', 'baseline') else ''}{where}." in said[-1]
+        assert (
+            f"stillroom: Stopped at {'step 3 of ' if pressed[-1] in ('distill', 'baseline') else ''}{where}."
+            in said[-1]
+        )
         assert said[-1].rstrip().endswith("The same command goes on.")
         assert "Traceback" not in said[-1]
     assert pressed == ["corpus", "capture", "shrink", "distill", "baseline", "export", "evaluate"]

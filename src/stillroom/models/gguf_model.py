@@ -110,9 +110,9 @@ def gguf_config(path: Path) -> PreTrainedConfig:
         TeacherError: A key is missing.
         UnsupportedModel: The architecture, or a key, is not known.
     """
-    from gguf import GGUFReader
+    from stillroom.models.gguf_reader import QuickReader
 
-    return _config(path, GGUFReader(path))
+    return _config(path, QuickReader(path))
 
 
 def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
@@ -123,10 +123,11 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
         UnsupportedModel: The architecture, or a key, is not known.
     """
     import transformers
-    from gguf import GGUFReader
+
+    from stillroom.models.gguf_reader import QuickReader
 
     opener: Any = transformers.AutoModelForCausalLM
-    reader = GGUFReader(path)
+    reader = QuickReader(path)
     config = _config(path, reader)
     if str(reader.fields["general.architecture"].contents()) not in FAMILY_OF:
         with quietly():
