@@ -40,7 +40,7 @@ class QuickReader(GGUFReader):
                 list(range(2, 2 + length)),
                 [GGUFValueType.ARRAY, kind],
             )
-        data, held = self.data, memoryview(self.data)
+        data, held = self.data, self.data.data
         unpack, numbers = struct.Struct("<Q").unpack_from, np.dtype(np.uint64)
         for _ in range(length):
             begin = offset + 8
