@@ -72,7 +72,7 @@ def divergences(model: Any, file: Path, lengths: tuple[int, ...] = PROMPTS) -> l
 
     generator = torch.Generator().manual_seed(9)
     prompts = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
-    with Engine(file, EngineOptions(context=256)) as engine:
+    with Engine(file, EngineOptions(context=256, exact=True)) as engine:
         said = [[_listed(engine, ids, VOCABULARY, 5)] for ids in prompts]
     with torch.no_grad():
         logits = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1:].float() for ids in prompts]

@@ -37,7 +37,10 @@ def test_stopped_at_every_stage(
 ) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=3)
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump(small_recipe(teacher, seed=1, export={"gguf": ["F16"], "check_tokens": 16})))
+    settings = small_recipe(teacher, seed=1, export={"gguf": ["F16"], "check_tokens": 16})
+    settings["corpus"] |= {"train_tokens": 1024, "heldout_tokens": 128}
+    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+    recipe.write_text(yaml.safe_dump(settings))
     load = StageSpec.load
     pressed: list[str] = []
 
@@ -74,7 +77,10 @@ def test_stopped_at_every_stage(
             break
         assert code == 130
         where = f"the stage `{pressed[-1]}`"
-        assert f"stillroom: Stopped at {'step 3 of ' if pressed[-1] in ('distill', 'baseline') else ''}{where}." in said[-1]
+        assert (
+            f"stillroom: Stopped at {'step 3 of ' if pressed[-1] in ('distill', 'baseline') else ''}{where}."
+            in said[-1]
+        )
         assert said[-1].rstrip().endswith("The same command goes on.")
         assert "Traceback" not in said[-1]
     assert pressed == ["corpus", "capture", "shrink", "distill", "baseline", "export", "evaluate"]

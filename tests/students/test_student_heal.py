@@ -9,7 +9,7 @@ from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, 
 from benchmarks.material import evenly_spaced
 from stillroom.models.families.registry import families, family_of
 from stillroom.models.forward import hidden_states
-from stillroom.students.heal import heal, ridge_change
+from stillroom.students.heal import _normed_weights, _weights, heal, ridge_change
 from stillroom.students.importance import Sample, judged_kl, judged_logprobs
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.measured import Measured
@@ -199,3 +199,44 @@ def test_layer_by_layer_is_the_whole_model(family, length):
         found = model.base_model.norm(walk.states[0])
         expected = hidden_states(model, text.ids, text.positions)
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_behind_a_norm_an_error_weighs_what_it_is_in_the_stream() -> None:
+    """However large a token's output is before the norm: the first token's may be a hundred times that of any other."""
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(6, 32, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 6)[:, None]
+    error = torch.randn(6, 32, generator=generator, dtype=torch.float64)
+    error -= (
+        output * ((error * output).sum(1) / output.square().sum(1))[:, None]
+    )  # what is along it, the norm takes away
+    error *= 1e-4 * output.norm(dim=1, keepdim=True) / error.norm(dim=1, keepdim=True)
+
+    def normed(values: torch.Tensor) -> torch.Tensor:
+        return values / values.square().mean(1, keepdim=True).sqrt()
+
+    stream = torch.ones(6, 32, dtype=torch.float64)
+    weighed = _normed_weights(output, stream) * error.square().sum(1)
+    assert torch.allclose(weighed, (normed(output + error) - normed(output)).square().sum(1), rtol=1e-4)
+    # A larger stream makes less of it, as it does without the norm.
+    assert torch.allclose(_normed_weights(output, 4 * stream), _normed_weights(output, stream) / 4)
+    assert torch.allclose(_weights(4 * stream), _weights(stream) / 4)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+def test_a_repair_that_makes_it_worse_is_said_and_not_kept(family: str) -> None:
+    from stillroom.students.stage import repaired_words
+
+    assert repaired_words(None, False) == ""
+    assert repaired_words(1.24, True) == ", repaired by least squares 1.24"
+    assert "3.15 on text that it was not fitted on, and is not kept" in repaired_words(3.15, False)
+    # One sequence to fit hundreds of weights of each row on.
+    model = tiny(family, seed=4)
+    adapter = family_of(model)
+    sample = Sample.of(tiny_sequences(2, 8), 16)
+    measured = Measured.of(model, adapter, sample)
+    found = shrink(model, adapter, Shape(LAYERS, 8, GROUPS, WIDTH, IDS), measured, True)
+    assert found.healed_kl is not None
+    assert found.healed == (found.healed_kl < found.kl)
+    assert judged_kl(measured.reference, found.model, sample.judge) == pytest.approx(
+        min(found.kl, found.healed_kl), abs=1e-5
+    )

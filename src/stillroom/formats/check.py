@@ -246,4 +246,6 @@ def _lost_in_sum(logprobs: torch.Tensor) -> float:
         logprobs: The reference's log-probabilities of all ids, [V] float64.
     """
     shares = (logprobs - logprobs.max()).exp().sort(descending=True).values.float().numpy()
-    return math.log(float(np.add.accumulate(shares, dtype=np.float32)[-1])) - math.log(float(shares.sum(dtype=np.float64)))
+    return math.log(float(np.add.accumulate(shares, dtype=np.float32)[-1])) - math.log(
+        float(shares.sum(dtype=np.float64))
+    )

@@ -118,9 +118,9 @@ def gguf_config(path: Path) -> PreTrainedConfig:
 @functools.lru_cache(maxsize=4)
 def _config_of(path: Path, _changed: int, _size: int) -> PreTrainedConfig:
     """Reading a file's keys takes seconds: its vocabulary is among them."""
-    from gguf import GGUFReader
+    from stillroom.models.gguf_reader import QuickReader
 
-    return _config(path, GGUFReader(path))
+    return _config(path, QuickReader(path))
 
 
 def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
@@ -131,11 +131,12 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
         UnsupportedModel: The architecture, or a key, is not known.
     """
     import transformers
-    from gguf import GGUFReader
     from transformers.initialization import no_init_weights
 
+    from stillroom.models.gguf_reader import QuickReader
+
     opener: Any = transformers.AutoModelForCausalLM
-    reader = GGUFReader(path)
+    reader = QuickReader(path)
     config = gguf_config(path)
     if str(reader.fields["general.architecture"].contents()) not in FAMILY_OF:
         with quietly():

@@ -113,11 +113,13 @@ def _own_tokenizer(path: Path, kind: str, pre: str) -> PreTrainedTokenizerFast:
     Raises:
         TeacherError: It is of a kind that is not known.
     """
-    from gguf import GGUFReader, TokenType
+    from gguf import TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(path).fields
+    from stillroom.models.gguf_reader import QuickReader
+
+    fields = QuickReader(path).fields
 
     def said(name: str, default: Any = None) -> Any:
         entry = fields.get(f"tokenizer.{name}")
@@ -173,9 +175,9 @@ def _merges(used: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
 @functools.lru_cache(maxsize=2)
 def gguf_facts(path: Path, _changed: int) -> dict[str, Any]:
     """Short metadata of a GGUF file, and how many ``tokens`` it has."""
-    from gguf import GGUFReader
+    from stillroom.models.gguf_reader import QuickReader
 
-    reader = GGUFReader(path)
+    reader = QuickReader(path)
     wanted = ("general.name", "general.license", "general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
     facts = {key: reader.fields[key].contents() for key in wanted if key in reader.fields}
     tokens = reader.fields.get("tokenizer.ggml.tokens")

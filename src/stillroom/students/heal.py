@@ -96,11 +96,13 @@ def heal(
             if family.norm_after:
                 # The norm is between the matrix and the stream: the target is the teacher's output itself.
                 target, missing = target_output, target_output - seen[f"out:{name}"]
+                weights = _normed_weights(target, _cut(teacher_input, hidden))  # type: ignore[arg-type]
             else:
                 # The target is the teacher's stream behind attention, whatever the student's own stream lacks before it.
                 target = _cut(teacher_input, hidden) + residual_scale * target_output  # type: ignore[arg-type]
                 missing = (target - student_pass.stream) / residual_scale - seen[f"out:{name}"]
-            _fit(family.attention_matrix(layer), seen[f"in:{name}"], missing, target)
+                weights = _weights(target)
+            _fit(family.attention_matrix(layer), seen[f"in:{name}"], missing, weights)
             fitted += 1
 
         # 3. The teacher goes on to the next layer that the student has, through those that were removed.
@@ -115,10 +117,12 @@ def heal(
             if family.norm_after:
                 target = _cut(teacher_seen[f"out:{name}"], hidden)
                 missing = target - seen[f"out:{name}"]
+                weights = _normed_weights(target, _cut(teacher_pass.stream, hidden))
             else:
                 target = _cut(teacher_pass.stream, hidden)
                 missing = (target - student_pass.pick(student_results)) / residual_scale
-            change = _fit(family.feed_forward_matrix(layer), seen[f"in:{name}"], missing, target)
+                weights = _weights(target)
+            change = _fit(family.feed_forward_matrix(layer), seen[f"in:{name}"], missing, weights)
             fitted += 1
             # The layer's new output follows from the matrix's inputs; behind a norm it has to be run again.
             if family.norm_after:
@@ -153,17 +157,36 @@ def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
     return values if hidden is None else values[:, hidden.to(values.device)]
 
 
-def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _weights(stream: torch.Tensor) -> torch.Tensor:
+    """What an error of each token's stream weighs, [N]: one over its mean square to the power :data:`POWER`.
+
+    Args:
+        stream: The teacher's stream that is aimed at, [N, H].
+    """
+    return stream.square().mean(1).clamp_min(1e-12) ** -POWER
+
+
+def _normed_weights(output: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """The same, [N], where a root mean square norm stands between a matrix and the stream: it divides an error of the
+    matrix's output by the output's root mean square. Without that, the first token, whose outputs may be a hundred times as
+    large as any other's, is fitted and the others are not.
+
+    Args:
+        output: The matrix's output that is aimed at, [N, H].
+        stream: The teacher's stream there, [N, H].
+    """
+    return _weights(stream) / output.square().mean(1).clamp_min(1e-12)
+
+
+def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Change a linear layer's matrix so that it adds what its output lacks; returns the change [H, F].
 
     Args:
         module: The layer.
         inputs: Its inputs, [N, F].
         missing: What its output lacks, [N, H].
-        target: The teacher's stream (or output) that is aimed at, [N, H]; a token weighs one over its mean square to the
-            power :data:`POWER`.
+        weights: What an error weighs at each token, [N].
     """
-    weights = target.square().mean(1).clamp_min(1e-12) ** -POWER
     change = ridge_change(inputs, missing, weights / weights.mean())
     matrix_of(module).add_(change.to(module.weight.dtype))
     return change

@@ -168,7 +168,7 @@ def _shrink(
     removed = [index for index in range(count) if index not in cut.kept]
     progress.say(
         f"  removed layers {', '.join(map(str, removed)) or 'none'} ({cut.chosen_by}); KL to the teacher {cut.kl:.2f}"
-        + (f", repaired by least squares {cut.healed_kl:.2f}" if cut.healed else "")
+        + repaired_words(cut.healed_kl, cut.healed)
     )
     note = repair_note(family, config, bool(removed))
     if note:
@@ -203,6 +203,15 @@ def _shrink(
     return model, tokenizer, vocabulary, facts
 
 
+def repaired_words(kl: float | None, kept: bool) -> str:
+    """What the least-squares repair did, after the KL before it; ``kl`` is after it, None where there was no repair."""
+    if kl is None:
+        return ""
+    if kept:
+        return f", repaired by least squares {kl:.2f}"
+    return f"; a least-squares repair made it {kl:.2f} on text that it was not fitted on, and is not kept"
+
+
 def _dense(
     config: DenseStudent, teacher: LoadedTeacher, train: Sequences, stage: Stage, progress: Progress
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
@@ -224,8 +233,7 @@ def _dense(
     stay = max(map(len, made.kept))
     progress.say(
         f"  {stay} of {count} experts of each layer joined; the others add {use.lost(stay):.0%}; "
-        f"KL to the teacher {made.kl:.2f}"
-        + (f", repaired by least squares {made.healed_kl:.2f}" if made.unrepaired is not None else "")
+        f"KL to the teacher {made.kl:.2f}" + repaired_words(made.healed_kl, made.unrepaired is not None)
     )
     return (
         made.model,
