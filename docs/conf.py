@@ -48,6 +48,7 @@ html_theme = "furo"
 html_title = f"Stillroom {release}"
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(ROOT / "docs" / "site" / "scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 html_additional_pages = {"index": "home.html"}
