@@ -1,8 +1,8 @@
 """Sphinx's settings for `make docs`: Markdown by MyST, the theme Furo, the API's reference by autodoc.
 
-Sources are the pages as a code host shows them: those of `docs/`, and the project's own pages beside it. The table of contents is read from
-the sections of docs/README.md, so that a new page is written down there and nowhere else. Nothing is fetched, neither while the
-site is built nor when it is read.
+Sources are the pages as a code host shows them: those of `docs/`, and the project's own pages beside it. The table of
+contents is read from the sections of docs/README.md, so that a new page is written down there and nowhere else. Nothing
+is fetched, neither while the site is built nor when it is read.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ napoleon_numpy_docstring = False
 OTHERS = r"^(?!stillroom\.).*"
 """Names of Python's own and of other libraries: their references are not on this machine."""
 nitpick_ignore_regex = [("py:.*", OTHERS)]
-nitpick_ignore = [("py:class", f"stillroom.verification.{name}") for name in ("manifest.Manifest", "claims.Claims", "client.View")]
+nitpick_ignore = [
+    ("py:class", f"stillroom.verification.{name}") for name in ("manifest.Manifest", "claims.Claims", "client.View")
+]
 """What a verified package holds of the package's own files; docs/packages.md describes those."""
 
 html_theme = "furo"
 html_title = f"Stillroom {release}"
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(ROOT / "docs" / "site" / "scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 html_additional_pages = {"index": "home.html"}

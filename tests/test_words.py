@@ -1,4 +1,4 @@
-"""Texts use the field's words: older ones only where docs/glossary.md excepts them, and each word where its thing is described."""
+"""Texts use the field's words: older ones only where docs/glossary.md excepts them, and each where it is described."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GLOSSARY = ROOT / "docs" / "glossary.md"
 HISTORY = ROOT / "CHANGELOG.md"  # says of each release what it was called then
-PAGES = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]) if path not in (GLOSSARY, HISTORY)]
+PAGES = [
+    path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]) if path not in (GLOSSARY, HISTORY)
+]
 SOURCES = sorted((ROOT / "src" / "stillroom").rglob("*"))
 MARKUP = re.compile(r"^```.*?^```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+", re.MULTILINE | re.DOTALL)
 TEMPLATE = re.compile(r"<style.*?</style>|<script.*?</script>|<[^>]*>|\{[{%#].*?[}%#]\}|`[^`]*`", re.DOTALL)
 
 OLDER = {
-    "says, speaks, hears, is asked (of a model)": r"(teacher|student)s? (says?|said|speaks?|spoke|hears?|heard|(is|are) asked)\b",
+    "says, speaks, hears, is asked (of a model)": (
+        r"(teacher|student)s? (says?|said|speaks?|spoke|hears?|heard|(is|are) asked)\b"
+    ),
     "cut, turned down": r"\b(the|a|each|every) cuts?\b(?! off)|\bcuts (of|to)\b|\bturned down\b",
     "closed form, heal, made up for": r"\bclosed form\b|\bheal(s|ed|ing)?\b|\bmade up for\b",
-    "rates by `a`": r"\b(tokens?|bytes?|steps?|positions?|units?|rows?|FLOPs?|operations?) an? (second|minute|hour|token|position)\b",
+    "rates by `a`": (
+        r"\b(tokens?|bytes?|steps?|positions?|units?|rows?|FLOPs?|operations?) "
+        r"an? (second|minute|hour|token|position)\b"
+    ),
     "processor": r"\bprocessors?\b",
     "number format, bends": r"\bnumber formats?\b|\bbend(s|ing)?\b(?! (whoever|all))",
     "measure (of evaluation)": r"\b(no|finished|unknown) measures?\b(?! what)|\bthe measures? `",
@@ -39,7 +46,10 @@ OLDER = {
 }
 """The left column of the table, as what finds it in a text."""
 EXCEPTED = {
-    "lies, stands": r"stands? (in )?for\b|stands? in the way|stand-ins?|as it stands|lies? (between|within|in \[)|publisher that lies|that lies about",
+    "lies, stands": (
+        r"stands? (in )?for\b|stands? in the way|stand-ins?|as it stands"
+        r"|lies? (between|within|in \[)|publisher that lies|that lies about"
+    ),
     "processor": r"post-processor|payment processor",
     "may we, judge, verdict, owe": r"LLM judge",
     "passport, worksheet, in force, ledger": r"ledger\.json",
@@ -70,13 +80,18 @@ def older(path: Path) -> list[str]:
     for line, text in texts(path):
         for name, pattern in OLDER.items():
             left = re.sub(EXCEPTED[name], "", text, flags=re.IGNORECASE) if name in EXCEPTED else text
-            found += [f"{path.relative_to(ROOT)}:{line}: {match[0]}: {text.strip()}" for match in re.finditer(pattern, left, re.IGNORECASE)]
+            found += [
+                f"{path.relative_to(ROOT)}:{line}: {match[0]}: {text.strip()}"
+                for match in re.finditer(pattern, left, re.IGNORECASE)
+            ]
     return found
 
 
 def read_by_people() -> list[Path]:
     """Pages, modules, templates and tables."""
-    sources = [path for path in SOURCES if path.suffix in (".py", ".jinja", ".html") and "__pycache__" not in path.parts]
+    sources = [
+        path for path in SOURCES if path.suffix in (".py", ".jinja", ".html") and "__pycache__" not in path.parts
+    ]
     return [*PAGES, *sources]
 
 

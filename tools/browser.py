@@ -28,7 +28,9 @@ PATIENCE = 60.0
 
 def chromium() -> str | None:
     """The program, where it is installed."""
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
 
 
 class Browser:
@@ -47,7 +49,11 @@ class Browser:
     def size(self, width: int, height: int, scale: float = 1.0) -> None:
         """Set the window's size in CSS pixels; ``scale`` is pixels of a picture per CSS pixel."""
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
         )
 
     def open(self, address: str) -> None:

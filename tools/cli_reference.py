@@ -17,8 +17,8 @@ HEAD = """# Command line
 
 Generated from the code by `make docs`; `make check` fails when it is stale. `stillroom COMMAND --help` says the same.
 
-Exit status: 0 when a command did what it was asked; others are in the table of [troubleshooting](troubleshooting.md). Commands that answer as
-JSON with `--json` write nothing else to standard output.
+Exit status: 0 when a command did what it was asked; others are in the table of [troubleshooting](troubleshooting.md).
+Commands that answer as JSON with `--json` write nothing else to standard output.
 
 | command | what it does |
 |---|---|

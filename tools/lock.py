@@ -124,7 +124,10 @@ def differences() -> list[str]:
     wanted, base, dev = read_constraints(), read_lock(), read_lock(DEV_LOCK)
     needed_by_base, needed_by_dev = wanted_names()
     found = []
-    docs, needed_by_docs = read_lock(DOCS_LOCK), {name_of(re.split(r"[^\w.-]", line)[0]) for line in docs_requirements()}
+    docs, needed_by_docs = (
+        read_lock(DOCS_LOCK),
+        {name_of(re.split(r"[^\w.-]", line)[0]) for line in docs_requirements()},
+    )
     for file, locked, needed in (
         (LOCK.name, base, needed_by_base),
         (DEV_LOCK.name, dev, needed_by_dev),

@@ -66,6 +66,7 @@ def chat(page: Browser, address: str, question: str, target: Path) -> None:
     page.size(WIDTH, 640)
     page.open(address)
     page.wait("document.querySelector('#question') && !document.querySelector('#question').disabled")
+    page.do("document.querySelector('#max_tokens').value = 40, document.querySelector('#seed').value = 0")
     page.do(
         f"(() => {{ const box = document.querySelector('#question'); box.value = {json.dumps(question)};"
         "box.dispatchEvent(new Event('input', {bubbles: true}));"

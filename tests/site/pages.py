@@ -9,9 +9,9 @@ What a page needs besides its own words stands in HTML comments, which neither a
     <!-- docs: with s3://bucket/cache = cache -->    another text in all blocks of the page
     <!-- docs: not run: it needs a GPU -->           the next block is not run, and why
 
-A block without a comment is run: `python` as one program, and `bash`, `sh` or a block of no language with commands line by line, as somebody
-would type them. `stillroom serve` goes on in the background until the page ends. Port 8080 is replaced by one that is free, and
-the user's folders (switch, trust) by folders of the page's own.
+A block without a comment is run: `python` as one program, and `bash`, `sh` or a block of no language with commands line by
+line, as somebody would type them. `stillroom serve` goes on in the background until the page ends. Port 8080 is replaced by
+one that is free, and the user's folders (switch, trust) by folders of the page's own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-TOKEN = re.compile(r"^<!-- docs: (?P<comment>.*?) -->$|^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+TOKEN = re.compile(
+    r"^<!-- docs: (?P<comment>.*?) -->$|^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 SHELL = ("bash", "sh", "shell")
-COMMAND = re.compile(r"^(stillroom|pip|python|make|curl|ollama|llama-\w+|cp|git|mkdir|cat|ls|seq|docker|npm|export) ?", re.MULTILINE)
+COMMAND = re.compile(
+    r"^(stillroom|pip|python|make|curl|ollama|llama-\w+|cp|git|mkdir|cat|ls|seq|docker|npm|export) ?", re.MULTILINE
+)
 PASSPHRASE = "of the pages' own keys"
 TINY: dict[str, Any] = {
     "seed": 0,
@@ -165,7 +169,9 @@ def _merged(before: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
     found = dict(before)
     for key, value in added.items():
         old = found.get(key)
-        same = isinstance(old, dict) and isinstance(value, dict) and old.get("kind") == value.get("kind", old.get("kind"))
+        same = (
+            isinstance(old, dict) and isinstance(value, dict) and old.get("kind") == value.get("kind", old.get("kind"))
+        )
         found[key] = _merged(old, value) if same else value  # type: ignore[arg-type]
     return found
 
@@ -427,7 +433,7 @@ def _finished(folder: Path) -> Path:
         "chat": {"prompt": None},
         "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
     }
-    recipe = yaml.safe_load(with_changes(yaml.safe_dump(settings), ("tiny", "seed=null")))
+    recipe = yaml.safe_load(with_changes(yaml.safe_dump(settings), ("tiny", "seed=null", "corpus.train_tokens=4096")))
     return Path(do(recipe, folder / "runs", quiet=True).path)
 
 

@@ -29,7 +29,9 @@ def test_pages_are_read_as_the_comments_say(tmp_path: Path) -> None:
 
 def test_a_recipe_keeps_what_is_not_changed() -> None:
     changed = with_changes("a: {b: 1, c: 2}\nd: 3\n", ("a.b=null", "e.f=[1]"))
-    assert with_changes("a: {b: 4}", ("added",), changed) == changed.replace("a:\n", "a:\n").replace("c: 2", "c: 2\n  b: 4")
+    assert with_changes("a: {b: 4}", ("added",), changed) == changed.replace("a:\n", "a:\n").replace(
+        "c: 2", "c: 2\n  b: 4"
+    )
     assert changed == "a:\n  c: 2\nd: 3\ne:\n  f:\n  - 1\n"
 
 

@@ -1,4 +1,4 @@
-"""The built site: nothing is fetched from elsewhere, no page is wider than the window, and five questions are answered by its search.
+"""The built site: nothing is fetched from elsewhere, no page is wider than the window, and its search answers.
 
 `make docs` builds the site first (`make test-all` does both); without it, or without Chromium, these tests are skipped.
 """
@@ -31,7 +31,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Task:
-    """What a new user looks for: words that they type, the page they land on, what answers there, and a link to follow first."""
+    """What a new user looks for: the words they type, the page they land on, what answers there, a link to follow first."""
 
     query: str
     page: str
@@ -91,11 +91,15 @@ def test_a_question_is_answered_within_two_clicks(name: str, page: Browser, addr
     found = [link.removeprefix(f"{address}/") for link in results(page, address, task.query)]
     fitting = [link for link in found if link.partition("#")[0].partition("?")[0] == task.page]
     assert fitting, f"{task.query}: {found}"
-    page.do(f"[...document.querySelectorAll('ul.search li > a')].find((link) => link.href.includes('{task.page}')).click()")
+    page.do(
+        f"[...document.querySelectorAll('ul.search li > a')].find((link) => link.href.includes('{task.page}')).click()"
+    )
     page.wait(f"location.pathname.endsWith('{task.page}') && document.readyState === 'complete'")
     path = [f"search for “{task.query}”", f"result {found.index(fitting[0]) + 1}: {fitting[0]}"]
     if task.then is not None:
-        page.do(f"[...document.querySelectorAll('article a')].find((link) => link.href.includes('{task.then}')).click()")
+        page.do(
+            f"[...document.querySelectorAll('article a')].find((link) => link.href.includes('{task.then}')).click()"
+        )
         page.wait(f"location.href.includes('{task.then}') && document.readyState === 'complete'")
         path.append(task.then)
     text = " ".join(str(page.do("document.querySelector('article').innerText")).split())
@@ -122,7 +126,9 @@ def test_pages_fit_the_window_and_fetch_nothing_from_elsewhere(page: Browser, ad
 def test_the_first_address_leads_to_the_contents(page: Browser, address: str) -> None:
     page.open(address)
     page.wait("location.pathname.endsWith('/docs/README.html')")
-    captions = page.do("[...document.querySelectorAll('.sidebar-tree .caption-text')].map((caption) => caption.innerText)")
+    captions = page.do(
+        "[...document.querySelectorAll('.sidebar-tree .caption-text')].map((caption) => caption.innerText)"
+    )
     wanted = "Tutorial How-to Concepts Reference Troubleshooting Benchmarks Comparison Support"
     assert [caption.lower() for caption in captions] == wanted.lower().split()
     with contextlib.suppress(TimeoutError):

@@ -111,7 +111,7 @@ def beyond_window(heldout: Sequences, vocabulary: VocabularyMap, window: int) ->
     """A prompt longer than a window, of which the positions behind the window are compared.
 
     It is made of held-out documents one after the other, from the start again where they are too few: what a file and its
-    student say is compared on the same ids, whatever they are.
+    student predict is compared on the same ids, whatever they are.
 
     Args:
         heldout: The held-out text.

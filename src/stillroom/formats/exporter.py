@@ -107,7 +107,7 @@ class Exporter:
 
     @functools.cached_property
     def expected_behind(self) -> list[torch.Tensor]:
-        """What the PyTorch student says behind its attention window."""
+        """What the PyTorch student predicts behind its attention window."""
         return student_says(self.student[0], [self.long_text] if self.long_text else [], self.used)
 
     @functools.cached_property

@@ -218,7 +218,7 @@ class Run:
             if carried != run.recipe:
                 run.recipe = carried
                 run.notices.append(
-                    f"it was moved here from {before}: what it reads is taken from where it lies beside it now"
+                    f"it was moved here from {before}: what it reads is taken from the files beside it now"
                 )
         if copy is not None and copy["recipe"] != target.read_text(encoding="utf-8"):
             run.notices.append(

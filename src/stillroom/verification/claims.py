@@ -109,8 +109,9 @@ class Claims(Closed):
         self._require_terms(folder)
         for bound in self.bounds:
             if not bound.met:
+                kind = "minimum" if bound.kind == "floor" else "maximum"
                 raise FloorMissed(
-                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {'minimum' if bound.kind == 'floor' else 'maximum'} {bound.bound:.4g}.",
+                    f"{self.policy.name}: {bound.name} is {bound.value:.4g}, its {kind} {bound.bound:.4g}.",
                     "The publisher's own bound is missed; use another release.",
                 )
         return gguf

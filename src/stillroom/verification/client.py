@@ -145,7 +145,7 @@ class Ahead:
 def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractContextManager[Any]) -> Ahead:
     """Fetch from a network beside what is kept. All of it may take :data:`FETCH_SECONDS`.
 
-    A mirror that sends one byte per second is one that cannot be reached; no one waits for it longer, and no one else meanwhile.
+    A mirror that sends one byte per second counts as unreachable; no one waits for it longer, and no one else meanwhile.
 
     Args:
         pin: What is trusted from the start.
