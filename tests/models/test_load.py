@@ -330,3 +330,38 @@ def test_quantized_weights_are_refused_by_name_from_the_config_alone(
     assert "endpoint" in str(refused.value)
     with pytest.raises(UnsupportedModel, match=word):
         load_student(mine, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_the_same_files_are_proved_once(
+    kind: str, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights at the same path are another teacher, whose keys are read and which is proved again."""
+    from stillroom.models import proof
+
+    proved: list[int] = []
+    prove_it = proof._prove
+    monkeypatch.setattr(proof, "_prove", lambda model: (proved.append(1), prove_it(model))[1])
+    monkeypatch.setattr(load_module(), "_OPENED", set())
+    file = tmp_path / "mine.gguf"
+
+    def opened() -> torch.Tensor:
+        if kind == "gguf":
+            return logits(load_teacher(GgufTeacher(path=str(file)), "cpu", torch.float32).model)
+        return logits(load_teacher(teacher(mine), "cpu", torch.float32).model)
+
+    write_gguf(mine, file, "F32", name="Mine", licence="MIT")
+    first = opened()
+    assert torch.equal(opened(), first)
+    assert len(proved) == 1
+    shutil.rmtree(mine)
+    tiny_model("llama", mine, layers=1, seed=4)
+    write_gguf(mine, file, "F32", name="Mine", licence="MIT")
+    assert not torch.equal(opened(), first)
+    assert len(proved) == 2
+
+
+def load_module() -> Any:
+    from stillroom.models import load
+
+    return load

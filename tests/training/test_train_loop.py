@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import weakref
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.training import loop
 from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.training.loop import Training
 from stillroom.training.optimizer import clip_gradients, make_optimizer
@@ -96,6 +98,29 @@ def a_training(taught, folder, config=CONFIG, codec="threshold", distill=True, m
         progress=Progress(quiet=True),
         event=event or (lambda **_: None),
     )
+
+
+def test_the_optimizer_is_gone_before_the_best_weights_are_read(taught, tmp_path, monkeypatch):
+    """Its averages are twice the weights, which are read beside the model's."""
+    made, alive = [], []
+
+    def making(*arguments):
+        optimizer = make_optimizer(*arguments)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    monkeypatch.setattr(loop, "make_optimizer", making)
+    restore = Training.restore
+
+    def restoring(training, path):
+        alive.append([one() for one in made if one() is not None])
+        alive.append([p for p in training.model.parameters() if p.grad is not None])
+        restore(training, path)
+
+    monkeypatch.setattr(Training, "restore", restoring)
+    a_training(taught, tmp_path).run()
+    assert len(made) == 1
+    assert alive == [[], []]
 
 
 def weights(training):

@@ -37,17 +37,21 @@ class MemoryMeter:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free for the next ones; else every step asks the system for its memory page by page.
+    """Have glibc keep what tensors free for the next ones, whichever thread frees them; else every step asks the system for its
+    memory page by page.
 
     :func:`release_memory` gives it back.
     """
     import ctypes
 
     # The names' numbers are of glibc's malloc.h; larger thresholds are refused there.
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, arenas = -1, -3, -8
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, 32 << 20)
+        # Threads otherwise get heaps of 64 MB each of their own, into which few of our tensors fit side by side, and what one
+        # thread frees is of no use to another.
+        library.mallopt(arenas, 1)
         library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
