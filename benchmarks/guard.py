@@ -491,6 +491,9 @@ def plot(figures: dict[str, Any], details: dict[str, Any], folder: Path) -> None
         delays = [figures[f"delay_{kind}"] or 0 for kind in kinds]
         panels[1].barh(kinds, delays, color="#3b5bdb")
         panels[1].set(xlabel="median days from its first request to the report")
+        for place, kind in enumerate(kinds):
+            if figures[f"delay_{kind}"] is None:
+                panels[1].text(0.1, place, "never found", va="center")
         panels[0].invert_yaxis()
         written(figure, "guard-campaigns.svg")
 
