@@ -102,7 +102,7 @@ def test_prompts_that_are_read_together_are_answered_as_each_alone(tmp_path: Pat
     from stillroom.guard.lineage_match import open_model
 
     ask = greedy(open_model(tiny_model("llama", tmp_path, layers=2)))
-    words = "a sorted list keeps the order of its values and a set does not".split()
+    words = ["a", "sorted", "list", "keeps", "the", "order", "of", "its", "values", "and", "a", "set", "does", "not"]
     prompts = [" ".join(words[place % 7 : place % 7 + 3 + place % 2]) for place in range(20)] + [""]
     answers = list(ask(prompts))
     assert answers == [next(iter(ask([prompt]))) for prompt in prompts]

@@ -76,7 +76,7 @@ def test_losses_of_pieces_that_are_read_together_are_those_of_each_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = open_model(tiny_model("llama", tmp_path, layers=2))
-    words = "a sorted list keeps the order of its values and a set does not".split()
+    words = ["a", "sorted", "list", "keeps", "the", "order", "of", "its", "values", "and", "a", "set", "does", "not"]
     texts = [[" ".join(words[: 2 + place % 9]), " ".join(words[place % 5 :])] for place in range(12)]
     together = sequence_losses(loaded, texts)
     monkeypatch.setattr("stillroom.guard.lineage_order.AT_ONCE", 1)
