@@ -77,7 +77,9 @@ def test_commands_are_found_in_the_pages() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_files_and_targets_that_a_page_names_exist(page: Path) -> None:
-    if page.name == "CHANGELOG.md" or page.parent.name == "contributing":  # files of earlier releases, and of the reader
+    if (
+        page.name == "CHANGELOG.md" or page.parent.name == "contributing"
+    ):  # files of earlier releases, and of the reader
         return
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:tests|attacks|benchmarks|tools|recipes|src)/[\w./-]+)`", text):
@@ -85,7 +87,9 @@ def test_files_and_targets_that_a_page_names_exist(page: Path) -> None:
     for module in re.findall(r"(?:python -m |`)((?:benchmarks|attacks|tools)(?:\.\w+)+)\b", text):
         parts = module.split(".")
         found = [ROOT.joinpath(*parts[:length]) for length in range(len(parts), 0, -1)]
-        assert found[0].is_dir() or any(path.with_suffix(".py").is_file() for path in found[:2]), f"{named(page)}: {module}"
+        assert found[0].is_dir() or any(path.with_suffix(".py").is_file() for path in found[:2]), (
+            f"{named(page)}: {module}"
+        )
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for target in re.findall(r"(?:^|`)make (?:\w+=\S+ )?([a-z][\w-]*)", text, re.MULTILINE):
         assert target in targets, f"{named(page)}: make {target}"

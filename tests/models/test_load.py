@@ -333,9 +333,7 @@ def test_quantized_weights_are_refused_by_name_from_the_config_alone(
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
-def test_the_same_files_are_proved_once(
-    kind: str, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_files_are_proved_once(kind: str, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights at the same path are another teacher, whose keys are read and which is proved again."""
     from stillroom.models import proof
 

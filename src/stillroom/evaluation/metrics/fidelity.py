@@ -116,7 +116,7 @@ def _one_model_at_a_time(bench: Bench, tallies: dict[str, Tally]) -> tuple[int, 
 
 
 def _one_student_at_a_time(bench: Bench, tallies: dict[str, Tally]) -> tuple[int, Worst]:
-    """As :func:`_one_model_at_a_time` on a GPU: the teacher predicts all again for each student, and all of them would not fit."""
+    """As :func:`_one_model_at_a_time` on a GPU: the teacher predicts all again for each, and all of them would not fit."""
     heldout, asked = bench.heldout, bench.listed or bench.routed
     students, documents = bench.names[1:], 0
     classes, worst = _watch(bench)
