@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import math
@@ -383,7 +384,7 @@ def order(setting: Setting) -> Result:
     """Does the order of training pass into students in fresh weights?"""
     count = setting.pick(20_000, 80)
     rows = [
-        setting.step("order", f"teacher {number}", lambda number=number: one_order(setting, number, count))
+        setting.step("order", f"teacher {number}", functools.partial(one_order, setting, number, count))
         for number in (1, 2)
     ]
     return {
