@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import itertools
 import json
 import math
@@ -383,10 +382,7 @@ def ask(setting: Setting) -> Result:
 def order(setting: Setting) -> Result:
     """Does the order of training pass into students in fresh weights?"""
     count = setting.pick(20_000, 80)
-    rows = [
-        setting.step("order", f"teacher {number}", functools.partial(one_order, setting, number, count))
-        for number in (1, 2)
-    ]
+    rows = [setting.step("order", f"teacher {number}", partial(one_order, setting, number, count)) for number in (1, 2)]
     return {
         "order_segments": count,
         "order_owner_log10_p": [row["owner"] for row in rows],

@@ -273,35 +273,42 @@ def speed(setting: Setting) -> Result:
     folder = setting.work / "speed"
     key = folder / f"key-{time.time_ns()}.mark"
     write_secret(key, KEY.secret)
-    tokens, pairs = setting.pick(96, 16), setting.pick(24, 2)
-    rates, firsts, wholes = [], [], []
+    tokens, pairs = setting.pick(64, 16), setting.pick(16, 2)
+
+    def pair(number: int, plain: Any, marked: Any) -> dict[str, Any]:
+        body = {"prompt": f"{number + 2} programs that keep a list of words in order: ", "max_tokens": tokens}
+        body |= {"temperature": 0, "stream_options": {"include_usage": True}}
+        found = {}
+        for name, server in (("plain", plain), ("marked", marked))[:: 1 if number % 2 else -1]:
+            begun = time.perf_counter()
+            events = list(server.stream("/v1/completions", body | {"model": server.model()}))
+            took = measured([event for event in events if "done" not in event[1]], begun)
+            found[name] = took | {"whole": took["said"] / (events[-1][0] - begun)}
+        return found
+
+    found = []
     with marking(path, folder / "plain", None) as plain, marking(path, folder / "marked", key) as marked:
-        for number in range(-1, pairs):  # the first pair warms both up
-            prompt = f"{number + 2} programs that keep a list of words in order: "
-            body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-            body = {name: value for name, value in body.items() if name != "ignore_eos"}
-            body["stream_options"] = {"include_usage": True}
-            found = {}
-            order = (plain, marked) if number % 2 else (marked, plain)
-            for server in order:
-                begun = time.perf_counter()
-                events = list(server.stream("/v1/completions", body | {"model": server.model()}))
-                took = measured([event for event in events if "done" not in event[1]], begun)
-                found[id(server)] = took | {"whole": (events[-1][0] - begun) / took["said"]}
-            one, two = found[id(plain)], found[id(marked)]
-            if number >= 0 and min(one["said"], two["said"]) > tokens // 2:
-                rates.append(two["rate"] / one["rate"])
-                firsts.append(two["first"] - one["first"])
-                wholes.append(one["whole"] / two["whole"])
+        pair(-1, plain, marked)  # warms both up
+        for number in range(pairs):
+            found.append(setting.step("speed", f"pair {number}", partial(pair, number, plain, marked)))
     key.unlink()
+    usable = [both for both in found if min(both["plain"]["said"], both["marked"]["said"]) > tokens // 2]
+    if not usable:
+        raise SystemExit("The model ends every answer at once: its speed cannot be told. Serve another with --student.")
+    rates = [both["marked"]["rate"] / both["plain"]["rate"] for both in usable]
     return {
         "mark_serving_speed": statistics.median(rates),
         "mark_serving_pairs": len(rates),
-        "mark_serving_whole_answers": statistics.median(wholes),
+        "mark_serving_whole_answers": statistics.median(
+            both["marked"]["whole"] / both["plain"]["whole"] for both in usable
+        ),
     }, {
+        "model": path.name,
         "ratios": rates,
         "interval_of_the_mean": report.interval(rates),
-        "seconds_to_the_first_token_more": statistics.median(firsts),
+        "seconds_to_the_first_token_more": statistics.median(
+            both["marked"]["first"] - both["plain"]["first"] for both in usable
+        ),
         "tokens": tokens,
     }
 
