@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_models import make_model
 from torch import nn
-from training.test_train_loop import CONFIG, LENGTH, ROWS, a_training, taught  # noqa: F401 - a fixture
+from training import test_train_loop
+from training.test_train_loop import CONFIG, LENGTH, ROWS, a_training
 
 from stillroom.core.errors import RecipeError, RunError, UnsupportedModel, UsageError
 from stillroom.recipe.recipe import Recipe
@@ -22,6 +23,7 @@ from stillroom.training.group import Group
 
 LORA = LoraConfig(rank=4, alpha=8)
 BASE = "b" * 64
+taught = test_train_loop.taught
 
 
 def an_adapted(lora: LoraConfig = LORA, dtype: torch.dtype = torch.float32, family: str = "llama") -> Any:
@@ -30,7 +32,7 @@ def an_adapted(lora: LoraConfig = LORA, dtype: torch.dtype = torch.float32, fami
     return model
 
 
-def a_lora_training(taught, folder, lora=LORA, base=BASE, dtype=torch.float32, **changes):  # noqa: F811
+def a_lora_training(taught, folder, lora=LORA, base=BASE, dtype=torch.float32, **changes):
     model = changes.pop("model", None) or an_adapted(lora, dtype)
     options = {key: changes.pop(key) for key in ("codec", "distill", "event") if key in changes}
     config = CONFIG.model_copy(update={"lora": lora, "learning_rate": 2e-2, **changes})
@@ -81,7 +83,7 @@ def test_the_product_counts_alpha_over_the_rank() -> None:
 
 
 @pytest.mark.parametrize("codec", ["threshold", "dense"])
-def test_only_adapters_change_and_the_student_comes_closer(taught, tmp_path, codec) -> None:  # noqa: F811
+def test_only_adapters_change_and_the_student_comes_closer(taught, tmp_path, codec) -> None:
     training = a_lora_training(taught, tmp_path, codec=codec)
     frozen = {n: p.detach().clone() for n, p in training.model.named_parameters() if not p.requires_grad}
     begun = {n: p.detach().clone() for n, p in training.model.named_parameters() if p.requires_grad}
@@ -95,12 +97,12 @@ def test_only_adapters_change_and_the_student_comes_closer(taught, tmp_path, cod
 
 
 @pytest.mark.parametrize("objective", ["reverse_kl", "jensen_shannon", "total_variation"])
-def test_every_objective_trains_adapters(taught, tmp_path, objective) -> None:  # noqa: F811
+def test_every_objective_trains_adapters(taught, tmp_path, objective) -> None:
     state = a_lora_training(taught, tmp_path, codec="dense", objective=objective).run()
     assert state.best_kl < state.history[0]["kl"]
 
 
-def test_gradients_of_adapters_are_those_of_autograd(taught, tmp_path) -> None:  # noqa: F811
+def test_gradients_of_adapters_are_those_of_autograd(taught, tmp_path) -> None:
     """A step of plain SGD would need no more than the gradient that the whole weights have: B's is s · dW Aᵀ."""
     from stillroom.training.losses.fused import FusedLoss
     from stillroom.training.losses.registry import make_objective
@@ -123,9 +125,14 @@ def test_gradients_of_adapters_are_those_of_autograd(taught, tmp_path) -> None: 
 @pytest.mark.parametrize(
     ("precision", "dropout"), [("float32", 0.0), ("float32", 0.2), ("bfloat16", 0.0), ("bfloat16", 0.2)]
 )
-def test_a_resumed_run_has_the_same_weights_to_the_bit(taught, tmp_path, precision, dropout) -> None:  # noqa: F811
+def test_a_resumed_run_has_the_same_weights_to_the_bit(taught, tmp_path, precision, dropout) -> None:
     lora = LORA.model_copy(update={"dropout": dropout})
-    options = {"lora": lora, "precision": precision, "dtype": getattr(torch, precision), "micro_batch_tokens": 2 * LENGTH}
+    options = {
+        "lora": lora,
+        "precision": precision,
+        "dtype": getattr(torch, precision),
+        "micro_batch_tokens": 2 * LENGTH,
+    }
     whole = a_lora_training(taught, tmp_path / "whole", **options)
     expected = whole.run()
 
@@ -145,7 +152,7 @@ def test_a_resumed_run_has_the_same_weights_to_the_bit(taught, tmp_path, precisi
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in unique_tensors(resumed.model).items())
 
 
-def test_dropout_is_drawn_anew_in_every_step(taught, tmp_path) -> None:  # noqa: F811
+def test_dropout_is_drawn_anew_in_every_step(taught, tmp_path) -> None:
     some = a_lora_training(taught, tmp_path / "some", lora=LORA.model_copy(update={"dropout": 0.3}))
     none = a_lora_training(taught, tmp_path / "none")
     some.run()
@@ -155,7 +162,7 @@ def test_dropout_is_drawn_anew_in_every_step(taught, tmp_path) -> None:  # noqa:
     assert all(a != b for a, b in zip(some.losses[1:], none.losses[1:], strict=True))
 
 
-def test_checkpoints_hold_adapters_alone_and_the_base_by_name(taught, tmp_path) -> None:  # noqa: F811
+def test_checkpoints_hold_adapters_alone_and_the_base_by_name(taught, tmp_path) -> None:
     training = a_lora_training(taught, tmp_path)
     training.run()
     trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
@@ -171,15 +178,15 @@ def test_checkpoints_hold_adapters_alone_and_the_base_by_name(taught, tmp_path) 
             assert stream.metadata()["base"] == BASE
 
 
-def test_a_checkpoint_of_another_base_is_refused(taught, tmp_path) -> None:  # noqa: F811
+def test_a_checkpoint_of_another_base_is_refused(taught, tmp_path) -> None:
     a_lora_training(taught, tmp_path).run()
-    with pytest.raises(RunError, match="adapters \\(LoRA\\) of the weights bbbb.* of the weights cccc"):
+    with pytest.raises(RunError, match=r"adapters \(LoRA\) of the weights bbbb.* of the weights cccc"):
         a_lora_training(taught, tmp_path, base="c" * 64).run()
     with pytest.raises(RunError, match="of all of a model's weights"):
         a_training(taught, tmp_path).run()
 
 
-def test_rounded_weights_are_shared_and_the_exact_ones_merged(taught, tmp_path) -> None:  # noqa: F811
+def test_rounded_weights_are_shared_and_the_exact_ones_merged(taught, tmp_path) -> None:
     from stillroom.training.network import LossNetwork
 
     model = an_adapted(dtype=torch.bfloat16)
@@ -246,7 +253,7 @@ def test_a_mixture_says_which_matrices_have_no_adapter() -> None:
     assert "without adapters: " in adapters.words_of(found)
 
 
-def test_a_group_of_processes_is_refused(taught, tmp_path) -> None:  # noqa: F811
+def test_a_group_of_processes_is_refused(taught, tmp_path) -> None:
     training = a_lora_training(taught, tmp_path)
     training.group = Group(0, 2)
     with pytest.raises(UsageError, match="trains in one process, and here there are 2"):
@@ -261,7 +268,7 @@ def test_recipes_that_cannot_be_are_refused() -> None:
         "distill": {"lora": {}},
     }
     assert Recipe.model_validate(settings).distill.lora == LoraConfig()
-    with pytest.raises(ValueError, match="`student: {kind: fresh}` are random"):
+    with pytest.raises(ValueError, match=r"`student: \{kind: fresh\}` are random"):
         Recipe.model_validate(settings | {"student": {"kind": "fresh", "config": {"num_hidden_layers": 1}}})
     with pytest.raises(ValueError, match="leave it at `auto`"):
         DistillConfig(lora=LoraConfig(), state=8)

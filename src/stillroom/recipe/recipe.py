@@ -93,8 +93,8 @@ class Recipe(Section):
     def _adaptable(self) -> Recipe:
         if self.distill.lora is not None and isinstance(self.student, FreshStudent):
             raise ValueError(
-                "`distill.lora` trains adapters beside weights that stay as they are, and those of `student: {kind: fresh}` are "
-                "random: leave `lora` out, or take a student that begins with trained weights"
+                "`distill.lora` trains adapters beside weights that stay as they are, and those of `student: {kind: fresh}` "
+                "are random: leave `lora` out, or take a student that begins with trained weights"
             )
         return self
 

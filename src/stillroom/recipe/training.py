@@ -22,7 +22,8 @@ GROUP = "stillroom.objectives"
 
 class LoraConfig(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685): the student's weights stay as they are, and beside each target layer
-    two small matrices are trained, whose product is added to its weights when training ends (docs/lora.md)."""
+    two small matrices are trained, whose product is added to its weights when training ends (docs/lora.md).
+    """
 
     rank: int = Field(default=16, ge=1)
     """Inner size of an adapter (`r` in peft): it has `rank` times the sum of its layer's two sizes in parameters."""

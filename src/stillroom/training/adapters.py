@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685): what is trained where the student's weights are not.
 
-A linear layer ``y = W x`` becomes ``y = W x + s · B (A x)``. W stays as it is; A and B are trained. B begins at zero, so that the
-student begins where it was. When training ends, ``W + s · B A`` takes W's place (:func:`merge`), and an ordinary model is left.
-The layers are those of peft.
+A linear layer ``y = W x`` becomes ``y = W x + s · B (A x)``. W stays as it is; A and B are trained. B begins at zero, so that
+the student begins where it was. When training ends, ``W + s · B A`` takes W's place (:func:`merge`), and an ordinary model is
+left. The layers are those of peft.
 
 Legend: r rank, W [O, I], A [r, I], B [O, r]; s is alpha / r, or alpha / √r.
 """
@@ -218,8 +218,8 @@ def _why_not(model: CausalModel, asked: str) -> str:
             continue
         if module is output:
             return (
-                f"`{asked}` is the output layer, which gets no adapter (it may be one with the embedding, and the loss reads its "
-                "matrix)."
+                f"`{asked}` is the output layer, which gets no adapter (it may be one with the embedding, and the loss reads "
+                "its matrix)."
             )
         return f"`{asked}` is no linear layer of this model, but a {type(module).__name__}."
     return f"this model has no layer `{asked}`."

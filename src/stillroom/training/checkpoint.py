@@ -52,7 +52,9 @@ def save_checkpoint(
 ) -> None:
     """Write ``folder/step-N`` and remove older ones, and best weights that no checkpoint names any more.
 
-    Frozen weights are not in it; ``base`` says which they are. Only folders that carry ``state.json``, written last, are checkpoints. The best weights that the newest checkpoint names are
+    Frozen weights are not in it; ``base`` says which they are.
+
+    Only folders that carry ``state.json``, written last, are checkpoints. The best weights that the newest checkpoint names are
     never removed before the next one is whole, so that both are always of one trajectory.
     """
     from safetensors.torch import save_file

@@ -32,8 +32,8 @@ from stillroom.training import extension, sweep
 from stillroom.training.adapters import FASTER, is_adapted
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
-    State,
     BASE,
+    State,
     best_weights,
     require_base,
     save_checkpoint,

@@ -63,12 +63,19 @@ class Sizes:
         return tokens * (norms + attention + number * (4 * self.inner + 2 * self.hidden))
 
     def passing_bytes(
-        self, tokens: int, chunk: int, checkpointing: bool, number: int = 2, *, careful: bool = False, frozen: bool = False
+        self,
+        tokens: int,
+        chunk: int,
+        checkpointing: bool,
+        number: int = 2,
+        *,
+        careful: bool = False,
+        frozen: bool = False,
     ) -> int:
         """What a forward pass keeps for its backward pass, and the larger of one layer's gradients and the loss.
 
-        ``careful`` adds both, as if freed blocks could not be used again: a layout is chosen by that. Where the output matrix is
-        ``frozen`` it has no gradient.
+        ``careful`` adds both, as if freed blocks could not be used again: a layout is chosen by that. Where the output matrix
+        is ``frozen`` it has no gradient.
         """
         one = self.layer_bytes(tokens, number)
         stream = self.layers * tokens * self.hidden * number

@@ -94,7 +94,9 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     if config.lora is not None and lora is not None:
         lora["without_gradient"] = training.untouched
         if training.untouched:
-            progress.say(f"  {len(training.untouched)} adapters had no gradient in any step: {training.untouched[0]}, …")
+            progress.say(
+                f"  {len(training.untouched)} adapters had no gradient in any step: {training.untouched[0]}, …"
+            )
         model, tokenizer = adapters.merged(model, tokenizer, config.lora, shrunk / "model")
     save_model(model, tokenizer, stage.path / "model")
     extension.hand_over(stage.scratch, stage.path)
