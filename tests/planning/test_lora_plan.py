@@ -1,4 +1,4 @@
-"""A plan with LoRA counts what is trained, its memory and its checkpoints; what cannot be is refused before anything is spent."""
+"""A plan with LoRA counts what is trained, its memory and its checkpoints; what cannot be is refused, unspent."""
 
 from __future__ import annotations
 

@@ -152,6 +152,17 @@ def test_a_resumed_run_has_the_same_weights_to_the_bit(taught, tmp_path, precisi
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in unique_tensors(resumed.model).items())
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_activations_that_are_computed_again_are_the_same(taught, tmp_path, dropout) -> None:
+    lora = LORA.model_copy(update={"dropout": dropout})
+    losses = []
+    for again in ("off", "on"):
+        training = a_lora_training(taught, tmp_path / again, lora=lora, gradient_checkpointing=again, epochs=1)
+        training.run()
+        losses.append(training.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_dropout_is_drawn_anew_in_every_step(taught, tmp_path) -> None:
     some = a_lora_training(taught, tmp_path / "some", lora=LORA.model_copy(update={"dropout": 0.3}))
     none = a_lora_training(taught, tmp_path / "none")

@@ -94,7 +94,7 @@ def attach(model: CausalModel, config: LoraConfig, dtype: torch.dtype, seed: int
     )
     model.requires_grad_(requires_grad=False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             inject_adapter_in_model(settings, model)
         except (ValueError, TypeError) as error:
