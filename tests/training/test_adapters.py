@@ -264,6 +264,13 @@ def test_a_mixture_says_which_matrices_have_no_adapter() -> None:
     assert "without adapters: " in adapters.words_of(found)
 
 
+def test_the_rate_of_adapters_grows_with_the_width_and_falls_with_what_they_count() -> None:
+    assert adapters.faster(4096, LoraConfig()) == pytest.approx(13.9, rel=0.01)
+    assert adapters.faster(64, LoraConfig()) == pytest.approx(1.73, rel=0.01)
+    assert adapters.faster(64, LoraConfig(rank=4)) == pytest.approx(0.87, rel=0.01)
+    assert adapters.faster(64, LoraConfig(rslora=True)) == pytest.approx(0.43, rel=0.01)
+
+
 def test_a_group_of_processes_is_refused(taught, tmp_path) -> None:
     training = a_lora_training(taught, tmp_path)
     training.group = Group(0, 2)

@@ -112,7 +112,7 @@ def test_a_finished_run_is_not_done_again(finished: Run) -> None:
     assert (finished.stage("distill").path / "stage.json").stat().st_mtime_ns == before
 
 
-def test_the_rate_is_swept_ten_times_higher_and_a_mixture_says_what_stays(
+def test_the_rate_is_that_of_adapters_and_a_mixture_says_what_stays(
     settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = tiny_model("olmoe", tmp_path / "teacher", layers=2)
@@ -124,8 +124,11 @@ def test_the_rate_is_swept_ten_times_higher_and_a_mixture_says_what_stays(
     assert "without adapters: " in capsys.readouterr().err
     notes = run.stage("distill").record["notes"]
     assert any("experts" in name for name in notes["lora"]["matrices_without"])
+    from stillroom.training.adapters import faster
     from stillroom.training.sweep import HIGHEST, table_rate
 
     distance = json.loads((run.stage("distill").path / "history.json").read_text())["validations"][0]["kl"]
     assert notes["learning_rate_from"] == "table"
-    assert notes["learning_rate"] == pytest.approx(min(10 * table_rate(64, distance), HIGHEST / 3))
+    assert notes["learning_rate"] == pytest.approx(
+        min(faster(64, run.recipe.distill.lora) * table_rate(64, distance), HIGHEST / 3)
+    )

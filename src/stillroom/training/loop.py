@@ -29,7 +29,7 @@ from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.training import extension, sweep
-from stillroom.training.adapters import FASTER, is_adapted
+from stillroom.training.adapters import faster, is_adapted
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
     BASE,
@@ -292,7 +292,8 @@ class Training:
         distance = state.history[0]["kl"]
         centre = sweep.table_rate(int(self.model.config.hidden_size), distance)
         if self.config.lora is not None:
-            centre = min(centre * FASTER, sweep.HIGHEST / sweep.FACTOR)
+            centre *= faster(int(self.model.config.hidden_size), self.config.lora)
+            centre = min(max(centre, sweep.LOWEST), sweep.HIGHEST / sweep.FACTOR)
         sizes = list(map(len, order))
         budget = Budget.of(sizes, sum(sizes), len(self.validation)) if state.step == 0 else None
         if budget is None:
