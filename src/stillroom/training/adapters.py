@@ -109,7 +109,7 @@ def faster(width: int, config: LoraConfig) -> float:
     """Best learning rate of adapters over that of whole weights, about; a sweep begins there.
 
     AdamW moves every number by about the rate. A row of W then moves by √I rates, and a row of s · B A, whose A has rows of
-    about 1/√3 in length as peft draws it, by s √(r / 3) of them. The best rates are in the inverse ratio: √(3 I) / (s √r). For a
+    about 1/√3 in length as peft draws it, by s √(r / 3) of them. The best rates are inverse to that: √(3 I) / (s √r). For a
     tiny model (width 64, near its teacher, rates a factor of 2.3 apart) that is 0.43, 0.87 and 1.7 for s √r of 32, 16 and 8,
     and 0.43, 1 and 2.3 were seen; for width 4,096 with rank 16 and alpha 32 it is 14, and about 10 was published (Thinking
     Machines Lab 2025, "LoRA Without Regret").
