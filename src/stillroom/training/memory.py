@@ -166,9 +166,9 @@ def choose_layout(
             if need <= USABLE * limit:
                 return state, checkpointing
             least = min(least, need) if least else need
+    what = f"adapters of {frozen / 1e9:.2f}" if frozen else f"{parameters / 1e9:.2f}"
     raise OutOfMemory(
-        f"Training {f'adapters of {frozen / 1e9:.2f}' if frozen else f'{parameters / 1e9:.2f}'} billion parameters with "
-        f"{tokens:,} tokens per forward pass takes "
+        f"Training {what} billion parameters with {tokens:,} tokens per forward pass takes "
         f"{least / 1e9:.0f} GB of the GPU's memory, and there are {limit / 1e9:.0f}.",
         "Lower `distill.micro_batch_tokens`, let `distill.state` and `distill.gradient_checkpointing` be auto, or make the "
         "student smaller.",
