@@ -22,7 +22,7 @@ from stillroom.models import documents
 from stillroom.models.documents import documents_of
 from stillroom.models.families.registry import family_of
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
-from stillroom.recipe.training import OBJECTIVES, DistillConfig
+from stillroom.recipe.training import OBJECTIVES, DistillConfig, LoraConfig
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.signals.cache.codec import sampling_generator
 from stillroom.signals.cache.identity import CacheIdentity
@@ -36,6 +36,7 @@ from stillroom.students.measured import Measured
 from stillroom.students.shape import Anatomy
 from stillroom.students.shrink import shrink
 from stillroom.teachers.capture import capture
+from stillroom.training.adapters import attach
 from stillroom.training.loop import Training
 from stillroom.training.optimizer import make_optimizer
 from tools.gpu.device import Device, DeviceMismatch, There, move
@@ -150,6 +151,8 @@ def trained(folder, cache, config, device=None, vocabulary=None, distill=True):
     text = tiny_sequences(8)
     vocabulary = vocabulary or VocabularyMap.identity(IDS)
     model = teacher_of(seed=3).requires_grad_(True)
+    if config.lora is not None:
+        attach(model, config.lora, torch.float32, 0)
     events = []
     training = Training(
         title="distill",
@@ -180,6 +183,17 @@ def test_training_with_every_objective(device, caches, tmp_path, objective):
     expected, _ = trained(tmp_path / "here", cache, config)
     with device:
         found, training = trained(tmp_path / "there", cache, config, device)
+        assert all(isinstance(parameter, There) for parameter in training.model.parameters())
+    assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
+        [value for pair in steps_of(expected) for value in pair], rel=2e-3
+    )
+
+
+def test_training_adapters(device, caches, tmp_path):
+    config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
+    expected, _ = trained(tmp_path / "here", caches["dense"], config)
+    with device:
+        found, training = trained(tmp_path / "there", caches["dense"], config, device)
         assert all(isinstance(parameter, There) for parameter in training.model.parameters())
     assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
         [value for pair in steps_of(expected) for value in pair], rel=2e-3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, UsageError, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -295,6 +295,11 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     require_possible(made.recipe)
     if cluster is not None and cluster.ray is not None:
         require_no_units(made.recipe, f"--ray {cluster.ray}")
+    if cluster is not None and cluster.workers > 1 and made.recipe.distill.lora is not None:
+        raise UsageError(
+            f"`distill.lora` trains in one process, and --workers {cluster.workers} asks for more.",
+            "Leave --workers out, or `distill.lora`.",
+        )
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):

@@ -29,6 +29,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "reasoning": {"reasoning-gym": "reasoning_gym"},
     "tasks": {"lm-eval": "lm_eval"},
     "cluster": {"ray": "ray"},
+    "lora": {"peft": "peft"},
     "store": {"obstore": "obstore"},
 }
 """By extra of pyproject.toml: its packages, and the module that each is imported as."""

@@ -49,6 +49,7 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
                     "ancestors": [ancestor.model_dump(mode="json") for ancestor in ancestors(run)],
                     "operations": operations(run, summary),
                     "randomness": run.randomness_record(),
+                    **({"lora": lora} if (lora := _lora(summary)) is not None else {}),
                 },
                 "resolvedDependencies": dependencies(run, summary),
             },
@@ -133,22 +134,34 @@ def ancestors(run: Run) -> tuple[Ancestor, ...]:
 
 
 def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Arithmetic operations of the run, estimated as 2 a parameter and token forward and 6 for training."""
+    """Arithmetic operations of the run, estimated as 2 a parameter and token forward and 6 for training.
+
+    A parameter that training left as it was takes 4 (LoRA): it has no gradient.
+    """
     tokens = summary["tokens"]
     teacher, student = summary["teacher"]["parameters"], summary["student"]["parameters"]
     steps = [int(event["tokens"]) for event in run.events("distill") if "step" in event and "tokens" in event]
     seen = max(steps, default=int(tokens.get("train", 0)))
     # Of several teachers at most all read all of it.
     teacher += sum(int(other.get("parameters") or 0) for other in _teachers(run)[1:])
+    lora = _lora(summary)
+    training = 6 * student * seen if lora is None else (4 * student + 6 * lora["trained_parameters"]) * seen
+    estimate = "6 x parameters x tokens for training" + ("" if lora is None else " (4 for frozen ones)")
     capture = 2 * teacher * (tokens.get("train", 0) + tokens.get("validation", 0))
     return {
-        "student_training": 6 * student * seen,
+        "student_training": training,
         "teacher_inference": capture,
-        "total": 6 * student * seen + capture,
+        "total": training + capture,
         "teacher_training": None,
-        "estimate": "6 x parameters x tokens for training, 2 x parameters x tokens for the teacher's signal",
+        "estimate": f"{estimate}, 2 x parameters x tokens for the teacher's signal",
         "training_tokens": seen,
     }
+
+
+def _lora(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """What the summary says of the adapters that were trained; None where the weights themselves were."""
+    found: dict[str, Any] | None = summary.get("training", {}).get("distill", {}).get("lora")
+    return found
 
 
 def public_recipe(run: Run) -> dict[str, Any]:

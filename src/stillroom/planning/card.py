@@ -27,7 +27,7 @@ from stillroom.students.importance import POSITIONS
 from stillroom.teachers.local import MAX_BATCH_TOKENS
 from stillroom.teachers.several import any_endpoint
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
-from stillroom.training.memory import USABLE, Sizes, State, choose_layout, state_bytes, step_bytes
+from stillroom.training.memory import USABLE, Sizes, State, choose_layout, frozen_bytes, state_bytes, step_bytes
 
 if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig
@@ -100,7 +100,14 @@ def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> fl
 
 
 def distill_bytes(
-    student: Model, tokens: int, chunk: int, state: State, checkpointing: bool, accumulates: bool, precise: bool = False
+    student: Model,
+    tokens: int,
+    chunk: int,
+    state: State,
+    checkpointing: bool,
+    accumulates: bool,
+    precise: bool = False,
+    adapters: int | None = None,
 ) -> float:
     """Training, at the larger of a backward pass's peak and an optimizer step's.
 
@@ -112,10 +119,16 @@ def distill_bytes(
         checkpointing: Whether activations are computed twice.
         accumulates: Whether a step has several micro-batches.
         precise: Whether it computes in float32.
+        adapters: Parameters that are trained beside the student's, which are frozen; None where its own are trained.
     """
     number = FLOAT_BYTES if precise else HALF_BYTES
-    kept = student.parameters * state_bytes(state, precise, accumulates)
-    passing = student.sizes.passing_bytes(tokens, chunk, checkpointing, number)
+    if adapters is None:
+        kept = student.parameters * state_bytes(state, precise, accumulates)
+    else:
+        kept = frozen_bytes(student.parameters, precise) + adapters * state_bytes(state, precise, accumulates)
+    passing = student.sizes.passing_bytes(tokens, chunk, checkpointing, number, frozen=adapters is not None)
+    if adapters is not None:
+        return kept + passing
     return kept + max(passing, step_bytes(state, student.sizes, accumulates))
 
 
@@ -189,6 +202,7 @@ def card_plan(
     tokens: int,
     length: int,
     others: Mapping[str, Model] = MappingProxyType({}),
+    adapters: int | None = None,
 ) -> dict[str, Any]:
     """Bytes of the card that each stage takes, and what `auto` chooses.
 
@@ -200,6 +214,7 @@ def card_plan(
         tokens: Of one pass over the training text.
         length: Tokens of a sequence.
         others: The recipe's other teachers on this machine that are learned from, by name.
+        adapters: As in :func:`distill_bytes`.
 
     Raises:
         OutOfMemory: A stage does not fit, by name.
@@ -238,14 +253,17 @@ def card_plan(
     state, checkpointing = choose_layout(
         config,
         student.sizes,
-        student.parameters,
+        student.parameters if adapters is None else adapters,
         micro * length,
         chunk,
         card.memory_bytes,
         precise=precise,
         accumulates=micro < rows,
+        frozen=0 if adapters is None else student.parameters,
     )
-    stages["distill"] = distill_bytes(student, micro * length, chunk, state, checkpointing, micro < rows, precise)
+    stages["distill"] = distill_bytes(
+        student, micro * length, chunk, state, checkpointing, micro < rows, precise, adapters
+    )
     if teacher is not None and not any_endpoint(recipe):
         # With several, all stay in memory, beside the recipe's own.
         more = FLOAT_BYTES * sum(model.parameters for model in others.values())

@@ -73,6 +73,8 @@ class Planned:
     note: str = ""
     alignment: dict[str, Any] | None = None
     """Of a student with another tokenizer: what it learns from what (:func:`stillroom.signals.alignment.describe`)."""
+    adapters: dict[str, Any] | None = None
+    """With ``distill.lora``: its layers and parameters (``targets``, ``modules``, ``trained_parameters``)."""
 
 
 def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
@@ -211,7 +213,34 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         files,
         note,
         aligned,
+        _adapters(recipe, changed),
     )
+
+
+def _adapters(recipe: Recipe, config: ModelConfig) -> dict[str, Any] | None:
+    """What is trained of a student with adapters, by its config.
+
+    Raises:
+        RecipeError: A target of the recipe is not in the student.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stillroom.training.adapters import adapter_parameters, targets_of
+
+    lora = recipe.distill.lora
+    if lora is None:
+        return None
+    with torch.device("meta"):
+        student: CausalModel = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    student.tie_weights()
+    targets = targets_of(student, lora)
+    return {
+        "rank": lora.rank,
+        "targets": sorted({name.rpartition(".")[2] for name in targets}),
+        "modules": len(targets),
+        "trained_parameters": adapter_parameters(student, lora),
+    }
 
 
 def _notes(student: ShrinkStudent, anatomy: Anatomy, shape: Shape, tokens: int) -> str:

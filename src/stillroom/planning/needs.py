@@ -51,7 +51,7 @@ class Need:
 
 def missing_needs(recipe: Recipe) -> list[Need]:
     """What a recipe needs and this environment lacks, by stage."""
-    return [*_of_run(recipe), *_of_corpus(recipe), *_of_export(recipe), *_of_evaluation(recipe)]
+    return [*_of_run(recipe), *_of_corpus(recipe), *_of_training(recipe), *_of_export(recipe), *_of_evaluation(recipe)]
 
 
 def require_needs(needs: Iterable[Need]) -> None:
@@ -104,6 +104,10 @@ def _of_corpus(recipe: Recipe) -> list[Need]:
             case _:
                 pass
     return found
+
+
+def _of_training(recipe: Recipe) -> list[Need]:
+    return _extra("distill", "distill.lora", "lora") if recipe.distill.lora is not None else []
 
 
 def _of_export(recipe: Recipe) -> list[Need]:

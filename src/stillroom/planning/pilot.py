@@ -35,6 +35,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import cache_identity, capture
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import Teacher, weights_of
+from stillroom.training.adapters import attach
 from stillroom.training.batch_size import LEAST_CHUNK
 from stillroom.training.checkpoint import State
 from stillroom.training.loop import Training
@@ -268,7 +269,10 @@ class _Trial:
 
         release_memory()  # of the step before
         with MemoryMeter() as meter:
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.student), dtype=torch.float32).to(self.device)
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.student), dtype=torch.float32)
+            if config.lora is not None:
+                attach(model, config.lora, choose_dtype(config.precision, self.device.type), 0)
+            model = model.to(self.device)
             folder = self.folder / f"trial-{per_step}"
             folder.mkdir()
             _Steps(

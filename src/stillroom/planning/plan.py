@@ -28,7 +28,7 @@ from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import EndpointTeacher
-from stillroom.runs.costs import Counts, Profile, StageCost
+from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
 from stillroom.teachers.endpoint.stage import require_possible
@@ -77,7 +77,7 @@ def make_plan(
         ``missing`` lists optional packages that the recipe needs, and ``install`` the command that brings them.
 
     Raises:
-        MissingDependency: The text cannot be read without a package that is missing.
+        MissingDependency: The text cannot be read, or nothing trained, without a package that is missing.
         OutOfMemory: A stage does not fit into the GPU's memory.
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
@@ -110,6 +110,7 @@ def make_plan(
             for name, config in recipe.learned_from.items()
             if name != OWN and not isinstance(config, EndpointTeacher)
         ),
+        adapter_parameters=student.adapters["trained_parameters"] if student.adapters is not None else None,
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -121,6 +122,7 @@ def make_plan(
         "student_shape": student.shape.words() if student.shape else None,
         "student_note": student.note or None,
         **({"alignment": student.alignment} if student.alignment is not None else {}),
+        **({"lora": _lora(recipe, student)} if student.adapters is not None else {}),
         "tokens": text.tokens,
         "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),
@@ -164,6 +166,11 @@ def make_plan(
                 "--cluster: the teacher is behind an endpoint, which no worker of ours speeds up.",
                 "Plan without --cluster.",
             )
+        if recipe.distill.lora is not None:
+            raise UsageError(
+                "--cluster: `distill.lora` trains in one process.",
+                "Plan without --cluster, or leave `distill.lora` out.",
+            )
         plan["cluster"] = cluster_plan(
             recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
         )
@@ -172,6 +179,24 @@ def make_plan(
     if recipe.teachers:
         plan["teachers"] = _teachers(recipe)
     return plan | _verdict(recipe, plan, counts, profile, runs)
+
+
+def _lora(recipe: Recipe, student: Planned) -> dict[str, Any]:
+    """What is trained of a student with adapters, and bytes of frozen weights and of what training adds to them."""
+    from stillroom.models.compute import choose_device, choose_dtype
+    from stillroom.training.memory import frozen_bytes, state_bytes
+
+    assert student.adapters is not None
+    trained = student.adapters["trained_parameters"]
+    dtype = choose_dtype(recipe.distill.precision, choose_device(recipe.compute).type)
+    precise = dtype.itemsize == FLOAT_BYTES
+    return {
+        **student.adapters,
+        "share": round(trained / student.parameters, 6),
+        "frozen_bytes": frozen_bytes(student.parameters, precise),
+        "trained_bytes": trained * state_bytes("plain", precise, accumulates=False),
+        "whole_bytes": student.parameters * state_bytes("plain", precise, accumulates=False),
+    }
 
 
 def _notes(recipe: Recipe, length: int) -> list[str]:
@@ -196,8 +221,8 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     require_possible(recipe)
     require_device(recipe.compute)
     needs = missing_needs(recipe)
-    if any(need.stage == "corpus" for need in needs):
-        # Without the text there is nothing to plan with.
+    if any(need.stage in ("corpus", "distill") for need in needs):
+        # Without the text, or what the pilot trains with, there is nothing to plan with.
         require_needs(needs)
     text = count_text(recipe, runs, Progress(quiet))
     return needs, text, count_student(recipe, text)
@@ -220,7 +245,8 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
         if name != OWN and not isinstance(config, EndpointTeacher)
     }
     pupil = Model.of(student.config, student.parameters)
-    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length, others)
+    trained = student.adapters["trained_parameters"] if student.adapters is not None else None
+    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length, others, trained)
 
 
 def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
@@ -468,6 +494,17 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
         f"learning rate {_FROM[plan['learning_rate_from']]}"
     )
+    if "lora" in plan:
+        lora = plan["lora"]
+        say(
+            f"            LoRA of rank {lora['rank']}: {lora['trained_parameters']:,} parameters are trained, "
+            f"{lora['share']:.2%} of the student's, in {lora['modules']} layers"
+        )
+        held = lora["frozen_bytes"] + lora["trained_bytes"]
+        say(
+            f"            weights, gradients and optimizer state: {held / 1e9:,.2f} GB, "
+            f"of it {lora['trained_bytes'] / 1e9:,.2f} GB for what is trained; whole {lora['whole_bytes'] / 1e9:,.2f} GB"
+        )
     for note in plan.get("notes", ()):
         say(f"            {note}")
     if "write" in plan:

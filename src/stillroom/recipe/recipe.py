@@ -14,7 +14,7 @@ from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.export import ChatConfig, ExportConfig
 from stillroom.recipe.routes import OWN, Route, routes_of
 from stillroom.recipe.section import SINCE, Section
-from stillroom.recipe.student import ExistingStudent, ShrinkStudent, Student
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, Student
 from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.terms import TermsConfig
 from stillroom.recipe.training import DistillConfig
@@ -87,6 +87,15 @@ class Recipe(Section):
         own = isinstance(self.student, ExistingStudent) and self.student.tokenizer == "own"
         if own and "drafter" in self.evaluate.measures:
             raise ValueError("the metric `drafter` needs a student with the teacher's tokenizer, not `tokenizer: own`")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptable(self) -> Recipe:
+        if self.distill.lora is not None and isinstance(self.student, FreshStudent):
+            raise ValueError(
+                "`distill.lora` trains adapters beside weights that stay as they are, and those of `student: {kind: fresh}` "
+                "are random: leave `lora` out, or take a student that begins with trained weights"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipe.section import BEFORE, SINCE, NumberOrAuto, OpenName, Section
 
@@ -18,6 +18,31 @@ OBJECTIVES = (
 """The built-in objectives; each is the file of that name in ``stillroom/training/losses/``."""
 GROUP = "stillroom.objectives"
 """Entry points under which other packages add objectives."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): the student's weights stay as they are, and beside each target layer
+    two small matrices are trained, whose product is added to its weights when training ends (docs/lora.md).
+    """
+
+    rank: int = Field(default=16, ge=1)
+    """Inner size of an adapter (`r` in peft): it has `rank` times the sum of its layer's two sizes in parameters."""
+    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """An adapter's product counts `alpha / rank` times."""
+    targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
+    """Linear layers that get an adapter, by the end of their names, such as `[q_proj, v_proj]`. `auto` takes every linear
+    layer but the output layer (`all-linear` in peft)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are set to zero at random in each training step."""
+    rslora: bool = False
+    """Let an adapter's product count `alpha / √rank` times (rank-stabilised LoRA, arXiv 2312.03732), so that a larger rank is
+    not a smaller step."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        """One name may stand without brackets."""
+        return (value,) if isinstance(value, str) and value != "auto" else value
 
 
 class DistillConfig(Section):
@@ -89,8 +114,20 @@ class DistillConfig(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
     """Keep only what enters each layer, and compute the rest again for the backward pass: a third more work, a fraction of the
     memory. ``auto`` does so on a GPU where it would not fit otherwise."""
+    lora: LoraConfig | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """Train low-rank adapters (LoRA) instead of the weights, for students that are too large to train whole; they are merged
+    into the weights when training ends. The baseline is trained in the same way. Without it, all weights are trained."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; without it, ten in a run."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Least time between checkpoints, longer where writing them would take more than 2 % of the time; 0 is after every step.
     One is always written at a validation."""
+
+    @model_validator(mode="after")
+    def _layouts(self) -> DistillConfig:
+        if self.lora is not None and self.state != "auto":
+            raise ValueError(
+                f"`state: {self.state}` is how weights that are trained are stored, and with `lora` they are not trained: "
+                "leave it at `auto`"
+            )
+        return self

@@ -68,6 +68,8 @@ class Counts:
         gguf_bytes: Bytes of each GGUF file that the recipe names, by its type.
         teacher_is_here: Whether the teacher is loaded on this machine.
         other_teachers: Parameters of each of the recipe's other teachers that is loaded on this machine.
+        adapter_parameters: Parameters that are trained beside the student's, which are frozen (LoRA); None where the student's
+            own are trained.
     """
 
     teacher_parameters: int
@@ -85,6 +87,7 @@ class Counts:
     gguf_bytes: Mapping[str, int] = field(default_factory=dict)
     teacher_is_here: bool = True
     other_teachers: tuple[int, ...] = ()
+    adapter_parameters: int | None = None
 
     @property
     def teacher_bytes(self) -> int:
@@ -95,6 +98,12 @@ class Counts:
     def student_bytes(self) -> int:
         """Bytes of the student's weights in float32."""
         return FLOAT_BYTES * self.student_parameters
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of what is trained, in float32: the student's weights, or the adapters alone."""
+        trained = self.student_parameters if self.adapter_parameters is None else self.adapter_parameters
+        return FLOAT_BYTES * trained
 
     @property
     def ratio(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stillroom.core import files
-from stillroom.core.errors import StillroomError
+from stillroom.core.errors import RunError, StillroomError
 
 STATE = "state.json"
 """The file of a checkpoint that is written last."""
@@ -20,6 +20,8 @@ SIZES = "sizes.json"
 """Of a checkpoint of several processes: its files and their bytes."""
 TENSORS = "state.safetensors"
 """The tensors of a checkpoint of one process."""
+BASE = "base"
+"""In the metadata of a file of adapters: the identity of the weights that they belong to."""
 
 
 @dataclass
@@ -45,8 +47,12 @@ class State:
     tokens: int = 0
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, base: str = ""
+) -> None:
     """Write ``folder/step-N`` and remove older ones, and best weights that no checkpoint names any more.
+
+    Frozen weights are not in it; ``base`` says which they are.
 
     Only folders that carry ``state.json``, written last, are checkpoints. The best weights that the newest checkpoint names are
     never removed before the next one is whole, so that both are always of one trajectory.
@@ -68,7 +74,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         tensors["random.device"] = _random_of(device).get_rng_state()
     with files.replacing(target) as beside:
         beside.mkdir()
-        save_file(tensors, beside / TENSORS)
+        save_file(tensors, beside / TENSORS, metadata={BASE: base} if base else None)
         (beside / STATE).write_text(json.dumps(vars(state), allow_nan=False), encoding="utf-8")
     remove_old(folder, target, state)
 
@@ -110,13 +116,18 @@ def best_weights(folder: Path, step: int) -> Path:
     return old if old.is_file() and not path.is_file() and list(folder.glob("step-*")) else path
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put model, optimizer and random state back to the newest checkpoint of one process; a fresh state where there is none."""
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, base: str = "") -> State:
+    """Put model, optimizer and random state back to the newest checkpoint of one process; a fresh state where there is none.
+
+    Raises:
+        RunError: It belongs to other frozen weights than ``base``.
+    """
     from safetensors.torch import load_file
 
     found = newest(folder)
     if found is None:
         return State()
+    require_base(found / TENSORS, base)
     state = State(**files.read_json(found / STATE))
     tensors = load_file(found / TENSORS)
     with torch.no_grad():
@@ -136,17 +147,38 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return state
 
 
+def require_base(path: Path, base: str) -> None:
+    """Refuse a file of adapters that were trained beside other frozen weights.
+
+    Raises:
+        RunError: They were, or the file is of a model whose every weight was trained.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        theirs = (stream.metadata() or {}).get(BASE, "")
+    if theirs != base:
+        raise RunError(
+            f"{path}: this checkpoint holds {_adapters_of(theirs)}, and the training is of {_adapters_of(base)}.",
+            f"Remove {path.parent.parent}, and give the same command again: the training then begins at its start.",
+        )
+
+
+def _adapters_of(base: str) -> str:
+    return f"adapters (LoRA) of the weights {base[:12]}…" if base else "all of a model's weights"
+
+
 def _random_of(device: torch.device) -> Any:
     """The module with a GPU's random state: ``torch.cuda`` or ``torch.mps``."""
     return torch.cuda if device.type == "cuda" else torch.mps
 
 
 def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and saved buffers by name, tied ones once."""
+    """Parameters and saved buffers by name, tied ones once; frozen parameters, which stay as they are, are left out."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and (tensor.requires_grad or not isinstance(tensor, nn.Parameter)):
             seen.add(id(tensor))
             found[name] = tensor.detach()
     return found

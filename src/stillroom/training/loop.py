@@ -24,15 +24,18 @@ from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, Terminated, TrainingDiverged, UsageError
 from stillroom.core.memory import Trimmer, release_memory
 from stillroom.core.progress import Progress
-from stillroom.core.secret import Secret
+from stillroom.core.secret import Secret, library_seed
 from stillroom.models.compute import choose_dtype
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch, BatchSource
 from stillroom.training import extension, sweep
+from stillroom.training.adapters import faster, is_adapted
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.checkpoint import (
+    BASE,
     State,
     best_weights,
+    require_base,
     save_checkpoint,
     unique_tensors,
 )
@@ -63,7 +66,8 @@ class Training:
 
     Attributes:
         title: What progress calls it.
-        model: The student, float32; it is trained in place.
+        model: The student, float32; it is trained in place. With ``config.lora`` it has adapters
+            (:func:`stillroom.training.adapters.attach`), which alone are trained, and keeps them.
         config: The recipe's section.
         train: Training batches.
         validation: Validation batches, with signals.
@@ -75,6 +79,7 @@ class Training:
         progress: Draws the bar.
         event: Takes metrics.
         group: The processes that train together. The batch of a step does not depend on how many they are.
+        base: Identity of the weights that adapters belong to; empty where all weights are trained.
     """
 
     title: str
@@ -90,6 +95,7 @@ class Training:
     progress: Progress
     event: Callable[..., None]
     group: Group = ALONE
+    base: str = ""
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
@@ -99,6 +105,8 @@ class Training:
     """Whether activations are computed twice."""
     step_tokens: int = 0
     """Tokens of a full step."""
+    untouched: list[str] = field(default_factory=list)
+    """Trained parameters that no step had a gradient for, by name."""
     _rate: float | None = None
 
     def run(self) -> State:
@@ -112,12 +120,16 @@ class Training:
         release_memory()
         self.restore(best_weights(self.folder, state.best_step))
         for parameter in self.model.parameters():
-            parameter.data = parameter.data.float()
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         return state
 
     def _train(self) -> State:
         """All steps; the model ends with the weights of the last one."""
         config = self.config
+        if config.lora is not None:
+            require_alone(self.group)
+            assert is_adapted(self.model)
         length = self.train.sequences.length
         taken_over = extension.Begin.load(self.folder)
         per_step = taken_over.rows if taken_over else step_rows(config, self.train.sequences.tokens, length)
@@ -150,7 +162,7 @@ class Training:
             network.worker.base_model.compile()
         averages = torch.float32 if self.state == 16 else torch.bfloat16
         optimizer = LeanAdamW(self.model, config, averages) if lean else make_optimizer(self.model, config)
-        state = load_sharded(self.folder, self.model, optimizer, self.group)
+        state = load_sharded(self.folder, self.model, optimizer, self.group, self.base)
         network.refresh()
         run_step = _Stepper(self, optimizer, network, self._loss())
         every = config.evaluate_every or max(1, math.ceil(steps / VALIDATIONS))
@@ -218,6 +230,9 @@ class Training:
                         )
                     trim()
         state.tokens = tokens[state.step]
+        if config.lora is not None:
+            named = self.model.named_parameters()
+            self.untouched = [name for name, held in named if held.requires_grad and not optimizer.state.get(held)]
         return state
 
     def _layout(self, dtype: torch.dtype, tokens: int, *, accumulates: bool) -> tuple[MemoryState, bool]:
@@ -231,17 +246,19 @@ class Training:
             return "plain", False
         limit = None
         if self.device.type == "cuda" and torch.cuda.is_available():
-            # The student is there already, in float32.
-            limit = torch.cuda.mem_get_info(self.device)[0] + sum(4 * p.numel() for p in self.model.parameters())
+            # The student is there already.
+            limit = torch.cuda.mem_get_info(self.device)[0] + sum(p.nbytes for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return choose_layout(
             self.config,
             Sizes.of(self.model.config),
-            sum(parameter.numel() for parameter in self.model.parameters()),
+            trained,
             tokens,
             loss_chunk(self.config, self.device.type, self._output_rows),
             limit,
             precise=dtype == torch.float32,
             accumulates=accumulates,
+            frozen=sum(p.numel() for p in self.model.parameters()) - trained,
         )
 
     def _mine(self, rows: list[int], micro: int) -> list[list[int]]:
@@ -254,7 +271,7 @@ class Training:
         if self.group.many:
             save_sharded(self.folder, self.model, optimizer, state, self.group)
         else:
-            save_checkpoint(self.folder, self.model, optimizer, state)
+            save_checkpoint(self.folder, self.model, optimizer, state, self.base)
 
     def _choose(
         self,
@@ -274,6 +291,9 @@ class Training:
             return chosen
         distance = state.history[0]["kl"]
         centre = sweep.table_rate(int(self.model.config.hidden_size), distance)
+        if self.config.lora is not None:
+            centre *= faster(int(self.model.config.hidden_size), self.config.lora)
+            centre = min(max(centre, sweep.LOWEST), sweep.HIGHEST / sweep.FACTOR)
         sizes = list(map(len, order))
         budget = Budget.of(sizes, sum(sizes), len(self.validation)) if state.step == 0 else None
         if budget is None:
@@ -425,7 +445,7 @@ class Training:
         tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in unique_tensors(self.model).items()}
         if self.group.first:
             with files.replacing(path) as beside:
-                save_file(tensors, beside)
+                save_file(tensors, beside, metadata={BASE: self.base} if self.base else None)
         self.group.barrier()
 
     @torch.no_grad()
@@ -433,6 +453,7 @@ class Training:
         """Take the weights of a file."""
         from safetensors.torch import load_file
 
+        require_base(path, self.base)
         tensors = load_file(path)
         for name, tensor in unique_tensors(self.model).items():
             fill(tensor, tensors[name])
@@ -475,6 +496,8 @@ class _Stepper:
         training._rate = rate
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
+        if training.config.lora is not None and training.config.lora.dropout > 0:
+            torch.manual_seed((library_seed(training.seed, "dropout of adapters") << 31) + step)
         positions = sum(batch.targets.shape[0] for batch in batches)
         denominator = float(max(1, positions))
         sums: list[torch.Tensor] = []
@@ -567,6 +590,19 @@ def _added(values: list[float], denominator: float) -> tuple[float, float, float
         distance += values[index + 1] / denominator
         cross_entropy += values[index + 2] / denominator
     return loss, distance, cross_entropy
+
+
+def require_alone(group: Group) -> None:
+    """Refuse ``lora`` in a group of processes.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if group.many:
+        raise UsageError(
+            f"`distill.lora` trains in one process, and here there are {group.world}.",
+            "Train in one process (without --workers), or leave `distill.lora` out.",
+        )
 
 
 def require_compiler(device: torch.device) -> None:

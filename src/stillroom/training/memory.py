@@ -63,21 +63,29 @@ class Sizes:
         return tokens * (norms + attention + number * (4 * self.inner + 2 * self.hidden))
 
     def passing_bytes(
-        self, tokens: int, chunk: int, checkpointing: bool, number: int = 2, *, careful: bool = False
+        self,
+        tokens: int,
+        chunk: int,
+        checkpointing: bool,
+        number: int = 2,
+        *,
+        careful: bool = False,
+        frozen: bool = False,
     ) -> int:
         """What a forward pass keeps for its backward pass, and the larger of one layer's gradients and the loss.
 
-        ``careful`` adds both, as if freed blocks could not be used again: a layout is chosen by that.
+        ``careful`` adds both, as if freed blocks could not be used again: a layout is chosen by that. Where the output matrix
+        is ``frozen`` it has no gradient.
         """
         one = self.layer_bytes(tokens, number)
         stream = self.layers * tokens * self.hidden * number
         kept, inside = (stream, 2 * one) if checkpointing else (self.layers * one, one)
-        loss = self.loss_bytes(tokens, min(chunk, tokens), number)
+        loss = self.loss_bytes(tokens, min(chunk, tokens), number, frozen=frozen)
         return kept + (inside + loss if careful else max(inside, loss))
 
-    def loss_bytes(self, tokens: int, chunk: int, number: int = 2) -> int:
+    def loss_bytes(self, tokens: int, chunk: int, number: int = 2, *, frozen: bool = False) -> int:
         """Hidden states with their gradient, a chunk's logits, and the output matrix's gradient in float32."""
-        matrix = self.rows * self.hidden * (4 + 2 * number)
+        matrix = 0 if frozen else self.rows * self.hidden * (4 + 2 * number)
         return 2 * tokens * self.hidden * number + CHUNK_COPIES * 4 * chunk * self.rows + matrix
 
 
@@ -92,6 +100,11 @@ def state_bytes(state: State, precise: bool, accumulates: bool) -> int:
     if state == "plain":
         return 16 if precise else 20
     return state + (2 if accumulates else 0)
+
+
+def frozen_bytes(frozen: int, precise: bool) -> int:
+    """Bytes of weights that are not trained: they are kept in the format of the passes, and have no gradients."""
+    return frozen * (4 if precise else 2)
 
 
 def step_bytes(state: State, sizes: Sizes, accumulates: bool) -> int:
@@ -118,25 +131,27 @@ def choose_layout(
     *,
     precise: bool,
     accumulates: bool,
+    frozen: int = 0,
 ) -> tuple[State, bool]:
     """How weights and averages are stored, and whether activations are computed twice (gradient checkpointing).
 
     Args:
         config: The recipe's section.
         sizes: The student's.
-        parameters: The student's.
+        parameters: The student's that are trained.
         tokens: Of a forward pass.
         chunk: Positions whose logits exist at the same time.
         limit: Bytes of the device; None on the CPU, where ``auto`` is ``plain`` without checkpointing.
         precise: Whether it computes in float32.
         accumulates: Whether a step has several micro-batches.
+        frozen: The student's parameters that are not trained; those that are, are then stored in the layout ``plain``.
 
     Raises:
         OutOfMemory: Nothing that the recipe allows fits.
     """
     asked, again = config.state, config.gradient_checkpointing
     states: list[State] = ["plain", *STATES] if asked == "auto" else [asked]
-    if asked == "auto" and (limit is None or precise):
+    if asked == "auto" and (limit is None or precise or frozen):
         states = ["plain"]
     choices = [False, True] if again == "auto" else [again == "on"]
     if limit is None:
@@ -145,14 +160,15 @@ def choose_layout(
     for state in states:
         for checkpointing in choices:
             number = 4 if precise else 2
-            passing = sizes.passing_bytes(tokens, chunk, checkpointing, number, careful=True)
-            need = parameters * state_bytes(state, precise, accumulates)
+            passing = sizes.passing_bytes(tokens, chunk, checkpointing, number, careful=True, frozen=bool(frozen))
+            need = frozen_bytes(frozen, precise) + parameters * state_bytes(state, precise, accumulates)
             need += max(passing, step_bytes(state, sizes, accumulates))
             if need <= USABLE * limit:
                 return state, checkpointing
             least = min(least, need) if least else need
+    what = f"adapters of {frozen / 1e9:.2f}" if frozen else f"{parameters / 1e9:.2f}"
     raise OutOfMemory(
-        f"Training {parameters / 1e9:.2f} billion parameters with {tokens:,} tokens per forward pass takes "
+        f"Training {what} billion parameters with {tokens:,} tokens per forward pass takes "
         f"{least / 1e9:.0f} GB of the GPU's memory, and there are {limit / 1e9:.0f}.",
         "Lower `distill.micro_batch_tokens`, let `distill.state` and `distill.gradient_checkpointing` be auto, or make the "
         "student smaller.",

@@ -17,6 +17,7 @@ from stillroom.models.attention import LONGEST
 from stillroom.models.forward import attention_again, hidden_states, output_head, way_of
 from stillroom.models.threads import run_together
 from stillroom.signals.batches import Batch
+from stillroom.training.adapters import DROPOUT
 from stillroom.training.losses.fused import FusedLoss, Loss
 from stillroom.training.losses.objective import rows_of
 from stillroom.training.optimizer import shares_of
@@ -30,7 +31,7 @@ class LossNetwork(nn.Module):
 
     In bfloat16 a working copy of the weights computes (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1): it is
     rounded once per step, where autocast rounds weights and activations in every layer. The model's own weights, their
-    gradients and the optimizer's state stay float32.
+    gradients and the optimizer's state stay float32. Frozen weights that have this dtype already are not copied.
 
     Args:
         model: A Hugging Face causal language model, float32; what the optimizer changes.
@@ -46,7 +47,12 @@ class LossNetwork(nn.Module):
         self.straight = straight
         self.checkpointing = checkpointing
         self.gradients: dict[int, torch.Tensor] = {}
-        dropped = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+        # That of adapters is drawn by the step's number, so that it is the same in a resumed run.
+        dropped = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Dropout) and module.p > 0 and DROPOUT not in name.split(".")
+        ]
         if dropped:
             raise UnsupportedModel(
                 f"The student has dropout ({dropped[0]}), with which a resumed run would differ from an uninterrupted one.",
@@ -56,7 +62,8 @@ class LossNetwork(nn.Module):
         own = list(model.parameters())
         worker = model
         if any(parameter.dtype != dtype for parameter in own):
-            worker = copy.deepcopy(model)
+            shared = {id(held): held for held in own if not held.requires_grad and held.dtype == dtype}
+            worker = copy.deepcopy(model, shared)
             # Buffers, such as the frequencies of rotary embeddings, keep their format.
             for parameter in worker.parameters():
                 parameter.data = parameter.data.to(dtype)

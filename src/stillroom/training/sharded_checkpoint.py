@@ -63,13 +63,18 @@ def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     group.barrier()
 
 
-def load_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> State:
-    """Put model, optimizer and random state back to the newest whole checkpoint, of however many processes it is."""
+def load_sharded(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group, base: str = ""
+) -> State:
+    """Put model, optimizer and random state back to the newest whole checkpoint, of however many processes it is.
+
+    ``base`` and errors are those of :func:`stillroom.training.checkpoint.load_checkpoint`.
+    """
     found = newest(folder)
     if found is None:
         return State()
     if not group.many and (found / TENSORS).is_file():
-        return load_checkpoint(folder, model, optimizer)
+        return load_checkpoint(folder, model, optimizer, base)
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.core.secret import library_seed
 from stillroom.corpus.mapped import open_split
-from stillroom.models.compute import prepare
+from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
 from stillroom.runs.run import Run, Stage
@@ -17,10 +19,10 @@ from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
 from stillroom.teachers.several import open_signals
-from stillroom.training import extension
+from stillroom.training import adapters, extension
 from stillroom.training.checkpoint import best_weights
 from stillroom.training.group import ALONE, Group
-from stillroom.training.loop import Training
+from stillroom.training.loop import Training, require_alone
 
 
 def run_distill(run: Run, stage: Stage, progress: Progress) -> None:
@@ -41,6 +43,8 @@ def run_in_group(run: Run, stage: Stage, progress: Progress, group: Group) -> No
 def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group = ALONE) -> None:
     recipe = run.recipe
     config = recipe.distill
+    if config.lora is not None:
+        require_alone(group)
     randomness = run.randomness
     device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
@@ -50,6 +54,12 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     shrunk = run.stage("shrink").path
     vocabulary = load_vocabulary(shrunk / "vocabulary.safetensors")
     model, tokenizer = load_student(shrunk / "model", torch.float32)
+    lora: dict[str, Any] | None = None
+    if config.lora is not None:
+        seed = library_seed(randomness, "adapters")
+        adapters.attach(model, config.lora, choose_dtype(config.precision, device.type), seed)
+        lora = adapters.record(model, config.lora)
+        progress.say(f"  {adapters.words_of(lora)}")
     training = Training(
         title=stage.name,
         model=model.to(device),
@@ -64,6 +74,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         progress=progress,
         event=lambda **values: run.event(stage.name, **values) if group.first else None,
         group=group,
+        base=_identity(run) if lora is not None else "",
     )
     if not group.many and (begin := extension.extend(run, stage, stage.inputs, stage.sections)) is not None:
         progress.say(
@@ -80,6 +91,13 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         training.model = model
         training.restore(best_weights(stage.scratch, state.best_step))
         stage.notes.update(processes=group.world, sharding=group.sharding)
+    if config.lora is not None and lora is not None:
+        lora["without_gradient"] = training.untouched
+        if training.untouched:
+            progress.say(
+                f"  {len(training.untouched)} adapters had no gradient in any step: {training.untouched[0]}, …"
+            )
+        model, tokenizer = adapters.merged(model, tokenizer, config.lora, shrunk / "model")
     save_model(model, tokenizer, stage.path / "model")
     extension.hand_over(stage.scratch, stage.path)
     files.write_json(
@@ -96,10 +114,19 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         clipped_share=round(state.clipped / state.step, 4),
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
+        **({"lora": lora} if lora is not None else {}),
         **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
         | ({"state": training.state} if training.state != "plain" else {}),
         threads=torch.get_num_threads(),
         **({"extends": {"result": begin.came_from, "from_step": begin.step}} if begin is not None else {}),
+    )
+
+
+def _identity(run: Run) -> str:
+    """SHA-256 over the weights that the stage `shrink` wrote, as its record has them."""
+    outputs = (run.stage("shrink").record or {}).get("outputs", {})
+    return files.digest_json(
+        {name: entry["sha256"] for name, entry in outputs.items() if name.endswith(".safetensors")}
     )
 
 

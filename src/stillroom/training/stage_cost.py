@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillroom.recipe.recipe import Recipe
-from stillroom.runs.costs import OPEN_STUDENT_SECONDS, Counts, Profile, StageCost
+from stillroom.runs.costs import OPEN_STUDENT_SECONDS, WRITE_BYTES_PER_SECOND, Counts, Profile, StageCost
 from stillroom.training.batch_size import step_rows
 from stillroom.training.sweep import LARGEST_SHARE, Budget, Origin
 
@@ -12,10 +12,10 @@ VALIDATIONS = 10
 VALIDATION_WORK = 1 / 3
 """Time of a validation divided by a training step's, per token: a forward pass without the backward pass."""
 CHECKPOINT_COPIES = 8
-"""Sizes of the student's weights that checkpoints and the best weights take on disk at most while the model is trained: the
+"""Sizes of the trained weights that checkpoints and the best weights take on disk at most while the model is trained: the
 weights and AdamW's two moments in the checkpoint and in the one that replaces it, and the best weights of each."""
 CHECKPOINT_SIZES = 3
-"""Sizes of the student's weights in a checkpoint."""
+"""Sizes of the trained weights in a checkpoint."""
 CHECKPOINT_SHARE = 0.02
 """Share of the time that checkpoints may take, apart from those at validations."""
 
@@ -28,7 +28,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     return StageCost(
         seconds=_seconds(recipe, counts, profile),
         memory_bytes=profile.base_bytes + training + counts.student_bytes,
-        disk_bytes=(1 + CHECKPOINT_COPIES) * counts.student_bytes,
+        disk_bytes=counts.student_bytes + CHECKPOINT_COPIES * counts.trained_bytes,
     )
 
 
@@ -60,10 +60,18 @@ def learning_rate_from(recipe: Recipe, counts: Counts) -> Origin:
 def training_operations(recipe: Recipe, counts: Counts) -> int:
     """Floating-point operations of the student's training, without the baseline's.
 
-    They are 6 S n for S parameters and n tokens (Kaplan et al. 2020, arXiv 2001.08361).
+    They are 6 S n for S parameters and n tokens (Kaplan et al. 2020, arXiv 2001.08361). Frozen weights have no gradients, which
+    are a third of it; adapters come on top.
     """
     tokens = counts.train_tokens * counts.expansion
+    if counts.adapter_parameters is not None:
+        return lora_operations(counts.student_parameters, counts.adapter_parameters, tokens * recipe.distill.epochs)
     return round(6 * counts.student_parameters * tokens * recipe.distill.epochs)
+
+
+def lora_operations(frozen: int, trained: int, tokens: float) -> int:
+    """Floating-point operations of training adapters: forward, and backward to what enters each layer; 6 per trained one."""
+    return round((4 * frozen + 6 * trained) * tokens)
 
 
 def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
@@ -74,6 +82,7 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     work = tokens * counts.expansion * profile.token_seconds + steps * profile.step_seconds
     if learning_rate_from(recipe, counts) == "sweep":
         work *= 1 + LARGEST_SHARE
-    validating = counts.write_seconds((1 + CHECKPOINT_SIZES) * validations + 1)
-    by_time = counts.write_seconds(CHECKPOINT_SIZES * work / max(config.checkpoint_seconds, 1.0))
+    once = counts.trained_bytes / WRITE_BYTES_PER_SECOND
+    validating = once * (1 + CHECKPOINT_SIZES) * validations + counts.write_seconds(1)
+    by_time = once * CHECKPOINT_SIZES * work / max(config.checkpoint_seconds, 1.0)
     return OPEN_STUDENT_SECONDS + work + validating + min(by_time, CHECKPOINT_SHARE * work)
