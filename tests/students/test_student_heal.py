@@ -202,7 +202,7 @@ def test_layer_by_layer_is_the_whole_model(family, length):
 
 
 def test_behind_a_norm_an_error_weighs_what_it_is_in_the_stream() -> None:
-    """However large a token's output is before the norm: the first token's may be a hundred times that of any other."""
+    """However large a token's output is before the norm."""
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(6, 32, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 6)[:, None]
     error = torch.randn(6, 32, generator=generator, dtype=torch.float64)

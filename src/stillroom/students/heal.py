@@ -167,9 +167,9 @@ def _weights(stream: torch.Tensor) -> torch.Tensor:
 
 
 def _normed_weights(output: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
-    """The same, [N], where a root mean square norm stands between a matrix and the stream: it divides an error of the
-    matrix's output by the output's root mean square. Without that, the first token, whose outputs may be a hundred times as
-    large as any other's, is fitted and the others are not.
+    """The same, [N], where a root mean square norm is between a matrix and the stream: it divides an error of the
+    matrix's output by the output's root mean square. Without that, the tokens with the largest outputs (in Gemma 3 270M up to
+    five times the usual) are fitted at the others' cost.
 
     Args:
         output: The matrix's output that is aimed at, [N, H].

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = "2"
 """Measured otherwise, it is measured anew: in format 1 documents of long sequences saw those before them."""
-NORMED = "3"
-"""Of a family with a norm behind its matrices: in format 2 orders of removal weighed tokens as if there were none."""
 
 
 @dataclass
@@ -71,11 +69,7 @@ class Measured:
         """
         # A model that runs each document by itself is not walked layer by layer over packed ones.
         leave_one_out = leave_one_out and way_of(teacher).packed
-        identity = {
-            "format": NORMED if family.norm_after else FORMAT,
-            "teacher": digest,
-            "sample": files.digest_json(sample.digests),
-        }
+        identity = {"format": FORMAT, "teacher": digest, "sample": files.digest_json(sample.digests)}
         found = _read(file, identity)
         reference = judged_logprobs(teacher, sample.judge)
         if found is None:

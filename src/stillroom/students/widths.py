@@ -265,23 +265,16 @@ def measure_orders(
         down = family.feed_forward_matrix(layer)
         output = family.attention_matrix(layer)
         names = [family.feed_forward_output, family.attention_output]
-        results, caught = walk.run(inputs=names, outputs=names if family.norm_after else ())
+        results, caught = walk.run(inputs=names)
         ffn, attention = (caught[f"in:{name}"] for name in names)
-        scale = 1.0 / _energy(walk.pick(results))
-        # A norm behind a matrix divides an error of its output by the output's root mean square.
-        weights = [scale / _energy(caught[f"out:{name}"]) if family.norm_after else scale for name in names]
-        channels.append(removal_order(ffn, weights[0], matrix_of(down), 1))
+        weights = 1.0 / walk.pick(results).square().mean(1).clamp_min(1e-12)
+        channels.append(removal_order(ffn, weights, matrix_of(down), 1))
         # The order in which heads go is not asked of a family whose heads stay.
-        order = removal_order(attention, weights[1], matrix_of(output), block) if attends else None
+        order = removal_order(attention, weights, matrix_of(output), block) if attends else None
         groups.append(torch.arange(family.groups(config)) if order is None else order)
         walk.move(results)
         moved()
     return replace(importance, channel_order=torch.stack(channels), group_order=torch.stack(groups))
-
-
-def _energy(values: torch.Tensor) -> torch.Tensor:
-    """Mean square of each row, [N] of [N, H]."""
-    return values.square().mean(1).clamp_min(1e-12)
 
 
 def removal_order(inputs: torch.Tensor, weights: torch.Tensor, matrix: torch.Tensor, block: int) -> torch.Tensor:
