@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,10 +69,12 @@ def replacing(path: Path) -> Iterator[Path]:
             os.rename(beside, path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            _sync_file(beside)
+            if not _unsettled():
+                _sync_file(beside)
             make_way(path)
             os.replace(beside, path)
-        sync_folder(path.parent)
+        if not _unsettled():
+            sync_folder(path.parent)
     except BaseException:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
@@ -98,30 +101,33 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file with indented JSON, atomically."""
-    write_text(path, _indented(value))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def show_json(path: Path, value: Any) -> None:
-    """The same, seen by every process at once, but not yet safe from a loss of power: :func:`settle` makes it so."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+@contextlib.contextmanager
+def unsettled() -> Iterator[None]:
+    """Files that this thread replaces inside are seen by every process at once, but a loss of power may take them.
+
+    :func:`settle` is to follow.
+    """
+    _LOCAL.unsettled = True
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(_indented(value), encoding="utf-8")
-        make_way(path)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        yield
+    finally:
+        _LOCAL.unsettled = False
+
+
+_LOCAL = threading.local()
+
+
+def _unsettled() -> bool:
+    return bool(getattr(_LOCAL, "unsettled", False))
 
 
 def settle(path: Path) -> None:
     """Flush a file, and its folder, to disk."""
     _sync_file(path)
     sync_folder(path.parent)
-
-
-def _indented(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

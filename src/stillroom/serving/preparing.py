@@ -115,15 +115,15 @@ class _Process:
         self.used = time.monotonic()
         return answer
 
-    def end(self) -> int | None:
-        """End it, if it has not ended; how it did."""
+    def end(self, seconds: float = 0.05) -> int | None:
+        """End it, if it has not ended by itself after some seconds; how it did, None where it had to be ended."""
         if self._writer is not None:
             self._writer.close()
         else:
             self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Its end of the connection is closed before it can be waited for.
-            self.process.wait(0.05)
+            self.process.wait(seconds)
         code: int | None = self.process.poll()
         if code is None:
             self.process.kill()
@@ -229,7 +229,8 @@ class Preparing:
             async with asyncio.timeout(WALL_SECONDS):
                 answer = await process.ask(data)
         except (EOFError, OSError, TimeoutError) as error:
-            code = await asyncio.to_thread(process.end)
+            # Its connection ends before it can be waited for, on a busy machine long before.
+            code = await asyncio.to_thread(process.end, 0.05 if isinstance(error, TimeoutError) else 5.0)
             self.switch.require_on()
             if isinstance(error, TimeoutError) or code in _TIMED_OUT:
                 raise Refused(400, "invalid_request", "The request takes too long to be read.") from None

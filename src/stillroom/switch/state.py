@@ -205,10 +205,8 @@ class Switch:
         for path in self.places.switches:
             try:
                 clear_way(path.parent)
-                if settle:
+                with contextlib.nullcontext() if settle else files.unsettled():
                     files.write_json(path, value)
-                else:
-                    files.show_json(path, value)
             except OSError as error:
                 failures.append(error)
                 if on:
