@@ -232,7 +232,7 @@ class Preparing:
             # Its connection ends before it can be waited for, on a busy machine long before.
             code = await asyncio.to_thread(process.end, 0.05 if isinstance(error, TimeoutError) else 5.0)
             self.switch.require_on()
-            if isinstance(error, TimeoutError) or code in _TIMED_OUT:
+            if isinstance(error, TimeoutError) or (lives and code in _TIMED_OUT):
                 raise Refused(400, "invalid_request", "The request takes too long to be read.") from None
             if code in _STOPPED or not lives:
                 raise _Stopped("The process that prepares requests was ended.", "Ask again.") from None
