@@ -167,7 +167,7 @@ def _weights(stream: torch.Tensor) -> torch.Tensor:
 
 
 def _normed_weights(output: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
-    """The same, [N], where a root mean square norm stands between a matrix and the stream: it divides an error of the
+    """The same, [N], where a root mean square norm is between a matrix and the stream: it divides an error of the
     matrix's output by the output's root mean square. Without that, the first token, whose outputs may be a hundred times as
     large as any other's, is fitted and the others are not.
 
