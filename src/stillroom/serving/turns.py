@@ -1,4 +1,4 @@
-"""Whose work an engine does next: what is long to read is read in pieces, and each piece waits for whoever has used less.
+"""Whose work an engine does next: what is long to read is read in pieces, and each piece waits for those who have used less.
 
 An engine takes a step for all requests at once: one token of each answer, and with them as many tokens of prompts as fit its
 batch. So a long prompt of one key makes every step of the others' answers as long as its batch. Where a server has several
@@ -50,7 +50,7 @@ class Turns:
 
     @contextlib.contextmanager
     def answering(self, owner: str) -> Iterator[None]:
-        """While somebody's answer is written: whoever reads a long prompt meanwhile takes small pieces."""
+        """While somebody's answer is written: a long prompt is read meanwhile in small pieces."""
         self._answered[owner] += 1
         try:
             yield
@@ -77,7 +77,7 @@ class Turns:
                 self._used.pop(other, None)
 
     def is_next(self, owner: str) -> bool:
-        """Whether nobody who uses the engine or waits for it has used less."""
+        """Whether no one who uses the engine or waits for it has used less."""
         others = {other for other, _ in self._active.values()} | set(self._waiting.values())
         mine = self.weight(owner)
         return all(self.weight(other) >= mine for other in others - {owner})
