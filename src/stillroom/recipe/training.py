@@ -41,7 +41,7 @@ class LoraConfig(Section):
     @field_validator("targets", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:
-        """One name may stand without brackets."""
+        """One name may be written without brackets."""
         return (value,) if isinstance(value, str) and value != "auto" else value
 
 

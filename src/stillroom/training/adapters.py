@@ -171,7 +171,7 @@ def words_of(found: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def merge(model: CausalModel) -> None:
-    """Add adapters to the weights that they stand beside, in place; an ordinary model is left."""
+    """Add adapters to the weights that they belong to, in place; an ordinary model is left."""
     for name, layer in _adapted(model):
         layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
