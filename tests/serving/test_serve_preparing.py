@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
-import pickle
+import re
 import signal
 import socket
 import time
@@ -18,7 +17,7 @@ from serve_support import running
 
 from stillroom.core.errors import NotWritable, SwitchedOff
 from stillroom.runtime.facts import GgufFacts
-from stillroom.serving import peer, preparing, preparing_child, requests, turns
+from stillroom.serving import answers, handed, peer, preparing_child, requests, responses, sessions, turns
 from stillroom.serving.apart import run_apart
 from stillroom.serving.app import Limits
 from stillroom.serving.preparing import Preparing
@@ -109,7 +108,7 @@ def test_clients_are_prepared_for_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
 
     async def slow(self: Preparing, data: bytes) -> bytes:
         await asyncio.sleep(0.01)
-        return pickle.dumps(("done", pickle.loads(data)[1][0]))
+        return handed.written(("done", handed.read(data)[1]))
 
     monkeypatch.setattr(Preparing, "_asked", slow)
 
@@ -126,10 +125,65 @@ def test_clients_are_prepared_for_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
     assert done.count("many") == 6
 
 
+def test_requests_and_questions_are_handed_over_whole() -> None:
+    schema = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/a"}}
+    named = {"type": "object", "properties": {"b": schema}, "$defs": {"a": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "a", "parameters": named}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"function": {"name": "a"}}]}}
+    said = [{"role": "user", "content": [{"type": "text", "text": "\U0001f600 <|im_end|> \u0000"}]}]
+    chat = {"messages": said, "tools": [tool], "tool_choice": choice, "logit_bias": {"3": -1.5}, "stop": ["a", "b"]}
+    flat = {"type": "function", "name": "a", "parameters": {}}
+    for asked in (
+        preparing_child.read_body("ChatRequest", json.dumps(chat).encode()),
+        preparing_child.read_body("ChatRequest", json.dumps({"messages": said, "response_format": FORM}).encode()),
+        preparing_child.read_body(
+            "CompletionRequest", json.dumps({"prompt": list(range(5000)), "guided_json": named}).encode()
+        ),
+        preparing_child.read_body(
+            "ResponsesRequest", json.dumps({"input": "x", "tools": [flat], "include": []}).encode()
+        ),
+    ):
+        again = handed.read(handed.written(asked))
+        assert type(again) is type(asked)
+        assert again == asked
+        assert again.model_fields_set == asked.model_fields_set
+        if isinstance(asked, responses.ResponsesRequest):
+            assert again.chat() == asked.chat()
+    asked = preparing_child.read_body("ChatRequest", json.dumps(chat).encode())
+    assert isinstance(asked, requests.ChatRequest)
+    session = sessions.Session("0" * 32, "n", "m", "d", 1.5, 2.5, said)
+    question = answers.chat_question(asked, session, GgufFacts(False, 100, ("<|im_end|>",)), "me")
+    again = handed.read(handed.written(question))
+    assert handed.written(again) == handed.written(question)
+    assert (again.body, again.messages, again.session, again.owner) == (question.body, question.messages, session, "me")
+    assert again.shield.used
+    assert again.shield.restore(again.messages[-1]["content"]) == question.shield.restore(
+        question.messages[-1]["content"]
+    )
+    call = '<tool_call>{"name": "a", "arguments": {"b": ["x", "y", "x"]}}</tool_call>'
+    events = [each.repeats.turn({"choices": [{"text": call, "finish_reason": "stop"}]}) for each in (question, again)]
+    assert events[0] == events[1]
+    assert events[1]["stillroom"]["repeats_left_out"] == 1
+    values = [(1, 2), {3}, {4: "b", "$": 1}, b"\xff", re.compile("a", re.I), [None] * 100]
+    assert handed.read(handed.written(values)) == values
+
+
 def test_what_a_process_answers_is_not_taken_for_any_class() -> None:
-    for wrong in (os.system, asyncio.Lock, Refused, preparing_child.done):
-        with pytest.raises(pickle.UnpicklingError, match="no part of a result"):
-            preparing._Results(io.BytesIO(pickle.dumps(wrong))).load()
+    for wrong in (os.system, asyncio.Lock(), Refused(400, "x", "y"), Path("/")):
+        with pytest.raises(TypeError, match="is not handed over"):
+            handed.written([wrong])
+    for kind, name in (("model", "BaseModel"), ("record", "Path"), ("object", "Preparing"), ("call", "system"), (1, 2)):
+        with pytest.raises(ValueError, match=r"not a request|no kind"):
+            handed.read(json.dumps({"$": kind, "name": name, "v": {"fields": {}, "extra": None, "set": []}}).encode())
+    for wrong in (
+        b"",
+        b"[",
+        b'{"$": "bytes"}',
+        b'{"$": "map", "v": [[[], 1]]}',
+        b'{"$": "record", "name": "Session", "v": {}}',
+    ):
+        with pytest.raises(ValueError):
+            handed.read(wrong)
 
 
 def test_schemas_are_answered_by_a_server_that_was_off(tiny_gguf: Path, tmp_path: Path) -> None:

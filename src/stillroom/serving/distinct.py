@@ -45,6 +45,19 @@ class Distinct:
         self._root = self._place([document])
         self._require_uncounted()
 
+    @classmethod
+    def of_checked(cls, document: dict[str, Any]) -> Distinct:
+        """The same of a schema that was looked at before."""
+        found = cls.__new__(cls)
+        found._document = document
+        found._root = found._place([document])
+        return found
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The schema."""
+        return self._document
+
     def text(self, text: str, at: int = 0) -> tuple[str, int, int]:
         """A value without its repeats, how many were left out, and where the value ended in the text.
 

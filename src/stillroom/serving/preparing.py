@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
-import pickle
-import re
 import socket
 import subprocess
 import time
 from collections import Counter
-from decimal import Decimal
-from typing import Any, ClassVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from stillroom.core.errors import EngineFailed
 from stillroom.core.sandbox.child import isolated
-from stillroom.serving import answers, distinct, ollama, repeats, requests, responses, sessions, shield
+from stillroom.serving import handed
 from stillroom.serving.pool import QueueFull
 from stillroom.serving.problems import Refused
 from stillroom.switch.engines import PREPARER, Registration
@@ -41,35 +35,6 @@ MOST_WAITING = 64
 _TIMED_OUT = (-27, -24)
 """Exit codes of a process that its timer ended (SIGPROF, SIGXCPU)."""
 _STOPPED = (-15, -9)
-
-
-class _Results(pickle.Unpickler):
-    """Reads results. The process that writes them reads what clients send, so its word is not taken for any class."""
-
-    _PARTS: ClassVar = {
-        (kind.__module__, kind.__name__)
-        for kind in (
-            answers.Question, shield.Shield, repeats.Repeats, distinct.Distinct, sessions.Session, requests.Form
-        )
-    }  # fmt: skip
-    _MODULES: ClassVar = {module.__name__: module for module in (requests, responses, ollama)}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A class that a result may hold.
-
-        Raises:
-            UnpicklingError: It may not.
-        """
-        if (module, name) == ("re", "_compile"):
-            return re._compile  # type: ignore[attr-defined]
-        if (module, name) == ("decimal", "Decimal"):
-            return Decimal
-        if (module, name) in self._PARTS:
-            return super().find_class(module, name)
-        found = getattr(self._MODULES.get(module), name, None) if name.isidentifier() else None
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a result")
 
 
 class _Process:
@@ -205,13 +170,13 @@ class Preparing:
 
     async def _work(self, owner: str, job: str, arguments: tuple[Any, ...]) -> Any:
         try:
-            data = pickle.dumps((job, arguments), pickle.HIGHEST_PROTOCOL)
+            data = handed.written([job, *arguments])
             try:
                 answer = await self._asked(data)
             except _Stopped:
                 # It was ended from outside, and has nothing to do with the request: once more.
                 answer = await self._asked(data)
-            result = _Results(io.BytesIO(answer)).load()
+            result = handed.read(answer)
             if result[0] == "refused":
                 raise Refused(*result[1:])
             return result[1]

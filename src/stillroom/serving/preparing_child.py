@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from stillroom.core.memory import release_memory
 from stillroom.core.sandbox.confine import confine, standard_library
 from stillroom.core.sandbox.policies import NO_EFFECTS
 from stillroom.core.strict_json import read_strict
-from stillroom.serving import answers, grammars, ollama, problems, requests, responses
+from stillroom.serving import answers, grammars, handed, ollama, problems, requests, responses
 
 CPU_SECONDS = 3.0
 """Of one job: of 5,000 schemas of libraries the slowest takes a tenth of a second, and the longest body that is taken about
@@ -97,7 +96,7 @@ JOBS: dict[str, Callable[..., Any]] = {
 """What this process does."""
 
 
-def done(job: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def done(job: str, arguments: list[Any]) -> tuple[Any, ...]:
     """A job's result, or what its client is to be told."""
     try:
         return ("done", JOBS[job](*arguments))
@@ -108,6 +107,14 @@ def done(job: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(error, UsageError) and code == "engine_failed":
             status, code = 400, "invalid_request"
         return ("refused", status, code, message)
+
+
+def _answer(job: str, arguments: list[Any]) -> bytes:
+    """A job's result as it is handed over."""
+    try:
+        return handed.written(done(job, arguments))
+    except RecursionError:
+        return handed.written(("refused", 400, "invalid_request", "The request is too deep to be read."))
 
 
 def _within(seconds: float) -> None:
@@ -137,7 +144,7 @@ def main() -> None:
     grammars.client_grammar('root ::= "a"\n')
     with contextlib.suppress(grammars.UnsupportedSchema):
         grammars.client_grammar("root ::= (")
-    done("read", ("ChatRequest", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}'))
+    done("read", ["ChatRequest", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}'])
     packages = [Path(str(module.__file__)).parent for module in (llguidance, pydantic)]
     confine([*standard_library(), *packages], None, MEMORY_BYTES, 16, policy=NO_EFFECTS, namespace=False)
     # A body of a million lists is no reason to look through all of them for cycles, again and again.
@@ -146,8 +153,8 @@ def main() -> None:
     gc.disable()
     while (head := _read(4)) is not None and (data := _read(int.from_bytes(head, "big"))) is not None:
         _within(CPU_SECONDS)
-        job, arguments = pickle.loads(data)  # noqa: S301 - its parent wrote it
-        written = pickle.dumps(done(job, arguments), pickle.HIGHEST_PROTOCOL)
+        job, *arguments = handed.read(data)
+        written = _answer(job, arguments)
         del job, arguments
         _within(0)
         sys.stdout.buffer.write(len(written).to_bytes(4, "big") + written)
