@@ -146,20 +146,32 @@ def files(names: list[str], workers: int, kept: Kept) -> tuple[dict[str, Any], d
         "files_compared": len(means),
         "kl_largest_mean": max(means.values(), default=0.0),
         "kl_over": sum(not mean <= KL for mean in means.values()),
+        "kl_largest_mean_f32": max((result["kl_f32"] for result in found.values() if "kl_f32" in result), default=0.0),
     }
     return figures, found
 
 
 def export(name: str) -> dict[str, Any]:
-    """The F16 file of one family: mean and largest KL over prompts, in nats."""
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
+    """The files of one family: mean KL over prompts, in nats, and the largest with F16.
+
+    llama.cpp multiplies F16 weights by inputs rounded to F16, PyTorch does not: where a router's choice is on the verge, that
+    turns it. An F32 file is computed as PyTorch computes, and shows whether the layout is right.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
             found = exported(model_of(name), Path(temporary), PROMPTS)
-        except Exception as error:
-            return {"result": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
-    mean = sum(found) / len(found)
+        with tempfile.TemporaryDirectory() as temporary:
+            full = exported(model_of(name), Path(temporary), PROMPTS, "F32")
+    except Exception as error:
+        return {"result": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
+    mean, mean_full = sum(found) / len(found), sum(full) / len(full)
     result = "same" if mean <= KL else "differs"
-    return {"result": result, "kl": float(f"{mean:.2g}"), "largest": float(f"{found[-1]:.2g}")}
+    return {
+        "result": result,
+        "kl": float(f"{mean:.2g}"),
+        "largest": float(f"{found[-1]:.2g}"),
+        "kl_f32": float(f"{mean_full:.2g}"),
+    }
 
 
 def in_processes(

@@ -81,8 +81,8 @@ def divergences(model: Any, file: Path, lengths: tuple[int, ...] = PROMPTS) -> l
     )
 
 
-def exported(model: Any, folder: Path, lengths: tuple[int, ...] = PROMPTS) -> list[float]:
-    """Write a model's F16 file into a folder and compare it with the model as it opens again; as :func:`divergences`.
+def exported(model: Any, folder: Path, lengths: tuple[int, ...] = PROMPTS, kind: str = "F16") -> list[float]:
+    """Write a model's file into a folder and compare it with the model as it opens again; as :func:`divergences`.
 
     Raises:
         StillroomError: The file cannot be written, by name.
@@ -98,8 +98,8 @@ def exported(model: Any, folder: Path, lengths: tuple[int, ...] = PROMPTS) -> li
     model.save_pretrained(folder / "model")
     words().save_pretrained(folder / "model")
     file = folder / "tiny.gguf"
-    write_gguf(folder / "model", file, "F16", name="tiny", licence=None)
-    planned = planned_bytes(model.config, open_tokenizer(folder / "model"), "F16", name="tiny", licence=None)
+    write_gguf(folder / "model", file, kind, name="tiny", licence=None)
+    planned = planned_bytes(model.config, open_tokenizer(folder / "model"), kind, name="tiny", licence=None)
     assert file.stat().st_size == planned, f"{file.stat().st_size} bytes, and {planned} were planned"
     again = opener.from_pretrained(folder / "model", dtype=torch.float32).eval()
     return divergences(again, file, lengths)
