@@ -60,7 +60,7 @@ def _encoded(value: Any) -> Any:
         return value
     if kind is list:
         if len(value) > _MANY and all(type(each) in _SCALARS for each in value):
-            # The ids of a prompt: taken as they are by whoever reads them.
+            # The ids of a prompt: taken as they are when they are read.
             return {_KIND: "plain", "v": value}
         return [_encoded(each) for each in value]
     if kind is dict:
