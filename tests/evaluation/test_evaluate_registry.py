@@ -61,7 +61,7 @@ def test_the_order_of_metrics_is_theirs_and_not_the_recipe_s(plug: Plug) -> None
 def test_unknown_names_say_what_is_known_and_meant(plug: Plug) -> None:
     plug(toy=toy())
     registry.check_names([*ORDER, "toy"])
-    with pytest.raises(RecipeError, match="no measure `fidelty`") as raised:
+    with pytest.raises(RecipeError, match="no metric `fidelty`") as raised:
         registry.check_names(["fidelty"])
     assert "Did you mean `fidelity`?" in str(raised.value)
     assert all(name in str(raised.value) for name in [*ORDER, "toy"])

@@ -214,7 +214,7 @@ def test_generated_problems_check_their_own_answers() -> None:
 
 
 def test_names_that_nobody_knows() -> None:
-    with pytest.raises(UsageError, match="no measure `speed`"):
+    with pytest.raises(UsageError, match="no metric `speed`"):
         require_metrics(["speed"])
     with pytest.raises(MissingDependency, match="no_such_package"):
         package_folder("no_such_package", "no-such-package==1")
