@@ -16,11 +16,11 @@ from stillroom.packages.provenance import statement
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 
+OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
+
 
 @pytest.fixture(scope="module")
 def settings_of(text: Path) -> Any:
-    from conftest import OWN
-
     def make(teacher: Path, **distill: Any) -> dict[str, Any]:
         return {
             "name": "small",
