@@ -346,7 +346,7 @@ class Trials:
         if far:
             # Its own server sees the switch and stops them, as no process of another list can.
             until = at + WATCH_SECONDS
-            while self.engines() and time.perf_counter() < until:
+            while (self.engines() or any(map(_lives, before))) and time.perf_counter() < until:
                 time.sleep(0.005)
             if not receipt["elsewhere"]:
                 wrong.append("the receipt does not name what runs elsewhere")
