@@ -93,3 +93,9 @@ def test_files_and_targets_that_a_page_names_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for target in re.findall(r"(?:^|`)make (?:\w+=\S+ )?([a-z][\w-]*)", text, re.MULTILINE):
         assert target in targets, f"{named(page)}: make {target}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    docs = ROOT / "docs"
+    linked = {target.partition("#")[0] for target in LINK.findall((docs / "README.md").read_text(encoding="utf-8"))}
+    assert {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - linked == {"README.md"}
