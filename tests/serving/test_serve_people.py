@@ -23,7 +23,8 @@ from stillroom.runtime.facts import read_facts
 from stillroom.serving import answers, guard, peer
 from stillroom.serving.app import Limits
 from stillroom.serving.models import OpenedModel
-from stillroom.serving.pool import QueueFull, ServedModel
+from stillroom.serving.pool import ServedModel
+from stillroom.serving.queues import QueueFull
 from stillroom.serving.requests import ChatRequest
 from stillroom.serving.sessions import NoSession, SessionStore
 from stillroom.serving.shield import Shield

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stillroom.serving.apart import run_apart
 from stillroom.serving.app import Limits
 from stillroom.serving.preparing import Preparing
 from stillroom.serving.problems import Refused
+from stillroom.serving.queues import FairQueue
 from stillroom.switch import Places, Switch, stopping
 from stillroom.switch.engines import listed
 
@@ -123,6 +125,29 @@ def test_clients_are_prepared_for_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
     asyncio.run(work())
     assert done.index("few") <= 1
     assert done.count("many") == 6
+
+
+def test_one_who_leaves_when_it_is_their_turn_holds_no_one_up() -> None:
+    busy: Counter[str] = Counter()
+    queue = FairQueue(lambda: busy, lambda _: not busy.total(), 4, "Full.")
+    done: list[str] = []
+
+    async def one(owner: str) -> None:
+        async with queue.turn(owner):
+            done.append(owner)
+
+    async def work() -> None:
+        busy["first"] = 1
+        leaves, stays = asyncio.create_task(one("leaves")), asyncio.create_task(one("stays"))
+        await asyncio.sleep(0)
+        del busy["first"]
+        await queue.given_back()
+        leaves.cancel()
+        await asyncio.wait_for(stays, 5)
+
+    asyncio.run(work())
+    assert done == ["stays"]
+    assert len(queue) == 0
 
 
 def test_requests_and_questions_are_handed_over_whole() -> None:

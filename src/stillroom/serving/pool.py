@@ -16,6 +16,7 @@ from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
 from stillroom.serving.models import OpenedModel
+from stillroom.serving.queues import FairQueue
 from stillroom.serving.turns import Turns
 from stillroom.switch.state import Switch
 
@@ -30,10 +31,6 @@ KEPT_SHARE = 0.75
 
 SOMEBODY = "?"
 """The owner of a context of which it is not certain whose it is: no one goes on from it."""
-
-
-class QueueFull(UsageError):
-    """As many requests wait as may."""
 
 
 class NoRoom(UsageError):
@@ -67,13 +64,6 @@ class Slot:
     holder: str = ""
 
 
-@dataclass(eq=False)
-class _Waiter:
-    """A request that waits for a slot."""
-
-    owner: str
-
-
 class ServedModel:
     """One model and its engine, which comes and goes.
 
@@ -96,16 +86,13 @@ class ServedModel:
         whole = replace(options, embedding=True, parallel=1, batch=options.context, drafter=None)
         self.options = whole if self.embedding else options
         self.switch = switch
-        self.queue = queue
         self.engine: Engine | None = None
         self.slots: list[Slot] = []
-        self._queue: list[_Waiter] = []
-        self._served: dict[str, float] = {}
+        self._queue = FairQueue(self._held, self._may_have, queue, f"{queue} requests are waiting already.")
         self.suspect = False
         self.shared = False
         """Whether several keys may ask: then none takes all places, since an answer may be as long as the context."""
         self.turns = Turns()
-        self._free = asyncio.Condition()
         self._plain: dict[str, list[int]] = {}
         self._running: list[str] = []
         self._fatal: set[str] = set()
@@ -185,47 +172,30 @@ class ServedModel:
     async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:
         """A place for one request; the one whose context the request goes on from, if it is free.
 
-        Every owner has a queue of its own, and the next slot goes to the one who has the fewest, or waited longest for one.
-
         Raises:
             QueueFull: As many requests of this owner wait as may.
         """
         if not self.slots:
             self.slots = [Slot(number) for number in range(self.options.parallel)]
-        async with self._free:
-            if self._queue or not self._may_have(owner):
-                mine = _Waiter(owner)
-                if sum(each.owner == owner for each in self._queue) >= self.queue:
-                    raise QueueFull(f"{self.queue} requests are waiting already.", "Ask again in a moment.")
-                self._queue.append(mine)
-                try:
-                    await self._free.wait_for(lambda: self._next() is mine)
-                finally:
-                    self._queue.remove(mine)
-                    self._free.notify_all()
+        async with self._queue.turn(owner):
             chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session, owner))
             chosen.busy, chosen.holder = True, owner
-            self._served[owner] = time.monotonic()
         try:
             yield chosen
         finally:
             chosen.busy = False
             chosen.used = self.used = time.monotonic()
-            async with self._free:
-                self._free.notify_all()
+            await self._queue.given_back()
+
+    def _held(self) -> Counter[str]:
+        """How many slots each owner has."""
+        return Counter(slot.holder for slot in self.slots if slot.busy)
 
     def _may_have(self, owner: str) -> bool:
         """Whether there is a slot for somebody."""
-        held = sum(slot.busy and slot.holder == owner for slot in self.slots)
+        held = self._held()
         most = len(self.slots) - 1 if self.shared and len(self.slots) > 1 else len(self.slots)
-        return held < most and not all(slot.busy for slot in self.slots)
-
-    def _next(self) -> _Waiter | None:
-        """Who gets the next slot; None while there is none."""
-        held = Counter(slot.holder for slot in self.slots if slot.busy)
-        able = [each for each in self._queue if self._may_have(each.owner)]
-        # The one served longest ago comes first among those who have as few.
-        return min(able, key=lambda each: (held[each.owner], self._served.get(each.owner, 0.0)), default=None)
+        return held[owner] < most and held.total() < len(self.slots)
 
     async def plain_ids(self, engine: Engine, text: str) -> list[int]:
         """The tokens of a text that would be markup, as the plain text that it is here."""

@@ -20,8 +20,8 @@ from typing import Any
 from stillroom.core.errors import EngineFailed
 from stillroom.core.sandbox.child import isolated
 from stillroom.serving import handed
-from stillroom.serving.pool import QueueFull
 from stillroom.serving.problems import Refused
+from stillroom.serving.queues import FairQueue
 from stillroom.switch.engines import PREPARER, Registration
 from stillroom.switch.state import Switch
 
@@ -103,13 +103,6 @@ class _Stopped(EngineFailed):
     """A process was ended by somebody else."""
 
 
-class _Waiter:
-    """A job that waits for a process."""
-
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-
-
 class Preparing:
     """Does jobs of :mod:`.preparing_child` in a few processes, each client's in turn.
 
@@ -123,9 +116,12 @@ class Preparing:
         self.most = most or max(1, min(4, (os.cpu_count() or 2) - 1))
         self._idle: list[_Process] = []
         self._busy: Counter[str] = Counter()
-        self._queue: list[_Waiter] = []
-        self._served: dict[str, float] = {}
-        self._changed = asyncio.Condition()
+        self._queue = FairQueue(
+            lambda: self._busy,
+            lambda _: self._busy.total() < self.most,
+            MOST_WAITING,
+            f"{MOST_WAITING} requests are being prepared already.",
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def do(self, owner: str, job: str, *arguments: Any) -> Any:
@@ -138,17 +134,8 @@ class Preparing:
             EngineFailed: The process was ended by somebody else.
         """
         self.switch.require_on()
-        if sum(each.owner == owner for each in self._queue) >= MOST_WAITING:
-            raise QueueFull(f"{MOST_WAITING} requests are being prepared already.", "Ask again in a moment.")
-        mine = _Waiter(owner)
-        self._queue.append(mine)
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._next() is mine)
-                self._busy[owner] += 1
-                self._served[owner] = time.monotonic()
-        finally:
-            self._queue.remove(mine)
+        async with self._queue.turn(owner):
+            self._busy[owner] += 1
         # A client that goes away leaves the process at work: to end it and start another costs more than to wait for its end.
         task = asyncio.ensure_future(self._work(owner, job, arguments))
         self._tasks.add(task)
@@ -159,14 +146,6 @@ class Preparing:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
-
-    def _next(self) -> _Waiter | None:
-        """Whose job is next: of who has the fewest in work the one that was served longest ago; None while all are busy."""
-        if self._busy.total() >= self.most:
-            return None
-        return min(
-            self._queue, key=lambda each: (self._busy[each.owner], self._served.get(each.owner, 0.0)), default=None
-        )
 
     async def _work(self, owner: str, job: str, arguments: tuple[Any, ...]) -> Any:
         try:
@@ -184,8 +163,7 @@ class Preparing:
             self._busy[owner] -= 1
             if not self._busy[owner]:
                 del self._busy[owner]
-            async with self._changed:
-                self._changed.notify_all()
+            await self._queue.given_back()
 
     async def _asked(self, data: bytes) -> bytes:
         process = self._idle.pop() if self._idle else await asyncio.to_thread(_Process, self.switch)
@@ -216,8 +194,6 @@ class Preparing:
     async def tend(self) -> None:
         """Give up processes that no one uses, or that have ended."""
         now = time.monotonic()
-        if len(self._served) > 1024:
-            self._served.clear()
         for process in [*self._idle]:
             if process.process.poll() is not None or now - process.used > IDLE_SECONDS:
                 self._idle.remove(process)

@@ -15,7 +15,8 @@ from stillroom.core.errors import StillroomError, SwitchedOff, UsageError, Verif
 from stillroom.runtime.transport import EngineRefused
 from stillroom.serving.answers import ContextFull
 from stillroom.serving.grammars import UnsupportedSchema
-from stillroom.serving.pool import NoModel, NoRoom, QueueFull
+from stillroom.serving.pool import NoModel, NoRoom
+from stillroom.serving.queues import QueueFull
 from stillroom.serving.sessions import NoSession, SessionDamaged
 
 
