@@ -137,8 +137,12 @@ def test_one_who_leaves_when_it_is_their_turn_holds_no_one_up() -> None:
             done.append(owner)
 
     async def work() -> None:
+        await one("stays")
         busy["first"] = 1
-        leaves, stays = asyncio.create_task(one("leaves")), asyncio.create_task(one("stays"))
+        stays = asyncio.create_task(one("stays"))
+        await asyncio.sleep(0)
+        # Served less, so that it is next, though it came later.
+        leaves = asyncio.create_task(one("leaves"))
         await asyncio.sleep(0)
         del busy["first"]
         await queue.given_back()
@@ -146,7 +150,7 @@ def test_one_who_leaves_when_it_is_their_turn_holds_no_one_up() -> None:
         await asyncio.wait_for(stays, 5)
 
     asyncio.run(work())
-    assert done == ["stays"]
+    assert done == ["stays", "stays"]
     assert len(queue) == 0
 
 
