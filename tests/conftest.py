@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_recipe(text: Path) -> Any:
     """Makes the settings of a small run: ``small_recipe(teacher, **sections)``."""
 

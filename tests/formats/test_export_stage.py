@@ -20,28 +20,11 @@ from stillroom.runs.run import Run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, small_recipe: Any) -> Path:
     """A run whose student is trained."""
     root = tmp_path_factory.mktemp("run")
     teacher = tiny_model("llama", root / "teacher", layers=3, hidden=256)
-    own = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
-    settings = {
-        "name": "small",
-        "compute": {"device": "cpu", "threads": 1},
-        "corpus": {
-            "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
-            "sequence_length": 64,
-            "train_tokens": 2048,
-            "validation_tokens": 128,
-            "heldout_tokens": 512,
-        },
-        "teacher": {"kind": "huggingface", "name": str(teacher)},
-        "student": {"kind": "shrink", "layers": 2},
-        "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
-        "baseline": False,
-        "chat": {"prompt": None},
-        "terms": {"decisions": [own | {"subject": "teacher"}, own | {"subject": "student"}]},
-    }
+    settings = small_recipe(teacher, baseline=False)
     return pipeline.run(Recipe.model_validate(settings), root, until="distill", quiet=True).path
 
 
@@ -143,28 +126,14 @@ def test_recovery_is_kept_only_where_it_helps(finished: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def windowed(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+def windowed(tmp_path_factory: pytest.TempPathFactory, small_recipe: Any) -> Path:
     """A run whose student's layers attend to 16 tokens, all but one, and whose held-out text is shorter than that."""
     root = tmp_path_factory.mktemp("windowed")
     teacher = tiny_model("gemma3_text", root / "teacher", layers=6)
-    own = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
-    settings = {
-        "name": "windowed",
-        "compute": {"device": "cpu", "threads": 1},
-        "corpus": {
-            "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
-            "sequence_length": 16,
-            "train_tokens": 512,
-            "validation_tokens": 64,
-            "heldout_tokens": 64,
-        },
-        "teacher": {"kind": "huggingface", "name": str(teacher)},
-        "student": {"kind": "shrink", "layers": 5, "vocabulary": {"keep": "all"}},
-        "distill": {"batch_tokens": 256, "learning_rate": 1e-3, "precision": "float32"},
-        "baseline": False,
-        "chat": {"prompt": None},
-        "terms": {"decisions": [own | {"subject": "teacher"}, own | {"subject": "student"}]},
-    }
+    settings = small_recipe(
+        teacher, student={"kind": "shrink", "layers": 5, "vocabulary": {"keep": "all"}}, baseline=False
+    )
+    settings["corpus"] |= {"sequence_length": 16, "train_tokens": 512, "validation_tokens": 64, "heldout_tokens": 64}
     return pipeline.run(Recipe.model_validate(settings), root, until="distill", quiet=True).path
 
 

@@ -16,31 +16,17 @@ from stillroom.packages.provenance import statement
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 
-OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
-
 
 @pytest.fixture(scope="module")
-def settings_of(text: Path) -> Any:
+def settings_of(small_recipe: Any) -> Any:
     def make(teacher: Path, **distill: Any) -> dict[str, Any]:
-        return {
-            "name": "small",
-            "seed": 0,
-            "compute": {"device": "cpu", "threads": 1},
-            "corpus": {
-                "sources": [{"kind": "text", "path": str(text), "licence": "PSF-2.0"}],
-                "sequence_length": 64,
-                "train_tokens": 2048,
-                "validation_tokens": 128,
-                "heldout_tokens": 512,
-            },
-            "teacher": {"kind": "huggingface", "name": str(teacher)},
-            "student": {"kind": "shrink", "layers": 2, "vocabulary": {"size": 400}},
-            "distill": {"batch_tokens": 256, "learning_rate": 1e-2, **distill},
-            "evaluate": {"speed_tokens": 4, "bootstrap_samples": 200},
-            "export": {"gguf": ["F16"], "check_tokens": 64},
-            "chat": {"prompt": None},
-            "terms": {"decisions": [OWN | {"subject": "teacher"}, OWN | {"subject": "student"}]},
-        }
+        made: dict[str, Any] = small_recipe(
+            teacher,
+            student={"kind": "shrink", "layers": 2, "vocabulary": {"size": 400}},
+            distill={"batch_tokens": 256, "learning_rate": 1e-2, **distill},
+            export={"gguf": ["F16"], "check_tokens": 64},
+        )
+        return made
 
     return make
 
