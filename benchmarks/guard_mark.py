@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ from benchmarks.guard_models import (
     train,
     with_model,
 )
+from benchmarks.serving import Serving, end_with_parent, free_port, started
 from stillroom.core.marks import MarkKey, word_biases
 from stillroom.core.secret import Secret, write_secret
 from stillroom.guard.coins import Twin, coins_test, preferences, served
@@ -244,25 +243,10 @@ def judged(setting: Setting) -> Result:
 # --- the speed of a server that marks ---
 
 
-@contextmanager
-def marking(model: Path, folder: Path, key: Path | None) -> Iterator[Any]:
+def marking(model: Path, folder: Path, key: Path | None) -> AbstractContextManager[Serving]:
     """A server with a switch of its own, in a process of its own; it marks where a key is given."""
-    from benchmarks.serving import Serving
-    from stillroom.switch.places import Places
-
-    words = [sys.executable, "-m", "benchmarks.guard_mark", str(model), str(folder), *([str(key)] if key else [])]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        made = Serving(process, int(process.stdout.readline()), Places.under(folder))
-        made.wait()
-        yield made
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    words = [str(model), str(folder), *([str(key)] if key else [])]
+    return started("benchmarks.guard_mark", words, folder)
 
 
 def speed(setting: Setting) -> Result:
@@ -315,7 +299,6 @@ def speed(setting: Setting) -> Result:
 
 def serve(model: str, folder: str, key: str | None = None) -> None:
     """Serve until told to end, and mark where a key is given."""
-    from benchmarks.serving import free_port
     from stillroom.core.marks import read_key
     from stillroom.runtime.engine import EngineOptions
     from stillroom.serving.app import Limits, Service
@@ -326,6 +309,7 @@ def serve(model: str, folder: str, key: str | None = None) -> None:
     from stillroom.switch.places import Places
     from stillroom.switch.state import Switch
 
+    end_with_parent()
     port = free_port()
     switch = Switch(Places.under(Path(folder)))
     served_model = ServedModel(open_served(model), EngineOptions(context=512, parallel=1, batch=256), switch, queue=8)

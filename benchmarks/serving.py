@@ -117,8 +117,15 @@ def serving(
     """
     words = [*(["--stuck", str(stuck)] if stuck is not None else [])]
     words += [str(model), str(folder), str(parallel), str(context), str(batch), *keys]
+    with started("benchmarks.serving", words, folder, keys) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def started(module: str, words: Sequence[str], folder: Path, keys: Sequence[str] = ()) -> Iterator[Serving]:
+    """A module's server for as long as the block lasts: it prints its port and ends with us (:func:`end_with_parent`)."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
