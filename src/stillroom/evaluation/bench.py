@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillroom.core import files
 from stillroom.core.errors import MissingDependency, TeacherError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
     from stillroom.runs.run import Run
 
+T = TypeVar("T")
 ORDER = ("teacher", "shrunk", "repaired", "baseline", "student")
 UNTRAINED = ("shrunk", "repaired")
 STUDENTS_AT_ONCE = 2
@@ -202,6 +203,11 @@ class Bench:
     def in_turn(self, names: Sequence[str]) -> list[str]:
         """The same models, those in memory first: each is loaded once where one is done after the other."""
         return sorted(names, key=lambda name: not self.subjects[name].is_loaded)
+
+    def of_each(self, work: Callable[[str], T]) -> dict[str, T]:
+        """What a work gives for each model that answers, in their order; done first where a model is in memory."""
+        found = {name: work(name) for name in self.in_turn(self.answering)}
+        return {name: found[name] for name in self.answering}
 
     def release(self, name: str) -> None:
         """Forget a model and give its memory back; it is loaded again when it is asked for."""

@@ -75,8 +75,8 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
     """The measure `behaviour`."""
     config = bench.config.behaviour
     questions = list(QUESTIONS[: config.items])
-    seen: dict[str, dict[str, list[bool]]] = {}
-    for name in bench.in_turn(bench.answering):
+
+    def seen_of(name: str) -> dict[str, list[bool]]:
         inputs = {
             "model": bench.subjects[name].digest,
             "text": bench.text_digest,
@@ -85,7 +85,7 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
             "seed": bench.seed,
         }
 
-        def compute(name: str = name) -> dict[str, list[bool]]:
+        def compute() -> dict[str, list[bool]]:
             loaded = bench.load(name)
             speaker = Speaker(loaded)
             passages = _passages(bench, loaded.vocabulary)
@@ -100,8 +100,10 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
                 ]
             } | of_answers(answers)
 
-        seen[name] = bench.part("behaviour", name, inputs, compute)
-    seen = {name: seen[name] for name in bench.answering}
+        found: dict[str, list[bool]] = bench.part("behaviour", name, inputs, compute)
+        return found
+
+    seen = bench.of_each(seen_of)
     return summarize(seen, bench.config.confidence) | {
         "questions": len(questions),
         "passages": len(seen["student"]["memorised"]),

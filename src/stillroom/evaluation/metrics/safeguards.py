@@ -29,15 +29,15 @@ def measure_safeguards(bench: Bench) -> dict[str, Any]:
     """The measure `safeguards`."""
     config = bench.config.safeguards
     prompts = choose_prompts(read_sets(config.sets) + [_read_file(path) for path in config.files], config.items)
-    answers: dict[str, list[str]] = {}
-    for name in bench.in_turn(bench.answering):
+
+    def answers_of(name: str) -> list[str]:
         inputs = {
             "model": bench.subjects[name].digest,
             "prompts": files.digest_json(prompts),
             "max_tokens": config.max_tokens,
         }
 
-        def compute(name: str = name) -> list[str]:
+        def compute() -> list[str]:
             speaker = Speaker(bench.load(name))
             with bench.progress.task(f"safeguards {name}", total=len(prompts), unit="answers") as task:
                 return [
@@ -45,9 +45,13 @@ def measure_safeguards(bench: Bench) -> dict[str, Any]:
                     for answer in speaker.chat([text for text, _ in prompts], config.max_tokens, task.advance)
                 ]
 
-        answers[name] = bench.part("safeguards", name, inputs, compute)
-    answers = {name: answers[name] for name in bench.answering}
-    return judge(prompts, answers, bench.config.confidence) | {"sets": list(config.sets), "seed": bench.seed}
+        found: list[str] = bench.part("safeguards", name, inputs, compute)
+        return found
+
+    return judge(prompts, bench.of_each(answers_of), bench.config.confidence) | {
+        "sets": list(config.sets),
+        "seed": bench.seed,
+    }
 
 
 def judge(prompts: list[Prompt], answers: dict[str, list[str]], confidence: float) -> dict[str, Any]:

@@ -61,14 +61,13 @@ def measure_samples(bench: Bench) -> dict[str, Any]:
         "prompts": files.digest_json([[prompt.chat, *prompt.ids] for prompt in prompts]),
         "max_tokens": config.max_tokens,
     }
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in bench.in_turn(bench.answering):
 
-        def compute(name: str = name) -> list[dict[str, Any]]:
-            return _answers(bench, name, prompts)
+    def answers_of(name: str) -> list[dict[str, Any]]:
+        own = inputs | {"model": bench.subjects[name].digest}
+        found: list[dict[str, Any]] = bench.part("samples", name, own, lambda: _answers(bench, name, prompts))
+        return found
 
-        found[name] = bench.part("samples", name, inputs | {"model": bench.subjects[name].digest}, compute)
-    answers = {name: found[name] for name in bench.answering}
+    answers = bench.of_each(answers_of)
     asked = _asked(bench, prompts) if prompts else []
     return summarize(answers, bench.config.confidence) | {
         "items": [

@@ -37,10 +37,10 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
 
         require_names([task for task in tasks if isinstance(task, str)], config.include_path)
     # One model after the other, so that each is loaded once.
-    done = {name: [_answers(bench, task, name) for task in tasks] for name in bench.in_turn(bench.answering)}
+    done = bench.of_each(lambda name: [_answers(bench, task, name) for task in tasks])
     found: dict[str, Any] = {}
     for number, task in enumerate(tasks):
-        by_model = {name: done[name][number] for name in bench.answering}
+        by_model = {name: answers[number] for name, answers in done.items()}
         if isinstance(task, str):
             found |= _harness(bench, by_model)
         else:
