@@ -1,4 +1,4 @@
-"""Lineage from weights, exact: do the suspect's units are in the order of the owner's?
+"""Lineage from weights, exact: are the suspect's units in the order of the owner's?
 
 The null hypothesis: the suspect was made independently of the owner's training run. A training run is equivariant to the
 order of hidden units (their initial weights are exchangeable, and SGD, Adam, Muon and the like treat units alike), so that,

@@ -495,11 +495,10 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"learning rate {_FROM[plan['learning_rate_from']]}"
     )
     if "lora" in plan:
+        from stillroom.training.adapters import in_words
+
         lora = plan["lora"]
-        say(
-            f"            LoRA of rank {lora['rank']}: {lora['trained_parameters']:,} parameters are trained, "
-            f"{lora['share']:.2%} of the student's, in {lora['modules']} layers"
-        )
+        say(f"            {in_words(lora, lora['share'])}")
         held = lora["frozen_bytes"] + lora["trained_bytes"]
         say(
             f"            weights, gradients and optimizer state: {held / 1e9:,.2f} GB, "

@@ -159,14 +159,23 @@ def record(model: CausalModel, config: LoraConfig) -> dict[str, Any]:
 
 def words_of(found: dict[str, Any]) -> str:
     """A :func:`record` in a sentence."""
-    trained, frozen = found["trained_parameters"], found["frozen_parameters"]
-    words = (
-        f"LoRA of rank {found['rank']}: {trained:,} parameters are trained, {trained / frozen:.2%} of the student's, "
-        f"in {found['modules']} layers"
-    )
+    words = in_words(found, found["trained_parameters"] / found["frozen_parameters"])
     if found["matrices_without"]:
         words += f"; without adapters: {', '.join(found['matrices_without'])}"
     return words
+
+
+def in_words(found: dict[str, Any], share: float) -> str:
+    """What is trained: ``rank``, ``trained_parameters`` and ``modules`` of a plan or a :func:`record`.
+
+    Args:
+        found: It.
+        share: Parameters that are trained over those of the student.
+    """
+    return (
+        f"LoRA of rank {found['rank']}: {found['trained_parameters']:,} parameters are trained, {share:.2%} of the student's, "
+        f"in {found['modules']} layers"
+    )
 
 
 @torch.no_grad()
