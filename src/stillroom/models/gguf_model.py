@@ -137,7 +137,7 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
 
     opener: Any = transformers.AutoModelForCausalLM
     reader = QuickReader(path)
-    config = gguf_config(path)
+    config = _config(path, reader)
     if str(reader.fields["general.architecture"].contents()) not in FAMILY_OF:
         with quietly():
             found: Any
