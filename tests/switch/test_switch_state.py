@@ -160,11 +160,11 @@ def test_a_power_cut_at_any_write_leaves_on_or_off_and_never_less(
 def test_off_in_a_folder_that_cannot_be_written(own: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[Path] = []
 
-    def refuse(path: Path, value: Any) -> None:
+    def refuse(path: Path, value: Any, **options: Any) -> None:
         writes.append(path)
         if path.is_relative_to(own.places.config):
             raise PermissionError(13, "Permission denied", str(path))
-        original(path, value)
+        original(path, value, **options)
 
     original = files.write_json
     monkeypatch.setattr(files, "write_json", refuse)
@@ -177,7 +177,7 @@ def test_off_in_a_folder_that_cannot_be_written(own: Switch, monkeypatch: pytest
 
 
 def test_off_that_cannot_be_kept_at_all_says_so(own: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, value: Any) -> None:
+    def refuse(path: Path, value: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(files, "write_json", refuse)
@@ -337,11 +337,11 @@ def test_a_feature_that_is_set_meanwhile_does_not_undo_off(own: Switch, monkeypa
     write = files.write_json
     setter = threading.Thread(target=lambda: Switch(own.places).set_feature("api", "blocked"))
 
-    def slowly(path: Path, value: Any) -> None:
+    def slowly(path: Path, value: Any, **options: Any) -> None:
         if threading.current_thread() is setter and path == own.places.switches[0]:
             writing.set()
             go_on.wait(10)
-        write(path, value)
+        write(path, value, **options)
 
     monkeypatch.setattr(files, "write_json", slowly)
     monkeypatch.setattr(state, "LOCK_SECONDS", 10)

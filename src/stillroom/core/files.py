@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,12 +47,13 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, settled: bool = True) -> Iterator[Path]:
     """Write a file or a folder beside ``path`` and put it in place at the end, or not at all.
 
     Yields a path that does not exist yet, in the same folder. The body creates a file or a folder there. When the body
     ends, it is flushed to disk and renamed onto ``path``; when the body raises, it is removed and ``path`` is as before. A
-    folder that is where a file has to be is moved aside (:func:`make_way`).
+    folder that is where a file has to be is moved aside (:func:`make_way`). A file that is not to be ``settled`` is seen by
+    every process at once, but a loss of power may take it: :func:`settle` is to follow.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -69,11 +69,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.rename(beside, path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            if not _unsettled():
+            if settled:
                 _sync_file(beside)
             make_way(path)
             os.replace(beside, path)
-        if not _unsettled():
+        if settled:
             sync_folder(path.parent)
     except BaseException:
         if beside.is_dir():
@@ -88,40 +88,20 @@ def _sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically."""
-    with replacing(path) as beside:
+def write_bytes(path: Path, data: bytes, *, settled: bool = True) -> None:
+    """Replace a file's content atomically; ``settled`` as in :func:`replacing`."""
+    with replacing(path, settled=settled) as beside:
         beside.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content atomically, as UTF-8."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, settled: bool = True) -> None:
+    """Replace a file's content atomically, as UTF-8; ``settled`` as in :func:`replacing`."""
+    write_bytes(path, text.encode(), settled=settled)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file with indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def unsettled() -> Iterator[None]:
-    """Files that this thread replaces inside are seen by every process at once, but a loss of power may take them.
-
-    :func:`settle` is to follow.
-    """
-    _LOCAL.unsettled = True
-    try:
-        yield
-    finally:
-        _LOCAL.unsettled = False
-
-
-_LOCAL = threading.local()
-
-
-def _unsettled() -> bool:
-    return bool(getattr(_LOCAL, "unsettled", False))
+def write_json(path: Path, value: Any, *, settled: bool = True) -> None:
+    """Replace a file with indented JSON, atomically; ``settled`` as in :func:`replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", settled=settled)
 
 
 def settle(path: Path) -> None:

@@ -205,8 +205,7 @@ class Switch:
         for path in self.places.switches:
             try:
                 clear_way(path.parent)
-                with contextlib.nullcontext() if settle else files.unsettled():
-                    files.write_json(path, value)
+                files.write_json(path, value, settled=settle)
             except OSError as error:
                 failures.append(error)
                 if on:
