@@ -41,7 +41,7 @@ def byte_limit(choice: ChooseConfig, config: ModelConfig) -> int | None:
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:
-    """Bytes of the keys and values of a full context."""
+    """Bytes of the KV cache of a full context."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return int(2 * config.num_hidden_layers * groups * width * context * CACHE_BYTES)

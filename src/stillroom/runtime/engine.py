@@ -54,7 +54,7 @@ class EngineOptions:
         batch: Tokens a prefill step; small steps make stopping quick.
         parallel: Requests answered at once.
         embedding: Run it as a model of embeddings.
-        exact: Round no more than the file does: keys and values in float32, no flash attention, no repacked matrices. For
+        exact: Round no more than the file does: the KV cache in float32, no flash attention, no repacked matrices. For
             comparisons with PyTorch, which are then the same on every CPU; it is slower.
         memory: Most private memory of the child, in bytes; None is 4 GiB and three times the file.
         confine: Give up network, files and signals in the child.

@@ -109,7 +109,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     if drafter is not None:
         _draft(parameters, drafter, settings)
     if settings.get("exact"):
-        # Keys and values in float32, and matrices computed as the file has them: on CPUs with AMX llama.cpp repacks them into
+        # The KV cache in float32, and matrices computed as the file has them: on CPUs with AMX llama.cpp repacks them into
         # another layout, with other rounding.
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
