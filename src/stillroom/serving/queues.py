@@ -61,7 +61,7 @@ class FairQueue:
                 try:
                     await self._changed.wait_for(lambda: self._next() is mine)
                 finally:
-                    # Also one that goes away: whoever comes after it may be waiting for that alone.
+                    # Also one that goes away: the next may be waiting for that alone.
                     self._waiting.remove(mine)
                     self._changed.notify_all()
             if len(self._served) > _MOST_REMEMBERED:
