@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tiny_models import tiny_model
 
+import stillroom
 from stillroom import pipeline
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError
 from stillroom.planning import plan as planning
@@ -37,6 +38,7 @@ def recipe(teacher: Path, small_recipe: Any, tmp_path: Path) -> Path:
         ({"student.intermediate_size": 9999}, r"`student\.intermediate_size` is 9999, and the teacher has 128"),
         ({"student.kv_heads": 7}, r"`student\.kv_heads` is 7, and the teacher has 2"),
         ({"student.hidden_size": 33}, r"`student\.hidden_size` is 33"),
+        ({"student.remove_layers": [2]}, r"`student\.remove_layers` names layer 2, and the teacher has 2"),
         ({"student.experts": 3}, r"`student\.experts` is 3, and the teacher is no mixture"),
         ({"student.target": {"parameters": 1000}, "student.layers": 99}, r"`student\.layers` is 99"),
         ({"distill.learning_rate": 3.0}, r"`distill\.learning_rate` is 3"),
@@ -47,7 +49,7 @@ def recipe(teacher: Path, small_recipe: Any, tmp_path: Path) -> Path:
         ({"corpus.sources": [{"kind": "text", "path": "nowhere"}]}, "no such file or folder"),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "capture"])
+@pytest.mark.parametrize("command", ["plan", "run", "capture"])
 def test_a_refusal_reads_no_text_and_leaves_nothing(
     command: str, change: Mapping[str, Any], words: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +64,9 @@ def test_a_refusal_reads_no_text_and_leaves_nothing(
     if "sources" not in str(change):
         monkeypatch.setattr(corpus, "run_stage", read)
     with pytest.raises(StillroomError, match=words):
-        if command == "capture":
+        if command == "plan":
+            stillroom.plan(recipe, overrides=change, quiet=True)
+        elif command == "capture":
             pipeline.run_stage(recipe, "capture", overrides=change, quiet=True)
         else:
             pipeline.run(recipe, overrides=change, quiet=True)

@@ -22,7 +22,7 @@ from stillroom.models.compute import require_device
 from stillroom.models.load import config_parameters
 from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
-from stillroom.planning.counting import Planned, Text, count_student, count_text
+from stillroom.planning.counting import Planned, Text, check_student, count_student, count_text
 from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
@@ -224,6 +224,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     if any(need.stage in ("corpus", "distill") for need in needs):
         # Without the text, or what the pilot trains with, there is nothing to plan with.
         require_needs(needs)
+    check_student(recipe)
     text = count_text(recipe, runs, Progress(quiet))
     return needs, text, count_student(recipe, text)
 
