@@ -41,7 +41,7 @@ quickstart: $(VENV)/teacher.stamp
 	$(BIN)/stillroom run recipes/quickstart.yaml --runs runs
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Everything: what CI runs, the threats, and the wheel in environments of its own.
 test-all:

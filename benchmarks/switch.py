@@ -60,7 +60,7 @@ FORM = {"type": "object", "properties": {"text": {"type": "string", "minLength":
 """Answers under this schema do not end while a trial lasts."""
 TALK = [{"role": "user", "content": "Write a long text."}]
 PATHS: dict[str, dict[str, Any]] = {
-    "/v1/completions": {"prompt": "Text:", "max_tokens": 1500, "temperature": 1.0},
+    "/v1/completions": {"prompt": "Text:", "max_tokens": 1500, "temperature": 1.0, "guided_json": FORM},
     "/v1/chat/completions": {
         "messages": TALK, "max_tokens": 1500,
         "response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": FORM}},

@@ -15,6 +15,14 @@ settings.load_profile("untimed")
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
 """A decision about models that the tests write themselves, for a recipe's section `terms`."""
 
+LONGEST = ("test_path.py", "test_kill.py", "test_plan.py", "test_errors.py", "test_gpu.py", "test_group.py")
+"""Files that take longest, in tests' seconds: they begin first, so that no worker is alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in the order of their paths; ``make test`` keeps it (--no-loadscope-reorder)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:

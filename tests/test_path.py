@@ -12,6 +12,7 @@ from tiny_models import FAMILIES, WINDOWED, tiny_model
 from typer.testing import CliRunner
 
 from stillroom.pipeline import finish, run
+from stillroom.planning.plan import make_plan
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 from stillroom.serving.ask import answer
@@ -37,15 +38,33 @@ def require_whole(summary: dict[str, Any]) -> None:
     assert len(summary["recipe_digest"]) == 64
 
 
+def require_planned(plan: dict[str, Any], made: Run) -> None:
+    """Parameters, bytes of files and tokens were planned exactly."""
+    assert plan["student_parameters_exact"]
+    facts = json.loads((made.path / "shrink" / "shrink.json").read_text())
+    assert plan["student_parameters"] == facts["parameters"]
+    assert plan["teacher_parameters"] == facts["teacher_parameters"]
+    exported = json.loads((made.path / "export" / "export.json").read_text())["files"]
+    assert plan["file_bytes"] == {entry["type"]: entry["bytes"] for entry in exported}
+    ledger = json.loads((made.path / "corpus" / "ledger.json").read_text())
+    assert plan["tokens"] == {name: split["tokens"] for name, split in ledger["splits"].items()}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_goes_the_whole_path(family: str, small_recipe: Any, tmp_path: Path) -> None:
     teacher = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     # llama.cpp takes the order of unlike layers for granted, so that those students are cut in width.
     student = {"intermediate_size": 64} if family in (*WINDOWED, "smollm3") else {"layers": 2}
-    settings = small_recipe(teacher, student={"kind": "shrink", **student})
+    settings = small_recipe(
+        teacher, student={"kind": "shrink", **student}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64}
+    )
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
     made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
     summary = json.loads((made.path / "summary.json").read_text())
     require_whole(summary)
+    require_planned(plan, made)
+    # Once the text is cut into pieces, the plan takes it from there and comes to the same.
+    assert make_plan(Recipe.model_validate(settings), tmp_path)["student_parameters"] == plan["student_parameters"]
     assert summary["student"]["parameters"] < summary["teacher"]["parameters"]
     history = json.loads((made.path / "distill" / "history.json").read_text())
     assert min(entry["kl"] for entry in history["validations"]) <= history["validations"][0]["kl"]
