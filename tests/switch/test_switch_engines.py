@@ -54,6 +54,7 @@ def test_off_stops_what_runs(own: Switch, spawned: list[subprocess.Popen[bytes]]
     line = Registration(own.places, "engine", "a model", process.pid)
     if state == "stopped":
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped: SIGTERM would else come first
     receipt = stopping.off(own)
     assert process.wait(5) is not None
     assert [(each.pid, each.model) for each in receipt.stopped] == [(process.pid, "a model")]
@@ -61,6 +62,25 @@ def test_off_stops_what_runs(own: Switch, spawned: list[subprocess.Popen[bytes]]
         assert receipt.stopped[0].killed
     assert receipt.seconds >= receipt.stopped[0].seconds
     line.close()
+
+
+def test_an_engine_that_its_server_ended_first_is_named_too(
+    own: Switch, spawned: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = spawn(spawned, OBEDIENT)
+    line = Registration(own.places, "engine", "a model", process.pid)
+    kept = Switch.hold_off
+
+    def seen_at_once(switch: Switch, settle: bool = True) -> None:
+        kept(switch, settle=settle)
+        process.kill()
+        process.wait()
+        line.close()
+
+    monkeypatch.setattr(Switch, "hold_off", seen_at_once)
+    receipt = stopping.off(own)
+    assert [(each.pid, each.model, each.killed) for each in receipt.stopped] == [(process.pid, "a model", False)]
+    assert receipt.seconds >= receipt.stopped[0].seconds > 0
 
 
 def test_off_with_several_engines_names_them_all(own: Switch, spawned: list[subprocess.Popen[bytes]]) -> None:

@@ -161,6 +161,12 @@ def listed(places: Places) -> list[tuple[Path | None, Entry]]:
     return found + [(None, entry) for entry in _workers(places) if entry.pid not in known]
 
 
+def registered(places: Places) -> list[Entry]:
+    """The live processes of this machine that the list names; nothing is looked for beyond it, and nothing is removed."""
+    entries = [entry for _, entry in _lines(places)]
+    return [entry for entry in entries if entry and entry.is_here and is_running(entry.pid, entry.started)]
+
+
 def elsewhere(places: Places) -> list[tuple[Path, Entry]]:
     """The lines of other machines, users and lists of processes: what this process cannot look for."""
     return [

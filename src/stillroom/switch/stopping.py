@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import EngineFailed, NotWritable, SwitchedOff
-from stillroom.switch.engines import STOPPED, Entry, elsewhere, is_running, listed, shares_kernel
+from stillroom.switch.engines import STOPPED, Entry, elsewhere, is_running, listed, registered, shares_kernel
 from stillroom.switch.state import FEATURES, Switch
 
 GRACE_SECONDS = 0.025
@@ -74,6 +74,9 @@ def off(switch: Switch) -> Receipt:
     """
     asked, begun = time.time(), time.perf_counter()
     unkept: NotWritable | None = None
+    ran: list[Entry] = []
+    with contextlib.suppress(Exception):  # nothing in the list holds `off` up
+        ran = [entry for entry in registered(switch.places) if entry.kind == "engine"]
     try:
         switch.hold_off(settle=False)
     except NotWritable as error:
@@ -101,6 +104,9 @@ def off(switch: Switch) -> Receipt:
             raise EngineFailed(
                 f"The switch is off, but the processes {numbers} did not end.", "End them, or restart the machine."
             )
+    # A server sees the state as soon as it is written, and may have ended its engine before it was looked for here.
+    ended, seen = time.perf_counter() - begun, {engine.pid for engine in stopped}
+    stopped += [Stopped(entry.pid, entry.model, round(ended, 6), False) for entry in ran if entry.pid not in seen]
     others = elsewhere(switch.places)
     for path, entry in others:
         # Under the same kernel its lock is seen, though its number means nothing here.
