@@ -17,8 +17,8 @@ teacher's file.
 - ``shuffled`` (2): copies whose units are shuffled, streams rotated and units rescaled. ``shuffled_exact_told``: how many
   the exact test still tells; ``shuffled_tpr``: share that stand above all their controls (at least 39: a false positive
   rate of 1 in 40).
-- ``ask`` (3): ``ask_trials`` of independent suspects, ``ask_false_accusations``, and ``ask_tunes_found``. Trials share
-  models: ``ask_models``.
+- ``ask`` (3): ``ask_trials`` of independent suspects, ``ask_false_accusations``, and ``ask_tunes_found`` over tunes of four
+  strengths, each apart in the details. Trials share models: ``ask_models``.
 - ``mark`` (4), on ``--model`` (the student's): a copy of it learns from ``mark_learnt_tokens`` tokens that it sampled under a
   key, and 10,000 tokens that the copy samples are tested. ``mark_log10_p`` at fraction 1.0; the curves over fractions and over
   clean tokens afterwards are in the details. ``mark_kl``, ``mark_agreement``: what the mark costs.
@@ -46,6 +46,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,7 @@ from benchmarks.guard_models import (
 from stillroom.core import files
 from stillroom.core.marks import MarkKey
 from stillroom.core.secret import Secret
-from stillroom.guard.ask import decide, greedy, leave_one_out_margin, same_start
+from stillroom.guard.ask import decide, greedy, leave_one_out_margin, lengths_of, rarities
 from stillroom.guard.lineage import unit_order
 from stillroom.guard.lineage_examine import LEVEL, open_owner
 from stillroom.guard.lineage_match import activity_of, default_text, matched_share, open_model
@@ -331,8 +332,16 @@ def shuffled(setting: Setting) -> Result:
 # 3. Asking.
 
 
+TUNES = ((20, 1e-4), (20, 3e-4), (100, 1e-4), (100, 3e-4))
+"""Steps and rate of each kind of tune, on another text. The models themselves were trained for 200 steps at 1e-3."""
+ACCUSED = "more alike than all controls"
+
+
 def ask(setting: Setting) -> Result:
-    """False accusations of independent models, and tunes found."""
+    """False accusations of independent models, and tunes found.
+
+    Every ordered pair of models is a trial, with 99 of the others as controls.
+    """
     models = small_models(setting, setting.pick(104, 44))
     rng = np.random.default_rng(3)
     text = library_text(400_000).split()
@@ -343,37 +352,44 @@ def ask(setting: Setting) -> Result:
         return list(greedy(open_model(path))(prompts))
 
     said = [setting.step("ask", f"answers of {path.name}", partial(answers_of, path)) for path in models]
+    owners = setting.pick(len(models), 2)
+    alike = [np.array([lengths_of(answers, said[owner]) for answers in said]) for owner in range(owners)]
+    whole = [np.array([len(answer) for answer in answers]) for answers in said]
 
-    def agreed(one: list[str], owner: int) -> np.ndarray:
-        return np.array([same_start(*pair) for pair in zip(one, said[owner], strict=True)])
-
-    def verdict(suspect: list[str], owner: int, others: list[int]) -> str:
+    def verdict(suspect: np.ndarray, owner: int, others: list[int]) -> str:
+        controls, margin = alike[owner][others[:99]], None
         if setting.quick:  # too few models for 99 controls: a margin, from models that are no controls
-            fixed = np.array([agreed(said[model], owner) for model in others[20:40]])
-            controls = np.array([agreed(said[model], owner) for model in others[:20]])
-            return decide(agreed(suspect, owner), controls, leave_one_out_margin(fixed.mean(axis=1))).verdict
-        return decide(agreed(suspect, owner), np.array([agreed(said[model], owner) for model in others[:99]])).verdict
+            controls = alike[owner][others[:20]]
+            margin = leave_one_out_margin(rarities(alike[owner][others[20:40]]).mean(axis=1))
+        return decide(suspect, controls, whole[owner], margin).verdict
 
-    def answers_of_tune(owner: int) -> list[str]:
-        return answers_of(tuned(models[owner], setting.work / "tunes" / str(owner), setting.pick(100, 1)))
+    def answers_of_tune(owner: int, steps: int, rate: float) -> list[str]:
+        target = setting.work / "tunes" / f"{owner}-{steps}-{rate:g}"
+        return answers_of(tuned(models[owner], target, steps, rate))
 
-    told = "more alike than all controls"
-    accused: list[str] = []
-    for trial in range(setting.pick(312, 10)):
-        owner = trial % len(models)
-        suspect, *others = (int(model) for model in rng.permutation(len(models)) if model != owner)
-        accused.append(verdict(said[suspect], owner, others))
-    tunes = []
-    for owner in range(setting.pick(40, 2)):
-        others = [int(model) for model in rng.permutation(len(models)) if model != owner]
-        answers = setting.step("ask", f"answers of tune {owner}", partial(answers_of_tune, owner))
-        tunes.append(verdict(answers, owner, others))
+    independent: Counter[str] = Counter()
+    for owner in range(owners):
+        for suspect in range(len(models)):
+            others = [int(model) for model in rng.permutation(len(models)) if model not in (owner, suspect)]
+            if suspect != owner:
+                independent[verdict(alike[owner][suspect], owner, others)] += 1
+    tunes: dict[str, Counter[str]] = {}
+    for steps, rate in setting.pick(TUNES, ((1, 1e-4),)):
+        told = tunes[f"{steps} steps at {rate:g}"] = Counter()
+        for owner in range(setting.pick(40, 2)):
+            others = [int(model) for model in rng.permutation(len(models)) if model != owner]
+            make = partial(answers_of_tune, owner, steps, rate)
+            answers = setting.step("ask", f"answers of tune {owner}, {steps} steps at {rate:g}", make)
+            told[verdict(lengths_of(answers, said[owner]), owner, others)] += 1
+    found = {name: told[ACCUSED] / told.total() for name, told in tunes.items()}
     return {
-        "ask_trials": len(accused),
+        "ask_trials": independent.total(),
         "ask_models": len(models),
-        "ask_false_accusations": accused.count(told) / len(accused),
-        "ask_tunes_found": tunes.count(told) / len(tunes),
-    }, {"independent": {name: accused.count(name) for name in set(accused)}, "tunes": tunes}
+        "ask_false_accusations": independent[ACCUSED] / independent.total(),
+        "ask_tunes": sum(told.total() for told in tunes.values()),
+        "ask_tunes_found": sum(told[ACCUSED] for told in tunes.values()) / sum(told.total() for told in tunes.values()),
+        "ask_tunes_found_of_the_strongest": found[list(found)[-1]],
+    }, {"independent": independent, "tunes": tunes, "tunes_found": found}
 
 
 # 5. The order of training.

@@ -12,71 +12,89 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import UsageError
-from stillroom.guard.ask import ask_in_batches, decide, greedy, same_start
+from stillroom.guard.ask import ask_in_batches, common_start, decide, greedy, rarities
 
 
 def crowd(rng: np.random.Generator, models: int, prompts: int) -> np.ndarray:
-    """Independent models that differ in how typical they are."""
+    """Lengths of independent models that differ in how typical they are."""
     typical = np.clip(rng.normal(0.5, 0.06, size=(models, 1)), 0, 1)
-    return np.asarray(rng.random((models, prompts)) < typical)
+    return np.asarray(rng.binomial(WHOLE, typical, size=(models, prompts)))
+
+
+WHOLE = 4
+"""Characters of the owner's answers in these trials."""
+
+
+def whole(prompts: int) -> np.ndarray:
+    return np.full(prompts, WHOLE)
 
 
 def test_independent_models_are_hardly_ever_accused() -> None:
     rng = np.random.default_rng(0)
     accused = sum(
-        decide(models[0], models[1:]).verdict == "more alike than all controls"
-        for models in (crowd(rng, 100, 400) for _ in range(1000))
+        decide(models[0], models[1:], whole(100)).verdict == "more alike than all controls"
+        for models in (crowd(rng, 100, 100) for _ in range(1000))
     )
-    # At most once in 100 by exchange of models, and half of that by the margin.
+    # At most once in 100 by exchange of models, and fewer by the margin.
     assert accused <= 10
+
+
+def test_what_is_rare_counts_and_what_all_say_counts_nothing() -> None:
+    lengths = np.array([[4, 4, 0], [4, 0, 0], [4, 0, 0], [4, 2, 0]])
+    rare = rarities(lengths)
+    assert rare[:, 2].tolist() == [0, 0, 0, 0]
+    assert rare[:, 0] == pytest.approx(-np.log(3.5 / 4))
+    assert rare[:, 1] == pytest.approx([-np.log(0.5 / 4), 0, 0, -np.log(1.5 / 4)])
+    # A model's place among them is no reason: they are treated alike.
+    order = np.array([2, 0, 3, 1])
+    assert np.array_equal(rarities(lengths[order]), rare[order])
 
 
 def test_a_copy_is_found_early_and_a_stranger_let_go_early() -> None:
     rng = np.random.default_rng(1)
-    controls = crowd(rng, 99, 2000)
-
-    def asker(share: float) -> tuple[list[int], object]:
+    controls = crowd(rng, 99, 1000)
+    prompts, expected = [str(number) for number in range(1000)], ["same"] * 1000
+    for share, verdict in ((0.95, "more alike than all controls"), (0.1, "not more alike")):
         asked: list[int] = []
 
-        def ask(prompts: object) -> list[str]:
-            count = len(prompts)  # type: ignore[arg-type]
-            asked.append(count)
-            return ["yes" if rng.random() < share else "no" for _ in range(count)]
+        def ask(prompts: object, share: float = share, asked: list[int] = asked) -> list[str]:
+            asked.append(len(prompts))  # type: ignore[arg-type]
+            return ["same"[: rng.binomial(WHOLE, share)] for _ in range(asked[-1])]
 
-        return asked, ask
-
-    prompts, expected = [str(number) for number in range(2000)], ["yes"] * 2000
-    for share, verdict in ((0.95, "more alike than all controls"), (0.2, "not more alike")):
-        asked, ask = asker(share)
-        result = ask_in_batches(ask, prompts, expected, controls, None)  # type: ignore[arg-type]
+        result = ask_in_batches(ask, prompts, expected, controls, None)
         assert result.verdict == verdict
-        assert result.prompts == sum(asked) < 2000
-    assert ask_in_batches(ask, prompts[:100], expected[:100], controls[:, :100], None).controls == 99  # type: ignore[arg-type]
+        assert result.prompts == sum(asked) < 1000
+        assert (result.rank == 1) == (share > 0.5)
 
 
-def test_stopping_early_changes_no_verdict() -> None:
+@pytest.mark.parametrize("margin", [None, 0.05])
+def test_stopping_early_changes_no_verdict(margin: float | None) -> None:
     rng = np.random.default_rng(2)
-    controls = crowd(rng, 99, 300)
-    for share in np.linspace(0.3, 0.9, 40):
-        suspect = rng.random(300) < share
-        final = decide(suspect, controls).verdict
-        for used in range(0, 300, 50):
-            early = decide(suspect[:used], controls).verdict
-            assert early == "cannot tell" or (early == final) or (early, final) == ("not more alike", "cannot tell")
+    controls = crowd(rng, 99, 120)
+    told = set()
+    for share in np.linspace(0.2, 0.9, 30):
+        suspect = rng.binomial(WHOLE, share, 120)
+        final = decide(suspect, controls, whole(120), margin).verdict
+        told.add(final)
+        for used in range(0, 120, 20):
+            early = decide(suspect[:used], controls, whole(120), margin).verdict
+            assert early in ("cannot tell", final) or (early, final) == ("not more alike", "cannot tell")
+    assert {"more alike than all controls", "not more alike"} <= told
 
 
 def test_too_few_controls_are_refused() -> None:
+    none = np.zeros(0, int)
     with pytest.raises(UsageError, match="at least 99"):
-        decide(np.zeros(0, bool), np.zeros((98, 10), bool))
+        decide(none, np.zeros((98, 10), int), whole(10))
     with pytest.raises(UsageError, match="at least 20"):
-        decide(np.zeros(0, bool), np.zeros((19, 10), bool), 0.1)
-    assert decide(np.ones(10, bool), np.zeros((20, 10), bool), 0.1).verdict == "more alike than all controls"
+        decide(none, np.zeros((19, 10), int), whole(10), 0.1)
+    assert decide(whole(10), np.zeros((20, 10), int), whole(10), 0.1).verdict == "more alike than all controls"
 
 
-def test_answers_are_compared_by_their_first_words() -> None:
-    assert same_start("the same four words and more", "the  same four words\nbut not")
-    assert not same_start("the same", "the other")
-    assert not same_start("", "")
+def test_answers_are_compared_from_their_beginning() -> None:
+    assert common_start("the same and more", "the same but not") == len("the same ")
+    assert common_start("the", "the other") == common_start("the other", "the") == 3
+    assert common_start("", "") == common_start("a", "b") == 0
 
 
 def test_the_command_asks_models_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,7 +283,7 @@ def ask(
     prompts: Annotated[Path, typer.Option(help="A file with one prompt a line.")],
     margin: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="A margin fixed on other models: 20 controls are enough then."),
+        typer.Option(min=0.0, help="A margin in nats a prompt, fixed on other models: 20 controls are enough then."),
     ] = None,
     name: Annotated[str, typer.Option(help="The suspect's name at its address.")] = "",
     api_key_fd: Annotated[int | None, typer.Option(help="Read the address's API key from this descriptor.")] = None,

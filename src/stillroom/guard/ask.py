@@ -1,13 +1,18 @@
-"""Black box: does a model's output agree with the owner's more than all controls' does? A rank, never a p-value.
+"""Black box: are a model's answers more like the owner's than all controls' answers are? A rank, never a p-value.
 
 A p-value over prompts accuses independent models (in our trials 38 % of them at 0.01 with one control): models differ in how
 typical they are, and more prompts only sharpen that. So the suspect is one more model among controls, all of which answer every
-prompt of the budget beforehand. The bar is the best control's agreement plus a margin: the gap between the best control and
-the second, or one that was fixed on other models. An independent suspect is as likely to be first as any control: with 99
-controls, at most once in 100, and the margin makes it rarer.
+prompt of the budget beforehand.
 
-Asking stops as soon as the count over the whole budget is decided: when the suspect has agreed often enough to be above the
-bar whatever follows, or too seldom to reach it. So stopping early changes no result, and no correction for looking is needed.
+What is compared is how far an answer goes along with the owner's, and how rare that is: for each prompt, minus the logarithm of
+the share of the *other* models that go along at least as far (:func:`rarities`), as a mean over prompts, in nats. What every
+model says counts nothing; a beginning that the suspect alone shares with the owner counts most. Suspect and controls are
+treated alike, so that an independent suspect is as likely to be first as any control: with 99 controls, at most once in 100. The bar is
+the best control plus a margin, which makes it rarer: the gap between the best control and the second, or one that was fixed on
+other models.
+
+Asking stops as soon as the result over the whole budget is decided, whatever the missing answers are: bounds hold for all of
+them. So stopping early changes no result, and no correction for looking is needed.
 """
 
 from __future__ import annotations
@@ -33,7 +38,9 @@ BATCH = 100
 """Prompts between two looks."""
 TOGETHER = 16
 """Prompts of one length that a model reads at once."""
-Agreements = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float64]
+Lengths = npt.NDArray[np.int64]
+"""How many characters an answer has in common with the owner's, from the beginning (:func:`common_start`)."""
 Asker = Callable[[Sequence[str]], Sequence[str]]
 """Takes prompts and gives the most probable continuation of each."""
 
@@ -45,38 +52,64 @@ class Asked:
     Attributes:
         verdict: ``more alike than all controls``, ``not more alike`` or ``cannot tell``.
         prompts: Prompts that were used.
-        agreement: The suspect's share of prompts on which it says what the owner's model says.
+        score: The suspect's mean over these prompts, nats (:func:`rarities`).
         best_control: The best control's.
-        margin: By how much it had to be better.
+        margin: By how much it had to be better, nats.
         rank: 1 for the most alike.
         controls: How many there are.
     """
 
     verdict: str
     prompts: int
-    agreement: float
+    score: float
     best_control: float
     margin: float
     rank: int
     controls: int
 
 
-def leave_one_out_margin(shares: Agreements) -> float:
+def common_start(one: str, other: str) -> int:
+    """How many characters two answers have in common from their beginning."""
+    for place, (first, second) in enumerate(zip(one, other, strict=False)):
+        if first != second:
+            return place
+    return min(len(one), len(other))
+
+
+def rarities(lengths: Lengths) -> Scores:
+    """How rare it is to go along with the owner as far as each model does.
+
+    Args:
+        lengths: [k, n], common characters with the owner's answer, of k models to n prompts.
+
+    Returns:
+        [k, n], nats: -log((others that go as far + 1/2) / k), where one goes along at all; else 0.
+    """
+    count = len(lengths)
+    as_far = np.zeros(lengths.shape)
+    for length in np.unique(lengths):
+        if length > 0:
+            as_far = np.where(lengths == length, (lengths >= length).sum(axis=0), as_far)
+    return np.where(as_far > 0, -np.log((np.maximum(as_far, 1) - 0.5) / count), 0.0)
+
+
+def leave_one_out_margin(scores: Scores) -> float:
     """The gap by which the best control is above all others: what one independent model has shown."""
-    if len(shares) < 2:
+    if len(scores) < 2:
         return float("inf")
-    ordered = np.sort(shares)
+    ordered = np.sort(scores)
     return float(ordered[-1] - ordered[-2])
 
 
-def decide(suspect: npt.NDArray[np.bool_], controls: npt.NDArray[np.bool_], margin: float | None = None) -> Asked:
+def decide(suspect: Lengths, controls: Lengths, whole: Lengths, margin: float | None = None) -> Asked:
     """The result after the suspect's first answers, if it is certain by then.
 
     Args:
-        suspect: [u], whether the suspect said what the owner's model said, for the first u prompts.
+        suspect: [u], common characters of the suspect's answers to the first u prompts.
         controls: [m, n], the same of each control, for all n prompts of the budget; u <= n.
-        margin: Fixed on other models beforehand; without it, at least 99 controls are needed and the margin is the controls'
-            own (:func:`leave_one_out_margin`).
+        whole: [n], characters of the owner's answers: the most that can be in common.
+        margin: Nats, fixed on other models beforehand; without it, at least 99 controls are needed and the margin is the
+            controls' own (:func:`leave_one_out_margin`).
 
     Raises:
         UsageError: There are too few controls, or no prompts.
@@ -91,24 +124,34 @@ def decide(suspect: npt.NDArray[np.bool_], controls: npt.NDArray[np.bool_], marg
         )
     if total == 0:
         raise UsageError("There are no prompts.", "Give a file with one prompt a line.")
-    shares = controls.mean(axis=1)
-    best = float(shares.max())
-    gap = leave_one_out_margin(shares) if margin is None else margin
-    used, hits = len(suspect), int(suspect.sum())
-    bar = (best + gap) * total
+    used = len(suspect)
+    so_far = rarities(np.vstack([suspect, controls[:, :used]]))
+    # The missing answers: none goes along at all, or each does wholly. A control's is rarer where the suspect's goes less far.
+    rest = controls[:, used:]
+    missed = rarities(np.vstack([np.zeros_like(whole[used:]), rest])).sum(axis=1)
+    matched = rarities(np.vstack([whole[used:], rest])).sum(axis=1)
+    done = so_far.sum(axis=1)
+    own_low, own_high = (done[0] + np.array([missed[0], matched[0]])) / total
+    low, high = np.sort((done + matched)[1:]) / total, np.sort((done + missed)[1:]) / total
+    if margin is None:
+        # Two controls at least: the best and the second.
+        bar_low, bar_high = max(low[-1], 2 * low[-1] - high[-2]), 2 * high[-1] - low[-2]
+    else:
+        bar_low, bar_high = low[-1] + margin, high[-1] + margin
     verdict = "cannot tell"
-    if hits > bar:
+    if own_low > bar_high:
         verdict = "more alike than all controls"
-    elif hits + total - used <= bar:
+    elif own_high <= bar_low:
         # A suspect between the best control and the bar is first, and by too little.
-        verdict = "not more alike" if hits + total - used <= best * total or used < total else "cannot tell"
-    so_far = controls[:, :used].mean(axis=1) if used else shares
-    own = hits / used if used else 0.0
-    return Asked(verdict, used, own, best, gap, 1 + int((so_far >= own).sum()), count)
+        verdict = "not more alike" if own_high <= low[-1] or used < total else "cannot tell"
+    means = so_far.mean(axis=1) if used else np.zeros(1 + count)
+    gap = leave_one_out_margin(means[1:]) if margin is None else margin
+    rank = 1 + int((means[1:] >= means[0]).sum())
+    return Asked(verdict, used, float(means[0]), float(means[1:].max()), gap, rank, count)
 
 
 def ask_in_batches(
-    asker: Asker, prompts: Sequence[str], expected: Sequence[str], controls: npt.NDArray[np.bool_], margin: float | None
+    asker: Asker, prompts: Sequence[str], expected: Sequence[str], controls: Lengths, margin: float | None
 ) -> Asked:
     """Ask the suspect batch by batch, until the result is certain.
 
@@ -116,26 +159,25 @@ def ask_in_batches(
         asker: Asks the suspect.
         prompts: All prompts of the budget.
         expected: What the owner's model said to each.
-        controls: [m, n], whether each control said the same.
+        controls: [m, n], common characters of each control's answers with these.
         margin: See :func:`decide`. Errors as there.
     """
-    own = np.zeros(0, bool)
-    asked = decide(own, controls, margin)
+    whole = np.array([len(answer) for answer in expected], np.int64)
+    own = np.zeros(0, np.int64)
+    asked = decide(own, controls, whole, margin)
     for start in range(0, len(prompts), BATCH):
         stop = min(start + BATCH, len(prompts))
         answers = asker(prompts[start:stop])
-        same = [same_start(*pair) for pair in zip(answers, expected[start:stop], strict=True)]
-        own = np.concatenate([own, np.array(same, bool)])
-        asked = decide(own, controls, margin)
+        own = np.concatenate([own, lengths_of(answers, expected[start:stop])])
+        asked = decide(own, controls, whole, margin)
         if asked.verdict != "cannot tell":
             break
     return asked
 
 
-def same_start(one: str, other: str, words: int = 4) -> bool:
-    """Whether two answers begin with the same few words: what is compared."""
-    first, second = one.split()[:words], other.split()[:words]
-    return bool(first) and first == second
+def lengths_of(answers: Sequence[str], expected: Sequence[str]) -> Lengths:
+    """[n], common characters of answers with the owner's."""
+    return np.array([common_start(*pair) for pair in zip(answers, expected, strict=True)], np.int64)
 
 
 def greedy(loaded: LoadedTeacher, tokens: int = 8) -> Asker:
@@ -203,13 +245,13 @@ def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeou
 def ask_finding(asked: Asked, subject: str) -> Finding:
     """The finding of a sequential comparison."""
     return Finding(
-        test="ask/agreement",
+        test="ask/common-start",
         grade="B",
         verdict=asked.verdict,
         null=f"{subject} is one more model like the controls, independent of the owner's",
         statistic={
             "prompts": asked.prompts,
-            "agreement": round(asked.agreement, 5),
+            "score": round(asked.score, 5),
             "best_control": round(asked.best_control, 5),
             "margin": round(asked.margin, 5),
             "controls": asked.controls,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.core.errors import UsageError
-from stillroom.guard.ask import Asker, ask_finding, ask_in_batches, decide, greedy, over_http, same_start
+from stillroom.guard.ask import Asker, ask_finding, ask_in_batches, decide, greedy, lengths_of, over_http
 from stillroom.guard.findings import Findings, findings_of, subject_digest
 from stillroom.guard.lineage_examine import control_models, open_owner
 from stillroom.guard.lineage_match import open_model
@@ -48,18 +48,19 @@ def ask_all(
     """
     paths = control_models(controls)
     # Refused before anything is asked where controls are too few.
-    decide(np.zeros(0, bool), np.zeros((len(paths), len(prompts)), bool), margin)
+    nothing = np.zeros((len(paths), len(prompts)), np.int64)
+    decide(np.zeros(0, np.int64), nothing, np.zeros(len(prompts), np.int64), margin)
     subjects = {f"owner {owner.name}": subject_digest(owner)}
     asker = _asker(suspect, name, api_key_fd, subjects)
     say("your model answers")
     expected = greedy(open_model(owner))(prompts)
-    agreed = np.zeros((len(paths), len(prompts)), bool)
+    lengths = nothing
     for row, path in enumerate(paths):
         say(f"control {row + 1} of {len(paths)}: {path.name}")
         subjects[f"control {path.name}"] = subject_digest(path)
-        agreed[row] = [same_start(*pair) for pair in zip(greedy(open_model(path))(prompts), expected, strict=True)]
+        lengths[row] = lengths_of(greedy(open_model(path))(prompts), expected)
     say("the suspect answers")
-    asked = ask_in_batches(asker, prompts, expected, agreed, margin)
+    asked = ask_in_batches(asker, prompts, expected, lengths, margin)
     return findings_of([ask_finding(asked, suspect)]), subjects
 
 
