@@ -4,12 +4,12 @@ A p-value over prompts accuses independent models (in our trials 38 % of them at
 typical they are, and more prompts only sharpen that. So the suspect is one more model among controls, all of which answer every
 prompt of the budget beforehand.
 
-What is compared is how far an answer goes along with the owner's, and how rare that is: for each prompt, minus the logarithm of
-the share of the *other* models that go along at least as far (:func:`rarities`), as a mean over prompts, in nats. What every
-model says counts nothing; a beginning that the suspect alone shares with the owner counts most. Suspect and controls are
-treated alike, so that an independent suspect is as likely to be first as any control: with 99 controls, at most once in 100. The bar is
-the best control plus a margin, which makes it rarer: the gap between the best control and the second, or one that was fixed on
-other models.
+What is compared is how far an answer goes along with the owner's, and how rare that is: for each prompt, minus the logarithm
+of the share of the *other* models that go along at least as far (:func:`rarities`), as a mean over prompts, in nats. What
+every model says counts nothing; a beginning that the suspect alone shares with the owner counts most. Suspect and controls are
+treated alike, so that an independent suspect is as likely to be first as any control: with 99 controls, at most once in 100.
+The bar is the best control plus a margin, which makes it rarer: the gap between the best control and the second, or one that
+was fixed on other models.
 
 Asking stops as soon as the result over the whole budget is decided, whatever the missing answers are: bounds hold for all of
 them. So stopping early changes no result, and no correction for looking is needed.
