@@ -290,6 +290,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
+    _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
 
     require_possible(made.recipe)
@@ -317,6 +318,15 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+
+
+def _limit_kernels(recipe: Recipe) -> None:
+    """Keep as many matrix products ready as the recipe's training uses again; all of the library's where that is not known."""
+    from stillroom.training.batch_size import forward_tokens
+
+    corpus = recipe.corpus
+    if corpus.train_tokens is not None:
+        memory.keep_few_kernels(forward_tokens(recipe.distill, corpus.train_tokens, corpus.sequence_length))
 
 
 def _damaged_cache(made: Run) -> str:

@@ -55,6 +55,40 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def keep_few_kernels(tokens: int) -> None:
+    """Limit how many matrix products oneDNN, which computes those in bfloat16 on a CPU, keeps ready for their next use.
+
+    It keeps the last 1,024 by their shapes, half a megabyte each. Documents have all lengths, so that every training step brings
+    some 40 new shapes, of which hardly one comes again: half a gigabyte after 30 steps. The products of one forward and backward
+    pass have to fit, because every layer uses all of them again.
+
+    To be called before anything is computed: the library reads it once, at its first product. What the user's environment says
+    counts.
+
+    Args:
+        tokens: Of a forward pass.
+    """
+    if not any(name in os.environ for name in KERNELS):
+        os.environ[KERNELS[0]] = str(kernels_kept(tokens))
+
+
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+"""The variable that oneDNN reads, and its older name."""
+FEWEST_KERNELS, MOST_KERNELS = 256, 1024
+"""Products that are kept at least, and at most: the library's own number."""
+TOKENS_PER_KERNEL = 4
+"""Tokens of a forward pass for every product that is kept.
+
+Each document is up to six shapes of attention, each thread's share of at least 128 tokens 13 others: 200 for 1,024 tokens in
+documents of 60.
+"""
+
+
+def kernels_kept(tokens: int) -> int:
+    """How many products are kept for forward passes of so many tokens."""
+    return min(MOST_KERNELS, max(FEWEST_KERNELS, tokens // TOKENS_PER_KERNEL))
+
+
 def release_memory() -> None:
     """Give freed memory back to the system, where its C library can: what follows is measured and limited by what is held."""
     import ctypes
@@ -78,7 +112,8 @@ class Trimmer:
 
     Tensors of changing sizes leave holes between them, and the C library keeps those (:func:`keep_freed_memory`): a training of
     150 steps grew from 2.4 to 3.8 GB, and would have gone on. Giving memory back makes the next step ask for it again, so it is
-    done at a growth of ``ALLOWED``, and less often where that comes at once again.
+    done at a growth of ``ALLOWED``, and not more often than every ``APART`` steps. What the steps after it hold is what the
+    loop then needs: a loop that needs more gets more, and what it holds never adds up.
 
     Args:
         measure: Resident memory in bytes.
@@ -86,17 +121,18 @@ class Trimmer:
     """
 
     SETTLED = 3
-    """Steps until a loop holds what a step needs."""
+    """Steps until a loop holds what a step needs, from its beginning and from each time that memory was given back."""
     ALLOWED = 1.15
-    """Resident memory over that of the first steps, from which on it is given back."""
+    """Resident memory over that of those steps, from which on it is given back."""
     APART = 8
-    """Steps between two times at least, else the limit was too low for this loop, and rises."""
+    """Steps between two times at least."""
 
     def __init__(self, measure: Callable[[], int] = resident, release: Callable[[], None] = release_memory) -> None:
         self._measure = measure
         self._release = release
-        self._steps = self._last = 0
+        self._steps = 0
         self._level = 0.0
+        self._apart = self.SETTLED
 
     def __call__(self) -> bool:
         """To be called after every step; whether memory was given back."""
@@ -105,10 +141,8 @@ class Trimmer:
         if self._steps <= self.SETTLED:
             self._level = max(self._level, held)
             return False
-        if held <= self.ALLOWED * self._level:
+        if self._steps < self._apart or held <= self.ALLOWED * self._level:
             return False
-        if self._last and self._steps - self._last < self.APART:
-            self._level *= self.ALLOWED
-        self._last = self._steps
+        self._steps, self._level, self._apart = 0, 0.0, self.APART
         self._release()
         return True
