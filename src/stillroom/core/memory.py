@@ -58,9 +58,9 @@ def keep_freed_memory() -> None:
 def keep_few_kernels(tokens: int) -> None:
     """Limit how many matrix products oneDNN, which computes those in bfloat16 on a CPU, keeps ready for their next use.
 
-    It keeps the last 1,024 by their shapes, half a megabyte each. Documents have all lengths, so that every training step brings
-    some 40 new shapes, of which hardly one comes again: half a gigabyte after 30 steps. The products of one forward and backward
-    pass have to fit, because every layer uses all of them again.
+    It keeps the last 1,024 by their shapes, half a megabyte each. Documents have all lengths, so that every training step
+    brings some 40 new shapes, of which hardly one comes again: half a gigabyte after 30 steps. The products of one forward and
+    backward pass have to fit, because every layer uses all of them again.
 
     To be called before anything is computed: the library reads it once, at its first product. What the user's environment says
     counts.
