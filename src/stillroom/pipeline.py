@@ -326,7 +326,8 @@ def _limit_kernels(recipe: Recipe) -> None:
 
     corpus = recipe.corpus
     if corpus.train_tokens is not None:
-        memory.keep_few_kernels(forward_tokens(recipe.distill, corpus.train_tokens, corpus.sequence_length))
+        tokens = forward_tokens(recipe.distill, corpus.train_tokens, corpus.sequence_length)
+        memory.keep_few_kernels(tokens, recipe.compute.threads or os.cpu_count() or 1)
 
 
 def _damaged_cache(made: Run) -> str:

@@ -55,38 +55,41 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def keep_few_kernels(tokens: int) -> None:
-    """Limit how many matrix products oneDNN, which computes those in bfloat16 on a CPU, keeps ready for their next use.
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Variables of the two caches of matrix products in bfloat16: oneDNN's, one a process, and that of PyTorch's bridge to it, one
+a thread."""
+MOST_KERNELS = 1024
+"""Products that either cache keeps if nobody says anything."""
+TOKENS_PER_KERNEL = 6
+"""Tokens of a forward pass for each shape of its attention: a document brings four, and few have less than 24 tokens."""
+KERNELS_PER_SHARE = 16
+"""Shapes of a thread's share of the tokens: those of four products forward and eight back, and of the loss."""
+SHARE_TOKENS = 128
+"""Tokens of a thread's share at least."""
 
-    It keeps the last 1,024 by their shapes, half a megabyte each. Documents have all lengths, so that every training step
-    brings some 40 new shapes, of which hardly one comes again: half a gigabyte after 30 steps. The products of one forward and
-    backward pass have to fit, because every layer uses all of them again.
 
-    To be called before anything is computed: the library reads it once, at its first product. What the user's environment says
-    counts.
+def keep_few_kernels(tokens: int, threads: int) -> None:
+    """Limit how many matrix products in bfloat16 are kept ready for their next use on a CPU.
+
+    Each takes half a megabyte, and they are kept by their shapes. Documents have all lengths, so that every training step
+    brings some 40 new shapes, of which hardly one comes again: the quickstart's trainings held more than a gigabyte of them, and
+    so did all that came after in that process. What one forward and backward pass uses has to fit, because every layer uses it
+    again.
+
+    To be called before anything is computed: both libraries read it once. What the user's environment says counts.
 
     Args:
         tokens: Of a forward pass.
+        threads: That compute.
     """
-    if not any(name in os.environ for name in KERNELS):
-        os.environ[KERNELS[0]] = str(kernels_kept(tokens))
+    for name in CACHES:
+        os.environ.setdefault(name, str(kernels_kept(tokens, threads)))
 
 
-KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
-"""The variable that oneDNN reads, and its older name."""
-FEWEST_KERNELS, MOST_KERNELS = 256, 1024
-"""Products that are kept at least, and at most: the library's own number."""
-TOKENS_PER_KERNEL = 4
-"""Tokens of a forward pass for every product that is kept.
-
-Each document is up to six shapes of attention, each thread's share of at least 128 tokens 13 others: 200 for 1,024 tokens in
-documents of 60.
-"""
-
-
-def kernels_kept(tokens: int) -> int:
+def kernels_kept(tokens: int, threads: int) -> int:
     """How many products are kept for forward passes of so many tokens."""
-    return min(MOST_KERNELS, max(FEWEST_KERNELS, tokens // TOKENS_PER_KERNEL))
+    shares = max(1, min(threads, tokens // SHARE_TOKENS))
+    return min(MOST_KERNELS, tokens // TOKENS_PER_KERNEL + KERNELS_PER_SHARE * shares)
 
 
 def release_memory() -> None:
