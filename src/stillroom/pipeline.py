@@ -254,6 +254,7 @@ def capture_part(
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
     with _translated(made.path), _nothing_left_of_a_refusal(made, locked=False):
         require_no_units(made.recipe, f"--part {part}")
+        _limit_kernels(made.recipe)
         if not made.stage("corpus").holds(inputs_of(made, spec)):
             raise RunError(
                 f"{made.path}: the corpus is not finished, and parts of it cannot be captured.",

@@ -72,7 +72,7 @@ def keep_few_kernels(tokens: int, threads: int) -> None:
     """Limit how many matrix products in bfloat16 are kept ready for their next use on a CPU.
 
     Each takes half a megabyte, and they are kept by their shapes. Documents have all lengths, so that every training step
-    brings some 40 new shapes, of which hardly one comes again: the quickstart's trainings held more than a gigabyte of them, and
+    brings some 40 new shapes, of which hardly one comes again: the quickstart's trainings came to hold a gigabyte of them, and
     so did all that came after in that process. What one forward and backward pass uses has to fit, because every layer uses it
     again.
 
