@@ -254,6 +254,7 @@ def capture_part(
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
     with _translated(made.path), _nothing_left_of_a_refusal(made, locked=False):
         require_no_units(made.recipe, f"--part {part}")
+        _limit_kernels(made.recipe)
         if not made.stage("corpus").holds(inputs_of(made, spec)):
             raise RunError(
                 f"{made.path}: the corpus is not finished, and parts of it cannot be captured.",
@@ -290,6 +291,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
+    _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
 
     require_possible(made.recipe)
@@ -317,6 +319,16 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+
+
+def _limit_kernels(recipe: Recipe) -> None:
+    """Keep as many matrix products ready as the recipe's training uses again; all of the library's where that is not known."""
+    from stillroom.training.batch_size import forward_tokens
+
+    corpus = recipe.corpus
+    if corpus.train_tokens is not None:
+        tokens = forward_tokens(recipe.distill, corpus.train_tokens, corpus.sequence_length)
+        memory.keep_few_kernels(tokens, recipe.compute.threads or os.cpu_count() or 1)
 
 
 def _damaged_cache(made: Run) -> str:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stillroom.core import memory
 from stillroom.core.memory import Trimmer
 
 
@@ -19,4 +26,61 @@ def test_a_loop_that_needs_more_gets_more() -> None:
     trim = Trimmer(iter([100] * 3 + [140] * 100).__next__, lambda: given.append(1))
     for _ in range(103):
         trim()
-    assert len(given) == 3
+    assert len(given) == 1
+
+
+def test_holes_never_add_up() -> None:
+    """A loop that leaves 4 % of holes at every step, for however long it goes on."""
+    held, most, times = 100, 0, 0
+
+    def release() -> None:
+        nonlocal held
+        held = 100
+
+    trim = Trimmer(lambda: held, release)
+    for _ in range(500):
+        held += 4
+        times += trim()
+        most = max(most, held)
+    assert most <= 100 + 4 * (Trimmer.APART + 1)
+    assert times <= 500 / Trimmer.APART
+
+
+def test_products_are_kept_for_a_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in memory.CACHES:
+        monkeypatch.setenv(name, "1")  # so that the old state comes back
+    monkeypatch.delenv(memory.CACHES[0])
+    memory.keep_few_kernels(1024, 2)
+    assert [os.environ[name] for name in memory.CACHES] == ["202", "1"]  # what the user says stays
+    assert memory.kernels_kept(1 << 20, 64) == memory.MOST_KERNELS
+    assert memory.kernels_kept(1, 64) >= memory.KERNELS_PER_SHARE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is held")
+def test_training_on_ever_new_shapes_holds_no_more() -> None:
+    """PyTorch and oneDNN still read the two variables, also when they are set after PyTorch was loaded."""
+    code = """
+import sys, torch
+from stillroom.core import memory
+if sys.argv[1] == "few":
+    memory.keep_few_kernels(64, 1)
+torch.set_num_threads(1)
+states, weights = torch.ones(512, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+torch.mm(states, weights)
+memory.release_memory()
+before = memory.resident()
+for count in range(1, 161):
+    torch.mm(states[:count], weights)
+memory.release_memory()
+print(memory.resident() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in memory.CACHES}
+    grown = {
+        kind: int(
+            subprocess.run([sys.executable, "-c", code, kind], env=environment, capture_output=True, check=True).stdout
+        )
+        for kind in ("few", "all")
+    }
+    if grown["all"] < 20 << 20:
+        pytest.skip("this CPU has no bfloat16, or its products are not kept")
+    assert grown["few"] < grown["all"] / 2

@@ -55,6 +55,43 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Variables of the two caches of matrix products in bfloat16: oneDNN's, one a process, and that of PyTorch's bridge to it, one
+a thread."""
+MOST_KERNELS = 1024
+"""Products that either cache keeps if nobody says anything."""
+TOKENS_PER_KERNEL = 6
+"""Tokens of a forward pass for each shape of its attention: a document brings four, and few have less than 24 tokens."""
+KERNELS_PER_SHARE = 16
+"""Shapes of a thread's share of the tokens: those of four products forward and eight back, and of the loss."""
+SHARE_TOKENS = 128
+"""Tokens of a thread's share at least."""
+
+
+def keep_few_kernels(tokens: int, threads: int) -> None:
+    """Limit how many matrix products in bfloat16 are kept ready for their next use on a CPU.
+
+    Each takes half a megabyte, and they are kept by their shapes. Documents have all lengths, so that every training step
+    brings some 40 new shapes, of which hardly one comes again: the quickstart's trainings came to hold a gigabyte of them, and
+    so did all that came after in that process. What one forward and backward pass uses has to fit, because every layer uses it
+    again.
+
+    To be called before anything is computed: both libraries read it once. What the user's environment says counts.
+
+    Args:
+        tokens: Of a forward pass.
+        threads: That compute.
+    """
+    for name in CACHES:
+        os.environ.setdefault(name, str(kernels_kept(tokens, threads)))
+
+
+def kernels_kept(tokens: int, threads: int) -> int:
+    """How many products are kept for forward passes of so many tokens."""
+    shares = max(1, min(threads, tokens // SHARE_TOKENS))
+    return min(MOST_KERNELS, tokens // TOKENS_PER_KERNEL + KERNELS_PER_SHARE * shares)
+
+
 def release_memory() -> None:
     """Give freed memory back to the system, where its C library can: what follows is measured and limited by what is held."""
     import ctypes
@@ -78,7 +115,8 @@ class Trimmer:
 
     Tensors of changing sizes leave holes between them, and the C library keeps those (:func:`keep_freed_memory`): a training of
     150 steps grew from 2.4 to 3.8 GB, and would have gone on. Giving memory back makes the next step ask for it again, so it is
-    done at a growth of ``ALLOWED``, and less often where that comes at once again.
+    done at a growth of ``ALLOWED``, and not more often than every ``APART`` steps. What the steps after it hold is what the
+    loop then needs: a loop that needs more gets more, and what it holds never adds up.
 
     Args:
         measure: Resident memory in bytes.
@@ -86,17 +124,18 @@ class Trimmer:
     """
 
     SETTLED = 3
-    """Steps until a loop holds what a step needs."""
+    """Steps until a loop holds what a step needs, from its beginning and from each time that memory was given back."""
     ALLOWED = 1.15
-    """Resident memory over that of the first steps, from which on it is given back."""
+    """Resident memory over that of those steps, from which on it is given back."""
     APART = 8
-    """Steps between two times at least, else the limit was too low for this loop, and rises."""
+    """Steps between two times at least."""
 
     def __init__(self, measure: Callable[[], int] = resident, release: Callable[[], None] = release_memory) -> None:
         self._measure = measure
         self._release = release
-        self._steps = self._last = 0
+        self._steps = 0
         self._level = 0.0
+        self._apart = self.SETTLED
 
     def __call__(self) -> bool:
         """To be called after every step; whether memory was given back."""
@@ -105,10 +144,8 @@ class Trimmer:
         if self._steps <= self.SETTLED:
             self._level = max(self._level, held)
             return False
-        if held <= self.ALLOWED * self._level:
+        if self._steps < self._apart or held <= self.ALLOWED * self._level:
             return False
-        if self._last and self._steps - self._last < self.APART:
-            self._level *= self.ALLOWED
-        self._last = self._steps
+        self._steps, self._level, self._apart = 0, 0.0, self.APART
         self._release()
         return True

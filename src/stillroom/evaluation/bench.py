@@ -201,8 +201,12 @@ class Bench:
         return subject.known
 
     def in_turn(self, names: Sequence[str]) -> list[str]:
-        """The same models, those in memory first: each is loaded once where one is done after the other."""
-        return sorted(names, key=lambda name: not self.subjects[name].is_loaded)
+        """The same models, those in memory first: each is loaded once where one is done after the other.
+
+        The teacher, which takes longest to load, is the last one where it is not in memory, so that it is there for what comes
+        next.
+        """
+        return sorted(names, key=lambda name: (not self.subjects[name].is_loaded, name == "teacher"))
 
     def of_each(self, work: Callable[[str], T]) -> dict[str, T]:
         """What a work gives for each model that answers, in their order; done first where a model is in memory."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Positions whose distributions over the vocabulary exist at the same time."""
+SLICE = 64
+"""Positions of those whose intermediate results exist at the same time: large ones come from the system each time, page by
+page, which costs more than the arithmetic."""
 TOKENS_AT_ONCE = 16_384
 """Tokens of a forward pass on a GPU, which a single sequence would keep waiting."""
 
@@ -217,7 +220,14 @@ def _asked(
         return lambda part: _Said(logprobs(part))
     assert heard is not None
     hidden = heard[where.to(device)]
-    return lambda part: _Said(torch.log_softmax(_logits(teacher, hidden[part]), dim=1))
+    return lambda part: _Said(_log_softmax_(_logits(teacher, hidden[part])))
+
+
+def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of logits [P, V], in place."""
+    for rows in logits.split(SLICE):
+        rows.copy_(torch.log_softmax(rows, dim=1))
+    return logits
 
 
 class _Said:
@@ -240,9 +250,12 @@ class _Said:
 
     def from_itself(self) -> torch.Tensor:
         """See :class:`Said`."""
-        same = self.logprobs.exp() * (self.logprobs - self.logprobs)
-        # An id that one of several teachers does not have is impossible, and adds nothing.
-        return torch.where(self.logprobs.isneginf(), 0.0, same).sum(1)
+        found = []
+        for logprobs in self.logprobs.split(SLICE):
+            same = (logprobs - logprobs).mul_(logprobs.exp())
+            # An id that one of several teachers does not have is impossible, and adds nothing.
+            found.append(same.masked_fill_(logprobs.isneginf(), 0.0).sum(1))
+        return torch.cat(found)
 
     def against(
         self, logprobs: torch.Tensor, vocabulary: VocabularyMap, chosen: torch.Tensor | None = None
@@ -262,7 +275,9 @@ class _Said:
     def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and probabilities in the student's ids, both [P, V]."""
         if vocabulary not in self._heard:
-            projected = vocabulary.project_dense(self.logprobs)[:, : vocabulary.student_used]
+            parts = (self.logprobs,) if vocabulary.is_identity else self.logprobs.split(SLICE)
+            found = [vocabulary.project_dense(logprobs)[:, : vocabulary.student_used] for logprobs in parts]
+            projected = found[0] if len(found) == 1 else torch.cat(found)
             self._heard[vocabulary] = projected, projected.exp()
         return self._heard[vocabulary]
 

@@ -58,3 +58,8 @@ def step_rows(config: DistillConfig, tokens: int, length: int) -> int:
 def micro_rows(config: DistillConfig, rows: int, length: int) -> int:
     """Sequences per forward pass of a step of ``rows`` sequences."""
     return rows if config.micro_batch_tokens is None else min(rows, max(1, config.micro_batch_tokens // length))
+
+
+def forward_tokens(config: DistillConfig, tokens: int, length: int) -> int:
+    """Tokens of a training's forward pass; arguments as in :func:`step_rows`."""
+    return micro_rows(config, step_rows(config, tokens, length), length) * length
