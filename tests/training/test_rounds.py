@@ -1,4 +1,4 @@
-"""On-policy distillation in rounds: what the student writes, what the teacher says of it, kills, repeats, and refusals."""
+"""On-policy distillation in rounds: what the student writes, what the teacher predicts on it, kills, repeats, and refusals."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_killed_and_gone_on_with_it_ends_with_the_same_weights_and_does_nothing_
         }
 
 
-def test_what_the_teacher_says_of_the_students_text_is_what_it_says_of_any(
+def test_signals_on_the_students_text_are_the_teachers_own(
     settings_of: Any, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(monkeypatch, Rounds, "_score", 1)

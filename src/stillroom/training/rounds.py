@@ -1,10 +1,11 @@
 """On-policy distillation in rounds: the student writes, the teacher is captured on its text, training goes on with some of it.
 
 One training with one learning-rate schedule is divided into stretches of equally many steps. Before each but the first, the
-student of that step continues beginnings of training documents; the text becomes pieces in the teacher's ids, of which what the
-student wrote is learned (GKD, arXiv 2306.13649, with text of a whole round in place of a step's); the teacher's signals go into
-a cache beside the run's own, with the same codec; and rows of that text take the place of a share of the corpus's. So the number
-of steps stays what it was, teacher and student are never in memory together, and each part is kept when it is done.
+student of that step continues beginnings of training documents; the text becomes pieces in the teacher's ids, of which what
+the student wrote is learned (GKD, arXiv 2306.13649, with text of a whole round in place of a step's); the teacher's signals
+go into a cache beside the run's own, with the same codec; and rows of that text take the place of a share of the corpus's. So
+the number of steps stays what it was, teacher and student are never in memory together, and each part is kept when it is
+done.
 
 In the stage's scratch folder, by the round's number n: ``own-n.jsonl`` while the student writes, ``own-n.safetensors`` its
 pieces and ``own-n.json`` its counts once it has, ``own-n-scored.json`` once the teacher's signals are in ``own-cache``.
