@@ -293,15 +293,18 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     check_names(made.recipe.evaluate.measures)
     _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
+    from stillroom.training.refusals import require_rounds
 
     require_possible(made.recipe)
     if cluster is not None and cluster.ray is not None:
         require_no_units(made.recipe, f"--ray {cluster.ray}")
-    if cluster is not None and cluster.workers > 1 and made.recipe.distill.lora is not None:
-        raise UsageError(
-            f"`distill.lora` trains in one process, and --workers {cluster.workers} asks for more.",
-            "Leave --workers out, or `distill.lora`.",
-        )
+    require_rounds(made.recipe)
+    for key in ("lora", "rounds"):
+        if cluster is not None and cluster.workers > 1 and getattr(made.recipe.distill, key) is not None:
+            raise UsageError(
+                f"`distill.{key}` trains in one process, and --workers {cluster.workers} asks for more.",
+                f"Leave --workers out, or `distill.{key}`.",
+            )
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):

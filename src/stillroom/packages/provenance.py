@@ -50,6 +50,7 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
                     "operations": operations(run, summary),
                     "randomness": run.randomness_record(),
                     **({"lora": lora} if (lora := _lora(summary)) is not None else {}),
+                    **({"rounds": own} if (own := _rounds(summary)) is not None else {}),
                 },
                 "resolvedDependencies": dependencies(run, summary),
             },
@@ -147,7 +148,11 @@ def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     lora = _lora(summary)
     training = 6 * student * seen if lora is None else (4 * student + 6 * lora["trained_parameters"]) * seen
     estimate = "6 x parameters x tokens for training" + ("" if lora is None else " (4 for frozen ones)")
-    capture = 2 * teacher * (tokens.get("train", 0) + tokens.get("validation", 0))
+    own = _rounds(summary) or {}
+    read = tokens.get("train", 0) + tokens.get("validation", 0) + own.get("scored_tokens", 0)
+    capture = 2 * teacher * read
+    training += 2 * student * own.get("written_tokens", 0)
+    estimate += ", 2 x parameters x tokens that the student wrote" if own else ""
     return {
         "student_training": training,
         "teacher_inference": capture,
@@ -162,6 +167,24 @@ def _lora(summary: dict[str, Any]) -> dict[str, Any] | None:
     """What the summary says of the adapters that were trained; None where the weights themselves were."""
     found: dict[str, Any] | None = summary.get("training", {}).get("distill", {}).get("lora")
     return found
+
+
+def _rounds(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """What the summary says of text that the student wrote while it was trained; None where it wrote none."""
+    found: dict[str, Any] | None = summary.get("training", {}).get("distill", {}).get("rounds")
+    if found is None:
+        return None
+    kept = (
+        "count",
+        "own_share",
+        "texts",
+        "written_tokens",
+        "scored_tokens",
+        "learned",
+        "learned_own_share",
+        "left_out",
+    )
+    return {key: found[key] for key in kept}
 
 
 def public_recipe(run: Run) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
+from stillroom.training.refusals import require_rounds, require_rounds_fit
 
 _FROM = {"given": "from the recipe", "sweep": "from a short sweep", "table": "from a table"}
 KEPT = "plan.json"
@@ -81,7 +82,13 @@ def make_plan(
         OutOfMemory: A stage does not fit into the GPU's memory.
         StillroomError: What the stages would raise: the recipe cannot be carried out as written.
     """
-    from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_operations, training_steps
+    from stillroom.training.stage_cost import (
+        learning_rate_from,
+        step_tokens,
+        training_operations,
+        training_steps,
+        written,
+    )
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = Path(runs)
@@ -166,16 +173,25 @@ def make_plan(
                 "--cluster: the teacher is behind an endpoint, which no worker of ours speeds up.",
                 "Plan without --cluster.",
             )
-        if recipe.distill.lora is not None:
-            raise UsageError(
-                "--cluster: `distill.lora` trains in one process.",
-                "Plan without --cluster, or leave `distill.lora` out.",
-            )
+        for key in ("lora", "rounds"):
+            if getattr(recipe.distill, key) is not None:
+                raise UsageError(
+                    f"--cluster: `distill.{key}` trains in one process.",
+                    f"Plan without --cluster, or leave `distill.{key}` out.",
+                )
         plan["cluster"] = cluster_plan(
             recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
         )
     if recipe.write is not None:
         plan["write"] = _written(recipe, counts)
+    if (own := written(recipe, counts, profile)) is not None:
+        plan["rounds"] = {
+            "count": own.rounds + 1,
+            "written_tokens": own.tokens,
+            "scored_tokens": own.scored_tokens,
+            "learned_rows": own.learned_rows,
+            "seconds": round(own.seconds, 3),
+        }
     if recipe.teachers:
         plan["teachers"] = _teachers(recipe)
     return plan | _verdict(recipe, plan, counts, profile, runs)
@@ -219,6 +235,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     """What a plan knows without a pilot: packages that are missing, text and student. Errors as in :func:`make_plan`."""
     check_names(recipe.evaluate.measures)
     require_possible(recipe)
+    require_rounds(recipe)
     require_device(recipe.compute)
     needs = missing_needs(recipe)
     if any(need.stage in ("corpus", "distill") for need in needs):
@@ -226,6 +243,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
         require_needs(needs)
     check_student(recipe)
     text = count_text(recipe, runs, Progress(quiet))
+    require_rounds_fit(recipe, text.row_tokens["train"], text.train.length)
     return needs, text, count_student(recipe, text)
 
 
@@ -513,6 +531,13 @@ def show_plan(plan: dict[str, Any]) -> None:
         say(
             f"  write     at most {write['texts']:,} texts about {write['chunks']:,} chunks by `{write['by']}`: "
             f"{write['tokens_in']:,} tokens in, {write['tokens_out']:,} out{price}; the tokens above are without them"
+        )
+    if "rounds" in plan:
+        own = plan["rounds"]
+        say(
+            f"  rounds    {own['count']}: in the later ones the student writes about {own['written_tokens']:,} tokens, and the "
+            f"teacher reads {own['scored_tokens']:,}; they take the place of {own['learned_rows']:,} sequences of the corpus "
+            f"and add about {clock(own['seconds'])}"
         )
     if "endpoint" in plan:
         asked = plan["endpoint"]

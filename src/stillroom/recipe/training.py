@@ -45,6 +45,29 @@ class LoraConfig(Section):
         return (value,) if isinstance(value, str) and value != "auto" else value
 
 
+class RoundsConfig(Section):
+    """On-policy distillation in rounds: the student continues beginnings of training documents, the teacher is captured on that
+    text, and training goes on with a share of it (docs/rounds.md).
+    """
+
+    count: int = Field(default=4, ge=2, le=64)
+    """Rounds, of equally many steps. The first has the corpus alone; before each later one the student writes."""
+    own_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of the training sequences of the later rounds that the student's own text takes the place of. The number of steps
+    stays the same."""
+    tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
+    """Tokens that the student writes before a round, at most. ``auto`` is as many as ``own_share`` takes once; of fewer, the
+    same text is learned several times in the round."""
+    prompt_tokens: int = Field(default=32, ge=1)
+    """Tokens of a training document that the student continues; of a chat, everything before an answer is taken instead."""
+    new_tokens: int = Field(default=128, ge=8, le=8192)
+    """Tokens of a text at most; it ends before where the student ends it."""
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """Of the student's sampling."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Of the student's sampling: only the most probable tokens that together have this probability are drawn from."""
+
+
 class DistillConfig(Section):
     """Objective, optimizer and checkpoints. The baseline is trained with the same section, by cross-entropy alone."""
 
@@ -117,6 +140,9 @@ class DistillConfig(Section):
     lora: LoraConfig | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
     """Train low-rank adapters (LoRA) instead of the weights, for students that are too large to train whole; they are merged
     into the weights when training ends. The baseline is trained in the same way. Without it, all weights are trained."""
+    rounds: RoundsConfig | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """Let the student write a part of the text that it is trained on, and the teacher give its signal on it (on-policy
+    distillation). Without it, all text is the corpus's. The baseline is trained on the corpus alone in any case."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; without it, ten in a run."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)

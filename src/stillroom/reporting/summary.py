@@ -19,7 +19,16 @@ from stillroom.teachers.several import records_of
 FORMAT = 1
 SAME_SECONDS = 0.95
 """A baseline that took this share of the student's seconds had as many: the same work differs by as much from run to run."""
-TRAINING = ("learning_rate", "learning_rate_from", "sweep", "sweep_cost_share", "step_tokens", "clipped_share", "lora")
+TRAINING = (
+    "learning_rate",
+    "learning_rate_from",
+    "sweep",
+    "sweep_cost_share",
+    "step_tokens",
+    "clipped_share",
+    "lora",
+    "rounds",
+)
 """What a summary takes from the notes of the stages that train; those of 0.1.0 have none of it."""
 
 

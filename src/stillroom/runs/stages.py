@@ -144,7 +144,7 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "distill",
         "training.stage:run_distill",
-        "training.stage_cost:stage_cost",
+        "training.stage_cost:distill_cost",
         ("distill", "compute"),
         ("corpus", "capture", "shrink"),
         gated=True,
@@ -214,6 +214,9 @@ def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     if made.recipe.teachers and spec.name in TAUGHT_BY_SEVERAL:
         found["teachers"] = for_digest(made.recipe.teachers)
         found["routes"] = [[list(map(list, route.weights)), list(route.sources)] for route in made.recipe.routes]
+    if spec.name == "baseline":
+        # It is trained on the corpus alone, whatever the student writes.
+        found["distill"].pop("rounds", None)
     return found | {"seed": made.seed_of(spec.name)}
 
 

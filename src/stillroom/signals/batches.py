@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from stillroom.corpus.joined import JoinedSequences
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
@@ -105,7 +106,7 @@ class BatchSource:
     """
 
     def __init__(
-        self, sequences: Sequences | MappedSequences, vocabulary: VocabularyMap, cache: Signals | None
+        self, sequences: Sequences | MappedSequences | JoinedSequences, vocabulary: VocabularyMap, cache: Signals | None
     ) -> None:
         self.sequences = sequences
         self.vocabulary = vocabulary

@@ -147,6 +147,23 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return state
 
 
+@torch.no_grad()
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a model's weights to those of the newest checkpoint of one process; nothing else of it is read.
+
+    Raises:
+        RunError: There is no checkpoint.
+    """
+    from safetensors import safe_open
+
+    found = newest(folder)
+    if found is None:
+        raise RunError(f"{folder} has no checkpoint.", "Give the same `run` again.")
+    with safe_open(found / TENSORS, "pt") as tensors:
+        for name, tensor in unique_tensors(model).items():
+            tensor.copy_(tensors.get_tensor(f"model.{name}"))
+
+
 def require_base(path: Path, base: str) -> None:
     """Refuse a file of adapters that were trained beside other frozen weights.
 

@@ -60,6 +60,21 @@ VALIDATION_WORK = 1 / 3
 """Time per token of a validation over that of a training step, for the estimate of the time left: one of its three passes."""
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a training whose sequences are chosen elsewhere: it goes on from the newest checkpoint, and ends with one.
+
+    Attributes:
+        order: Indices of sequences, step by step, of the whole training. What is behind ``until`` may still change.
+        rows: Sequences per full step.
+        until: Steps after which this part ends.
+    """
+
+    order: list[list[int]]
+    rows: int
+    until: int
+
+
 @dataclass
 class Training:
     """One training run: what it learns from, how, and where it keeps its checkpoints.
@@ -80,6 +95,7 @@ class Training:
         event: Takes metrics.
         group: The processes that train together. The batch of a step does not depend on how many they are.
         base: Identity of the weights that adapters belong to; empty where all weights are trained.
+        stretch: The part to do of a training in rounds; None does all of it.
     """
 
     title: str
@@ -96,6 +112,7 @@ class Training:
     event: Callable[..., None]
     group: Group = ALONE
     base: str = ""
+    stretch: Stretch | None = None
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
@@ -112,12 +129,16 @@ class Training:
     def run(self) -> State:
         """Train to the end, from the newest checkpoint if there is one. The model ends with the best weights.
 
+        A stretch that is not the last one ends with a checkpoint, and leaves the model with the weights of its last step.
+
         Raises:
             TrainingDiverged: A loss or the gradient's norm is not finite.
         """
         state = self._train()
         # Gradients and the optimizer's averages went with the steps: what takes their memory's place is less.
         release_memory()
+        if self.stretch is not None and self.stretch.until < len(self.stretch.order):
+            return state
         self.restore(best_weights(self.folder, state.best_step))
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -128,20 +149,25 @@ class Training:
         """All steps; the model ends with the weights of the last one."""
         config = self.config
         if config.lora is not None:
-            require_alone(self.group)
+            require_alone(self.group, "distill.lora")
             assert is_adapted(self.model)
         length = self.train.sequences.length
         taken_over = extension.Begin.load(self.folder)
-        per_step = taken_over.rows if taken_over else step_rows(config, self.train.sequences.tokens, length)
+        if self.stretch is not None:
+            per_step, order, last = self.stretch.rows, self.stretch.order, self.stretch.until
+        else:
+            per_step = taken_over.rows if taken_over else step_rows(config, self.train.sequences.tokens, length)
+            order = batch_order(len(self.train), per_step, config.epochs, self.seed)
+            last = len(order)
         self.step_tokens = per_step * length
-        order = batch_order(len(self.train), per_step, config.epochs, self.seed)
         steps = len(order)
         if steps == 0:
             raise CorpusError("There is no training sequence.", "Add text, or shorten `corpus.sequence_length`.")
         if taken_over:
             # Its rate rose in fewer steps than this run's share of them.
             config = config.model_copy(update={"warmup_share": taken_over.warmup / steps})
-        fall = stable_steps(config, steps) if config.schedule == "wsd" and not self.group.many else 0
+        extensible = config.schedule == "wsd" and not self.group.many and self.stretch is None
+        fall = stable_steps(config, steps) if extensible else 0
         dtype = choose_dtype(config.precision, self.device.type)
         divided = self.group.many and self.group.sharding == "full"
         micro = micro_rows(config, per_step, length)
@@ -181,7 +207,7 @@ class Training:
             _termination() as terminated,
         ):
             task.skip(tokens[state.step])
-            pieces = [self._mine(rows, micro) for rows in order[state.step :]]
+            pieces = [self._mine(rows, micro) for rows in order[state.step : last]]
             counts = [len(group) for group in pieces]
             stream = self._stream([piece for group in pieces for piece in group])
             trim = Trimmer()
@@ -215,7 +241,7 @@ class Training:
                         stop = bool(terminated)
                     else:
                         due, stop = done.due, done.stop
-                    if validated or due or stop or state.step == fall:
+                    if validated or due or stop or state.step in (fall, last):
                         begun = time.monotonic()
                         self._save(optimizer, state)
                         saved = time.monotonic()
@@ -592,16 +618,20 @@ def _added(values: list[float], denominator: float) -> tuple[float, float, float
     return loss, distance, cross_entropy
 
 
-def require_alone(group: Group) -> None:
-    """Refuse ``lora`` in a group of processes.
+def require_alone(group: Group, key: str) -> None:
+    """Refuse, in a group of processes, what is for one.
+
+    Args:
+        group: The group.
+        key: The recipe's key that asks for it, such as ``distill.lora``.
 
     Raises:
         UsageError: There are several.
     """
     if group.many:
         raise UsageError(
-            f"`distill.lora` trains in one process, and here there are {group.world}.",
-            "Train in one process (without --workers), or leave `distill.lora` out.",
+            f"`{key}` trains in one process, and here there are {group.world}.",
+            f"Train in one process (without --workers), or leave `{key}` out.",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,11 +18,16 @@ from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.several import open_signals
 from stillroom.training import adapters, extension
 from stillroom.training.checkpoint import best_weights
 from stillroom.training.group import ALONE, Group
-from stillroom.training.loop import Training, require_alone
+from stillroom.training.loop import Stretch, Training, require_alone
+from stillroom.training.rounds import Rounds
+
+if TYPE_CHECKING:
+    from stillroom.models.types import CausalModel
 
 
 def run_distill(run: Run, stage: Stage, progress: Progress) -> None:
@@ -43,8 +48,9 @@ def run_in_group(run: Run, stage: Stage, progress: Progress, group: Group) -> No
 def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group = ALONE) -> None:
     recipe = run.recipe
     config = recipe.distill
-    if config.lora is not None:
-        require_alone(group)
+    rounds = config.rounds if distill else None
+    if config.lora is not None or rounds is not None:
+        require_alone(group, "distill.lora" if config.lora is not None else "distill.rounds")
     randomness = run.randomness
     device = prepare(recipe.compute, library_seed(randomness, "training"))
     corpus = run.stage("corpus").path
@@ -60,28 +66,48 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         adapters.attach(model, config.lora, choose_dtype(config.precision, device.type), seed)
         lora = adapters.record(model, config.lora)
         progress.say(f"  {adapters.words_of(lora)}")
-    training = Training(
-        title=stage.name,
-        model=model.to(device),
-        config=config,
-        train=BatchSource(open_split(corpus / "train.safetensors"), vocabulary, cache if distill else None),
-        validation=BatchSource(open_split(corpus / "validation.safetensors"), vocabulary, cache),
-        distill=distill,
-        folder=stage.scratch,
-        seed=randomness,
-        device=device,
-        used=vocabulary.student_used,
-        progress=progress,
-        event=lambda **values: run.event(stage.name, **values) if group.first else None,
-        group=group,
-        base=_identity(run) if lora is not None else "",
-    )
-    if not group.many and (begin := extension.extend(run, stage, stage.inputs, stage.sections)) is not None:
-        progress.say(
-            f"  goes on from step {begin.step:,} of the shorter training in {begin.came_from}, before its learning rate fell"
+
+    def training_of(train: BatchSource, model: CausalModel, stretch: Stretch | None = None) -> Training:
+        return Training(
+            title=stage.name,
+            model=model.to(device),
+            config=config,
+            train=train,
+            validation=BatchSource(open_split(corpus / "validation.safetensors"), vocabulary, cache),
+            distill=distill,
+            folder=stage.scratch,
+            seed=randomness,
+            device=device,
+            used=vocabulary.student_used,
+            progress=progress,
+            event=lambda **values: run.event(stage.name, **values) if group.first else None,
+            group=group,
+            base=_identity(run) if lora is not None else "",
+            stretch=stretch,
         )
-    begin = extension.Begin.load(stage.scratch)
-    state = training.run()
+
+    begin: extension.Begin | None = None
+    in_rounds: Rounds | None = None
+    if rounds is not None:
+        assert isinstance(vocabulary, VocabularyMap)
+        del model
+
+        def stretch_of(train: BatchSource, stretch: Stretch) -> Training:
+            return training_of(train, load_student(shrunk / "model", torch.float32)[0], stretch)
+
+        in_rounds = Rounds(run, stage, progress, cache, vocabulary, device, stretch_of)
+        training, state = in_rounds.train()
+        model = training.model
+    else:
+        source = BatchSource(open_split(corpus / "train.safetensors"), vocabulary, cache if distill else None)
+        training = training_of(source, model)
+        if not group.many and (begin := extension.extend(run, stage, stage.inputs, stage.sections)) is not None:
+            progress.say(
+                f"  goes on from step {begin.step:,} of the shorter training in {begin.came_from}, before its learning rate "
+                "fell"
+            )
+        begin = extension.Begin.load(stage.scratch)
+        state = training.run()
     kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature, aligned=isinstance(vocabulary, Alignment))
     if not group.first:
         return
@@ -115,6 +141,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         **({"lora": lora} if lora is not None else {}),
+        **({"rounds": in_rounds.record()} if in_rounds is not None else {}),
         **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
         | ({"state": training.state} if training.state != "plain" else {}),
         threads=torch.get_num_threads(),

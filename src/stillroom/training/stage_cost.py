@@ -1,9 +1,13 @@
-"""What the stages `distill` and `baseline` take: they do the same work."""
+"""What the stages `distill` and `baseline` take: they do the same work, but for text that the student writes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import OPEN_STUDENT_SECONDS, WRITE_BYTES_PER_SECOND, Counts, Profile, StageCost
+from stillroom.teachers.stage_cost import stage_cost as capture_cost
+from stillroom.teachers.write.stage_cost import DECODED_BYTES_PER_SECOND
 from stillroom.training.batch_size import step_rows
 from stillroom.training.sweep import LARGEST_SHARE, Budget, Origin
 
@@ -29,6 +33,61 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
         seconds=_seconds(recipe, counts, profile),
         memory_bytes=profile.base_bytes + training + counts.student_bytes,
         disk_bytes=counts.student_bytes + CHECKPOINT_COPIES * counts.trained_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a training in rounds writes and has scored, about.
+
+    Attributes:
+        rounds: Rounds that begin with writing.
+        tokens: Tokens that the student writes.
+        scored_tokens: Tokens that the teacher reads: those and the beginnings that they continue.
+        learned_rows: Sequences that the student's text takes the place of.
+        seconds: Of writing and scoring, with opening student and teacher.
+    """
+
+    rounds: int
+    tokens: int
+    scored_tokens: int
+    learned_rows: int
+    seconds: float
+
+
+WRITTEN_TOGETHER = 16
+"""Texts that a student writes together."""
+
+
+def written(recipe: Recipe, counts: Counts, profile: Profile) -> Written | None:
+    """What the student writes and the teacher scores in a training in rounds; None without rounds."""
+    rounds = recipe.distill.rounds
+    if rounds is None:
+        return None
+    rows = recipe.distill.epochs * -(-counts.train_tokens // counts.sequence_length)
+    learned = round(rounds.own_share * rows * (rounds.count - 1) / rounds.count)
+    text = rounds.prompt_tokens + rounds.new_tokens
+    texts = learned * counts.sequence_length / text
+    if rounds.tokens != "auto":
+        texts = min(texts, (rounds.count - 1) * rounds.tokens / rounds.new_tokens)
+    tokens, scored = round(texts * rounds.new_tokens), round(texts * text)
+    later = rounds.count - 1
+    step = counts.student_bytes / DECODED_BYTES_PER_SECOND
+    read = counts.ratio * texts * rounds.prompt_tokens / profile.exact_rate
+    opening = later * (2 * OPEN_STUDENT_SECONDS + profile.load_seconds)
+    seconds = opening + read + tokens * counts.expansion / WRITTEN_TOGETHER * step + scored / profile.capture_rate
+    return Written(later, tokens, scored, learned, seconds)
+
+
+def distill_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
+    """As :func:`stage_cost`; with rounds, writing, the teacher's passes over it and their signals too, one after the other."""
+    cost, found = stage_cost(recipe, counts, profile), written(recipe, counts, profile)
+    if found is None:
+        return cost
+    return StageCost(
+        seconds=cost.seconds + found.seconds,
+        memory_bytes=max(cost.memory_bytes, capture_cost(recipe, counts, profile).memory_bytes),
+        disk_bytes=cost.disk_bytes + profile.cache_bytes + profile.bytes_per_position * found.scored_tokens,
     )
 
 

@@ -1,0 +1,76 @@
+"""Refuses, before anything is spent, what a training in rounds cannot be combined with."""
+
+from __future__ import annotations
+
+from stillroom.core.errors import RecipeError
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ExistingStudent
+from stillroom.recipe.teacher import EndpointTeacher
+from stillroom.recipe.training import RoundsConfig
+from stillroom.training.batch_size import step_rows
+
+
+def require_rounds(recipe: Recipe) -> None:
+    """Refuse, before anything is spent, what rounds cannot be combined with.
+
+    Raises:
+        RecipeError: Names the keys, and what to do.
+    """
+    rounds = recipe.distill.rounds
+    if rounds is None:
+        return
+    off = "Leave one of them out."
+    if len(recipe.learned_from) > 1:
+        raise RecipeError(
+            f"`distill.rounds` with {len(recipe.learned_from)} teachers under `teachers`: text that the student wrote is of no "
+            "source, so that it is not told which of them to learn it from.",
+            off,
+        )
+    if isinstance(recipe.teacher, EndpointTeacher):
+        raise RecipeError(
+            "`distill.rounds` captures the teacher again in the middle of training, and a teacher behind an endpoint is "
+            "asked in the stage `capture` alone.",
+            "Leave `rounds` out, or take a teacher on this machine.",
+        )
+    if isinstance(recipe.student, ExistingStudent) and recipe.student.tokenizer == "own":
+        raise RecipeError(
+            "`distill.rounds` with `student.tokenizer: own`: text that the student writes is put into the teacher's tokens "
+            "through their common vocabulary, and there is none.",
+            "Leave `rounds` out, or take a student with the teacher's tokenizer.",
+        )
+    if recipe.distill.lora is not None:
+        raise RecipeError("`distill.rounds` with `distill.lora`: a student of adapters does not write yet.", off)
+    needed = rounds.prompt_tokens + rounds.new_tokens
+    if needed > recipe.corpus.sequence_length:
+        raise RecipeError(
+            f"`distill.rounds`: {rounds.prompt_tokens:,} prompt_tokens and {rounds.new_tokens:,} new_tokens are more than the "
+            f"{recipe.corpus.sequence_length:,} of `corpus.sequence_length`.",
+            f"Write `new_tokens: {max(8, recipe.corpus.sequence_length - rounds.prompt_tokens)}` or less, or longer sequences.",
+        )
+
+
+def require_rounds_fit(recipe: Recipe, train_tokens: int, length: int) -> None:
+    """Refuse more rounds than the training has steps, once the text is counted. Errors as in :func:`require_steps`.
+
+    Args:
+        recipe: The run's.
+        train_tokens: Tokens of the training split.
+        length: Tokens per sequence.
+    """
+    if recipe.distill.rounds is not None:
+        rows = -(-train_tokens // length)
+        steps = -(-rows // step_rows(recipe.distill, train_tokens, length))
+        require_steps(recipe.distill.epochs * steps, recipe.distill.rounds)
+
+
+def require_steps(steps: int, rounds: RoundsConfig) -> None:
+    """Refuse more rounds than steps.
+
+    Raises:
+        RecipeError: There are.
+    """
+    if steps < rounds.count:
+        raise RecipeError(
+            f"`distill.rounds.count` is {rounds.count}, and the training has {steps} steps.",
+            "Take fewer rounds, more text or more `epochs`, or smaller `batch_tokens`.",
+        )
