@@ -171,6 +171,7 @@ def train(
     seed: int,
     epochs: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    order: list[list[int]] | None = None,
 ) -> Any:
     """A student trained from the start; returns it.
 
@@ -182,6 +183,7 @@ def train(
         seed: Order of the sequences.
         epochs: Passes over the text.
         dtype: Number format of the network.
+        order: Sequences of each step, if not so many passes in the order of the seed.
     """
     model = copy.deepcopy(start)
     source = BatchSource(text, vocabulary, None)
@@ -189,7 +191,7 @@ def train(
     loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used, biased=True)
     network = LossNetwork(model, dtype)
     optimizer = make_optimizer(model, CONFIG)
-    order = batch_order(len(text), BATCH, epochs, seed)
+    order = order or batch_order(len(text), BATCH, epochs, seed)
     for step, indices in enumerate(order):
         if signals is not None and step % (len(order) // epochs) == 0:
             now = signals(step * epochs // len(order))
