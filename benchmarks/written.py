@@ -124,7 +124,7 @@ def recipe(size: Size, folder: Path, *, written: bool) -> Recipe:
             "sequence_length": quality.LENGTH,
             "heldout_share": HELDOUT_SHARE,
         },
-        "teacher": material.TEACHER.model_dump(mode="json") | {"dtype": "float32"},
+        "teacher": material.TEACHER.model_dump(mode="json"),
         "student": {"kind": "shrink", "layers": size.layers},
         "terms": {"decisions": [OWN]},
     }
@@ -357,7 +357,7 @@ def write_up(size: Size, folder: Path, kept: report.Kept, path: Path | None) -> 
     }
     text = {way: split(made[way], "train") for way in WAYS}
     heldout = split(made["repeated"], "heldout")
-    loaded = material.teacher(torch.float32)
+    loaded = material.teacher()
     answers, heldout_counts = heldout_answers(loaded, size, folder)
     names = [f"{way}/{seed}" for seed in quality.SEEDS for way in WAYS]
     if any(name not in kept.cells for name in [*names, "start/0"]):
