@@ -10,7 +10,8 @@ matter most.
 
 A second part (`--only coarse` runs it alone) is of what an endpoint lists: the same number of layers, repaired in closed form,
 learns on 102,400 tokens from the 20 or 5 most probable ids and the mass of all others (``coarse20``, ``coarse5``), or from
-those ids alone, normalised to one (``coarse20_renormalised``, ``coarse5_renormalised``), beside the dense signal.
+those ids alone, normalised to one (``coarse20_renormalised``, ``coarse5_renormalised``), beside the dense signal. A folder
+beside the file of `--work` keeps the teacher's hidden states on that text, which cost as much as a training.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 
 from benchmarks import material, report
 from stillroom.core import files
@@ -66,6 +68,8 @@ METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_
 COARSE_TOKENS, QUICK_COARSE_TOKENS, REPAIR_TOKENS = 102_400, 8192, 8192
 COARSE = {"coarse20": 20, "coarse5": 5}
 """Ids that are listed."""
+STORED = 20
+"""Sequences whose hidden states are in one file."""
 RENORMALISED = "_renormalised"
 COARSE_METHODS = ("dense", *COARSE, *(f"{name}{RENORMALISED}" for name in COARSE))
 
@@ -171,6 +175,7 @@ def train(
     seed: int,
     epochs: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    order: list[list[int]] | None = None,
 ) -> Any:
     """A student trained from the start; returns it.
 
@@ -182,6 +187,7 @@ def train(
         seed: Order of the sequences.
         epochs: Passes over the text.
         dtype: Number format of the network.
+        order: Sequences of each step, if not so many passes in the order of the seed.
     """
     model = copy.deepcopy(start)
     source = BatchSource(text, vocabulary, None)
@@ -189,7 +195,7 @@ def train(
     loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used, biased=True)
     network = LossNetwork(model, dtype)
     optimizer = make_optimizer(model, CONFIG)
-    order = batch_order(len(text), BATCH, epochs, seed)
+    order = order or batch_order(len(text), BATCH, epochs, seed)
     for step, indices in enumerate(order):
         if signals is not None and step % (len(order) // epochs) == 0:
             now = signals(step * epochs // len(order))
@@ -224,13 +230,32 @@ def repaired_start(loaded: Any, layers: int, *texts: Sequences) -> tuple[Any, Vo
     return made, trimmed.vocabulary
 
 
-def hidden_of(loaded: Any, text: Sequences) -> list[torch.Tensor]:
-    """The teacher's last hidden states, sequence by sequence, [N, H]: dense signals of so much text fill the memory."""
-    return [
-        hidden.clone()
-        for start in range(0, len(text), 4)
-        for _, hidden in LocalTeacher(loaded).hidden(text, list(range(start, min(start + 4, len(text)))))
-    ]
+def hidden_of(loaded: Any, text: Sequences, folder: Path | None) -> list[torch.Tensor]:
+    """The teacher's last hidden states, sequence by sequence, [N, H]: dense signals of so much text fill the memory.
+
+    Args:
+        loaded: The teacher.
+        text: The sequences.
+        folder: Keeps them, some sequences a file; a file that is there is not made again.
+    """
+    found: list[torch.Tensor] = []
+    for begin in range(0, len(text), STORED):
+        rows = list(range(begin, min(begin + STORED, len(text))))
+        # The name says of which sequences it is.
+        path = folder / f"{files.digest_json([text.digests[row] for row in rows])}.safetensors" if folder else None
+        if path is not None and path.is_file():
+            stored = load_file(path)
+            found += [stored[str(row)] for row in rows]
+            continue
+        made = [
+            hidden.clone()
+            for start in range(0, len(rows), BATCH)
+            for _, hidden in LocalTeacher(loaded).hidden(text, rows[start : start + BATCH])
+        ]
+        if path is not None:
+            files.write_bytes(path, save({str(row): hidden for row, hidden in zip(rows, made, strict=True)}))
+        found += made
+    return found
 
 
 def dense_of(layer: OutputLayer, vocabulary: VocabularyMap, hidden: torch.Tensor) -> DenseSignal:
@@ -256,7 +281,12 @@ def always(signals: Any) -> Callable[[int], Any]:
 
 
 def coarse_part(
-    loaded: Any, tokens: int, layers: int, seeds: tuple[int, ...], results: dict[str, Any], keep: Callable[[], None]
+    loaded: Any,
+    tokens: int,
+    layers: int,
+    seeds: tuple[int, ...],
+    results: dict[str, Any],
+    work: Path | None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and details of learning from what an endpoint lists.
 
@@ -266,8 +296,14 @@ def coarse_part(
         layers: Of the student.
         seeds: Of the order.
         results: Finished trainings; new ones are put there.
-        keep: Called after each.
+        work: Keeps them, and the teacher's hidden states beside it.
     """
+
+    def keep() -> None:
+        if work is not None:
+            files.write_json(work, results)
+
+    states_folder = None if work is None else work.with_name(f"{work.stem}-states")
     original = material.corpus(loaded, LENGTH, tokens, HELDOUT_TOKENS if tokens >= HELDOUT_TOKENS else LENGTH)
     prefix = f"repaired-{layers}-{tokens}"
     names = [f"{prefix}/{method}/{seed}" for seed in seeds for method in COARSE_METHODS]
@@ -276,10 +312,14 @@ def coarse_part(
         vocabulary = VocabularyMap.identity(to_student.student_size)
         train_text, heldout = (material.renumbered(text, to_student) for text in original)
         layer = OutputLayer(LocalTeacher(loaded).output_layer)
-        lazily = [functools.partial(dense_of, layer, to_student, states) for states in hidden_of(loaded, original[0])]
+        lazily = [
+            functools.partial(dense_of, layer, to_student, states)
+            for states in hidden_of(loaded, original[0], states_folder)
+        ]
         dense_heldout = dense_signals(loaded, original[1], to_student)
         kl = heldout_kl(LossNetwork(copy.deepcopy(start), torch.bfloat16), heldout, vocabulary, dense_heldout)
         results[f"{prefix}/start"] = {"kl": kl}
+        keep()
         for name in names:
             if name in results:
                 continue
@@ -361,8 +401,7 @@ def main() -> None:
     # Beyond the minutes nothing of this part is begun: a part of its methods would say nothing.
     if arguments.only != "sampled" and time.monotonic() - begun <= 60 * arguments.minutes:
         tokens = arguments.tokens or (QUICK_COARSE_TOKENS if arguments.quick else COARSE_TOKENS)
-        keep = (lambda: files.write_json(arguments.work, results)) if arguments.work else (lambda: None)
-        found, details["coarse"] = coarse_part(loaded, tokens, arguments.layers, seeds, results, keep)
+        found, details["coarse"] = coarse_part(loaded, tokens, arguments.layers, seeds, results, arguments.work)
         figures |= found
     report.write(figures, details, arguments.json)
 
