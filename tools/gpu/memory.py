@@ -28,6 +28,7 @@ from stillroom.evaluation.fidelity import TOKENS_AT_ONCE, Contender, compare
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.tally import Tally
 from stillroom.models import documents, forward
+from stillroom.models.at_hand import hold
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import LoadedTeacher
 from stillroom.models.passes import WAY, Way
@@ -200,7 +201,8 @@ def pruned(case: Case) -> ModelConfig:
 
 def prune(case: Case, device: Device) -> None:
     """Measure, cut, repair, judge."""
-    model = model_of(case.teacher, device, torch.float32)
+    model = model_of(case.teacher, device, torch.bfloat16)
+    hold(model, device.where, torch.float32, "half")
     family = family_of(model)
     rows = text(max(2, case.sample_tokens // case.length), case.length, case.teacher.vocab_size)
     measured = Measured.of(model, family, Sample.of(rows, rows.tokens), leave_one_out=True)

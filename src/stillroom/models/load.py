@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core import files
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
 from stillroom.inspection.inspect import require_safe
+from stillroom.models.at_hand import Keep, hold
 from stillroom.models.checkpoint import (
     StoredTensor,
     odd_tensor,
@@ -89,9 +90,18 @@ def count_parameters(model: CausalModel) -> int:
 
 
 def load_teacher(
-    config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher, device: torch.device | str, dtype: torch.dtype
+    config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    keep: Keep = "device",
 ) -> LoadedTeacher:
     """Load a teacher.
+
+    Args:
+        config: The recipe's section.
+        device: Where it computes.
+        dtype: What it computes in.
+        keep: Where and how its layers are stored (:mod:`stillroom.models.at_hand`).
 
     Raises:
         TeacherError: It is missing or cannot be read.
@@ -121,8 +131,11 @@ def load_teacher(
         digest = files.digest_json({file.name: files.digest_file(file) for file in weights})
         stored = sum(file.stat().st_size for file in weights)
     config_digest = None if isinstance(config, GgufTeacher) else digest_of_config(folder)
-    model.to(device).eval().requires_grad_(requires_grad=False)
+    model.eval().requires_grad_(requires_grad=False)
+    hold(model, device, dtype, keep)
     require_rows(name, model, tokenizer)
+    if keep == "host":
+        notes += ("it is larger than the GPU's memory: its layers are in the host's, and carried over one at a time",)
     way = prove(model, again=_is_new(digest, config_digest, model)).way
     if not way.packed:
         notes += (f"it runs one document per row: {way.reason}",)
@@ -240,6 +253,15 @@ def config_parameters(config: AnyTeacher) -> int:
         model: CausalModel = AutoModelForCausalLM.from_config(teacher_config(config))
     model.tie_weights()
     return count_parameters(model)
+
+
+def stored_in_half(config: AnyTeacher) -> bool:
+    """Whether every weight of a teacher is stored in 16 bits, by the headers of its files; a GGUF file's are not counted so."""
+    if not isinstance(config, HuggingFaceTeacher):
+        return False
+    folder = model_folder(config.name, config.revision)
+    stored = stored_tensors(weight_files(folder, json.loads((folder / "config.json").read_bytes())))
+    return bool(stored) and all(tensor.dtype in ("BF16", "F16") for tensor in stored.values())
 
 
 def load_tokenizer(config: AnyTeacher) -> PreTrainedTokenizerFast:

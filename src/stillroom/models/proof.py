@@ -28,6 +28,7 @@ import torch
 
 from stillroom.core.errors import UnsupportedModel, first_line, translate
 from stillroom.models import stack
+from stillroom.models.at_hand import OWN_HOOKS
 from stillroom.models.attention import applies
 from stillroom.models.documents import applies as applies_documents
 from stillroom.models.documents import documents_of, states_in_documents
@@ -110,14 +111,14 @@ def _quiet(model: CausalModel) -> Iterator[None]:
     """Evaluation mode without gradients and autocast; afterwards everything is as it was.
 
     Code that hooks into a module, or has put a function in place of its forward pass, gets none of the proof's documents. What
-    accelerate put there moves weights, and stays.
+    accelerate or :mod:`stillroom.models.at_hand` put there moves weights, and stays.
     """
     training = [module for module in model.modules() if module.training]
     modules = [module for module in model.modules() if not hasattr(module, "_hf_hook")]
     stand_ins = [(module, vars(module).pop("forward")) for module in modules if "forward" in vars(module)]
     hooks = [(module, name, vars(module)[name]) for module in modules for name in HOOKS if vars(module).get(name)]
-    for module, name, _ in hooks:
-        vars(module)[name] = OrderedDict()
+    for module, name, held in hooks:
+        vars(module)[name] = OrderedDict((key, hook) for key, hook in held.items() if isinstance(hook, OWN_HOOKS))
     model.eval()
     device = next(model.parameters()).device.type
     try:

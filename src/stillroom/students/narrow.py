@@ -61,7 +61,7 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
     from transformers import AutoModelForCausalLM
 
     config = _config(model.config, family, widths)
-    like = next(model.parameters())
+    like = model.get_input_embeddings().weight
     # On a GPU it is made there: the same matrices would else be in memory too.
     with like.device if like.device.type != "cpu" else contextlib.nullcontext():
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
@@ -96,9 +96,13 @@ def _narrowed(
     epsilon = 1.0 if widths.hidden is None else config.rms_norm_eps / model.config.rms_norm_eps
     inside_layer = re.compile(rf"(?:^|\.){re.escape(family.stack.rpartition('.')[2])}\.(\d+)\.(.+)$")
     hidden = _Axis.of(widths.hidden, model.config.hidden_size)
-    for name, tensor in model.state_dict().items():
+    dtype = model.get_input_embeddings().weight.dtype
+    for name, stored in model.state_dict().items():
         if model.config.tie_word_embeddings and name in OUTPUTS:
             continue
+        # What is stored in fewer bits than the model computes in is not to be rounded by its new scale.
+        wider = stored.is_floating_point() and stored.dtype.itemsize < dtype.itemsize
+        tensor = stored.to(dtype) if wider else stored
         layer = inside_layer.search(name)
         if layer is not None:
             number, inside = int(layer.group(1)), layer.group(2)

@@ -16,6 +16,7 @@ import torch
 
 from stillroom.core.errors import UnsupportedModel
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.at_hand import whole
 from stillroom.models.families.family import Family, cut_config
 from stillroom.students.heal import heal
 from stillroom.students.importance import judged_kl
@@ -99,7 +100,7 @@ def shrink(
     """The teacher in a smaller shape; the vocabulary stays the teacher's.
 
     Args:
-        teacher: The teacher, float32.
+        teacher: The teacher; it computes in float32.
         family: Its family.
         shape: Layers, channels, groups, hidden width and experts to keep.
         measured: What was measured of the teacher.
@@ -287,5 +288,7 @@ def _cut(teacher: CausalModel, family: Family, kept: list[int], widths: Widths) 
     family.keep_layers(model, kept)
     if widths.narrows:
         model = narrow(model, family, widths)
+    else:
+        whole(model, model.get_input_embeddings().weight.dtype)
     model.requires_grad_(requires_grad=True)
     return model.eval()

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.at_hand import Keep
 from stillroom.models.forward import Head, hidden_states, output_head
 from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import LoadedTeacher, load_teacher
@@ -40,10 +41,14 @@ class LocalTeacher:
 
     @classmethod
     def open(
-        cls, config: HuggingFaceTeacher | GgufTeacher, device: torch.device | str, dtype: torch.dtype
+        cls,
+        config: HuggingFaceTeacher | GgufTeacher,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        keep: Keep = "device",
     ) -> LocalTeacher:
         """Load it; a GGUF file is compared with llama.cpp. Errors as in :func:`stillroom.models.load.load_teacher`."""
-        loaded = load_teacher(config, device, dtype)
+        loaded = load_teacher(config, device, dtype, keep)
         if isinstance(config, GgufTeacher):
             notes = compare_with_runtime(loaded, gguf_path(config.path))
             loaded = replace(loaded, notes=loaded.notes + notes)

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from stillroom.models.at_hand import HALVES, Keep, room
+from stillroom.models.load import config_parameters, stored_in_half
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.recipe.teacher import Teacher as TeacherConfig
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher
@@ -21,16 +24,43 @@ def _endpoint(config: Any, _device: torch.device, _dtype: torch.dtype) -> Teache
     return open_endpoint(config)
 
 
+def keep_of(config: TeacherConfig, device: torch.device, dtype: torch.dtype, memory: float | None = None) -> Keep:
+    """Where a teacher's layers are stored: on the device if its weights fit there, in 16 bits if they do so then, or else in
+    the host's memory.
+
+    Args:
+        config: The recipe's section ``teacher``.
+        device: Where it computes.
+        dtype: What it computes in.
+        memory: Bytes of the device that are free; without it, those of the GPU as it is.
+    """
+    if isinstance(config, EndpointTeacher) or device.type != "cuda":
+        return "device"
+    if memory is None:
+        if not torch.cuda.is_available():
+            return "device"
+        memory = float(torch.cuda.mem_get_info(device)[0])
+    parameters = config_parameters(config)
+    if room(parameters * dtype.itemsize, memory):
+        return "device"
+    if dtype == torch.float32 and stored_in_half(config) and room(parameters * HALVES[0].itemsize, memory):
+        return "half"
+    return "host"
+
+
 OPENERS: dict[str, Opener] = {"huggingface": LocalTeacher.open, "gguf": LocalTeacher.open, "endpoint": _endpoint}
 
 
-def open_teacher(config: TeacherConfig, device: torch.device, dtype: torch.dtype) -> Teacher:
+def open_teacher(
+    config: TeacherConfig, device: torch.device, dtype: torch.dtype, keep: Keep | None = None
+) -> Teacher:
     """Open the teacher of a recipe.
 
     Args:
         config: The recipe's section ``teacher``.
         device: Where a teacher that computes in this process does it.
         dtype: The dtype of its weights.
+        keep: Where and how its layers are stored; without it, as they fit (:func:`keep_of`).
 
     Raises:
         TeacherError: It is missing or cannot be read.
@@ -38,4 +68,7 @@ def open_teacher(config: TeacherConfig, device: torch.device, dtype: torch.dtype
         VerificationFailed: It is inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
-    return OPENERS[config.kind](config, device, dtype)
+    keep = keep_of(config, device, dtype) if keep is None else keep
+    if keep == "device" or isinstance(config, EndpointTeacher):
+        return OPENERS[config.kind](config, device, dtype)
+    return LocalTeacher.open(config, device, dtype, keep)
