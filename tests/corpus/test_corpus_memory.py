@@ -51,7 +51,7 @@ def built(folder: Path, documents: int, words: int) -> tuple[int, int]:
 def test_memory_grows_with_documents_and_not_with_their_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int
 ) -> None:
-    # What is in memory for a batch is the same for every size of corpus: here it is made so small that it does not hide the rest.
+    # A batch takes the same memory in every corpus: here it is so small that it does not hide the rest.
     monkeypatch.setattr(build, "BATCH", 8)
     monkeypatch.setattr(near_duplicates, "BATCH", 8)
     monkeypatch.setattr(columns, "CHUNK", 1 << 12)
