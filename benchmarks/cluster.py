@@ -1,6 +1,6 @@
 """Several processes: does capture divide, does Ray survive kills, do two ranks train as one?
 
-    .venv/bin/python -m benchmarks.cluster [--quick] [--only capture|driver|training|s3|kills] [--json FILE]
+    .venv/bin/python -m benchmarks.cluster [--quick] [--only capture|driver|training|s3|kills] [--work FOLDER] [--json FILE]
 
 On tiny random models: what is shown is the protocol, not the speed of a real one.
 
@@ -13,17 +13,17 @@ On tiny random models: what is shown is the protocol, not the speed of a real on
 - ``s3``: ``s3_signals_equal``: captured into the object store of ``benchmarks.s3_server``, to the bit.
 - ``kills``: ``kills_survived`` of ``kills_tried`` (20; ``--quick`` 4) at random moments, in turn of a worker, of a node with a
   spare core, of a node without one, and of the driver, which is started again: every unit is there once, and all signals are
-  those of one process, to the bit.
+  those of one process, to the bit. All on one cluster: a head with one core and nodes with one core each.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
-import json
 import os
 import random
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -32,22 +32,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
-
 from benchmarks import report
 from benchmarks.s3_server import s3_server
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("capture", "driver", "training", "s3", "kills")
 KINDS = ("worker", "node with a spare core", "node without", "driver")
-DRIVER = """
-import sys
-from stillroom.cluster.ray_capture import capture_on_ray
-from stillroom.core.progress import Progress
-from stillroom.runs.run import Run
-counts = capture_on_ray(Run.open(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Progress(True))
-print(counts.put_back)
-"""
 PATIENCE = 900.0
 """Seconds after which a capture counts as hung."""
 
@@ -58,6 +48,7 @@ def prepare_paths() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT), str(ROOT / "tests")])
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
@@ -158,8 +149,6 @@ def driver(folder: Path, quick: bool) -> dict[str, Any]:
 
 def training(folder: Path, quick: bool) -> dict[str, Any]:
     """Two ranks against one."""
-    import shutil
-
     import torch
     from safetensors.torch import load_file
 
@@ -211,130 +200,107 @@ def s3(folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def kills(folder: Path, quick: bool) -> dict[str, Any]:
-    """Kills at random moments."""
+    """Kills at random moments, on one cluster. A kill that is done is kept in the folder."""
     from stillroom.signals.cache.reader import TeacherCache
 
-    trial = Trial(folder, 60)
-    alone = TeacherCache.open(trial.run("alone", "capture").path / "capture" / "cache")
-    chance = random.Random(0)
-    tried = []
-    for number in range(4 if quick else 20):
-        kind = KINDS[number % len(KINDS)]
-        run = trial.run(f"killed-{number}")
-        begun = time.monotonic()
-        try:
-            found = _killed(run, kind, chance, alone)
-        except Exception as error:
-            found = {"survived": False, "error": f"{type(error).__name__}: {error}"[:500]}
-        tried.append({"kind": kind, "seconds": time.monotonic() - begun, "load": os.getloadavg()[0], **found})
-        sys.stderr.write(f"kill {number + 1}: {json.dumps(tried[-1])}\n")
+    count = 4 if quick else 20
+    kept = report.Kept(folder / "kills.json", {"quick": quick})
+    missing = [number for number in range(count) if str(number) not in kept.cells]
+    if missing:
+        ray_nodes = importlib.import_module("tests.cluster.ray_nodes")
+        os.environ.update(ray_nodes.TOKEN)
+        # Material and runs of a process that was interrupted are not gone on with.
+        with tempfile.TemporaryDirectory(prefix="sr-") as scratch:
+            trial = Trial(Path(scratch), 60)
+            alone = TeacherCache.open(trial.run("alone", "capture").path / "capture" / "cache")
+            nodes = ray_nodes.Nodes()
+            try:
+                for number in missing:
+                    kept.cell(str(number), functools.partial(_survived, trial, number, alone, nodes))
+            finally:
+                nodes.close()
+    tried = [kept.cells[str(number)] for number in range(count)]
     return {"kills_survived": sum(entry["survived"] for entry in tried), "kills_tried": len(tried), "tried": tried}
 
 
-def _killed(run: Any, kind: str, chance: random.Random, alone: Any) -> dict[str, Any]:
+def _survived(trial: Trial, number: int, alone: Any, nodes: Any) -> dict[str, Any]:
+    """One kill, and what is told of it."""
+    kind = KINDS[number % len(KINDS)]
+    begun = time.monotonic()
+    try:
+        found = _killed(trial.run(f"killed-{number}"), kind, random.Random(number), alone, nodes)
+    except Exception as error:
+        found = {"survived": False, "error": f"{type(error).__name__}: {error}"[-800:]}
+    return {"kind": kind, "seconds": time.monotonic() - begun, "load": os.getloadavg()[0], **found}
+
+
+def _killed(run: Any, kind: str, chance: random.Random, alone: Any, nodes: Any) -> dict[str, Any]:
     """One capture with a kill; whether everything is there once, as one process makes it."""
     from stillroom.core.store import LocalStore
     from stillroom.signals.cache import parts
     from stillroom.signals.cache.reader import TeacherCache
 
+    ray_nodes = importlib.import_module("tests.cluster.ray_nodes")
     equal_to_the_bit = importlib.import_module("tests.teachers.test_units").equal_to_the_bit
 
-    cluster: Any = None
-    node: Any = None
-    address = "local"
-    if kind.startswith("node"):
-        cores = 2 if "spare" in kind else 1
-        cluster = importlib.import_module("ray.cluster_utils").Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": cores, "include_dashboard": False, "object_store_memory": 100 << 20},
-        )
-        node = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        address = cluster.address
+    if not nodes.nodes:
+        nodes.add()
+    process = ray_nodes.driver(run.path, nodes.address)
     try:
-        process = _driver(run, address)
+        if kind.startswith("node"):
+            # Each node has one core, and there are two workers. What is over is a spare core.
+            ray_nodes.until(lambda: process.poll() is not None or bool(nodes.busy()), PATIENCE)
+            if "spare" in kind and len(nodes.nodes) < 2:
+                nodes.add()
         wanted = chance.randint(1, 4)
-        _until(lambda: len(notes_of(run)) >= wanted or process.poll() is not None)
+        ray_nodes.until(lambda: process.poll() is not None or len(notes_of(run)) >= wanted, PATIENCE)
         time.sleep(chance.random() / 4)
         at = len(notes_of(run))
         if kind == "driver":
             process.kill()
-            process.wait()
-            process = _driver(run, address)
-        elif node is not None:
-            for infos in node.all_processes.values():
-                for info in infos:
-                    _end(psutil.Process(info.process.pid))
+            process.communicate()
+            process = ray_nodes.driver(run.path, nodes.address)
+        elif kind == "worker":
+            chance.choice(nodes.capturers()).kill()
         else:
-            _until(lambda: bool(_capturers(process.pid)))
-            chance.choice(_capturers(process.pid)).kill()
+            nodes.kill(nodes.busy()[0])
+            for node in nodes.nodes if kind == "node without" else ():
+                nodes.kill(node)
         output, errors = process.communicate(timeout=PATIENCE)
         if process.returncode:
-            raise RuntimeError(errors[-400:])
+            raise RuntimeError(errors)
     finally:
         if process.poll() is None:
             process.kill()
-        if cluster is not None:
-            cluster.shutdown()
+            process.communicate()
     units = len(notes_of(run))
     sealed = parts.seal(LocalStore(run.path / "capture" / "cache"))
     there = TeacherCache.open(run.path / "capture" / "cache")
     once = sum(entry.sequences for entry in sealed.manifest.shards) == len(there)
     equal = equal_to_the_bit(alone, there)
     return {
-        "survived": once and equal and not sealed.damages,
+        "survived": once and equal and not sealed.damages and at < units,
         "killed_after_units": at,
         "units": units,
         "put_back": int(output.split()[-1]),
     }
 
 
-def _driver(run: Any, address: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(run.path), address, "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _until(true: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _capturers(pid: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            if any("Capturer" in part for part in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def _end(process: psutil.Process) -> None:
-    """Kill a process and all that it started."""
-    try:
-        family = [*process.children(recursive=True), process]
-    except psutil.Error:
-        return
-    for member in family:
-        try:
-            member.kill()
-        except psutil.Error:
-            continue
-
-
 def measure(only: str | None, quick: bool, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each part's figures."""
     functions = {"capture": capture, "driver": driver, "training": training, "s3": s3, "kills": kills}
+    kept = report.Kept(folder / "parts.json", {"quick": quick})
     for name, function in functions.items():
-        if only in (None, name):
-            (folder / name).mkdir()
+        if only not in (None, name):
+            continue
+        if name not in kept.cells:
+            if name != "kills":
+                # What an interrupted process has left of a part is not gone on with; of the kills each is kept.
+                shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).mkdir(exist_ok=True)
             load = os.getloadavg()
-            yield name, function(folder / name, quick) | {"load_before": load}
+            kept.add(name, function(folder / name, quick) | {"load_before": load})
+        yield name, kept.cells[name]
 
 
 FIGURES = (
@@ -349,11 +315,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path, help="keeps what is done, so that an interrupted benchmark goes on")
     options = parser.parse_args()
     prepare_paths()
     details: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="sr-") as folder:
-        figures = report.gather(measure(options.only, options.quick, Path(folder)), FIGURES, details)
+        work = options.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        figures = report.gather(measure(options.only, options.quick, work.absolute()), FIGURES, details)
     report.write(figures, details, options.json)
 
 

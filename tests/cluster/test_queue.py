@@ -180,6 +180,34 @@ def test_workers_that_never_start_are_told_of() -> None:
         queue_of(world, 3, 2).work()
 
 
+@pytest.mark.parametrize("failures", [40, 10**6])
+def test_starts_that_the_cluster_fails_are_tried_again_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    # As after the loss of a node, until Ray has noticed it.
+    clock = itertools.count()
+    monkeypatch.setattr(ray_capture.time, "monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr(ray_capture.time, "sleep", lambda _: None)
+    world = MadeUpRay(0)
+    done = world._do
+    left = itertools.count(failures, -1)
+
+    def failing(reference: int) -> int:
+        if world.pending[reference][1] is None and next(left) > 0:
+            world.pending.pop(reference)
+            world.results[reference] = ActorDied("The actor never ran.")
+            return reference
+        return done(reference)
+
+    monkeypatch.setattr(world, "_do", failing)
+    if failures > 40:
+        with pytest.raises(EnvironmentProblem, match=r"never ran\.\n.*RAY_AUTH_MODE=token"):
+            queue_of(world, 3, 2).work()
+    else:
+        queue_of(world, 3, 2).work()
+        assert len(set(world.made)) == 3
+
+
 def test_the_switch_stops_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = itertools.count()
 

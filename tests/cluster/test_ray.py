@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +27,7 @@ from stillroom.runs.stages import CACHE
 from stillroom.signals.cache import parts
 from stillroom.signals.cache.reader import TeacherCache
 from tests.cluster.cluster_material import recipe_in
+from tests.cluster.ray_nodes import TOKEN, Nodes, driver, until
 from tests.teachers.test_units import equal_to_the_bit
 
 pytestmark = pytest.mark.cluster
@@ -38,7 +37,8 @@ pytestmark = pytest.mark.cluster
 def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
     folder = tmp_path_factory.mktemp("ray")
     patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    for name, value in TOKEN.items():
+        patch.setenv(name, value)
     patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     yield recipe_in(folder), folder
     patch.undo()
@@ -101,73 +101,55 @@ def test_the_whole_stage_with_a_worker_that_is_killed_twice(material: Any, alone
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-@pytest.mark.parametrize("cores", [2, 1])
-def test_a_node_that_is_killed(material: Any, alone: TeacherCache, cores: int) -> None:
-    from ray.cluster_utils import Cluster as RayCluster
+@pytest.fixture(scope="module")
+def nodes(material: Any) -> Iterator[Nodes]:
+    made = Nodes()
+    yield made
+    made.close()
 
-    run = prepared(material, f"node-{cores}")
-    cluster = RayCluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": cores, "include_dashboard": False, "object_store_memory": 100 << 20},
-    )
-    node = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-    code = (
-        "import sys\nfrom stillroom.cluster.ray_capture import capture_on_ray\nfrom stillroom.core.progress import Progress\n"
-        "from stillroom.runs.run import Run\n"
-        "print(capture_on_ray(Run.open(sys.argv[1]), sys.argv[2], 2, Progress(True)).put_back)"
-    )
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.path), cluster.address], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while noted(run) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for infos in node.all_processes.values():
-            for info in infos:
-                family = psutil.Process(info.process.pid).children(recursive=True)
-                for process in [*family, psutil.Process(info.process.pid)]:
-                    process.kill()
-        output, _ = driver.communicate(timeout=240)
-        assert driver.returncode == 0
+
+def test_a_node_that_is_killed_with_another_to_spare_and_without(
+    material: Any, alone: TeacherCache, nodes: Nodes
+) -> None:
+    node = nodes.add()
+    for spare in (True, False):
+        run = prepared(material, f"node-{spare}")
+        process = driver(run.path, nodes.address)
+        try:
+            # There is one core on each node, so that two workers are on two nodes.
+            until(lambda process=process, node=node: process.poll() is not None or node in nodes.busy(), 300)  # type: ignore[misc]
+            other = nodes.add() if spare else None
+            until(lambda run=run: noted(run) >= 2, 120)  # type: ignore[misc]
+            nodes.kill(node)
+            output, errors = process.communicate(timeout=400)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors[-800:]
         assert int(output.split()[-1]) <= ray_capture.AHEAD
         complete(run, alone)
-    finally:
-        driver.kill()
-        cluster.shutdown()
+        node = other
 
 
-def test_a_driver_that_is_killed_and_started_again(material: Any, alone: TeacherCache) -> None:
+def test_a_driver_that_is_killed_and_started_again(material: Any, alone: TeacherCache, nodes: Nodes) -> None:
     run = prepared(material, "driver")
-    code = (
-        "import sys\nfrom stillroom.cluster.ray_capture import capture_on_ray\nfrom stillroom.core.progress import Progress\n"
-        "from stillroom.runs.run import Run\ncapture_on_ray(Run.open(sys.argv[1]), 'local', 2, Progress(True))"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", code, str(run.path)], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while noted(run) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    deadline = time.monotonic() + 30
-    while _capturers(driver.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not _capturers(driver.pid)
-    counts = capture_on_ray(run, "local", 2, Progress(quiet=True))
-    assert counts.units < noted(run)
+    process = driver(run.path, nodes.address, 1)
+    try:
+        until(lambda: process.poll() is not None or noted(run) >= 2, 300)
+    finally:
+        process.kill()
+        process.wait()
+    # Workers belong to their driver: they end with it.
+    until(lambda: not nodes.capturers(), 60)
+    before = noted(run)
+    assert before >= 2
+    process = driver(run.path, nodes.address, 1)
+    try:
+        _, errors = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-800:]
+    assert noted(run) > before
     complete(run, alone)
-
-
-def _capturers(session: int) -> list[int]:
-    """Workers of a driver that is gone: processes of its session."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and any("Capturer" in part for part in process.cmdline()):
-                found.append(process.pid)
-        except (psutil.Error, ProcessLookupError):
-            continue
-    return found
 
 
 def test_processes_of_a_cluster_here_are_told_to_be_discreet(material: Any) -> None:

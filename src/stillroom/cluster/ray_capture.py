@@ -40,6 +40,12 @@ AHEAD = 2
 """Units that a worker has at the same time: one that it works on and one that waits."""
 STRAGGLER = 2.0
 """A unit that takes so many times the median is given to a second worker, where one is idle."""
+PATIENCE = 120.0
+"""Seconds for which workers may fail to start because of the cluster: Ray offers a node that is gone until it has noticed."""
+PAUSE = 3.0
+"""Seconds before the next worker is asked for after such a failure."""
+START_SECONDS = 120
+"""Seconds that the processes of a cluster on this machine are given to start."""
 STARTS = 3
 """How often a cluster on this machine is started where it does not answer in time."""
 POLL_SECONDS = 0.5
@@ -125,6 +131,9 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     if address == "local":
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray gives its own processes 30 and 60 seconds, which is too little where the machine is busy.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
+        os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", str(START_SECONDS))
         # Short, because names of sockets in it are limited to 107 bytes.
         folder = tempfile.mkdtemp(prefix="sr-ray-")
     import ray
@@ -136,7 +145,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise EnvironmentProblem(
             f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
@@ -148,11 +157,11 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
         # Actors belong to their driver: they end with it, on every node.
         ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder)
 
 
 def _start(ray: Any, cores: int, folder: str) -> None:
-    """A cluster on this machine. Ray gives up after 30 seconds, which is too soon where the machine is busy."""
+    """A cluster on this machine. Ray's node waits 15 seconds for its agents whatever it is told (ray#65983): it is tried again."""
     for left in reversed(range(STARTS)):
         try:
             ray.init(
@@ -165,10 +174,27 @@ def _start(ray: Any, cores: int, folder: str) -> None:
             )
         except Exception as error:
             ray.shutdown()
+            _end(folder)
             if not left or "timed out" not in str(error):
                 raise
         else:
             return
+
+
+def _end(folder: str) -> None:
+    """End what a start that failed has left: Ray forgets the processes that came up. Their command lines name the folder."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(folder in part for part in process.cmdline()):
+                process.kill()
+
+
+def _clear(folder: str) -> None:
+    """Remove the folder of a cluster on this machine, and what still runs in it."""
+    _end(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _places(ray: Any, workers: int | None) -> tuple[int, int]:
@@ -220,6 +246,8 @@ class _Queue:
         self.took: list[float] = []
         self.failed: dict[str, int] = {}
         self.failed_starts = 0
+        self.failing_since = 0.0
+        self.hire_at: list[float] = []
 
     def work(self) -> Counts:
         """Until every unit is done."""
@@ -228,8 +256,13 @@ class _Queue:
         alone = time.monotonic()
         while self.left:
             switch.require_on()
+            self._hire_again()
             self._give()
-            ready, _ = self.ray.wait([*self.flying, *self.coming], num_returns=1, timeout=POLL_SECONDS)
+            asked = [*self.flying, *self.coming]
+            if not asked:
+                time.sleep(POLL_SECONDS)
+                continue
+            ready, _ = self.ray.wait(asked, num_returns=1, timeout=POLL_SECONDS)
             for reference in ready:
                 if reference in self.coming:
                     self._arrived(reference)
@@ -246,6 +279,13 @@ class _Queue:
         actor = self.actor_class.remote(str(self.path))
         self.coming[actor.ready.remote()] = actor
         self.counts.hired += 1
+
+    def _hire_again(self) -> None:
+        """Workers whose start failed, after a pause."""
+        due = [at for at in self.hire_at if at <= time.monotonic()]
+        self.hire_at = [at for at in self.hire_at if at not in due]
+        for _ in due:
+            self._hire()
 
     def _give(self) -> None:
         """Units to workers that are free; where none waits, slow ones a second time."""
@@ -282,10 +322,16 @@ class _Queue:
         try:
             self.counts.pids.add(self.ray.get(reference))
         except self.ray.exceptions.RayError as error:
+            now = time.monotonic()
+            self.failing_since = now if not self.failed_starts else self.failing_since
             self.failed_starts += 1
             if self.failed_starts > TRIES * self.workers:
-                raise _cause(error, "Workers cannot start on the cluster") from None
-            self._hire()
+                # An error of the worker's own is the same every time. One of the cluster may pass, and others go on meanwhile.
+                if _own(self.ray, error):
+                    raise _cause(error, "Workers cannot start on the cluster") from None
+                if not self.pool and now - self.failing_since > PATIENCE:
+                    raise _cause(error, "Workers cannot start on the cluster", *_NEVER_STARTED) from None
+            self.hire_at.append(now if _own(self.ray, error) else now + PAUSE)
             return
         self.failed_starts = 0
         self.pool.append(actor)
@@ -317,15 +363,24 @@ class _Queue:
             self.task.advance(self.tokens[name])
 
 
-def _cause(error: Any, what: str) -> StillroomError:
+_NEVER_STARTED = (
+    "Check that every node was started with RAY_AUTH_MODE=token and the token of this machine, can reach this machine, "
+    "and has Stillroom and the run's folder; see Ray's logs on the nodes.",
+)
+
+
+def _own(ray: Any, error: Any) -> bool:
+    """Whether a worker's start failed by an error of its code, and not by the cluster."""
+    return isinstance(error, ray.exceptions.RayTaskError) or bool(getattr(error, "actor_init_failed", False))
+
+
+def _cause(error: Any, what: str, todo: str = "See Ray's logs on the node.") -> StillroomError:
     """A worker's own error where it is one of ours."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, StillroomError):
         return cause
     lines = str(error).strip().splitlines()
-    return EnvironmentProblem(
-        f"{what}: {lines[-1][:300] if lines else type(error).__name__}", "See Ray's logs on the node."
-    )
+    return EnvironmentProblem(f"{what}: {lines[-1][:300] if lines else type(error).__name__}", todo)
 
 
 __all__ = ["Capturer", "Counts", "Units", "capture_on_ray", "connected"]

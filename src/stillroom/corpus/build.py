@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.cutting import capped, cut, overlap_of
+from stillroom.corpus.found import Found
 from stillroom.corpus.near_duplicates import near_duplicates
 from stillroom.corpus.pieces import PieceList, Pieces
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.sources import name_of, read_source
-from stillroom.corpus.split import RULE, SPLITS, split_of
+from stillroom.corpus.split import RULE, SPLITS, sides_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.corpus.tally import Tally
 from stillroom.corpus.tokens import Encoder
@@ -28,6 +30,8 @@ from stillroom.recipe.corpus import CorpusConfig, JsonlSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Array = npt.NDArray[Any]
 
 BATCH = 256
 """Most documents that are tokenized together."""
@@ -60,11 +64,11 @@ class SourceLedger:
     tally: Tally = field(default_factory=Tally)
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    _digests: array.array[int] = field(default_factory=lambda: array.array("B"))
+    _digest: Any = field(default_factory=hashlib.sha256)
 
     def note(self, digest: str) -> None:
         """Count a document's digest into the source's."""
-        self._digests.frombytes(bytes.fromhex(digest))
+        self._digest.update(bytes.fromhex(digest))
 
     def as_dict(self) -> dict[str, Any]:
         """The data manifest's entry; the digest covers the digests of all documents in order."""
@@ -72,7 +76,7 @@ class SourceLedger:
             "kind": self.kind,
             "name": self.name,
             "licence": self.licence,
-            "digest": files.digest_bytes(self._digests.tobytes()),
+            "digest": self._digest.hexdigest(),
             "documents": self.documents,
             "empty": self.empty,
             "duplicates": self.duplicates,
@@ -127,49 +131,51 @@ def build_corpus(
         name: PieceList(config.sequence_length, overlap, config.cross_documents, limit, scratch)
         for name, limit in limits.items()
     }
-    taken: dict[str, list[str]] = {name: [] for name in SPLITS}
+    taken = {name: array.array("I") for name in SPLITS}
     over = dict.fromkeys(SPLITS, 0)
     too_long = dict.fromkeys(SPLITS, 0)
     with DocumentStore(scratch) as store:
         found = _read(config, ledgers, store, progress)
-        sides = split_of(list(found), config.validation_share, config.heldout_share)
+        sides = sides_of(found.digests, config.validation_share, config.heldout_share)
         if written is not None:
             ledgers.append(SourceLedger("written", "text that a teacher wrote", None))
-            sides |= dict.fromkeys(_read_written(written, ledgers, found, store), "train")
-        # An order that depends on content and seed alone: sorted by a digest of both.
-        order = sorted(found, key=lambda digest: files.digest_bytes(f"{seed}:{digest}".encode()))
+            # They train only, whatever their digests say.
+            _read_written(written, ledgers, found, store)
+            sides = np.concatenate([sides, np.full(len(found) - len(sides), SPLITS.index("train"), np.uint8)])
+        order = found.order(seed)
         # Training text first: how much of the rest is taken by default is in proportion to it.
-        order.sort(key=lambda digest: sides[digest] != "train")
+        train = sides[order] == SPLITS.index("train")
+        order = np.concatenate([order[train], order[~train]])
         left_out: dict[str, int] = {}
         with progress.task("tokenize", total=len(order), unit="documents") as task:
-            for batch in _batches(order, found, sides, lists, store):
-                tokens = encoder.encode([store.get(found[digest][1]) for digest in batch])
-                for digest, document in zip(batch, tokens, strict=True):
-                    side = sides[digest]
+            for batch in _batches(order, sides, lists, store):
+                tokens = encoder.encode([store.get(number) for number in batch])
+                for number, document in zip(batch, tokens, strict=True):
+                    side = SPLITS[sides[number]]
                     if side in MEASURED_SHARE and lists[side].limit is None:
                         lists[side].limit = default_limit(side, lists["train"].tokens)
                     if lists[side].full:
                         continue
                     if config.skip_longer_than is not None and len(document.ids) > config.skip_longer_than:
-                        ledgers[found[digest][0]].too_long += 1
+                        ledgers[found.source(number)].too_long += 1
                         too_long[side] += 1
                         continue
                     pieces = cut(document, config.sequence_length, overlap)
                     if side != "train":
                         pieces, dropped = capped(pieces, config.max_document_tokens)
                         over[side] += dropped
-                    lists[side].add(pieces, found[digest][0])
-                    taken[side].append(digest)
+                    lists[side].add(pieces, found.source(number))
+                    taken[side].append(number)
                 task.advance(len(batch))
             task.advance(task.total - task.done)
         for side in MEASURED_SHARE:
-            there = sum(split == side for split in sides.values()) - too_long[side]
+            there = int(np.count_nonzero(sides == SPLITS.index(side))) - too_long[side]
             if limits[side] is None and lists[side].full and len(taken[side]) < there:
                 left_out[side] = there - len(taken[side])
         repeated = near_duplicates(
             taken["train"],
             {name: taken[name] for name in ("validation", "heldout")},
-            lambda digest: (store.get(found[digest][1]), ledgers[found[digest][0]].name),
+            lambda number: (store.get(number), ledgers[found.source(number)].name),
         )
     unlearned = {name: pieces.unlearned for name, pieces in lists.items()}
     made = {name: pieces.finish() for name, pieces in lists.items()}
@@ -185,11 +191,9 @@ def build_corpus(
     return Corpus(made, ledger)
 
 
-def _read(
-    config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStore, progress: Progress
-) -> dict[str, tuple[int, int]]:
-    """Every source's documents into the store: source and number of each digest, without empty ones and duplicates."""
-    found: dict[str, tuple[int, int]] = {}
+def _read(config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStore, progress: Progress) -> Found:
+    """Every source's documents into the store, without empty ones and duplicates; a document has the same number in both."""
+    found = Found()
     with progress.task("read", total=len(config.sources), unit="sources") as task:
         for index, (source, ledger) in enumerate(zip(config.sources, ledgers, strict=True)):
             for document in itertools.islice(read_source(source, ledger.tally), source.limit):
@@ -201,10 +205,10 @@ def _read(
                     continue
                 digest = document.digest
                 ledger.note(digest)
-                if digest in found:
-                    ledger.duplicates += 1
+                if found.add(digest, index):
+                    store.add(document)
                 else:
-                    found[digest] = (index, store.add(document))
+                    ledger.duplicates += 1
             task.advance(1, note=f"{len(found):,} documents")
     if not found:
         read = sum(ledger.documents for ledger in ledgers)
@@ -217,11 +221,9 @@ def _read(
     return found
 
 
-def _read_written(
-    path: Path, ledgers: list[SourceLedger], found: dict[str, tuple[int, int]], store: DocumentStore
-) -> list[str]:
-    """What a teacher wrote, into the store; returns the digests of what is new."""
-    ledger, new = ledgers[-1], []
+def _read_written(path: Path, ledgers: list[SourceLedger], found: Found, store: DocumentStore) -> None:
+    """What a teacher wrote, into the store."""
+    ledger = ledgers[-1]
     source = JsonlSource(path=path, ignore=("form", "document", "chunk"))
     for document in read_source(source, ledger.tally):
         ledger.documents += 1
@@ -229,34 +231,27 @@ def _read_written(
         ledger.note(digest)
         if document.is_empty:
             ledger.empty += 1
-        elif digest in found:
-            ledger.duplicates += 1
+        elif found.add(digest, len(ledgers) - 1):
+            store.add(document)
         else:
-            found[digest] = (len(ledgers) - 1, store.add(document))
-            new.append(digest)
-    return new
+            ledger.duplicates += 1
 
 
-def _batches(
-    order: list[str],
-    found: dict[str, tuple[int, int]],
-    sides: dict[str, str],
-    lists: dict[str, PieceList],
-    store: DocumentStore,
-) -> Iterator[list[str]]:
-    """The documents in order, some at a time, without those whose split is full."""
-    batch: list[str] = []
+def _batches(order: Array, sides: Array, lists: dict[str, PieceList], store: DocumentStore) -> Iterator[list[int]]:
+    """Numbers of the documents in the order, some at a time, without those whose split is full."""
+    batch: list[int] = []
     size = 0
-    for digest in order:
-        if lists[sides[digest]].full:
+    for number in map(int, order):
+        side = SPLITS[sides[number]]
+        if lists[side].full:
             continue
-        here = store.size(found[digest][1])
+        here = store.size(number)
         if batch and (len(batch) == BATCH or size + here > BATCH_BYTES):
             yield batch
             batch, size = [], 0
-            if lists[sides[digest]].full:
+            if lists[side].full:
                 continue
-        batch.append(digest)
+        batch.append(number)
         size += here
     if batch:
         yield batch
@@ -318,7 +313,7 @@ def _ledger(
                 "targets_over_document_limit": over[name],
                 "tokens_not_learned_left_out": unlearned[name],
                 "documents": sum(ledger.kept[name] for ledger in ledgers),
-                "digest": files.digest_json(pieces.addresses),
+                "digest": pieces.digest,
             }
             for name, pieces in made.items()
         },

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from stillroom.core.errors import CorpusError
 from stillroom.corpus.columns import CHUNK, chunks, map_columns, save_columns
 from stillroom.corpus.cutting import Piece
-from stillroom.corpus.packing import best_fit
+from stillroom.corpus.packing import packed_rows
 
 FORMAT = "stillroom-pieces"
 VERSION = 2
@@ -142,7 +142,7 @@ class Pieces:
     @functools.cached_property
     def layout(self) -> Layout:
         """Which pieces share a row."""
-        return Layout.of(best_fit(self.sizes, self.length))
+        return Layout(*packed_rows(np.diff(self.offsets), self.length))
 
     @property
     def row_targets(self) -> int:
@@ -159,10 +159,29 @@ class Pieces:
         return int(self.targets[~self.begins & (self.repeated < self.overlap)].sum())
 
     @functools.cached_property
+    def address_bytes(self) -> Array:
+        """The address of each piece, [P, 32] uint8: :func:`piece_address`."""
+        found = np.empty((len(self), 32), np.uint8)
+        for number in range(len(self)):
+            there = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+            address = piece_address(self.ids[there], self.learned[there])
+            found[number] = np.frombuffer(bytes.fromhex(address), np.uint8)
+        return found
+
+    @functools.cached_property
     def addresses(self) -> list[str]:
-        """The address of each piece: :func:`piece_address`."""
-        bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
-        return [piece_address(self.ids[begin:end], self.learned[begin:end]) for begin, end in bounds]
+        """The address of each piece, in hex."""
+        return [row.tobytes().hex() for row in self.address_bytes]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of :attr:`addresses`, of which only a part is in memory."""
+        found = hashlib.sha256(b"[")
+        for begin in range(0, len(self), PART):
+            part = (f'"{row.tobytes().hex()}"' for row in self.address_bytes[begin : begin + PART])
+            found.update((("," if begin else "") + ",".join(part)).encode())
+        found.update(b"]")
+        return found.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically; memory does not grow with the tokens."""
@@ -177,10 +196,6 @@ class Pieces:
             [np.zeros(0, np.int64)]
             + [number * CHUNK + np.flatnonzero(part >= MANY_BYTES) for number, part in enumerate(chunks(self.bytes))]
         )
-        addresses = (
-            np.frombuffer(b"".join(map(bytes.fromhex, self.addresses[begin : begin + CHUNK])), np.uint8)
-            for begin in range(0, pieces, CHUNK)
-        )
         save_columns(
             path,
             {
@@ -194,7 +209,7 @@ class Pieces:
                 "begins": (np.uint8, (pieces,), [self.begins]),
                 "documents": (np.int32, (pieces,), [self.documents]),
                 "targets": (np.int32, (pieces,), [self.targets]),
-                "addresses": (np.uint8, (pieces, 32), addresses),
+                "addresses": (np.uint8, (pieces, 32), [self.address_bytes]),
                 "row_begins": (np.int64, (rows + 1,), [self.layout.begins]),
                 "row_pieces": (np.int32, (pieces,), [self.layout.pieces]),
                 "document_sources": (np.int32, (len(self.document_sources),), [self.document_sources]),
@@ -309,7 +324,7 @@ class PieceFile:
     def layout(self) -> Layout:
         """Which pieces share a row."""
         if self.version == 1:
-            return Layout.of(best_fit(self.sizes.tolist(), self.length))
+            return Layout(*packed_rows(self.sizes, self.length))
         return Layout(np.asarray(self._counted["row_begins"]), np.asarray(self._counted["row_pieces"]))
 
     @functools.cached_property
