@@ -98,6 +98,7 @@ class Nodes:
                 for process in self._here():
                     if process not in before:
                         _end(process)
+        raise AssertionError
 
     def _here(self) -> list[psutil.Process]:
         """Processes of the cluster: their command lines name its folder."""

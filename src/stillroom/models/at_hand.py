@@ -1,7 +1,7 @@
 """Models whose layers are stored in fewer bytes, or in the host's memory, and computed one at a time.
 
-Only the layer at hand is on the device in the dtype that is computed in; what is outside the layers (embedding, last norm, output
-matrix) is there all the time. Two uses:
+Only the layer at hand is on the device in the dtype that is computed in; what is outside the layers (embedding, last norm,
+output matrix) is there all the time. Two uses:
 
 - **half**: a model that has to compute in float32 (measuring and repairing, evaluating) is stored in 16 bits where that loses
   nothing. Each weight is compared: one that 16 bits cannot hold exactly stays as it is. So results are those of float32.

@@ -51,9 +51,7 @@ def keep_of(config: TeacherConfig, device: torch.device, dtype: torch.dtype, mem
 OPENERS: dict[str, Opener] = {"huggingface": LocalTeacher.open, "gguf": LocalTeacher.open, "endpoint": _endpoint}
 
 
-def open_teacher(
-    config: TeacherConfig, device: torch.device, dtype: torch.dtype, keep: Keep | None = None
-) -> Teacher:
+def open_teacher(config: TeacherConfig, device: torch.device, dtype: torch.dtype, keep: Keep | None = None) -> Teacher:
     """Open the teacher of a recipe.
 
     Args:
