@@ -97,6 +97,20 @@ def test_what_libraries_write_is_held(schema: Any) -> None:
     assert json_grammar(schema).startswith("%llguidance")
 
 
+@pytest.mark.parametrize("names", [{"enum": ["a", "b"]}, {"type": "string", "enum": ["b", "a"], "title": "Names"}])
+def test_names_of_a_record_come_once_each(names: dict[str, Any]) -> None:
+    schema = {"type": "object", "propertyNames": names, "additionalProperties": {"type": "integer"}}
+    every = json_grammar(schema | {"required": ["a", "b"]})
+    first, second = names["enum"]
+    assert Watch(every).takes(f'{{"{first}": 1, "{second}": 2}}')
+    # The engine took a pattern of names that are all required for none, and wrote any name after them.
+    for wrong in (f'{{"{first}": 1, "{first}"', f'{{"{first}": 1}}', '{"c"', f'{{"{first}": 1, "{second}": 2, '):
+        assert not Watch(every).takes(wrong)
+    assert Watch(json_grammar(schema)).takes(f'{{"{second}": 2}}')
+    assert "patternProperties" not in every
+    assert "patternProperties" in json_grammar(schema | {"propertyNames": {"pattern": "^x"}})
+
+
 def test_branches_that_could_both_hold_stay_one_of() -> None:
     branch = {"type": "object", "properties": {"k": {"enum": ["a", "b"]}}, "required": ["k"]}
     with pytest.raises(UnsupportedSchema, match="oneOf"):

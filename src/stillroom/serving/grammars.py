@@ -330,11 +330,14 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     if names is True or names == {} or names == {"type": "string"}:
         del made["propertyNames"]
     elif isinstance(names, dict) and "properties" not in made and "patternProperties" not in made:
-        pattern = _pattern_of_names(names)
-        if pattern is not None:
+        value = made.get("additionalProperties", True)
+        if (listed := _listed_names(names)) is not None:
+            # Each name once and in one order: under a pattern the engine writes names that are required more than once.
             del made["propertyNames"]
-            made["patternProperties"] = {pattern: made.get("additionalProperties", True)}
-            made["additionalProperties"] = False
+            made |= {"properties": dict.fromkeys(listed, value), "additionalProperties": False}
+        elif (pattern := _pattern_of_names(names)) is not None:
+            del made["propertyNames"]
+            made |= {"patternProperties": {pattern: value}, "additionalProperties": False}
     return made
 
 
@@ -414,18 +417,27 @@ def _told_apart(branches: list[Any], document: Any) -> bool:
     return False
 
 
-def _pattern_of_names(names: dict[str, Any]) -> str | None:
-    demands = {key: value for key, value in names.items() if key not in ("type", "title", "description", "$schema")}
-    if names.get("type", "string") != "string" or len(demands) != 1:
+def _demands_of_names(names: dict[str, Any]) -> dict[str, Any]:
+    if names.get("type", "string") != "string":
+        return {}
+    return {key: value for key, value in names.items() if key not in ("type", "title", "description", "$schema")}
+
+
+def _listed_names(names: dict[str, Any]) -> list[str] | None:
+    """The names that `propertyNames` lists; None where it says more, or something else."""
+    demands = _demands_of_names(names)
+    values = (
+        [demands["const"]] if set(demands) == {"const"} else demands.get("enum") if set(demands) == {"enum"} else None
+    )
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         return None
-    ((key, value),) = demands.items()
-    if key == "pattern" and isinstance(value, str):
-        return value
-    if key == "const":
-        value = [value]
-    if key in ("enum", "const") and value and all(isinstance(each, str) for each in value):
-        return f"^({'|'.join(re.escape(each) for each in value)})$"
-    return None
+    return values
+
+
+def _pattern_of_names(names: dict[str, Any]) -> str | None:
+    demands = _demands_of_names(names)
+    pattern = demands.get("pattern")
+    return pattern if set(demands) == {"pattern"} and isinstance(pattern, str) else None
 
 
 class _Finite:
