@@ -17,10 +17,13 @@ import pytest
 from serve_support import running
 
 from stillroom.core.errors import NotWritable, SwitchedOff
+from stillroom.runtime.engine import EngineOptions
 from stillroom.runtime.facts import GgufFacts
-from stillroom.serving import answers, handed, peer, preparing_child, requests, responses, sessions, turns
+from stillroom.serving import answers, handed, peer, pool, preparing_child, requests, responses, sessions, turns
 from stillroom.serving.apart import run_apart
 from stillroom.serving.app import Limits
+from stillroom.serving.models import OpenedModel
+from stillroom.serving.pool import ServedModel
 from stillroom.serving.preparing import Preparing
 from stillroom.serving.problems import Refused
 from stillroom.serving.queues import FairQueue
@@ -152,6 +155,51 @@ def test_one_who_leaves_when_it_is_their_turn_holds_no_one_up() -> None:
     asyncio.run(work())
     assert done == ["stays", "stays"]
     assert len(queue) == 0
+
+
+def test_keys_that_ask_at_once_share_the_slots(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "AT_ONCE_SECONDS", 0.2)
+    switch = Switch(Places.under(tmp_path))
+    model = ServedModel(OpenedModel(tiny_gguf, "m", tiny_gguf), EngineOptions(parallel=4), switch, queue=16)
+    model.shared = True
+    ends: dict[str, asyncio.Event] = {}
+    have: Counter[str] = Counter()
+
+    async def ask(owner: str) -> None:
+        async with model.slot("", owner=owner):
+            have[owner] += 1
+            await ends.setdefault(owner, asyncio.Event()).wait()
+        have[owner] -= 1
+
+    async def work() -> None:
+        many = [asyncio.create_task(ask("many")) for _ in range(6)]
+        await asyncio.sleep(0.01)
+        assert have == {"many": 3}, "one slot is left for somebody else"
+        few = asyncio.create_task(ask("few"))
+        await asyncio.sleep(0.01)
+        assert have == {"many": 3, "few": 1}
+        many[0].cancel()
+        await asyncio.gather(many[0], return_exceptions=True)
+        await asyncio.sleep(0.01)
+        held = model._held()
+        assert held == {"many": 2, "few": 1}, "half of the slots at most, while the other one asks"
+        ends["few"].set()
+        await few
+        while model._held()["many"] < 3:  # and more when it has not asked for a while
+            await asyncio.sleep(0.01)
+        ends["many"].set()
+        await asyncio.gather(*many[1:])
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_what_another_key_goes_on_from_is_taken_last() -> None:
+    slots = [pool.Slot(0, held="text", owner="few", used=1), pool.Slot(1, held="other", owner="many", used=2)]
+    taken = [max(slots, key=pool._fits("new", None, "many", others)).number for others in ((), ("few",))]
+    assert taken == [0, 1]
+    assert max(slots, key=pool._fits("text and more", None, "few", ("many",))).number == 0
 
 
 def test_requests_and_questions_are_handed_over_whole() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ SILENT_SECONDS = 10.0
 """After so long without a word a busy engine is asked whether it goes on."""
 ANSWER_SECONDS = 20.0
 """How long it may take to answer that: it does between two steps, each of which reads at most a batch of tokens."""
+AT_ONCE_SECONDS = 5.0
+"""Keys that asked within this time of each other share an engine's slots."""
 KEPT_SHARE = 0.75
 """How much of what a slot holds has to stay of use for a request to take it over."""
 
@@ -91,7 +93,10 @@ class ServedModel:
         self._queue = FairQueue(self._held, self._may_have, queue, f"{queue} requests are waiting already.")
         self.suspect = False
         self.shared = False
-        """Whether several keys may ask: then none takes all places, since an answer may be as long as the context."""
+        """Whether several keys may ask: then none takes all slots, since an answer may be as long as the context, and of those
+        that ask at once each takes its share."""
+        self._asked: dict[str, float] = {}
+        self._later: asyncio.TimerHandle | None = None
         self.turns = Turns()
         self._plain: dict[str, list[int]] = {}
         self._running: list[str] = []
@@ -177,15 +182,29 @@ class ServedModel:
         """
         if not self.slots:
             self.slots = [Slot(number) for number in range(self.options.parallel)]
+        self._asked[owner] = time.monotonic()
+        self._look_later()
         async with self._queue.turn(owner):
-            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session, owner))
+            others = self._asking() - {owner}
+            chosen = max((slot for slot in self.slots if not slot.busy), key=_fits(text, session, owner, others))
             chosen.busy, chosen.holder = True, owner
         try:
             yield chosen
         finally:
             chosen.busy = False
-            chosen.used = self.used = time.monotonic()
+            chosen.used = self.used = self._asked[owner] = time.monotonic()
             await self._queue.given_back()
+
+    def _look_later(self) -> None:
+        """When somebody has not asked for a while, those who wait may have more slots."""
+        if self.shared and self._later is None:
+            self._later = asyncio.get_running_loop().call_later(AT_ONCE_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._later = None
+        self._looking = asyncio.ensure_future(self._queue.given_back())
+        if len(self._queue):
+            self._look_later()
 
     def _held(self) -> Counter[str]:
         """How many slots each owner has."""
@@ -193,9 +212,17 @@ class ServedModel:
 
     def _may_have(self, owner: str) -> bool:
         """Whether there is a slot for somebody."""
-        held = self._held()
-        most = len(self.slots) - 1 if self.shared and len(self.slots) > 1 else len(self.slots)
-        return held[owner] < most and held.total() < len(self.slots)
+        held, slots = self._held(), len(self.slots)
+        most = slots
+        if self.shared and slots > 1:
+            most = min(slots - 1, -(-slots // len(self._asking() | {owner})))
+        return held[owner] < most and held.total() < slots
+
+    def _asking(self) -> set[str]:
+        """Who is being answered, or asked a moment ago."""
+        held, since = self._held(), time.monotonic() - AT_ONCE_SECONDS
+        self._asked = {other: asked for other, asked in self._asked.items() if asked > since or held[other]}
+        return set(self._asked)
 
     async def plain_ids(self, engine: Engine, text: str) -> list[int]:
         """The tokens of a text that would be markup, as the plain text that it is here."""
@@ -293,19 +320,27 @@ class ServedModel:
         }
 
 
-def _fits(text: str, session: str | None, owner: str = "") -> Callable[[Slot], tuple[int, bool, float]]:
-    """How well a request goes on from a slot: its own session, then what the slot holds of it, then the oldest.
+def _fits(
+    text: str, session: str | None, owner: str = "", others: Collection[str] = ()
+) -> Callable[[Slot], tuple[int, bool, bool, float]]:
+    """How well a request goes on from a slot: its own session, then what the slot holds of it, then what no one else who is
+    asking (``others``) would go on from, then the oldest.
 
     A slot counts only where the request keeps most of what it holds: another conversation that merely begins likewise
     goes to a place of its own, or the two would drive each other out at every turn.
     """
 
-    def score(slot: Slot) -> tuple[int, bool, float]:
+    def score(slot: Slot) -> tuple[int, bool, bool, float]:
         mine = slot.owner in (None, owner)
         if session is not None and slot.session == session and mine:
-            return (1 << 30, mine, -slot.used)
+            return (1 << 30, mine, mine, -slot.used)
         same = common(text, slot.held) if mine else 0
-        return (same if same >= KEPT_SHARE * len(slot.held) else 0, slot.owner is None, -slot.used)
+        return (
+            same if same >= KEPT_SHARE * len(slot.held) else 0,
+            slot.owner not in others,
+            slot.owner is None,
+            -slot.used,
+        )
 
     return score
 

@@ -138,7 +138,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError):
         # The loop that answers comes first, and so does the engine.
-        os.nice(5)
+        os.nice(10)
     # What is loaded late would be refused: so everything has been used once.
     grammars.json_grammar({"type": "object", "properties": {"a": {"type": "string", "pattern": "^a$"}}})
     grammars.client_grammar('root ::= "a"\n')
