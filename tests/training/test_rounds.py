@@ -56,6 +56,7 @@ def settings_of(small_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> 
             teacher,
             student={"kind": "shrink", "layers": 2, "vocabulary": {"size": 400}},
             capture={"codec": {"kind": "dense"}, "shard_tokens": 64},
+            teacher={"kind": "huggingface", "name": str(teacher), "dtype": "float32"},
             distill={
                 "batch_tokens": 256,
                 "learning_rate": 3e-3,
@@ -198,7 +199,7 @@ def test_killed_and_gone_on_with_it_ends_with_the_same_weights_and_does_nothing_
     assert len(scored) == len(set(scored))
     if point == "while the student writes":
         assert groups == {"own-2.jsonl": 1}, "the group that was written before is kept"
-        texts = [entry["texts"] for entry in whole.stage("distill").record["notes"]["rounds"]]
+        texts = [entry["texts"] for entry in whole.stage("distill").record["notes"]["rounds"]["rounds"]]
         assert written["groups"] == sum(-(-count // 16) for count in texts) - 1, "and not written again"
     found, expected = (made.stage("distill").record["notes"]["rounds"] for made in (run, whole))
     for entry, other in zip(found["rounds"], expected["rounds"], strict=True):
@@ -394,15 +395,12 @@ def test_more_rounds_than_steps_and_several_processes_are_refused(settings_of: A
 
 
 def test_a_plan_counts_what_is_written_and_read(settings_of: Any, tmp_path: Path, capsys: Any) -> None:
-    without = make_plan(Recipe.model_validate(settings_of(distill={"rounds": None})), tmp_path)
     found = make_plan(Recipe.model_validate(settings_of()), tmp_path)
-    assert "rounds" not in without
     own = found["rounds"]
     assert own["count"] == 3
     assert 0 < own["written_tokens"] < own["scored_tokens"]
     assert own["scored_tokens"] == pytest.approx(own["learned_rows"] * 64, rel=0.1)
     assert found["stages"]["distill"]["seconds"] > own["seconds"] > 0
-    assert found["steps"] == without["steps"], "the student's text takes the place of the corpus's"
     from stillroom.planning.plan import show_plan
 
     show_plan(found)
