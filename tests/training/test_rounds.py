@@ -328,7 +328,9 @@ def test_rows_of_several_splits_are_counted_through(started: Path) -> None:
     assert len(both) == len(corpus) + len(held)
     assert both.row_tokens == corpus.row_tokens + held.row_tokens
     assert both.addresses_of(len(corpus)) == held.addresses_of(0)
+    assert both.addresses == corpus.addresses + held.addresses
     assert torch.equal(both.part([len(corpus) + 1]).ids, held.part([1]).ids)
+    assert torch.equal(both.part(slice(1, 3)).ids, corpus.part([1, 2]).ids)
     with pytest.raises(ValueError, match="one split"):
         both.part([0, len(corpus)])
     with pytest.raises(IndexError):

@@ -131,7 +131,7 @@ def beginnings(
     for row in random.permutation(len(split)).tolist():
         part = split.part([row])
         segments = part.segments[0]
-        for number in segments[segments >= 0].unique().tolist():
+        for number in sorted(set(segments[segments >= 0].tolist())):
             inside = (segments == number).nonzero().squeeze(1)
             if part.repeated is not None and bool(part.repeated[0, inside[0]]):
                 passed_over["it goes on from a piece before"] += 1

@@ -125,8 +125,9 @@ class Rounds:
         self.run, self.stage, self.progress, self.device = run, stage, progress, device
         self.rounds, self.vocabulary, self.training_of = config.rounds, vocabulary, training_of
         # With another teacher that only writes there is one route all the same.
-        self.cache = signals.caches[0] if isinstance(signals, RoutedSignals) else signals
-        assert isinstance(self.cache, TeacherCache)
+        cache = signals.caches[0] if isinstance(signals, RoutedSignals) else signals
+        assert isinstance(cache, TeacherCache)
+        self.cache: TeacherCache = cache
         self.corpus = open_split(run.stage("corpus").path / "train.safetensors")
         rows = step_rows(config, self.corpus.tokens, self.corpus.length)
         order = batch_order(len(self.corpus), rows, config.epochs, run.randomness)
