@@ -19,7 +19,7 @@ from tiny_models import tiny_model
 from stillroom import pipeline
 from stillroom.cluster.cluster import Cluster
 from stillroom.core import files
-from stillroom.core.errors import RecipeError, UsageError
+from stillroom.core.errors import CorpusError, RecipeError, UsageError
 from stillroom.corpus.joined import JoinedSequences
 from stillroom.corpus.mapped import MappedSequences, open_split
 from stillroom.corpus.pieces import PieceFile
@@ -36,7 +36,7 @@ from stillroom.signals.signal import DenseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training import rounds as rounds_module
 from stillroom.training.losses.registry import require_fit
-from stillroom.training.own_text import REASONS, OwnWriter, Prompt, beginnings, control_ids
+from stillroom.training.own_text import REASONS, OwnWriter, Prompt, beginnings, control_ids, require_beginnings
 from stillroom.training.refusals import require_rounds
 from stillroom.training.rounds import OWN_CACHE, Division, Rounds
 
@@ -318,6 +318,9 @@ def test_a_chat_is_continued_where_an_answer_begins(started: Path) -> None:
     passed: Counter[str] = Counter()
     assert not list(beginnings(chats, RoundsConfig(new_tokens=60), np.random.default_rng(0), passed))
     assert sum(passed.values()) == 4
+    require_beginnings(chats, config)
+    with pytest.raises(CorpusError, match=r"no training document .* leaves no space to write: 4"):
+        require_beginnings(chats, RoundsConfig(new_tokens=60))
 
 
 def test_rows_of_several_splits_are_counted_through(started: Path) -> None:
