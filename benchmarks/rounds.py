@@ -247,7 +247,7 @@ class Judge:
 
     def __init__(self, made: Run, size: Size) -> None:
         self.size = size
-        self.teacher = LocalTeacher(load_teacher(made.recipe.teacher, "cpu", torch.float32))  # type: ignore[arg-type]
+        self.teacher = LocalTeacher(load_teacher(made.recipe.teacher, "cpu", torch.float32))
         self.vocabulary = VocabularyMap.load(made.path / "shrink" / "vocabulary.safetensors")
         self.heldout = open_split(made.path / "corpus" / "heldout.safetensors")
         self.student_tokenizer = open_tokenizer(made.path / "shrink" / "model")

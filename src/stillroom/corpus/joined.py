@@ -45,13 +45,19 @@ class JoinedSequences:
         number, row = self._where(index)
         return self.splits[number].addresses_of(row)
 
-    def part(self, chosen: list[int]) -> Sequences:
+    @property
+    def addresses(self) -> list[list[str]]:
+        """The addresses of each sequence's signal, in the order of its targets."""
+        return [row for split in self.splits for row in split.addresses]
+
+    def part(self, chosen: slice | list[int]) -> Sequences:
         """Some sequences of one split, in memory.
 
         Raises:
             ValueError: They are of several, or there are none.
         """
-        found = [self._where(index) for index in chosen]
+        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        found = [self._where(index) for index in indices]
         numbers = {number for number, _ in found}
         if len(numbers) != 1:
             raise ValueError("the sequences are not of one split")

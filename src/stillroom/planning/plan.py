@@ -244,6 +244,10 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     check_student(recipe)
     text = count_text(recipe, runs, Progress(quiet))
     require_rounds_fit(recipe, text.row_tokens["train"], text.train.length)
+    if recipe.distill.rounds is not None:
+        from stillroom.training.own_text import require_beginnings
+
+        require_beginnings(text.train, recipe.distill.rounds)
     return needs, text, count_student(recipe, text)
 
 

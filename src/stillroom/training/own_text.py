@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from stillroom.core import files
+from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.cutting import Piece
 from stillroom.corpus.documents import Document
@@ -131,7 +132,7 @@ def beginnings(
     for row in random.permutation(len(split)).tolist():
         part = split.part([row])
         segments = part.segments[0]
-        for number in segments[segments >= 0].unique().tolist():
+        for number in sorted(set(segments[segments >= 0].tolist())):
             inside = (segments == number).nonzero().squeeze(1)
             if part.repeated is not None and bool(part.repeated[0, inside[0]]):
                 passed_over["it goes on from a piece before"] += 1
@@ -150,6 +151,21 @@ def beginnings(
                 passed_over[TOO_LONG] += 1
                 continue
             yield ids[: int(fitting[random.integers(len(fitting))])]
+
+
+def require_beginnings(split: Sequences | MappedSequences, config: RoundsConfig) -> None:
+    """Refuse a training split of which nothing can be continued.
+
+    Raises:
+        CorpusError: Says why.
+    """
+    passed_over: Counter[str] = Counter()
+    if next(beginnings(split, config, np.random.default_rng(0), passed_over), None) is None:
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in passed_over.most_common())
+        raise CorpusError(
+            f"`distill.rounds`: no training document has a beginning that the student could continue ({why}).",
+            "Leave `rounds` out, or lower `rounds.new_tokens`.",
+        )
 
 
 class OwnWriter:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import CorpusError, RunError, SignalError
+from stillroom.core.errors import RunError, SignalError
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress
 from stillroom.core.secret import library_seed
@@ -47,7 +47,7 @@ from stillroom.teachers.registry import open_teacher
 from stillroom.training.batch_size import step_rows
 from stillroom.training.checkpoint import STATE, State, load_weights, newest
 from stillroom.training.loop import Stretch, Training
-from stillroom.training.own_text import REASONS, Journal, OwnText, OwnWriter, write_round
+from stillroom.training.own_text import REASONS, Journal, OwnText, OwnWriter, require_beginnings, write_round
 from stillroom.training.refusals import require_steps
 from stillroom.training.schedule import batch_order
 
@@ -125,12 +125,14 @@ class Rounds:
         self.run, self.stage, self.progress, self.device = run, stage, progress, device
         self.rounds, self.vocabulary, self.training_of = config.rounds, vocabulary, training_of
         # With another teacher that only writes there is one route all the same.
-        self.cache = signals.caches[0] if isinstance(signals, RoutedSignals) else signals
-        assert isinstance(self.cache, TeacherCache)
+        cache = signals.caches[0] if isinstance(signals, RoutedSignals) else signals
+        assert isinstance(cache, TeacherCache)
+        self.cache: TeacherCache = cache
         self.corpus = open_split(run.stage("corpus").path / "train.safetensors")
         rows = step_rows(config, self.corpus.tokens, self.corpus.length)
         order = batch_order(len(self.corpus), rows, config.epochs, run.randomness)
         self.division = Division.of(order, rows, self.rounds)
+        require_beginnings(self.corpus, self.rounds)
         self.seed = library_seed(run.randomness, "text that the student writes")
 
     def train(self) -> tuple[Training, State]:
@@ -202,12 +204,6 @@ class Rounds:
             )
             del writer, model
             release_memory()
-            if not found.texts:
-                why = "; ".join(f"{reason}: {count:,}" for reason, count in found.passed_over.most_common())
-                raise CorpusError(
-                    f"`distill.rounds`: no training document has a beginning that the student could continue ({why}).",
-                    "Leave `rounds` out, or lower `rounds.new_tokens`.",
-                )
         learned = self._fitting(found, room)
         pieces = PieceList(length, 0, folder=self.stage.scratch)
         for index in learned:
