@@ -287,6 +287,7 @@ def coarse_part(
     seeds: tuple[int, ...],
     results: dict[str, Any],
     work: Path | None,
+    until: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and details of learning from what an endpoint lists.
 
@@ -297,6 +298,7 @@ def coarse_part(
         seeds: Of the order.
         results: Finished trainings; new ones are put there.
         work: Keeps them, and the teacher's hidden states beside it.
+        until: No training is begun after this time of the monotonic clock, in seconds.
     """
 
     def keep() -> None:
@@ -323,6 +325,11 @@ def coarse_part(
         for name in names:
             if name in results:
                 continue
+            if time.monotonic() > until:
+                done = sum(other in results for other in names)
+                raise SystemExit(
+                    f"{done} of {len(names)} trainings are finished; with --work, the same command goes on."
+                )
             _, method, seed = name.split("/")
             taught: Any = lazily if method == "dense" else [listed(method, make()) for make in lazily]
             begun = time.monotonic()
@@ -401,7 +408,9 @@ def main() -> None:
     # Beyond the minutes nothing of this part is begun: a part of its methods would say nothing.
     if arguments.only != "sampled" and time.monotonic() - begun <= 60 * arguments.minutes:
         tokens = arguments.tokens or (QUICK_COARSE_TOKENS if arguments.quick else COARSE_TOKENS)
-        found, details["coarse"] = coarse_part(loaded, tokens, arguments.layers, seeds, results, arguments.work)
+        found, details["coarse"] = coarse_part(
+            loaded, tokens, arguments.layers, seeds, results, arguments.work, begun + 60 * arguments.minutes
+        )
         figures |= found
     report.write(figures, details, arguments.json)
 

@@ -283,14 +283,21 @@ def _texts(texts: Any) -> Any:
 
 
 def learning_order(text: Sequences, learned: int, seed: int) -> list[list[int]]:
-    """Batches of sequences, pass after pass, until so many tokens are learned."""
+    """Batches of sequences, pass after pass, until so many tokens are learned, but for half a sequence's at most."""
     targets = (text.targets != IGNORED).sum(1).tolist()
     passes = learned // max(1, sum(targets)) + 2
-    order, done = [], 0
+    order: list[list[int]] = []
+    done = 0
     for batch in batch_order(len(text), quality.BATCH, passes, seed):
-        order.append(batch)
-        done += sum(targets[row] for row in batch)
-        if done >= learned:
+        taken = []
+        for row in batch:
+            if done + targets[row] / 2 > learned:
+                break
+            taken.append(row)
+            done += targets[row]
+        if taken:
+            order.append(taken)
+        if len(taken) < len(batch):
             break
     return order
 
