@@ -642,7 +642,7 @@ def _show_gpu(gpu: dict[str, Any]) -> None:
     say(f"  GPU       {gpu['memory_bytes'] / 1e9:.1f} GB{' of ' + gpu['card'] if gpu['card'] else ''}: {stages} GB")
     state = "float32 throughout" if gpu["state"] == "plain" else f"{gpu['state']} bytes per parameter"
     again = "gradient checkpointing" if gpu["gradient_checkpointing"] else "no gradient checkpointing"
-    for name in gpu["layers_in_host_memory"]:
+    for name in gpu.get("layers_in_host_memory", ()):
         say(
             f"            larger than the GPU: the layers of {name} stay in the host's memory, carried over one at a time"
         )
