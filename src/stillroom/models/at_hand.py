@@ -86,7 +86,7 @@ def hold(model: CausalModel, device: torch.device | str, dtype: torch.dtype, kee
     """
     device = torch.device(device)
     if keep == "device":
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
         return
     layers = stack_of(model)
     inside = {id(tensor) for tensor in (*layers.parameters(), *layers.buffers())}

@@ -167,7 +167,7 @@ def attention_named(model: CausalModel, name: str, interface: Callable[..., Any]
         name = f"{name}_apart"
         if name not in ALL_ATTENTION_FUNCTIONS:
             # Compiled with the layer, it would be compiled again for each batch's documents.
-            ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(interface))
+            ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(interface))  # type: ignore[no-untyped-call]
     elif name not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(name, interface)
     config = model.config
