@@ -136,5 +136,9 @@ def test_where_a_teacher_s_layers_are_stored(tmp_path: Any, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2 * teacher.parameters, 0))
     with Device("cuda:0") as device:
         opened: Any = registry.open_teacher(config, device.where, torch.bfloat16)
+        small: Any = registry.open_teacher(config, device.where, torch.float32, "half")
     assert is_held(opened.loaded.model)
+    assert is_held(small.loaded.model)
+    assert small.loaded.model.dtype == torch.float32
+    assert not small.loaded.notes
     assert "carried over one at a time" in " ".join(opened.loaded.notes)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import tiny_model
 
 from stillroom import pipeline
 from stillroom.core.errors import OutOfMemory
+from stillroom.corpus.sequences import Sequences
 from stillroom.planning import pilot, plan
 from stillroom.planning.card import Card, Model, card_plan, price_of
+from stillroom.planning.plan import _endpoint, teacher_shares
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ImportanceConfig, ShrinkStudent
+from stillroom.students.importance import few_tokens
+from stillroom.students.shape import Shape
 from stillroom.training.memory import Sizes
 
 TEACHER = Model(Sizes(36, 4096, 12_288, 4096, 1024, 151_936), 8_190_735_360)
@@ -37,6 +45,47 @@ def test_the_most_exact_layout_that_fits_is_chosen() -> None:
     assert planned(100, state=8)["state"] == 8
     assert all(needed < 0.95 * 80e9 for needed in planned(80)["stages"].values())
     assert planned(80)["loss_chunk"] == 1024
+
+
+def test_a_teacher_in_sixteen_bits_is_stored_so_and_one_larger_than_the_card_in_the_host_s_memory() -> None:
+    recipe = Recipe.model_validate(SETTINGS | {"distill": {"micro_batch_tokens": 8192, "state": 8}})
+
+    def stages(gigabytes: float, teacher: Model) -> dict[str, Any]:
+        return card_plan(recipe, Card("", int(gigabytes * 1e9)), teacher, STUDENT, 100_000_000, 2048)
+
+    whole, half = stages(80, TEACHER), stages(80, dataclasses.replace(TEACHER, half=True))
+    saved = whole["stages"]["shrink"] - half["stages"]["shrink"]
+    # Two bytes of each parameter in the layers, less the layer that is at hand in float32.
+    assert saved == pytest.approx(2 * (8.19e9 - 1.24e9) - 4 * 0.193e9, rel=0.01)
+    assert half["layers_in_host_memory"] == []
+    # Three times as deep: in bfloat16 alone it is larger than most of the card.
+    large = dataclasses.replace(
+        TEACHER, half=True, parameters=3 * TEACHER.parameters, sizes=dataclasses.replace(TEACHER.sizes, layers=108)
+    )
+    found = stages(160, large)
+    assert found["layers_in_host_memory"] == []
+    with pytest.raises(OutOfMemory, match="The stage `shrink`"):
+        stages(60, large)
+    existing = Recipe.model_validate(
+        SETTINGS | {"distill": {"micro_batch_tokens": 8192, "state": 8}, "student": {"kind": "existing", "name": "a/b"}}
+    )
+    found = card_plan(existing, Card("", int(56e9)), large, STUDENT, 100_000_000, 2048)
+    assert found["layers_in_host_memory"] == ["teacher (capture)", "teacher (evaluate)"]
+    assert found["stages"]["capture"] < 20e9
+
+
+def test_a_writer_is_counted_and_refused_by_name() -> None:
+    recipe = Recipe.model_validate(SETTINGS | {"write": {}, "distill": {"micro_batch_tokens": 8192}})
+
+    def plan_with(writer: Model | None) -> dict[str, Any]:
+        return card_plan(recipe, Card("", int(80e9)), TEACHER, STUDENT, 10**8, 2048, writer=writer)
+
+    found = plan_with(STUDENT)["stages"]
+    cache = 2 * 2 * 26 * 1024 * 8 * (2000 / 4 + 64 + 256)
+    assert found["write"] > 2 * STUDENT.parameters + cache
+    assert "write" not in plan_with(None)["stages"]
+    with pytest.raises(OutOfMemory, match="The stage `write`"):
+        plan_with(dataclasses.replace(TEACHER, parameters=5 * TEACHER.parameters))
 
 
 def test_capture_takes_smaller_batches_where_they_do_not_fit() -> None:
@@ -111,6 +160,43 @@ def test_a_plan_says_what_the_gpu_holds_and_what_it_costs(
     shown = capsys.readouterr().err
     assert "GPU       16.0 GB" in shown
     assert "price     about" in shown
+
+
+def test_each_endpoint_is_asked_for_the_text_that_is_learned_from_it() -> None:
+    """By the sources that name it; padding does not count."""
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2]], dtype=torch.int32)
+    segments = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, -1]], dtype=torch.int32)
+    ones = torch.ones(2, 6, dtype=torch.int32)
+    train = Sequences(ones.long(), segments, ones.bool(), documents, ones, torch.tensor([0, 1, 2], dtype=torch.int32))
+    source = SETTINGS["corpus"]["sources"][0]
+    server = {
+        "kind": "endpoint", "base_url": "http://127.0.0.1:1", "model": "m", "tokenizer": "t", "sends_text": True,
+        "price": {"input": 2.0},
+    }  # fmt: skip
+    asked = [{}, {"teacher": "far"}, {"teacher": "far"}]
+    settings = SETTINGS | {"corpus": {"sources": [source | each for each in asked]}, "teachers": {"far": server}}
+    recipe = Recipe.model_validate(settings)
+    assert teacher_shares(recipe, train) == pytest.approx({"teacher": 0.2, "far": 0.8})
+    assert teacher_shares(Recipe.model_validate(SETTINGS), train) == {"teacher": 1.0}
+    counts: Any = SimpleNamespace(train_tokens=1000, validation_tokens=100, heldout_tokens=100, sequence_length=10)
+    config: Any = recipe.teachers["far"]
+    found = _endpoint(config, counts, 0.8)
+    assert (found["tokens_in"], found["requests"], found["tokens_out"]) == (960, 96, 96)
+    assert found["cost"] == pytest.approx(960 * 2e-6)
+
+
+def test_a_sample_that_is_small_for_the_repair_is_named() -> None:
+    teacher = Shape(layers=36, channels=12_288, groups=8, hidden=4096, vocabulary=151_936)
+    shape = dataclasses.replace(teacher, channels=9216, vocabulary=100_000)
+    said = few_tokens(ShrinkStudent(), 10**8, teacher, shape)
+    assert "10,240 tokens, 1.1 for each of a matrix's 9,216 inputs" in said
+    wanted = int(said.partition("importance.tokens: ")[2].partition("`")[0])
+    enough = ShrinkStudent(importance=ImportanceConfig(tokens=wanted))
+    assert few_tokens(enough, 10**8, teacher, shape) == ""
+    assert few_tokens(enough, 12_288, teacher, shape) != "", "there is less text than that"
+    assert few_tokens(ShrinkStudent(heal=False), 10**8, teacher, shape) == ""
+    only_vocabulary = dataclasses.replace(teacher, vocabulary=100_000)
+    assert few_tokens(ShrinkStudent(), 10**8, teacher, only_vocabulary) == ""
 
 
 def test_prices_come_from_the_recipe_or_from_the_table_with_its_source() -> None:

@@ -26,7 +26,7 @@ from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.training import loop
+from stillroom.training import compiled, loop
 from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
 from stillroom.training.loop import Training
 from stillroom.training.optimizer import clip_gradients, make_optimizer
@@ -430,6 +430,67 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_spent(taught
     with pytest.raises(EnvironmentProblem, match=r"needs a C\+\+ compiler"):
         a_training(taught, tmp_path, CONFIG.model_copy(update={"compile": "on"})).run()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compiled_layers_learn_the_same_and_are_compiled_once(taught, tmp_path, monkeypatch):
+    """With rows of two lengths, on the fake GPU's processor code: few graphs for all layers, and a resumed run to the bit."""
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append([tuple(value.shape) for value in inputs if hasattr(value, "shape")])
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "BACKEND", counted)
+    monkeypatch.setattr(loop, "MULTIPLE", 12)
+    config = CONFIG.model_copy(update={"compile": "on", "epochs": 1})
+    plain = []
+    a_training(taught, tmp_path / "plain", CONFIG.model_copy(update={"epochs": 1}), event=losses_into(plain)).run()
+    found = []
+    training = a_training(taught, tmp_path / "whole", config, event=losses_into(found))
+    training.run()
+    assert found == pytest.approx(plain, rel=1e-4)
+    whole_graphs = len(graphs)
+    assert 0 < whole_graphs <= 8, "one set of pieces with gradients, one without, for all layers"
+
+    class Killed(Exception):
+        pass
+
+    seen = []
+
+    def dies(**values):
+        losses_into(seen)(**values)
+        if len(seen) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        a_training(taught, tmp_path / "killed", config, event=dies).run()
+    rest = []
+    resumed = a_training(taught, tmp_path / "killed", config, event=losses_into(rest))
+    resumed.run()
+    assert rest == found[-len(rest) :]
+    assert 0 < len(rest) < len(found)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), training.model.parameters(), strict=True))
+    torch._dynamo.reset()
+
+
+def losses_into(kept):
+    def event(**values):
+        if "gradient_norm" in values:
+            kept.append(values["loss"])
+
+    return event
+
+
+def test_padding_adds_no_target(taught):
+    texts, caches = taught
+    batch = BatchSource(texts[0], VocabularyMap.identity(ROWS), caches["threshold"]).batch([0, 3])
+    padded = batch.padded(12)
+    assert padded.ids.shape == (2, 24)
+    assert torch.equal(padded.ids[:, :LENGTH], batch.ids)
+    assert torch.equal(padded.ids.flatten()[padded.rows], batch.ids.flatten()[batch.rows])
+    assert padded.positions[0].tolist() == [*range(16), *range(8)]
+    assert batch.padded(8) is batch
 
 
 @given(st.integers(10, 500), st.floats(0, 0.3), st.floats(0.05, 0.6))

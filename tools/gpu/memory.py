@@ -46,7 +46,7 @@ from stillroom.students.shape import Anatomy, shaped_config
 from stillroom.students.shrink import shrink
 from stillroom.teachers.local import LocalTeacher
 from stillroom.training.batch_size import loss_chunk
-from stillroom.training.lean import LeanAdamW
+from stillroom.training.lean import AVERAGES, LeanAdamW
 from stillroom.training.loop import _Stepper
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
@@ -220,8 +220,7 @@ def distill(case: Case, device: Device) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
     network = LossNetwork(model, torch.bfloat16, straight=lean, checkpointing=case.checkpointing)
     network.train()
-    averages = torch.float32 if case.state == 16 else torch.bfloat16
-    optimizer = LeanAdamW(model, config, averages) if lean else make_optimizer(model, config)
+    optimizer = LeanAdamW(model, config, AVERAGES[case.state]) if lean else make_optimizer(model, config)
     rows = int(model.get_output_embeddings().weight.shape[0])
     loss = FusedLoss(make_objective("forward_kl"), 0.0, 1.0, rows, loss_chunk(config, "cuda", rows))
     training: Any = SimpleNamespace(
@@ -284,7 +283,7 @@ def planned(case: Case) -> dict[str, float]:
     def model(config: Any) -> card.Model:
         with torch.device("meta"):
             made: Any = AutoModelForCausalLM.from_config(config)
-        return card.Model.of(config, sum(parameter.numel() for parameter in made.parameters()))
+        return card.Model.of(config, sum(parameter.numel() for parameter in made.parameters()), half=True)
 
     teacher, student = model(case.teacher), model(pruned(case))
     chunk = loss_chunk(DistillConfig(), "cuda", student.sizes.rows)

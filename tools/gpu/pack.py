@@ -48,8 +48,10 @@ WHEELS = [
     "pyyaml",
     "rensa",
     "platformdirs",
+    "liger-kernel==0.8.5",
 ]
-"""What Stillroom imports and a machine with PyTorch and transformers alone may lack, at the versions of constraints.txt."""
+"""What Stillroom imports and a machine with PyTorch and transformers alone may lack, at the versions of constraints.txt; and
+Liger's kernels, to compare with. TRL cannot travel: it imports `datasets`, whose pyarrow alone fills most of a trip."""
 THERE = ("--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64")
 LIST = "list.json"
 

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib
+import importlib.util
 import itertools
 import math
 import tempfile
@@ -364,6 +365,76 @@ def stock_step(at: Setting, model: Any, text: Batch) -> Callable[[], float]:
     return step
 
 
+def live_teacher_step(at: Setting, model: Any, text: Batch) -> Callable[[], float]:
+    """What trainers with a live teacher do (TRL's GKD trainer with `beta: 0` among them): both models' whole logits, forward
+    KL, autocast. The teacher has the student's shape.
+    """
+    teacher = copy.deepcopy(model).requires_grad_(False).to(torch.bfloat16).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> float:
+        with torch.autocast(at.device.type, torch.bfloat16):
+            with torch.no_grad():
+                target = torch.log_softmax(teacher(input_ids=text.ids).logits.float(), -1)
+            found = torch.log_softmax(model(input_ids=text.ids).logits.float(), -1)
+        value = torch.nn.functional.kl_div(found, target, reduction="none", log_target=True).sum() / text.ids.numel()
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(value.detach())
+
+    return step
+
+
+def peers(at: Setting) -> None:
+    """A step at 61 million parameters beside others' ways: with a live teacher, and with Liger's kernels where they travelled.
+
+    Liger changes transformers for the whole process: it is the last here, and the process ends behind it.
+    """
+    shape, batch, length = ((2, 64, 128, 4, 2, 512), 2, 64) if at.tiny else ((16, 576, 1536, 9, 3, 7680), 32, 512)
+    model = llama(at, shape, length)
+    random = torch.Generator().manual_seed(7)
+    ids, positions, _ = packed_text(batch, length, shape[-1], random)
+    count = batch * length
+    targets = torch.randint(shape[-1], (count,), generator=random)
+    signal = sparse(count, shape[-1], 20, random)
+    text = Batch(ids, positions, torch.arange(count), targets, signal).to(at.device)
+
+    def measured(name: str, make: Callable[[], Callable[[], float]]) -> float:
+        base = at.memory()
+        step = make()
+        losses = [step() for _ in range(1 if at.tiny else 3)]
+        spent = at.seconds(step, 5, 0)
+        at.note(f"{name}: tokens/s", count / spent)
+        at.note(f"{name}: peak MiB above the model", (at.peak() - base) / 2**20)
+        at.note(f"{name}: loss is finite", int(all(map(math.isfinite, losses))), least=1)
+        return spent
+
+    ours = measured("ours", lambda: our_step(copy.deepcopy(model), text, 64 if at.tiny else 4096))
+    live = measured("a live teacher", lambda: live_teacher_step(at, copy.deepcopy(model), text))
+    at.note("step over that with a live teacher", live / ours)
+    patch = liger()
+    if patch is None:
+        at.note("Liger's kernels", "not on this machine")
+        return
+
+    def with_liger() -> Callable[[], float]:
+        own = copy.deepcopy(model)
+        patch(model=own)
+        return stock_step(at, own, text)
+
+    at.note("step over transformers' cross-entropy with Liger's kernels", measured("Liger", with_liger) / ours)
+
+
+def liger() -> Callable[..., None] | None:
+    """What puts Liger's kernels into a Llama; None where they are not, or where there is no card for them."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
+        return None
+    found: Callable[..., None] = importlib.import_module("liger_kernel.transformers").apply_liger_kernel_to_llama
+    return found
+
+
 def our_step(model: Any, text: Batch, chunk: int) -> Callable[[], float]:
     """Our step on a cached signal."""
     network = LossNetwork(model, torch.bfloat16)
@@ -481,12 +552,13 @@ def alone_in_a_group(at: Setting) -> None:
 
 CHECKS = (
     Check("ceilings", ceilings, 20),
-    Check("gradients", gradients, 60),
-    Check("threshold_draw", threshold_draw, 70),
-    Check("loss_memory", loss_memory, 80),
-    Check("attention", attention, 70),
-    Check("steps_61M", small_steps, 80),
-    Check("steps_1.7B", large_steps, 100),
+    Check("gradients", gradients, 50),
+    Check("threshold_draw", threshold_draw, 60),
+    Check("loss_memory", loss_memory, 65),
+    Check("attention", attention, 60),
+    Check("steps_61M", small_steps, 70),
+    Check("steps_1.7B", large_steps, 90),
+    Check("peers", peers, 65),
     Check("synchronisations", synchronisations, 20),
     Check("group_of_one", alone_in_a_group, 25),
 )

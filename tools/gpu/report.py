@@ -23,6 +23,10 @@ HEAD = """# On a GPU
 `make gpu-pack` packs what travels; `bash tools/gpu/part1.sh` and `bash tools/gpu/part2.sh` run on the machine with the card,
 each at most ten minutes; `python -m tools.gpu.report part1.json part2.json` writes this page. A dry run of both on the
 CPU is part of the tests: it shows that the programs run, not what a card does.
+
+Part 1 compares a training step with transformers' own, with Liger's kernels (they travel) and with a live teacher's whole
+logits, as TRL's trainer has it. TRL itself does not travel: the libraries that it imports fill a trip. How often the CPU waits
+for the card in a step, and FSDP2 with one process, are checks of their own.
 """
 NOTHING = """
 **No run yet: no card was at hand.** Nothing about speed on a GPU is claimed, here or on any other page; memory is computed, not
@@ -44,7 +48,8 @@ card.
 """
 CONTENTS = {
     "capture": "teacher in bfloat16, 65,536 tokens a forward pass, the draw",
-    "shrink": "teacher and the student before and after its repair in float32; least squares in float64",
+    "shrink": "teacher in 16 bits, as its files are, with the layer at hand in float32; the student before and after its "
+    "repair in float32; least squares in float64",
     "distill": "`state: 12`, gradient checkpointing, micro-batches of 8,192 tokens",
     "evaluate": "teacher and one student in float32 (with a second student, about 16 GB more)",
 }

@@ -86,7 +86,7 @@ def hold(model: CausalModel, device: torch.device | str, dtype: torch.dtype, kee
     """
     device = torch.device(device)
     if keep == "device":
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
         return
     layers = stack_of(model)
     inside = {id(tensor) for tensor in (*layers.parameters(), *layers.buffers())}
@@ -138,9 +138,21 @@ def is_held(model: nn.Module) -> bool:
     return any(isinstance(hook, Fetch) for module in model.modules() for hook in module._forward_pre_hooks.values())
 
 
-def room(weights: float, memory: float) -> bool:
-    """Whether weights of so many bytes may fill a GPU's memory: passes have to fit beside them."""
-    return weights <= MOST * memory
+def where_layers_go(parameters: int, number: int, memory: float, *, half: bool) -> Keep:
+    """Where a teacher's layers are stored: on the device if its weights fit there, in 16 bits if they do so then, or else in
+    the host's memory.
+
+    Args:
+        parameters: The teacher's.
+        number: Bytes of the format that it computes in.
+        memory: Bytes of the device that are free.
+        half: Whether its files hold every weight in 16 bits.
+    """
+    if parameters * number <= MOST * memory:
+        return "device"
+    if number > HALVES[0].itemsize and half and parameters * HALVES[0].itemsize <= MOST * memory:
+        return "half"
+    return "host"
 
 
 def stack_of(model: CausalModel) -> nn.ModuleList:

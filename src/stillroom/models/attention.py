@@ -19,6 +19,8 @@ import torch
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
+APART = "stillroom_apart"
+"""The attribute of a model whose layers are compiled, and whose attention is not."""
 NAME = "stillroom_packed"
 BLOCK = 64
 """Queries that are answered together."""
@@ -161,7 +163,12 @@ def attention_named(model: CausalModel, name: str, interface: Callable[..., Any]
     """While the body runs, the model's layers call an attention function, by the name that transformers knows it under."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if name not in ALL_ATTENTION_FUNCTIONS:
+    if getattr(model, APART, False):
+        name = f"{name}_apart"
+        if name not in ALL_ATTENTION_FUNCTIONS:
+            # Compiled with the layer, it would be compiled again for each batch's documents.
+            ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(interface))  # type: ignore[no-untyped-call]
+    elif name not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(name, interface)
     config = model.config
     before = config._attn_implementation_internal

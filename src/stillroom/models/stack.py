@@ -69,7 +69,7 @@ def layers_of(model: CausalModel) -> list[Layer] | None:
         or getattr(config, "hidden_act", None) != "silu"
         or getattr(config, "attention_dropout", 0.0)
         or (window is not None and getattr(config, "use_sliding_window", True))
-        or getattr(body, "_compiled_call_impl", None) is not None
+        or any(getattr(module, "_compiled_call_impl", None) is not None for module in body.modules())
         or type(body).__name__ not in ("LlamaModel", "MistralModel", "Qwen2Model")
         or type(body.embed_tokens) is not nn.Embedding
         or any(_changed(module) for module in body.modules())

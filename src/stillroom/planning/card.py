@@ -18,6 +18,7 @@ from stillroom.core.errors import OutOfMemory
 from stillroom.evaluation.bench import STUDENTS_AT_ONCE
 from stillroom.evaluation.fidelity import CHUNK, TOKENS_AT_ONCE
 from stillroom.evaluation.stage_cost import DISTRIBUTIONS
+from stillroom.models.at_hand import Keep, where_layers_go
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ShrinkStudent
@@ -26,6 +27,8 @@ from stillroom.signals.device_draw import positions_at_once
 from stillroom.students.importance import POSITIONS
 from stillroom.teachers.local import MAX_BATCH_TOKENS
 from stillroom.teachers.several import any_endpoint
+from stillroom.teachers.write.stage_cost import CHARACTERS_PER_TOKEN
+from stillroom.teachers.write.writers import ROWS, SPARE_TOKENS
 from stillroom.training.batch_size import loss_chunk, micro_rows, step_rows
 from stillroom.training.memory import USABLE, Sizes, State, choose_layout, frozen_bytes, state_bytes, step_bytes
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 HALF_BYTES = 2
 """Bytes of a bfloat16 number."""
+SAMPLING_COPIES = 4
+"""Rows of logits, one a text, that sampling holds: as computed, in float32, divided by the temperature, and probabilities."""
 DRAW_COPIES = 4.5
 """Sizes of a part's float32 logits that the draw on the card holds at its peak: logits in both formats, probabilities, and what
 is computed from them."""
@@ -46,15 +51,42 @@ class Model:
     Attributes:
         sizes: Of its layers.
         parameters: Parameters.
+        tied: Whether the output matrix is the embedding.
+        half: Whether its files hold every weight in 16 bits, so that its layers can be stored so without loss.
     """
 
     sizes: Sizes
     parameters: int
+    tied: bool = False
+    half: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, parameters: int) -> Model:
-        """From its config."""
-        return cls(Sizes.of(config), parameters)
+    def of(cls, config: ModelConfig, parameters: int, *, half: bool = False) -> Model:
+        """From its config, and whether its files hold every weight in 16 bits."""
+        return cls(Sizes.of(config), parameters, bool(config.tie_word_embeddings), half)
+
+    @property
+    def outside(self) -> int:
+        """Parameters of embedding and output matrix."""
+        return min(self.parameters, self.sizes.rows * self.sizes.hidden * (1 if self.tied else 2))
+
+    @property
+    def layer(self) -> float:
+        """Parameters of a layer."""
+        return (self.parameters - self.outside) / self.sizes.layers
+
+    def weight_bytes(self, number: int, keep: Keep) -> float:
+        """Bytes of the device that weights take: what is stored there, and the layer at hand.
+
+        Args:
+            number: Bytes of the format that is computed in.
+            keep: Where and how its layers are stored (:mod:`stillroom.models.at_hand`).
+        """
+        if keep == "device":
+            return float(number * self.parameters)
+        stored = HALF_BYTES * (self.parameters - self.outside) if keep == "half" else 0.0
+        at_hand = 0.0 if keep == "half" and number == HALF_BYTES else number * self.layer
+        return number * self.outside + stored + at_hand
 
     def inside_bytes(self, tokens: int, number: int) -> float:
         """What a forward pass without gradients holds inside one layer, at its peak, in a format of ``number`` bytes.
@@ -68,22 +100,24 @@ class Model:
         return tokens * number * (2.0 * sizes.hidden + max(feed_forward, attention))
 
 
-def capture_bytes(teacher: Model, tokens: int, length: int) -> float:
+def capture_bytes(teacher: Model, tokens: int, length: int, keep: Keep = "device") -> float:
     """The teacher in bfloat16, and the larger of one layer over a batch and the draw of a part of its positions.
 
     Args:
         teacher: The teacher.
         tokens: Of a forward pass.
         length: Tokens of a sequence.
+        keep: Where its layers are stored.
     """
-    weights = HALF_BYTES * teacher.parameters
+    weights = teacher.weight_bytes(HALF_BYTES, keep)
     part = FLOAT_BYTES * min(length, positions_at_once(teacher.sizes.rows)) * teacher.sizes.rows
     drawing = HALF_BYTES * tokens * teacher.sizes.hidden + DRAW_COPIES * part
     return weights + max(teacher.inside_bytes(tokens, HALF_BYTES), drawing)
 
 
 def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> float:
-    """The teacher, the student before and after its repair, all float32, and what the repair of a layer holds.
+    """The teacher (in 16 bits where its files are), the student before and after its repair in float32, and what the repair of
+    a layer holds.
 
     Args:
         teacher: The teacher.
@@ -91,7 +125,8 @@ def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> fl
         tokens: Of the sample.
         length: Tokens of a sequence.
     """
-    models = FLOAT_BYTES * (teacher.parameters + 2 * student.parameters)
+    models = teacher.weight_bytes(FLOAT_BYTES, "half" if teacher.half else "device")
+    models += FLOAT_BYTES * 2 * student.parameters
     reference = FLOAT_BYTES * min(POSITIONS, max(length, tokens // 6)) * teacher.sizes.rows
     # States of both, targets, and the inputs of the fitted matrix twice.
     fitted = tokens * 5 / 6 * FLOAT_BYTES * (6 * teacher.sizes.hidden + 2 * student.sizes.inner)
@@ -132,9 +167,26 @@ def distill_bytes(
     return kept + max(passing, step_bytes(state, student.sizes, accumulates))
 
 
-def evaluate_bytes(teacher: Model, students: list[Model], length: int) -> float:
-    """The teacher and the students that are compared at once, float32, a batch, and a chunk's distributions."""
-    models = FLOAT_BYTES * (teacher.parameters + sum(student.parameters for student in students))
+def write_bytes(writer: Model, read: float, written: int) -> float:
+    """A writer in bfloat16, the KV cache of the texts that it writes together, and the logits that they are sampled from.
+
+    Args:
+        writer: The teacher that writes.
+        read: Tokens of a prompt.
+        written: Tokens of a text at most.
+    """
+    sizes = writer.sizes
+    cache = 2 * HALF_BYTES * sizes.layers * sizes.keys * ROWS * (read + written)
+    sampling = SAMPLING_COPIES * FLOAT_BYTES * ROWS * sizes.rows
+    return HALF_BYTES * writer.parameters + cache + max(sampling, writer.inside_bytes(round(ROWS * read), HALF_BYTES))
+
+
+def evaluate_bytes(teacher: Model, students: list[Model], length: int, keep: Keep = "device") -> float:
+    """The teacher and the students that are compared at once, float32, a batch, and a chunk's distributions.
+
+    ``keep`` is where the teacher's layers are stored.
+    """
+    models = teacher.weight_bytes(FLOAT_BYTES, keep) + FLOAT_BYTES * sum(student.parameters for student in students)
     compared = DISTRIBUTIONS * FLOAT_BYTES * min(CHUNK, length) * teacher.sizes.rows
     tokens = max(length, TOKENS_AT_ONCE // length * length)
     states = FLOAT_BYTES * tokens * (teacher.sizes.hidden + sum(student.sizes.hidden for student in students))
@@ -203,6 +255,7 @@ def card_plan(
     length: int,
     others: Mapping[str, Model] = MappingProxyType({}),
     adapters: int | None = None,
+    writer: Model | None = None,
 ) -> dict[str, Any]:
     """Bytes of the card that each stage takes, and what `auto` chooses.
 
@@ -215,6 +268,7 @@ def card_plan(
         length: Tokens of a sequence.
         others: The recipe's other teachers on this machine that are learned from, by name.
         adapters: As in :func:`distill_bytes`.
+        writer: The teacher on this machine that writes text, if one does.
 
     Raises:
         OutOfMemory: A stage does not fit, by name.
@@ -224,14 +278,36 @@ def card_plan(
     stages: dict[str, float] = {}
     found: dict[str, Any] = {"card": card.name or None, "memory_bytes": card.memory_bytes}
     here = ({OWN: teacher} if teacher is not None else {}) | dict(others)
+    found["layers_in_host_memory"] = []
+    if writer is not None and recipe.write is not None:
+        read = recipe.write.chunk_characters / CHARACTERS_PER_TOKEN + SPARE_TOKENS
+        stages["write"] = write_bytes(writer, read, recipe.write.max_tokens)
+
+    def stored(name: str, number: int, memory: float, stage: str) -> Keep:
+        """As :func:`stillroom.teachers.registry.keep_of` decides when the stage opens it."""
+        keep = where_layers_go(here[name].parameters, number, memory, half=here[name].half)
+        if keep == "host":
+            found["layers_in_host_memory"].append(f"{name} ({stage})")
+        return keep
+
     # A route's teachers are in memory together; one route comes after the other.
-    routes = [[here[name] for name in route.names if name in here] for route in recipe.routes]
-    routes = [route for route in routes if route]
+    names = [[name for name in route.names if name in here] for route in recipe.routes]
+    routes: list[list[tuple[Model, Keep]]] = []
+    for route in filter(None, names):
+        free, opened = float(card.memory_bytes), []
+        for name in route:
+            keep = stored(name, HALF_BYTES, free, "capture")
+            free -= here[name].weight_bytes(HALF_BYTES, keep)
+            opened.append((here[name], keep))
+        routes.append(opened)
 
     def capturing(batch: int) -> float:
         return max(
-            max(capture_bytes(model, batch, length) - HALF_BYTES * model.parameters for model in route)
-            + HALF_BYTES * sum(model.parameters for model in route)
+            max(
+                capture_bytes(model, batch, length, keep) - model.weight_bytes(HALF_BYTES, keep)
+                for model, keep in route
+            )
+            + sum(model.weight_bytes(HALF_BYTES, keep) for model, keep in route)
             for route in routes
         )
 
@@ -267,7 +343,8 @@ def card_plan(
     if teacher is not None and not any_endpoint(recipe):
         # With several, all stay in memory, beside the recipe's own.
         more = FLOAT_BYTES * sum(model.parameters for model in others.values())
-        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length) + more
+        keep = stored(OWN, FLOAT_BYTES, card.memory_bytes, "evaluate")
+        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length, keep) + more
     for name, needed in stages.items():
         if needed > usable:
             raise OutOfMemory(
@@ -288,6 +365,8 @@ def card_plan(
 _ADVICE = {
     "capture": "Take a smaller teacher, a shorter `corpus.sequence_length`, or a larger GPU; a teacher that fits nowhere can "
     "be asked behind an endpoint (docs/endpoint-teacher.md).",
+    "write": "Lower `write.chunk_characters` or `write.max_tokens`, or let a smaller teacher, or one behind an endpoint, write "
+    "(`write.by`).",
     "shrink": "Make the student on the CPU first: stillroom shrink RECIPE --set compute.device=cpu; or take a smaller "
     "teacher or a larger GPU.",
     "distill": "Lower `distill.micro_batch_tokens`, or make the student smaller.",

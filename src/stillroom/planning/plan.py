@@ -7,11 +7,12 @@ takes (its package's module ``stage_cost``).
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, UsageError
 from stillroom.core.files import read_json, write_json
@@ -27,13 +28,18 @@ from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
+from stillroom.recipe.student import ShrinkStudent
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
+from stillroom.students.importance import few_tokens
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
 from stillroom.training.refusals import require_rounds, require_rounds_fit
+
+if TYPE_CHECKING:
+    from stillroom.corpus.sequences import Sequences
 
 _FROM = {"given": "from the recipe", "sweep": "from a short sweep", "table": "from a table"}
 KEPT = "plan.json"
@@ -118,6 +124,7 @@ def make_plan(
             if name != OWN and not isinstance(config, EndpointTeacher)
         ),
         adapter_parameters=student.adapters["trained_parameters"] if student.adapters is not None else None,
+        writer_parameters=_writer_parameters(recipe),
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -135,7 +142,7 @@ def make_plan(
         "steps": training_steps(recipe, counts),
         "step_tokens": step_tokens(recipe, counts),
         "learning_rate_from": learning_rate_from(recipe, counts),
-        "notes": _notes(recipe, text.train.length),
+        "notes": _notes(recipe, text, student),
         "training_operations": training_operations(recipe, counts),
         "file_bytes": student.files,
         "bytes_per_position": round(profile.bytes_per_position, 2),
@@ -165,8 +172,16 @@ def make_plan(
         plan["price"] = price
     if recipe.student.drafter:
         plan["drafter"] = can_pay(student.parameters / student.teacher_parameters)
+    shares = teacher_shares(recipe, text.train)
     if isinstance(recipe.teacher, EndpointTeacher):
-        plan["endpoint"] = _endpoint(recipe.teacher, counts)
+        plan["endpoint"] = _endpoint(recipe.teacher, counts, shares.get(OWN, 0.0))
+    others = {
+        name: _endpoint(config, counts, shares[name])
+        for name, config in recipe.learned_from.items()
+        if name != OWN and isinstance(config, EndpointTeacher)
+    }
+    if others:
+        plan["endpoints"] = others
     if cluster is not None:
         if isinstance(recipe.teacher, EndpointTeacher):
             raise UsageError(
@@ -215,9 +230,9 @@ def _lora(recipe: Recipe, student: Planned) -> dict[str, Any]:
     }
 
 
-def _notes(recipe: Recipe, length: int) -> list[str]:
-    """What the recipe asks for in training and does not get, and what is unlikely to be meant."""
-    config = recipe.distill
+def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
+    """What the recipe asks for and does not get, and what is unlikely to be meant."""
+    config, length = recipe.distill, text.train.length
     notes = [
         f"`distill.{key}` is {asked:,}, and one sequence has {length:,}: whole sequences are taken"
         for key in ("batch_tokens", "micro_batch_tokens")
@@ -228,6 +243,9 @@ def _notes(recipe: Recipe, length: int) -> list[str]:
             f"`distill.learning_rate` is {config.learning_rate:g}: AdamW seldom learns above {HIGH_LEARNING_RATE:g}; `auto` "
             "measures one"
         )
+    if isinstance(recipe.student, ShrinkStudent) and student.shape is not None:
+        few = few_tokens(recipe.student, text.row_tokens["train"], student.teacher_shape, student.shape)
+        notes += [few] if few else []
     return notes
 
 
@@ -254,22 +272,34 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
 def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, Any]] | None:
     """The GPU, and what the stages take of it; None where nothing runs there."""
     from stillroom.models.compute import choose_device
-    from stillroom.models.load import teacher_config
+    from stillroom.models.load import stored_in_half, teacher_config
 
     card = card_of(recipe, choose_device(recipe.compute).type)
     if card is None:
         return None
     teacher = None
     if not isinstance(recipe.teacher, EndpointTeacher):
-        teacher = Model.of(teacher_config(recipe.teacher), student.teacher_parameters)
+        half = stored_in_half(recipe.teacher)
+        teacher = Model.of(teacher_config(recipe.teacher), student.teacher_parameters, half=half)
     others = {
-        name: Model.of(teacher_config(config), config_parameters(config))
+        name: Model.of(teacher_config(config), config_parameters(config), half=stored_in_half(config))
         for name, config in recipe.learned_from.items()
         if name != OWN and not isinstance(config, EndpointTeacher)
     }
     pupil = Model.of(student.config, student.parameters)
+    by = recipe.every_teacher[recipe.write.by] if recipe.write is not None else None
+    writer = None
+    if by is not None and not isinstance(by, EndpointTeacher):
+        writer = Model.of(teacher_config(by), config_parameters(by))
     trained = student.adapters["trained_parameters"] if student.adapters is not None else None
-    return card, card_plan(recipe, card, teacher, pupil, text.row_tokens["train"], text.train.length, others, trained)
+    tokens, length = text.row_tokens["train"], text.train.length
+    return card, card_plan(recipe, card, teacher, pupil, tokens, length, others, trained, writer)
+
+
+def _writer_parameters(recipe: Recipe) -> int:
+    """Parameters of the teacher on this machine that writes text; 0 where none does."""
+    by = recipe.every_teacher[recipe.write.by] if recipe.write is not None else None
+    return 0 if by is None or isinstance(by, EndpointTeacher) else config_parameters(by)
 
 
 def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
@@ -326,9 +356,22 @@ def can_pay(cost_ratio: float) -> dict[str, Any]:
     }
 
 
-def _endpoint(teacher: EndpointTeacher, counts: Counts) -> dict[str, Any]:
-    """What an endpoint is sent, and what that costs by the recipe's prices: all splits are scored once."""
-    tokens = counts.train_tokens + counts.validation_tokens + counts.heldout_tokens
+def teacher_shares(recipe: Recipe, train: Sequences) -> dict[str, float]:
+    """The share of the training text that each teacher is learned from on, by its name in the recipe."""
+    if not recipe.teachers:
+        return {OWN: 1.0}
+    sources = train.document_sources[train.documents[train.segments >= 0].long()].long()
+    tokens = sources.bincount(minlength=len(recipe.corpus.sources)).tolist()
+    shares: dict[str, float] = {}
+    for route in recipe.routes:
+        for name in route.names:
+            shares[name] = shares.get(name, 0.0) + sum(tokens[source] for source in route.sources) / max(1, sum(tokens))
+    return shares
+
+
+def _endpoint(teacher: EndpointTeacher, counts: Counts, share: float) -> dict[str, Any]:
+    """What an endpoint is sent, and what that costs by the recipe's prices: its share of all splits is scored once."""
+    tokens = math.ceil(share * (counts.train_tokens + counts.validation_tokens + counts.heldout_tokens))
     requests = -(-tokens // counts.sequence_length)
     # llama.cpp is made to write the text: there it is generated tokens that count.
     written = tokens if teacher.server == "llamacpp" else requests
@@ -543,13 +586,13 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"teacher reads {own['scored_tokens']:,}; they take the place of {own['learned_rows']:,} sequences of the corpus "
             f"and add about {clock(own['seconds'])}"
         )
-    if "endpoint" in plan:
-        asked = plan["endpoint"]
+    asked_of = {"": plan["endpoint"]} if "endpoint" in plan else {}
+    for name, asked in (asked_of | plan.get("endpoints", {})).items():
         price = f", cost about {asked['cost']:.4g}" if asked["cost"] else ""
         price += f" of at most {asked['cap']:g}" if asked["cap"] is not None else ""
         say(
             f"  endpoint  about {asked['requests']:,} requests or more, {asked['tokens_in']:,} tokens in, "
-            f"{asked['tokens_out']:,} out{price}; its speed is not known"
+            f"{asked['tokens_out']:,} out{price}; its speed is not known{f' (`{name}`)' if name else ''}"
         )
     limits = plan["limits"]
     say(
@@ -603,4 +646,8 @@ def _show_gpu(gpu: dict[str, Any]) -> None:
     say(f"  GPU       {gpu['memory_bytes'] / 1e9:.1f} GB{' of ' + gpu['card'] if gpu['card'] else ''}: {stages} GB")
     state = "float32 throughout" if gpu["state"] == "plain" else f"{gpu['state']} bytes per parameter"
     again = "gradient checkpointing" if gpu["gradient_checkpointing"] else "no gradient checkpointing"
+    for name in gpu.get("layers_in_host_memory", ()):
+        say(
+            f"            larger than the GPU: the layers of {name} stay in the host's memory, carried over one at a time"
+        )
     say(f"            training: {state}, {again}, {gpu['loss_chunk']:,} positions a chunk of the loss")

@@ -122,18 +122,20 @@ class DistillConfig(Section):
     """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the CPU is fast
     at it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network with ``torch.compile``; ``auto`` is ``off``. It needs a C++ compiler, and a resumed run may differ
-    from an uninterrupted one in the last bits."""
+    """Compile the student's layers with ``torch.compile``, each by itself and for fixed shapes: rows are padded to a multiple
+    of 128 tokens. ``auto`` is ``off``. On the CPU it needs a C++ compiler, and a resumed run may differ from an uninterrupted
+    one in the last bits."""
     loss_chunk: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = Field(
         default="auto", json_schema_extra={BEFORE: 512}
     )
     """Positions whose logits exist at the same time. ``auto`` is 512 on the CPU, and on a GPU the most whose logits and
     gradients take 2 GiB, at least 512 and at most 8,192: a larger chunk reads and writes the output matrix's gradient
     less often."""
-    state: Literal["auto", 16, 12, 8] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
+    state: Literal["auto", 16, 12, 10, 8] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
     """Bytes per parameter that a GPU holds of weights, gradients and AdamW's averages: ``16`` keeps weights and averages in
-    float32, ``12`` the averages in bfloat16, ``8`` weights and averages in bfloat16, rounded at random so that small
-    steps are not lost. ``auto`` takes the most exact that fits, and on the CPU float32 throughout."""
+    float32, ``12`` the averages in bfloat16, ``10`` the averages in 8 bits, ``8`` weights and averages in bfloat16; ``10`` and
+    ``8`` are rounded at random so that small steps are not lost. ``auto`` takes the most exact that fits, and on the CPU
+    float32 throughout."""
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
     """Keep only what enters each layer, and compute the rest again for the backward pass: a third more work, a fraction of the
     memory. ``auto`` does so on a GPU where it would not fit otherwise."""

@@ -70,6 +70,23 @@ class Batch:
             lambda documents: documents.to(device),
         )
 
+    def padded(self, multiple: int) -> Batch:
+        """The same batch, on the CPU and without documents, in rows of a multiple of so many tokens.
+
+        What is added to a row has no target and is a document of its own.
+        """
+        count, length = self.ids.shape
+        more = -length % multiple
+        if more == 0:
+            return self
+        rest = torch.arange(more, dtype=self.positions.dtype).expand(count, more)
+        return replace(
+            self,
+            ids=torch.nn.functional.pad(self.ids, (0, more)),
+            positions=torch.cat([self.positions, rest], dim=1),
+            rows=self.rows + self.rows // length * more,
+        )
+
     def located(self) -> Batch:
         """The same batch with its documents, which are looked for on the CPU."""
         if self.documents is not None or self.positions.device.type != "cpu":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +19,15 @@ from stillroom.models.forward import hidden_states, logits_from_hidden, way_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
+    from stillroom.recipe.student import ShrinkStudent
+    from stillroom.students.shape import Shape
 
 POSITIONS = 1024
 """Positions on which a candidate's KL is measured."""
 JUDGED_AT_ONCE = 128
 """Of them, held at the same time."""
+TOKENS_PER_INPUT = 4
+"""Tokens of the sample for each input of a matrix, from which a least-squares fit is determined well."""
 LEFT_OUT_POSITIONS = 256
 """Positions on which the KL without a single layer is measured: there is one such student a layer."""
 
@@ -59,6 +63,28 @@ class Sample:
     def screen(self) -> Sequences:
         """The part of ``fit`` that candidates are compared on before the chosen one is fitted on all of it."""
         return self.fit.take(max(1, len(self.fit) // 3))
+
+
+def few_tokens(student: ShrinkStudent, tokens: int, teacher: Shape, shape: Shape) -> str:
+    """What is to be said where the repair is fitted on few tokens; empty where there are enough.
+
+    The fit is ridge regression towards the matrix as it was: with few tokens it changes less, and repairs less.
+
+    Args:
+        student: The recipe's section.
+        tokens: Of the training text.
+        teacher: The unpruned shape.
+        shape: The student's.
+    """
+    fitted, inputs = min(tokens, student.importance.tokens) * 5 // 6, shape.channels
+    pruned = replace(shape, vocabulary=teacher.vocabulary) != teacher
+    if not student.heal or not pruned or inputs == 0 or fitted >= TOKENS_PER_INPUT * inputs:
+        return ""
+    wanted = -(-TOKENS_PER_INPUT * inputs * 6 // 5)
+    return (
+        f"the least-squares repair is fitted on {fitted:,} tokens, {fitted / inputs:.1f} for each of a matrix's {inputs:,} "
+        f"inputs: `student.importance.tokens: {wanted}` (and as much text) would give {TOKENS_PER_INPUT}"
+    )
 
 
 def between(sequences: Sequences, begin: int, end: int) -> Sequences:

@@ -35,7 +35,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.dense import densify
 from stillroom.students.embeddings import keep_rows, renumber_config
 from stillroom.students.experts import expected_loss, repair_note
-from stillroom.students.importance import Sample
+from stillroom.students.importance import Sample, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
 from stillroom.students.order import order_channels
@@ -159,6 +159,8 @@ def _shrink(
     )
     shape, planned = _shape(config, teacher, family, anatomy, vocabulary, measured, progress, given)
     progress.say(f"  pruning to {shape.words()}")
+    if few := few_tokens(config, train.tokens, anatomy.teacher, shape):
+        progress.say(f"  {few}")
     with progress.task("repairing", total=shape.layers, unit="layers") as task:
         cut = shrink(teacher.model, family, shape, measured, config.heal, given=given, moved=lambda: task.advance(1))
     model = cut.model

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stillroom.models.at_hand import HALVES, Keep, room
+from stillroom.models.at_hand import Keep, where_layers_go
 from stillroom.models.load import config_parameters, stored_in_half
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.recipe.teacher import Teacher as TeacherConfig
@@ -25,8 +25,7 @@ def _endpoint(config: Any, _device: torch.device, _dtype: torch.dtype) -> Teache
 
 
 def keep_of(config: TeacherConfig, device: torch.device, dtype: torch.dtype, memory: float | None = None) -> Keep:
-    """Where a teacher's layers are stored: on the device if its weights fit there, in 16 bits if they do so then, or else in
-    the host's memory.
+    """Where a teacher's layers are stored (:func:`stillroom.models.at_hand.where_layers_go`).
 
     Args:
         config: The recipe's section ``teacher``.
@@ -40,12 +39,8 @@ def keep_of(config: TeacherConfig, device: torch.device, dtype: torch.dtype, mem
         if not torch.cuda.is_available():
             return "device"
         memory = float(torch.cuda.mem_get_info(device)[0])
-    parameters = config_parameters(config)
-    if room(parameters * dtype.itemsize, memory):
-        return "device"
-    if dtype == torch.float32 and stored_in_half(config) and room(parameters * HALVES[0].itemsize, memory):
-        return "half"
-    return "host"
+    half = dtype == torch.float32 and stored_in_half(config)
+    return where_layers_go(config_parameters(config), dtype.itemsize, memory, half=half)
 
 
 OPENERS: dict[str, Opener] = {"huggingface": LocalTeacher.open, "gguf": LocalTeacher.open, "endpoint": _endpoint}

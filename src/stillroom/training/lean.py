@@ -5,6 +5,7 @@ stored. What is stored per parameter, in bytes:
 
 - ``16``: float32 weight 4, bfloat16 copy 2 and gradient 2, float32 averages 8;
 - ``12``: the same with bfloat16 averages 4;
+- ``10``: the same with averages in 8 bits 2, and a float32 scale for each 256 of them (:mod:`stillroom.training.averages`);
 - ``8``: bfloat16 weight 2 and gradient 2, bfloat16 averages 4. Weights are rounded at random to a neighbour, so that their
   expectation is the float32 result: rounded to the nearest, steps below 2⁻⁸ of a weight would be lost.
 
@@ -20,10 +21,17 @@ import torch
 from torch import nn
 
 from stillroom.recipe.training import DistillConfig
+from stillroom.training.averages import LEAST, decode, encode
 from stillroom.training.optimizer import parameter_groups
 
-STATES: tuple[Literal[16], Literal[12], Literal[8]] = (16, 12, 8)
+STATES: tuple[Literal[16], Literal[12], Literal[10], Literal[8]] = (16, 12, 10, 8)
 """Bytes per parameter, from the most exact to the smallest."""
+AVERAGES = {16: torch.float32, 12: torch.bfloat16, 10: torch.uint8, 8: torch.bfloat16}
+"""The format of the averages in each."""
+
+NAMES = ("exp_avg", "exp_avg_sq")
+SCALE = "_scale"
+"""What the name of an average's scales ends with, where it has 8 bits."""
 
 
 class LeanAdamW(torch.optim.AdamW):
@@ -32,7 +40,7 @@ class LeanAdamW(torch.optim.AdamW):
     Args:
         model: What is trained; float32 or bfloat16.
         config: The recipe's section.
-        averages: Format of the two averages.
+        averages: Format of the two averages: of :data:`AVERAGES`.
     """
 
     def __init__(self, model: nn.Module, config: DistillConfig, averages: torch.dtype) -> None:
@@ -66,9 +74,9 @@ class LeanAdamW(torch.optim.AdamW):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    for name in ("exp_avg", "exp_avg_sq"):
-                        state[name] = torch.zeros_like(parameter, dtype=self.averages)
-                weight, first, second = parameter.data.float(), state["exp_avg"].float(), state["exp_avg_sq"].float()
+                    self._begin(parameter, state)
+                weight = parameter.data.float()
+                first, second = (self._float(state, name, parameter) for name in NAMES)
                 state["step"] += 1
                 torch._fused_adamw_(
                     [weight],
@@ -85,12 +93,33 @@ class LeanAdamW(torch.optim.AdamW):
                     amsgrad=False,
                     maximize=False,
                 )
-                for stored, found in ((state["exp_avg"], first), (state["exp_avg_sq"], second)):
-                    if stored is not found:
-                        stored.copy_(found)
+                for name, found in zip(NAMES, (first, second), strict=True):
+                    if name + SCALE in state:
+                        state[name], state[name + SCALE] = encode(found, signed=name == NAMES[0])
+                    elif state[name] is not found:
+                        state[name].copy_(found)
                 if parameter.dtype != torch.float32:
                     parameter.copy_(rounded_at_random(weight))
         self.factor = None
+
+    def _begin(self, parameter: torch.Tensor, state: dict[str, Any]) -> None:
+        """Averages of a parameter that was not stepped yet."""
+        eight = self.averages == torch.uint8
+        dtype = torch.float32 if eight else self.averages
+        for name in NAMES:
+            if eight and parameter.numel() >= LEAST:
+                zeros = torch.zeros_like(parameter, dtype=torch.float32)
+                state[name], state[name + SCALE] = encode(zeros, signed=name == NAMES[0])
+            else:
+                state[name] = torch.zeros_like(parameter, dtype=dtype)
+
+    @staticmethod
+    def _float(state: dict[str, Any], name: str, parameter: torch.Tensor) -> torch.Tensor:
+        """An average as float32 numbers: itself where it is that."""
+        if name + SCALE in state:
+            return decode(state[name], state[name + SCALE], parameter.shape, signed=name == NAMES[0])
+        found: torch.Tensor = state[name].float()
+        return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""

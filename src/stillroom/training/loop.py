@@ -39,8 +39,9 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
     unique_tensors,
 )
+from stillroom.training.compiled import MULTIPLE, compile_layers
 from stillroom.training.group import ALONE, Group
-from stillroom.training.lean import LeanAdamW
+from stillroom.training.lean import AVERAGES, LeanAdamW
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.memory import Sizes, choose_layout
@@ -185,9 +186,12 @@ class Training:
             shard(network, self.model, self.group, dtype)
         if config.compile == "on":
             require_compiler(self.device)
-            network.worker.base_model.compile()
-        averages = torch.float32 if self.state == 16 else torch.bfloat16
-        optimizer = LeanAdamW(self.model, config, averages) if lean else make_optimizer(self.model, config)
+            compile_layers(network.worker)
+        optimizer = (
+            make_optimizer(self.model, config)
+            if self.state == "plain"
+            else LeanAdamW(self.model, config, AVERAGES[self.state])
+        )
         state = load_sharded(self.folder, self.model, optimizer, self.group, self.base)
         network.refresh()
         run_step = _Stepper(self, optimizer, network, self._loss())
@@ -401,9 +405,15 @@ class Training:
     def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
         """Batches on the CPU, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
-        return self.train.stream(
-            order, Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
-        )
+        there = Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
+        if self.config.compile != "on":
+            return self.train.stream(order, there)
+
+        def padded(batch: Batch) -> Batch:
+            found = batch.padded(MULTIPLE)
+            return found if there is None else there(found)
+
+        return self.train.stream(order, padded)
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         """Stop: a number is not finite. ``step`` is the one that it belongs to, counted from 1; 0 is before the first."""
@@ -438,7 +448,8 @@ class Training:
         positions = 0
         per_pass = max(1, self.step_tokens // self.validation.sequences.length)
         for rows in self._mine(indices, per_pass):
-            batch = self.validation.batch(rows).to(self.device)
+            batch = self.validation.batch(rows)
+            batch = (batch.padded(MULTIPLE) if config.compile == "on" else batch).to(self.device)
             result = network(batch, forward_kl, 1.0)
             distance += float(result.distances.sum())
             cross_entropy += float(result.cross_entropies.sum())

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from stillroom.core.errors import OutOfMemory
 from stillroom.recipe.training import DistillConfig
+from stillroom.training.averages import BLOCK
 from stillroom.training.batch_size import CHUNK_COPIES
 from stillroom.training.lean import STATES
 
 if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig
 
-State = Literal["plain", 16, 12, 8]
+State = Literal["plain", 16, 12, 10, 8]
 USABLE = 0.95
 """Of a GPU's memory: the rest is lost to the allocator's gaps, PyTorch's context and libraries."""
 
@@ -89,7 +90,7 @@ class Sizes:
         return 2 * tokens * self.hidden * number + CHUNK_COPIES * 4 * chunk * self.rows + matrix
 
 
-def state_bytes(state: State, precise: bool, accumulates: bool) -> int:
+def state_bytes(state: State, precise: bool, accumulates: bool) -> float:
     """Bytes per parameter of weights, gradients and averages.
 
     Args:
@@ -99,7 +100,8 @@ def state_bytes(state: State, precise: bool, accumulates: bool) -> int:
     """
     if state == "plain":
         return 16 if precise else 20
-    return state + (2 if accumulates else 0)
+    scales = 2 * 4 / BLOCK if state == 10 else 0
+    return state + scales + (2 if accumulates else 0)
 
 
 def frozen_bytes(frozen: int, precise: bool) -> int:
@@ -156,7 +158,7 @@ def choose_layout(
     choices = [False, True] if again == "auto" else [again == "on"]
     if limit is None:
         return states[0], choices[0]
-    least = 0
+    least = 0.0
     for state in states:
         for checkpointing in choices:
             number = 4 if precise else 2

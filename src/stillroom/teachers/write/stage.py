@@ -85,7 +85,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         else:
             progress.say("  loading the writer")
             device = prepare(recipe.compute, recipe.public_seed)
-            teacher = open_teacher(who, device, choose_dtype(who.dtype, device.type))
+            # Written token by token: layers that are carried over for each would take hours.
+            teacher = open_teacher(who, device, choose_dtype(who.dtype, device.type), "device")
             loaded = weights_of(teacher, "The stage `write`")
             writer = LocalWriter(
                 loaded, teacher.identity["teacher"], config.max_tokens, config.temperature, recipe.public_seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher
-from stillroom.runs.costs import Counts, Profile, StageCost, loaded_teacher_bytes
+from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.teachers.write.writers import ROWS
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -37,9 +37,13 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     disk = 8.0 * written
     if isinstance(recipe.every_teacher[recipe.write.by], EndpointTeacher):
         return StageCost(seconds=0.0, memory_bytes=profile.base_bytes, disk_bytes=disk)
-    step = counts.teacher_bytes / DECODED_BYTES_PER_SECOND
+    # The pilot ran the recipe's own teacher; another one that writes takes as many times as long as it is larger.
+    own = counts.teacher_parameters if counts.teacher_is_here else counts.writer_parameters
+    larger = counts.writer_parameters / own
+    weights = FLOAT_BYTES * counts.writer_parameters
+    step = weights / DECODED_BYTES_PER_SECOND
     return StageCost(
-        seconds=profile.load_seconds + read / profile.exact_rate + written / ROWS * step,
-        memory_bytes=loaded_teacher_bytes(counts, profile),
+        seconds=larger * (profile.load_seconds + read / profile.exact_rate) + written / ROWS * step,
+        memory_bytes=profile.base_bytes + weights + larger * profile.load_bytes,
         disk_bytes=disk,
     )
