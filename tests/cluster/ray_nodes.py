@@ -39,6 +39,8 @@ class Nodes:
     def __init__(self) -> None:
         # Short, because names of sockets in it are limited to 107 bytes.
         self.folder = tempfile.mkdtemp(prefix="sr-nodes-")
+        # Ray writes the address of a cluster that it starts there, and does not make the folder.
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         self.cluster: Any = importlib.import_module("ray.cluster_utils").Cluster()
         self.nodes: list[Any] = []
         try:
@@ -92,6 +94,8 @@ class Nodes:
                 )
             except Exception as error:
                 # A busy machine: Ray gives up, and forgets what came up meanwhile.
+                if "timed out" not in str(error):
+                    raise
                 failed = error
                 self.cluster.head_node = self.cluster.head_node if before else None
                 for process in self._here():
