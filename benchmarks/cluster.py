@@ -2,10 +2,11 @@
 
     .venv/bin/python -m benchmarks.cluster [--quick] [--only capture|driver|training|s3|kills] [--work FOLDER] [--json FILE]
 
-On tiny random models: what is shown is the protocol, not the speed of a real one.
+On small random models: what is shown is the protocol, not the speed of a real one.
 
 - ``capture``: units a second (first to last note, so that no start counts) of one process, of one Ray worker, and of two, with
-  one thread each: ``capture_2_workers_over_1``, ``ray_overhead`` (one Ray worker against one process). They need free cores.
+  one thread each, units of 2,048 tokens and a teacher of 10 million parameters: ``capture_2_workers_over_1``, ``ray_overhead``
+  (one Ray worker against one process). They need free cores.
 - ``driver``: ``units_per_second_driver``: empty units through the queue to two actors.
 - ``training``: a student trained by two processes (whole in each, and divided) against one: ``loss_difference_2_ranks``
   (largest, relative), ``weights_difference`` (relative norm); stopped by SIGTERM and gone on with two
@@ -38,6 +39,9 @@ from benchmarks.s3_server import s3_server
 ROOT = Path(__file__).parents[1]
 PARTS = ("capture", "driver", "training", "s3", "kills")
 KINDS = ("worker", "node with a spare core", "node without", "driver")
+TEACHER = {"layers": 8, "hidden": 384}
+UNIT = 2048
+"""With this teacher a unit takes 0.4 seconds of one core: a card that makes 10⁶ tokens per second needs one for 2²⁰."""
 PATIENCE = 900.0
 """Seconds after which a capture counts as hung."""
 
@@ -58,12 +62,13 @@ class Trial:
     Args:
         folder: An empty folder.
         documents: Documents of text; each is about a unit's quarter.
+        teacher: Layers and hidden size, where it is not to be tiny.
     """
 
-    def __init__(self, folder: Path, documents: int) -> None:
+    def __init__(self, folder: Path, documents: int, **teacher: int) -> None:
         self.folder = folder
         material = importlib.import_module("tests.cluster.cluster_material")
-        self.values: dict[str, Any] = material.recipe_in(folder, documents)
+        self.values: dict[str, Any] = material.recipe_in(folder, documents, **teacher)
 
     def run(self, name: str, stage: str = "corpus", **capture: Any) -> Any:
         """A run whose stage is done."""
@@ -91,18 +96,25 @@ def capture(folder: Path, quick: bool) -> dict[str, Any]:
     from stillroom.core.progress import Progress
     from stillroom.teachers.units import Share, capture_part
 
-    trial = Trial(folder, 60 if quick else 400)
-    rounds = []
-    for number in range(1 if quick else 5):
-        rates = {}
-        alone = trial.run(f"alone-{number}")
-        capture_part(alone, Share(1, 1), Progress(quiet=True))
-        rates["one_process"] = rate(alone)
-        for workers in (1, 2):
-            run = trial.run(f"ray-{workers}-{number}")
-            capture_on_ray(run, "local", workers, Progress(quiet=True))
-            rates[f"ray_{workers}"] = rate(run)
-        rounds.append(rates | {"load": os.getloadavg()[0]})
+    kept = report.Kept(folder / "rounds.json", {"quick": quick})
+    names = [str(number) for number in range(1 if quick else 5)]
+    with tempfile.TemporaryDirectory(prefix="sr-") as scratch:
+        trial = Trial(Path(scratch), 60 if quick else 200, **TEACHER)
+
+        def rates() -> dict[str, Any]:
+            found = {}
+            alone = trial.run(f"alone-{number}", unit_tokens=UNIT)
+            capture_part(alone, Share(1, 1), Progress(quiet=True))
+            found["one_process"] = rate(alone)
+            for workers in (1, 2):
+                run = trial.run(f"ray-{workers}-{number}", unit_tokens=UNIT)
+                capture_on_ray(run, "local", workers, Progress(quiet=True))
+                found[f"ray_{workers}"] = rate(run)
+            return found | {"load": os.getloadavg()[0]}
+
+        rounds = []
+        for number in names:
+            rounds.append(kept.cell(number, rates))
     best = {key: max(entry[key] for entry in rounds) for key in ("one_process", "ray_1", "ray_2")}
     return {
         "capture_2_workers_over_1": best["ray_2"] / best["ray_1"],
@@ -294,8 +306,8 @@ def measure(only: str | None, quick: bool, folder: Path) -> Iterator[tuple[str, 
         if only not in (None, name):
             continue
         if name not in kept.cells:
-            if name != "kills":
-                # What an interrupted process has left of a part is not gone on with; of the kills each is kept.
+            if name not in ("capture", "kills"):
+                # What an interrupted process has left is not gone on with, but for rounds and kills that it has kept.
                 shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir(exist_ok=True)
             load = os.getloadavg()

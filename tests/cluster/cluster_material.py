@@ -8,9 +8,9 @@ from typing import Any
 from tiny_models import tiny_model
 
 
-def recipe_in(folder: Path, documents: int = 40) -> dict[str, Any]:
+def recipe_in(folder: Path, documents: int = 40, layers: int = 4, hidden: int = 64) -> dict[str, Any]:
     """A recipe's values without its name; teacher and text are written into the folder."""
-    tiny_model("llama", folder / "teacher", vocabulary_size=300)
+    tiny_model("llama", folder / "teacher", vocabulary_size=300, layers=layers, hidden=hidden)
     (folder / "text").mkdir()
     for number in range(documents):
         words = " ".join(f"{number}w{index}" for index in range(20 + number % 40))

@@ -39,6 +39,8 @@ class Nodes:
     def __init__(self) -> None:
         # Short, because names of sockets in it are limited to 107 bytes.
         self.folder = tempfile.mkdtemp(prefix="sr-nodes-")
+        # Ray writes the address of a cluster that it starts there, and does not make the folder.
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         self.cluster: Any = importlib.import_module("ray.cluster_utils").Cluster()
         self.nodes: list[Any] = []
         try:
@@ -83,22 +85,23 @@ class Nodes:
 
     def _add(self, **values: Any) -> Any:
         before = set(self._here())
-        for left in reversed(range(STARTS)):
+        for _ in range(STARTS):
             # With ports that are given a raylet does not wait for its agents, which it does for 15 seconds at most (ray#65983).
             ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
             try:
                 return self.cluster.add_node(
                     num_cpus=1, object_store_memory=100 << 20, include_log_monitor=False, **ports, **values
                 )
-            except Exception:
-                # A busy machine: Ray waits for 30 seconds, and forgets what came up meanwhile.
-                if not left:
+            except Exception as error:
+                # A busy machine: Ray gives up, and forgets what came up meanwhile.
+                if "timed out" not in str(error):
                     raise
+                failed = error
                 self.cluster.head_node = self.cluster.head_node if before else None
                 for process in self._here():
                     if process not in before:
                         _end(process)
-        raise AssertionError
+        raise failed
 
     def _here(self) -> list[psutil.Process]:
         """Processes of the cluster: their command lines name its folder."""

@@ -63,6 +63,26 @@ def test_rows_on_disk_are_those_in_memory(tmp_path: Path, cross: bool) -> None:
     assert len(mapped.only(set())) == 0
 
 
+def test_addresses_are_known_without_reading_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cross in (False, True):
+        path = tmp_path / f"{cross}.safetensors"
+        some_pieces(tmp_path, cross).save(path)
+        whole = Sequences.load(path)
+        few = MappedSequences(PieceFile(path)).only(set(whole.digests[::4]))
+        expected = few.take(99).addresses
+        with monkeypatch.context() as patch:
+            patch.setattr(PieceFile, "_column", lambda *_: pytest.fail("the text was read"))
+            assert MappedSequences(PieceFile(path)).addresses == whole.addresses
+            assert few.addresses == expected
+            assert few.only({few.digests[1]}).addresses == [expected[1]] if cross else True
+    # A file of 0.2.0 before it had them: they are made of the text.
+    columns = load_file(path)
+    del columns["row_addresses"]
+    about = {"version": 2, "length": LENGTH, "overlap": 4, "cross_documents": True}
+    save_file(columns, path, metadata={FORMAT: json.dumps(about)})
+    assert MappedSequences(PieceFile(path)).addresses == whole.addresses
+
+
 def test_a_file_of_version_1_is_the_same(tmp_path: Path) -> None:
     pieces = some_pieces(tmp_path)
     about = {"version": 1, "length": LENGTH, "overlap": 4, "cross_documents": False}

@@ -161,7 +161,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
 
 
 def _start(ray: Any, cores: int, folder: str) -> None:
-    """A cluster on this machine. Ray's node waits 15 seconds for its agents, whatever it is told (ray#65983); tried again."""
+    """A cluster on this machine, tried several times: Ray's node waits 15 seconds for its agents and no longer (ray#65983)."""
     for left in reversed(range(STARTS)):
         try:
             ray.init(

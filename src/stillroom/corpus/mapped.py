@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ class MappedSequences:
     Args:
         file: The pieces.
         layout: Which of them share a row; None takes the file's.
+        numbers: Of each row its number in the file, where its pieces share a row there; None where they do not.
     """
 
-    def __init__(self, file: PieceFile, layout: Layout | None = None) -> None:
+    def __init__(self, file: PieceFile, layout: Layout | None = None, numbers: list[int] | None = None) -> None:
         self.file = file
         self.layout = file.layout if layout is None else layout
         self.by_piece = not file.cross_documents
+        self._numbers: Sequence[int] | None = range(len(self.layout)) if layout is None else numbers
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -48,7 +51,8 @@ class MappedSequences:
     def addresses_of(self, index: int) -> list[str]:
         """The addresses of one sequence's signal."""
         if not self.by_piece:
-            return self.part([index]).addresses[0]
+            stored = None if self._numbers is None else self.file.row_address(self._numbers[index])
+            return self.part([index]).addresses[0] if stored is None else [stored]
         return [self.file.address(piece) for piece in self.layout.row(index)]
 
     @functools.cached_property
@@ -78,11 +82,13 @@ class MappedSequences:
         left = set(wanted)
         found: list[int] = []
         rows: list[list[int]] = []
+        numbers: list[int] = []
         for index, row in enumerate(self.addresses):
             if not self.by_piece:
                 if row[0] in left:
                     left.remove(row[0])
                     rows.append(self.layout.row(index))
+                    numbers.append(index if self._numbers is None else self._numbers[index])
                 continue
             for piece, address in zip(self.layout.row(index), row, strict=True):
                 if address in left:
@@ -91,7 +97,7 @@ class MappedSequences:
         if self.by_piece:
             packed = best_fit(self.file.sizes[found].tolist() if found else [], self.length)
             rows = [[found[number] for number in row] for row in packed]
-        return MappedSequences(self.file, Layout.of(rows))
+        return MappedSequences(self.file, Layout.of(rows), None if self.by_piece or self._numbers is None else numbers)
 
 
 def open_split(path: Path) -> Sequences | MappedSequences:

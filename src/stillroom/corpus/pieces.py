@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,22 @@ class Pieces:
         found.update(b"]")
         return found.hexdigest()
 
+    def row_addresses(self) -> Iterator[Array]:
+        """The address of each row where rows cross from piece to piece, [32] uint8: as of a sequence that has one address
+        (:attr:`stillroom.corpus.sequences.Sequences.addresses`).
+        """
+        for number in range(len(self.layout)):
+            ids, segments = np.zeros(self.length, "<i8"), np.full(self.length, -1, "<i4")
+            learned = np.zeros(self.length, np.uint8)
+            end = 0
+            for piece in self.layout.row(number):
+                there = slice(int(self.offsets[piece]), int(self.offsets[piece + 1]))
+                begin, end = end, end + there.stop - there.start
+                ids[begin:end], learned[begin:end] = self.ids[there], self.learned[there]
+            segments[:end] = 0
+            found = hashlib.sha256(ids.tobytes() + segments.tobytes() + learned.tobytes())
+            yield np.frombuffer(found.digest(), np.uint8)
+
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically; memory does not grow with the tokens."""
         about = {
@@ -196,26 +213,26 @@ class Pieces:
             [np.zeros(0, np.int64)]
             + [number * CHUNK + np.flatnonzero(part >= MANY_BYTES) for number, part in enumerate(chunks(self.bytes))]
         )
-        save_columns(
-            path,
-            {
-                "ids": (np.uint32, (tokens,), chunks(self.ids)),
-                "learned": (np.uint8, (tokens,), chunks(self.learned)),
-                "bytes": (np.uint8, (tokens,), (np.minimum(part, MANY_BYTES) for part in chunks(self.bytes))),
-                "many_at": (np.int64, (len(many),), [many]),
-                "many_bytes": (np.int32, (len(many),), [self.bytes[many]]),
-                "offsets": (np.int64, (pieces + 1,), [self.offsets]),
-                "repeated": (np.int32, (pieces,), [self.repeated]),
-                "begins": (np.uint8, (pieces,), [self.begins]),
-                "documents": (np.int32, (pieces,), [self.documents]),
-                "targets": (np.int32, (pieces,), [self.targets]),
-                "addresses": (np.uint8, (pieces, 32), [self.address_bytes]),
-                "row_begins": (np.int64, (rows + 1,), [self.layout.begins]),
-                "row_pieces": (np.int32, (pieces,), [self.layout.pieces]),
-                "document_sources": (np.int32, (len(self.document_sources),), [self.document_sources]),
-            },
-            {FORMAT: json.dumps(about)},
-        )
+        columns: dict[str, tuple[type, tuple[int, ...], Iterable[Array]]] = {
+            "ids": (np.uint32, (tokens,), chunks(self.ids)),
+            "learned": (np.uint8, (tokens,), chunks(self.learned)),
+            "bytes": (np.uint8, (tokens,), (np.minimum(part, MANY_BYTES) for part in chunks(self.bytes))),
+            "many_at": (np.int64, (len(many),), [many]),
+            "many_bytes": (np.int32, (len(many),), [self.bytes[many]]),
+            "offsets": (np.int64, (pieces + 1,), [self.offsets]),
+            "repeated": (np.int32, (pieces,), [self.repeated]),
+            "begins": (np.uint8, (pieces,), [self.begins]),
+            "documents": (np.int32, (pieces,), [self.documents]),
+            "targets": (np.int32, (pieces,), [self.targets]),
+            "addresses": (np.uint8, (pieces, 32), [self.address_bytes]),
+            "row_begins": (np.int64, (rows + 1,), [self.layout.begins]),
+            "row_pieces": (np.int32, (pieces,), [self.layout.pieces]),
+            "document_sources": (np.int32, (len(self.document_sources),), [self.document_sources]),
+        }
+        if self.cross_documents:
+            # Without them every process would read the whole text to know which rows are its own.
+            columns["row_addresses"] = (np.uint8, (rows, 32), self.row_addresses())
+        save_columns(path, columns, {FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path) -> Pieces:
@@ -263,6 +280,8 @@ class PieceFile:
             if self.version > 1:
                 self._many = np.asarray(columns["many_at"]), np.asarray(columns["many_bytes"])
                 self._counted = {name: columns[name] for name in ("targets", "addresses", "row_begins", "row_pieces")}
+                if "row_addresses" in columns:
+                    self._counted["row_addresses"] = columns["row_addresses"]
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise _unreadable(path, error) from None
         pieces = len(self.documents)
@@ -296,6 +315,7 @@ class PieceFile:
             or begins[-1] != pieces
             or not bool((np.diff(begins) > 0).all())
             or len(self._many[0]) != len(self._many[1])
+            or ("row_addresses" in counted and counted["row_addresses"].shape != (len(begins) - 1, 32))
         ):
             return False
         if pieces and (int(order.min()) < 0 or int(order.max()) >= pieces):
@@ -339,6 +359,11 @@ class PieceFile:
     def address(self, index: int) -> str:
         """The address of a piece."""
         return self._addresses[index] if self.version == 1 else self._counted["addresses"][index].tobytes().hex()
+
+    def row_address(self, number: int) -> str | None:
+        """The address of a row that crosses from piece to piece; None where the file does not have it."""
+        stored = self._counted.get("row_addresses") if self.version > 1 else None
+        return None if stored is None else stored[number].tobytes().hex()
 
     def read(self, chosen: list[int] | None = None) -> Pieces:
         """Some pieces, in this order, or all."""
