@@ -7,8 +7,11 @@ overlap. `kl_context` is KL(teacher with the whole document before it || teacher
 sample of documents is run whole, up to the teacher's 8,192 positions, and as the rows of its pieces (`--quick`: a smaller
 sample, and the default alone of the curve; the shares are of all documents either way). `wasted_share` is the
 share of all tokens of rows that are padding or repeated, over every document. Both are the worst of a corpus of short documents
-(those that fit into a sequence) and of mixed ones (all). For long documents (four sequences of the default length and more)
-there is a curve over overlap and length; an overlap of 0 is what a document cut anywhere comes to, as release 0.1.0 did it.
+(those that fit into a sequence) and of mixed ones (all). Of mixed ones the sample is of those that do not fit: the others are
+one piece each, for which the short ones are measured, and count with that (`cut_targets_share` is the share of the cut ones'
+targets). For long documents (four sequences of the default length and more) there is a curve over overlap and length; an
+overlap of 0 is what a document cut anywhere comes to, as release 0.1.0 did it. `--tokens` sets the size of a sample,
+`--no-curve` leaves the curve out.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +64,8 @@ class Found:
     continued: float
     overlap: float
     padding: float
+    cut: float = 1.0
+    """Share of all targets that are of documents like those of the sample; the others lose nothing."""
 
     def as_dict(self) -> dict[str, Any]:
         """Numbers by name."""
@@ -68,6 +73,7 @@ class Found:
             "kl_context": self.kl,
             "targets": self.targets,
             "continued_share": self.continued,
+            "cut_targets_share": self.cut,
             "overlap_share": self.overlap,
             "padding_share": self.padding,
             "wasted_share": self.overlap + self.padding,
@@ -145,6 +151,18 @@ def measure(
     return Found(divergence(model, sample, whole, pieces), int(pieces.targets.sum()), going_on, overlap, padding)
 
 
+def mixed(
+    model: CausalModel, documents: list[Tokens], sample: list[Tokens], uncut: float, sizes: tuple[int, int]
+) -> Found:
+    """As :func:`measure` where the sample is of documents that are cut, and ``uncut`` is the divergence of the others."""
+    pieces = packed(documents, *sizes)
+    cut = torch.bincount(pieces.documents)[pieces.documents] > 1
+    share = int(pieces.targets[cut].sum()) / max(1, int(pieces.targets.sum()))
+    found = measure(model, documents, sample, whole_states(model, sample), sizes)
+    assert found.kl is not None
+    return replace(found, kl=share * found.kl + (1 - share) * uncut, cut=share)
+
+
 def sample_of(documents: list[Tokens], tokens: int, seed: int) -> list[Tokens]:
     """Documents drawn at random, about so many tokens of them."""
     order = random.Random(seed).sample(range(len(documents)), len(documents))
@@ -173,33 +191,46 @@ def corpora(tokenizer: Any) -> dict[str, list[Tokens]]:
     return found
 
 
+def curve_of(model: CausalModel, long: list[Tokens], budget: int, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """What packing long documents costs at some lengths and overlaps."""
+    sample = sample_of(long, budget, seed=1)
+    whole = whole_states(model, sample)
+    curve = []
+    for length, overlap in sizes:
+        found = measure(model, long, sample, whole, (length, overlap))
+        curve.append({"length": length, "overlap": overlap} | found.as_dict())
+        sys.stderr.write(f"long, {curve[-1]}\n")
+    return curve
+
+
 def main() -> None:
     """Measure and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tokens", type=int, help="of each sample; 60,000 if not given, 3,000 with --quick")
+    parser.add_argument("--no-curve", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     loaded = material.teacher(torch.float32)
     model = loaded.model
-    budget = 3000 if arguments.quick else 60_000
+    budget = arguments.tokens or (3000 if arguments.quick else 60_000)
     default = (LENGTH, overlap_of(LENGTH))
     details: dict[str, Any] = {}
     long: list[Tokens] = []
     for form, documents in corpora(loaded.tokenizer).items():
-        kinds = {"short": [document for document in documents if len(document.ids) <= LENGTH], "mixed": documents}
+        short = [document for document in documents if len(document.ids) <= LENGTH]
         long = [document for document in documents if len(document.ids) >= LONG] if form == "text" else long
-        for kind, some in kinds.items():
-            sample = sample_of(some, budget, seed=1)
-            found = measure(model, some, sample, whole_states(model, sample), default)
-            details[f"{kind}, {form}"] = found.as_dict() | {"documents": len(some), "sampled": len(sample)}
+        sample = sample_of(short, budget // 4, seed=1)
+        alone = measure(model, short, sample, whole_states(model, sample), default)
+        assert alone.kl is not None
+        cut_ones = sample_of([document for document in documents if len(document.ids) > LENGTH], budget, seed=1)
+        for kind, some, few, found in (
+            ("short", short, sample, alone),
+            ("mixed", documents, cut_ones, mixed(model, documents, cut_ones, alone.kl, default)),
+        ):
+            details[f"{kind}, {form}"] = found.as_dict() | {"documents": len(some), "sampled": len(few)}
             sys.stderr.write(f"{kind}, {form}: {details[f'{kind}, {form}']}\n")
-    sample = [min(long, key=lambda document: len(document.ids))] if arguments.quick else sample_of(long, budget, seed=1)
-    whole = whole_states(model, sample)
-    curve = []
-    for length, overlap in [default] if arguments.quick else CURVE:
-        found = measure(model, long, sample, whole, (length, overlap))
-        curve.append({"length": length, "overlap": overlap} | found.as_dict())
-        sys.stderr.write(f"long, {curve[-1]}\n")
+    curve = [] if arguments.no_curve else curve_of(model, long, budget, [default] if arguments.quick else CURVE)
     figures = {
         "kl_context": max(entry["kl_context"] for entry in details.values()),
         "wasted_share": max(entry["wasted_share"] for entry in details.values()),

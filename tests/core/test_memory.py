@@ -53,7 +53,7 @@ def test_products_are_kept_for_a_pass_and_no_more(monkeypatch: pytest.MonkeyPatc
     memory.keep_few_kernels(1024, 2)
     assert [os.environ[name] for name in memory.CACHES] == ["202", "1"]  # what the user says stays
     assert memory.kernels_kept(1 << 20, 64) == memory.MOST_KERNELS
-    assert memory.kernels_kept(1, 64) >= memory.KERNELS_PER_SHARE
+    assert memory.kernels_kept(1, 64) == memory.FEWEST_KERNELS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is held")
@@ -65,11 +65,11 @@ from stillroom.core import memory
 if sys.argv[1] == "few":
     memory.keep_few_kernels(64, 1)
 torch.set_num_threads(1)
-states, weights = torch.ones(512, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+states, weights = torch.ones(400, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
 torch.mm(states, weights)
 memory.release_memory()
 before = memory.resident()
-for count in range(1, 161):
+for count in range(1, 401):
     torch.mm(states[:count], weights)
 memory.release_memory()
 print(memory.resident() - before)
@@ -81,6 +81,6 @@ print(memory.resident() - before)
         )
         for kind in ("few", "all")
     }
-    if grown["all"] < 20 << 20:
+    if grown["all"] < 60 << 20:
         pytest.skip("this CPU has no bfloat16, or its products are not kept")
-    assert grown["few"] < grown["all"] / 2
+    assert grown["few"] < 0.7 * grown["all"]

@@ -58,8 +58,8 @@ def keep_freed_memory() -> None:
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Variables of the two caches of matrix products in bfloat16: oneDNN's, one a process, and that of PyTorch's bridge to it, one
 a thread."""
-MOST_KERNELS = 1024
-"""Products that either cache keeps if nothing else is said."""
+FEWEST_KERNELS, MOST_KERNELS = 192, 1024
+"""Products that either cache keeps at least, for what a process may do later, and if nobody says anything."""
 TOKENS_PER_KERNEL = 6
 """Tokens of a forward pass for each shape of its attention: a document brings four, and few have less than 24 tokens."""
 KERNELS_PER_SHARE = 16
@@ -89,7 +89,8 @@ def keep_few_kernels(tokens: int, threads: int) -> None:
 def kernels_kept(tokens: int, threads: int) -> int:
     """How many products are kept for forward passes of so many tokens."""
     shares = max(1, min(threads, tokens // SHARE_TOKENS))
-    return min(MOST_KERNELS, tokens // TOKENS_PER_KERNEL + KERNELS_PER_SHARE * shares)
+    wanted = tokens // TOKENS_PER_KERNEL + KERNELS_PER_SHARE * shares
+    return min(MOST_KERNELS, max(FEWEST_KERNELS, wanted))
 
 
 def release_memory() -> None:
