@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 from serve_support import Running, running
 
 from stillroom.serving import grammars, pool
@@ -53,6 +57,16 @@ LIST = {
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "itself"),
         (5, "object"),
         (False, "false"),
+        ({"type": "array", "items": {}, "minItems": 10**9}, "minItems"),
+        ({"allOf": [{"type": "array", "items": {"const": 2}, "maxItems": 10**9}]}, "maxItems"),
+        ({"type": "object", "minProperties": 10**9}, "minProperties"),
+        ({"type": "string", "pattern": "^a{1000000000}$"}, "1000000000"),
+        ({"type": "object", "patternProperties": {"a{99999}": {}}}, "99999"),
+        ({"const": 2**53 + 1}, "9007199254740993"),
+        ({"enum": [1, [{"a": 123456789.12345679}]]}, "123456789.12345679"),
+        ({"const": 1.12591031330643e-11}, "exactly"),
+        ({"type": "integer", "minimum": 10**20}, "minimum"),
+        ({"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 1}, "greater"),
     ],
 )
 def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None:
@@ -109,6 +123,22 @@ def test_branches_that_could_both_hold_stay_one_of() -> None:
     assert '"maxItems": 9' in json_grammar(many)
 
 
+@given(st.integers(-(10**12), 10**12), st.integers(-30, 30))
+def test_a_number_that_is_taken_is_written_as_it_is(mantissa: int, exponent: int) -> None:
+    for number in (mantissa * 1000, float(f"{mantissa}e{exponent}")):
+        with contextlib.suppress(UnsupportedSchema):
+            matcher = LLMatcher(LLTokenizer("byte"), json_grammar({"const": number}))
+            assert json.loads(matcher.compute_ff_bytes()) == number
+
+
+def test_bounds_of_64_bits_become_narrower() -> None:
+    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    document = json.loads(json_grammar(schema).partition("%json ")[2])
+    assert -(2**63) <= document["minimum"] == float(document["minimum"]) < -(2**62)
+    assert 2**62 < document["maximum"] == float(document["maximum"]) <= 2**63 - 1
+    assert json.loads(json_grammar({"const": 2**53 - 1}).partition("%json ")[2])["const"] == 2**53 - 1
+
+
 def test_names_that_are_words_of_schemas_stay_names() -> None:
     schema = {
         "type": "object",
@@ -127,12 +157,25 @@ def test_names_that_are_words_of_schemas_stay_names() -> None:
         ("%llguidance {}\nstart: nothing", "nothing"),
         ("%llguidance {}\nstart: %json " + '{"not": {}}', "not"),
         ('root ::= "a"' + " " * grammars.LONGEST_SCHEMA, "characters"),
+        ('root ::= "a"{1000000}', "1000000"),
+        ('%llguidance {}\nstart: /[a"]{99999}/', "99999"),
+        ("%llguidance {}\nstart: <|no_such_token|>", "Tokens"),
+        ("start: <[99999999]>", "Tokens"),
+        ("%llguidance {}\nstart: a\na[max_tokens=3]: /x+/", "max_tokens"),
+        ('%llguidance {}\nstart: %json {"type": "array", "minItems": 1000000000}', "minItems"),
     ],
 )
 def test_a_grammar_of_a_client_is_converted_or_refused(grammar: str, named: str) -> None:
     with pytest.raises(UnsupportedSchema, match=named):
         client_grammar(grammar)
     assert client_grammar('root ::= "yes" | "no"').startswith("%llguidance")
+    # In texts, patterns and comments it is all the same.
+    for text in (
+        'root ::= "<[5]>" [<] "{1000000}" # <[7]>',
+        'start: "<x>" /<b>/ // <c>\n',
+        'root ::= [^"<]+ "a{99999}"',
+    ):
+        client_grammar(text)
 
 
 def test_deep_and_large_schemas_are_refused() -> None:

@@ -124,8 +124,7 @@ def _constrain(question: Question, request: Schemas) -> None:
     if form is not None:
         question.body["grammar"] = _held_to(form)
         question.json = form.kind == "json"
-        # A client's own grammar may name tokens, which have no text.
-        question.watched = form.kind != "grammar"
+        question.watched = True
         distinct = grammars.distinct(form.value) if form.kind == "json" else None
         if distinct is not None:
             question.repeats = Repeats(distinct)
@@ -162,7 +161,10 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
         owner,
         messages=tools.plain_messages([*before, *request.messages], request, shield),
         shield=shield,
-        settings=request.template_settings(),
+        settings={
+            name: shield.protect(value) if isinstance(value, str) else value
+            for name, value in request.template_settings().items()
+        },
         calls=("old" if request.functions else True) if request.uses_tools() else False,
         top=top,
         session=session,
