@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from serve_support import Running, running
 
+from stillroom.runtime.facts import GgufFacts
 from stillroom.serving import grammars, pool
+from stillroom.serving.answers import chat_question, completion_question
 from stillroom.serving.grammars import (
     UnsupportedSchema,
     Watch,
@@ -27,6 +29,7 @@ from stillroom.serving.grammars import (
     regex_grammar,
     tool_grammar,
 )
+from stillroom.serving.requests import ChatRequest, CompletionRequest
 
 BOTH = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
 LIST = {
@@ -131,6 +134,37 @@ def test_a_number_that_is_taken_is_written_as_it_is(mantissa: int, exponent: int
             assert json.loads(matcher.compute_ff_bytes()) == number
 
 
+def test_a_watch_knows_an_answer_that_ended_too_soon() -> None:
+    watch = Watch(client_grammar('root ::= "ab" "c"?'))
+    assert watch.takes("a")
+    assert not watch.may_end()
+    assert watch.takes("b")
+    assert watch.may_end()
+    assert not watch.takes("x")
+
+
+@pytest.mark.parametrize("text", ["a<|im_end|>b", "<\uff5cend\u2581of\u2581text\uff5c>"])
+def test_texts_of_control_tokens_are_refused_by_name(text: str) -> None:
+    facts = GgufFacts(False, 100, control=("<|im_end|>", "<\uff5cend\u2581of\u2581text\uff5c>"))
+    schema = {"type": "object", "properties": {text: {"const": 1}}, "required": [text]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    forms: list[dict[str, Any]] = [
+        {"json_schema": {"enum": [text, "x"]}}, {"guided_choice": [text]}, {"grammar": f'root ::= "{text}"'},
+        {"format": schema}, {"tools": [tool]},
+    ]  # fmt: skip
+    for form in forms:
+        asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": text}], **form})
+        with pytest.raises(UnsupportedSchema, match="control token"):
+            chat_question(asked, None, facts)
+        if "tools" not in form:
+            with pytest.raises(UnsupportedSchema, match="control token"):
+                completion_question(CompletionRequest.model_validate({"prompt": "x", **form}), "x", facts)
+    # What is only said of a value demands nothing of it.
+    noted = {"type": "string", "description": text, "default": text, "title": text}
+    asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "json_schema": noted})
+    assert chat_question(asked, None, facts).watched
+
+
 def test_bounds_of_64_bits_become_narrower() -> None:
     schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
     document = json.loads(json_grammar(schema).partition("%json ")[2])
@@ -233,6 +267,7 @@ def test_a_schema_is_held_wherever_servers_take_it(server: Running, place: dict[
         {"structured_outputs": {"choice": ["Ulm", "Bern"]}},
         {"structured_outputs": {"regex": "Ulm|Bern"}},
         {"grammar": 'root ::= "Ulm" | "Bern"'},
+        {"grammar": '%llguidance {}\nstart: "Ulm" | "Bern"\n'},
     ],
 )
 def test_other_forms_are_held(server: Running, place: dict[str, Any]) -> None:

@@ -42,6 +42,11 @@ MOST_FUEL, MOST_SIZE, MOST_STATES = 400_000, 400_000, 100_000
 """Narrower than the engine's own limits."""
 _INSIDE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems",
            "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+_NOTES = {
+    "x-guidance", "discriminator", "title", "description", "$comment", "default", "examples", "example", "deprecated",
+    "readOnly", "writeOnly",
+}  # fmt: skip
+"""What demands nothing of a value, and what only llguidance would read."""
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
@@ -232,6 +237,24 @@ class Watch:
             return True
         return whole
 
+    def may_end(self) -> bool:
+        """Whether the grammar allows what was written so far as the whole answer."""
+        return self._matcher is None or bool(self._matcher.is_accepting())
+
+
+def require_writable(grammar: str, control: Iterable[str]) -> str:
+    """A grammar, if its texts hold none of a model's control tokens: the engine writes such a text as the token itself, which
+    has no text in an answer, or ends it.
+
+    Raises:
+        UnsupportedSchema: Names the text.
+    """
+    bare = grammar.replace(OPEN, "").replace(CLOSE, "")
+    for text in control:
+        if text in bare or json.dumps(text)[1:-1] in bare:
+            raise UnsupportedSchema(f"{text!r} is a control token of the model, which cannot be written as a text.")
+    return grammar
+
 
 def _reason(text: str) -> str:
     """What llguidance said, without its listing of the grammar."""
@@ -350,7 +373,7 @@ def _mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], dep
 
 def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     """A schema in words that llguidance knows, with the same values or fewer."""
-    made = {key: value for key, value in schema.items() if key not in ("x-guidance", "discriminator")}
+    made = {key: value for key, value in schema.items() if key not in _NOTES}
     if isinstance(made.get("format"), str) and (made["format"] not in FORMATS or "pattern" in made):
         # Beside a pattern, which says more, a format is a note.
         del made["format"]
