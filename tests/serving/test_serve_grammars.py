@@ -65,6 +65,8 @@ LIST = {
         ({"type": "object", "minProperties": 10**9}, "minProperties"),
         ({"type": "string", "pattern": "^a{1000000000}$"}, "1000000000"),
         ({"type": "object", "patternProperties": {"a{99999}": {}}}, "99999"),
+        ({"properties": {f"p{n}": {"type": "array", "maxItems": 9000} for n in range(3)}}, "27,000 together"),
+        ({"properties": {f"p{n}": {"type": "string", "pattern": "a{9999}"} for n in range(7)}}, "in all"),
         ({"const": 2**53 + 1}, "9007199254740993"),
         ({"enum": [1, [{"a": 123456789.12345679}]]}, "123456789.12345679"),
         ({"const": 1.12591031330643e-11}, "exactly"),

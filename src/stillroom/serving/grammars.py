@@ -25,9 +25,11 @@ DEEPEST = 64
 MOST_CALLS = 32
 """Calls in one answer."""
 MOST_ITEMS = 10_000
-"""What minItems and maxItems may say: the engine writes each out, and more of them were seen to end it."""
+"""What minItems and maxItems may say, and half of what all of them may: the engine writes each out, and more of them were seen
+to end it."""
 MOST_TIMES = 1 << 14
-"""How often a pattern or a client's grammar may repeat a part: with more the engine gave the grammar up, or took seconds."""
+"""How often a pattern or a client's grammar may repeat a part, and a quarter of all its repeats: with more the engine gave the
+grammar up, or took seconds."""
 MOST_PERMUTED = 4
 """Values of a list without repeats whose orders are all written out."""
 _OF_LISTS = {"type", "items", "minItems", "maxItems", "uniqueItems"}
@@ -129,7 +131,7 @@ def _of_texts(lark: str) -> str:
     for found in re.finditer(r"%json\s*", lark):
         with contextlib.suppress(ValueError, RecursionError):  # the compiler says what it thinks of others
             schema = json.JSONDecoder().raw_decode(lark, found.end())[0]
-            _mapped(schema, lambda part: _plainer(part, schema))  # noqa: B023 - called here
+            _require_countable(_parts(_mapped(schema, lambda part: _plainer(part, schema))))  # noqa: B023 - called here
     return lark
 
 
@@ -284,6 +286,7 @@ def _document(schema: Any) -> str:
         distinct(schema)
     made = _mapped(_mapped(schema, lambda part: _plainer(part, schema)), _repeating)
     parts = _parts(made)
+    _require_countable(parts)
     if not any(_is_combined(part) for part in parts):
         # Names that a schema leaves to the model: a small one makes them up without end.
         made = _mapped(made, _closed)
@@ -377,7 +380,6 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     if isinstance(made.get("format"), str) and (made["format"] not in FORMATS or "pattern" in made):
         # Beside a pattern, which says more, a format is a note.
         del made["format"]
-    _require_countable(made)
     _exact(made)
     if made.get("uniqueItems") is False or (made.get("uniqueItems") is True and made.get("maxItems") in (0, 1)):
         del made["uniqueItems"]
@@ -403,17 +405,23 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     return made
 
 
-def _require_countable(schema: dict[str, Any]) -> None:
-    """Refuse counts that the engine cannot hold."""
-    for key in ("minItems", "maxItems", "minProperties", "maxProperties"):
-        count = schema.get(key)
-        if isinstance(count, int | float) and count > MOST_ITEMS:
-            raise UnsupportedSchema(f"{key}: at most {MOST_ITEMS:,} can be held.", f"Leave {key} out, or lower it.")
-    patterns = schema.get("patternProperties")
-    names = list(patterns) if isinstance(patterns, dict) else []
-    for pattern in (schema.get("pattern"), *names):
-        if isinstance(pattern, str):
-            _require_few_times(pattern, "A pattern")
+def _require_countable(parts: list[dict[str, Any]]) -> None:
+    """Refuse counts that the engine cannot hold, of all parts of a schema together: it writes each out."""
+    listed, patterns = 0, []
+    for part in parts:
+        for key in ("minItems", "maxItems", "minProperties", "maxProperties"):
+            count = part.get(key)
+            if isinstance(count, int | float) and count > MOST_ITEMS:
+                raise UnsupportedSchema(f"{key}: at most {MOST_ITEMS:,} can be held.", f"Leave {key} out, or lower it.")
+        listed += max(int(part[key]) if isinstance(part.get(key), int) else 0 for key in ("minItems", "maxItems"))
+        names = part.get("patternProperties")
+        found = (part.get("pattern"), *(names if isinstance(names, dict) else ()))
+        patterns += [each for each in found if isinstance(each, str)]
+    if listed > 2 * MOST_ITEMS:
+        raise UnsupportedSchema(
+            f"minItems and maxItems of all lists are {listed:,} together; at most {2 * MOST_ITEMS:,} can be held."
+        )
+    _require_few_times("\n".join(patterns), "A pattern")
 
 
 EXACT = (1 << 53) - 1

@@ -316,9 +316,10 @@ def read_file(path: Path) -> bytes | None:
         if path.is_symlink():
             raise ValueError("it is a link to nothing") from None
         return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # a folder cannot be opened as a stream, which would close it
+        raise ValueError("it is not a file")
     with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is not a file")
         data = stream.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError("it is too long")
