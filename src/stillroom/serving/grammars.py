@@ -136,12 +136,17 @@ def _of_texts(lark: str) -> str:
 
 
 def _require_few_times(text: str, what: str) -> None:
-    """Refuse a text of patterns in which a part is repeated too often."""
+    """Refuse a text of patterns in which a part is repeated too often, or all parts together are."""
+    in_all = 0
     for found in _TIMES.finditer(text):
-        if any(len(number) > 9 or int(number) > MOST_TIMES for number in found.groups() if number):
+        most = max((int(number[:9]) for number in found.groups() if number), default=0)
+        in_all += most
+        if most > MOST_TIMES:
             raise UnsupportedSchema(
                 f"{what} repeats a part up to {found[0][:40]} times; at most {MOST_TIMES:,} are held."
             )
+    if in_all > 4 * MOST_TIMES:
+        raise UnsupportedSchema(f"{what}: {in_all:,} repeats in all; at most {4 * MOST_TIMES:,} are held.")
 
 
 def tool_grammar(tools: Iterable[tuple[str, Any]], *, required: bool, several: bool) -> str:

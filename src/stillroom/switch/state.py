@@ -358,6 +358,9 @@ def _parse(path: Path) -> dict[str, Any] | None:
         raise ValueError("it is not a switch's state")
     if type(value.get("format")) is not int or value["format"] != FORMAT:
         raise ValueError("it is not of a format that this version knows")
+    if unknown := value.keys() - {"format", "switch", "features", "changed"}:
+        # A key that was misspelt must not leave what it blocks open.
+        raise ValueError(f"it has a key that no version writes: {min(unknown)[:40]!r}")
     features = value.get("features", {})
     if (
         not isinstance(features, dict)
