@@ -40,6 +40,7 @@ CONTENTS: dict[str, bytes] = {
     "order_of_bytes": b'\xef\xbb\xbf{"format": 1, "switch": "on", "features": {}, "changed": 5}',
     "two_states": b'{"format": 1, "switch": "on", "features": {}}{"format": 1, "switch": "on", "features": {}}',
     "zero_behind": b'{"format": 1, "switch": "on", "features": {}}\0',
+    "key_misspelt": b'{"format": 1, "switch": "on", "feature": {"api": "blocked"}}',
     "later_format": b'{"format": 2, "switch": "on", "features": {}}',
     "not_text": b"\xff\xfe\x00",
     "zeros": b"\0" * 200,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 from serve_support import Running, running
 
+from stillroom.runtime.facts import GgufFacts
 from stillroom.serving import grammars, pool
+from stillroom.serving.answers import chat_question, completion_question
 from stillroom.serving.grammars import (
     UnsupportedSchema,
     Watch,
@@ -23,6 +29,7 @@ from stillroom.serving.grammars import (
     regex_grammar,
     tool_grammar,
 )
+from stillroom.serving.requests import ChatRequest, CompletionRequest
 
 BOTH = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
 LIST = {
@@ -53,6 +60,18 @@ LIST = {
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "itself"),
         (5, "object"),
         (False, "false"),
+        ({"type": "array", "items": {}, "minItems": 10**9}, "minItems"),
+        ({"allOf": [{"type": "array", "items": {"const": 2}, "maxItems": 10**9}]}, "maxItems"),
+        ({"type": "object", "minProperties": 10**9}, "minProperties"),
+        ({"type": "string", "pattern": "^a{1000000000}$"}, "1000000000"),
+        ({"type": "object", "patternProperties": {"a{99999}": {}}}, "99999"),
+        ({"properties": {f"p{n}": {"type": "array", "maxItems": 9000} for n in range(3)}}, "27,000 together"),
+        ({"properties": {f"p{n}": {"type": "string", "pattern": "a{9999}"} for n in range(7)}}, "in all"),
+        ({"const": 2**53 + 1}, "9007199254740993"),
+        ({"enum": [1, [{"a": 123456789.12345679}]]}, "123456789.12345679"),
+        ({"const": 1.12591031330643e-11}, "exactly"),
+        ({"type": "integer", "minimum": 10**20}, "minimum"),
+        ({"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 1}, "greater"),
     ],
 )
 def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None:
@@ -123,6 +142,53 @@ def test_branches_that_could_both_hold_stay_one_of() -> None:
     assert '"maxItems": 9' in json_grammar(many)
 
 
+@given(st.integers(-(10**12), 10**12), st.integers(-30, 30))
+def test_a_number_that_is_taken_is_written_as_it_is(mantissa: int, exponent: int) -> None:
+    for number in (mantissa * 1000, float(f"{mantissa}e{exponent}")):
+        with contextlib.suppress(UnsupportedSchema):
+            matcher = LLMatcher(LLTokenizer("byte"), json_grammar({"const": number}))
+            assert json.loads(matcher.compute_ff_bytes()) == number
+
+
+def test_a_watch_knows_an_answer_that_ended_too_soon() -> None:
+    watch = Watch(client_grammar('root ::= "ab" "c"?'))
+    assert watch.takes("a")
+    assert not watch.may_end()
+    assert watch.takes("b")
+    assert watch.may_end()
+    assert not watch.takes("x")
+
+
+@pytest.mark.parametrize("text", ["a<|im_end|>b", "<\uff5cend\u2581of\u2581text\uff5c>"])
+def test_texts_of_control_tokens_are_refused_by_name(text: str) -> None:
+    facts = GgufFacts(False, 100, control=("<|im_end|>", "<\uff5cend\u2581of\u2581text\uff5c>"))
+    schema = {"type": "object", "properties": {text: {"const": 1}}, "required": [text]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    forms: list[dict[str, Any]] = [
+        {"json_schema": {"enum": [text, "x"]}}, {"guided_choice": [text]}, {"grammar": f'root ::= "{text}"'},
+        {"format": schema}, {"tools": [tool]},
+    ]  # fmt: skip
+    for form in forms:
+        asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": text}], **form})
+        with pytest.raises(UnsupportedSchema, match="control token"):
+            chat_question(asked, None, facts)
+        if "tools" not in form:
+            with pytest.raises(UnsupportedSchema, match="control token"):
+                completion_question(CompletionRequest.model_validate({"prompt": "x", **form}), "x", facts)
+    # What is only said of a value demands nothing of it.
+    noted = {"type": "string", "description": text, "default": text, "title": text}
+    asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "json_schema": noted})
+    assert chat_question(asked, None, facts).watched
+
+
+def test_bounds_of_64_bits_become_narrower() -> None:
+    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    document = json.loads(json_grammar(schema).partition("%json ")[2])
+    assert -(2**63) <= document["minimum"] == float(document["minimum"]) < -(2**62)
+    assert 2**62 < document["maximum"] == float(document["maximum"]) <= 2**63 - 1
+    assert json.loads(json_grammar({"const": 2**53 - 1}).partition("%json ")[2])["const"] == 2**53 - 1
+
+
 def test_names_that_are_words_of_schemas_stay_names() -> None:
     schema = {
         "type": "object",
@@ -141,12 +207,25 @@ def test_names_that_are_words_of_schemas_stay_names() -> None:
         ("%llguidance {}\nstart: nothing", "nothing"),
         ("%llguidance {}\nstart: %json " + '{"not": {}}', "not"),
         ('root ::= "a"' + " " * grammars.LONGEST_SCHEMA, "characters"),
+        ('root ::= "a"{1000000}', "1000000"),
+        ('%llguidance {}\nstart: /[a"]{99999}/', "99999"),
+        ("%llguidance {}\nstart: <|no_such_token|>", "Tokens"),
+        ("start: <[99999999]>", "Tokens"),
+        ("%llguidance {}\nstart: a\na[max_tokens=3]: /x+/", "max_tokens"),
+        ('%llguidance {}\nstart: %json {"type": "array", "minItems": 1000000000}', "minItems"),
     ],
 )
 def test_a_grammar_of_a_client_is_converted_or_refused(grammar: str, named: str) -> None:
     with pytest.raises(UnsupportedSchema, match=named):
         client_grammar(grammar)
     assert client_grammar('root ::= "yes" | "no"').startswith("%llguidance")
+    # In texts, patterns and comments it is all the same.
+    for text in (
+        'root ::= "<[5]>" [<] "{1000000}" # <[7]>',
+        'start: "<x>" /<b>/ // <c>\n',
+        'root ::= [^"<]+ "a{99999}"',
+    ):
+        client_grammar(text)
 
 
 def test_deep_and_large_schemas_are_refused() -> None:
@@ -204,6 +283,7 @@ def test_a_schema_is_held_wherever_servers_take_it(server: Running, place: dict[
         {"structured_outputs": {"choice": ["Ulm", "Bern"]}},
         {"structured_outputs": {"regex": "Ulm|Bern"}},
         {"grammar": 'root ::= "Ulm" | "Bern"'},
+        {"grammar": '%llguidance {}\nstart: "Ulm" | "Bern"\n'},
     ],
 )
 def test_other_forms_are_held(server: Running, place: dict[str, Any]) -> None:

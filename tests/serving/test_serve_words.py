@@ -15,8 +15,13 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 from serve_support import Running, running
 
+from stillroom.core.strict_json import read_strict
 from stillroom.serving import tools
-from stillroom.serving.requests import Message
+from stillroom.serving.ollama import OllamaChat, OllamaGenerate
+from stillroom.serving.preparing_child import read_body
+from stillroom.serving.problems import explain
+from stillroom.serving.requests import ChatRequest, CompletionRequest, Message
+from stillroom.serving.responses import ResponsesRequest
 from stillroom.serving.scoring import Offsets
 from stillroom.serving.speech import PAIRS, Reasoning
 
@@ -304,6 +309,62 @@ def test_what_a_model_wrote_is_labelled(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "Go"}], "max_tokens": 2}
     events = list(server.stream("/v1/chat/completions", body))
     assert all(event["stillroom"]["generated"] for event in events[:-1])
+
+
+_BODIES: dict[str, dict[str, Any]] = {
+    "ResponsesRequest": {"input": "Go"},
+    "OllamaChat": {"model": "m", "messages": [{"role": "user", "content": "Go"}]},
+    "OllamaGenerate": {"model": "m", "prompt": "Go"},
+}
+
+
+@pytest.mark.parametrize("kind", _BODIES)
+def test_keys_of_completions_count_in_other_apis_too(kind: str) -> None:
+    def read(**more: Any) -> Any:
+        made = read_body(kind, json.dumps({**_BODIES[kind], **more}).encode())
+        assert isinstance(made, ResponsesRequest | OllamaChat | OllamaGenerate)
+        return made.chat()
+
+    for key, value in (
+        ("response_format", {"type": "json_object"}), ("guided_json", {}), ("guided_choice", ["a"]), ("grammar", "x"),
+        ("json_schema", {}), ("structured_outputs", {"json": {}}), ("guided_regex", "a"), ("guided_grammar", "x"),
+    ):  # fmt: skip
+        assert read(**{key: value}).form().key.startswith(key)
+    assert read(stop=["x"], top_k=-1, n_predict=4).sampling() == {"stop": ["x"], "top_k": 0}
+    assert read(n_predict=4).max_tokens == 4
+    assert read(chat_template_kwargs={"a": 1}, functions=[], session=None).chat_template_kwargs == {"a": 1}
+    for key, value in (("functions", [{"name": "f"}]), ("session", "0" * 32), ("n", 2), ("temperature", True)):
+        with pytest.raises(ValueError, match=key):
+            read(**{key: value})
+    form = {"text": {"format": {"type": "json_object"}}} if kind == "ResponsesRequest" else {"format": "json"}
+    with pytest.raises(ValueError, match="choose one"):
+        read(**form, grammar="x")
+
+
+def test_options_of_ollama_are_numbers_and_no_forms() -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "Go"}]}
+    for options, named in (
+        ({"temperature": 10**400}, "temperature"), ({"temperature": True}, "temperature"), ({"grammar": "x"}, "grammar"),
+        ({"json_schema": {}}, "json_schema"), ({"mirostat": 1}, "mirostat"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=named):
+            OllamaChat.model_validate({**chat, "options": options}).chat()
+    assert OllamaChat.model_validate({**chat, "options": {"temperature": 1}}).chat().temperature == 1.0
+    with pytest.raises(ValueError, match="format: a schema"):
+        OllamaChat.model_validate({**chat, "format": "xml"}).chat()
+
+
+def test_what_is_wrong_is_named_whatever_reads_it() -> None:
+    assert explain(ValueError("keep_alive: leave it out"))[::2] == (400, "keep_alive: leave it out")
+    with pytest.raises(ValueError, match="larger") as found:
+        read_strict(b"x" * 9, limit=4)
+    assert "not JSON" in explain(found.value)[2]
+    for value in (float("inf"), "\ud800"):
+        body = {"messages": [{"role": "user", "content": "Go"}], "chat_template_kwargs": {"a": value}}
+        with pytest.raises(ValueError, match=r"chat_template_kwargs|half a character"):
+            ChatRequest.model_validate(body)
+    with pytest.raises(ValueError, match="tools"):
+        CompletionRequest.model_validate({"prompt": "x", "tools": [{}]})
 
 
 @pytest.mark.parametrize(

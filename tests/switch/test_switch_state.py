@@ -206,6 +206,9 @@ def test_the_administrator_wins_and_is_named(own: Switch) -> None:
     own.set_feature("tools", "enabled")
     assert not own.is_on("tools")
     assert stopping.status(own)["features"]["tools"]["held_by"] == "administrator"
+    assert stopping.status(own)["features"]["tools"]["about"] == FEATURES["tools"]
+    files.write_json(own.places.policy, {"format": 1, "switch": "on", "features": {"later": "blocked"}})
+    assert stopping.status(own)["features"]["later"]["state"] == "blocked"
     own.places.policy.write_text("{")
     assert not own.is_on(), "a policy that cannot be read means off"
 

@@ -119,13 +119,12 @@ def _held_to(form: Form) -> str:
         raise grammars.UnsupportedSchema(f"{form.key}: {error}") from None
 
 
-def _constrain(question: Question, request: Schemas) -> None:
+def _constrain(question: Question, request: Schemas, facts: GgufFacts) -> None:
     form = request.form()
     if form is not None:
-        question.body["grammar"] = _held_to(form)
+        question.body["grammar"] = grammars.require_writable(_held_to(form), facts.control)
         question.json = form.kind == "json"
-        # A client's own grammar may name tokens, which have no text.
-        question.watched = form.kind != "grammar"
+        question.watched = True
         distinct = grammars.distinct(form.value) if form.kind == "json" else None
         if distinct is not None:
             question.repeats = Repeats(distinct)
@@ -162,15 +161,18 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
         owner,
         messages=tools.plain_messages([*before, *request.messages], request, shield),
         shield=shield,
-        settings=request.template_settings(),
+        settings={
+            name: shield.protect(value) if isinstance(value, str) else value
+            for name, value in request.template_settings().items()
+        },
         calls=("old" if request.functions else True) if request.uses_tools() else False,
         top=top,
         session=session,
         said=[message.model_dump(exclude_none=True, exclude={"reasoning"}) for message in request.messages],
     )
-    _constrain(question, request)
+    _constrain(question, request, facts)
     if request.uses_tools():
-        body["grammar"] = tools.grammar_of_calls(request)
+        body["grammar"] = grammars.require_writable(tools.grammar_of_calls(request), facts.control)
         question.watched = True
         body.pop("stop", None)
         question.repeats = _repeats_of_calls(request)
@@ -192,7 +194,9 @@ def _repeats_of_calls(request: ChatRequest) -> Repeats | None:
     return Repeats(found) if found else None
 
 
-def completion_question(request: CompletionRequest, prompt: str | list[int], owner: str = "") -> Question:
+def completion_question(
+    request: CompletionRequest, prompt: str | list[int], facts: GgufFacts, owner: str = ""
+) -> Question:
     """What a completion of one prompt asks.
 
     Raises:
@@ -204,7 +208,7 @@ def completion_question(request: CompletionRequest, prompt: str | list[int], own
     if request.logprobs is not None:
         body["logprobs"] = max(1, request.logprobs)
     question = Question(body, owner, prompt=prompt, top=request.logprobs, echo=bool(request.echo))
-    _constrain(question, request)
+    _constrain(question, request, facts)
     return question
 
 
@@ -323,11 +327,9 @@ class Answerer:
                                 yield each
                         if not ended:
                             raise local.EngineGone
-                    if (
-                        question.json
-                        and finish == "stop"
-                        and not question.body.get("stop")
-                        and not _is_json("".join(text))
+                    by_itself = finish == "stop" and not question.body.get("stop")
+                    if by_itself and (
+                        (question.json and not _is_json("".join(text))) or (watch is not None and not watch.may_end())
                     ):
                         raise EngineFailed(
                             "The engine left the form of the answer.", "Ask again, with a simpler schema."

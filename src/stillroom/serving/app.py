@@ -251,9 +251,9 @@ class Service:
         model = require_kind(self.pool.model(asked.model), embeddings=False)
         owner = owner_of(request)
         if asked.form() is None:
-            questions = [answers.completion_question(asked, prompt, owner) for prompt in asked.prompts()]
+            questions = [answers.completion_question(asked, prompt, model.facts, owner) for prompt in asked.prompts()]
         else:
-            questions = await self._prepared(request, "complete", asked, owner)
+            questions = await self._prepared(request, "complete", asked, model.facts, owner)
         for question in questions:
             await self._mark(asked, model, question)
         events = self.answerer.several(model, questions)
@@ -319,9 +319,9 @@ class Service:
             wanted = asked.completion()
             model = require_kind(self.pool.model(wanted.model), embeddings=False)
             if wanted.form() is None:
-                question = answers.completion_question(wanted, wanted.prompts()[0], owner_of(request))
+                question = answers.completion_question(wanted, wanted.prompts()[0], model.facts, owner_of(request))
             else:
-                (question,) = await self._prepared(request, "complete", wanted, owner_of(request))
+                (question,) = await self._prepared(request, "complete", wanted, model.facts, owner_of(request))
             await self._mark(wanted, model, question)
             events = self.answerer.several(model, [question])
         else:

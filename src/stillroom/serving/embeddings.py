@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from stillroom.core.errors import UsageError
@@ -33,6 +34,7 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict
     Raises:
         ContextFull: A text is longer than the context.
         EngineFailed: The engine could not be started.
+        UsageError: Embeddings of another length were asked for.
     """
     wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
     async with model.slot(""):
@@ -52,5 +54,19 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict
                     model.if_too_long,
                 ) from None
             raise
+    _require_long(found, asked.dimensions)
     found["model"] = model.name
     return found
+
+
+def _require_long(found: dict[str, Any], wanted: int | None) -> None:
+    """Refuse embeddings of another length than was asked for: they are as long as the model makes them.
+
+    Raises:
+        UsageError: They are of another length.
+    """
+    for each in found.get("data", ())[:1] if wanted is not None else ():
+        value = each["embedding"]
+        length = len(value) if isinstance(value, list) else len(base64.b64decode(value)) // 4
+        if length != wanted:
+            raise UsageError(f"dimensions: this model's embeddings have {length}, not {wanted}.", "Leave it out.")

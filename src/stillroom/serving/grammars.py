@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from stillroom.serving.distinct import Distinct, pointed
@@ -23,6 +24,12 @@ DEEPEST = 64
 """Brackets within brackets of a grammar, a schema or a pattern: deeper ones cost the compilers their stack."""
 MOST_CALLS = 32
 """Calls in one answer."""
+MOST_ITEMS = 10_000
+"""What minItems and maxItems may say, and half of what all of them may: the engine writes each out, and more of them were seen
+to end it."""
+MOST_TIMES = 1 << 14
+"""How often a pattern or a client's grammar may repeat a part, and a quarter of all its repeats: with more the engine gave the
+grammar up, or took seconds."""
 MOST_PERMUTED = 4
 """Values of a list without repeats whose orders are all written out."""
 _OF_LISTS = {"type", "items", "minItems", "maxItems", "uniqueItems"}
@@ -37,6 +44,11 @@ MOST_FUEL, MOST_SIZE, MOST_STATES = 400_000, 400_000, 100_000
 """Narrower than the engine's own limits."""
 _INSIDE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems",
            "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+_NOTES = {
+    "x-guidance", "discriminator", "title", "description", "$comment", "default", "examples", "example", "deprecated",
+    "readOnly", "writeOnly",
+}  # fmt: skip
+"""What demands nothing of a value, and what only llguidance would read."""
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
@@ -68,6 +80,7 @@ def regex_grammar(pattern: str) -> str:
         UnsupportedSchema: It is no pattern, or one that cannot be held.
     """
     _require_shallow(pattern)
+    _require_few_times(pattern, "The pattern")
     anchored = pattern.removeprefix("^")
     if anchored.endswith("$") and not anchored.endswith("\\$"):
         anchored = anchored[:-1]
@@ -78,7 +91,8 @@ def regex_grammar(pattern: str) -> str:
 
 
 def client_grammar(text: str) -> str:
-    """A client's own grammar, in GBNF or in llguidance's form of Lark.
+    """A client's own grammar, in GBNF or in llguidance's form of Lark. It is of texts: what it says of tokens would depend on
+    the model, and could not be watched (:class:`Watch`).
 
     Raises:
         UnsupportedSchema: It is not whole, or has what cannot be held.
@@ -87,14 +101,52 @@ def client_grammar(text: str) -> str:
 
     _require_shallow(text)
     if text.lstrip().startswith("%llguidance"):
-        return checked(text)
+        return checked(_of_texts(text))
     try:
         converted = any_to_lark(text)
     except RecursionError:
         raise UnsupportedSchema("The grammar is nested too deeply.") from None
     except Exception as error:
         raise UnsupportedSchema(f"The grammar cannot be read: {str(error)[:200]}") from None
-    return checked(converted if converted.lstrip().startswith("%llguidance") else HEAD + converted)
+    return checked(_of_texts(converted if converted.lstrip().startswith("%llguidance") else HEAD + converted))
+
+
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|(/(?:\\.|[^/\\\n])+/)')
+"""Strings and comments of Lark, and its patterns, which are the group."""
+_TIMES = re.compile(r"\{\s*([0-9]*)\s*,?\s*([0-9]*)\s*\}|~\s*([0-9]+)(?:\s*\.\.\s*([0-9]+))?")
+
+
+def _of_texts(lark: str) -> str:
+    """The grammar, if it is of texts alone, and of no more repeats than can be held.
+
+    Raises:
+        UnsupportedSchema: It is not.
+    """
+    _require_few_times(_LITERAL.sub(lambda found: found[1] or '""', lark), "The grammar")
+    bare = _LITERAL.sub('""', lark)
+    if "<" in bare:
+        raise UnsupportedSchema("Tokens named by <…> cannot be held.", "Write the text that they stand for.")
+    if re.search(r"\bmax_tokens\s*=", bare):
+        raise UnsupportedSchema("max_tokens in a grammar cannot be held.", "Use the request's max_tokens.")
+    for found in re.finditer(r"%json\s*", lark):
+        with contextlib.suppress(ValueError, RecursionError):  # the compiler says what it thinks of others
+            schema = json.JSONDecoder().raw_decode(lark, found.end())[0]
+            _require_countable(_parts(_mapped(schema, lambda part: _plainer(part, schema))))  # noqa: B023 - called here
+    return lark
+
+
+def _require_few_times(text: str, what: str) -> None:
+    """Refuse a text of patterns in which a part is repeated too often, or all parts together are."""
+    in_all = 0
+    for found in _TIMES.finditer(text):
+        most = max((int(number[:9]) for number in found.groups() if number), default=0)
+        in_all += most
+        if most > MOST_TIMES:
+            raise UnsupportedSchema(
+                f"{what} repeats a part up to {found[0][:40]} times; at most {MOST_TIMES:,} are held."
+            )
+    if in_all > 4 * MOST_TIMES:
+        raise UnsupportedSchema(f"{what}: {in_all:,} repeats in all; at most {4 * MOST_TIMES:,} are held.")
 
 
 def tool_grammar(tools: Iterable[tuple[str, Any]], *, required: bool, several: bool) -> str:
@@ -192,6 +244,24 @@ class Watch:
             return True
         return whole
 
+    def may_end(self) -> bool:
+        """Whether the grammar allows what was written so far as the whole answer."""
+        return self._matcher is None or bool(self._matcher.is_accepting())
+
+
+def require_writable(grammar: str, control: Iterable[str]) -> str:
+    """A grammar, if its texts hold none of a model's control tokens: the engine writes such a text as the token itself, which
+    has no text in an answer, or ends it.
+
+    Raises:
+        UnsupportedSchema: Names the text.
+    """
+    bare = grammar.replace(OPEN, "").replace(CLOSE, "")
+    for text in control:
+        if text in bare or json.dumps(text)[1:-1] in bare:
+            raise UnsupportedSchema(f"{text!r} is a control token of the model, which cannot be written as a text.")
+    return grammar
+
 
 def _reason(text: str) -> str:
     """What llguidance said, without its listing of the grammar."""
@@ -221,6 +291,7 @@ def _document(schema: Any) -> str:
         distinct(schema)
     made = _mapped(_mapped(schema, lambda part: _plainer(part, schema)), _repeating)
     parts = _parts(made)
+    _require_countable(parts)
     if not any(_is_combined(part) for part in parts):
         # Names that a schema leaves to the model: a small one makes them up without end.
         made = _mapped(made, _closed)
@@ -310,10 +381,11 @@ def _mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], dep
 
 def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
     """A schema in words that llguidance knows, with the same values or fewer."""
-    made = {key: value for key, value in schema.items() if key not in ("x-guidance", "discriminator")}
+    made = {key: value for key, value in schema.items() if key not in _NOTES}
     if isinstance(made.get("format"), str) and (made["format"] not in FORMATS or "pattern" in made):
         # Beside a pattern, which says more, a format is a note.
         del made["format"]
+    _exact(made)
     if made.get("uniqueItems") is False or (made.get("uniqueItems") is True and made.get("maxItems") in (0, 1)):
         del made["uniqueItems"]
     if made.get("uniqueItems") is True and (rows := _permuted(made, document)) is not None:
@@ -339,6 +411,71 @@ def _plainer(schema: dict[str, Any], document: Any) -> dict[str, Any]:
             del made["propertyNames"]
             made |= {"patternProperties": {pattern: value}, "additionalProperties": False}
     return made
+
+
+def _require_countable(parts: list[dict[str, Any]]) -> None:
+    """Refuse counts that the engine cannot hold, of all parts of a schema together: it writes each out."""
+    listed, patterns = 0, []
+    for part in parts:
+        for key in ("minItems", "maxItems", "minProperties", "maxProperties"):
+            count = part.get(key)
+            if isinstance(count, int | float) and count > MOST_ITEMS:
+                raise UnsupportedSchema(f"{key}: at most {MOST_ITEMS:,} can be held.", f"Leave {key} out, or lower it.")
+        listed += max(int(part[key]) if isinstance(part.get(key), int) else 0 for key in ("minItems", "maxItems"))
+        names = part.get("patternProperties")
+        found = (part.get("pattern"), *(names if isinstance(names, dict) else ()))
+        patterns += [each for each in found if isinstance(each, str)]
+    if listed > 2 * MOST_ITEMS:
+        raise UnsupportedSchema(
+            f"minItems and maxItems of all lists are {listed:,} together; at most {2 * MOST_ITEMS:,} can be held."
+        )
+    _require_few_times("\n".join(patterns), "A pattern")
+
+
+EXACT = (1 << 53) - 1
+"""The largest integer up to which every one is a number of its own for the compiler, which reads numbers as doubles."""
+_LARGEST_BOUND = (1 << 63) - 1024
+
+
+def _exact(schema: dict[str, Any]) -> None:
+    """Make a schema's numbers such that the compiler, which reads them as doubles, holds them: bounds become narrower.
+
+    Raises:
+        UnsupportedSchema: A value would be another one, or a bound cannot be held.
+    """
+    for value in (schema.get("const"), schema.get("enum")):
+        for number in _numbers(value):
+            if not _is_exact(number):
+                raise UnsupportedSchema(f"The number {number} cannot be held exactly.", "Make it a text.")
+    for key, up in (("minimum", True), ("exclusiveMinimum", True), ("maximum", False), ("exclusiveMaximum", False)):
+        bound = schema.get(key)
+        if isinstance(bound, bool) or not isinstance(bound, int) or abs(bound) <= EXACT:
+            continue
+        if (bound > _LARGEST_BOUND) if up else (bound < -_LARGEST_BOUND):
+            raise UnsupportedSchema(f"{key}: {bound} cannot be held.", "Bounds are held up to 64 bits.")
+        held = max(-_LARGEST_BOUND, min(_LARGEST_BOUND, bound))
+        step = 1 << max(0, abs(held).bit_length() - 53)
+        # An exclusive bound that is no double loses its neighbour, too: values or fewer.
+        schema[key] = -(-held // step) * step if up else held // step * step
+
+
+def _numbers(value: Any) -> Iterable[int | float]:
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, list):
+            todo += each
+        elif isinstance(each, dict):
+            todo += each.values()
+        elif isinstance(each, int | float) and not isinstance(each, bool):
+            yield each
+
+
+def _is_exact(number: int | float) -> bool:
+    """Whether the compiler reads a number as what it is: it multiplies its digits by a power of ten, both as doubles."""
+    _, digits, exponent = Decimal(repr(number)).as_tuple()
+    mantissa = int("".join(map(str, digits)))
+    return mantissa <= EXACT >= abs(number) and isinstance(exponent, int) and exponent >= -22
 
 
 def _is_combined(schema: dict[str, Any]) -> bool:

@@ -11,7 +11,17 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stillroom.serving.pool import ServedModel
-from stillroom.serving.requests import ChatRequest, CompletionRequest, Text, Tool, ToolName, Words, require_held
+from stillroom.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Schemas,
+    Text,
+    Tool,
+    ToolName,
+    Translated,
+    Words,
+    require_held,
+)
 
 VERSION = "0.12.0"
 """The version of Ollama whose API this is: its clients ask."""
@@ -35,6 +45,9 @@ def _require_held(value: Any) -> Any:
             raise ValueError("raw: the prompt is taken as it is; leave system out")
         if isinstance(value.get("options"), dict):
             require_held(value["options"])
+            for key in Schemas.model_fields:
+                if value["options"].get(key) is not None:
+                    raise ValueError(f"options.{key}: not one of the options; say it beside them")
     return value
 
 
@@ -62,7 +75,7 @@ class OllamaMessage(Words):
     images: list[Text] | None = Field(default=None, max_length=0)
 
 
-class OllamaRequest(Words):
+class OllamaRequest(Translated):
     """What requests for a text have in common."""
 
     model: Text
@@ -102,10 +115,10 @@ class OllamaChat(OllamaRequest):
                     for call in message.tool_calls
                 ]
             messages.append(made)
-        body = {"model": public_name(self.model), "messages": messages, **_settings(self.options)}
+        body = {**self.further(ChatRequest), **_settings(self.options)}
+        body |= {"model": public_name(self.model), "messages": messages, "format": self.format}
         if self.tools:
             body["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
-        body["format"] = self.format
         if self.think is not None:
             effort = "none" if self.think is False else "medium" if self.think is True else self.think
             body["reasoning_effort"] = effort
@@ -134,14 +147,16 @@ class OllamaGenerate(OllamaRequest):
             format=self.format,
             options=self.options,
             think=self.think,
+            **self.further(ChatRequest),
         ).chat()
 
     def completion(self) -> CompletionRequest:
         """The prompt as it is."""
         body = {
+            **self.further(CompletionRequest),
+            **_settings(self.options),
             "model": public_name(self.model),
             "prompt": self.prompt,
-            **_settings(self.options),
             "format": self.format,
         }
         return CompletionRequest.model_validate(body)
@@ -161,7 +176,9 @@ def _settings(options: dict[str, Any] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in (options or {}).items():
         if name in _OPTIONS and value is not None:
-            found[_OPTIONS[name]] = float(value) if name in _FLOATS and isinstance(value, int) else value
+            found[_OPTIONS[name]] = (
+                float(value) if name in _FLOATS and type(value) is int and abs(value) < 1 << 53 else value
+            )
     longest = (options or {}).get("num_predict")
     if longest is not None and not (isinstance(longest, int) and longest < 0):
         found["max_tokens"] = longest

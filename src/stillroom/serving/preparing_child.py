@@ -24,6 +24,7 @@ from stillroom.core.memory import release_memory
 from stillroom.core.sandbox.confine import confine, standard_library
 from stillroom.core.sandbox.policies import NO_EFFECTS
 from stillroom.core.strict_json import read_strict
+from stillroom.runtime.facts import GgufFacts
 from stillroom.serving import answers, grammars, handed, ollama, problems, requests, responses
 
 CPU_SECONDS = 3.0
@@ -83,8 +84,8 @@ def _require_bounded(found: BaseModel) -> None:
             grammars.require_short(tool.function.parameters)
 
 
-def _read_prompts(asked: requests.CompletionRequest, owner: str) -> list[answers.Question]:
-    return [answers.completion_question(asked, prompt, owner) for prompt in asked.prompts()]
+def _read_prompts(asked: requests.CompletionRequest, facts: GgufFacts, owner: str) -> list[answers.Question]:
+    return [answers.completion_question(asked, prompt, facts, owner) for prompt in asked.prompts()]
 
 
 JOBS: dict[str, Callable[..., Any]] = {

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from stillroom.core.errors import StillroomError, SwitchedOff, UsageError, VerificationFailed
+from stillroom.core.strict_json import NotStrict
 from stillroom.runtime.transport import EngineRefused
 from stillroom.serving.answers import ContextFull
 from stillroom.serving.grammars import UnsupportedSchema
@@ -85,8 +86,10 @@ def explain(error: BaseException) -> tuple[int, str, str]:
             )
         said = str(first["msg"]).removeprefix("Value error, ")
         return 400, "invalid_request", f"{where}: {said}" if where else said
-    if isinstance(error, ValueError | UnicodeError):
+    if isinstance(error, NotStrict | UnicodeError):
         return 400, "invalid_request", f"The body is not JSON: {str(error)[:200]}"
+    if isinstance(error, ValueError):
+        return 400, "invalid_request", str(error)[:200]
     if isinstance(error, StillroomError):
         return 503, "engine_failed", str(error)
     logging.getLogger("stillroom.serving").exception("a request failed", exc_info=error)

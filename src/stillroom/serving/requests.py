@@ -7,6 +7,7 @@ same as leaving a key out. A key of another server that decides an answer's form
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -292,17 +293,19 @@ class Schemas(Words):
         if wanted is not None and wanted.type != "text":
             found.append(Form("response_format", "json", wanted.wanted()))
         if self.format not in (None, ""):
-            found.append(Form("format", "json", None if self.format == "json" else _schema_in(self.format)))
+            found.append(Form("format", "json", None if self.format == "json" else _schema_in("format", self.format)))
         for key in ("json_schema", "guided_json"):
             if getattr(self, key) is not None:
-                found.append(Form(key, "json", _schema_in(getattr(self, key))))
+                found.append(Form(key, "json", _schema_in(key, getattr(self, key))))
         kinds: list[tuple[str, Literal["regex", "choice", "grammar"]]] = [
             ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "grammar"), ("grammar", "grammar"),
         ]  # fmt: skip
         found += [Form(key, kind, getattr(self, key)) for key, kind in kinds if getattr(self, key)]
         if (outputs := self.structured_outputs) is not None:
             if outputs.json_ is not None:
-                found.append(Form("structured_outputs.json", "json", _schema_in(outputs.json_)))
+                found.append(
+                    Form("structured_outputs.json", "json", _schema_in("structured_outputs.json", outputs.json_))
+                )
             if outputs.json_object:
                 found.append(Form("structured_outputs.json_object", "json"))
             for kind in ("regex", "choice", "grammar"):
@@ -311,10 +314,13 @@ class Schemas(Words):
         return found
 
 
-def _schema_in(value: Any) -> Any:
+def _schema_in(key: str, value: Any) -> Any:
     """A schema, which some clients send as a text."""
     if isinstance(value, str):
-        return read_strict(value.encode())
+        try:
+            return read_strict(value.encode())
+        except ValueError as error:
+            raise ValueError(f"{key}: a schema is expected, and it is not JSON: {error}") from None
     return value
 
 
@@ -426,6 +432,9 @@ class ChatRequest(Sampling):
         for key, value in (self.chat_template_kwargs or {}).items():
             if key in _OF_TEMPLATES or not isinstance(value, bool | int | float | str) or len(str(value)) > 200:
                 raise ValueError(f"chat_template_kwargs: {key[:50]!r} is not one, or not a short plain value")
+            if not math.isfinite(value if isinstance(value, float) else 0.0):
+                raise ValueError(f"chat_template_kwargs: {key[:50]!r} is no number")
+            _plain(key + (value if isinstance(value, str) else ""))
         return self
 
     def template_settings(self) -> dict[str, Any]:
@@ -472,11 +481,45 @@ class CompletionRequest(Sampling):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_conversation(cls, value: Any) -> Any:
+        for key in ("messages", "tools", "functions"):
+            if isinstance(value, dict) and value.get(key):
+                raise ValueError(f"{key}: a completion has none; ask /v1/chat/completions")
+        return value
+
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or several."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+_OF_COMPLETIONS = {
+    "messages", "prompt", "functions", "function_call", "session", "logprobs", "top_logprobs", "echo",
+}  # fmt: skip
+"""Keys of completions that requests of other APIs cannot have."""
+
+
+class Translated(Words):
+    """A request of another API than OpenAI's completions, which becomes one. Keys of a completion count in it, too."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    def further(self, kind: type[Sampling]) -> dict[str, Any]:
+        """The keys of a completion that the request has besides its own.
+
+        Raises:
+            ValueError: One of them cannot be honoured here.
+        """
+        said = self.model_extra or {}
+        found = {key: said[key] for key in said if key in kind.model_fields or key in OTHER_NAMES}
+        for key in sorted(_OF_COMPLETIONS & found.keys()):
+            if found[key] not in (False, 0, [], ""):
+                raise ValueError(f"{key}: not a key of this API; leave it out")
+            del found[key]
+        return found
 
 
 class EmbeddingRequest(Words):
@@ -485,6 +528,7 @@ class EmbeddingRequest(Words):
     model: Text = ""
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
 
 
 class NewSession(Words):

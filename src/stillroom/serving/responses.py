@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.serving.requests import ChatRequest, Part, ResponseFormat, Text, ToolName, Words, require_held
+from stillroom.serving.requests import (
+    ChatRequest,
+    Part,
+    ResponseFormat,
+    Text,
+    ToolName,
+    Translated,
+    Words,
+    require_held,
+)
 
 
 class Reasoned(Words):
@@ -91,7 +100,7 @@ def _choice(choice: str | FlatChoice | FlatAllowed | None) -> Any:
 _KEPT_ELSEWHERE = ("previous_response_id", "conversation", "background", "prompt")
 
 
-class ResponsesRequest(Words):
+class ResponsesRequest(Translated):
     """A response. Nothing of it is kept: ``previous_response_id`` is refused, and the conversation sent again."""
 
     model: Text = ""
@@ -130,18 +139,23 @@ class ResponsesRequest(Words):
         else:
             messages += _messages(self.input)
         body: dict[str, Any] = {
-            "model": self.model, "messages": messages, "max_tokens": self.max_output_tokens, "seed": self.seed,
-            "temperature": self.temperature, "top_p": self.top_p, "parallel_tool_calls": self.parallel_tool_calls,
+            **self.further(ChatRequest),
+            "model": self.model, "messages": messages, "seed": self.seed, "temperature": self.temperature,
+            "top_p": self.top_p, "parallel_tool_calls": self.parallel_tool_calls,
         }  # fmt: skip
+        if self.max_output_tokens is not None:
+            body["max_completion_tokens"] = self.max_output_tokens
         if self.tools:
             functions = [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in self.tools]
             body["tools"] = [{"type": "function", "function": function} for function in functions]
         body["tool_choice"] = _choice(self.tool_choice)
-        if self.reasoning is not None:
+        if self.reasoning is not None and self.reasoning.effort is not None:
             body["reasoning_effort"] = self.reasoning.effort
         request = ChatRequest.model_validate(body)
         wanted = self.text.format if self.text is not None else None
         if wanted is not None and wanted.type != "text":
+            if (other := request.form()) is not None:
+                raise ValueError(f"{other.key} and text.format each decide the answer's form: choose one")
             form = {"type": wanted.type, "schema": wanted.value}
             request = ChatRequest.model_validate({**body, "response_format": form})
             assert isinstance(request.response_format, ResponseFormat)

@@ -316,9 +316,10 @@ def read_file(path: Path) -> bytes | None:
         if path.is_symlink():
             raise ValueError("it is a link to nothing") from None
         return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # a folder cannot be opened as a stream, which would close it
+        raise ValueError("it is not a file")
     with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is not a file")
         data = stream.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError("it is too long")
@@ -357,6 +358,9 @@ def _parse(path: Path) -> dict[str, Any] | None:
         raise ValueError("it is not a switch's state")
     if type(value.get("format")) is not int or value["format"] != FORMAT:
         raise ValueError("it is not of a format that this version knows")
+    if unknown := value.keys() - {"format", "switch", "features", "changed"}:
+        # A key that was misspelt must not leave what it blocks open.
+        raise ValueError(f"it has a key that no version writes: {min(unknown)[:40]!r}")
     features = value.get("features", {})
     if (
         not isinstance(features, dict)

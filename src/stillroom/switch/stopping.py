@@ -144,7 +144,7 @@ def on(switch: Switch) -> None:
 def status(switch: Switch) -> dict[str, Any]:
     """What the switch says: on or off, who holds it, every feature, and the engines that run."""
     state = switch.state()
-    names = {**FEATURES, **dict.fromkeys(state.features, "")}
+    names = {**FEATURES, **{name: "" for name in (*state.features, *sorted(state.policy)) if name not in FEATURES}}
     return {
         "switch": "on" if state.on else "off",
         "held_by": state.held_by,
