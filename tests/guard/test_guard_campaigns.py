@@ -232,6 +232,11 @@ def test_a_baseline_of_too_few_months_is_refused_by_name(months: list[Store]) ->
         baselines.calibrate(months, 0)
 
 
+def test_a_store_is_no_second_benign_month(months: list[Store]) -> None:
+    with pytest.raises(UsageError, match="given twice"):
+        baselines.calibrate([months[0], months[1], months[0]])
+
+
 def test_scores_grow_with_every_feature(benign: baselines.Baseline) -> None:
     """More of anything is never less suspicious."""
     rng = np.random.default_rng(0)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.core.errors import UsageError
+from stillroom.core.errors import OutOfMemory, UsageError
+from stillroom.guard.campaign import days_of, last_month, load_month, months_of
 from stillroom.guard.intake import intake, network
 from stillroom.guard.intake_formats import litellm, nginx, openai, otel, time_of, vllm
 from stillroom.guard.intake_text import Redactor, printable, skeleton
-from stillroom.guard.log_store import create_store, database, load, merge, open_store
+from stillroom.guard.log_store import Store, create_store, database, load, merge, open_store
+from stillroom.guard.traffic import make_month, write_month
 
 
 def line(number: int, **other: object) -> dict[str, object]:
@@ -171,6 +173,105 @@ def test_the_same_log_is_not_counted_twice(tmp_path: Path) -> None:
         found = load(store, connection, "SELECT sum(requests)::BIGINT AS n FROM {accounts}")
     assert found["n"].tolist() == [20]
     assert open_store(store.path).digest() == store.digest()
+
+
+def counted(store: Store) -> int:
+    """Requests that a store holds."""
+    with database() as connection:
+        found = load(store, connection, "SELECT sum(requests)::BIGINT AS n FROM {accounts}")
+    return int(found["n"][0])
+
+
+def test_a_log_is_counted_once_however_it_comes_again(tmp_path: Path) -> None:
+    """Grown since, under another name, packed, beside new ones: what a daily `guard intake logs/*` meets."""
+    rows = [line(number) for number in range(60)]
+    log = write(tmp_path / "log.jsonl", rows[:20])
+    log.write_bytes(log.read_bytes() + json.dumps(rows[20]).encode()[:30])  # still being written
+    store = create_store(tmp_path / "store")
+    assert intake([log], store).rows == 20
+    write(log, rows[:40])
+    grown = intake([log], store)
+    assert (grown.rows, grown.already) == (20, 20)
+    packed = tmp_path / "log.1.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    assert intake([packed], store, form="openai", keep_skeletons=True).known
+    more = write(tmp_path / "more.jsonl", rows[40:])
+    again = intake([log, more, packed, more], store)
+    assert (again.rows, again.already) == (20, 100)
+    assert counted(store) == 60
+    # The last line may have no end, and get one.
+    last = tmp_path / "last.jsonl"
+    last.write_text(json.dumps(line(99)))
+    assert intake([last], store).rows == 1
+    last.write_text(json.dumps(line(99)) + "\r\n" + json.dumps(line(100)) + "\n")
+    assert intake([last], store).rows == 1
+    assert counted(store) == 62
+    assert not list(store.path.glob("parts/*.partial"))
+
+
+def test_parquet_is_counted_once(tmp_path: Path) -> None:
+    files = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        write_month(make_month(100, number), folder)
+        files.append(folder / "requests-0000.parquet")
+    store = create_store(tmp_path / "store")
+    first = intake(files[:1], store, form="parquet").rows
+    assert intake(files[:1], store, form="parquet").known
+    both = intake(files, store, form="parquet")
+    assert both.already == first
+    assert counted(store) == first + both.rows
+    with pytest.raises(UsageError, match="--format parquet"):
+        intake(files, store)
+
+
+def test_stores_that_hold_one_log_in_other_company_are_not_merged(tmp_path: Path) -> None:
+    logs = [write(tmp_path / f"{number}.jsonl", [line(number)]) for number in range(3)]
+    one = create_store(tmp_path / "one")
+    other = create_store(tmp_path / "other", one.path / "secret.key")
+    intake(logs[:2], one)
+    intake(logs[1:], other)
+    with pytest.raises(UsageError, match="hold the same log"):
+        merge([other], one)
+
+
+def test_compressed_logs_are_known_by_their_content(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.gz", [line(1)])
+    packed = tmp_path / "packed.jsonl"
+    packed.write_bytes(gzip.compress(write(tmp_path / "x.jsonl", [line(2)]).read_bytes()))
+    assert intake([plain, packed], create_store(tmp_path / "store")).rows == 2
+
+
+def test_too_little_memory_is_said(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", [line(number) for number in range(50)])
+    with pytest.raises(OutOfMemory, match="1KB of memory do not suffice"):
+        intake([log], create_store(tmp_path / "store"), memory="1KB")
+
+
+def test_a_month_may_begin_in_its_middle_and_a_clock_may_jump(tmp_path: Path) -> None:
+    """Logs from the 20th on; one row of a wrong clock is neither the month that is watched, nor a model's release."""
+    rows = [line(number, time=f"2026-02-20 00:{number % 60:02d}:00 UTC") for number in range(120)]
+    rows += [line(200, time="2098-05-05"), line(201, time="2001-01-01T00:00:00+09:00")]
+    store = create_store(tmp_path / "store")
+    report = intake([write(tmp_path / "log.jsonl", rows)], store)
+    assert report.span == ("2000-12-31", "2098-05-05")
+    assert months_of(store) == ["2000-12", "2026-02", "2098-05"]
+    assert last_month(store) == "2026-02"
+    data = load_month(store, "2026-02")
+    assert data.released == {}
+    (day,) = days_of(data)
+    assert day.day == 19
+    with pytest.raises(UsageError, match="has no requests"):
+        last_month(_empty(tmp_path / "none"))
+
+
+def _empty(path: Path) -> Store:
+    """A store of a share in which no line begins."""
+    log = write(path.with_suffix(".jsonl"), [line(1)])
+    store = create_store(path)
+    intake([log], store, shard=(1, 2))
+    merge([], store)
+    return store
 
 
 def test_no_text_and_no_address_reaches_the_disk(tmp_path: Path) -> None:

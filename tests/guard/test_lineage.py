@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
 from stillroom.core.errors import UsageError
+from stillroom.guard import lineage, lineage_weights
 from stillroom.guard.lineage import (
     fixed_points_bound,
     increasing_run_bound,
@@ -121,6 +125,43 @@ def test_fused_projections_are_split(tmp_path: Path) -> None:
     assert blocks[0].rows("gate").shape == (128, 64)
     assert not np.array_equal(blocks[0].rows("gate"), blocks[0].rows("up"))
     assert np.array_equal(blocks[0].rows("down", 5), blocks[0].rows("down")[::5])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(owner: Path, tmp_path: Path, value: float) -> None:
+    damaged = shutil.copytree(owner, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    for suspect, of in ((damaged, owner), (owner, damaged)):
+        with pytest.raises(UsageError, match=r"damaged: weights of model\.layers\.1\.mlp are not finite"):
+            unit_order(suspect, of)
+
+
+def test_two_models_are_compared_in_the_memory_of_two_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five layers each: one of each model, and a small rest, is in memory at once."""
+    units, width, layers = 2048, 128, 5
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for layer in range(layers):
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            shape = (width, units) if part == "down_proj" else (units, width)
+            weights[f"model.layers.{layer}.mlp.{part}.weight"] = torch.randn(shape, generator=generator).bfloat16()
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    del weights
+    monkeypatch.setattr(lineage, "CHUNK", 32)
+    monkeypatch.setattr(lineage_weights, "PIECE", 32)
+    monkeypatch.setattr(lineage, "SCAN_UNITS", 16)
+    stored = open_units(tmp_path)
+    layer_bytes = 3 * units * width * 4  # as float32
+    stored.blocks[0].rows("gate", units)  # what is imported for the first read is no weight
+    tracemalloc.start()
+    found = unit_order(stored, stored, candidates=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.k == units
+    assert peak < 2.5 * layer_bytes
 
 
 def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
+from stillroom.core.errors import StillroomError, UsageError
 from stillroom.guard import lineage_examine
-from stillroom.guard.lineage_examine import examine, open_owner
-from stillroom.guard.lineage_match import activity_of, default_text, matched_share
+from stillroom.guard.lineage_examine import examine, independent_models, open_owner
+from stillroom.guard.lineage_match import Activity, activity_of, default_text, matched_share
 
 WORDS = " ".join(default_text().split()[:300])
 
@@ -99,10 +103,18 @@ def test_two_tunes_of_one_base_are_one_family_and_no_more(base: Path, tmp_path: 
     (finding,) = examine(other, open_owner(owner), base=base, match=False).findings
     assert finding.verdict == "same family"
     assert "the training run of the base" in finding.null
-    # Without the base nobody can know, and the note says so.
-    made = examine(other, open_owner(owner), match=False)
+    # Without the base nobody can know: the base itself would be accused.
+    for suspect in (other, base):
+        made = examine(suspect, open_owner(owner), match=False)
+        assert made.findings[0].verdict == "derived, or same family"
+        assert any("--base" in note for note in made.notes)
+    # Who trained from fresh weights says so.
+    made = examine(owner, replace(open_owner(base), from_base=False), match=False)
     assert made.findings[0].verdict == "derived"
-    assert any("--base" in note for note in made.notes)
+    assert made.notes == []
+    # The very same weights are named as such, whatever the folder is called.
+    made = examine(base, open_owner(shutil.copytree(base, tmp_path / "copy")), match=False)
+    assert any("byte for byte" in note for note in made.notes)
 
 
 def test_a_run_knows_its_base(tiny_run: Path) -> None:
@@ -112,6 +124,61 @@ def test_a_run_knows_its_base(tiny_run: Path) -> None:
     assert owner.base.name == "teacher"
     (finding,) = examine(owner.base, owner, match=False).findings
     assert finding.verdict == "same family"
+    # Its base may not be here: a hub's name, or a file that is gone. The student's units are in its order all the same.
+    (finding,) = examine(owner.base, replace(owner, base=None), match=False).findings
+    assert finding.verdict == "same family"
+    assert finding.commitment is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "randomness", "expected"),
+    [
+        ("shrink", {"kind": "secret", "commitment": "a" * 64}, ("A", "same family", None)),
+        ("fresh", {"kind": "secret", "commitment": "a" * 64}, ("A", "derived", "a" * 64)),
+        ("fresh", {"kind": "seed", "commitment": None}, ("C", "same units, which proves nothing here", None)),
+    ],
+)
+def test_a_package_says_where_its_units_come_from(
+    base: Path, tmp_path: Path, kind: str, randomness: dict[str, object], expected: tuple[object, ...]
+) -> None:
+    shutil.copytree(base, tmp_path / "weights" / "hf")
+    (tmp_path / "policy.json").write_text("{}")
+    definition = {
+        "externalParameters": {"recipe": {"student": {"kind": kind}}},
+        "internalParameters": {"randomness": randomness},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps({"predicate": {"buildDefinition": definition}}))
+    (finding,) = examine(base, open_owner(tmp_path), match=False).findings
+    assert (finding.grade, finding.verdict, finding.commitment) == expected
+
+
+def test_controls_are_independent_of_what_is_examined_and_of_one_another(base: Path, tmp_path: Path) -> None:
+    """A copy among the controls would hide a theft, and one control given forty times would be forty."""
+    other = tiny_model("llama", tmp_path / "controls" / "one", layers=2, seed=2)
+    examined = {"the suspect": other, "the owner's model": base}
+    with pytest.raises(UsageError, match="same weights as the suspect"):
+        independent_models(tmp_path / "controls", examined)
+    del examined["the suspect"]
+    assert independent_models(tmp_path / "controls", examined) == [other]
+    twice = shutil.copytree(other, tmp_path / "controls" / "two")
+    (twice / "README.md").write_text("another model")
+    with pytest.raises(UsageError, match=r"two: this control has the same weights as .*one"):
+        independent_models(tmp_path / "controls", examined)
+
+
+def test_silent_units_match_nothing() -> None:
+    """A model of zeros is like none: all of its ties are broken at unit 0, which is no likeness."""
+    silent = Activity((np.zeros((8, 70), np.float32),), (np.zeros((8, 70), np.float32),))
+    assert matched_share(silent, silent)[0] == 0.0
+
+
+def test_what_cannot_be_signed_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    command = ["guard", "lineage", str(tmp_path), "--owner", str(tmp_path / "absent"), "--keys", str(tmp_path)]
+    shown = CliRunner().invoke(app, command)
+    assert "no --output names one" in str(shown.exception)
+    shown = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "finding.json")])
+    assert isinstance(shown.exception, StillroomError)
+    assert "absent" not in str(shown.exception)
 
 
 def test_the_command_writes_findings(base: Path, tmp_path: Path) -> None:
@@ -120,7 +187,7 @@ def test_the_command_writes_findings(base: Path, tmp_path: Path) -> None:
     command = ["guard", "lineage", str(suspect), "--owner", str(base), "--weights-only", "-o", str(out)]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
-    assert "derived (grade A)" in shown.stdout
+    assert "derived, or same family (grade A)" in shown.stdout
     assert "p <= 10^-" in shown.stdout
     written = json.loads(out.read_text())
     assert written["predicate"]["findings"][0]["log10_p"] < -100

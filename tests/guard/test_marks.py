@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from stillroom.cli.app import app
 from stillroom.core.errors import UsageError
 from stillroom.core.marks import MarkKey, is_word, list_keys, new_key, read_key, require_period, word_biases
-from stillroom.core.secret import Secret
+from stillroom.core.secret import Secret, write_secret
 from stillroom.guard.coins import (
     coins_finding,
     coins_test,
@@ -196,3 +196,23 @@ def test_a_honeypot_names_its_account() -> None:
     assert finding.log10_p is not None
     assert finding.log10_p < -15
     assert honeypot_findings("nothing of that kind", KEY, accounts) == []
+
+
+def test_accounts_may_have_any_name(tmp_path: Path) -> None:
+    """Of another script, with control characters, very long, and with what Python takes for the end of a line."""
+    accounts = ["zürich 🏦", "a" * 5000, "evil\x1b[31m", "bob\u2028x"]
+    listed, said = tmp_path / "accounts.txt", tmp_path / "said.txt"
+    listed.write_text("\ufeff" + "\n".join(accounts) + "\n", encoding="utf-8")
+    said.write_text(" ".join(row["fact"] for row in honeypot_rows(KEY, accounts)))
+    write_secret(tmp_path / "key.mark", KEY.secret)
+    command = ["guard", "honeypots", "test", str(said), "--accounts", str(listed), "--key", str(tmp_path / "key.mark")]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("was served to") == 4
+    assert "to zürich 🏦 alone" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+def test_probabilities_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UsageError, match="not finite"):
+        weights_against({b"a": float("nan")}, {b"a": 0.5})

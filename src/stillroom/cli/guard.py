@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,9 @@ def lineage(
     base: Annotated[
         Path | None, typer.Option(help="The public model that both may stem from; a run knows its own.")
     ] = None,
+    no_base: Annotated[
+        bool, typer.Option("--no-base", help="Your model was trained from fresh weights: there is no base.")
+    ] = False,
     controls: Annotated[
         Path | None, typer.Option(help="A folder of independent models that the match of activations is ranked among.")
     ] = None,
@@ -74,7 +78,14 @@ def lineage(
     from stillroom.guard.lineage_examine import examine, open_owner
     from stillroom.guard.lineage_order import examine_order
 
+    _require_output(output, keys)
+    if no_base and base is not None:
+        raise UsageError("--base and --no-base exclude each other.", "Give one of them.")
     opened = open_owner(_there(owner))
+    if no_base and opened.from_base:
+        raise UsageError(f"{owner} was made from another model: it has a base.", "Leave --no-base out.")
+    if no_base:
+        opened = replace(opened, from_base=False)
     if training_order and opened.run is None:
         raise UsageError(
             f"{owner} is not a run: its order of training is not known.", "Give the run's folder with --owner."
@@ -163,9 +174,14 @@ def trace(
     from stillroom.guard.marks import frequencies, probabilities, weights_against
     from stillroom.guard.marks import trace as traced
 
+    _require_output(output, keys)
     months = [require_period(value) for value in month or [period_now()]]
     for path in key:
-        _there(path)
+        # Not opened before the weights are made; only looked at from outside.
+        if not 64 <= _there(path).stat().st_size <= 66:
+            raise UsageError(f"{path} is no key's file.", "Make one: stillroom guard key new NAME.")
+    if len({path.resolve() for path in key}) != len(key):
+        raise UsageError("The same key is given twice.", "Give each key once.")
     if (said is None) != (reference_said is None):
         raise UsageError("--said and --reference-said go together.", "Give both files, or neither.")
     if len(set(months)) != len(months):
@@ -223,6 +239,7 @@ def coins_test(
     from stillroom.guard.findings import findings_of, subject_digest
     from stillroom.guard.lineage_match import open_model
 
+    _require_output(output, keys)
     rows = read_twins(_there(twins))
     _there(key)
     _say("preferences of the suspect and the reference")
@@ -265,6 +282,7 @@ def honeypots_test(
     from stillroom.guard.coins import honeypot_findings
     from stillroom.guard.findings import findings_of, subject_digest
 
+    _require_output(output, keys)
     names = _lines(accounts)
     found = honeypot_findings(_text(_there(texts)), read_key(_there(key)), names)
     notes = [] if found else [f"None of the facts of {len(names)} accounts is in the text: cannot tell."]
@@ -296,6 +314,7 @@ def ask(
     """Ask a model, and rank its agreement with yours among controls: a rank, not a proof."""
     from stillroom.guard.ask_models import ask_all
 
+    _require_output(output, keys)
     findings, subjects = ask_all(
         suspect, _model(owner), _there(controls), _lines(prompts)[:budget], margin, name, api_key_fd, _say
     )
@@ -341,13 +360,11 @@ def deliver(
     Raises:
         UsageError: Keys without a file to sign.
     """
-    from stillroom.core.errors import UsageError
     from stillroom.guard.findings import write_findings
     from stillroom.packages.keys import Ring
     from stillroom.packages.secret import passphrase
 
-    if keys is not None and output is None:
-        raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
+    _require_output(output, keys)
     if output is not None:
         ring = Ring.open(keys) if keys is not None else None
         write_findings(output, findings, subjects, ring, passphrase(passphrase_fd) if ring is not None else "")
@@ -359,6 +376,19 @@ def deliver(
         typer.echo(
             f"Written to {output}" + (", signed." if keys is not None else ", not signed (--keys FOLDER signs).")
         )
+
+
+def _require_output(output: Path | None, keys: Path | None) -> None:
+    """Refuse what could not be written or signed, before anything is examined."""
+    from stillroom.core.errors import UsageError
+    from stillroom.packages.keys import Ring
+
+    if keys is not None:
+        if output is None:
+            raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
+        Ring.open(keys)
+    if output is not None and output.is_dir():
+        raise UsageError(f"{output} is a folder.", "Name a file for the findings.")
 
 
 def _say(words: str) -> None:
@@ -384,7 +414,7 @@ def _text(path: Path) -> str:
     from stillroom.core.errors import UsageError
 
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UsageError(f"{path} cannot be read as UTF-8 text.", "Give a plain text file.") from None
 
@@ -392,13 +422,16 @@ def _text(path: Path) -> str:
 def _lines(path: Path) -> list[str]:
     from stillroom.core.errors import UsageError
 
-    found = [line.strip() for line in _text(_there(path)).splitlines() if line.strip()]
+    # Only the ends of lines part entries: names may hold other characters that Python takes for one.
+    found: dict[str, None] = {}
+    for line in map(str.strip, _text(_there(path)).split("\n")):
+        if line in found:
+            raise UsageError(f"{path}: {line[:60]!r} occurs twice.", "Keep each line once.")
+        if line:
+            found[line] = None
     if not found:
         raise UsageError(f"{path} is empty.", "Write one entry a line.")
-    if len(set(found)) != len(found):
-        twice = next(line for line in found if found.count(line) > 1)
-        raise UsageError(f"{path}: {twice[:60]!r} occurs twice.", "Keep each line once.")
-    return found
+    return list(found)
 
 
 def _show(findings: Findings) -> None:

@@ -19,7 +19,7 @@ Permitted = Annotated[
     Path | None, typer.Option(help="A file of accounts, one per line, that may do what a campaign does.")
 ]
 BaselinePath = Annotated[Path, typer.Option("--baseline", help="What `guard calibrate` wrote.")]
-Month = Annotated[str | None, typer.Option(help="The month, such as 2026-01; the last one without it.")]
+Month = Annotated[str | None, typer.Option(help="The month, such as 2026-01; the last one that has begun without it.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
@@ -62,7 +62,7 @@ def intake(
         memory=_memory(memory), threads=threads,
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(report.record() | {"known": report.known}, indent=2))
+        typer.echo(json.dumps(report.record() | {"already": report.already, "known": report.known}, indent=2))
         return
     if report.known:
         typer.echo("These logs are in the store already; nothing was counted twice.")
@@ -70,6 +70,13 @@ def intake(
     typer.echo(
         f"{report.rows:,} requests ({', '.join(f'{form} {count:,}' for form, count in sorted(report.formats.items()))})"
     )
+    if report.span:
+        first, last = report.span
+        typer.echo(f"  from {first} to {last} (UTC)")
+        if last > (tomorrow := _tomorrow()):
+            typer.echo(f"  some are dated after {tomorrow}: a clock was wrong, or the time is not the request's")
+    if report.already:
+        typer.echo(f"  in the store already: {report.already:,} lines, which were not counted again")
     for title, counts in (("skipped", report.skipped), ("taken, with a repair", report.repaired)):
         for reason, count in counts.most_common():
             typer.echo(f"  {title}: {count:,} lines, {reason}")
@@ -168,7 +175,7 @@ def watch(
 ) -> None:
     """List clusters of accounts that a person should look at. Run it daily: looking often costs nothing."""
     from stillroom.core import files
-    from stillroom.guard.campaign import months_of
+    from stillroom.guard.campaign import last_month
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import findings, notes_of, read_permitted
     from stillroom.guard.campaign_watch import watch as compare
@@ -179,7 +186,7 @@ def watch(
 
     opened, frozen = open_store(store), read_baseline(baseline)
     ring = Ring.open(keys) if keys is not None else None
-    watched = compare(opened, frozen, month or months_of(opened)[-1], read_permitted(permitted, opened))
+    watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     made = findings(watched, frozen)
     target = output or store / f"findings-{watched.month}.json"
     subjects = {"store": opened.digest(), "baseline": files.digest_file(baseline)}
@@ -188,9 +195,16 @@ def watch(
     lines = "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings)
     files.write_text(target.with_suffix(".jsonl"), lines)
     listed = [found for found in watched.suspects if every or found.level != "none"]
+    upto = watched.date(watched.data.days - 1)
     if as_json:
-        typer.echo(json.dumps({"findings": str(target), "clusters": [vars(found) for found in listed]}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"month": watched.month, "findings": str(target), "clusters": [vars(found) for found in listed]},
+                indent=2,
+            )
+        )
         return
+    typer.echo(f"{watched.month}, up to {upto}:")
     for found in listed:
         since = f", since {watched.date(found.alarm)}" if found.alarm is not None else ""
         typer.echo(
@@ -218,14 +232,14 @@ def case(
     """Write a page about a cluster: timeline, templates, what is shared, who would be hit, what cannot be concluded."""
     from stillroom.core import files
     from stillroom.guard import case as pages
-    from stillroom.guard.campaign import months_of
+    from stillroom.guard.campaign import last_month
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import read_permitted
     from stillroom.guard.campaign_watch import watch as compare
     from stillroom.guard.log_store import open_store
 
     opened, frozen = open_store(store), read_baseline(baseline)
-    watched = compare(opened, frozen, month or months_of(opened)[-1], read_permitted(permitted, opened))
+    watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     suspect = pages.find_suspect(watched, cluster)
     target = output or Path(f"{suspect.name}.html")
     files.write_text(target, pages.page(watched, frozen, suspect, pages.gather(opened, watched, suspect)))
@@ -262,6 +276,12 @@ def gen_traffic(
     made = make_month(rows, seed, {name: CAMPAIGNS[name] for name in chosen}, without=tuple(without or ()))
     written = write_month(made, output, form)
     typer.echo(f"{written:,} requests in {output}; what they are: {output / 'truth.jsonl'}")
+
+
+def _tomorrow() -> str:
+    import datetime
+
+    return (datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1)).isoformat()
 
 
 def _shard(text: str | None) -> tuple[int, int]:

@@ -59,7 +59,7 @@ CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Variables of the two caches of matrix products in bfloat16: oneDNN's, one a process, and that of PyTorch's bridge to it, one
 a thread."""
 FEWEST_KERNELS, MOST_KERNELS = 192, 1024
-"""Products that either cache keeps at least, for what a process may do later, and if nobody says anything."""
+"""Products that either cache keeps at least, for what a process may do later, and if nothing else is said."""
 TOKENS_PER_KERNEL = 6
 """Tokens of a forward pass for each shape of its attention: a document brings four, and few have less than 24 tokens."""
 KERNELS_PER_SHARE = 16

@@ -11,7 +11,7 @@ import numpy as np
 from stillroom.core.errors import UsageError
 from stillroom.guard.ask import Asker, ask_finding, ask_in_batches, decide, greedy, lengths_of, over_http
 from stillroom.guard.findings import Findings, findings_of, subject_digest
-from stillroom.guard.lineage_examine import control_models, open_owner
+from stillroom.guard.lineage_examine import control_models, independent_models, open_owner
 from stillroom.guard.lineage_match import open_model
 
 
@@ -47,9 +47,13 @@ def ask_all(
         UsageError: A model cannot be read or reached, or there are too few controls.
     """
     paths = control_models(controls)
-    # Refused before anything is asked where controls are too few.
+    # Refused before anything is asked where controls are too few, or not controls.
     nothing = np.zeros((len(paths), len(prompts)), np.int64)
     decide(np.zeros(0, np.int64), nothing, np.zeros(len(prompts), np.int64), margin)
+    examined = {"your model": owner}
+    if not suspect.startswith(("http://", "https://")) and Path(suspect).exists():
+        examined["the suspect"] = open_owner(Path(suspect)).model
+    independent_models(controls, examined)
     subjects = {f"owner {owner.name}": subject_digest(owner)}
     asker = _asker(suspect, name, api_key_fd, subjects)
     say("your model answers")

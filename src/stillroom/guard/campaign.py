@@ -23,6 +23,8 @@ from stillroom.guard.log_store import DAY_US, Store, Table, database, load
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+SEEN = 5
+"""Requests of a model in a day from which on it was there."""
 LEAST = 30
 """Requests from which on a stream is scored."""
 SUMS = ("requests", "tokens_out", "cot", "asked", "single", "q0", "q1", "q2", "q3", "new_model", "after_release")
@@ -110,6 +112,19 @@ def months_of(store: Store) -> list[str]:
     return sorted({_date(int(day)).strftime("%Y-%m") for day in days})
 
 
+def last_month(store: Store) -> str:
+    """The last month that a store has requests of; one that has not begun (a wrong clock) only where there is no other.
+
+    Raises:
+        UsageError: The store has no requests.
+    """
+    found = months_of(store)
+    if not found:
+        raise UsageError(f"{store.path} has no requests.", "Read logs first: stillroom guard intake LOGS... -o STORE.")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m")
+    return ([month for month in found if month <= now] or found)[-1]
+
+
 def _date(day: int) -> datetime.date:
     return datetime.date(1970, 1, 1) + datetime.timedelta(days=day)
 
@@ -137,7 +152,9 @@ def load_month(store: Store, month: str, memory: str = "1GB") -> Data:
         released = load(
             store,
             connection,
-            "SELECT model, min(day)::BIGINT AS day FROM {streams} GROUP BY model HAVING sum(requests) >= 100",
+            # A request or two with a wrong clock are no release, nor the store's first day.
+            f"SELECT model, min(day) FILTER (n >= {SEEN})::BIGINT AS day FROM (SELECT model, day, sum(requests) AS n FROM"
+            " {streams} GROUP BY model, day) GROUP BY model HAVING sum(n) >= 100 AND max(n) >= " + str(SEEN),
         )
         # A model whose first request is in the store's first days was there before the logs.
         first_day = int(released["day"].min()) if len(released["day"]) else low
@@ -231,6 +248,8 @@ def days_of(data: Data, every: int = 1) -> Iterator[Day]:
     ends = np.searchsorted(data.rows["day"], np.arange(data.days + 1), "left")
     fill_ends = np.searchsorted(data.fills["day"], np.arange(data.days + 1), "left")
     for day in range(data.days):
+        if not ends[day + 1]:
+            continue  # a month's logs may begin in its middle
         part = slice(ends[day], ends[day + 1])
         pair = data.rows["pair"][part]
         for number, name in enumerate(SUMS):

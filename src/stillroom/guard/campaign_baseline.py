@@ -289,9 +289,11 @@ def calibrate(
         raise UsageError(
             f"{false_alarms} false alarms a month is not a bound.", "One a month is usual: --false-alarms 1."
         )
+    if len({store.digest() for store in stores}) < len(stores):
+        raise UsageError("A store is given twice: its months would count twice.", "Give each store once.")
     kept: list[tuple[Data, list[Day]]] = list(benign_days(stores, months))
     if not kept:
-        raise UsageError("The stores have none of these months.", "Name months that they have, or leave --months out.")
+        raise UsageError("The stores have none of these months.", "Name months that they have, or leave --benign out.")
     fit_values, fit_strata = [], []
     for data, days in kept:
         last = days[-1]

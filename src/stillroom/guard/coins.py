@@ -23,6 +23,7 @@ from stillroom.core.errors import UsageError
 from stillroom.core.marks import MarkKey, read_key
 from stillroom.core.strict_json import NotStrict, read_strict
 from stillroom.guard.findings import Finding
+from stillroom.guard.intake_text import printable
 from stillroom.guard.marks import LEVEL
 from stillroom.guard.marks_bounds import Doubles, binomial_tail, sign_flip_bound, signed_ranks
 
@@ -99,6 +100,8 @@ def preferences(loaded: LoadedTeacher, twins: Sequence[Twin]) -> Doubles:
     for row, twin in enumerate(twins):
         first, second = (_log_probability(loaded, twin.prompt, answer) for answer in twin.answers)
         found[row] = second - first
+    if not np.isfinite(found).all():
+        raise UsageError("A model's log-probabilities are not finite: it is damaged.", "Get the model again.")
     return found
 
 
@@ -192,13 +195,15 @@ def honeypot_findings(text: str, key: MarkKey, accounts: Sequence[str]) -> list[
     found = []
     for account in accounts:
         if key.fact(account) in lower:
+            # An account may have been named by whom it is about: as it may be shown.
+            shown = printable(account, 500)
             found.append(
                 Finding(
                     test="coins/honeypot",
                     grade="A",
-                    verdict=f"says the fact that was served to {account} alone",
+                    verdict=f"says the fact that was served to {shown} alone",
                     null=f"the text was made independently of the secret facts of the key {key.name}",
-                    statistic={"account": account, "places": places, "accounts": len(accounts)},
+                    statistic={"account": shown, "places": places, "accounts": len(accounts)},
                     log10_p=round(log10_p, 3),
                     correction=f"Bonferroni over {places} places of the text and {len(accounts)} accounts",
                     cannot_conclude=(

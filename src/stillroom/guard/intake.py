@@ -7,6 +7,7 @@ one batch.
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
 import ipaddress
@@ -66,7 +67,11 @@ class Report:
         repaired: Lines taken after something was replaced or left out, by reason.
         missing: Share of rows without a value, by what is missing.
         formats: Rows by format.
-        known: The part was in the store already, and nothing was read twice.
+        span: Dates (UTC) of the first and the last row taken; empty where none was.
+        already: Lines (or rows of Parquet) that the store holds from an earlier reading, and that were not counted again.
+        read: By log: how many of its lines the store holds now, and their digest. It is how a log is known again, also one that
+            has grown since.
+        known: All of it was in the store already, and nothing was read twice.
     """
 
     rows: int = 0
@@ -74,6 +79,9 @@ class Report:
     repaired: Counter[str] = field(default_factory=Counter)
     missing: dict[str, float] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
+    span: tuple[str, str] | tuple[()] = ()
+    already: int = 0
+    read: list[tuple[int, str]] = field(default_factory=list)
     part: str = ""
     known: bool = False
 
@@ -83,10 +91,12 @@ class Report:
             "schema": "stillroom.guard.part/1",
             "part": self.part,
             "rows": self.rows,
+            "span": list(self.span),
             "skipped": dict(sorted(self.skipped.items())),
             "repaired": dict(sorted(self.repaired.items())),
             "missing": self.missing,
             "formats": dict(sorted(self.formats.items())),
+            "read": [{"lines": lines, "sha256": digest} for lines, digest in self.read],
         }
 
 
@@ -131,6 +141,9 @@ def intake(
 ) -> Report:
     """Read logs into a store as one part; without shards, bring its reductions up to date too.
 
+    What the store holds already is not read again: a log is known by its lines, whatever its name, and one that has grown is
+    read from where it ended.
+
     Args:
         logs: Files, plain or gzip; Parquet of canonical rows where ``form`` is ``parquet``.
         store: The store.
@@ -150,25 +163,32 @@ def intake(
     for path in logs:
         if not path.is_file():
             raise UsageError(f"{path} is not a file.", "Name log files: JSON lines, access logs, or .gz of these.")
+        if form != "parquet":
+            with open(path, "rb") as begun:
+                if begun.read(4) == b"PAR1":
+                    raise UsageError(f"{path} is Parquet.", "Canonical rows are read with --format parquet.")
     report = Report()
     work = store.path / "parts" / f"reading-{hashlib.sha256(repr((logs, shard)).encode()).hexdigest()[:12]}.partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
+        known = _known(store)
         with database(memory, threads, store.path / "scratch") as connection:
             if form == "parquet":
-                digest = _parquet(logs, connection, work, report, shard)
+                digest = _parquet(logs, connection, work, report, shard, known)
             else:
-                reader = _Reader(store, report, form, account, keep_skeletons, line_bytes)
+                reader = _Reader(store, report, form, account, keep_skeletons, line_bytes, known)
                 digest = reader.read(logs, _Batches(connection, work), shard)
                 write_names(connection, reader.names, work / "names.parquet")
             report.part = digest
             target = store.path / "parts" / digest
-            if (target / "part.json").is_file():
+            if (report.already and not report.read) or (target / "part.json").is_file():
                 report.known = True
                 return report
-            report.rows = reduce_part(connection, work)
-        if not report.rows and shard[1] == 1:
+            report.rows, first, last = reduce_part(connection, work)
+            if report.rows:
+                report.span = (_date(first), _date(last))
+        if not report.rows and shard[1] == 1 and not report.already:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common(4))
             raise UsageError(
                 f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format."
@@ -183,14 +203,37 @@ def intake(
     return report
 
 
-def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shard: tuple[int, int]) -> str:
+Known = dict[int, set[str]]
+"""Digests of what a store holds, by how many lines they are of; :data:`PARQUET` stands for a whole file of Parquet."""
+PARQUET = -1
+
+
+def _known(store: Store) -> Known:
+    found: Known = {}
+    for part in store.parts():
+        for entry in files.read_json(part / "part.json").get("read", ()):
+            found.setdefault(int(entry["lines"]), set()).add(str(entry["sha256"]))
+    return found
+
+
+def _parquet(
+    logs: list[Path], connection: Any, work: Path, report: Report, shard: tuple[int, int], known: Known
+) -> str:
     """Take canonical rows as they are; a column that is not there is missing in all of them."""
     import duckdb
 
     digest = hashlib.sha256(f"{shard}".encode())
     for number, path in enumerate(logs):
-        digest.update(files.digest_file(path).encode())
+        content = files.digest_file(path)
+        whole = content if shard[1] == 1 else hashlib.sha256(f"{shard} {content}".encode()).hexdigest()
         try:
+            if whole in known.get(PARQUET, ()):
+                held = connection.execute(f"SELECT count(*) FROM read_parquet({quoted(str(path))})").fetchone()
+                report.already += int(held[0])
+                continue
+            digest.update(content.encode())
+            known.setdefault(PARQUET, set()).add(whole)
+            report.read.append((PARQUET, whole))
             have = {
                 row[0]
                 for row in connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(str(path))})").fetchall()
@@ -211,9 +254,10 @@ def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shar
                 " (FORMAT parquet, COMPRESSION zstd)"
             )
         except duckdb.Error as error:
-            raise UsageError(
-                f"{path}: not canonical rows: {printable(str(error), 200)}", "Write the file again."
-            ) from None
+            reason = printable(str(error).split("\n")[0], 200)
+            raise UsageError(f"{path}: not canonical rows: {reason}", "Write the file again.") from None
+    if not report.read:
+        return digest.hexdigest()[:32]
     write_names(connection, {}, work / "names.parquet")
     counted = ", ".join(
         f"count(*) FILTER ({name} <> {0 if COLUMNS[name] == 'UBIGINT' else -1})" for name in MISSING_NAMES
@@ -234,7 +278,14 @@ class _Reader:
     """Turns lines into rows."""
 
     def __init__(
-        self, store: Store, report: Report, form: str, account: str | None, keep_skeletons: bool, line_bytes: int
+        self,
+        store: Store,
+        report: Report,
+        form: str,
+        account: str | None,
+        keep_skeletons: bool,
+        line_bytes: int,
+        known: Known,
     ) -> None:
         self.redactor = Redactor(store.key)
         self.report = report
@@ -242,6 +293,7 @@ class _Reader:
         self.account = account
         self.keep_skeletons = keep_skeletons
         self.line_bytes = line_bytes
+        self.known = known
         self.names: dict[tuple[str, int], str] = {}
 
     def read(self, logs: list[Path], batches: _Batches, shard: tuple[int, int]) -> str:
@@ -252,11 +304,22 @@ class _Reader:
         """
         digest = hashlib.sha256(f"{self.form} {self.account} {self.keep_skeletons}".encode())
         for number, path in enumerate(logs):
+            held = self._held(path, shard, number) if self.known else 0
+            self.report.already += held
+            content, count, torn = hashlib.sha256(), 0, False
             for line in self._lines(path, shard, number):
-                digest.update(line)
-                row = self._row(line)
-                if row is not None:
-                    self._add(row, batches)
+                if count >= held:
+                    digest.update(line)
+                    row = self._row(line)
+                    taken = row is not None and self._add(row, batches)
+                    # The last line of a log that is still written to may be half a line: it is read again when it is whole.
+                    torn = not taken and not line.endswith(b"\n")
+                if not torn:
+                    count += 1
+                    content.update(_whole_line(line))
+            if count > held:
+                self.report.read.append((count, content.hexdigest()))
+                self.known.setdefault(count, set()).add(content.hexdigest())
         batches.flush(last=True)
         self.report.missing = {
             words: round(1 - batches.present[name] / max(1, batches.rows), 4)
@@ -265,9 +328,21 @@ class _Reader:
         }
         return digest.hexdigest()[:32]
 
+    def _held(self, path: Path, shard: tuple[int, int], number: int) -> int:
+        """How many of a log's first lines are in the store."""
+        content, held = hashlib.sha256(), 0
+        skipped = Counter(self.report.skipped)
+        for count, line in enumerate(self._lines(path, shard, number), 1):
+            content.update(_whole_line(line))
+            if count in self.known and content.hexdigest() in self.known[count]:
+                held = count
+        self.report.skipped = skipped  # they are counted when the lines are read
+        return held
+
     def _lines(self, path: Path, shard: tuple[int, int], number: int) -> Iterator[bytes]:
-        """The lines that begin inside a share of a file; one of a compressed file belongs whole to one shard."""
-        zipped = path.suffix == ".gz"
+        """The lines that begin inside a share of a file; a compressed file (whatever its name) belongs whole to one shard."""
+        with open(path, "rb") as begun:
+            zipped = begun.read(2) == b"\x1f\x8b"
         size = path.stat().st_size
         begin, end = size * shard[0] // shard[1], size * (shard[0] + 1) // shard[1]
         if zipped:
@@ -344,15 +419,15 @@ class _Reader:
         self.report.skipped["not a request (neither JSON nor an access log's line)"] += 1
         return None
 
-    def _add(self, row: Row, batches: _Batches) -> None:
-        """Make the values digests."""
+    def _add(self, row: Row, batches: _Batches) -> bool:
+        """Make the values digests. Returns whether the row was taken."""
         account = row.account or row.key or self.account or row.org
         if account is None:
             self.report.skipped["names no account (see --account)"] += 1
-            return
+            return False
         if row.time_us is None:
             self.report.skipped["has no time that can be read"] += 1
-            return
+            return False
         value = self.redactor.value
 
         def digest(kind: str, text: str | None) -> int:
@@ -405,6 +480,15 @@ class _Reader:
             column.append(made[name])
         if len(batches.columns["time_us"]) >= BATCH:
             batches.flush()
+        return True
+
+
+def _whole_line(line: bytes) -> bytes:
+    return line.rstrip(b"\r\n") + b"\n"
+
+
+def _date(time_us: int) -> str:
+    return datetime.datetime.fromtimestamp(time_us / 1e6, datetime.UTC).date().isoformat()
 
 
 def _or_absent(value: int | None) -> int:

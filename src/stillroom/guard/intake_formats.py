@@ -93,6 +93,8 @@ def time_of(value: object) -> int | None:
     """
     if isinstance(value, str):
         text = value.strip()[:64]
+        # As databases write it: 2026-01-31 12:00:00 UTC.
+        text = re.sub(r" ?(?:UTC|GMT)$", "+00:00", text)
         try:
             found = datetime.datetime.fromisoformat(text)
         except ValueError:

@@ -34,6 +34,8 @@ class Owner:
         base: The model that it was made from, where its run says so: its units are in the base's order.
         run: Its run, where the owner's run was given.
         why_not_exact: Why its order of units is no secret of the owner's; empty where it is.
+        from_base: Whether it was made from another model, whose units' order it has; None where nothing says.
+        package_commitment: What a package's provenance says of the secret of its run.
     """
 
     name: str
@@ -41,11 +43,15 @@ class Owner:
     base: Path | None = None
     run: Run | None = None
     why_not_exact: str = ""
+    from_base: bool | None = None
+    package_commitment: str | None = None
 
     @property
     def commitment(self) -> str | None:
         """SHA-256 of the secret that ordered the units; None where they are in a base's order, or nothing is known."""
-        return self.run.commitment if self.run is not None and self.base is None else None
+        if self.from_base is not False:
+            return None
+        return self.run.commitment if self.run is not None else self.package_commitment
 
 
 @dataclass
@@ -71,11 +77,9 @@ def open_owner(path: Path) -> Owner:
         return _of_run(Run.open(path))
     if (path / "policy.json").is_file():
         found = sorted((path / "weights").rglob("*.gguf"), key=lambda file: file.stat().st_size)
-        if found:
-            return Owner(str(path), found[-1])
         folders = sorted(file.parent for file in (path / "weights").rglob("config.json"))
-        if folders:
-            return Owner(str(path), folders[0])
+        if found or folders:
+            return _of_package(path, found[-1] if found else folders[0])
         raise UsageError(f"{path}: this package holds no weights that can be compared.", "Give the run's folder.")
     return Owner(str(path), open_units(path).path)
 
@@ -96,8 +100,23 @@ def _of_run(run: Run) -> Owner:
             base = _local(HuggingFaceTeacher(name=student.name))
         else:
             base = _local(teacher)
-        return Owner(str(run.path), model, base, run)
-    return Owner(str(run.path), model, None, run, FIXED_SEED if run.recipe.seed is not None else "")
+        return Owner(str(run.path), model, base, run, from_base=True)
+    return Owner(str(run.path), model, None, run, FIXED_SEED if run.recipe.seed is not None else "", from_base=False)
+
+
+def _of_package(path: Path, model: Path) -> Owner:
+    """A package, with what its provenance says of the student's origin and randomness."""
+    try:
+        definition = files.read_json(path / "provenance.json")["predicate"]["buildDefinition"]
+        fresh = definition["externalParameters"]["recipe"]["student"]["kind"] == "fresh"
+        randomness = definition["internalParameters"]["randomness"]
+        seeded, commitment = randomness["kind"] == "seed", randomness["commitment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Owner(str(path), model)  # written by an earlier version: nothing says
+    if not fresh:
+        return Owner(str(path), model, from_base=True)
+    why = FIXED_SEED if seeded else ""
+    return Owner(str(path), model, None, None, why, from_base=False, package_commitment=commitment)
 
 
 def _local(config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher) -> Path | None:
@@ -106,7 +125,10 @@ def _local(config: HuggingFaceTeacher | GgufTeacher | EndpointTeacher) -> Path |
     if isinstance(config, GgufTeacher):
         from stillroom.models.gguf_source import gguf_path
 
-        return gguf_path(config.path)
+        try:
+            return gguf_path(config.path)
+        except UsageError:
+            return None  # it is not here any more
     return Path(config.name) if Path(config.name).is_dir() else None
 
 
@@ -144,10 +166,17 @@ def examine(
     shared = None if base is None else unit_order(owner.model, base)
     with_base = None if base is None else unit_order(suspect, base)
     made.findings.append(_order_finding(owner, with_owner, shared, with_base))
-    if base is None:
+    if same_weights(suspect, owner.model):
+        made.notes.append("The suspect's weights are the owner's own, byte for byte.")
+    if base is None and owner.from_base is None:
         made.notes.append(
             "No base model was given: if the owner's model was itself tuned or pruned from a public one, a match shows that "
-            "both belong to its family and no more. Give it with --base."
+            "both belong to its family and no more. Give it with --base; --no-base says that there is none."
+        )
+    if base is None and owner.from_base:
+        made.notes.append(
+            "The owner's model was made from another one, which is not here, and has the order of its units: a match shows "
+            "that both belong to its family and no more. Give it with --base."
         )
     if match:
         made.findings.append(_match_finding(suspect, owner, base, controls, text, made, say))
@@ -161,7 +190,8 @@ def _significant(test: OrderTest | None) -> bool:
 def _order_finding(
     owner: Owner, with_owner: OrderTest, shared: OrderTest | None, with_base: OrderTest | None
 ) -> Finding:
-    family = _significant(shared)
+    # Made from another model, it has that one's order of units, whether or not it is here to be compared.
+    family = _significant(shared) or (shared is None and owner.from_base is True)
     statistic: dict[str, object] = {
         "decided_by": with_owner.statistic,
         "k": with_owner.k,
@@ -194,6 +224,12 @@ def _order_finding(
     elif owner.why_not_exact:
         verdict = "same units, which proves nothing here"
         cannot.append(f"derivation from this run: {owner.why_not_exact}")
+    elif shared is None and owner.from_base is None:
+        verdict = "derived, or same family"
+        cannot.append(
+            "that it stems from the owner's model and not from its base or another model of that base, if the owner's was "
+            "itself made from a public one (--base names it, --no-base says that there is none)"
+        )
     else:
         verdict = "derived"
     if owner.why_not_exact:
@@ -235,7 +271,8 @@ def _match_finding(
     of_owner = activity_of(owner.model, words)
     share, layers = matched_share(activity_of(suspect, words), of_owner)
     among: list[float] = []
-    for path in control_models(controls) if controls is not None else []:
+    others = {"the suspect": suspect, "the owner's model": owner.model} | ({} if base is None else {"the base": base})
+    for path in independent_models(controls, others) if controls is not None else []:
         say(f"control {path.name}")
         made.subjects[f"control {path.name}"] = subject_digest(path)
         among.append(matched_share(activity_of(path, words), of_owner)[0])
@@ -274,6 +311,47 @@ def _match_finding(
             "least_controls": LEAST_CONTROLS,
         },
     )
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two models' files of weights hold the same bytes, whatever they are called."""
+    sizes = [sorted(file.stat().st_size for file in _weights(path)) for path in (one, other)]
+    return sizes[0] == sizes[1] and _weights_digest(one) == _weights_digest(other)
+
+
+def _weights(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def _weights_digest(path: Path) -> str:
+    return files.digest_json(sorted(files.digest_file(file) for file in _weights(path)))
+
+
+def independent_models(folder: Path, others: dict[str, Path]) -> list[Path]:
+    """The controls of a folder: all different, and none of them a model of this examination.
+
+    Args:
+        folder: See :func:`control_models`.
+        others: The models that are examined, by what they are called.
+
+    Raises:
+        UsageError: There is no control, one is there twice, or one is itself examined.
+    """
+    found = control_models(folder)
+    by_size: dict[tuple[int, ...], list[tuple[str, Path]]] = {}
+    for name, path in [*others.items(), *((str(path), path) for path in found)]:
+        by_size.setdefault(tuple(sorted(file.stat().st_size for file in _weights(path))), []).append((name, path))
+    for alike in by_size.values():
+        seen: dict[str, tuple[str, Path]] = {}
+        for name, path in alike if len(alike) > 1 else []:
+            first, _ = seen.setdefault(_weights_digest(path), (name, path))
+            if first != name and path in found:
+                raise UsageError(
+                    f"{path}: this control has the same weights as {first}; controls are different models, and independent "
+                    "of those that are examined.",
+                    "Take it out of the folder.",
+                )
+    return found
 
 
 def control_models(folder: Path) -> list[Path]:

@@ -171,7 +171,11 @@ def matched_share(suspect: Activity, owner: Activity) -> tuple[float, list[tuple
 
 
 def _mutual(similarity: Floats) -> npt.NDArray[np.int64]:
-    """For each row its greatest column, where that column's greatest row is this one; -1 elsewhere."""
+    """For each row its greatest column, where that column's greatest row is this one; -1 elsewhere.
+
+    A unit that is never active is like no other: without this, units 0 of two silent layers would match.
+    """
     columns = similarity.argmax(axis=1)
     rows = similarity.argmax(axis=0)
-    return np.where(rows[columns] == np.arange(len(columns)), columns, -1)
+    places = np.arange(len(columns))
+    return np.where((rows[columns] == places) & (similarity[places, columns] > 0), columns, -1)

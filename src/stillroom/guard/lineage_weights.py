@@ -26,6 +26,8 @@ _HF = re.compile(r"(?P<block>.*\blayers\.\d+\..*?)(?P<part>gate_up_proj|gate_pro
 _HF_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _GGUF = re.compile(r"blk\.(?P<layer>\d+)\.ffn_(?P<part>gate|up|down)(?P<experts>_exps)?\.weight$")
 _FLOATS = ("F64", "F32", "F16", "BF16")
+PIECE = 1024
+"""Rows of a stored matrix that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Block:
         units: n, how many units it has.
         width: d, the width of the residual stream.
         parts: By ``gate``, ``up`` and ``down``: reads the matrix.
+        file: The folder or file that it is in.
     """
 
     name: str
     units: int
     width: int
     parts: dict[str, Reader]
+    file: Path = Path()
 
     def rows(self, part: str, step: int = 1) -> Floats:
         """Every ``step``-th unit's row [units / step, width] of ``gate``, ``up``, or of ``down`` transposed."""
@@ -132,7 +136,8 @@ def _of_folder(folder: Path) -> list[Block]:
         if "down_proj" in parts and parts["down_proj"][2] == (width, units):
             file, tensor, shape = parts["down_proj"]
             readers["down"] = _safetensors(file, tensor, 0, shape[0])
-        blocks.append(Block(name.rstrip("."), units, width, readers))
+        if units and width:
+            blocks.append(Block(name.rstrip("."), units, width, readers, folder))
     return blocks
 
 
@@ -140,10 +145,10 @@ def _safetensors(file: Path, name: str, start: int, stop: int) -> Reader:
     def read(rows: slice | None) -> Floats:
         from safetensors import safe_open
 
+        first, last, step = (rows or slice(None)).indices(stop - start)
         with safe_open(file, "pt") as opened:
-            part: Any = opened.get_slice(name)[start:stop]
-            chosen = part if rows is None else part[rows]
-            numbers: Floats = chosen.float().numpy()
+            part: Any = opened.get_slice(name)[start + first : start + max(first, last)]
+            numbers: Floats = part[::step].float().numpy()
         return numbers
 
     return read
@@ -174,12 +179,12 @@ def _of_gguf(path: Path) -> list[Block]:
                 readers["up"] = _dequantized(tensors["up"], expert, units, 2 * units)
             else:
                 for part in ("gate", "up"):
-                    if part in tensors:
+                    if part in tensors and list(tensors[part].shape) == list(tensors["up"].shape):
                         readers[part] = _dequantized(tensors[part], expert, 0, units)
-            if "down" in tensors:
+            if "down" in tensors and [int(size) for size in tensors["down"].shape][:2] == [units, width]:
                 readers["down"] = _dequantized(tensors["down"], expert, 0, width)
             name = f"blk.{layer}" + (f".expert.{expert}" if len(sizes) == 3 else "")
-            blocks.append(Block(name, units, width, readers))
+            blocks.append(Block(name, units, width, readers, path))
     return blocks
 
 
@@ -202,12 +207,39 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def unit_features(block: Block, parts: tuple[str, ...], step: int = 1) -> Floats:
     """Unit vectors [units / step, features]: rows of the parts side by side, each part scaled to length 1, then the whole.
 
-    A positive scale of any part (an adversary's rescaling of gate, up and down rows) changes nothing.
+    A positive scale of any part (an adversary's rescaling of gate, up and down rows) changes nothing. Besides the result, no
+    more than :data:`PIECE` rows of a matrix are in memory.
+
+    Raises:
+        UsageError: A number is not finite.
     """
-    return _normed(np.concatenate([_normed(block.rows(part, step)) for part in parts], axis=1))
+    units, width = len(range(0, block.units, step)), block.width
+    found = np.empty((units, width * len(parts)), np.float32)
+    for number, part in enumerate(parts):
+        own = found[:, number * width : (number + 1) * width]
+        if part == "down":
+            # Units are columns here.
+            for start in range(0, width, PIECE):
+                rows = slice(start, min(start + PIECE, width))
+                own[:, rows] = block.parts[part](rows)[:, ::step].T
+        else:
+            pace = max(1, PIECE // step)
+            for start in range(0, units, pace):
+                stop = min(start + pace, units)
+                own[start:stop] = block.parts[part](slice(start * step, (stop - 1) * step + 1, step))
+        _normalize(own, block)
+    _normalize(found, block)
+    return found
 
 
-def _normed(rows: Floats) -> Floats:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    normed: Floats = rows / np.maximum(length, 1e-12)
-    return normed
+def _normalize(rows: Floats, block: Block) -> None:
+    """Scale rows to length 1, where they are."""
+    for start in range(0, len(rows), PIECE):
+        piece = rows[start : start + PIECE]
+        length = np.linalg.norm(piece, axis=1, keepdims=True)
+        if not np.isfinite(length).all():
+            raise UsageError(
+                f"{block.file}: weights of {block.name} are not finite (NaN or infinite): the model is damaged.",
+                "Get the model again.",
+            )
+        piece /= np.maximum(length, 1e-12)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.core import files
-from stillroom.core.errors import UsageError
+from stillroom.core.errors import EnvironmentProblem, OutOfMemory, UsageError
 from stillroom.core.extras import require
 
 if TYPE_CHECKING:
@@ -206,25 +206,46 @@ def _read_key(path: Path) -> bytes:
 
 @contextmanager
 def database(memory: str = "2GB", threads: int = 1, scratch: Path | None = None) -> Iterator[DuckDBPyConnection]:
-    """DuckDB in memory, bounded, without extensions from elsewhere; what does not fit is spilled into ``scratch``."""
+    """DuckDB in memory, bounded, without extensions from elsewhere; what does not fit is spilled into ``scratch``.
+
+    Raises:
+        OutOfMemory: The bound is too small for the work.
+        EnvironmentProblem: A table of the store is damaged or not there, or the disk is full.
+    """
     require("guard", "Reading request logs needs packages that are not installed: {}.")
     import duckdb
 
-    connection = duckdb.connect(
-        config={
-            "memory_limit": memory,
-            "threads": threads,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "preserve_insertion_order": False,
-        }
-    )
+    connection = None
     try:
+        connection = duckdb.connect(
+            config={
+                "memory_limit": memory,
+                "threads": threads,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "preserve_insertion_order": False,
+            }
+        )
         if scratch is not None:
             connection.execute(f"SET temp_directory = {quoted(str(scratch))}")
         yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise OutOfMemory(
+            f"{memory} of memory do not suffice for these logs ({_first_line(error)}).",
+            "Give more (`--memory 4GB`), or read shares of the logs (`--shards 1/8`) where memory is short.",
+        ) from None
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        raise EnvironmentProblem(
+            f"A table of the store cannot be read or written: {_first_line(error)}.",
+            "Make room on the disk; where a table is damaged, merge the parts again (`stillroom guard merge STORE`).",
+        ) from None
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")[:300]
 
 
 def quoted(text: str) -> str:
@@ -262,11 +283,11 @@ def write_names(connection: DuckDBPyConnection, names: Mapping[tuple[str, int], 
     )
 
 
-def reduce_part(connection: DuckDBPyConnection, folder: Path) -> int:
+def reduce_part(connection: DuckDBPyConnection, folder: Path) -> tuple[int, int, int]:
     """Make a part's reductions from its rows.
 
     Returns:
-        How many rows it has.
+        How many rows it has, and their first and last time in microseconds since 1970 (0 and 0 where it has none).
     """
     rows = sorted(folder.glob("rows-*.parquet"))
     connection.execute(f"CREATE OR REPLACE TEMP VIEW rows AS SELECT * FROM {_parquet(rows)}")
@@ -275,8 +296,10 @@ def reduce_part(connection: DuckDBPyConnection, folder: Path) -> int:
             connection.execute(
                 f"COPY ({sql}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
             )
-    found = connection.execute("SELECT count(*) FROM rows").fetchone()
-    return int(found[0]) if found else 0
+    found = connection.execute(
+        "SELECT count(*), coalesce(min(time_us), 0), coalesce(max(time_us), 0) FROM rows"
+    ).fetchone()
+    return (int(found[0]), int(found[1]), int(found[2])) if found else (0, 0, 0)
 
 
 def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 1) -> dict[str, Any]:
@@ -296,6 +319,7 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
             )
     # The same logs may be in two of the stores: a part's name is the digest of what it read.
     parts = {part.name: part for store in [into, *stores] for part in store.parts()}
+    _require_apart(parts)
     if not parts:
         raise UsageError(
             f"{into.path}: no part was read yet.", "Read logs first: stillroom guard intake LOGS... -o STORE."
@@ -317,6 +341,23 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
             record["tables"][name] = _content(connection, folder / f"{name}.parquet")
         files.write_json(folder / "reduced.json", record)
     return record
+
+
+def _require_apart(parts: Mapping[str, Path]) -> None:
+    """Refuse parts that were read in different company and hold the same log: it would count twice.
+
+    Raises:
+        UsageError: Two parts hold one log.
+    """
+    holds: dict[tuple[int, str], Path] = {}
+    for part in parts.values():
+        for entry in files.read_json(part / "part.json").get("read", ()):
+            other = holds.setdefault((entry["lines"], entry["sha256"]), part)
+            if entry["lines"] and other is not part:
+                raise UsageError(
+                    f"{other} and {part} hold the same log (SHA-256 {entry['sha256'][:16]}…): it would count twice.",
+                    "Make one of the stores again without that log.",
+                )
 
 
 def _content(connection: DuckDBPyConnection, path: Path) -> dict[str, Any]:

@@ -96,7 +96,10 @@ def _by_word(words: Mapping[int, bytes], values: Sequence[float] | Mapping[int, 
 def weights_against(suspect: Mapping[bytes, float], reference: Mapping[bytes, float]) -> dict[bytes, float]:
     """The suspect's weight of each word, minus the reference's: what the test sees besides the key."""
     words = sorted({*suspect, *reference})
-    return {word: suspect.get(word, 0.0) - reference.get(word, 0.0) for word in words}
+    found = {word: suspect.get(word, 0.0) - reference.get(word, 0.0) for word in words}
+    if not all(map(math.isfinite, found.values())):
+        raise UsageError("A model's probabilities are not finite: it is damaged.", "Get the model again.")
+    return found
 
 
 def mark_score(weights: Mapping[bytes, float], key: MarkKey, period: str) -> tuple[float, float]:
