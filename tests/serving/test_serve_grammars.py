@@ -408,8 +408,11 @@ def test_an_engine_that_somebody_killed_is_no_fault_of_the_request(tiny_gguf: Pa
             assert model.engine is not None
             killer = threading.Timer(0.05, os.kill, (model.engine.pid, signal.SIGKILL))
             killer.start()
-            assert made.chat("Go", max_tokens=300, logit_bias={"2": -100})[0] == 200
+            status, answer = made.chat("Go", max_tokens=300, logit_bias={"2": -100})
+            # An answer that had begun is not begun anew; asked again, it comes.
+            assert status == 200 or (status, "it is started anew" in answer["error"]["message"]) == (503, True)
             killer.join()
+            assert made.chat("Go", max_tokens=300, logit_bias={"2": -100})[0] == 200
             engine = model.engine
             if engine is not None and not engine.alive:
                 assert engine.killed()
