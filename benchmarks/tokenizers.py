@@ -264,14 +264,17 @@ def compared(pair: str, arguments: argparse.Namespace, folder: Path, kept: Path 
         made = world()
         return dict(describe(made.alignment, made.train.sequences.part(slice(None)), len(made.train)))
 
+    def run(way: str, rate: float, seed: int) -> dict[str, float]:
+        return trained(world(), way, rate, seed)
+
     shares = cells.cell("shares", shares_of)
     runs: dict[str, dict[str, list[dict[str, float]]]] = {way: {f"{rate:g}": [] for rate in rates} for way in WAYS}
     # Seed by seed, so that an interrupted benchmark has every way of some seeds.
     for seed in seeds:
         for rate in rates:
             for way in WAYS:
-                run = functools.partial(trained, way=way, rate=rate, seed=seed)
-                runs[way][f"{rate:g}"].append(cells.cell(f"{way}/{rate:g}/{seed}", lambda run=run: run(world())))
+                made = functools.partial(run, way, rate, seed)
+                runs[way][f"{rate:g}"].append(cells.cell(f"{way}/{rate:g}/{seed}", made))
     best = {
         way: min(by_rate, key=lambda rate: statistics.mean(run["validation"] for run in by_rate[rate]))
         for way, by_rate in runs.items()
