@@ -156,7 +156,7 @@ def mixed(
 ) -> Found:
     """As :func:`measure` where the sample is of documents that are cut, and ``uncut`` is the divergence of the others."""
     pieces = packed(documents, *sizes)
-    cut = torch.bincount(pieces.documents)[pieces.documents] > 1
+    cut = np.bincount(pieces.documents)[pieces.documents] > 1
     share = int(pieces.targets[cut].sum()) / max(1, int(pieces.targets.sum()))
     found = measure(model, documents, sample, whole_states(model, sample), sizes)
     assert found.kl is not None

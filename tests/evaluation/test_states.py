@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from students.tiny_families import tiny_sequences
 from tiny_models import make_model, make_tokenizer
 
 from benchmarks.faults import bench_with
+from stillroom.core.memory import release_memory
 from stillroom.core.progress import Task
 from stillroom.evaluation import states
 from stillroom.evaluation.bench import ORDER, Bench, Loaded, Subject
@@ -21,6 +24,7 @@ from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.measures import do_measures
 from stillroom.evaluation.states import keep_states, parts_of
 from stillroom.evaluation.tally import Tally
+from stillroom.models.load import load_student, save_model
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 IDS = 96
@@ -57,6 +61,20 @@ def test_kept_states_give_the_same_sums_to_the_bit(family: str, tmp_path: Path) 
         assert np.array_equal(mine.reliability, theirs.reliability)
     # Nothing of a model is kept but its output layer.
     assert kept[0].head.matrix.untyped_storage().nbytes() == IDS * kept[0].head.matrix.shape[1] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are in memory")
+def test_nothing_of_a_models_file_stays_in_memory(tmp_path: Path) -> None:
+    """Weights are read from a file that is mapped into memory, and one of them would hold all of it."""
+    folder = tmp_path / "model"
+    save_model(make_model("llama", rows=512, layers=2, seed=1), make_tokenizer("bpe"), folder)
+    model, _ = load_student(folder, torch.float32)
+    heldout = InMemory(tiny_sequences(3, 24, ids=IDS))
+    kept = keep_states(model, None, heldout, range(3), tmp_path / "states", QUIET)
+    del model
+    release_memory()
+    assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert kept.head.matrix.shape[0] == 512
 
 
 class Watched:

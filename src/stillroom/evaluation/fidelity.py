@@ -225,7 +225,7 @@ def _asked(
 
 def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of logits [P, V], in place."""
-    for rows in logits.split(SLICE):
+    for rows in torch.split(logits, SLICE):
         rows.copy_(torch.log_softmax(rows, dim=1))
     return logits
 
@@ -251,7 +251,7 @@ class _Said:
     def from_itself(self) -> torch.Tensor:
         """See :class:`Said`."""
         found = []
-        for logprobs in self.logprobs.split(SLICE):
+        for logprobs in torch.split(self.logprobs, SLICE):
             same = (logprobs - logprobs).mul_(logprobs.exp())
             # An id that one of several teachers does not have is impossible, and adds nothing.
             found.append(same.masked_fill_(logprobs.isneginf(), 0.0).sum(1))
@@ -275,7 +275,7 @@ class _Said:
     def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and probabilities in the student's ids, both [P, V]."""
         if vocabulary not in self._heard:
-            parts = (self.logprobs,) if vocabulary.is_identity else self.logprobs.split(SLICE)
+            parts = (self.logprobs,) if vocabulary.is_identity else torch.split(self.logprobs, SLICE)
             found = [vocabulary.project_dense(logprobs)[:, : vocabulary.student_used] for logprobs in parts]
             projected = found[0] if len(found) == 1 else torch.cat(found)
             self._heard[vocabulary] = projected, projected.exp()
