@@ -202,6 +202,19 @@ def test_a_student_with_only_another_vocabulary_is_not_repaired() -> None:
     assert seconds(Shape(30, 1536, 3, 576, 30000)) < seconds(Shape(30, 1536, 3, 512, 30000)) / 2
 
 
+def test_another_teacher_that_writes_costs_by_its_own_size() -> None:
+    recipe = Recipe.model_validate(BASE | {"write": {}})
+    spec = next(spec for spec in STAGES if spec.name == "write")
+    own = counts("layers")
+    small, large = (
+        spec.load_cost()(recipe, counts("layers", writer_parameters=times * own.teacher_parameters), PROFILE)
+        for times in (1, 4)
+    )
+    assert small == spec.load_cost()(recipe, own, PROFILE)
+    assert large.seconds == pytest.approx(4 * small.seconds)
+    assert large.memory_bytes - small.memory_bytes == 3 * (own.teacher_bytes + PROFILE.load_bytes)
+
+
 def test_every_stage_names_its_cost_beside_itself() -> None:
     for spec in STAGES:
         assert spec.cost.split(".")[0] == spec.function.split(".")[0]

@@ -296,10 +296,10 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
     return card, card_plan(recipe, card, teacher, pupil, tokens, length, others, trained, writer)
 
 
-def _writer_parameters(recipe: Recipe) -> int:
-    """Parameters of the teacher on this machine that writes text; 0 where none does."""
-    by = recipe.every_teacher[recipe.write.by] if recipe.write is not None else None
-    return 0 if by is None or isinstance(by, EndpointTeacher) else config_parameters(by)
+def _writer_parameters(recipe: Recipe) -> int | None:
+    """Parameters of another teacher on this machine that writes text; None where none does."""
+    by = recipe.every_teacher[recipe.write.by] if recipe.write is not None and recipe.write.by != OWN else None
+    return None if by is None or isinstance(by, EndpointTeacher) else config_parameters(by)
 
 
 def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:

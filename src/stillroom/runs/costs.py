@@ -70,7 +70,7 @@ class Counts:
         other_teachers: Parameters of each of the recipe's other teachers that is loaded on this machine.
         adapter_parameters: Parameters that are trained beside the student's, which are frozen (LoRA); None where the student's
             own are trained.
-        writer_parameters: Parameters of the teacher on this machine that writes text; 0 where none does.
+        writer_parameters: Parameters of the teacher on this machine that writes text; None where that is the recipe's own.
     """
 
     teacher_parameters: int
@@ -89,7 +89,7 @@ class Counts:
     teacher_is_here: bool = True
     other_teachers: tuple[int, ...] = ()
     adapter_parameters: int | None = None
-    writer_parameters: int = 0
+    writer_parameters: int | None = None
 
     @property
     def teacher_bytes(self) -> int:

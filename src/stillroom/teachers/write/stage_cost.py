@@ -38,9 +38,9 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     if isinstance(recipe.every_teacher[recipe.write.by], EndpointTeacher):
         return StageCost(seconds=0.0, memory_bytes=profile.base_bytes, disk_bytes=disk)
     # The pilot ran the recipe's own teacher; another one that writes takes as many times as long as it is larger.
-    own = counts.teacher_parameters if counts.teacher_is_here else counts.writer_parameters
-    larger = counts.writer_parameters / own
-    weights = FLOAT_BYTES * counts.writer_parameters
+    writer = counts.teacher_parameters if counts.writer_parameters is None else counts.writer_parameters
+    larger = writer / counts.teacher_parameters if counts.teacher_is_here else 1.0
+    weights = FLOAT_BYTES * writer
     step = weights / DECODED_BYTES_PER_SECOND
     return StageCost(
         seconds=larger * (profile.load_seconds + read / profile.exact_rate) + written / ROWS * step,
