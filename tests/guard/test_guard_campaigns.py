@@ -278,6 +278,10 @@ def test_the_page_escapes_everything(benign: baselines.Baseline, tmp_path: Path)
     assert "\u202e" not in shown
     assert "&lt;script&gt;" in shown
     assert "default-src 'none'" in shown
+    # On a phone a number stays whole, and the bars say which days they are of.
+    assert "td.n{white-space:nowrap}" in shown
+    assert ">-0.0<" not in shown
+    assert f"From {evidence.daily[0][0]} to {evidence.daily[-1][0]}" in shown
     assert not re.search(r"(src|href)=", shown)
     assert sum(count for _, count, _ in evidence.daily) == 600
     assert evidence.shared["payment"][0][1:] == (12, 12)

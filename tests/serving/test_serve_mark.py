@@ -58,6 +58,28 @@ def test_what_would_give_the_mark_away_is_refused_by_name(
     assert answer["error"]["message"].startswith(f"{name}: this server does not offer it.")
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "name"),
+    [
+        ("/v1/responses", {"top_logprobs": 3}, "top_logprobs"),
+        ("/v1/responses", {"include": ["message.output_text.logprobs"]}, "logprobs"),
+        ("/v1/responses", {"logit_bias": {"5": 1.0}}, "logit_bias"),
+        ("/api/chat", {"logprobs": True}, "logprobs"),
+        ("/api/chat", {"options": {"logit_bias": {"5": 1.0}}}, "logit_bias"),
+        ("/api/generate", {"options": {"n_probs": 5}}, "n_probs"),
+        ("/api/generate", {"raw": True, "logit_bias": {"5": 1.0}}, "logit_bias"),
+    ],
+)
+def test_no_other_api_gives_the_mark_away(marked: Running, path: str, options: dict[str, object], name: str) -> None:
+    asked: dict[str, object] = {"/v1/responses": {"input": "a"}, "/api/generate": {"prompt": "a"}}.get(
+        path, {"messages": [{"role": "user", "content": "a"}]}
+    )
+    model = marked.ask("GET", "/v1/models")[1]["data"][0]["id"]
+    status, answer, _ = marked.ask("POST", path, {"model": model, "stream": False, **asked, **options})
+    assert status == 400
+    assert name in str(answer["error"])
+
+
 def test_forms_are_kept_while_marking(marked: Running) -> None:
     form = {
         "type": "json_schema",

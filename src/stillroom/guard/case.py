@@ -159,14 +159,18 @@ def page(watched: Watched, baseline: Baseline, suspect: Suspect, evidence: Evide
         "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
         "table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top;"
         "overflow-wrap:anywhere}"
-        "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.names{overflow-wrap:anywhere;color:#555}"
+        # Numbers and their headings are never parted, on the narrowest screen either.
+        "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal}td.n{white-space:nowrap}"
+        "@media(max-width:36em){body{font-size:14px;margin:1em auto}td,th{padding-right:.5em}td:last-child,th:last-child"
+        "{padding-right:0}}"
+        ".names{overflow-wrap:anywhere;color:#555}"
     )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>Cluster {_text(suspect.name)}</title><style>{style}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
 
 
@@ -192,7 +196,7 @@ def _features(baseline: Baseline, suspect: Suspect) -> str:
     grid = baseline.scorer.grids[suspect.stratum]
     rows = "".join(
         f"<tr><td>{_text(name)}</td><td class=n>{value:.2f}</td><td class=n>{middle:.2f}</td><td class=n>{high:.2f}</td>"
-        f"<td class=n>{part:.1f}</td></tr>"
+        f"<td class=n>{round(part, 1) + 0.0:.1f}</td></tr>"  # + 0.0: a tiny negative number is no -0.0
         for name, value, part, middle, high in zip(
             FEATURES, suspect.values, suspect.parts, grid[:, 50], grid[:, -1], strict=True
         )
@@ -222,5 +226,6 @@ def _timeline(daily: list[tuple[str, int, int]]) -> str:
     total = width * max(1, len(daily))
     return (
         f'<svg viewBox="0 0 {total} {height}" width="100%" role="img" aria-label="Requests by day">{"".join(bars)}</svg>'
-        f"<p>Grey: all requests of the cluster; red: those of the stream that made the score. Highest day: {most:,}.</p>"
+        f"<p>From {_text(daily[0][0])} to {_text(daily[-1][0])}, a bar a day. Grey: all requests of the cluster; red: those of"
+        f" the stream that made the score. Highest day: {most:,}.</p>"
     )

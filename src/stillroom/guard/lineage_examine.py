@@ -161,6 +161,12 @@ def examine(
     made.subjects[f"owner {Path(owner.name).name}"] = subject_digest(owner.model)
     if base is not None:
         made.subjects[f"base {base.name}"] = subject_digest(base)
+    compared = []
+    if match and controls is not None:
+        others = {"the suspect": suspect, "the owner's model": owner.model} | (
+            {} if base is None else {"the base": base}
+        )
+        compared = independent_models(controls, others)
     say("comparing the order of units")
     with_owner = unit_order(suspect, owner.model)
     shared = None if base is None else unit_order(owner.model, base)
@@ -179,7 +185,7 @@ def examine(
             "that both belong to its family and no more. Give it with --base."
         )
     if match:
-        made.findings.append(_match_finding(suspect, owner, base, controls, text, made, say))
+        made.findings.append(_match_finding(suspect, owner, base, compared, text, made, say))
     return made
 
 
@@ -259,7 +265,7 @@ def _match_finding(
     suspect: Path,
     owner: Owner,
     base: Path | None,
-    controls: Path | None,
+    controls: list[Path],
     text: str | None,
     made: Examination,
     say: Callable[[str], None],
@@ -271,8 +277,7 @@ def _match_finding(
     of_owner = activity_of(owner.model, words)
     share, layers = matched_share(activity_of(suspect, words), of_owner)
     among: list[float] = []
-    others = {"the suspect": suspect, "the owner's model": owner.model} | ({} if base is None else {"the base": base})
-    for path in independent_models(controls, others) if controls is not None else []:
+    for path in controls:
         say(f"control {path.name}")
         made.subjects[f"control {path.name}"] = subject_digest(path)
         among.append(matched_share(activity_of(path, words), of_owner)[0])

@@ -237,7 +237,7 @@ def database(memory: str = "2GB", threads: int = 1, scratch: Path | None = None)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise EnvironmentProblem(
             f"A table of the store cannot be read or written: {_first_line(error)}.",
-            "Make room on the disk; where a table is damaged, merge the parts again (`stillroom guard merge STORE`).",
+            "Free disk space; where a table is damaged, merge the parts again (`stillroom guard merge STORE`).",
         ) from None
     finally:
         if connection is not None:

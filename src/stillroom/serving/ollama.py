@@ -32,14 +32,15 @@ _OPTIONS = {
 _FLOATS = {"temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 
 
-UNHELD = ("template", "context", "logprobs", "top_logprobs", "images")
+_OF_TOKENS = ("logprobs", "top_logprobs", "logit_bias", "n_probs")
+UNHELD = ("template", "context", "images", *_OF_TOKENS)
 """Keys of Ollama's that change an answer and are not honoured here: refused by name."""
 
 
 def _require_held(value: Any) -> Any:
     if isinstance(value, dict):
         for key in UNHELD:
-            if value.get(key) not in (None, False, 0, [], ""):
+            if value.get(key) not in (None, False, 0, [], "", {}):
                 raise ValueError(f"{key}: not supported by this server; leave it out")
         if value.get("raw") and value.get("system"):
             raise ValueError("raw: the prompt is taken as it is; leave system out")
@@ -48,6 +49,9 @@ def _require_held(value: Any) -> Any:
             for key in Schemas.model_fields:
                 if value["options"].get(key) is not None:
                     raise ValueError(f"options.{key}: not one of the options; say it beside them")
+            for key in _OF_TOKENS:
+                if value["options"].get(key) not in (None, False, 0, [], {}):
+                    raise ValueError(f"{key}: not supported by this server; leave it out")
     return value
 
 

@@ -124,6 +124,9 @@ class ResponsesRequest(Translated):
             for key in _KEPT_ELSEWHERE:
                 if value.get(key) not in (None, False):
                     raise ValueError(f"{key}: this server keeps no responses; send the whole conversation")
+            for key in ("logit_bias", "logprobs", "n_probs"):
+                if value.get(key) not in (None, False, 0, {}):
+                    raise ValueError(f"{key}: not part of this API; leave it out")
             wanted = value.get("include")
             if value.get("top_logprobs") or (isinstance(wanted, list) and "message.output_text.logprobs" in wanted):
                 raise ValueError("top_logprobs: log-probabilities come from /v1/chat/completions; leave it out")
