@@ -223,9 +223,14 @@ def _asked(
     return lambda part: _Said(_log_softmax_(_logits(teacher, hidden[part])))
 
 
+def _slices(table: torch.Tensor) -> list[torch.Tensor]:
+    """Views of a table [P, V], at most ``SLICE`` rows each."""
+    return [table[start : start + SLICE] for start in range(0, len(table), SLICE)]
+
+
 def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of logits [P, V], in place."""
-    for rows in torch.split(logits, SLICE):
+    for rows in _slices(logits):
         rows.copy_(torch.log_softmax(rows, dim=1))
     return logits
 
@@ -251,7 +256,7 @@ class _Said:
     def from_itself(self) -> torch.Tensor:
         """See :class:`Said`."""
         found = []
-        for logprobs in torch.split(self.logprobs, SLICE):
+        for logprobs in _slices(self.logprobs):
             same = (logprobs - logprobs).mul_(logprobs.exp())
             # An id that one of several teachers does not have is impossible, and adds nothing.
             found.append(same.masked_fill_(logprobs.isneginf(), 0.0).sum(1))
@@ -275,7 +280,7 @@ class _Said:
     def heard(self, vocabulary: VocabularyMap) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and probabilities in the student's ids, both [P, V]."""
         if vocabulary not in self._heard:
-            parts = (self.logprobs,) if vocabulary.is_identity else torch.split(self.logprobs, SLICE)
+            parts = (self.logprobs,) if vocabulary.is_identity else _slices(self.logprobs)
             found = [vocabulary.project_dense(logprobs)[:, : vocabulary.student_used] for logprobs in parts]
             projected = found[0] if len(found) == 1 else torch.cat(found)
             self._heard[vocabulary] = projected, projected.exp()
