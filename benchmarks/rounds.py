@@ -97,12 +97,12 @@ FULL = Size(
 )
 QUICK = Size(
     128,
-    6144,
-    2,
-    2,
-    2e-3,
+    12_288,
+    3,
+    1,
+    1e-3,
     512,
-    {"count": 3, "own_share": 0.25, "prompt_tokens": 16, "new_tokens": 48},
+    {"count": 4, "own_share": 0.25, "prompt_tokens": 16, "new_tokens": 48},
     48,
     24,
 )
@@ -168,7 +168,7 @@ def small_teacher(size: Size, folder: Path) -> dict[str, Any]:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-    sys.stderr.write(f"teacher: {float(loss):.2f} nats after {TEACHER_STEPS} steps\n")
+    sys.stderr.write(f"teacher: {loss.item():.2f} nats after {TEACHER_STEPS} steps\n")
     shutil.rmtree(folder / "teacher", ignore_errors=True)
     save_model(model.eval(), tokenizer, folder / "teacher")
     shutil.rmtree(made.path)
