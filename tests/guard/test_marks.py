@@ -132,7 +132,7 @@ def twins_file(folder: Path, count: int) -> Path:
 
 
 def test_coins_choose_by_key_and_prompt_and_are_tested_exactly(tmp_path: Path) -> None:
-    new_key(tmp_path, "coins")
+    write_secret(tmp_path / "coins.mark", Secret(bytes(range(32))))
     key = read_key(tmp_path / "coins.mark")
     path = twins_file(tmp_path, 600)
     twins = read_twins(path)
@@ -152,7 +152,7 @@ def test_coins_choose_by_key_and_prompt_and_are_tested_exactly(tmp_path: Path) -
 
 def test_coins_by_the_command(tmp_path: Path) -> None:
     run = CliRunner().invoke
-    new_key(tmp_path, "coins")
+    write_secret(tmp_path / "coins.mark", Secret(bytes(range(32))))
     path, key, out = twins_file(tmp_path, 3), str(tmp_path / "coins.mark"), tmp_path / "served.jsonl"
     made = run(app, ["guard", "coins", "new", str(path), "--key", key, "-o", str(out)])
     assert made.exit_code == 0, made.output
