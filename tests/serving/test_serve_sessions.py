@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from serve_support import Running, running
 
+from attacks.switch._damage import put
 from stillroom.serving.sessions import NoSession, SessionDamaged, SessionStore
 
 
@@ -49,6 +50,29 @@ def test_a_changed_or_exchanged_session_is_refused(store: SessionStore) -> None:
         with pytest.raises(SessionDamaged):
             store.load(first.id)
     assert [entry.get("damaged", False) for entry in store.list()].count(True) == 1
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link_to_itself", "endless_device", "later_version"])
+def test_whatever_stands_for_a_session_holds_nothing_up(store: SessionStore, what: str) -> None:
+    good, bad = store.create("good", "model", "digest"), store.create("bad", "model", "digest")
+    path = store.folder / f"{bad.id}.session"
+    path.unlink()
+    if what == "later_version":
+        store._seal(path, bad.id, b'{"id": "x", "more": 1}')
+    else:
+        put(path, what)
+    assert {entry["name"] for entry in store.list()} == {"good", "(damaged)"}
+    assert [entry["name"] for entry in store.list("another key")] == []
+    with pytest.raises(SessionDamaged):
+        store.load(bad.id)
+    assert not store.append(bad, [], 0)
+    assert store.load(good.id).name == "good"
+    key = store.folder / "key"
+    key.unlink()
+    put(key, "pipe")
+    with pytest.raises(SessionDamaged, match="not a file"):
+        SessionStore(store.folder, keyring=False).create("new", "model", "digest")
+    assert store.purge() >= 1
 
 
 def test_without_the_key_nothing_is_read(store: SessionStore) -> None:

@@ -429,3 +429,25 @@ def test_what_stands_in_the_way_of_a_folder_is_moved_aside(own: Switch, kind: st
     stopping.on(own)
     assert Switch(own.places).is_on()
     assert len(list(own.places.config.parent.glob("config.moved-away*"))) == 1
+
+
+def test_commands_name_what_runs_elsewhere_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stillroom.cli.app import app
+
+    places = Places.under(tmp_path)
+    monkeypatch.setattr(Places, "of_user", classmethod(lambda cls: places))
+    places.engines.mkdir(parents=True)
+    line = {
+        "kind": "engine",
+        "pid": 77,
+        "started": 5.0,
+        "model": "a\nThe switch is on.\x1b[2J",
+        "where": "host\x9b b n 1",
+    }
+    (places.engines / "engine-77-x.json").write_text(json.dumps(line))
+    runner = CliRunner()
+    for command in (["off"], ["status"]):
+        said = runner.invoke(app, command).stdout
+        (found,) = [each for each in said.split("\n") if "elsewhere" in each]
+        assert "a\\nThe switch is on.\\u001b[2J" in found
+        assert "host\\u009b" in found

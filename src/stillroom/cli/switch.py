@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stillroom.core.plain import shown
+
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 FeatureName = Annotated[str | None, typer.Option("--feature", help="Only this feature.")]
 
@@ -39,7 +41,10 @@ def off(
         typer.echo(f"Off. {len(receipt.stopped)} engines stopped in {receipt.seconds * 1000:.0f} ms.")
         for stopped in receipt.stopped:
             how = "killed" if stopped.killed else "ended"
-            typer.echo(f"  {stopped.model} (process {stopped.pid}): {how} within {stopped.seconds * 1000:.0f} ms")
+            name = shown(stopped.model, one_line=True)
+            typer.echo(f"  {name} (process {stopped.pid}): {how} within {stopped.seconds * 1000:.0f} ms")
+        for other in receipt.elsewhere:
+            typer.echo(f"  elsewhere, stops by itself: {shown(other, one_line=True)}")
     removed: list[str] = []
     if purge:
         found = purging.listing(switch.Places.of_user(), weights or [])
@@ -79,7 +84,10 @@ def status(as_json: Json = False) -> None:
         held = " (held by the administrator)" if feature["held_by"] == "administrator" else ""
         typer.echo(f"  {name:<11} {feature['state']:<10} {feature['about']}{held}")
     for engine in said["engines"]:
-        typer.echo(f"  running: {engine['model']} (process {engine['pid']})")
+        typer.echo(f"  running: {shown(engine['model'], one_line=True)} (process {engine['pid']})")
+    for other in said["elsewhere"]:
+        where, model = shown(other["machine"], one_line=True), shown(other["model"], one_line=True)
+        typer.echo(f"  elsewhere: {other['kind']} {model} (process {other['pid']} of {where})")
     lacks = said["confinement"]["missing"]
     if not lacks:
         typer.echo("A model's process is confined by all that this version can take away.")

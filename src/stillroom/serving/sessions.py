@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
+import stat
 import threading
 import time
 import weakref
@@ -103,7 +105,11 @@ class SessionStore:
             NoSession: There is none of this owner's.
             SessionDamaged: It cannot be opened.
         """
-        found = Session(**json.loads(self._unseal(self._file(number, "session"), number)))
+        path = self._file(number, "session")
+        try:
+            found = Session(**json.loads(self._unseal(path, number)))
+        except (TypeError, ValueError):
+            raise SessionDamaged(f"{path}: another version wrote it.", "Use that version, or delete it.") from None
         if found.owner != owner:
             raise NoSession(f"There is no session {number}.")
         return found
@@ -137,10 +143,10 @@ class SessionStore:
                 session = self.load(path.stem, owner)
             except NoSession:
                 continue
-            except (SessionDamaged, TypeError):
-                if owner:
-                    continue
-                found.append({"id": path.stem, "name": "(damaged)", "damaged": True, "updated": path.stat().st_mtime})
+            except SessionDamaged:
+                if not owner:
+                    changed = path.lstat().st_mtime if os.path.lexists(path) else 0.0
+                    found.append({"id": path.stem, "name": "(damaged)", "damaged": True, "updated": changed})
                 continue
             entry = asdict(session)
             entry["messages"] = len(session.messages)
@@ -155,7 +161,7 @@ class SessionStore:
                 raise NoSession(f"There is no session {number}.")
             try:
                 self.load(number, owner)
-            except (SessionDamaged, TypeError):
+            except SessionDamaged:
                 if owner:
                     raise NoSession(f"There is no session {number}.") from None
             path.unlink()
@@ -196,8 +202,9 @@ class SessionStore:
             key.unlink()
         count = 0
         for path in (*self.folder.glob("*.session"), *self.folder.glob("*.state")):
-            path.unlink(missing_ok=True)
-            count += 1
+            with contextlib.suppress(OSError):  # a folder in its place is no session, and goes with the rest
+                path.unlink()
+                count += 1
         return count
 
     def _file(self, number: str, kind: str) -> Path:
@@ -217,9 +224,13 @@ class SessionStore:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         try:
-            data = path.read_bytes()
+            data = _read(path)
         except FileNotFoundError:
             raise NoSession(f"There is no session {path.stem}.") from None
+        except OSError as error:
+            raise SessionDamaged(
+                f"{path} cannot be read: {error.strerror or error}.", "Look at what is there."
+            ) from None
         # A keyring that was locked for a while left a key in a file; what was sealed under the keyring's stays readable.
         for key in (self._secret, self._kept):
             with contextlib.suppress(InvalidTag, ValueError):
@@ -285,7 +296,26 @@ class SessionStore:
                 os.fsync(stream.fileno())
         except FileExistsError:
             pass
-        key = path.read_bytes()
+        try:
+            key = _read(path)
+        except OSError as error:
+            raise SessionDamaged(
+                f"{path} cannot be read: {error.strerror or error}.", "Look at what is there."
+            ) from None
         if len(key) != KEY_BYTES:
             raise SessionDamaged(f"{path} is not a key.", "Remove it; sessions sealed under it are lost.")
         return key
+
+
+def _read(path: Path) -> bytes:
+    """A file's bytes. A pipe or a device in its place is not waited for.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file")
+    with open(descriptor, "rb") as stream:
+        return stream.read()

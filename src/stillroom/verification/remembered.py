@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +88,8 @@ class Remembered:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             path = folder / "memory.json"
-            if path.is_file():
+            # What is no file in its place is damage, and not a machine that remembers nothing.
+            if os.path.lexists(path):
                 memory = parse(Memory, read_bytes(path), str(path))
             else:
                 memory = Memory(time_floor=pin.not_before)
