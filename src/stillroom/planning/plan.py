@@ -357,11 +357,15 @@ def can_pay(cost_ratio: float) -> dict[str, Any]:
 
 
 def teacher_shares(recipe: Recipe, train: Sequences) -> dict[str, float]:
-    """The share of the training text that each teacher is learned from on, by its name in the recipe."""
+    """The share of the training text that each teacher is learned from on, by its name in the recipe.
+
+    Text that is yet to be written is a source of its own, and counts nothing before it is.
+    """
     if not recipe.teachers:
         return {OWN: 1.0}
     sources = train.document_sources[train.documents[train.segments >= 0].long()].long()
-    tokens = sources.bincount(minlength=len(recipe.corpus.sources)).tolist()
+    known = 1 + max(source for route in recipe.routes for source in route.sources)
+    tokens = sources.bincount(minlength=known).tolist()
     shares: dict[str, float] = {}
     for route in recipe.routes:
         for name in route.names:
