@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import dataclasses
 import importlib
 import importlib.util
 import itertools
@@ -292,6 +291,15 @@ def packed_text(
     return ids, positions.expand(batch, length).contiguous(), cuts
 
 
+def packed_batch(batch: int, length: int, rows: int, listed: int, seed: int) -> Batch:
+    """A training batch of packed text with a sparse signal of ``listed`` ids at each of its positions."""
+    random = torch.Generator().manual_seed(seed)
+    ids, positions, _ = packed_text(batch, length, rows, random)
+    count = batch * length
+    targets = torch.randint(rows, (count,), generator=random)
+    return Batch(ids, positions, torch.arange(count), targets, sparse(count, rows, listed, random))
+
+
 def llama(at: Setting, shape: tuple[int, int, int, int, int, int], length: int) -> CausalModel:
     """A random Llama of (layers, width, inner width, heads, groups, ids), float32, made on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -318,12 +326,7 @@ def steps(
 ) -> None:
     """Whole training steps against transformers' own step: interleaved, on the same model and batch."""
     model = llama(at, shape, length)
-    random = torch.Generator().manual_seed(7)
-    ids, positions, _ = packed_text(batch, length, shape[-1], random)
-    count = batch * length
-    targets = torch.randint(shape[-1], (count,), generator=random)
-    signal = sparse(count, shape[-1], 20, random)
-    text = Batch(ids, positions, torch.arange(count), targets, signal).to(at.device)
+    text = packed_batch(batch, length, shape[-1], 20, 7).to(at.device)
     spent: dict[str, list[float]] = {}
     makers: dict[str, Callable[[], Callable[[], float]]] = {"stock": lambda: stock_step(at, copy.deepcopy(model), text)}
     for chunk in (64,) if at.tiny else (512, 4096):
@@ -338,14 +341,14 @@ def steps(
             if number == 0:
                 at.note(f"{name}: peak MiB above the model", (at.peak() - base) / 2**20)
                 at.note(f"{name}: loss is finite", int(all(map(math.isfinite, losses))), least=1)
-            at.note(f"{name}: tokens/s, round {number}", count / spent[name][-1])
+            at.note(f"{name}: tokens/s, round {number}", batch * length / spent[name][-1])
             del step
     layers, width = shape[:2]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     operations = 6 * parameters + 6 * layers * width * length
     best = {name: min(seconds) for name, seconds in spent.items()}
     ours = min(seconds for name, seconds in best.items() if name != "stock")
-    at.note("ours: TFLOP/s of the model", operations * count / ours / 1e12)
+    at.note("ours: TFLOP/s of the model", operations * batch * length / ours / 1e12)
     at.note("step over stock", best["stock"] / ours, least=bar, speed=True)
 
 
@@ -394,19 +397,14 @@ def peers(at: Setting) -> None:
     """
     shape, batch, length = ((2, 64, 128, 4, 2, 512), 2, 64) if at.tiny else ((16, 576, 1536, 9, 3, 7680), 32, 512)
     model = llama(at, shape, length)
-    random = torch.Generator().manual_seed(7)
-    ids, positions, _ = packed_text(batch, length, shape[-1], random)
-    count = batch * length
-    targets = torch.randint(shape[-1], (count,), generator=random)
-    signal = sparse(count, shape[-1], 20, random)
-    text = Batch(ids, positions, torch.arange(count), targets, signal).to(at.device)
+    text = packed_batch(batch, length, shape[-1], 20, 7).to(at.device)
 
     def measured(name: str, make: Callable[[], Callable[[], float]]) -> float:
         base = at.memory()
         step = make()
         losses = [step() for _ in range(1 if at.tiny else 3)]
         spent = at.seconds(step, 5, 0)
-        at.note(f"{name}: tokens/s", count / spent)
+        at.note(f"{name}: tokens/s", batch * length / spent)
         at.note(f"{name}: peak MiB above the model", (at.peak() - base) / 2**20)
         at.note(f"{name}: loss is finite", int(all(map(math.isfinite, losses))), least=1)
         return spent
@@ -473,10 +471,7 @@ def large_steps(at: Setting) -> None:
 def synchronisations(at: Setting) -> None:
     """How often the processor waits for the card in a training step of two micro-batches; a dry run counts on a fake card."""
     shape = (2, 64, 128, 4, 2, 512)
-    random = torch.Generator().manual_seed(8)
-    ids, positions, _ = packed_text(2, 64, shape[-1], random)
-    text = Batch(ids, positions, torch.arange(128), torch.randint(shape[-1], (128,), generator=random), None)
-    text = dataclasses.replace(text, signal=sparse(128, shape[-1], 8, random))
+    text = packed_batch(2, 64, shape[-1], 8, 8)
     fake = None if at.cuda else Device("cuda:0")
     with fake or contextlib.nullcontext():
         model: Any = llama(at, shape, 64)
@@ -523,10 +518,7 @@ def alone_in_a_group(at: Setting) -> None:
         )
         try:
             shape = (2, 64, 128, 4, 2, 512)
-            random = torch.Generator().manual_seed(9)
-            ids, positions, _ = packed_text(2, 64, shape[-1], random)
-            targets = torch.randint(shape[-1], (128,), generator=random)
-            text = Batch(ids, positions, torch.arange(128), targets, sparse(128, shape[-1], 8, random)).to(at.device)
+            text = packed_batch(2, 64, shape[-1], 8, 9).to(at.device)
             model = llama(at, shape, 64)
             found = []
             for divided in (False, True):

@@ -13,6 +13,7 @@ from stillroom.cli import guard_logs
 
 if TYPE_CHECKING:
     from stillroom.guard.findings import Findings
+    from stillroom.packages.keys import Ring
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the findings to this file (JSON).")]
@@ -78,7 +79,7 @@ def lineage(
     from stillroom.guard.lineage_examine import examine, open_owner
     from stillroom.guard.lineage_order import examine_order
 
-    _require_output(output, keys)
+    ring = _signer(output, keys)
     if no_base and base is not None:
         raise UsageError("--base and --no-base exclude each other.", "Give one of them.")
     opened = open_owner(_there(owner))
@@ -104,7 +105,7 @@ def lineage(
     if training_order and opened.run is not None:
         other = _model(reference) if reference is not None else None
         made.findings.append(examine_order(_model(suspect), opened.run, other, _say))
-    deliver(made.result(), made.subjects, output, keys, passphrase_fd, as_json)
+    deliver(made.result(), made.subjects, output, ring, passphrase_fd, as_json)
 
 
 KeyFile = Annotated[Path, typer.Option("--key", help="A key's file (`stillroom guard key new`).")]
@@ -174,7 +175,7 @@ def trace(
     from stillroom.guard.marks import frequencies, probabilities, weights_against
     from stillroom.guard.marks import trace as traced
 
-    _require_output(output, keys)
+    ring = _signer(output, keys)
     months = [require_period(value) for value in month or [period_now()]]
     for path in key:
         # Not opened before the weights are made; only looked at from outside.
@@ -204,7 +205,7 @@ def trace(
         )
         how = f"mean probabilities over at most {tokens} contexts, the suspect's minus the reference's"
         subjects[f"suspect {suspect.name}"] = subject_digest(_model(suspect))
-    deliver(findings_of(traced(weights, key, months, how)), subjects, output, keys, passphrase_fd, as_json)
+    deliver(findings_of(traced(weights, key, months, how)), subjects, output, ring, passphrase_fd, as_json)
 
 
 def coins_new(
@@ -239,7 +240,7 @@ def coins_test(
     from stillroom.guard.findings import findings_of, subject_digest
     from stillroom.guard.lineage_match import open_model
 
-    _require_output(output, keys)
+    ring = _signer(output, keys)
     rows = read_twins(_there(twins))
     _there(key)
     _say("preferences of the suspect and the reference")
@@ -250,7 +251,7 @@ def coins_test(
         f"reference {reference.name}": subject_digest(_model(reference)),
         f"twins {twins.name}": subject_digest(twins),
     }
-    deliver(findings_of([finding]), subjects, output, keys, passphrase_fd, as_json)
+    deliver(findings_of([finding]), subjects, output, ring, passphrase_fd, as_json)
 
 
 def honeypots_new(
@@ -282,12 +283,12 @@ def honeypots_test(
     from stillroom.guard.coins import honeypot_findings
     from stillroom.guard.findings import findings_of, subject_digest
 
-    _require_output(output, keys)
+    ring = _signer(output, keys)
     names = _lines(accounts)
     found = honeypot_findings(_text(_there(texts)), read_key(_there(key)), names)
     notes = [] if found else [f"None of the facts of {len(names)} accounts is in the text: cannot tell."]
     deliver(
-        findings_of(found, notes), {f"texts {texts.name}": subject_digest(texts)}, output, keys, passphrase_fd, as_json
+        findings_of(found, notes), {f"texts {texts.name}": subject_digest(texts)}, output, ring, passphrase_fd, as_json
     )
 
 
@@ -314,11 +315,11 @@ def ask(
     """Ask a model, and rank its agreement with yours among controls: a rank, not a proof."""
     from stillroom.guard.ask_models import ask_all
 
-    _require_output(output, keys)
+    ring = _signer(output, keys)
     findings, subjects = ask_all(
         suspect, _model(owner), _there(controls), _lines(prompts)[:budget], margin, name, api_key_fd, _say
     )
-    deliver(findings, subjects, output, keys, passphrase_fd, as_json)
+    deliver(findings, subjects, output, ring, passphrase_fd, as_json)
 
 
 def verify(
@@ -343,7 +344,7 @@ def deliver(
     findings: Findings,
     subjects: dict[str, str],
     output: Path | None,
-    keys: Path | None,
+    ring: Ring | None,
     passphrase_fd: int | None,
     as_json: bool,
 ) -> None:
@@ -353,20 +354,14 @@ def deliver(
         findings: What was found.
         subjects: SHA-256 of everything that was examined, by name.
         output: The file to write.
-        keys: A folder of keys to sign with.
+        ring: Keys to sign with.
         passphrase_fd: Descriptor to read their passphrase from.
         as_json: Print JSON.
-
-    Raises:
-        UsageError: Keys without a file to sign.
     """
     from stillroom.guard.findings import write_findings
-    from stillroom.packages.keys import Ring
     from stillroom.packages.secret import passphrase
 
-    _require_output(output, keys)
     if output is not None:
-        ring = Ring.open(keys) if keys is not None else None
         write_findings(output, findings, subjects, ring, passphrase(passphrase_fd) if ring is not None else "")
     if as_json:
         _echo({"subjects": subjects} | findings.model_dump(mode="json"))
@@ -374,21 +369,21 @@ def deliver(
     _show(findings)
     if output is not None:
         typer.echo(
-            f"Written to {output}" + (", signed." if keys is not None else ", not signed (--keys FOLDER signs).")
+            f"Written to {output}" + (", signed." if ring is not None else ", not signed (--keys FOLDER signs).")
         )
 
 
-def _require_output(output: Path | None, keys: Path | None) -> None:
-    """Refuse what could not be written or signed, before anything is examined."""
+def _signer(output: Path | None, keys: Path | None) -> Ring | None:
+    """The keys to sign with; what could not be written or signed is refused, before anything is examined."""
     from stillroom.core.errors import UsageError
     from stillroom.packages.keys import Ring
 
-    if keys is not None:
-        if output is None:
-            raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
-        Ring.open(keys)
+    if keys is not None and output is None:
+        raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
+    ring = None if keys is None else Ring.open(keys)
     if output is not None and output.is_dir():
         raise UsageError(f"{output} is a folder.", "Name a file for the findings.")
+    return ring
 
 
 def _say(words: str) -> None:

@@ -48,8 +48,8 @@ def ask_all(
     """
     paths = control_models(controls)
     # Refused before anything is asked where controls are too few, or not controls.
-    nothing = np.zeros((len(paths), len(prompts)), np.int64)
-    decide(np.zeros(0, np.int64), nothing, np.zeros(len(prompts), np.int64), margin)
+    lengths = np.zeros((len(paths), len(prompts)), np.int64)
+    decide(np.zeros(0, np.int64), lengths, np.zeros(len(prompts), np.int64), margin)
     examined = {"your model": owner}
     if not suspect.startswith(("http://", "https://")) and Path(suspect).exists():
         examined["the suspect"] = open_owner(Path(suspect)).model
@@ -58,7 +58,6 @@ def ask_all(
     asker = _asker(suspect, name, api_key_fd, subjects)
     say("your model answers")
     expected = greedy(open_model(owner))(prompts)
-    lengths = nothing
     for row, path in enumerate(paths):
         say(f"control {row + 1} of {len(paths)}: {path.name}")
         subjects[f"control {path.name}"] = subject_digest(path)

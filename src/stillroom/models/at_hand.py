@@ -10,7 +10,7 @@ output matrix) is there all the time. Two uses:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,16 +42,11 @@ class Fetch:
         """A forward pre-hook."""
         held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         copies: dict[int, torch.Tensor] = {}
-        for module in layer.modules():
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for store in stores:
-                for name, tensor in store.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in copies:
-                        copies[id(tensor)] = tensor.to(self.device, _wider(tensor.dtype, self.dtype))
-                    if copies[id(tensor)] is not tensor:
-                        held.append((store, name, tensor))
+        for store, name, tensor in _tensors(layer):
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.to(self.device, _wider(tensor.dtype, self.dtype))
+            if copies[id(tensor)] is not tensor:
+                held.append((store, name, tensor))
         for store, name, tensor in held:
             copy = copies[id(tensor)]
             store[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
@@ -119,18 +114,21 @@ def whole(model: CausalModel, dtype: torch.dtype) -> None:
 def _change(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Put others in place of all parameters and buffers; what is shared stays shared."""
     made: dict[int, torch.Tensor] = {}
+    for store, name, tensor in _tensors(model):
+        if id(tensor) not in made:
+            new = change(tensor)
+            if new is not tensor and isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new.detach(), requires_grad=tensor.requires_grad)
+            made[id(tensor)] = new
+        store[name] = made[id(tensor)]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Every parameter and buffer, by the dictionary and the name under which a module has it; it may be replaced there."""
     for module in model.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for store in stores:
-            for name, tensor in store.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    new = change(tensor)
-                    if new is not tensor and isinstance(tensor, nn.Parameter):
-                        new = nn.Parameter(new.detach(), requires_grad=tensor.requires_grad)
-                    made[id(tensor)] = new
-                store[name] = made[id(tensor)]
+            yield from ((store, name, tensor) for name, tensor in store.items() if tensor is not None)
 
 
 def is_held(model: nn.Module) -> bool:
