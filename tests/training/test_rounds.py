@@ -349,7 +349,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"student": {"kind": "existing", "name": "/nowhere", "tokenizer": "own"}},
         r"student.tokenizer: own",
     ),
-    "long texts": ({"distill": {"rounds": ROUNDS | {"new_tokens": 60}}}, r"corpus.sequence_length"),
+    "long texts": (
+        {"distill": {"rounds": ROUNDS | {"new_tokens": 60}}},
+        r"corpus.sequence_length(.|\n)*prompt_tokens: 8` and `new_tokens: 56`",
+    ),
+    "long prompts": (
+        {"distill": {"rounds": ROUNDS | {"prompt_tokens": 4000}}},
+        r"corpus.sequence_length(.|\n)*prompt_tokens: 32` and `new_tokens: 12`",
+    ),
 }
 
 

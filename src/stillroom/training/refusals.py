@@ -40,12 +40,14 @@ def require_rounds(recipe: Recipe) -> None:
         )
     if recipe.distill.lora is not None:
         raise RecipeError("`distill.rounds` with `distill.lora`: a student of adapters does not write yet.", off)
-    needed = rounds.prompt_tokens + rounds.new_tokens
-    if needed > recipe.corpus.sequence_length:
+    length = recipe.corpus.sequence_length
+    if rounds.prompt_tokens + rounds.new_tokens > length:
+        given = min(rounds.prompt_tokens, length // 2)
+        written = min(rounds.new_tokens, length - given)
         raise RecipeError(
             f"`distill.rounds`: {rounds.prompt_tokens:,} prompt_tokens and {rounds.new_tokens:,} new_tokens are more than the "
-            f"{recipe.corpus.sequence_length:,} of `corpus.sequence_length`.",
-            f"Write `new_tokens: {max(8, recipe.corpus.sequence_length - rounds.prompt_tokens)}` or less, or longer sequences.",
+            f"{length:,} of `corpus.sequence_length`.",
+            f"Write `prompt_tokens: {given}` and `new_tokens: {written}` or less, or longer sequences.",
         )
 
 
