@@ -47,6 +47,7 @@ test: $(VENV)/dev.stamp
 test-all:
 	$(MAKE) check
 	$(MAKE) test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 	$(MAKE) docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs -s

@@ -120,6 +120,10 @@ def measured(events: list[tuple[float, dict[str, Any]]], begun: float) -> dict[s
     }
 
 
+DECODES = 4
+"""Pairs of answers a round, which take less time than a long prompt and differ more from one to the next."""
+
+
 def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Ask several things at once."""
 
@@ -140,7 +144,7 @@ def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[d
 
 
 def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Ratios of the medians over rounds that alternate between them. Requests take turns at the server's keys."""
+    """Medians of the ratios of pairs, which alternate in who comes first. Requests take turns at the server's keys."""
 
     def over(serving: Serving) -> Callable[[dict[str, Any]], list[tuple[float, dict[str, Any]]]]:
         turns = itertools.cycle([replace(serving, keys=[key]) for key in serving.keys] or [serving])
@@ -158,15 +162,18 @@ def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tup
         together(ask, list(bodies(4, -1, 8, 1)))
     for number in range(rounds):
         order = list(asks.items())
-        order = order[number % len(order) :] + order[: number % len(order)]
-        for name, ask in order:
-            values = found[name]
-            one = together(ask, list(bodies(1, number, 96, 1)))[0]
-            values["decode_1"].append(one["rate"])
-        for name, ask in order:
-            four = together(ask, list(bodies(4, number, 64, 1)))
-            span = max(each["ended"] for each in four) - min(each["begun"] for each in four)
-            found[name]["decode_4"].append(sum(each["said"] for each in four) / span)
+        for again in range(DECODES):
+            order = order[1:] + order[:1]
+            for name, ask in order:
+                one = together(ask, list(bodies(1, DECODES * number + again, 96, 1)))[0]
+                found[name]["decode_1"].append(one["rate"])
+            for name, ask in order:
+                four = together(ask, list(bodies(4, DECODES * number + again, 64, 1)))
+                span = max(each["ended"] for each in four) - min(each["begun"] for each in four)
+                found[name]["decode_4"].append(sum(each["said"] for each in four) / span)
+            for name, ask in order:
+                found[name]["first"].append(together(ask, [next(bodies(1, number, 2, 0))])[0]["first"])
+        order = order[1:] + order[:1] if number % 2 else order
         for name, ask in order:
             long = together(ask, list(bodies(1, number, 2, 60)))[0]
             found[name]["prefill_1"].append(long["prompt"] / long["first"])
@@ -174,19 +181,26 @@ def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tup
             begun = time.perf_counter()
             longs = together(ask, list(bodies(4, number, 2, 30)))
             found[name]["prefill_4"].append(sum(each["prompt"] for each in longs) / (time.perf_counter() - begun))
-        for _ in range(4):
-            for name, ask in order:
-                found[name]["first"].append(together(ask, [next(bodies(1, number, 2, 0))])[0]["first"])
     medians = {name: {key: statistics.median(values) for key, values in each.items()} for name, each in found.items()}
-    figures = {
-        f"{key[:-2]}_over_{other}_{key[-1]}": medians["ours"][key] / medians[other][key]
-        for other in medians.keys() - {"ours"}
-        for key in ("decode_1", "decode_4", "prefill_1", "prefill_4")
-    }
-    figures["first_token_extra_seconds"] = medians["ours"]["first"] - medians["bare"]["first"]
+    figures: dict[str, float] = {}
+    quarters: dict[str, list[float]] = {}
+    for other in sorted(found.keys() - {"ours"}):
+        for key in ("decode_1", "decode_4", "prefill_1", "prefill_4"):
+            ratios = [mine / its for mine, its in zip(found["ours"][key], found[other][key], strict=True)]
+            label = f"{key[:-2]}_over_{other}_{key[-1]}"
+            figures[label] = statistics.median(ratios)
+            if len(ratios) > 1:
+                low, _, high = statistics.quantiles(ratios, n=4)
+                quarters[label] = [low, high]
+    figures["first_token_extra_seconds"] = statistics.median(
+        mine - its for mine, its in zip(found["ours"]["first"], found["bare"]["first"], strict=True)
+    )
     if peer is not None:
-        figures["first_token_over_llama_server_seconds"] = medians["ours"]["first"] - medians["llama_server"]["first"]
-    return figures, {"medians": medians, "rounds": rounds}
+        figures["first_token_over_llama_server_seconds"] = statistics.median(
+            mine - its for mine, its in zip(found["ours"]["first"], found["llama_server"]["first"], strict=True)
+        )
+    pairs = {key: len(values) for key, values in found["ours"].items()}
+    return figures, {"medians": medians, "quarters": quarters, "pairs": pairs, "rounds": rounds}
 
 
 def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, Any]]:

@@ -17,7 +17,6 @@ from tiny_models import tiny_model
 
 from stillroom.core import files
 
-TRIALS = 10
 STAGES = ("corpus", "capture", "shrink", "distill", "baseline", "export", "evaluate")
 WEIGHTS = ("shrink/model/model.safetensors", "distill/model/model.safetensors", "baseline/model/model.safetensors")
 
@@ -44,7 +43,8 @@ def children() -> Any:
     return context
 
 
-def test_killed_at_ten_random_moments(small_recipe: Any, tmp_path: Path, children: Any) -> None:
+@pytest.mark.parametrize("trials", [len(STAGES), pytest.param(21, marks=pytest.mark.longer)])
+def test_killed_at_random_moments(trials: int, small_recipe: Any, tmp_path: Path, children: Any) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=4)
     settings = small_recipe(teacher, export={"gguf": ["Q8_0"], "check_tokens": 32})
     settings["distill"] |= {"checkpoint_seconds": 0, "batch_tokens": 128, "evaluate_every": 4}
@@ -65,9 +65,9 @@ def test_killed_at_ten_random_moments(small_recipe: Any, tmp_path: Path, childre
         for stage in STAGES
     }
     expected = digests(tmp_path / "never" / "small")
-    chance = random.Random(20)
+    chance = random.Random(trials)
     cut_off: list[str] = []
-    for trial in range(TRIALS):
+    for trial in range(trials):
         root = tmp_path / f"trial-{trial}"
         process = start(root)
         stage = STAGES[trial % len(STAGES)]

@@ -50,7 +50,13 @@ def require_planned(plan: dict[str, Any], made: Run) -> None:
     assert plan["tokens"] == {name: split["tokens"] for name, split in ledger["splits"].items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+BRIEF = ("llama", "qwen3", "phi3", "gemma3_text")
+"""Those of `make test`: plain, with norms in attention, with joined matrices, with windows; `make test-all` takes all."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in BRIEF else pytest.mark.longer) for name in FAMILIES]
+)
 def test_every_family_goes_the_whole_path(family: str, small_recipe: Any, tmp_path: Path) -> None:
     teacher = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     # llama.cpp takes the order of unlike layers for granted, so that those students are cut in width.

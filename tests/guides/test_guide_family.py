@@ -45,6 +45,7 @@ def test_one_file_in_the_source_tree(guide: Guide, small_recipe: Any) -> None:
     prune_and_export(guide, small_recipe, "src")
 
 
+@pytest.mark.longer
 def test_the_tests_of_pruning_take_it_up(guide: Guide) -> None:
     guide.follow()
     shown = guide.pytest()

@@ -244,10 +244,13 @@ def join(
         UnsupportedModel: A tensor of the mixture has no place in the dense family.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = dense_config(teacher.config, size)
     like = next(teacher.parameters())
-    model: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype).to(like.device)
+    # Every weight comes from the mixture or is written by `_fill`: none is drawn here.
+    with no_init_weights():
+        model: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype).to(like.device)
     family = families()[sibling.family]
     sources, targets = family.layers(teacher), family.layers(model)
     tensors = teacher.state_dict()

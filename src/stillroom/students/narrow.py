@@ -59,11 +59,12 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
         UnsupportedModel: A parameter of the model is not in the family's table.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = _config(model.config, family, widths)
     like = model.get_input_embeddings().weight
-    # On a GPU it is made there: the same matrices would else be in memory too.
-    with like.device if like.device.type != "cpu" else contextlib.nullcontext():
+    # On a GPU it is made there: the same matrices would else be in memory too. Every weight comes from the model: none is drawn.
+    with like.device if like.device.type != "cpu" else contextlib.nullcontext(), no_init_weights():
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     places = smaller.state_dict()
     missing, lost = {name: None for name in places if name not in OUTPUTS}, []
