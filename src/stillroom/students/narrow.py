@@ -63,7 +63,7 @@ def narrow(model: CausalModel, family: Family, widths: Widths) -> CausalModel:
 
     config = _config(model.config, family, widths)
     like = model.get_input_embeddings().weight
-    # On a GPU it is made there: the same matrices would else be in memory too. Every weight comes from the model: none is drawn.
+    # On a GPU it is made there: the same matrices would else be in memory too. All weights come from the model: none is drawn.
     with like.device if like.device.type != "cpu" else contextlib.nullcontext(), no_init_weights():
         smaller: CausalModel = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     places = smaller.state_dict()
