@@ -330,6 +330,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keeps what is done, so that an interrupted benchmark goes on")
     options = parser.parse_args()
     prepare_paths()
+    import torch
+
+    # One thread here as in every worker: torch was imported before the variable was set.
+    torch.set_num_threads(1)
     details: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="sr-") as folder:
         work = options.work or Path(folder)

@@ -150,6 +150,8 @@ def test_layers_by_hand_have_autograds_gradients(family, threads, lengths, monke
     torch.set_num_threads(threads)
     model = make_model(family, rows=64, layers=2)
     network = LossNetwork(model, torch.float32)
+    assert network.by_hand == (threads > 1)
+    monkeypatch.setattr(LossNetwork, "_pays", lambda _: True)
     assert network.by_hand
     loss = FusedLoss(make_objective("forward_kl"), 0.3)
     for few in (False, True):
