@@ -15,7 +15,9 @@ import string
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,22 @@ def trials_of(count: int, seed: int) -> tuple[list[dict[str, Any]], str]:
     return made, origin
 
 
+def _multiple(validator: Any, step: Any, instance: Any, _schema: Any) -> Iterator[Exception]:
+    """Of decimal numbers, as the specification has it: 675.597 is a multiple of 0.0001, which floats say it is not."""
+    import jsonschema
+
+    if validator.is_type(instance, "number") and Fraction(repr(instance)) % Fraction(repr(step)):
+        yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+
+def require_valid(instance: Any, schema: Any) -> None:
+    """Raise a ``ValidationError`` where an answer is not what its schema says, by the library jsonschema."""
+    import jsonschema
+
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    jsonschema.validators.extend(kind, {"multipleOf": _multiple})(schema).validate(instance)
+
+
 def check(server: Serving, trial: dict[str, Any], number: int) -> str:
     """The outcome: "valid", "refused" (a schema that cannot be guaranteed is not answered), or what is wrong."""
     import jsonschema
@@ -166,14 +184,14 @@ def check(server: Serving, trial: dict[str, Any], number: int) -> str:
         return "cut off by the length"
     try:
         if "schema" in trial:
-            jsonschema.validate(json.loads(choice["message"]["content"]), trial["schema"])
+            require_valid(json.loads(choice["message"]["content"]), trial["schema"])
         else:
             calls = choice["message"]["tool_calls"]
             known = {tool["function"]["name"]: tool["function"]["parameters"] for tool in trial["tools"]}
             if not calls or (len(calls) > 1 and not trial["parallel_tool_calls"]):
                 return f"{len(calls)} calls"
             for call in calls:
-                jsonschema.validate(json.loads(call["function"]["arguments"]), known[call["function"]["name"]])
+                require_valid(json.loads(call["function"]["arguments"]), known[call["function"]["name"]])
     except (jsonschema.ValidationError, ValueError, KeyError, TypeError) as error:
         return f"invalid: {str(error)[:300]} {json.dumps(trial)[:600]}"
     return "valid"
@@ -263,8 +281,6 @@ def answered(
 
 def check_schema(server: Serving, schema: Any, tokens: int, seed: int) -> str:
     """One answer under a schema: "valid", "cut" by its length, or what is wrong with it."""
-    import jsonschema
-
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     body = {
         "messages": [{"role": "user", "content": "Give an example."}],
@@ -280,8 +296,7 @@ def check_schema(server: Serving, schema: Any, tokens: int, seed: int) -> str:
     if choice["finish_reason"] == "length":
         return "cut"
     try:
-        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        kind(schema).validate(json.loads(choice["message"]["content"]))
+        require_valid(json.loads(choice["message"]["content"]), schema)
     except Exception as error:
         return f"{str(error)[:200]} in {choice['message']['content'][:200]} under {json.dumps(schema)[:400]}"
     return "valid"
