@@ -27,7 +27,10 @@ from stillroom.switch.engines import Registration
 from stillroom.switch.places import Places
 from stillroom.switch.state import Switch
 
-LOOK_SECONDS = 0.005
+LOOK_SECONDS = 0.01
+"""Between two looks while something is answered: with half of it the looks took a fiftieth of a core."""
+IDLE_SECONDS = 0.05
+"""Between two looks while nothing is."""
 TELL_SECONDS = 0.05
 """How long answers whose clients have read everything so far have to tell them that it is off."""
 OFF_SECONDS = 0.3
@@ -127,6 +130,7 @@ class Hush:
         self._answers: set[_Answer] = set()
         self._mutex = threading.Lock()
         self._ended = threading.Event()
+        self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._off: float | None = None
@@ -143,6 +147,7 @@ class Hush:
     def close(self) -> None:
         """End the thread."""
         self._ended.set()
+        self._begun.set()
         if self._thread is not None:
             self._thread.join(1)
         with self._mutex:
@@ -158,6 +163,7 @@ class Hush:
         with self._mutex:
             self._line.hold(True)
             self._answers.add(answer)
+        self._begun.set()
         try:
             yield
         finally:
@@ -173,7 +179,12 @@ class Hush:
             self._line.hold(False)
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
+        while not self._ended.is_set():
+            if self._answers:
+                time.sleep(LOOK_SECONDS)  # one system call; to wait for an event with a limit takes several
+            else:
+                self._begun.wait(IDLE_SECONDS)
+                self._begun.clear()
             try:
                 self.step()
             except Exception:
