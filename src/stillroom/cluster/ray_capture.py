@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom import switch
 from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError
 from stillroom.core.extras import require
+from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.runs.run import Run
 from stillroom.teachers.units import Unit, Units, open_units
@@ -103,6 +104,7 @@ def capture_on_ray(run: Run, address: str, workers: int | None, progress: Progre
     tokens = {unit.name: units.tokens(unit) for unit in units.units}
     # The driver needs the teacher's identity alone; its weights are the workers'.
     del units.teacher
+    release_memory()
     with (
         connected(address, workers) as ray,
         progress.task("capture", total=sum(tokens[unit.name] for unit in todo)) as task,
