@@ -45,6 +45,18 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if widest(tensor.device) == torch.float64 else tensor.cpu().double()
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given: a GPU computes while the CPU goes on, and a clock would be read too
+    early.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def choose_dtype(asked: str, device: str) -> torch.dtype:
     """The dtype for a recipe's ``auto``, ``float32`` or ``bfloat16`` on a device."""
     import torch
