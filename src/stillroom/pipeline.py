@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, UsageError, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -293,18 +293,13 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     check_names(made.recipe.evaluate.measures)
     _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
-    from stillroom.training.refusals import require_rounds
+    from stillroom.training.refusals import require_group, require_rounds
 
     require_possible(made.recipe)
     if cluster is not None and cluster.ray is not None:
         require_no_units(made.recipe, f"--ray {cluster.ray}")
     require_rounds(made.recipe)
-    for key in ("lora", "rounds"):
-        if cluster is not None and cluster.workers > 1 and getattr(made.recipe.distill, key) is not None:
-            raise UsageError(
-                f"`distill.{key}` trains in one process, and --workers {cluster.workers} asks for more.",
-                f"Leave --workers out, or `distill.{key}`.",
-            )
+    require_group(made.recipe, cluster.workers if cluster is not None else 1)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
