@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillroom import switch
-from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError
+from stillroom.core.errors import EnvironmentProblem, SignalError, StillroomError, UsageError
 from stillroom.core.extras import require
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
@@ -67,7 +67,13 @@ class Capturer:
 
     def make(self, name: str) -> tuple[int, bool]:
         """Capture a unit; its process, and whether it was first."""
-        return os.getpid(), self._units.make(self._by_name[name])
+        unit = self._by_name.get(name)
+        if unit is None:
+            raise SignalError(
+                f"The cache was sealed while units of it were made: the unit {name[:12]}… is not one of it any more.",
+                "Give the same command again: it goes on with what is missing.",
+            )
+        return os.getpid(), self._units.make(unit)
 
 
 @dataclass
