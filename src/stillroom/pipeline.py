@@ -311,7 +311,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone, cluster)
+        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
     made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
@@ -350,8 +350,12 @@ def _damaged_cache(made: Run) -> str:
         return str(error.args[0])
 
 
-def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None) -> bool:
-    """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
+def _do_stage(
+    made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None, *, alone: bool = False
+) -> bool:
+    """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far. ``alone``:
+    none is to be done after it.
+    """
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
     lost = _damaged_cache(made) if spec.name == "capture" and stage.record is not None else ""
@@ -375,7 +379,9 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, clus
         from stillroom.models.compute import require_device
         from stillroom.planning.counting import check_student
 
-        require_device(made.recipe.compute)
+        if not alone:
+            # A corpus for a cluster with GPUs may be made where there is none.
+            require_device(made.recipe.compute)
         check_student(made.recipe)
     memory.release_memory()
     _check_room(made, spec.name)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from benchmarks.s3_server import s3_server
 from stillroom import pipeline
 from stillroom.cli.app import app
-from stillroom.core.errors import CacheDamaged, RunError, SignalError, UsageError
+from stillroom.core.errors import CacheDamaged, EnvironmentProblem, RunError, SignalError, UsageError
 from stillroom.core.progress import Progress
 from stillroom.core.store import LocalStore, open_store
 from stillroom.corpus.sequences import Sequences
@@ -371,6 +371,17 @@ def test_an_array_of_jobs_then_the_stage(recipe: Any, tmp_path: Path) -> None:
     assert record["notes"]["reused"] > 0
     assert equal_to_the_bit(captured(alone), captured(finished))
     assert record["result"] == (alone.stage("capture").record or {})["result"]
+
+
+def test_a_corpus_is_made_where_there_is_no_gpu_and_nothing_else_is(recipe: Any, tmp_path: Path) -> None:
+    """As the first job of docs/clusters/slurm.sh does it, for parts that have one."""
+    values, _ = recipe
+    for_gpus = {"name": "gpus", **values, "compute": {"device": "cuda"}}
+    with pytest.raises(EnvironmentProblem, match="CUDA"):
+        pipeline.run(for_gpus, tmp_path, quiet=True)
+    made = pipeline.run_stage(for_gpus, "corpus", tmp_path, quiet=True)
+    with pytest.raises(EnvironmentProblem, match="CUDA"):
+        pipeline.capture_part(made, "1/2", quiet=True)
 
 
 @pytest.mark.cluster

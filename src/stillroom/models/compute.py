@@ -101,9 +101,10 @@ def require_device(config: ComputeConfig) -> None:
 
 
 def prepare(config: ComputeConfig, seed: int) -> torch.device:
-    """Set threads, determinism and every seed of this process; returns the device."""
+    """Set threads, determinism and every seed of this process; returns the device. Errors as in :func:`require_device`."""
     import torch
 
+    require_device(config)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.threads:
