@@ -275,6 +275,43 @@ def test_two_processes_at_once_in_an_object_store_make_each_unit_once(
             TeacherCache.open("s3://bucket/cache", tmp_path / "new")
 
 
+@pytest.mark.parametrize("damage", ["cut", "missing", "model"])
+def test_a_cache_in_a_bucket_is_verified_and_what_is_damaged_is_captured_again(
+    teacher: Any,
+    splits: list[Sequences],
+    one_process: TeacherCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        store = open_store("s3://bucket/cache")
+        units = Units(teacher, recipe_with(), splits, store)
+        for unit in units.units:
+            units.make(unit)
+        parts.seal(store)
+        assert CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache"]).exit_code == 0
+        lost = parts.shard_key(units.units[1].name) if damage != "model" else "model.safetensors.zst"
+        data = server.objects.pop(f"bucket/cache/{lost}")
+        if damage != "missing":
+            server.objects[f"bucket/cache/{lost}"] = data[:-1]
+        result = CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache", "--json"])
+        assert isinstance(result.exception, CacheDamaged)
+        assert lost in str(result.exception)
+        report = json.loads(result.stdout)
+        assert report["whole"] == (0 if damage == "model" else len(units.units) - 1)
+        again = Units(teacher, recipe_with(), splits, store)
+        assert again.units == units.units
+        assert again.missing() == (units.units if damage == "model" else [units.units[1]])
+        for unit in again.missing():
+            again.make(unit)
+        assert not parts.seal(store).damages
+        assert equal_to_the_bit(one_process, TeacherCache.open("s3://bucket/cache", tmp_path))
+        assert CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache"]).exit_code == 0
+
+
 @pytest.mark.parametrize("codec", [ObservedCodec(k=5), HiddenCodec(), HiddenCodec(bits=8)])
 def test_units_of_lists_and_of_hidden_states(
     teacher: Any, splits: list[Sequences], tmp_path: Path, codec: ObservedCodec | HiddenCodec

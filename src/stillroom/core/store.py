@@ -309,8 +309,8 @@ class ObjectStore:
 
 
 def _failed(where: str, error: Exception) -> EnvironmentProblem:
-    """What a store's failure means; of the library's words only the first line, without the query of a request's URL: with Azure
-    that is where a shared access signature is.
+    """What a store's failure means; of the library's words only the first line, without the query of a request's URL, where
+    Azure has its shared access signatures.
     """
     first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
     first = _QUERY.sub(r"\1?…", first)
