@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from students.tiny_families import tiny, tiny_sequences
 from teachers.teacher_material import local_teacher
 
 from stillroom.core.progress import Progress
+from stillroom.evaluation import speed
+from stillroom.evaluation.answers import Speaker
+from stillroom.evaluation.bench import Loaded
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.tally import Tally
 from stillroom.models import documents
 from stillroom.models.documents import documents_of
 from stillroom.models.families.registry import family_of
+from stillroom.planning import pilot
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
 from stillroom.recipe.training import OBJECTIVES, DistillConfig, LoraConfig
 from stillroom.signals.batches import Batch, BatchSource
@@ -30,6 +35,7 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
 from stillroom.signals.device_draw import draw
+from stillroom.signals.signal import CoarseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.importance import Sample
 from stillroom.students.measured import Measured
@@ -491,3 +497,71 @@ def test_evaluation_on_a_gpu_takes_sequences_together(monkeypatch):
     test_fidelity(Device("cuda:0"))
     assert seen[:6] == [1] * 6
     assert seen[6:] == [3, 3]
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __call__(self, text, add_special_tokens=False):
+        assert not add_special_tokens
+        return SimpleNamespace(input_ids=[3 + ord(letter) % (IDS - 3) for letter in text])
+
+
+def test_answers_are_scored(device):
+    """What tasks and text that is known by heart are measured by."""
+    pairs = [("a context", " and what follows"), ("", "begun"), ("x", " y")]
+
+    def scored(model):
+        speaker = Speaker(Loaded(model, Letters(), VocabularyMap.identity(IDS), 0))
+        own = [speaker.pair(*pair) for pair in pairs]
+        return speaker.log_likelihoods(pairs), speaker.would_write(own), speaker.rolling("a text of its own")
+
+    expected = scored(teacher_of())
+    with device:
+        found = scored(move(teacher_of(), device))
+    assert [nats for nats, _ in found[0]] == pytest.approx([nats for nats, _ in expected[0]], rel=1e-4)
+    assert found[1] == expected[1]
+    assert found[2] == pytest.approx(expected[2], rel=1e-4)
+
+
+def test_lists_of_an_endpoint_are_projected(device):
+    """float64 sums: on a device without it they are made on the processor."""
+    vocabulary = VocabularyMap.from_pieces([[i] if i < 90 else [i - 50, i - 60] for i in range(IDS)], IDS, 90)
+    logprobs = torch.log_softmax(torch.randn(4, IDS, generator=torch.Generator().manual_seed(0)), dim=1)
+    best = logprobs.topk(6, dim=1)
+    signal = CoarseSignal(best.indices, best.values, 1 - best.values.exp().sum(1))
+    expected = vocabulary.project_coarse(signal)
+    with device:
+        found = vocabulary.project_coarse(signal.to(device.where))
+        assert found.ids.device == device.where
+        ids, listed = found.ids.cpu(), found.logprobs.cpu()
+    assert torch.equal(ids, expected.ids)
+    assert torch.allclose(listed, expected.logprobs)
+
+
+def test_clocks_are_read_when_the_gpu_is_done(monkeypatch):
+    """A GPU computes while the processor goes on: what is timed then is how fast work is handed over."""
+    order = []
+    clock = itertools.count()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: order.append("wait"))
+    now = SimpleNamespace(perf_counter=lambda: order.append("clock") or float(next(clock)))
+    monkeypatch.setattr(speed, "time", now)
+    monkeypatch.setattr(pilot, "time", now)
+    monkeypatch.setattr(pilot, "hidden_states", lambda *_: None)
+
+    class Model:
+        def parameters(self):
+            return iter([SimpleNamespace(device=torch.device("cuda:0"))])
+
+        def __call__(self, **_):
+            return SimpleNamespace(logits=torch.zeros(1, 1, 5), past_key_values=None)
+
+    with Device("cuda:0"):
+        speed.measure_speed({"teacher": Model()}, {"teacher": torch.arange(4)}, 2)
+        timed = order.count("clock")
+        pilot._exact_rate(Model(), tiny_sequences(1))
+    assert timed >= 3 * speed.REPETITIONS
+    assert order.count("clock") == timed + 4
+    assert all(order[place - 1] == "wait" for place, what in enumerate(order) if what == "clock")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, UsageError, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -293,18 +293,13 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     check_names(made.recipe.evaluate.measures)
     _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
-    from stillroom.training.refusals import require_rounds
+    from stillroom.training.refusals import require_group, require_rounds
 
     require_possible(made.recipe)
     if cluster is not None and cluster.ray is not None:
         require_no_units(made.recipe, f"--ray {cluster.ray}")
     require_rounds(made.recipe)
-    for key in ("lora", "rounds"):
-        if cluster is not None and cluster.workers > 1 and getattr(made.recipe.distill, key) is not None:
-            raise UsageError(
-                f"`distill.{key}` trains in one process, and --workers {cluster.workers} asks for more.",
-                f"Leave --workers out, or `distill.{key}`.",
-            )
+    require_group(made.recipe, cluster.workers if cluster is not None else 1)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -316,7 +311,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _require_packages(made, wanted)
     redone = False
     for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone, cluster)
+        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
     made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
@@ -355,8 +350,12 @@ def _damaged_cache(made: Run) -> str:
         return str(error.args[0])
 
 
-def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None) -> bool:
-    """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far."""
+def _do_stage(
+    made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None, *, alone: bool = False
+) -> bool:
+    """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far. ``alone``:
+    none is to be done after it.
+    """
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
     lost = _damaged_cache(made) if spec.name == "capture" and stage.record is not None else ""
@@ -380,7 +379,9 @@ def _do_stage(made: Run, spec: StageSpec, progress: Progress, redone: bool, clus
         from stillroom.models.compute import require_device
         from stillroom.planning.counting import check_student
 
-        require_device(made.recipe.compute)
+        if not alone:
+            # A corpus for a cluster with GPUs may be made where there is none.
+            require_device(made.recipe.compute)
         check_student(made.recipe)
     memory.release_memory()
     _check_room(made, spec.name)

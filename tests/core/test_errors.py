@@ -14,6 +14,7 @@ import yaml
 from tiny_models import tiny_model
 
 from stillroom.cli import app as cli
+from stillroom.core.errors import OutOfMemory, translate
 
 NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
 
@@ -222,3 +223,17 @@ def test_a_read_only_folder(small_recipe: Any, teacher: Path, tmp_path: Path) ->
     assert "Traceback" not in shown.stderr
     assert str(folder) in shown.stderr
     assert "permissions" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "HIP out of memory. Tried to allocate 2 GiB",
+        "CUDA error: out of memory",
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+    ],
+)
+def test_memory_of_any_gpu_that_runs_out_is_known(words: str) -> None:
+    assert isinstance(translate(RuntimeError(words)), OutOfMemory)
+    assert translate(ValueError(words)) is None

@@ -46,6 +46,17 @@ def test_holes_never_add_up() -> None:
     assert times <= 500 / Trimmer.APART
 
 
+def test_a_gpu_s_memory_is_given_back_to_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch keeps for itself would count as taken where the next stage asks how much is free."""
+    import torch
+
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    memory.release_memory()
+    assert emptied == [1]
+
+
 def test_products_are_kept_for_a_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in memory.CACHES:
         monkeypatch.setenv(name, "1")  # so that the old state comes back

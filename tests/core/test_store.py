@@ -148,3 +148,10 @@ def test_a_store_without_credentials_says_where_they_come_from(monkeypatch: pyte
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     with pytest.raises(EnvironmentProblem, match="AWS_SECRET_ACCESS_KEY"):
         open_store("s3://bucket/x").get("a")
+
+
+def test_a_failure_names_no_signature_of_a_request() -> None:
+    words = "Generic error: Error performing PUT https://a.blob.example/c/k?sv=1&sig=hunter2 in 3s, after 10 retries"
+    found = stores._failed("az://c/k", RuntimeError(words))
+    assert "hunter2" not in found.what
+    assert "https://a.blob.example/c/k?… in 3s, after 10 retries" in found.what

@@ -41,7 +41,7 @@ def accepted(words: list[str]) -> None:
     [
         ("slurm.sh", ["corpus", "capture", "run"]),
         ("kuberay.yaml", ["run"]),
-        ("skypilot.yaml", ["capture", "run"]),
+        ("skypilot.yaml", ["corpus", "capture", "run"]),
     ],
 )
 def test_commands_are_ours(name: str, expected: list[str]) -> None:
@@ -94,7 +94,9 @@ def test_skypilot_parts_are_counted_from_one() -> None:
     task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
     assert set(task) == {"name", "num_nodes", "workdir", "envs", "resources", "setup", "run"}
     subprocess.run(["bash", "-n"], input=task["setup"] + task["run"], text=True, check=True)
-    first = task["run"].splitlines()[1]
+    # Each node has a folder of its own, in which nothing can be captured before there is a corpus.
+    corpus, first = task["run"].splitlines()[1:3]
+    assert corpus.startswith('stillroom corpus "$RECIPE"')
     for rank in (0, 7):
         script = "stillroom() { printf '%s\\n' \"$@\"; }\n" + first
         environment = os.environ | {"RECIPE": "r.yaml", "SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NUM_NODES": "8"}

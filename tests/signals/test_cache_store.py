@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
+from stillroom.signals.cache import writer as writing
 from stillroom.signals.cache.reader import TeacherCache, damages_of
 from stillroom.signals.cache.writer import CacheWriter, summed_entropy
 
@@ -23,6 +25,27 @@ SPARSE = ThresholdCodec(tau=0.1)
 def estimate(cache, digests, size=100):
     signal = cache.read(digests)[0]
     return torch.zeros(len(signal), size).scatter_add_(1, signal.ids, signal.weights)
+
+
+def test_nothing_is_lost_where_a_shard_is_written_while_sequences_come(tmp_path, monkeypatch):
+    """On a GPU a shard is packed on another thread; one may begin in the middle of adding a sequence."""
+    writer, made, begun = CacheWriter.open(tmp_path, identity(DenseCodec())), writing._Waiting, []
+
+    def interrupted(*arguments):
+        if len(writer._waiting) == 1 and not begun:
+            begun.append(threading.Thread(target=writer.flush))
+            begun[0].start()
+            begun[0].join()
+        return made(*arguments)
+
+    monkeypatch.setattr(writing, "_Waiting", interrupted)
+    addresses = [f"{number:064x}" for number in range(3)]
+    for address in addresses:
+        assert writer.add(address, torch.randn(2, 100).log_softmax(1))
+        assert address in writer
+    writer.close()
+    assert begun
+    assert sorted(TeacherCache.open(tmp_path).digests) == addresses
 
 
 def test_any_order_reads_the_same(tmp_path):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from benchmarks.s3_server import s3_server
 from stillroom import pipeline
 from stillroom.cli.app import app
-from stillroom.core.errors import CacheDamaged, RunError, SignalError, UsageError
+from stillroom.core.errors import CacheDamaged, EnvironmentProblem, RunError, SignalError, UsageError
 from stillroom.core.progress import Progress
 from stillroom.core.store import LocalStore, open_store
 from stillroom.corpus.sequences import Sequences
@@ -134,6 +134,64 @@ def test_parts_in_any_order_make_the_cache_of_one_process(
     assert TeacherCache.verify_folder(tmp_path) == []
 
 
+def test_a_part_is_the_same_part_after_a_seal(
+    teacher: Any, splits: list[Sequences], one_process: TeacherCache, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    units = Units(teacher, recipe_with(), splits, store)
+    shares = [Share(number, 4) for number in range(1, 5)]
+    for share in shares[:2]:
+        for unit in share.of(units.units):
+            units.make(unit)
+    assert parts.seal(store).added
+    later = Units(teacher, recipe_with(), splits, store)
+    assert later.units == units.units
+    assert [unit for share in shares[2:] for unit in share.of(later.units)] != []
+    assert {unit.name for unit in later.missing()} == {unit.name for s in shares[2:] for unit in s.of(units.units)}
+    # One that is set aside is made by the part that it was in.
+    lost = shares[1].of(units.units)[0]
+    (tmp_path / parts.shard_key(lost.name)).write_bytes(b"cut off")
+    TeacherCache.verify_folder(tmp_path)
+    again = Units(teacher, recipe_with(), splits, store)
+    assert [lost] == [unit for unit in shares[1].of(again.units) if unit in again.missing()]
+    for share in shares[1:]:
+        for unit in share.of(again.units):
+            if unit in again.missing():
+                again.make(unit)
+    assert not parts.seal(store).damages
+    assert equal_to_the_bit(one_process, TeacherCache.open(tmp_path))
+
+
+def test_parts_go_on_where_one_process_began_and_a_grown_corpus_asks_for_what_is_new(
+    teacher: Any, splits: list[Sequences], tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    writer = CacheWriter.open(tmp_path, cache_identity(teacher, CODEC, 1.0, 0))
+    with Progress(True).task("x", total=1) as task:
+        capture(teacher, splits[0].take(3), writer, 1.0, None, 64, task, set())
+    writer.close()
+    begun = set(TeacherCache.open(tmp_path).digests)
+    units = Units(teacher, recipe_with(), splits, store)
+
+    def covered(made: Units) -> list[str]:
+        rows = [made._rows[unit.split].addresses[unit.begin : unit.end] for unit in made.units]
+        return [address for some in rows for row in some for address in row]
+
+    everything = {address for split in splits for address in split.digests}
+    assert sorted(covered(units)) == sorted(everything - begun)
+    units.make(units.units[0])
+    parts.seal(store)
+    assert Units(teacher, recipe_with(), splits, store).units == units.units
+    for unit in units.missing():
+        units.make(unit)
+    parts.seal(store)
+    more = [rows_of(40, 75, 20, 31, 64, 12, 90, 33, 17, 55), splits[1]]
+    grown = Units(teacher, recipe_with(), more, store)
+    new = {address for split in more for address in split.digests} - everything
+    assert new
+    assert {address for unit in grown.missing() for address in covered(grown)} == new
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "note"])
 def test_a_part_that_is_damaged_is_named_set_aside_and_captured_again(
     teacher: Any, splits: list[Sequences], one_process: TeacherCache, tmp_path: Path, damage: str
@@ -215,6 +273,43 @@ def test_two_processes_at_once_in_an_object_store_make_each_unit_once(
         assert equal_to_the_bit(one_process, TeacherCache.open("s3://bucket/cache", tmp_path))
         with pytest.raises(CacheDamaged, match="is missing"):
             TeacherCache.open("s3://bucket/cache", tmp_path / "new")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "model"])
+def test_a_cache_in_a_bucket_is_verified_and_what_is_damaged_is_captured_again(
+    teacher: Any,
+    splits: list[Sequences],
+    one_process: TeacherCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        store = open_store("s3://bucket/cache")
+        units = Units(teacher, recipe_with(), splits, store)
+        for unit in units.units:
+            units.make(unit)
+        parts.seal(store)
+        assert CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache"]).exit_code == 0
+        lost = parts.shard_key(units.units[1].name) if damage != "model" else "model.safetensors.zst"
+        data = server.objects.pop(f"bucket/cache/{lost}")
+        if damage != "missing":
+            server.objects[f"bucket/cache/{lost}"] = data[:-1]
+        result = CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache", "--json"])
+        assert isinstance(result.exception, CacheDamaged)
+        assert lost in str(result.exception)
+        report = json.loads(result.stdout)
+        assert report["whole"] == (0 if damage == "model" else len(units.units) - 1)
+        again = Units(teacher, recipe_with(), splits, store)
+        assert again.units == units.units
+        assert again.missing() == (units.units if damage == "model" else [units.units[1]])
+        for unit in again.missing():
+            again.make(unit)
+        assert not parts.seal(store).damages
+        assert equal_to_the_bit(one_process, TeacherCache.open("s3://bucket/cache", tmp_path))
+        assert CliRunner().invoke(app, ["cache", "verify", "s3://bucket/cache"]).exit_code == 0
 
 
 @pytest.mark.parametrize("codec", [ObservedCodec(k=5), HiddenCodec(), HiddenCodec(bits=8)])
@@ -313,6 +408,17 @@ def test_an_array_of_jobs_then_the_stage(recipe: Any, tmp_path: Path) -> None:
     assert record["notes"]["reused"] > 0
     assert equal_to_the_bit(captured(alone), captured(finished))
     assert record["result"] == (alone.stage("capture").record or {})["result"]
+
+
+def test_a_corpus_is_made_where_there_is_no_gpu_and_nothing_else_is(recipe: Any, tmp_path: Path) -> None:
+    """As the first job of docs/clusters/slurm.sh does it, for parts that have one."""
+    values, _ = recipe
+    for_gpus = {"name": "gpus", **values, "compute": {"device": "cuda"}}
+    with pytest.raises(EnvironmentProblem, match="CUDA"):
+        pipeline.run(for_gpus, tmp_path, quiet=True)
+    made = pipeline.run_stage(for_gpus, "corpus", tmp_path, quiet=True)
+    with pytest.raises(EnvironmentProblem, match="CUDA"):
+        pipeline.capture_part(made, "1/2", quiet=True)
 
 
 @pytest.mark.cluster

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,14 +21,19 @@ from safetensors.torch import load_file
 from teachers.teacher_material import local_teacher
 from tiny_models import make_model
 
-from stillroom.core.errors import Terminated
+from stillroom.core.errors import Terminated, UsageError
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.recipe.recipe import Recipe
+from stillroom.signals.batches import Batch
 from stillroom.signals.cache.writer import CacheWriter
+from stillroom.training import loop
 from stillroom.training.checkpoint import newest
 from stillroom.training.group import ALONE, Group
+from stillroom.training.refusals import require_group
+from stillroom.training.sharded_checkpoint import begin
 from tests.signals.cache_material import identity
 from tests.training.group_worker import texts, train
-from tests.training.test_train_loop import LENGTH, ROWS
+from tests.training.test_train_loop import LENGTH, ROWS, a_text, a_training
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +191,98 @@ def test_shares_are_the_batch_for_any_number_of_processes() -> None:
     for world in (1, 2, 3, 4, 8):
         shares = [Group(rank, world).share(rows) for rank in range(world)]
         assert sorted(row for share in shares for row in share) == rows
+
+
+def test_an_optimizer_s_state_begins_where_the_weights_are() -> None:
+    """A resumed group's fused AdamW reads the number of steps in a kernel of the GPU."""
+    parameter = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    begin(optimizer)
+    assert {value.device.type for value in optimizer.state[parameter].values()} == {"meta"}
+
+
+def test_a_thread_that_pins_batches_has_its_process_s_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, bool]] = []
+    main = threading.main_thread()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda card: found.append((card, threading.current_thread() is main)))
+    monkeypatch.setattr(Batch, "pinned", Batch.located)
+    text = a_text(2, 0)
+    training = a_training(([text, text], {"none": None}), tmp_path, codec="none", distill=False)
+    training.device, training.group = torch.device("cuda:3"), Group(3, 4)
+    assert len(list(training._stream([[0], [1]]))) == 2
+    assert found == [(3, False)] * 2
+
+
+class Held(torch.Tensor):
+    """Counts how often its numbers are asked for."""
+
+    reads: ClassVar[int] = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("__float__", "item", "tolist", "cpu"):
+            Held.reads += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_group_reads_a_step_s_losses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three micro-batches, on a device that is waited for at each read."""
+    text = a_text(3, 0)
+    training = a_training(([text, text], {"none": None}), tmp_path, codec="none", distill=False)
+    training.device = torch.device("cuda:0")
+    batches = [training.train.batch([index]) for index in range(3)]
+    parameter = torch.nn.Parameter(torch.zeros(()))
+
+    class Network:
+        def __call__(self, batch: Batch, _loss: Any, denominator: float) -> Any:
+            value = (parameter + len(batch.targets) / denominator).as_subclass(Held)
+            each = torch.ones(len(batch.targets)).as_subclass(Held)
+            return SimpleNamespace(value=value, distances=each, cross_entropies=each)
+
+        def collect(self) -> None:
+            pass
+
+        refresh = collect
+
+    monkeypatch.setattr(Batch, "to", lambda self, _: self)
+    monkeypatch.setattr(loop, "clip_gradients", lambda *_: 1.0)
+    step = loop._Stepper(training, torch.optim.AdamW([parameter]), Network(), training._loss())  # type: ignore[arg-type]
+    Held.reads = 0
+    done = step._together(batches, 1e-3, 0, (False, False))
+    assert Held.reads == 1
+    assert done.loss == pytest.approx(1.0)
+    assert done.cross_entropy == pytest.approx(1.0)
+
+
+def test_what_several_processes_cannot_do_is_refused_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(device: str = "cpu", **distill: Any) -> Recipe:
+        return Recipe.model_validate(
+            {
+                "name": "x",
+                "corpus": {"sources": [{"kind": "text", "path": "nowhere", "licence": "CC0-1.0"}]},
+                "teacher": {"kind": "huggingface", "name": "nobody/nothing"},
+                "student": {"kind": "shrink", "target": {"parameters": 1000}},
+                "compute": {"device": device},
+                "distill": distill,
+            }
+        )
+
+    for key, value in (("state", 8), ("gradient_checkpointing", "on")):
+        require_group(recipe(**{key: value}), 1)
+        with pytest.raises(UsageError, match=f"distill.{key}: {value}.*--workers 2"):
+            require_group(recipe(**{key: value}), 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_group(recipe("auto"), 2)
+    require_group(recipe("cpu"), 3)
+    with pytest.raises(UsageError, match="--workers 3: each process trains on a GPU of its own, and there are 2"):
+        require_group(recipe("auto"), 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="a Mac has one"):
+        require_group(recipe("auto"), 2)
 
 
 @pytest.mark.cluster

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stillroom.core.errors import CacheDamaged
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A cache's folder, such as runs/quickstart/capture/cache.")]
-Where = Annotated[str, typer.Argument(metavar="CACHE", help="A cache's folder, or its URL, such as s3://bucket/cache.")]
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="CACHE",
+        help="A cache's folder, such as runs/quickstart/capture/cache, or its URL, such as s3://bucket/cache.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
@@ -43,21 +47,28 @@ def info(folder: Where, as_json: Json = False) -> None:
             typer.echo(f"{key:<20} {value}")
 
 
-def verify(folder: Folder, as_json: Json = False) -> None:
+def verify(folder: Where, as_json: Json = False) -> None:
     """Check every shard; what is damaged is named and quarantined, and the next capture makes it again."""
+    from stillroom.core.store import is_url, open_store
+    from stillroom.signals.cache import parts
     from stillroom.signals.cache.reader import TeacherCache
 
-    damages = TeacherCache.verify_folder(folder)
-    whole = TeacherCache.open(folder)
+    if is_url(folder):
+        manifest, damages = parts.verify(open_store(folder))
+        shards, positions = len(manifest.shards), sum(entry.positions for entry in manifest.shards)
+    else:
+        damages = TeacherCache.verify_folder(folder)
+        whole = TeacherCache.open(folder)
+        shards, positions = len(whole.manifest.shards), whole.positions
     if as_json:
         report = {
-            "whole": len(whole.manifest.shards),
-            "positions": whole.positions,
+            "whole": shards,
+            "positions": positions,
             "damaged": [vars(damage) for damage in damages],
         }
         typer.echo(json.dumps(report, indent=2))
     else:
-        typer.echo(f"{len(whole.manifest.shards)} shards with {whole.positions:,} positions are whole.")
+        typer.echo(f"{shards} shards with {positions:,} positions are whole.")
     if damages:
         words = "; ".join(f"{damage.shard} {damage.reason}" for damage in damages)
         raise CacheDamaged(

@@ -6,9 +6,11 @@ is killed has all of them started again from the newest checkpoint, a few times.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from stillroom.training.group import Group, Sharding
 RESTARTS = 3
 DIVIDE_FROM_BYTES = 8e9
 """A student whose stored weights are larger is divided among the processes; a smaller one is held whole by each."""
+SAVE_SECONDS = 600
+"""What processes have for their step and its checkpoint when SIGTERM comes; torch elastic alone would kill them after 30. Who
+sends the signal has a limit too."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 NOTES = "notes.json"
 """In the stage's scratch folder: what rank 0 wants in the stage's record."""
 
@@ -45,6 +51,11 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
     (stage.scratch / NOTES).unlink(missing_ok=True)
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE")}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # Torch elastic puts its own in place and leaves them there, where the stages after this one do not expect them.
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    more: dict[str, Any] = {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in known else {}
     with tempfile.TemporaryDirectory(prefix="stillroom-workers-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -58,6 +69,7 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
             start_method="spawn",
             log_line_prefix_template="",
             logs_specs=_logs(Path(logs), Std.ALL),
+            **more,
         )
         try:
             answers: dict[int, Any] = elastic_launch(config, work)(
@@ -78,6 +90,9 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
                 "The same command goes on from the newest checkpoint; --workers 1 trains in one process.",
             ) from None
         finally:
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

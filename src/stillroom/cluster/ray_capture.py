@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillroom import switch
-from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError
+from stillroom.core.errors import EnvironmentProblem, SignalError, StillroomError, UsageError
 from stillroom.core.extras import require
+from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.runs.run import Run
 from stillroom.teachers.units import Unit, Units, open_units
@@ -66,7 +67,13 @@ class Capturer:
 
     def make(self, name: str) -> tuple[int, bool]:
         """Capture a unit; its process, and whether it was first."""
-        return os.getpid(), self._units.make(self._by_name[name])
+        unit = self._by_name.get(name)
+        if unit is None:
+            raise SignalError(
+                f"The cache was sealed while units of it were made: the unit {name[:12]}… is not one of it any more.",
+                "Give the same command again: it goes on with what is missing.",
+            )
+        return os.getpid(), self._units.make(unit)
 
 
 @dataclass
@@ -103,6 +110,7 @@ def capture_on_ray(run: Run, address: str, workers: int | None, progress: Progre
     tokens = {unit.name: units.tokens(unit) for unit in units.units}
     # The driver needs the teacher's identity alone; its weights are the workers'.
     del units.teacher
+    release_memory()
     with (
         connected(address, workers) as ray,
         progress.task("capture", total=sum(tokens[unit.name] for unit in todo)) as task,

@@ -226,7 +226,8 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Read-only file system" in text:
         return NotWritable(_at("may not be read or written", where), "Check its permissions, or choose another folder.")
-    if "can't allocate memory" in text or "CUDA out of memory" in text or "MPS backend out of memory" in text:
+    # Of an allocator ("CUDA out of memory", "HIP out of memory", "MPS backend out of memory") or of a driver ("CUDA error: …").
+    if "can't allocate memory" in text or (isinstance(error, RuntimeError) and "out of memory" in text):
         return OutOfMemory(_at("memory ran out", where), "Lower the batch size or the sequence length in the recipe.")
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 
@@ -94,13 +95,22 @@ def kernels_kept(tokens: int, threads: int) -> int:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, where its C library can: what follows is measured and limited by what is held."""
+    """Give freed memory back to the system, where its C library can, and a GPU's to its driver: what follows is measured and
+    limited by what is held.
+    """
     import ctypes
     import gc
 
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+    # Blocks that PyTorch keeps for itself count as taken where a later stage, or another process, asks how much is free.
+    torch = sys.modules.get("torch")
+    with contextlib.suppress(AttributeError):
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if torch is not None and torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
 
 def resident() -> int:

@@ -28,6 +28,7 @@ SCHEMES = ("s3", "gs", "az", "abfs")
 TRIES = 5
 """How often a put is tried whose unfinished file another process removed."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s)\"']*", re.IGNORECASE)
 _SECRET = re.compile(r"key|secret|token|password|credential|sig", re.IGNORECASE)
 
 
@@ -308,8 +309,11 @@ class ObjectStore:
 
 
 def _failed(where: str, error: Exception) -> EnvironmentProblem:
-    """What a store's failure means; of the library's words only the first line, which names no credential."""
+    """What a store's failure means; of the library's words only the first line, without the query of a request's URL, where
+    Azure has its shared access signatures.
+    """
     first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    first = _QUERY.sub(r"\1?…", first)
     return EnvironmentProblem(
         f"{where}: the object store did not answer as it should: {first}.",
         "Check the bucket's name, the network, and the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "

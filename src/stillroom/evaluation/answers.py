@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.evaluation.bench import Loaded
+from stillroom.models.compute import exact
 from stillroom.models.forward import hidden_states, logits_from_hidden
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class Speaker:
             some = torch.tensor(targets[start : start + 256], device=self.device)
             logits = logits_from_hidden(self.model, states[begin + start : begin + start + len(some)])[:, : self.used]
             logprobs = torch.log_softmax(logits, dim=1)
-            total += float(logprobs.gather(1, some[:, None]).double().sum())
+            total += float(exact(logprobs.gather(1, some[:, None])).sum())
             greedy = greedy and bool((logprobs.argmax(1) == some).all())
         return total, greedy
 

@@ -215,12 +215,8 @@ class Bench:
 
     def release(self, name: str) -> None:
         """Forget a model and give its memory back; it is loaded again when it is asked for."""
-        import torch
-
         self.subjects[name].release()
         release_memory()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def part(self, measure: str, name: str, inputs: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """A part of a metric: read if it was finished for these inputs, else computed and kept."""

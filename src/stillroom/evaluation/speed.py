@@ -15,6 +15,7 @@ import torch
 
 from stillroom.core.memory import MemoryMeter
 from stillroom.evaluation.intervals import student_t
+from stillroom.models.compute import wait_for
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
@@ -46,9 +47,12 @@ def measure_speed(
     joules: dict[str, list[float]] = {name: [] for name in models}
     for repetition in range(REPETITIONS + 1):
         for name, model in models.items():
-            ids = prompt[name][None].to(next(model.parameters()).device)
+            device = next(model.parameters()).device
+            ids = prompt[name][None].to(device)
+            wait_for(device)
             begun = time.perf_counter()
             result = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            wait_for(device)
             prefilled = time.perf_counter()
             if repetition == 0:
                 continue
@@ -57,6 +61,7 @@ def measure_speed(
             for _ in range(new_tokens):
                 best = result.logits[:, -1:].argmax(-1)
                 result = model(input_ids=best, past_key_values=cache, use_cache=True)
+            wait_for(device)
             ended = time.perf_counter()
             after = read_energy()
             seconds[name]["prefill"].append((prefilled - begun) / ids.shape[1])
@@ -109,8 +114,15 @@ def read_energy(root: Path = RAPL) -> float | None:
 def working_memory(model: CausalModel, prompt: torch.Tensor) -> int:
     """Bytes of a model at work: its weights and what one pass over the prompt adds at its peak."""
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    device = next(model.parameters()).device
+    ids = prompt[None].to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        there = torch.cuda.memory_allocated(device)
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        return weights + max(0, torch.cuda.max_memory_allocated(device) - there)
     meter = MemoryMeter()
     with meter:
         before = meter.peak
-        model(input_ids=prompt[None].to(next(model.parameters()).device), use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return weights + max(0, meter.peak - before)

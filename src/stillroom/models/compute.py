@@ -45,6 +45,18 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if widest(tensor.device) == torch.float64 else tensor.cpu().double()
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given: a GPU computes while the CPU goes on, and a clock would be read too
+    early.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def choose_dtype(asked: str, device: str) -> torch.dtype:
     """The dtype for a recipe's ``auto``, ``float32`` or ``bfloat16`` on a device."""
     import torch
@@ -89,9 +101,10 @@ def require_device(config: ComputeConfig) -> None:
 
 
 def prepare(config: ComputeConfig, seed: int) -> torch.device:
-    """Set threads, determinism and every seed of this process; returns the device."""
+    """Set threads, determinism and every seed of this process; returns the device. Errors as in :func:`require_device`."""
     import torch
 
+    require_device(config)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.threads:

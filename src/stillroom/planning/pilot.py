@@ -20,7 +20,7 @@ from stillroom.core.files import folder_bytes
 from stillroom.core.memory import MemoryMeter, release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.corpus.sequences import Sequences
-from stillroom.models.compute import choose_dtype, prepare
+from stillroom.models.compute import choose_dtype, prepare, wait_for
 from stillroom.models.forward import hidden_states
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher
@@ -196,8 +196,11 @@ def _exact_rate(model: CausalModel, one: Sequences) -> float:
     device = next(model.parameters()).device
     best = float("inf")
     for _ in range(2):
+        ids, positions = one.ids.to(device), one.positions.to(device)
+        wait_for(device)
         begun = time.perf_counter()
-        hidden_states(model, one.ids.to(device), one.positions.to(device))
+        hidden_states(model, ids, positions)
+        wait_for(device)
         best = min(best, time.perf_counter() - begun)
     return one.length / best
 

@@ -28,6 +28,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.errors import VocabularyMismatch
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.models.compute import widest
 from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.token_bytes import token_bytes
 from stillroom.signals.vocabulary_map import NEVER, VocabularyMap
@@ -342,6 +343,9 @@ class Alignment(VocabularyMap):
 
     def project_coarse(self, signal: CoarseSignal) -> CoarseSignal:
         """Lists of an endpoint: see :meth:`coarse`."""
+        device = signal.ids.device
+        if widest(device) != torch.float64:
+            return self.project_coarse(signal.to(torch.device("cpu"))).to(device)
         same, occurs = self.same.to(signal.ids.device)[signal.ids], self.occurs.to(signal.ids.device)[signal.ids]
         mass = signal.logprobs.double().exp()
         known = (same != NEVER) & signal.listed

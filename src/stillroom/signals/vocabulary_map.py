@@ -20,6 +20,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import VocabularyMismatch
+from stillroom.models.compute import widest
 from stillroom.signals.signal import CoarseSignal, SparseSignal
 
 NEVER = -1
@@ -151,6 +152,8 @@ class VocabularyMap:
         if self.is_identity:
             return signal
         device = signal.ids.device
+        if widest(device) != torch.float64:
+            return self.project_coarse(signal.to(torch.device("cpu"))).to(device)
         listed = signal.listed
         first = self.first.to(device)[torch.where(listed, signal.ids, 0)]
         never = listed & (first == NEVER)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from stillroom.core.errors import RecipeError, UnsupportedModel
+from stillroom.models.compute import exact
 from stillroom.models.families.registry import families
 from stillroom.models.families.siblings import Sibling, dense_config, sibling_of
 from stillroom.models.forward import hidden_states
@@ -208,8 +209,8 @@ def measure_use(model: CausalModel, sibling: Sibling, sample: Sequences) -> Use:
             states, chosen, weights = states[rows[0]], chosen[rows[0]], weights[rows[0]]
             for index in chosen.unique().tolist():
                 token, place = (chosen == index).nonzero(as_tuple=True)
-                gate = weights[token, place].double().abs()
-                norms = _expert(module, index, states[token]).norm(dim=1).double()
+                gate = exact(weights[token, place]).abs()
+                norms = exact(_expert(module, index, states[token]).norm(dim=1))
                 gates[number, index] += float(gate.sum())
                 added[number, index] += float((gate * norms).sum())
                 tokens[number, index] += len(token)

@@ -11,6 +11,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, OutOfMemory, SignalError, TeacherError, translate
+from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import Sequences
@@ -159,8 +160,7 @@ def capture(
                 ) from None
             batch = max(1, batch // 2)
             error.__traceback__ = None  # it holds what did not fit
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
             continue
         at += len(indices)
         unsaved += len(indices) * sequences.length

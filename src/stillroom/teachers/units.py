@@ -6,6 +6,7 @@ the same units, because that depends on the corpus, on the sealed manifest and o
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,21 +74,45 @@ class Units:
         self.store = store
         self.identity: CacheIdentity = cache_identity(teacher, config.codec, config.temperature, config.seed)
         manifest = parts.begin(store, self.identity)
-        sealed = _sealed(store, manifest)
-        self._rows: list[Sequences | MappedSequences] = []
-        for split in splits:
-            # The same rows as a capture in one process has, so that the signals are the same to the bit on the CPU.
-            wanted = set(split.digests) - sealed
-            self._rows.append(split if len(wanted) == len(split.digests) else split.only(wanted))
-        self.model = self._learned()
+        whole = list(splits)
+        self._rows = [_without(split, set()) for split in whole]
+        self.model = self._learned(manifest)
+        self.units = self._divided()
+        others = {entry.name for entry in manifest.shards} - {parts.shard_key(unit.name) for unit in self.units}
+        if others:
+            self._leave_out(whole)
+
+    def _leave_out(self, splits: list[Sequences | MappedSequences]) -> None:
+        """Divide anew what is not in shards that are none of these units.
+
+        A sealed unit is a unit still: where the rest were divided anew after each seal, a part would not be the same part any
+        more. What one process captured is in numbered shards, and is left out. Only where the cache has units of another
+        corpus or another size that share pieces with these, all that it holds is left out.
+        """
+        wanted = {address for split in splits for address in split.digests}
+        with tempfile.TemporaryDirectory(prefix="stillroom-cache-") as copies:
+            cache = TeacherCache.open(self.store.where, Path(copies))
+            names = {entry.name for entry in cache.manifest.shards}
+            numbered = {entry.name for entry in cache.manifest.shards if entry.number >= 0}
+            for left_out in (set[str](), numbered, names):
+                there = cache.addresses_in(left_out)
+                self._rows = [_without(split, there) for split in splits]
+                self.units = self._divided()
+                others = names - left_out - {parts.shard_key(unit.name) for unit in self.units}
+                if not wanted.intersection(cache.addresses_in(others)):
+                    break
+
+    def _divided(self) -> list[Unit]:
+        """The rows in units."""
         model_sha256 = files.digest_bytes(self.model) if self.model else None
-        self.units: list[Unit] = []
+        found: list[Unit] = []
         for number, rows in enumerate(self._rows):
-            per_unit = max(1, config.unit_tokens // max(1, rows.length))
+            per_unit = max(1, self.recipe.capture.unit_tokens // max(1, rows.length))
             for begin in range(0, len(rows), per_unit):
                 end = min(begin + per_unit, len(rows))
                 addresses = [address for row in rows.addresses[begin:end] for address in row]
-                self.units.append(Unit(parts.unit_name(self.identity, model_sha256, addresses), number, begin, end))
+                found.append(Unit(parts.unit_name(self.identity, model_sha256, addresses), number, begin, end))
+        return found
 
     def missing(self) -> list[Unit]:
         """Units that are not noted as done, in order."""
@@ -128,10 +153,10 @@ class Units:
             )
         return writer
 
-    def _learned(self) -> bytes:
+    def _learned(self, manifest: Manifest) -> bytes:
         """How the codec packs: what the store has, or what is learned from the first rows and put there by the first one."""
         found = self.store.get(MODEL)
-        if found is None:
+        if found is None and not manifest.shards:
             rows = next((rows for rows in self._rows if len(rows)), None)
             if rows is None:
                 return b""
@@ -171,9 +196,12 @@ class _UnitWriter(CacheWriter):
         return self._encoded(self._waiting)
 
 
-def _sealed(store: Store, manifest: Manifest) -> set[str]:
-    """Addresses that the manifest's shards hold."""
-    return set(TeacherCache.open(store.where).digests) if manifest.shards else set()
+def _without(split: Sequences | MappedSequences, there: set[str]) -> Sequences | MappedSequences:
+    """A split without some addresses: the rows that a capture in one process has, so that the signals are the same to the bit
+    on the CPU.
+    """
+    wanted = set(split.digests) - there
+    return split if len(wanted) == len(split.digests) else split.only(wanted)
 
 
 def splits_of(run: Run) -> list[Sequences | MappedSequences]:

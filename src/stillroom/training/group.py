@@ -51,7 +51,8 @@ class Group:
         if not dist.is_initialized():
             cuda = torch.cuda.is_available()
             if cuda:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+                # A run on the CPU of such a machine may have more processes than there are cards.
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             # On cards the sums of a step's few numbers still go through the CPU.
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         return cls(dist.get_rank(), dist.get_world_size(), sharding)

@@ -405,7 +405,7 @@ class Training:
     def _stream(self, order: list[list[int]]) -> Iterator[Batch]:
         """Batches on the CPU, made ahead on another thread; for a GPU in pinned memory, so that copies do not wait."""
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
-        there = Batch.pinned if pinned else None if self.device.type == "cpu" else Batch.located
+        there = self._pinning() if pinned else None if self.device.type == "cpu" else Batch.located
         if self.config.compile != "on":
             return self.train.stream(order, there)
 
@@ -414,6 +414,18 @@ class Training:
             return found if there is None else there(found)
 
         return self.train.stream(order, padded)
+
+    def _pinning(self) -> Callable[[Batch], Batch]:
+        """Pins batches, on another thread. There the first card is the current one, whichever this process of a group has."""
+        if not self.group.many:
+            return Batch.pinned
+        card = torch.cuda.current_device()
+
+        def pinned(batch: Batch) -> Batch:
+            torch.cuda.set_device(card)
+            return batch.pinned()
+
+        return pinned
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         """Stop: a number is not finite. ``step`` is the one that it belongs to, counted from 1; 0 is before the first."""
@@ -479,7 +491,12 @@ class Training:
     def _keep(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in unique_tensors(self.model).items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in unique_tensors(self.model).items():
+            # Every process takes part in gathering it; into the host's memory it goes once.
+            found = whole(tensor)
+            if self.group.first:
+                tensors[name] = found.cpu().contiguous()
         if self.group.first:
             with files.replacing(path) as beside:
                 save_file(tensors, beside, metadata={BASE: self.base} if self.base else None)
@@ -539,10 +556,7 @@ class _Stepper:
         denominator = float(max(1, positions))
         sums: list[torch.Tensor] = []
         for batch in batches:
-            if device.type != "cpu" and batch.signal is not None and self.loss.objective is not None:
-                self.loss.objective.check(
-                    batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased
-                )
+            self._check(batch)
             there = batch.to(device)
             result = self.network(there, self.loss, denominator)
             sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
@@ -570,8 +584,16 @@ class _Stepper:
         kl = distance - sum(batch.left_out for batch in batches) / denominator
         return _Step(loss, kl if self.loss.objective is not None else None, cross_entropy, norm)
 
+    def _check(self, batch: Batch) -> None:
+        """Look at a signal's ids while they are on the CPU; for those that stay there the loss does it."""
+        objective, training = self.loss.objective, self.training
+        if training.device.type != "cpu" and batch.signal is not None and objective is not None:
+            objective.check(batch.signal, self.loss.used or training._output_rows, biased=self.loss.biased)
+
     def _together(self, batches: list[Batch], rate: float, step: int, wishes: tuple[bool, bool]) -> _Step:
-        """As :meth:`__call__`, in a group: each process has its share of the step's sequences."""
+        """As :meth:`__call__`, in a group: each process has its share of the step's sequences. A GPU is waited for twice: for
+        the losses, which are summed over the group, and for the gradient's norm.
+        """
         training, group = self.training, self.training.group
         training._rate = rate
         for parameters in self.optimizer.param_groups:
@@ -579,18 +601,21 @@ class _Stepper:
         # The loss is divided by the positions of the whole step, so that gradients are summed.
         (positions,) = group.sum([sum(batch.targets.shape[0] for batch in batches)])
         denominator = max(1.0, positions)
-        mine = [0.0, 0.0, 0.0, 0.0]
+        sums: list[torch.Tensor] = []
+        mine = 0.0
         for number, batch in enumerate(batches):
+            self._check(batch)
             if group.sharding == "full":
                 self.network.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]
             result = self.network(batch.to(training.device), self.loss, denominator)
-            mine[0] += float(result.value.detach())
-            mine[1] += float(result.distances.sum()) / denominator
-            mine[2] += float(result.cross_entropies.sum()) / denominator
-            mine[3] += batch.left_out / denominator
+            sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]
+            mine += batch.left_out / denominator
             result.value.backward()
             self.network.collect()
-        loss, distance, cross_entropy, left_out, due, stop = group.sum([*mine, *map(float, wishes)])
+        values = list(map(float, sums)) if training.device.type == "cpu" else torch.stack(sums).tolist()
+        loss, distance, cross_entropy, left_out, due, stop = group.sum(
+            [*_added(values, denominator), mine, *map(float, wishes)]
+        )
         # After the sum, so that all processes stop together.
         if not math.isfinite(loss):
             training._diverged(f"the loss is {loss}", step + 1)

@@ -96,15 +96,17 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
     shares = shares_of(gradients)
     norms = run_together(len(shares), lambda share: torch.nn.utils.get_total_norm(shares[share]))
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    if hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
-        if float(norm) > largest:
+    divided = hasattr(norm, "full_tensor")
+    norm = norm.full_tensor() if divided else norm
+    found = float(norm)
+    if divided:
+        if found > largest:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
-    elif float(norm) > largest:
+    elif found > largest:
         factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
 
         def scale(share: int) -> None:
             torch._foreach_mul_(shares[share], factor)
 
         run_together(len(shares), scale)
-    return float(norm)
+    return found

@@ -1,8 +1,8 @@
-"""Refuses, before anything is spent, what a training in rounds cannot be combined with."""
+"""Refuses, before anything is spent, what a training in rounds or in several processes cannot be combined with."""
 
 from __future__ import annotations
 
-from stillroom.core.errors import RecipeError
+from stillroom.core.errors import RecipeError, UsageError
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher
@@ -48,6 +48,49 @@ def require_rounds(recipe: Recipe) -> None:
             f"`distill.rounds`: {rounds.prompt_tokens:,} prompt_tokens and {rounds.new_tokens:,} new_tokens are more than the "
             f"{length:,} of `corpus.sequence_length`.",
             f"Write `prompt_tokens: {given}` and `new_tokens: {written}` or less, or longer sequences.",
+        )
+
+
+def require_group(recipe: Recipe, workers: int) -> None:
+    """Refuse, before anything is spent, what several processes of this machine do not do.
+
+    Args:
+        recipe: The run's.
+        workers: Processes that are to train together.
+
+    Raises:
+        UsageError: Names the key, or what the machine lacks.
+    """
+    import torch
+
+    if workers == 1:
+        return
+    config, device = recipe.distill, recipe.compute.device
+    for key in ("lora", "rounds"):
+        if getattr(config, key) is not None:
+            raise UsageError(
+                f"`distill.{key}` trains in one process, and --workers {workers} asks for more.",
+                f"Leave --workers out, or `distill.{key}`.",
+            )
+    for key, refused in (
+        ("state", config.state != "auto"),
+        ("gradient_checkpointing", config.gradient_checkpointing == "on"),
+    ):
+        if refused:
+            raise UsageError(
+                f"`distill.{key}: {getattr(config, key)}` is for one process, and --workers {workers} asks for more.",
+                f"Leave --workers out, or `distill.{key}` at `auto`.",
+            )
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        if workers > torch.cuda.device_count():
+            raise UsageError(
+                f"--workers {workers}: each process trains on a GPU of its own, and there are {torch.cuda.device_count()}.",
+                f"Give --workers {torch.cuda.device_count()}, or leave it out.",
+            )
+    elif device in ("auto", "mps") and torch.backends.mps.is_available():
+        raise UsageError(
+            f"--workers {workers}: processes that train together each have a GPU of their own, and a Mac has one.",
+            "Leave --workers out, or set `compute.device: cpu`.",
         )
 
 

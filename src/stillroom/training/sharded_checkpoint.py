@@ -79,14 +79,7 @@ def load_sharded(
     from torch.distributed.checkpoint.state_dict_loader import load
 
     state = State(**files.read_json(found / STATE))
-    for group_ in optimizer.param_groups:
-        for parameter in group_["params"]:
-            if not optimizer.state.get(parameter):
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+    begin(optimizer)
     tensors = tensors_of(model, optimizer)
     with _quiet():
         reader = HuggingFaceStorageReader(str(found))
@@ -101,6 +94,20 @@ def load_sharded(
                 optimizer.state.pop(parameter, None)
     torch.set_rng_state(tensors["random.cpu"])
     return state
+
+
+def begin(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the state that AdamW begins with, all of it where the parameter is: a fused optimizer's kernel reads
+    the number of steps there.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state.get(parameter):
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

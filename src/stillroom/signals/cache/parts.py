@@ -25,7 +25,7 @@ from stillroom.core.errors import CacheDamaged, SignalError
 from stillroom.core.store import LocalStore, Store
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.index import FROM_SEQUENCES, Index
-from stillroom.signals.cache.manifest import JOURNAL, MODEL, NAME, VERSION, Manifest, ModelEntry, ShardEntry
+from stillroom.signals.cache.manifest import JOURNAL, MODEL, NAME, VERSION, FileEntry, Manifest, ModelEntry, ShardEntry
 from stillroom.signals.cache.reader import QUARANTINE, Damage
 from stillroom.signals.cache.shard import ShardReader
 
@@ -210,6 +210,58 @@ def _set_aside(store: Store, name: str) -> None:
     # The note first: without it the unit is not done, and it can only be put again where its shard is gone.
     store.remove(note_key(name))
     store.remove(shard_key(name))
+
+
+def verify(store: Store) -> tuple[Manifest, list[Damage]]:
+    """Compare every object of a cache in an object store with its manifest, as ``TeacherCache.verify_folder`` does with files.
+
+    A damaged shard is set aside with its note and taken out of the manifest, so that its unit is captured again. Without the
+    codec's model no shard can be read: all of them go with it.
+
+    Returns:
+        The manifest as it is now, and what was wrong.
+
+    Raises:
+        SignalError: There is no cache.
+        CacheDamaged: The manifest is damaged.
+    """
+    manifest = _manifest(store)
+    damages: list[Damage] = []
+    model, index = manifest.model, manifest.index
+    if model is not None and (reason := _difference(store, model)) is not None:
+        damages.append(Damage(model.name, reason, 0))
+        store.remove(model.name)
+        model = None
+    if index is not None and (reason := _difference(store, index)) is not None:
+        damages.append(Damage(index.name, reason, 0))
+        store.remove(index.name)
+        index = None
+    whole: list[ShardEntry] = []
+    for entry in manifest.shards:
+        reason = _difference(store, entry)
+        if reason is None and manifest.model is not None and model is None:
+            reason = "cannot be read without the codec's model"
+        if reason is None:
+            whole.append(entry)
+            continue
+        damages.append(Damage(entry.name, reason, entry.sequences))
+        _set_aside(store, Path(entry.name).name.removesuffix(".safetensors"))
+    if damages:
+        # An index counts shards by their place in the manifest.
+        index = index if len(whole) == len(manifest.shards) else None
+        manifest = manifest.model_copy(update={"shards": tuple(whole), "model": model, "index": index})
+        store.put(NAME, manifest.dump())
+    return manifest, damages
+
+
+def _difference(store: Store, entry: FileEntry) -> str | None:
+    """How an object differs from what the manifest says, or None."""
+    data = store.get(entry.name)
+    if data is None:
+        return "is missing"
+    if len(data) != entry.bytes:
+        return f"has {len(data)} bytes instead of {entry.bytes}"
+    return None if files.digest_bytes(data) == entry.sha256 else "has another SHA-256 than the manifest says"
 
 
 def _indexed(store: Store, manifest: Manifest) -> Manifest:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,12 @@ class TeacherCache:
         rows = self._index.rows
         earlier = rows[numbers[rows["shard"]] < shard] if len(rows) else rows
         return set(Index(earlier).digests())
+
+    def addresses_in(self, names: Collection[str]) -> set[str]:
+        """Addresses that are in shards of these names; one that several shards have is in the first of them."""
+        numbers = [number for number, entry in enumerate(self.manifest.shards) if entry.name in names]
+        rows = self._index.rows
+        return set(Index(rows[np.isin(rows["shard"], numbers)]).digests())
 
     @property
     def positions(self) -> int:

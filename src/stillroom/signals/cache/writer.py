@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class CacheWriter:
             self._codec.recall(read_model(folder, manifest.model))
         self._waiting: list[_Waiting] = []
         self._sampled: set[str] = set()
+        self._lock = threading.Lock()
         self._saved = len(manifest.shards)
 
     @classmethod
@@ -260,15 +262,19 @@ class CacheWriter:
             )
 
     def _wait(self, digest: str, positions: int, entropy: float, sample: Any) -> None:
-        self._waiting.append(_Waiting(digest, positions, entropy, sample))
-        self._sampled.add(digest)
+        held = _Waiting(digest, positions, entropy, sample)
+        # Not into a list that another thread is just writing.
+        with self._lock:
+            self._waiting.append(held)
+            self._sampled.add(digest)
 
     def flush(self) -> None:
         """Write what is waiting as one shard, then the manifest that names it.
 
         It may run on another thread while sequences are added; no two of them at once.
         """
-        waiting, self._waiting = self._waiting, []
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         update: dict[str, Any] = {}
@@ -288,8 +294,9 @@ class CacheWriter:
         else:
             append_entry(self.folder, entry)
         written = {sequence.digest for sequence in waiting}
-        self._there |= written
-        self._sampled -= written
+        with self._lock:
+            self._there |= written
+            self._sampled -= written
 
     def _encoded(self, waiting: list[_Waiting]) -> list[Encoded]:
         """Sequences, packed."""
