@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import EngineFailed, StillroomError, UsageError
+from stillroom.core.errors import EngineFailed, StillroomError, SwitchedOff, UsageError, VerificationFailed
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
@@ -106,6 +106,8 @@ class ServedModel:
         self.used = time.monotonic()
         self.created = int(time.time())
         self.refusal: StillroomError | None = None
+        self.unchecked = False
+        """Whether it is refused because it could not be checked: then it is checked again."""
         stat = opened.gguf.stat()
         self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
         drafting = options.drafter.stat().st_size if options.drafter is not None else 0
@@ -273,8 +275,8 @@ class ServedModel:
     async def watch(self) -> None:
         """Replace an engine that has hung: it runs, says nothing, and does not answer between two of its steps either."""
         engine = self.engine
-        if engine is None or not engine.alive or self._loading.locked():
-            return
+        if engine is None or not engine.alive or self._loading.locked() or self.embedding:
+            return  # a text is embedded in one step, however long that takes
         if time.monotonic() - self._heard < SILENT_SECONDS or not (self._running or self.suspect):
             return
         try:
@@ -413,15 +415,28 @@ class Pool:
         if recheck:
             self._checked = time.monotonic()
         for model in self.models.values():
-            if recheck and model.refusal is None:
-                try:
-                    await asyncio.to_thread(model.opened.recheck)
-                except StillroomError as error:
-                    model.refusal = error
-                    await model.unload()
+            if recheck and (model.refusal is None or model.unchecked):
+                await self._recheck(model)
             idle = self.idle is not None and time.monotonic() - model.used > self.idle
             if idle and model.engine is not None and not model.busy and not model.waiting:
                 await model.unload()
+
+    async def _recheck(self, model: ServedModel) -> None:
+        """Ask again whether a model may run. What cannot be told (a full disk, a memory that cannot be read) counts as no."""
+        try:
+            await asyncio.to_thread(model.opened.recheck)
+            model.refusal, model.unchecked = None, False
+        except StillroomError as error:
+            # That it was off just then says nothing of the model.
+            model.refusal, model.unchecked = error, isinstance(error, SwitchedOff)
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            model.refusal = VerificationFailed(
+                f"{model.name} cannot be checked again: {said}.", "Mend that; it is tried again every minute."
+            )
+            model.unchecked = True
+        if model.refusal is not None:
+            await model.unload()
 
     async def stop(self, grace: bool = True) -> None:
         """Stop every engine."""
