@@ -400,8 +400,10 @@ class Answerer:
         session = question.session
         assert session is not None
         said: dict[str, Any] = {"role": "assistant", "content": answer}
-        if question.calls and (calls := tools.parse_calls(answer)):
-            said = {"role": "assistant", "content": None, "tool_calls": calls}
+        if question.calls and answer.startswith(grammars.OPEN[0]):
+            # As it was delivered: of calls that were cut off, the whole ones.
+            calls = tools.parse_calls(answer)
+            said = {"role": "assistant", "content": None if calls else "", **({"tool_calls": calls} if calls else {})}
         if question.reasoning:
             said["reasoning_content"] = question.reasoning
         # A session that was deleted meanwhile stays deleted, and a new name stays new.
@@ -617,7 +619,7 @@ def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> d
             finish = choice.get("finish_reason") or finish
             logprobs += (choice.get("logprobs") or {}).get("content") or []
     message: dict[str, Any] = {"role": "assistant", "content": "".join(text), "refusal": None}
-    if question.calls and "".join(text).startswith(grammars.OPEN):
+    if question.calls and "".join(text).startswith(grammars.OPEN[0]):
         calls = tools.parse_calls("".join(text))
         message = {"role": "assistant", "content": None, "refusal": None}
         if calls and question.calls == "old":
