@@ -257,7 +257,7 @@ class Answerer:
                     model.begin(fingerprint)
                     mine = slot.owner == question.owner
                     if session is not None and slot.session != session.id:
-                        state = self.sessions.load_state(session, model.digest)
+                        state = await asyncio.to_thread(self.sessions.load_state, session, model.digest)
                         if state is not None and await restore_slot(engine, slot, state):
                             mine = True
                     # A context of somebody else's is not gone on from: neither its time nor its count may tell of it.
@@ -407,12 +407,12 @@ class Answerer:
         if question.reasoning:
             said["reasoning_content"] = question.reasoning
         # A session that was deleted meanwhile stays deleted, and a new name stays new.
-        if not self.sessions.append(session, [*question.said, said], question.left_out):
+        if not await asyncio.to_thread(self.sessions.append, session, [*question.said, said], question.left_out):
             return
         slot.session = session.id
         state = await save_slot(engine, slot)
         if state is not None:
-            self.sessions.save_state(session, state, model.digest)
+            await asyncio.to_thread(self.sessions.save_state, session, state, model.digest)
 
     def _count(self, event: dict[str, Any]) -> None:
         usage = event.get("usage")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.core.errors import EngineFailed, StillroomError, SwitchedOff, UsageError, VerificationFailed
 from stillroom.runtime import transport as local
@@ -20,7 +21,10 @@ from stillroom.serving.queues import FairQueue
 from stillroom.serving.turns import Turns
 from stillroom.switch.state import Switch
 
+T = TypeVar("T")
 RECHECK_SECONDS = 60.0
+STATE_SECONDS = 10.0
+"""How long a request that was given up waits until a slot's state has been written or read."""
 SILENT_SECONDS = 10.0
 """After so long without a word a busy engine is asked whether it goes on."""
 ANSWER_SECONDS = 20.0
@@ -453,26 +457,55 @@ class Pool:
 
 async def save_slot(engine: Engine, slot: Slot) -> bytes | None:
     """An engine's state of a slot; None where it is not available."""
-    name = f"{slot.number}.state"
-    path: Path = engine.folder / name
-    try:
-        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=save", {"filename": name})
-        return await asyncio.to_thread(path.read_bytes)
-    except (local.EngineGone, local.EngineRefused, OSError):
-        return None
-    finally:
-        path.unlink(missing_ok=True)
+    path = _state_file(engine, slot)
+
+    async def work() -> bytes | None:
+        try:
+            wanted = {"filename": path.name}
+            await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=save", wanted)
+            return await asyncio.to_thread(path.read_bytes)
+        except (local.EngineGone, local.EngineRefused, OSError):
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+
+    return await _to_its_end(work())
 
 
 async def restore_slot(engine: Engine, slot: Slot, state: bytes) -> bool:
     """Put a state back into a slot; False where the engine does not take it."""
-    name = f"{slot.number}.state"
-    path = engine.folder / name
+    path = _state_file(engine, slot)
+    # Whoever leaves in the middle leaves a slot of which it is not certain what it holds.
+    slot.held, slot.session, slot.owner = "", None, SOMEBODY
+
+    async def work() -> bool:
+        try:
+            await asyncio.to_thread(path.write_bytes, state)
+            wanted = {"filename": path.name}
+            await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=restore", wanted)
+            return True
+        except (local.EngineRefused, OSError):
+            return False
+        finally:
+            path.unlink(missing_ok=True)
+
+    return await _to_its_end(work())
+
+
+def _state_file(engine: Engine, slot: Slot) -> Path:
+    """A file of one request's own: what one leaves behind half-written is no other's."""
+    path: Path = engine.folder / f"{slot.number}-{secrets.token_hex(8)}.state"
+    return path
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that is not left in the middle: no conversation stays in a file, and its slot is not given back."""
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.to_thread(path.write_bytes, state)
-        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=restore", {"filename": name})
-        return True
-    except (local.EngineRefused, OSError):
-        return False
-    finally:
-        path.unlink(missing_ok=True)
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(TimeoutError, Exception):
+            async with asyncio.timeout(STATE_SECONDS):
+                await asyncio.shield(task)
+        task.cancel()
+        raise
