@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import UsageError
-from stillroom.guard.ask import ask_in_batches, common_start, decide, greedy, rarities
+from stillroom.guard.ask import TRIES, ask_in_batches, common_start, decide, greedy, over_http, rarities
 
 
 def crowd(rng: np.random.Generator, models: int, prompts: int) -> np.ndarray:
@@ -110,7 +115,9 @@ def test_the_command_asks_models_that_are_here(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("stillroom.guard.ask.LEAST_CONTROLS_WITH_MARGIN", 2)
     shown = CliRunner().invoke(app, [*command, "--margin", "0.1"])
     assert shown.exit_code == 0, shown.output
-    (finding,) = json.loads(shown.stdout)["findings"]
+    told = json.loads(shown.stdout)
+    (finding,) = told["findings"]
+    assert told["subjects"]["prompts prompts.txt"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
     assert finding["verdict"] == "more alike than all controls"
     assert finding["log10_p"] is None
     assert finding["rank"] == {"rank": 1, "of": 3}
@@ -125,3 +132,61 @@ def test_prompts_that_are_read_together_are_answered_as_each_alone(tmp_path: Pat
     answers = list(ask(prompts))
     assert answers == [next(iter(ask([prompt]))) for prompt in prompts]
     assert len(set(answers)) > 5
+
+
+class Suspect(BaseHTTPRequestHandler):
+    """A server that does what its paths say."""
+
+    waits = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Suspect.waits += 1
+        if self.path.startswith("/busy") or (self.path.startswith("/once") and Suspect.waits < 3):
+            self.send_response(429)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        said = {"/none": b'{"choices": [{"text": null}]}', "/once": b'{"choices": [{"text": "yes"}]}'}
+        with contextlib.suppress(OSError):
+            self.wfile.write(said.get(self.path.removesuffix("/completions"), b" "))
+            while self.path.startswith(("/slow", "/endless")):
+                self.wfile.write(b" " if self.path.startswith("/slow") else b" " * (1 << 16))
+                time.sleep(0.02 if self.path.startswith("/slow") else 0)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_suspect_that_is_busy_is_asked_again_and_one_that_is_hostile_is_not_waited_for() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Suspect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        assert list(over_http(f"{place}/once", "m", None)(["a", "b"])) == ["yes", "yes"]
+        Suspect.waits = 0
+        with pytest.raises(UsageError, match=f"429 after {TRIES} tries"):
+            over_http(f"{place}/busy", "m", "a key")(["a"])
+        assert Suspect.waits == TRIES
+        for path in ("none", "slow", "endless"):
+            with pytest.raises(UsageError, match="does not answer a completion"):
+                over_http(f"{place}/{path}", "m", None, timeout=0.3)(["a"])
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:secret@host/v1", "https://host/v1?key=secret", "http://[::1/v1", "http:///v1", "http://host:x/v1"],
+)
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(address: str, tmp_path: Path) -> None:
+    """It would be signed into the finding."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\n")
+    owner = tiny_model("llama", tmp_path / "owner", layers=1)
+    command = ["guard", "ask", address, "--owner", str(owner), "--controls", str(tmp_path), "--prompts", str(prompts)]
+    found = CliRunner().invoke(app, command).exception
+    assert isinstance(found, UsageError)
+    assert "--api-key-fd" in str(found)
+    assert "secret" not in str(found)

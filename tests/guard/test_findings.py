@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
+from stillroom.cli.guard import _show
 from stillroom.core.errors import VerificationFailed
 from stillroom.guard.findings import Finding, Rank, findings_of, read_findings, subject_digest, write_findings
 from stillroom.packages.keys import Ring
@@ -75,3 +76,15 @@ def test_signatures_hold_over_these_bytes_only(tmp_path: Path, monkeypatch: pyte
     write_findings(path, findings_of([finding()]), {"suspect": digest})
     assert not path.with_name("finding.json.dsse").exists()
     assert read_findings(path)[1] == ()
+
+
+def test_a_finding_of_somebody_else_draws_no_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its words may hold the end of a line, and what `verify` says behind it."""
+    forged = "cannot tell\nSigned by acme (2 of its release keys)\x1b[1A"
+    made = Finding(test="ask/x", grade="C", verdict=forged, null=forged, statistic={forged: forged}, correction=forged,
+                   cannot_conclude=(forged,))  # fmt: skip
+    _show(findings_of([made], [forged]))
+    shown = capsys.readouterr().out
+    assert "\\nSigned" in shown
+    assert not any(line.startswith("Signed") for line in shown.splitlines())
+    assert "\x1b" not in shown

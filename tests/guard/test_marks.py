@@ -211,6 +211,9 @@ def test_accounts_may_have_any_name(tmp_path: Path) -> None:
     assert shown.stdout.count("was served to") == 4
     assert "to zürich 🏦 alone" in shown.stdout
     assert "\x1b" not in shown.stdout
+    # Which accounts were looked for is a part of what was found.
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["subjects"]
+    assert told.keys() == {"texts said.txt", "accounts accounts.txt"}
 
 
 def test_probabilities_that_are_not_finite_are_refused() -> None:

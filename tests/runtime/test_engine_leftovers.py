@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from stillroom.core.errors import EngineFailed
 from stillroom.runtime import engine
+from stillroom.switch import Places, Switch
 
 HOLDER = """
 import sys, time
@@ -60,3 +62,19 @@ def test_folders_of_others_stay(tmp_path: Path) -> None:
     (theirs / engine.OWNER).touch()
     os.chown(theirs, 12345, 12345)
     assert engine.sweep(tmp_path) == []
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder, no lock, and no traceback."""
+
+    def full(_self: engine.Engine) -> None:
+        raise OSError(24, "Too many open files")
+
+    made = tmp_path / "stillroom-mine"
+    monkeypatch.setattr(engine, "_private_folder", lambda: made.mkdir() or made)
+    monkeypatch.setattr(engine.Engine, "_spawn", full)
+    with pytest.raises(EngineFailed, match="Too many open files"):
+        engine.Engine(tmp_path / "m.gguf", switch=Switch(Places.under(tmp_path / "switch")))
+    assert not made.exists()

@@ -16,6 +16,9 @@ from tiny_models import tiny_model
 
 from stillroom.formats import gguf_file
 from stillroom.models.load import load_student
+from stillroom.runtime import transport as local
+from stillroom.runtime.engine import Engine
+from stillroom.serving import app
 
 TEXTS = ["A list is a sequence.", "import os", "größer"]
 
@@ -97,4 +100,33 @@ def test_the_switch_blocks_them_alone(pooled: Running) -> None:
         assert pooled.ask("POST", "/v1/embeddings", {"input": "x"})[0] == 503
     finally:
         pooled.ask("POST", "/switch/feature", {"feature": "embeddings", "state": "enabled"})
+    assert pooled.ask("POST", "/v1/embeddings", {"input": "x"})[0] == 200
+
+
+def test_a_text_that_ended_the_process_is_not_embedded_again(pooled: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by name, once and for all, and waits in the turn of whose it is."""
+    asked: list[str] = []
+    owners: list[str] = []
+    model = pooled.service.pool.models["pooled"]
+    slot = model.slot
+
+    async def gone(_socket: Path, _key: str, _method: str, path: str, _body: Any = None) -> Any:
+        asked.append(path)
+        raise local.EngineGone
+
+    def noted(text: str, session: str | None = None, owner: str = "") -> Any:
+        owners.append(owner)
+        return slot(text, session, owner)
+
+    monkeypatch.setattr(local, "call", gone)
+    monkeypatch.setattr(Engine, "killed", lambda _self: False)
+    monkeypatch.setattr(model, "slot", noted)
+    monkeypatch.setattr(app, "owner_of", lambda _request: "somebody")
+    for _ in range(2):
+        status, answer, _ = pooled.ask("POST", "/v1/embeddings", {"input": "kills"})
+        assert status in (400, 503)
+        assert "ended over this" in answer["error"]["message"]
+    assert len(asked) == 1
+    assert owners == ["somebody"]
+    monkeypatch.undo()
     assert pooled.ask("POST", "/v1/embeddings", {"input": "x"})[0] == 200

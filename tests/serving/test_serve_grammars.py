@@ -53,6 +53,9 @@ LIST = {
         ({"type": "integer", "minimum": 5, "maximum": 4}, "minimum"),
         ({"type": "string", "pattern": "(?=x)x"}, "look-around"),
         ({"enum": []}, "empty"),
+        ({"type": "string", "pattern": "^(a?){500}a{500}$"}, "while it is written"),
+        ({"properties": {"b": {"items": {"pattern": "^x(a?){500}a{500}$", "type": "string"}}}}, "while it is written"),
+        ({"type": "object", "patternProperties": {"^(a?){500}a{500}$": {}}}, "while it is written"),
         ({"$ref": "https://example.org/schema"}, "https://example.org"),
         ({"$ref": "#"}, "itself"),
         ({"$defs": {"a": BOTH, "b": BOTH}, "$ref": "#/$defs/a"}, "itself"),
@@ -179,6 +182,44 @@ def test_texts_of_control_tokens_are_refused_by_name(text: str) -> None:
     noted = {"type": "string", "description": text, "default": text, "title": text}
     asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "json_schema": noted})
     assert chat_question(asked, None, facts).watched
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\x3c\|im_end\|\x3e", r"<\|im_end\|>", "[<][|]im_end[|][>]", r"x*\u003c\x{7c}im_end[|]>", r"(<)(?:\|im)(_end)\|>",
+        r"<{1}\|im_end\|>.*", r"(a|b)<\|\x69m_end\|>",
+    ],
+)  # fmt: skip
+def test_however_a_control_token_is_written_it_is_refused(pattern: str) -> None:
+    facts = GgufFacts(False, 100, control=("<|im_end|>",))
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": f"^{pattern}$"}}, "required": ["a"]}
+    lark = "%llguidance {}\nstart: " + f"/{pattern}/"
+    for form in ({"guided_regex": pattern}, {"json_schema": schema}, {"grammar": lark}):
+        asked = CompletionRequest.model_validate({"prompt": "x", **form})
+        with pytest.raises(UnsupportedSchema, match="control token"):
+            completion_question(asked, "x", facts)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "<" "|im_end|>"',
+        'root ::= a b\na ::= "<|"\nb ::= [i] "m_end" c\nc ::= "|>"',
+        'start: "<" /\\|im/ "_end|>"',
+    ],
+)
+def test_nor_is_it_put_together_by_rules(grammar: str) -> None:
+    facts = GgufFacts(False, 100, control=("<|im_end|>",))
+    with pytest.raises(UnsupportedSchema, match="control token"):
+        completion_question(CompletionRequest.model_validate({"prompt": "x", "grammar": grammar}), "x", facts)
+
+
+def test_patterns_that_only_look_like_control_tokens_are_taken() -> None:
+    facts = GgufFacts(False, 100, control=("<|im_end|>", "</s>", "<s>"))
+    for pattern in (r"<?\|im_end\|>", r".+", r"(<|x)y", "[a-z]{2,8}(-[a-z]{2,8}){0,4}", r"\d{4}-\d{2}-\d{2}", "[<>]s"):
+        asked = CompletionRequest.model_validate({"prompt": "x", "guided_regex": pattern})
+        assert completion_question(asked, "x", facts).watched
 
 
 def test_bounds_of_64_bits_become_narrower() -> None:
@@ -438,3 +479,19 @@ def test_whoever_leaves_a_grammar_is_seen_at_once() -> None:
     assert free.takes("A text\nof any kind")
     call = Watch(tool_grammar([("w", None)], required=True, several=False))
     assert not call.takes("A text")
+
+
+def test_a_call_that_was_cut_off_is_the_same_streamed_or_not(server: Running) -> None:
+    """Neither says a piece of it as text."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+    body = {"messages": [{"role": "user", "content": "Go"}], "tools": [tool], "tool_choice": "required", "seed": 1}
+    for most in (1, 2, 6):
+        said = {**body, "max_tokens": most}
+        choice = server.ask("POST", "/v1/chat/completions", said)[1]["choices"][0]
+        assert choice["finish_reason"] == "length"
+        streamed = "".join(
+            each["delta"].get("content") or ""
+            for event in server.stream("/v1/chat/completions", said)
+            for each in event.get("choices", ())
+        )
+        assert (choice["message"]["content"] or "") == streamed == ""

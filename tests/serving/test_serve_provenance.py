@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
-from stillroom.serving.models import open_model
+from stillroom.serving.models import OpenedModel, open_model
 from stillroom.serving.passport import in_words
+from stillroom.serving.pool import Pool, ServedModel
 
 
 def test_a_bare_file_says_that_nothing_is_recorded(tiny_gguf: Path) -> None:
@@ -51,3 +53,35 @@ def test_obligations_are_said_each_in_a_sentence() -> None:
     assert "have not been evaluated" in " ".join(
         in_words({"kind": "run", "name": "x", "terms": {"teacher_licence": None}})
     )
+
+
+def test_a_model_that_cannot_be_checked_again_does_not_run_until_it_can(tmp_path: Path) -> None:
+    """A full disk is no way to go on with what was revoked."""
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"x")
+    troubles: list[Exception | None] = [None, OSError(28, "No space left on device"), None]
+
+    class Opened(OpenedModel):
+        def recheck(self) -> None:
+            if (trouble := troubles.pop(0)) is not None:
+                raise trouble
+
+    model = ServedModel.__new__(ServedModel)
+    model.name, model.opened, model.engine, model.refusal, model.unchecked = (
+        "m",
+        Opened(file, "m", file),
+        None,
+        None,
+        False,
+    )
+    model._loading = asyncio.Lock()
+    checks = Pool([model])
+
+    async def look() -> str:
+        checks._checked = -1e9
+        await checks.tend()
+        return str(model.refusal or "")
+
+    assert asyncio.run(look()) == ""
+    assert "No space left" in asyncio.run(look())
+    assert asyncio.run(look()) == ""

@@ -74,3 +74,35 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         RequestLog(tmp_path / "file" / "log")
+
+
+def test_no_api_is_a_way_round_the_log(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Wherever a model answers, the request leaves its line, with its texts and its count of tokens."""
+    log = RequestLog(tmp_path / "requests.jsonl", texts=True)
+    name = tiny_gguf.stem
+    options = {"num_predict": 4, "temperature": 0.5, "seed": 3}
+    asked = [
+        ("/v1/responses", {"input": "Xylophone", "instructions": "Be brief", "max_output_tokens": 4}),
+        (
+            "/v1/responses",
+            {"input": [{"role": "user", "content": "Xylophone"}], "max_output_tokens": 4, "stream": True},
+        ),
+        ("/api/chat", {"messages": [{"role": "user", "content": "Xylophone"}], "options": options}),
+        ("/api/generate", {"prompt": "Xylophone", "system": "Be brief", "options": options, "stream": False}),
+        ("/api/generate", {"prompt": "Xylophone", "raw": True, "options": options}),
+    ]
+    with running([tiny_gguf], tmp_path, request_log=log) as server:
+        for path, body in asked:
+            assert server.ask("POST", path, {"model": name, **body})[0] == 200
+    log.close()
+    found = lines(log.path)
+    assert [line["path"] for line in found] == [path for path, _ in asked]
+    assert [line["stream"] for line in found] == [False, True, True, False, True]
+    counts = [(line.get("prompt_tokens", 0), line.get("completion_tokens", 0)) for line in found]
+    assert all(asked > 0 and 0 < answered <= 4 for asked, answered in counts), counts  # type: ignore[operator]
+    assert all(line["max_tokens"] == 4 and "Xylophone" in json.dumps(line) for line in found)
+    assert all(line["seeded"] and line["temperature"] == 0.5 for line in found[2:])
+    store = create_store(tmp_path / "store")
+    report = intake([log.path], store)
+    assert report.rows == len(asked)
+    assert "text" not in report.missing

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import stat
 import sys
+import threading
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from serve_support import Running, running
 
 from attacks.switch._damage import put
-from stillroom.serving.sessions import NoSession, SessionDamaged, SessionStore
+from stillroom.runtime import transport as local
+from stillroom.serving.pool import SOMEBODY, Slot, restore_slot, save_slot
+from stillroom.serving.sessions import NoSession, Session, SessionDamaged, SessionStore
 
 
 @pytest.fixture
@@ -254,3 +260,67 @@ def test_sessions_can_be_blocked_alone(server: Running) -> None:
         assert server.chat("Go")[0] == 200
     finally:
         server.switch.set_feature("sessions", "available")
+
+
+def test_what_another_server_deletes_meanwhile_stays_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with one folder: the one deletes while the other is between reading and writing."""
+    one, other = SessionStore(tmp_path, keyring=False), SessionStore(tmp_path, keyring=False)
+    session = one.create("", "m", "d")
+    reached, save = threading.Event(), one.save
+
+    def slowly(found: Session) -> None:
+        reached.set()
+        time.sleep(0.2)
+        save(found)
+
+    monkeypatch.setattr(one, "save", slowly)
+    writer = threading.Thread(target=one.append, args=(session, [{"role": "user", "content": "x"}], 0))
+    writer.start()
+    assert reached.wait(5)
+    other.delete(session.id)
+    writer.join()
+    with pytest.raises(NoSession):
+        one.load(session.id)
+
+
+def test_nothing_is_sealed_under_a_key_that_another_process_purged(tmp_path: Path) -> None:
+    folder = tmp_path / "sessions"
+    server = SessionStore(folder, keyring=False)
+    server.create("", "m", "d")
+    SessionStore(folder, keyring=False).purge()
+    shutil.rmtree(folder)
+    made = server.create("", "m", "d", "You are kind.")
+    assert SessionStore(folder, keyring=False).load(made.id).messages[0]["content"] == "You are kind."
+
+
+@pytest.mark.parametrize("given_up", ["save", "restore"])
+def test_a_request_that_is_given_up_leaves_no_state_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: str
+) -> None:
+    """The engine goes on with what it was asked, after the client has left."""
+    engine = SimpleNamespace(folder=tmp_path, socket=tmp_path / "s", key="k")
+    seen: list[str] = []
+
+    async def call(_socket: Path, _key: str, _method: str, path: str, body: dict[str, str]) -> None:
+        seen.append(body["filename"])
+        await asyncio.sleep(0.1)
+        if path.endswith("save"):
+            (tmp_path / body["filename"]).write_bytes(b"secret")
+
+    async def leave() -> Slot:
+        slot = Slot(0, held="mine", session="s", owner="")
+        for _ in range(2):
+            work = save_slot(engine, slot) if given_up == "save" else restore_slot(engine, slot, b"secret")  # type: ignore[arg-type]
+            task = asyncio.ensure_future(work)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+        await asyncio.sleep(0.2)
+        return slot
+
+    monkeypatch.setattr(local, "call", call)
+    slot = asyncio.run(leave())
+    assert len(set(seen)) == 2, "no file is two requests'"
+    assert not [*tmp_path.iterdir()]
+    assert given_up == "save" or slot.owner == SOMEBODY

@@ -332,6 +332,13 @@ def test_keys_of_completions_count_in_other_apis_too(kind: str) -> None:
         assert read(**{key: value}).form().key.startswith(key)
     assert read(stop=["x"], top_k=-1, n_predict=4).sampling() == {"stop": ["x"], "top_k": 0}
     assert read(n_predict=4).max_tokens == 4
+    assert read(stop_sequences=["x"], random_seed=3, repeat_last_n=9).sampling() == {
+        "stop": ["x"], "seed": 3, "repeat_last_n": 9,
+    }  # fmt: skip
+    assert read(max_new_tokens=4).max_tokens == 4
+    for key, value in (("min_tokens", 2), ("ignore_eos", True), ("min_length", 2), ("lora", [{"id": 0}])):
+        with pytest.raises(ValueError, match=key):
+            read(**{key: value})
     assert read(chat_template_kwargs={"a": 1}, functions=[], session=None).chat_template_kwargs == {"a": 1}
     for key, value in (("functions", [{"name": "f"}]), ("session", "0" * 32), ("n", 2), ("temperature", True)):
         with pytest.raises(ValueError, match=key):
@@ -352,6 +359,10 @@ def test_options_of_ollama_are_numbers_and_no_forms() -> None:
     assert OllamaChat.model_validate({**chat, "options": {"temperature": 1}}).chat().temperature == 1.0
     with pytest.raises(ValueError, match="format: a schema"):
         OllamaChat.model_validate({**chat, "format": "xml"}).chat()
+    for raw in (True, False):
+        with pytest.raises(ValueError, match="ask /api/chat"):
+            OllamaGenerate.model_validate({"model": "m", "prompt": "x", "raw": raw, "tools": [{"type": "function"}]})
+    assert OllamaChat.model_validate({**chat, "options": {"repeat_last_n": 0}}).chat().repeat_last_n == 0
 
 
 def test_what_is_wrong_is_named_whatever_reads_it() -> None:
@@ -380,7 +391,11 @@ def test_what_is_wrong_is_named_whatever_reads_it() -> None:
         ("chat/completions", {"use_beam_search": True}),
         ("chat/completions", {"top_logprobs": 2}),
         ("chat/completions", {"reasoning_format": "none"}),
+        ("chat/completions", {"samplers": ["top_k"]}),
+        ("chat/completions", {"n": True}),
         ("completions", {"best_of": 2}),
+        ("completions", {"best_of": True}),
+        ("completions", {"num_beams": 4}),
         ("responses", {"include": ["message.output_text.logprobs"]}),
         ("responses", {"top_logprobs": 2}),
     ],

@@ -24,10 +24,10 @@ from stillroom.packages.sign import sign_package
 from stillroom.serving.models import open_model
 from stillroom.verification import copying, verification
 from stillroom.verification import inside as door
-from stillroom.verification.closed import parse_json
+from stillroom.verification.closed import parse_json, read_bytes
 from stillroom.verification.copying import copy_verified
 from stillroom.verification.lineage import Ancestor, Identity, index_of, inherit, reached_by
-from stillroom.verification.manifest import CHUNK, SIGNATURE, check_names, make_manifest, parse_statement
+from stillroom.verification.manifest import CHUNK, SIGNATURE, check_names, make_manifest, parse_statement, walk
 
 
 @pytest.fixture
@@ -115,6 +115,40 @@ def test_a_refusal_leaves_no_copy(shop: Workshop) -> None:
     with pytest.raises(VerificationFailed):
         shop.check()
     assert list((shop.folder / "copies").iterdir()) == []
+
+
+def test_a_file_is_what_was_opened_and_not_what_its_name_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link, or a pipe that would hold the reader for ever, takes its place after the look."""
+    (tmp_path / "elsewhere").write_text("{}")
+    (tmp_path / "link").symlink_to("elsewhere")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(Path, "is_symlink", lambda _path: False)
+    monkeypatch.setattr(Path, "is_file", lambda _path: True)
+    assert read_bytes(tmp_path / "elsewhere") == b"{}"
+    for name in ("link", "pipe", "nothing", "."):
+        with pytest.raises(VerificationFailed):
+            read_bytes(tmp_path / name)
+
+
+def test_folders_without_an_end_are_refused_by_name(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(1200):  # deeper than Python goes
+            os.mkdir("a", dir_fd=here)
+            below = os.open("a", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+    with pytest.raises(VerificationFailed, match="nested more than"):
+        walk(tmp_path)
+    (tmp_path / "flat").mkdir()
+    for number in range(12):
+        (tmp_path / "flat" / str(number)).touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stillroom.verification.manifest.MOST_FILES", 8)
+        with pytest.raises(VerificationFailed, match="more than 8 files"):
+            walk(tmp_path / "flat")
 
 
 def test_switched_off_stops_before_anything_is_read(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

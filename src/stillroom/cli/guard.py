@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillroom.cli import guard_logs
+from stillroom.core.plain import shown
 
 if TYPE_CHECKING:
     from stillroom.guard.findings import Findings
@@ -76,6 +77,7 @@ def lineage(
 ) -> None:
     """Test by weights whether a model stems from yours."""
     from stillroom.core.errors import UsageError
+    from stillroom.guard.findings import subject_digest
     from stillroom.guard.lineage_examine import examine, open_owner
     from stillroom.guard.lineage_order import examine_order
 
@@ -102,8 +104,12 @@ def lineage(
         match=not weights_only,
         say=_say,
     )
+    if texts is not None:
+        made.subjects[f"texts {texts.name}"] = subject_digest(texts)
     if training_order and opened.run is not None:
         other = _model(reference) if reference is not None else None
+        if reference is not None and other is not None:
+            made.subjects[f"reference {reference.name}"] = subject_digest(other)
         made.findings.append(examine_order(_model(suspect), opened.run, other, _say))
     deliver(made.result(), made.subjects, output, ring, passphrase_fd, as_json)
 
@@ -199,6 +205,8 @@ def trace(
         subjects[f"answers {reference_said.name}"] = subject_digest(reference_said)
     else:
         words = _text(texts) if texts is not None else default_text()
+        if texts is not None:
+            subjects[f"texts {texts.name}"] = subject_digest(texts)
         _say("probabilities of the suspect and the reference")
         weights = weights_against(
             probabilities(open_model(_model(suspect)), words, tokens), probabilities(other, words, tokens)
@@ -287,9 +295,8 @@ def honeypots_test(
     names = _lines(accounts)
     found = honeypot_findings(_text(_there(texts)), read_key(_there(key)), names)
     notes = [] if found else [f"None of the facts of {len(names)} accounts is in the text: cannot tell."]
-    deliver(
-        findings_of(found, notes), {f"texts {texts.name}": subject_digest(texts)}, output, ring, passphrase_fd, as_json
-    )
+    subjects = {f"texts {texts.name}": subject_digest(texts), f"accounts {accounts.name}": subject_digest(accounts)}
+    deliver(findings_of(found, notes), subjects, output, ring, passphrase_fd, as_json)
 
 
 def ask(
@@ -314,11 +321,13 @@ def ask(
 ) -> None:
     """Ask a model, and rank its agreement with yours among controls: a rank, not a proof."""
     from stillroom.guard.ask_models import ask_all
+    from stillroom.guard.findings import subject_digest
 
     ring = _signer(output, keys)
     findings, subjects = ask_all(
         suspect, _model(owner), _there(controls), _lines(prompts)[:budget], margin, name, api_key_fd, _say
     )
+    subjects[f"prompts {prompts.name}"] = subject_digest(prompts)
     deliver(findings, subjects, output, ring, passphrase_fd, as_json)
 
 
@@ -432,9 +441,10 @@ def _lines(path: Path) -> list[str]:
 def _show(findings: Findings) -> None:
     for finding in findings.findings:
         for line in finding.lines():
-            typer.echo(line)
+            # A finding of somebody else draws no line of its own.
+            typer.echo(shown(line, one_line=True))
     for note in findings.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(shown(f"note: {note}", one_line=True))
 
 
 def _echo(value: object) -> None:

@@ -190,6 +190,9 @@ def watch(
     made = findings(watched, frozen)
     target = output or store / f"findings-{watched.month}.json"
     subjects = {"store": opened.digest(), "baseline": files.digest_file(baseline)}
+    if permitted is not None:
+        # Who is left out decides what is found.
+        subjects["permitted"] = files.digest_file(permitted)
     write_findings(target, made, subjects, ring, passphrase(passphrase_fd) if ring is not None else "")
     # One line a finding, for programs that follow them.
     lines = "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings)

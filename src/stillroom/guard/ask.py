@@ -17,7 +17,9 @@ them. So stopping early changes no result, and no correction for looking is need
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.core.errors import UsageError
+from stillroom.core.strict_json import read_strict
 from stillroom.guard.findings import Finding, Rank
 
 if TYPE_CHECKING:
@@ -212,6 +215,33 @@ def batched(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield places[start : start + size]
 
 
+TRIES = 8
+"""How often a request is made to a server that has no time for it (429, 503)."""
+PAUSE_SECONDS, LONGEST_PAUSE = 1.0, 60.0
+"""The pause before it is asked again: as long as the server says, or twice as long each time."""
+ANSWER_BYTES = 1 << 20
+"""Longest answer that is read: the server is a suspect's."""
+
+
+def require_address(address: str) -> str:
+    """An address without a key in it: it is shown, and becomes a part of a finding.
+
+    Raises:
+        UsageError: It is none, or holds a name, a key or a query.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        plain = bool(parts.hostname) and (parts.port or 1) > 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        plain, parts = False, urllib.parse.urlsplit("")
+    if not plain or "@" in parts.netloc:
+        raise UsageError(
+            "The suspect's address is not one of the form http://HOST:PORT/v1, without a name, a key or a query in it.",
+            "It is shown and signed: give a key with --api-key-fd.",
+        )
+    return address.rstrip("/")
+
+
 def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeout: float = 60.0) -> Asker:
     """Asks a server with the OpenAI API, at temperature 0.
 
@@ -220,26 +250,63 @@ def over_http(address: str, model: str, key: str | None, tokens: int = 8, timeou
         model: The model's name there.
         key: The API key, if one is needed.
         tokens: Tokens of an answer.
-        timeout: Seconds that a request may take.
+        timeout: Seconds that a request may take, however slowly its answer comes.
+
+    Raises:
+        UsageError: The address has a key in it.
     """
     import httpx2 as httpx
 
-    def ask(prompts: Sequence[str]) -> list[str]:
-        answers = []
+    place = f"{require_address(address)}/completions"
+
+    async def once(client: httpx.AsyncClient, prompt: str) -> tuple[int, httpx.Headers, bytes]:
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        data = b""
+        async with asyncio.timeout(timeout), client.stream("POST", place, json=body) as response:
+            async for part in response.aiter_bytes():
+                data += part
+                if len(data) > ANSWER_BYTES:
+                    raise ValueError("an answer that has no end")
+            return response.status_code, response.headers, data
+
+    async def answer(client: httpx.AsyncClient, prompt: str) -> str:
+        for tried in range(1, TRIES + 1):
+            status, headers, data = await once(client, prompt)
+            if status not in (429, 503) or tried == TRIES:
+                break
+            await asyncio.sleep(_pause(headers.get("retry-after", ""), tried))
+        if status != 200:
+            raise ValueError(f"status {status}" + (f" after {TRIES} tries" if status in (429, 503) else ""))
+        text = read_strict(data, key_twice=True)["choices"][0]["text"]
+        if not isinstance(text, str):
+            raise TypeError("no text in the answer")
+        return text
+
+    async def ask_all(prompts: Sequence[str]) -> list[str]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        for prompt in prompts:
-            body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-            try:
-                response = httpx.post(f"{address.rstrip('/')}/completions", json=body, headers=headers, timeout=timeout)
-                answers.append(str(response.raise_for_status().json()["choices"][0]["text"]))
-            except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
-                raise UsageError(
-                    f"{address} does not answer a completion: {type(error).__name__}.",
-                    "Check the address (it ends in /v1), the model's name and the key.",
-                ) from None
-        return answers
+        async with httpx.AsyncClient(headers=headers, timeout=timeout) as client:
+            return [await answer(client, prompt) for prompt in prompts]
+
+    def ask(prompts: Sequence[str]) -> list[str]:
+        try:
+            return asyncio.run(ask_all(prompts))
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, KeyError, IndexError, TypeError, ValueError) as error:
+            said = str(error) if str(error).startswith("status ") else type(error).__name__
+            raise UsageError(
+                f"{address} does not answer a completion: {said}.",
+                "Check the address (it ends in /v1), the model's name and the key; where it is busy, ask later.",
+            ) from None
 
     return ask
+
+
+def _pause(said: str, tried: int) -> float:
+    """Seconds until a busy server is asked again."""
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = PAUSE_SECONDS * 2 ** (tried - 1)
+    return min(LONGEST_PAUSE, max(0.0, seconds)) if seconds == seconds else LONGEST_PAUSE
 
 
 def ask_finding(asked: Asked, subject: str) -> Finding:

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.core.errors import UsageError
-from stillroom.guard.ask import Asker, ask_finding, ask_in_batches, decide, greedy, lengths_of, over_http
+from stillroom.guard.ask import (
+    Asker,
+    ask_finding,
+    ask_in_batches,
+    decide,
+    greedy,
+    lengths_of,
+    over_http,
+    require_address,
+)
 from stillroom.guard.findings import Findings, findings_of, subject_digest
 from stillroom.guard.lineage_examine import control_models, independent_models, open_owner
 from stillroom.guard.lineage_match import open_model
@@ -46,6 +55,8 @@ def ask_all(
     Raises:
         UsageError: A model cannot be read or reached, or there are too few controls.
     """
+    if suspect.startswith(("http://", "https://")):
+        require_address(suspect)
     paths = control_models(controls)
     # Refused before anything is asked where controls are too few, or not controls.
     lengths = np.zeros((len(paths), len(prompts)), np.int64)

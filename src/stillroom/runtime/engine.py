@@ -99,7 +99,15 @@ class Engine:
         self._used = 0.0
         self.switch.require_on()
         self.folder = _private_folder()
-        self._process = self._spawn()
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            # Too many open files, too little memory: nothing is left behind of what did not start.
+            _remove(self.folder)
+            raise EngineFailed(
+                f"{self.path}: the runtime process cannot be started: {error.strerror or error}.",
+                "Close other programs, or raise the limits of this user.",
+            ) from None
         try:
             self._begin()
         except BaseException:

@@ -257,7 +257,7 @@ class Answerer:
                     model.begin(fingerprint)
                     mine = slot.owner == question.owner
                     if session is not None and slot.session != session.id:
-                        state = self.sessions.load_state(session, model.digest)
+                        state = await asyncio.to_thread(self.sessions.load_state, session, model.digest)
                         if state is not None and await restore_slot(engine, slot, state):
                             mine = True
                     # A context of somebody else's is not gone on from: neither its time nor its count may tell of it.
@@ -400,17 +400,19 @@ class Answerer:
         session = question.session
         assert session is not None
         said: dict[str, Any] = {"role": "assistant", "content": answer}
-        if question.calls and (calls := tools.parse_calls(answer)):
-            said = {"role": "assistant", "content": None, "tool_calls": calls}
+        if question.calls and answer.startswith(grammars.OPEN[0]):
+            # As it was delivered: of calls that were cut off, the whole ones.
+            calls = tools.parse_calls(answer)
+            said = {"role": "assistant", "content": None if calls else "", **({"tool_calls": calls} if calls else {})}
         if question.reasoning:
             said["reasoning_content"] = question.reasoning
         # A session that was deleted meanwhile stays deleted, and a new name stays new.
-        if not self.sessions.append(session, [*question.said, said], question.left_out):
+        if not await asyncio.to_thread(self.sessions.append, session, [*question.said, said], question.left_out):
             return
         slot.session = session.id
         state = await save_slot(engine, slot)
         if state is not None:
-            self.sessions.save_state(session, state, model.digest)
+            await asyncio.to_thread(self.sessions.save_state, session, state, model.digest)
 
     def _count(self, event: dict[str, Any]) -> None:
         usage = event.get("usage")
@@ -617,7 +619,7 @@ def join_chat(events: list[dict[str, Any]], question: Question, model: str) -> d
             finish = choice.get("finish_reason") or finish
             logprobs += (choice.get("logprobs") or {}).get("content") or []
     message: dict[str, Any] = {"role": "assistant", "content": "".join(text), "refusal": None}
-    if question.calls and "".join(text).startswith(grammars.OPEN):
+    if question.calls and "".join(text).startswith(grammars.OPEN[0]):
         calls = tools.parse_calls("".join(text))
         message = {"role": "assistant", "content": None, "refusal": None}
         if calls and question.calls == "old":

@@ -353,7 +353,7 @@ class Service:
         self.require(request, "embeddings")
         asked = await self._parse(request, EmbeddingRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=True)
-        found = await self.delivery.race(request, embed(self.pool, model, asked))
+        found = await self.delivery.race(request, embed(self.pool, model, asked, owner_of(request)))
         return self.whole(lambda: found)
 
     async def list_sessions(self, request: Request) -> Response:

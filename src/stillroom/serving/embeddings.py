@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from typing import Any
 
-from stillroom.core.errors import UsageError
+from stillroom.core.errors import EngineFailed, UsageError
 from stillroom.runtime import transport as local
 from stillroom.serving.answers import ContextFull
 from stillroom.serving.pool import Pool, ServedModel
@@ -28,24 +30,20 @@ def require_kind(model: ServedModel, embeddings: bool) -> ServedModel:
     return model
 
 
-async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict[str, Any]:
-    """One embedding a text, in the words of the OpenAI API.
+async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest, owner: str = "") -> dict[str, Any]:
+    """One embedding a text, in the words of the OpenAI API; in the turn of whose request it is.
 
     Raises:
         ContextFull: A text is longer than the context.
-        EngineFailed: The engine could not be started.
+        EngineFailed: The engine could not be started, or ended over this request.
         UsageError: Embeddings of another length were asked for.
     """
     wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
-    async with model.slot(""):
-        engine = await pool.running(model)
+    fingerprint = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    model.require_harmless(fingerprint)
+    async with model.slot("", owner=owner):
         try:
-            try:
-                found = await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
-            except local.EngineGone:
-                await model.lost(engine)
-                engine = await pool.running(model)
-                found = await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
+            found = await _embedded(pool, model, wanted, fingerprint)
         except local.EngineRefused as error:
             # A text is embedded in one step, and the step is as long as the context.
             if "too large to process" in str(error) or "context size" in str(error):
@@ -57,6 +55,28 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest) -> dict
     _require_long(found, asked.dimensions)
     found["model"] = model.name
     return found
+
+
+async def _embedded(pool: Pool, model: ServedModel, wanted: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """The engine's answer. An engine that dies is started again, once; not for a request that may be what killed it."""
+    for again in (True, False):
+        engine = await pool.running(model)
+        model.begin(fingerprint)
+        try:
+            return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
+        except local.EngineGone as gone:
+            alone = await model.ended(fingerprint, engine, reached=not isinstance(gone, local.EngineUnreached))
+            await model.lost(engine)
+            model.switch.require_on()
+            if alone:
+                raise EngineFailed(
+                    f"The runtime process of {model.name} ended over this request.", "It is not tried again: change it."
+                ) from None
+            if not again:
+                break
+        finally:
+            model.done(fingerprint)
+    raise EngineFailed(f"The runtime process of {model.name} ended.", "Ask again; it is started anew.")
 
 
 def _require_long(found: dict[str, Any], wanted: int | None) -> None:

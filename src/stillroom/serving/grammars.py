@@ -210,7 +210,53 @@ def checked(grammar: str) -> str:
     if wrong:
         said = "; ".join(notes) if notes else "it does not compile"
         raise UnsupportedSchema(f"It cannot be guaranteed: {_reason(said)}")
+    _require_lasting(grammar)
     return grammar
+
+
+_REPEATS = re.compile(r"\{\s*,?\s*[0-9]|~\s*[0-9]")
+REHEARSED = 48
+"""Bytes of an answer that are written beforehand."""
+
+
+def _require_lasting(grammar: str) -> None:
+    """Refuse a grammar that compiles and becomes too large as soon as something is written: the engine would drop it then.
+
+    What is written first is tried, and each pattern of a schema by itself, however far behind in the schema it is.
+
+    Raises:
+        UnsupportedSchema: It does.
+    """
+    if not _REPEATS.search(grammar):
+        return  # without repeats nothing grows
+    _rehearse(grammar, "The grammar")
+    patterns = []
+    for found in re.finditer(r"%json ", grammar):
+        with contextlib.suppress(ValueError, RecursionError):
+            for part in _parts(json.JSONDecoder().raw_decode(grammar, found.end())[0]):
+                names = part.get("patternProperties")
+                patterns += [part.get("pattern"), *(names if isinstance(names, dict) else ())]
+    for pattern in dict.fromkeys(each for each in patterns if isinstance(each, str) and _REPEATS.search(each)):
+        document = json.dumps({"type": "string", "pattern": pattern})
+        _rehearse(f"{HEAD}start: %json {document}\n", f"The pattern {pattern[:60]}")
+
+
+def _rehearse(grammar: str, what: str) -> None:
+    from llguidance import LLMatcher
+
+    for last in (False, True):
+        matcher: Any = LLMatcher(_bytes_as_tokens(), grammar, log_level=0)
+        for _ in range(REHEARSED):
+            mask = int.from_bytes(matcher.compute_bitmask(), "little") & ((1 << 256) - 1)
+            if mask and not matcher.is_error():
+                matcher.consume_token(mask.bit_length() - 1 if last else (mask & -mask).bit_length() - 1)
+            if matcher.is_error():
+                raise UnsupportedSchema(
+                    f"{what} becomes too large while it is written.",
+                    "Repeat fewer parts, or parts that are never empty.",
+                )
+            if not mask:
+                break
 
 
 @functools.cache
@@ -230,7 +276,7 @@ class Watch:
     def __init__(self, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        self._matcher: Any = LLMatcher(_bytes_as_tokens(), grammar)
+        self._matcher: Any = LLMatcher(_bytes_as_tokens(), grammar, log_level=0)
 
     def takes(self, text: str) -> bool:
         """Whether the grammar allows what was written so far with this behind it. What cannot be told is let pass."""
@@ -257,10 +303,44 @@ def require_writable(grammar: str, control: Iterable[str]) -> str:
         UnsupportedSchema: Names the text.
     """
     bare = grammar.replace(OPEN, "").replace(CLOSE, "")
-    for text in control:
-        if text in bare or json.dumps(text)[1:-1] in bare:
+    texts = tuple(control)
+    # A pattern in a schema has each of its escapes escaped once more.
+    told = [bare, *(_unescaped(each) for each in (bare, bare.replace("\\\\", "\\"))), _forced(grammar)] if texts else []
+    for text in texts:
+        if any(each in place for place in told for each in (text, json.dumps(text)[1:-1])):
             raise UnsupportedSchema(f"{text!r} is a control token of the model, which cannot be written as a text.")
     return grammar
+
+
+_ESCAPED = re.compile(
+    r"\\(?:x\{([0-9a-fA-F]{1,6})\}|[uU]\{([0-9a-fA-F]{1,6})\}|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([^A-Za-z0-9\s]))"
+)
+_ONE_OF_ONE = re.compile(r"\[([^\]\\^])(?:-?\1)*\]")
+_SEAMS = re.compile(r"\(\?(?:P?<\w+>|[a-z]*:)|[\"/]\s*[\"/]|[()\"]|\{1(?:,1)?\}|(?<!\\)\{0\}")
+
+
+def _unescaped(text: str) -> str:
+    """A grammar with its patterns' escapes, classes of one character and groups written plainly, and neighbours joined.
+
+    It is no grammar any more: it is what a text is looked for in, however it was written.
+    """
+
+    def plain(found: re.Match[str]) -> str:
+        *codes, other = found.groups()
+        code = next((int(each, 16) for each in codes if each), None)
+        return other if code is None else chr(code) if code < 0x110000 else ""
+
+    made = _ESCAPED.sub(plain, text)
+    made = _ONE_OF_ONE.sub(r"\1", made)
+    return _SEAMS.sub("", made)
+
+
+def _forced(grammar: str) -> str:
+    """What every answer begins with, whichever rules of the grammar it comes from."""
+    from llguidance import LLMatcher
+
+    matcher: Any = LLMatcher(_bytes_as_tokens(), grammar, log_level=0)
+    return bytes(matcher.compute_ff_bytes()).decode("utf-8", "replace").replace(OPEN, "").replace(CLOSE, "")
 
 
 def _reason(text: str) -> str:

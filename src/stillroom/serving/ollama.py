@@ -27,7 +27,8 @@ VERSION = "0.12.0"
 """The version of Ollama whose API this is: its clients ask."""
 _OPTIONS = {
     "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed", "stop": "stop",
-    "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
+    "repeat_penalty": "repeat_penalty", "repeat_last_n": "repeat_last_n", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
 }  # fmt: skip
 _FLOATS = {"temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 
@@ -42,6 +43,7 @@ def _require_held(value: Any) -> Any:
         for key in UNHELD:
             if value.get(key) not in (None, False, 0, [], "", {}):
                 raise ValueError(f"{key}: not supported by this server; leave it out")
+        require_held(value)
         if value.get("raw") and value.get("system"):
             raise ValueError("raw: the prompt is taken as it is; leave system out")
         if isinstance(value.get("options"), dict):
@@ -136,6 +138,14 @@ class OllamaGenerate(OllamaRequest):
     suffix: Text | None = Field(default=None, max_length=0)
     system: Text | None = None
     raw: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_nothing(cls, value: Any) -> Any:
+        for key in ("tools", "functions"):
+            if isinstance(value, dict) and value.get(key):
+                raise ValueError(f"{key}: an answer to /api/generate holds no calls; ask /api/chat")
+        return value
 
     @property
     def asks_nothing(self) -> bool:

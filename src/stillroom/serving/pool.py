@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stillroom.core.errors import EngineFailed, StillroomError, UsageError
+from stillroom.core.errors import EngineFailed, StillroomError, SwitchedOff, UsageError, VerificationFailed
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
@@ -20,7 +21,10 @@ from stillroom.serving.queues import FairQueue
 from stillroom.serving.turns import Turns
 from stillroom.switch.state import Switch
 
+T = TypeVar("T")
 RECHECK_SECONDS = 60.0
+STATE_SECONDS = 10.0
+"""How long a request that was given up waits until a slot's state has been written or read."""
 SILENT_SECONDS = 10.0
 """After so long without a word a busy engine is asked whether it goes on."""
 ANSWER_SECONDS = 20.0
@@ -106,6 +110,8 @@ class ServedModel:
         self.used = time.monotonic()
         self.created = int(time.time())
         self.refusal: StillroomError | None = None
+        self.unchecked = False
+        """Whether it is refused because it could not be checked: then it is checked again."""
         stat = opened.gguf.stat()
         self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
         drafting = options.drafter.stat().st_size if options.drafter is not None else 0
@@ -273,8 +279,8 @@ class ServedModel:
     async def watch(self) -> None:
         """Replace an engine that has hung: it runs, says nothing, and does not answer between two of its steps either."""
         engine = self.engine
-        if engine is None or not engine.alive or self._loading.locked():
-            return
+        if engine is None or not engine.alive or self._loading.locked() or self.embedding:
+            return  # a text is embedded in one step, however long that takes
         if time.monotonic() - self._heard < SILENT_SECONDS or not (self._running or self.suspect):
             return
         try:
@@ -413,15 +419,28 @@ class Pool:
         if recheck:
             self._checked = time.monotonic()
         for model in self.models.values():
-            if recheck and model.refusal is None:
-                try:
-                    await asyncio.to_thread(model.opened.recheck)
-                except StillroomError as error:
-                    model.refusal = error
-                    await model.unload()
+            if recheck and (model.refusal is None or model.unchecked):
+                await self._recheck(model)
             idle = self.idle is not None and time.monotonic() - model.used > self.idle
             if idle and model.engine is not None and not model.busy and not model.waiting:
                 await model.unload()
+
+    async def _recheck(self, model: ServedModel) -> None:
+        """Ask again whether a model may run. What cannot be told (a full disk, a memory that cannot be read) counts as no."""
+        try:
+            await asyncio.to_thread(model.opened.recheck)
+            model.refusal, model.unchecked = None, False
+        except StillroomError as error:
+            # That it was off just then says nothing of the model.
+            model.refusal, model.unchecked = error, isinstance(error, SwitchedOff)
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            model.refusal = VerificationFailed(
+                f"{model.name} cannot be checked again: {said}.", "Mend that; it is tried again every minute."
+            )
+            model.unchecked = True
+        if model.refusal is not None:
+            await model.unload()
 
     async def stop(self, grace: bool = True) -> None:
         """Stop every engine."""
@@ -438,26 +457,55 @@ class Pool:
 
 async def save_slot(engine: Engine, slot: Slot) -> bytes | None:
     """An engine's state of a slot; None where it is not available."""
-    name = f"{slot.number}.state"
-    path: Path = engine.folder / name
-    try:
-        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=save", {"filename": name})
-        return await asyncio.to_thread(path.read_bytes)
-    except (local.EngineGone, local.EngineRefused, OSError):
-        return None
-    finally:
-        path.unlink(missing_ok=True)
+    path = _state_file(engine, slot)
+
+    async def work() -> bytes | None:
+        try:
+            wanted = {"filename": path.name}
+            await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=save", wanted)
+            return await asyncio.to_thread(path.read_bytes)
+        except (local.EngineGone, local.EngineRefused, OSError):
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+
+    return await _to_its_end(work())
 
 
 async def restore_slot(engine: Engine, slot: Slot, state: bytes) -> bool:
     """Put a state back into a slot; False where the engine does not take it."""
-    name = f"{slot.number}.state"
-    path = engine.folder / name
+    path = _state_file(engine, slot)
+    # Whoever leaves in the middle leaves a slot of which it is not certain what it holds.
+    slot.held, slot.session, slot.owner = "", None, SOMEBODY
+
+    async def work() -> bool:
+        try:
+            await asyncio.to_thread(path.write_bytes, state)
+            wanted = {"filename": path.name}
+            await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=restore", wanted)
+            return True
+        except (local.EngineRefused, OSError):
+            return False
+        finally:
+            path.unlink(missing_ok=True)
+
+    return await _to_its_end(work())
+
+
+def _state_file(engine: Engine, slot: Slot) -> Path:
+    """A file of one request's own: what one leaves behind half-written is no other's."""
+    path: Path = engine.folder / f"{slot.number}-{secrets.token_hex(8)}.state"
+    return path
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that is not left in the middle: no conversation stays in a file, and its slot is not given back."""
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.to_thread(path.write_bytes, state)
-        await local.call(engine.socket, engine.key, "POST", f"/slots/{slot.number}?action=restore", {"filename": name})
-        return True
-    except (local.EngineRefused, OSError):
-        return False
-    finally:
-        path.unlink(missing_ok=True)
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(TimeoutError, Exception):
+            async with asyncio.timeout(STATE_SECONDS):
+                await asyncio.shield(task)
+        task.cancel()
+        raise

@@ -22,7 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stillroom.core.errors import UsageError
 from stillroom.core.strict_json import NotStrict, read_strict
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/api/chat", "/api/generate",
+)  # fmt: skip
+"""Wherever a model answers."""
 FILE_BYTES, FILES = 64 << 20, 8
 """Size at which the file is set aside, and how many of these are kept."""
 ANSWER_BYTES = 1 << 20
@@ -153,7 +156,7 @@ def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[s
             record["account"] = f"network {log.digest(network)}"
     if headers.get(b"user-agent"):
         record["user_agent"] = log.digest(headers[b"user-agent"])
-    asked = _object(body)
+    asked = _asked(scope["path"], _object(body))
     for name in ("n", "temperature", "max_tokens"):
         if isinstance(asked.get(name), int | float) and not isinstance(asked[name], bool):
             record[name] = asked[name]
@@ -173,8 +176,43 @@ def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[s
     if log.texts:
         record |= {name: asked[name] for name in ("messages", "prompt") if name in asked}
     usage = _usage(answer)
-    record |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if isinstance(usage.get(name), int)}
+    record |= {
+        name: usage[each]
+        for name, names in _COUNTS.items()
+        for each in names
+        if isinstance(usage.get(each), int) and not isinstance(usage[each], bool)
+    }
     return record
+
+
+_COUNTS = {
+    "prompt_tokens": ("prompt_tokens", "input_tokens", "prompt_eval_count"),
+    "completion_tokens": ("completion_tokens", "output_tokens", "eval_count"),
+}
+"""What the APIs call the tokens of a request and of its answer."""
+
+
+def _asked(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A request of any of the APIs in the words of OpenAI's completions."""
+    made = dict(body)
+    if path == "/v1/responses":
+        said = body.get("input")
+        items = [{"role": "user", "content": said}] if isinstance(said, str) else said
+        told = (
+            [{"role": "system", "content": body["instructions"]}] if isinstance(body.get("instructions"), str) else []
+        )
+        made["messages"] = [*told, *(items if isinstance(items, list) else [])]
+        made["max_tokens"] = body.get("max_output_tokens", body.get("max_tokens"))
+    elif path.startswith("/api/"):
+        options = body["options"] if isinstance(body.get("options"), dict) else {}
+        made |= {name: options[name] for name in ("temperature", "seed") if name in options}
+        made["max_tokens"] = options.get("num_predict", body.get("max_tokens"))
+        made["stream"] = body.get("stream", True) is not False
+        if path == "/api/generate" and body.get("raw") is not True:
+            told = [{"role": "system", "content": body["system"]}] if isinstance(body.get("system"), str) else []
+            made["messages"] = [*told, {"role": "user", "content": body.get("prompt")}]
+            made.pop("prompt", None)
+    return made
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -187,14 +225,14 @@ def _object(data: bytes) -> dict[str, Any]:
 
 def _usage(answer: bytes) -> dict[str, Any]:
     """The usage of an answer, or of the last event of a stream that has one (where the client asked for it)."""
-    usage = _object(answer).get("usage")
-    if isinstance(usage, dict):
-        return usage
-    for line in reversed(answer.splitlines()[-20:]):
-        if line.startswith(b"data:") and b'"usage"' in line:
-            usage = _object(line[5:].strip()).get("usage")
+    for line in (answer, *reversed(answer.splitlines()[-20:])):
+        value = _object(line.removeprefix(b"data:").strip())
+        for place in (value, value.get("response")):
+            usage = place.get("usage") if isinstance(place, dict) else None
             if isinstance(usage, dict):
                 return usage
+        if "eval_count" in value:
+            return value
     return {}
 
 

@@ -213,12 +213,17 @@ UNHELD = (
     "structural_tag", "regex", "ebnf", "json_regex", "guided_whitespace_pattern", "allowed_token_ids", "bad_words",
     "logits_processors", "grammar_lazy", "grammar_triggers", "min_tokens", "ignore_eos", "suffix", "best_of",
     "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "use_beam_search", "truncate_prompt_tokens",
-    "continue_final_message", "web_search_options", "audio", "mirostat", "dynatemp_range", "xtc_probability",
-    "dry_multiplier", "return_tokens_as_token_ids", "chat_template", "documents", "input_prefix", "input_extra",
+    "min_new_tokens", "min_length", "max_length", "num_beams", "stop_regex", "custom_logit_processor", "samplers", "lora",
+    "lora_path", "thinking_token_budget", "n_probs", "post_sampling_probs", "min_keep", "t_max_predict_ms",
+    "logprob_token_ids", "return_token_ids", "return_tokens", "top_n_tokens", "decoder_input_details", "watermark",
+    "adaptive_target", "continue_final_message", "web_search_options", "audio", "mirostat", "dynatemp_range",
+    "xtc_probability", "dry_multiplier", "return_tokens_as_token_ids", "chat_template", "documents", "input_prefix",
+    "input_extra",
 )  # fmt: skip
 """Keys of other servers that change an answer and are not honoured here: refused by name."""
 UNHELD_BUT_FOR: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,), "typical_p": (1,), "tfs_z": (1,), "top_n_sigma": (-1, 0), "top_a": (0,), "length_penalty": (1,),
+    "best_of": (1,), "num_beams": (1,), "t_max_predict_ms": (-1,), "adaptive_target": (-1,), "typical_p": (1,),
+    "tfs_z": (1,), "top_n_sigma": (-1, 0), "top_a": (0,), "length_penalty": (1,),
     "add_generation_prompt": (True,), "skip_special_tokens": (True,), "modalities": (["text"],),
     "reasoning_format": ("auto", "deepseek", ""), "prompt_logprobs": (False,),
 }  # fmt: skip
@@ -233,12 +238,21 @@ def require_held(value: Any) -> Any:
             nothing = (
                 UNHELD_BUT_FOR.get(key, ()) if key not in UNHELD else (False, 0, [], "", *UNHELD_BUT_FOR.get(key, ()))
             )
-            if value.get(key) is not None and value[key] not in nothing:
+            said = value.get(key)
+            # true is no 1 here: it asks for something.
+            if said is not None and (said not in nothing or (said is True and True not in map(_only_true, nothing))):
                 raise ValueError(f"{key}: not supported by this server; leave it out")
     return value
 
 
-OTHER_NAMES = {"repetition_penalty": "repeat_penalty", "n_predict": "max_tokens"}
+def _only_true(value: Any) -> bool:
+    return value is True
+
+
+OTHER_NAMES = {
+    "repetition_penalty": "repeat_penalty", "n_predict": "max_tokens", "max_new_tokens": "max_tokens",
+    "stop_sequences": "stop", "random_seed": "seed",
+}  # fmt: skip
 """Names that other servers give to keys of ours."""
 
 
@@ -334,12 +348,13 @@ class Sampling(Schemas):
     top_k: int | None = Field(default=None, ge=0, le=1000)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, ge=0.5, le=2)
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=1 << 20)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
     seed: int | None = Field(default=None, ge=-(1 << 63), le=(1 << 63) - 1)
     stop: Text | list[Text] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -355,7 +370,10 @@ class Sampling(Schemas):
 
     def sampling(self) -> dict[str, Any]:
         """The settings in the words of llama.cpp."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+        names = (
+            "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+            "frequency_penalty",
+        )  # fmt: skip
         found: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
             found["seed"] = self.seed % 0xFFFFFFFF

@@ -14,10 +14,11 @@ import json
 import os
 import secrets
 import stat
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from stillroom.core.errors import CheckFailed, UsageError
 
 KEY_BYTES = 32
 SERVICE = "stillroom-sessions"
+LOCK_SECONDS = 5.0
+"""How long a writer waits for one of another process."""
 
 
 class NoSession(UsageError):
@@ -76,8 +79,51 @@ class SessionStore:
         self.folder = folder
         self._keyring = keyring
         self._key: bytes | None = None
+        self._sealed_by: tuple[int, ...] = ()
         self._lock = threading.RLock()
+        self._inside = 0
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time, of this process and of others: the same user's sessions may be served by several servers.
+
+        One that was stopped in the middle holds the others up for a while only.
+        """
+        with self._lock, contextlib.ExitStack() as held:
+            if not self._inside:
+                held.callback(self._release, self._hold())
+            self._inside += 1
+            try:
+                yield
+            finally:
+                self._inside -= 1
+
+    def _hold(self) -> int | None:
+        """A lock on the folder itself, which leaves no file; None where it cannot be had in time, or the system has none."""
+        if sys.platform == "win32":
+            return None
+        import fcntl
+
+        until = time.monotonic() + LOCK_SECONDS
+        try:
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                    os.close(descriptor)
+                    return None
+            time.sleep(0.002)
+
+    @staticmethod
+    def _release(descriptor: int | None) -> None:
+        if descriptor is not None:
+            os.close(descriptor)
 
     def turn(self, number: str) -> asyncio.Lock:
         """What a request holds while it adds to a session: one writer at a time."""
@@ -116,7 +162,7 @@ class SessionStore:
 
     def append(self, session: Session, messages: Sequence[dict[str, Any]], left_out: int) -> bool:
         """Add to a session what was said; False where it was deleted meanwhile. What else changed in it stays changed."""
-        with self._lock:
+        with self._alone():
             try:
                 now = self.load(session.id, session.owner)
             except (NoSession, SessionDamaged):
@@ -129,7 +175,7 @@ class SessionStore:
 
     def rename(self, number: str, name: str, owner: str = "") -> Session:
         """Give a session another name. Errors as in :meth:`load`."""
-        with self._lock:
+        with self._alone():
             found = self.load(number, owner)
             found.name = name
             self.save(found)
@@ -155,7 +201,7 @@ class SessionStore:
 
     def delete(self, number: str, owner: str = "") -> None:
         """Remove a session and its state; a damaged one is the user's own."""
-        with self._lock:
+        with self._alone():
             path = self._file(number, "session")
             if not path.is_file():
                 raise NoSession(f"There is no session {number}.")
@@ -175,7 +221,7 @@ class SessionStore:
             state: The state.
             digest: What identifies the file of the model that made it; None is the session's own.
         """
-        with self._lock:
+        with self._alone():
             if self._file(session.id, "session").is_file():
                 self._seal(self._file(session.id, "state"), session.id + (digest or session.digest), state)
 
@@ -190,6 +236,10 @@ class SessionStore:
 
     def purge(self) -> int:
         """Remove the key first, so that nothing can be read from here on, and then every file. Returns how many."""
+        with self._alone():
+            return self._purged()
+
+    def _purged(self) -> int:
         self._key = None
         backend = self._backend()
         if backend is not None:
@@ -241,8 +291,10 @@ class SessionStore:
         )
 
     def _secret(self) -> bytes:
-        if self._key is None:
+        # Another process may have purged it: what is kept after that is sealed under the key that is there now.
+        if self._key is None or self._sealed_by != _mark(self.folder, self.folder / "key"):
             self._key = self._from_keyring() or self._from_file()
+            self._sealed_by = _mark(self.folder, self.folder / "key")
         return self._key
 
     def _owner(self) -> str:
@@ -305,6 +357,19 @@ class SessionStore:
         if len(key) != KEY_BYTES:
             raise SessionDamaged(f"{path} is not a key.", "Remove it; sessions sealed under it are lost.")
         return key
+
+
+def _mark(*paths: Path) -> tuple[int, ...]:
+    """What tells a folder or a key from another one that came in its place."""
+    found: list[int] = []
+    for path in paths:
+        try:
+            facts = path.stat()
+        except OSError:
+            found.append(0)
+            continue
+        found += [facts.st_ino, 0 if path.is_dir() else facts.st_mtime_ns]
+    return tuple(found)
 
 
 def _read(path: Path) -> bytes:

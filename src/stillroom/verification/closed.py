@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stillroom.core import files
 from stillroom.core.errors import VerificationFailed
 from stillroom.core.strict_json import NotStrict, read_strict
 
@@ -32,14 +33,36 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
         VerificationFailed: It is missing, a link or too large.
     """
     try:
-        if path.is_symlink() or not path.is_file():
-            raise VerificationFailed(f"{path} is missing or not an ordinary file.", "Get the whole package again.")
-        data = files.read_at_most(path, limit)
+        data = _read_at_most(path, limit)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise VerificationFailed(
+            f"{path} is missing or not an ordinary file.", "Get the whole package again."
+        ) from None
     except OSError as error:
+        if path.is_symlink():
+            raise VerificationFailed(
+                f"{path} is missing or not an ordinary file.", "Get the whole package again."
+            ) from None
         raise VerificationFailed(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if data is None:
         raise VerificationFailed(f"{path} is larger than {limit:,} bytes.", "Such a file is not Stillroom's.")
     return data
+
+
+def _read_at_most(path: Path, limit: int) -> bytes | None:
+    """As :func:`.files.read_at_most`, of what was opened: a link is not followed, and a pipe in its place not waited for.
+
+    Raises:
+        ValueError: It is no file.
+        OSError: It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a file")
+    with open(descriptor, "rb") as stream:
+        data = stream.read(limit + 1)
+    return data if len(data) <= limit else None
 
 
 def parse_json(data: bytes, name: str) -> Any:

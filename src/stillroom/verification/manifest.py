@@ -7,6 +7,7 @@ so that one large file can be checked on all cores; the digest of the whole is t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -29,6 +30,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:stillroom:package:1"
 CHUNK = 8 << 20
 MOST_FILES = 10_000
+DEEPEST = 64
+"""Folders within folders of a package."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -179,7 +182,12 @@ def walk(folder: Path) -> list[str]:
     found: list[str] = []
 
     def visit(inside: Path, prefix: str) -> None:
-        entries = sorted(os.scandir(inside), key=lambda entry: entry.name)
+        if prefix.count("/") > DEEPEST:
+            raise VerificationFailed(f"{folder}: folders are nested more than {DEEPEST} deep.", "Remove them.")
+        with os.scandir(inside) as listing:
+            entries = sorted(itertools.islice(listing, MOST_FILES + len(OUTSIDE) + 1), key=lambda entry: entry.name)
+        if len(entries) + len(found) > MOST_FILES + len(OUTSIDE):
+            raise VerificationFailed(f"{folder} holds more than {MOST_FILES:,} files.", "Remove what is not listed.")
         if not entries and prefix:
             raise VerificationFailed(f"{inside}: an empty folder is not on the signed list.", "Remove it.")
         for entry in entries:
