@@ -95,7 +95,7 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     shares = shares_of(gradients)
     norms = run_together(len(shares), lambda share: torch.nn.utils.get_total_norm(shares[share]))
-    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    norm: Any = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     divided = hasattr(norm, "full_tensor")
     norm = norm.full_tensor() if divided else norm
     found = float(norm)
