@@ -65,8 +65,14 @@ def test_prompts_are_taken_in_turn_from_every_set(tmp_path: Path) -> None:
     assert chosen == [("a0", True), ("a50", True), ("b0", True), ("c0", False)]
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "x", "harmful": True}) + "\n")
     assert _read_file(tmp_path / "own.jsonl") == [("x", True)]
-    (tmp_path / "own.jsonl").write_text("{}\n")
-    with pytest.raises(RecipeError, match="harmful"):
+    (tmp_path / "own.jsonl").write_text('\ufeff{"prompt": "x\u2028y", "harmful": 0}\n')
+    assert _read_file(tmp_path / "own.jsonl") == [("x\u2028y", False)]
+    for row in ("{}", '{"prompt": "x", "harmful": "false"}', '{"prompt": null, "harmful": true}', '["x", true]', "1"):
+        (tmp_path / "own.jsonl").write_text(f"\n{row}\n")
+        with pytest.raises(RecipeError, match="line 2: not the form"):
+            _read_file(tmp_path / "own.jsonl")
+    (tmp_path / "own.jsonl").write_text("\n")
+    with pytest.raises(RecipeError, match="no prompts"):
         _read_file(tmp_path / "own.jsonl")
     with pytest.raises(RecipeError, match="names no prompts"):
         choose_prompts([], 4)

@@ -158,7 +158,7 @@ def _texts(bench: Bench) -> dict[str, tuple[str, str]]:
     own = {}
     for entry in config.texts:
         try:
-            own[entry.code] = (entry.code, entry.path.read_text(encoding="utf-8"))
+            own[entry.code] = (entry.code, entry.path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise RecipeError(f"`evaluate.languages.texts`: {entry.path} is missing.", "Check the path.") from None
         except UnicodeDecodeError as error:

@@ -191,15 +191,28 @@ def _advbench() -> list[Prompt]:
 
 
 def _read_file(path: Path) -> list[Prompt]:
+    found: list[Prompt] = []
+    number = 0
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(str(row["prompt"]), bool(row["harmful"])) for row in rows]
+        # Only a line feed ends a row: a prompt may hold other signs that end lines.
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+            if line.strip():
+                row = json.loads(line)
+                prompt, harmful = row["prompt"], row["harmful"]
+                # Any text is true, "false" too.
+                if not isinstance(prompt, str) or not prompt.strip() or harmful not in (True, False):
+                    raise TypeError
+                found.append((prompt, bool(harmful)))
     except FileNotFoundError:
         raise RecipeError(f"`evaluate.safeguards.files`: {path} is missing.", "Check the path.") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RecipeError(
-            f"{path}: not the form of a set of prompts.", 'Write lines such as {"prompt": "…", "harmful": true}.'
+            f"{path}, line {number}: not the form of a set of prompts.",
+            'Write lines such as {"prompt": "…", "harmful": true}.',
         ) from None
+    if not found:
+        raise RecipeError(f"{path}: holds no prompts.", 'Write lines such as {"prompt": "…", "harmful": true}.')
+    return found
 
 
 def extra_inputs(bench: Bench) -> dict[str, Any]:
