@@ -74,6 +74,39 @@ def test_a_wrong_task_file_says_what_is_wrong(old: str, new: str, message: str, 
         read_task(path, None)
 
 
+@pytest.mark.parametrize(
+    ("options", "target", "right"),
+    [
+        (["a", "b", "c"], -1, "none of the choices"),
+        (["a", "b"], "-1", "none of the choices"),
+        (["a", "b"], 1.0, "none of the choices"),
+        (["a", "b"], ["b"], "none of the choices"),
+        (["a", "b"], True, "none of the choices"),
+        (["1", "2", "3"], 1, "may be the choice"),
+        (["1", "2", "3"], "1", 0),
+        (["0", "1"], 1, 1),
+        (["2", "4"], 4, 1),
+        (["a", "b"], "1", 1),
+    ],
+)
+def test_which_choice_is_right_is_not_guessed(
+    options: list[str], target: Any, right: int | str, tmp_path: Path
+) -> None:
+    path = write_task(tmp_path, CHOICE, [{"question": "?", "options": options, "right": target}])
+    if isinstance(right, int):
+        assert read_task(path, None).items[0].right == right
+        return
+    with pytest.raises(RecipeError, match=right):
+        read_task(path, None)
+
+
+@pytest.mark.parametrize("row", [{"q": None, "a": "x"}, {"q": "x", "a": []}, {"q": "x", "a": [None]}])
+def test_a_problem_without_text_or_answer_is_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    text = "task: t\noutput_type: generate_until\ndata: doors.jsonl\ndoc_to_text: q\ndoc_to_target: a\n"
+    with pytest.raises(RecipeError, match="doc_to_"):
+        read_task(write_task(tmp_path, text, [row]), None)
+
+
 def test_choices_and_exact_answers() -> None:
     assert choose([-4.0, -3.0], (" a", " bb"), by_length=False) == 1
     assert choose([-4.0, -3.9], (" long one", " b"), by_length=True) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,7 @@ def _data(described: TaskFile, path: Path) -> str:
 def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 if limit is not None and len(found) == limit:
                     break
@@ -137,7 +138,7 @@ def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
                     found.append(row)
     except FileNotFoundError:
         raise RecipeError(f"{path}: the task's data is missing.", "Paths start at the task file's folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not JSON Lines: {error}.", "Write one JSON object a line.") from None
     if not found:
         raise RecipeError(f"{path}: the task has no problems.", "Write one JSON object a line.")
@@ -169,7 +170,12 @@ def _renderer(path: Path) -> Any:
 
 
 def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path) -> Item:
-    prompt = str(render(described.doc_to_text, document, "doc_to_text"))
+    asked = render(described.doc_to_text, document, "doc_to_text")
+    if asked is None:
+        raise RecipeError(
+            f"{path}: `doc_to_text`: {described.doc_to_text!r} is null in a problem.", "Give every problem its text."
+        )
+    prompt = str(asked)
     messages = ({"role": "user", "content": prompt},) if described.chat else ()
     target = described.doc_to_target
     value = render(target, document, "doc_to_target", True) if isinstance(target, str) else target
@@ -185,6 +191,10 @@ def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path
         raise RecipeError(f"{path}: `doc_to_target` is missing.", EXAMPLE)
     if described.output_type == "generate_until":
         texts = value if isinstance(value, list | tuple) else [value]
+        if not texts or None in texts:
+            raise RecipeError(
+                f"{path}: `doc_to_target`: a problem has no right answer: {value!r}.", "Give every problem one."
+            )
         return Item(prompt=prompt, messages=messages, right=tuple(str(text) for text in texts))
     choices = described.doc_to_choice
     if isinstance(choices, str):
@@ -192,17 +202,32 @@ def _item(described: TaskFile, document: dict[str, Any], render: Any, path: Path
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise RecipeError(f"{path}: `doc_to_choice` gives no list of choices.", EXAMPLE)
     named = [str(choice) for choice in choices]
-    try:
-        right = named.index(str(value)) if str(value) in named else int(value)
-        _ = named[right]
-    except (ValueError, IndexError):
-        raise RecipeError(f"{path}: the target {value!r} is none of the choices {named}.", EXAMPLE) from None
     return Item(
         prompt=prompt,
         messages=messages,
         choices=tuple(described.target_delimiter + text for text in named),
-        right=right,
+        right=_right(value, named, path),
     )
+
+
+def _right(value: Any, named: list[str], path: Path) -> int:
+    """Which choice is right: the one of that text, or the one of that number, from 0."""
+    number = None
+    with contextlib.suppress(ValueError):
+        number = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if number is not None and not 0 <= number < len(named):
+        # Where right answers are kept back, data sets write -1.
+        number = None
+    text = named.index(str(value)) if named.count(str(value)) == 1 else None
+    if isinstance(value, int) and None not in (number, text) and number != text:
+        raise RecipeError(
+            f"{path}: the target {value} may be the choice of that text or choice number {value} of {named}.",
+            "Write the target as text for the one, or choices that are no numbers for the other.",
+        )
+    right = number if text is None else text
+    if right is None:
+        raise RecipeError(f"{path}: the target {value!r} is none of the choices {named}.", EXAMPLE)
+    return right
 
 
 def _require_judged_outside(test: str, path: Path) -> None:
