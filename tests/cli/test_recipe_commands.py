@@ -70,6 +70,27 @@ def test_init_refuses_a_share_of_what_is_not_here(tmp_path: Path) -> None:
     assert "neither a share" in command("init", tmp_path / "b.yaml", *flags, "--size", "half", fails=UsageError)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("rows.csv", "jsonl"),
+        ("rows.JSON", "jsonl"),
+        ("rows.jsonl.gz", "jsonl"),
+        ("data/*.jsonl.zst", "jsonl"),
+        ("p.parquet", "parquet"),
+        ("b.md.gz", "text"),
+    ],
+)
+def test_init_names_the_kind_that_reads_the_file(text: str, kind: str, tmp_path: Path) -> None:
+    flags = ("--teacher", "owner/model", "--licence", "MIT", "--own", "", "--size", "60M")
+    command("init", tmp_path / "a.yaml", "--text", tmp_path / text, *flags)
+    assert load_recipe(tmp_path / "a.yaml").corpus.sources[0].kind == kind
+
+
+def test_only_without_a_name_is_refused(tmp_path: Path) -> None:
+    assert "names no metric" in command("evaluate", tmp_path, "--only", " , ", fails=UsageError)
+
+
 def test_runs_are_listed(tiny_run: Path) -> None:
     said = command("runs", tiny_run.parent)
     assert f"{tiny_run}: not finished: evaluate is next" in said

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stillroom.core.errors import UsageError
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -48,9 +50,11 @@ def evaluate(
     from stillroom.core.progress import Progress
     from stillroom.evaluation.stage import measure_only
 
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--only names no metric.", "Such as: --only fidelity,tasks")
     run = pipeline.opened(folder, runs)
     folder = run.path
-    names = [name.strip() for name in only.split(",") if name.strip()]
     with run.locked():
         found = measure_only(run, names, Progress(quiet))
     done = run.stage("evaluate").record is not None and run.stage("export").record is not None

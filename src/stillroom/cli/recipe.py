@@ -119,8 +119,7 @@ def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: s
     name = "".join(sign if (sign.isalnum() and sign.isascii()) or sign in "._-" else "-" for sign in path.stem).strip(
         "-._"
     )
-    suffix = Path(text).suffix.lower()
-    kind = "jsonl" if suffix in (".jsonl", ".ndjson") else "parquet" if suffix == ".parquet" else "text"
+    kind = _kind(text)
     is_gguf = teacher.startswith("package:") or teacher.lower().endswith(".gguf")
     lines = [
         "# A recipe of Stillroom: from a teacher and text to a student. Every key: docs/recipe.md",
@@ -172,6 +171,16 @@ def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: s
     except RecipeError as error:
         raise UsageError(f"These answers give no recipe: {error.what}", error.todo) from None
     return found
+
+
+def _kind(text: str) -> str:
+    """The kind of source that reads a file, packed or not, or a pattern; a folder is text."""
+    from stillroom.corpus.inputs import inner_suffix
+
+    suffix = inner_suffix(Path(text))
+    if suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv") and not Path(text).expanduser().is_dir():
+        return "jsonl"
+    return "parquet" if suffix == ".parquet" else "text"
 
 
 def _share(size: str, teacher: str) -> int:
