@@ -66,6 +66,7 @@ def test_a_choice_task_reads_the_harness_s_form(tmp_path: Path) -> None:
         ("data: doors.jsonl", "data: missing.jsonl", "missing"),
         ('doc_to_choice: "{{options}}"', 'doc_to_choice: "{{question}}"', "list of choices"),
         ("task: doors", "task: [", "YAML"),
+        ("doc_to_target: right", "doc_to_target: right\ndoc_to_target: wrong", "doc_to_target"),
     ],
 )
 def test_a_wrong_task_file_says_what_is_wrong(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -195,7 +195,10 @@ def _read_file(path: Path) -> list[Prompt]:
     number = 0
     try:
         # Only a line feed ends a row: a prompt may hold other signs that end lines.
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        while number < len(lines):
+            line = lines[number]
+            number += 1
             if line.strip():
                 row = json.loads(line)
                 prompt, harmful = row["prompt"], row["harmful"]

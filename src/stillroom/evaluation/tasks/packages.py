@@ -63,7 +63,9 @@ def _bfcl(name: str, limit: int | None) -> Task:
     path, answers = folder / f"BFCL_v4_{kind}.json", folder / "possible_answer" / f"BFCL_v4_{kind}.json"
     _require(path, DATA["bfcl_eval"])
     problems = _lines(path)[:limit]
-    right = {row["id"]: row["ground_truth"][0] for row in _lines(answers)} if answers.is_file() else {}
+    if name == "bfcl_simple":
+        _require(answers, DATA["bfcl_eval"])
+    right = {row["id"]: row["ground_truth"][0] for row in _lines(answers)} if name == "bfcl_simple" else {}
     items = []
     for problem in problems:
         tools = tuple(problem["function"])

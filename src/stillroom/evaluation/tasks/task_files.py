@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillroom.core import files
 from stillroom.core.errors import RecipeError
+from stillroom.core.strict_yaml import load_yaml
 from stillroom.evaluation.tasks.items import Item, Task
 
 EXAMPLE = "docs/tasks.md shows the form."
@@ -71,11 +71,15 @@ def read_task(path: Path, limit: int | None) -> Task:
         RecipeError: The file or its data is missing or wrong; names the key.
     """
     try:
-        described = TaskFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such task file.", "Check the path in `evaluate.tasks.files`.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", EXAMPLE) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+    try:
+        described = TaskFile.model_validate(load_yaml(text, str(path))[1])
+    except RecipeError as error:
+        raise RecipeError(error.what, EXAMPLE) from None
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         key = ".".join(map(str, mistake["loc"])) or "the file"
