@@ -82,7 +82,8 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     if mine["sums"]["student"]["text_bytes"] == theirs["sums"]["student"]["text_bytes"]:
         for name, (value, weight, factor) in MEASURES.items():
             a, b = mine["sums"]["student"], theirs["sums"]["student"]
-            if a[weight] == b[weight] and (name != "kl_to_teacher" or first["teacher"] == other["teacher"]):
+            # What is measured against the teacher compares nothing where the teachers are two.
+            if a[weight] == b[weight] and (weight != "compared" or first["teacher"] == other["teacher"]):
                 mine_, theirs_, weights = (
                     np.asarray(column, dtype=np.float64) for column in (a[value], b[value], a[weight])
                 )

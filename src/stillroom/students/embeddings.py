@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
 
+SPECIAL_IDS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""What a model's configs name by one id or a list of ids."""
+
+
 @torch.no_grad()
 def keep_rows(model: CausalModel, kept: list[int], rows: int) -> None:
     """Leave only these ids in a model; rows behind them are zero.
@@ -57,10 +71,15 @@ def renumber_config(model: CausalModel, kept: list[int]) -> None:
     for config in (model.config, model.generation_config):
         if config is None:
             continue
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        for key in SPECIAL_IDS:
             value = getattr(config, key, None)
             if value is not None:
                 setattr(config, key, translate(value))
+        words = getattr(config, "bad_words_ids", None)
+        if words is not None:
+            # A sequence of which an id is gone cannot be written any more.
+            said = [[new_ids[item] for item in word] for word in words if all(item in new_ids for item in word)]
+            config.bad_words_ids = said or None
 
 
 def _pick(values: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
