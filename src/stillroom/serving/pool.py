@@ -475,7 +475,7 @@ async def save_slot(engine: Engine, slot: Slot) -> bytes | None:
 async def restore_slot(engine: Engine, slot: Slot, state: bytes) -> bool:
     """Put a state back into a slot; False where the engine does not take it."""
     path = _state_file(engine, slot)
-    # Whoever leaves in the middle leaves a slot of which it is not certain what it holds.
+    # A request that is given up in the middle leaves a slot of which it is not certain what it holds.
     slot.held, slot.session, slot.owner = "", None, SOMEBODY
 
     async def work() -> bool:

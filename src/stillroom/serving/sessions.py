@@ -100,7 +100,7 @@ class SessionStore:
                 self._inside -= 1
 
     def _hold(self) -> int | None:
-        """A lock on the folder itself, which leaves no file; None where it cannot be had in time, or the system has none."""
+        """A lock on the folder itself, which leaves no file; None where it is not free in time, or the system has none."""
         if sys.platform == "win32":
             return None
         import fcntl
