@@ -240,13 +240,11 @@ def require_held(value: Any) -> Any:
             )
             said = value.get(key)
             # true is no 1 here: it asks for something.
-            if said is not None and (said not in nothing or (said is True and True not in map(_only_true, nothing))):
+            if said is not None and (
+                said not in nothing or (said is True and not any(each is True for each in nothing))
+            ):
                 raise ValueError(f"{key}: not supported by this server; leave it out")
     return value
-
-
-def _only_true(value: Any) -> bool:
-    return value is True
 
 
 OTHER_NAMES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,6 +34,14 @@ class FileEntry(BaseModel):
     name: str
     bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    def difference(self, size: int | None, digest: Callable[[], str]) -> str | None:
+        """How what is there differs, or None: its bytes (None where there is nothing), and its SHA-256, asked for last."""
+        if size is None:
+            return "is missing"
+        if size != self.bytes:
+            return f"has {size} bytes instead of {self.bytes}"
+        return None if digest() == self.sha256 else "has another SHA-256 than the manifest says"
 
 
 class ModelEntry(FileEntry):

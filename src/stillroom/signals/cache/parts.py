@@ -26,7 +26,7 @@ from stillroom.core.store import LocalStore, Store
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.index import FROM_SEQUENCES, Index
 from stillroom.signals.cache.manifest import JOURNAL, MODEL, NAME, VERSION, FileEntry, Manifest, ModelEntry, ShardEntry
-from stillroom.signals.cache.reader import QUARANTINE, Damage
+from stillroom.signals.cache.reader import QUARANTINE, Damage, held_against
 from stillroom.signals.cache.shard import ShardReader
 
 PARTS = "parts/"
@@ -225,43 +225,21 @@ def verify(store: Store) -> tuple[Manifest, list[Damage]]:
         SignalError: There is no cache.
         CacheDamaged: The manifest is damaged.
     """
-    manifest = _manifest(store)
-    damages: list[Damage] = []
-    model, index = manifest.model, manifest.index
-    if model is not None and (reason := _difference(store, model)) is not None:
-        damages.append(Damage(model.name, reason, 0))
-        store.remove(model.name)
-        model = None
-    if index is not None and (reason := _difference(store, index)) is not None:
-        damages.append(Damage(index.name, reason, 0))
-        store.remove(index.name)
-        index = None
-    whole: list[ShardEntry] = []
-    for entry in manifest.shards:
-        reason = _difference(store, entry)
-        if reason is None and manifest.model is not None and model is None:
-            reason = "cannot be read without the codec's model"
-        if reason is None:
-            whole.append(entry)
-            continue
-        damages.append(Damage(entry.name, reason, entry.sequences))
-        _set_aside(store, Path(entry.name).name.removesuffix(".safetensors"))
-    if damages:
-        # An index counts shards by their place in the manifest.
-        index = index if len(whole) == len(manifest.shards) else None
-        manifest = manifest.model_copy(update={"shards": tuple(whole), "model": model, "index": index})
-        store.put(NAME, manifest.dump())
-    return manifest, damages
+    whole, damaged = held_against(_manifest(store), lambda entry: _difference(store, entry))
+    for entry, _ in damaged:
+        if isinstance(entry, ShardEntry):
+            _set_aside(store, Path(entry.name).name.removesuffix(".safetensors"))
+        else:
+            store.remove(entry.name)
+    if damaged:
+        store.put(NAME, whole.dump())
+    return whole, [damage for _, damage in damaged]
 
 
 def _difference(store: Store, entry: FileEntry) -> str | None:
     """How an object differs from what the manifest says, or None."""
     data = store.get(entry.name)
-    if data is None:
-        return "is missing"
-    if len(data) != entry.bytes:
-        return f"has {len(data)} bytes instead of {entry.bytes}"
-    return None if files.digest_bytes(data) == entry.sha256 else "has another SHA-256 than the manifest says"
+    return entry.difference(None if data is None else len(data), lambda: files.digest_bytes(data or b""))
 
 
 def _indexed(store: Store, manifest: Manifest) -> Manifest:

@@ -235,39 +235,45 @@ class TeacherCache:
         """
         folder = Path(folder)
         manifest = Manifest.load(folder)
-        damages: list[Damage] = []
-        whole = []
-        model = manifest.model
-        if model is not None and (reason := _damage(folder, model)) is not None:
-            damages.append(Damage(model.name, reason, 0))
-            _quarantine(folder, model.name)
-            model = None
-        index = manifest.index
-        if index is not None and (reason := _damage(folder, index)) is not None:
-            damages.append(Damage(index.name, reason, 0))
-            _quarantine(folder, index.name)
-            index = None
-        for entry in manifest.shards:
-            reason = _damage(folder, entry)
-            if reason is None and manifest.model is not None and model is None:
-                reason = "cannot be read without the codec's model"
-            if reason is None:
-                whole.append(entry)
-                continue
-            damages.append(Damage(entry.name, reason, entry.sequences))
+        whole, damaged = held_against(manifest, lambda entry: _damage(folder, entry))
+        for entry, _ in damaged:
             _quarantine(folder, entry.name)
-        if damages:
-            # An index counts shards by their place in the manifest: with one shard less it is another.
-            index = index if len(whole) == len(manifest.shards) else None
-            manifest.model_copy(update={"shards": tuple(whole), "model": model, "index": index}).save(folder)
-            for entry in set(manifest.shards) - set(whole):
+        if damaged:
+            whole.save(folder)
+            for entry in set(manifest.shards) - set(whole.shards):
                 note = folder / part_of(entry.name)
                 note.unlink(missing_ok=True)
         named = {entry.name for entry in manifest.shards}
         for path in folder.glob("shard-*.safetensors"):
             if path.name not in named:
                 path.unlink()
-        return damages
+        return [damage for _, damage in damaged]
+
+
+def held_against(
+    manifest: Manifest, difference: Callable[[FileEntry], str | None]
+) -> tuple[Manifest, list[tuple[FileEntry, Damage]]]:
+    """A manifest without what is damaged, and each file that is. Changes nothing.
+
+    Args:
+        manifest: What should be there. Without the codec's model no shard can be read: all of them go with it.
+        difference: Says how a file differs from its entry, or None.
+    """
+    damaged: list[tuple[FileEntry, Damage]] = []
+
+    def whole(entry: FileEntry, sequences: int = 0, lost: str | None = None) -> bool:
+        reason = difference(entry) or lost
+        if reason is not None:
+            damaged.append((entry, Damage(entry.name, reason, sequences)))
+        return reason is None
+
+    model = manifest.model if manifest.model is not None and whole(manifest.model) else None
+    index = manifest.index if manifest.index is not None and whole(manifest.index) else None
+    lost = "cannot be read without the codec's model" if manifest.model is not None and model is None else None
+    shards = tuple(entry for entry in manifest.shards if whole(entry, entry.sequences, lost))
+    # An index counts shards by their place in the manifest: with one shard less it is another.
+    index = index if len(shards) == len(manifest.shards) else None
+    return manifest.model_copy(update={"shards": shards, "model": model, "index": index}), damaged
 
 
 def damages_of(folder: Path, digest: Callable[[Path], str] = files.digest_file) -> list[str]:
@@ -289,13 +295,7 @@ def damages_of(folder: Path, digest: Callable[[Path], str] = files.digest_file) 
 def _damage(folder: Path, entry: FileEntry, digest: Callable[[Path], str] = files.digest_file) -> str | None:
     """How a file differs from what the manifest says, or None."""
     path = folder / entry.name
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != entry.bytes:
-        return f"has {path.stat().st_size} bytes instead of {entry.bytes}"
-    if digest(path) != entry.sha256:
-        return "has another SHA-256 than the manifest says"
-    return None
+    return entry.difference(path.stat().st_size if path.is_file() else None, lambda: digest(path))
 
 
 def _quarantine(folder: Path, name: str) -> None:
