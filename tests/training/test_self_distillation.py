@@ -98,7 +98,9 @@ class Cache:
         if self.top is None:
             return DenseSignal(logprobs), counts
         weights, ids = logprobs.exp().topk(self.top, 1)
-        return SparseSignal(ids, weights, False, 1 - weights.sum(1)), counts
+        # With every id listed nothing is left, not what rounding leaves.
+        rest = torch.zeros(len(ids)) if self.top == IDS else 1 - weights.sum(1)
+        return SparseSignal(ids, weights, False, rest), counts
 
     def entropy(self, digest: str) -> float:
         return -float((self.logprobs[digest].exp() * self.logprobs[digest]).sum())
