@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--step", type=Path, help="what benchmarks.step wrote: decoding as a share of its step")
     arguments = parser.parse_args()
-    loaded = material.teacher()
+    loaded = material.teacher(torch.bfloat16)
     text, _ = material.corpus(loaded, LENGTH, (16 if arguments.quick else 32) * LENGTH, LENGTH)
     ratios = capture_ratio(loaded, text, 2 if arguments.quick else 5)
     scores = []

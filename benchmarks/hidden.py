@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     length, tokens = (QUICK_LENGTH, QUICK_TOKENS) if arguments.quick else (LENGTH, TOKENS)
-    teacher = LocalTeacher(material.teacher())
+    teacher = LocalTeacher(material.teacher(torch.bfloat16))
     text, _ = material.corpus(teacher.loaded, length, tokens, length)
     exact = live(teacher, text)
     positions = sum(map(len, exact.values()))

@@ -12,6 +12,7 @@ import torch
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import choose_dtype
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import LoadedTeacher, load_teacher
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
@@ -30,9 +31,14 @@ def evenly_spaced(count: int, layers: int) -> list[int]:
     return [round(index * (count - 1) / (layers - 1)) for index in range(layers)]
 
 
-def teacher(dtype: torch.dtype = torch.bfloat16) -> LoadedTeacher:
-    """SmolLM2-135M-Instruct."""
-    return load_teacher(TEACHER, "cpu", dtype)
+def fastest() -> torch.dtype:
+    """What a recipe's ``auto`` computes in here. Where bfloat16 is emulated it takes ten times as long as float32."""
+    return choose_dtype("auto", "cpu")
+
+
+def teacher(dtype: torch.dtype | None = None) -> LoadedTeacher:
+    """SmolLM2-135M-Instruct, in :func:`fastest` if not said otherwise."""
+    return load_teacher(TEACHER, "cpu", dtype or fastest())
 
 
 def corpus(loaded: LoadedTeacher, length: int, train_tokens: int, heldout_tokens: int) -> tuple[Sequences, Sequences]:

@@ -174,7 +174,7 @@ def train(
     signals: Callable[[int], list[Signal] | list[Lazy]] | None,
     seed: int,
     epochs: int = 1,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     order: list[list[int]] | None = None,
 ) -> Any:
     """A student trained from the start; returns it.
@@ -186,14 +186,14 @@ def train(
         signals: The signals of every sequence in an epoch; None trains on the text alone.
         seed: Order of the sequences.
         epochs: Passes over the text.
-        dtype: Number format of the network.
+        dtype: Number format of the network, if not the fastest of this processor.
         order: Sequences of each step, if not so many passes in the order of the seed.
     """
     model = copy.deepcopy(start)
     source = BatchSource(text, vocabulary, None)
     objective = None if signals is None else make_objective("forward_kl")
     loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used, biased=True)
-    network = LossNetwork(model, dtype)
+    network = LossNetwork(model, dtype or material.fastest())
     optimizer = make_optimizer(model, CONFIG)
     order = order or batch_order(len(text), BATCH, epochs, seed)
     for step, indices in enumerate(order):
@@ -307,7 +307,7 @@ def coarse_part(
 
     states_folder = None if work is None else work.with_name(f"{work.stem}-states")
     original = material.corpus(loaded, LENGTH, tokens, HELDOUT_TOKENS if tokens >= HELDOUT_TOKENS else LENGTH)
-    prefix = f"repaired-{layers}-{tokens}"
+    prefix = f"repaired-{layers}-{tokens}-{str(material.fastest()).removeprefix('torch.')}"
     names = [f"{prefix}/{method}/{seed}" for seed in seeds for method in COARSE_METHODS]
     if any(name not in results for name in [*names, f"{prefix}/start"]):
         start, to_student = repaired_start(loaded, layers, *original)
@@ -319,7 +319,7 @@ def coarse_part(
             for states in hidden_of(loaded, original[0], states_folder)
         ]
         dense_heldout = dense_signals(loaded, original[1], to_student)
-        kl = heldout_kl(LossNetwork(copy.deepcopy(start), torch.bfloat16), heldout, vocabulary, dense_heldout)
+        kl = heldout_kl(LossNetwork(copy.deepcopy(start), material.fastest()), heldout, vocabulary, dense_heldout)
         results[f"{prefix}/start"] = {"kl": kl}
         keep()
         for name in names:

@@ -20,7 +20,11 @@ def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:
     """Print the result as JSON, and write it to a file if one is named."""
     import torch
 
+    from stillroom.models.compute import fast_bfloat16
+
     facts = machine() | {
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "fast_bfloat16": fast_bfloat16("cpu"),
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

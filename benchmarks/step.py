@@ -90,7 +90,7 @@ class Peer:
 @contextlib.contextmanager
 def setting() -> Iterator[tuple[Any, Batch, Callable[[], Batch], Any, Sequences, Path]]:
     """The student, a batch with its cached signal, what decodes it again, a teacher of the student's ids, and a folder."""
-    loaded = material.teacher()
+    loaded = material.teacher(torch.bfloat16)
     train, _ = material.corpus(loaded, LENGTH, 16 * LENGTH, LENGTH)
     student, vocabulary = material.student(loaded, LAYERS, train)
     with tempfile.TemporaryDirectory() as name:

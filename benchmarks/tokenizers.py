@@ -216,7 +216,7 @@ def prepared(folder: Path, pair: str, gemma: Path | None, tokens: int, heldout_t
     configs = {"smollm2": material.TEACHER, "gemma": GgufTeacher(path=str(gemma))}
     taught_by, _, learns = pair.partition("-")
     config = configs["smollm2" if pair == "own" else taught_by]
-    teacher = LocalTeacher(load_teacher(config, "cpu", torch.bfloat16))
+    teacher = LocalTeacher(load_teacher(config, "cpu", material.fastest()))
     text, rest = material.corpus(teacher.loaded, LENGTH, tokens, 2 * heldout_tokens)
     validation, heldout = rest.part(slice(0, len(rest) // 2)), rest.part(slice(len(rest) // 2, None))
     if pair == "own":
@@ -253,7 +253,7 @@ def compared(pair: str, arguments: argparse.Namespace, folder: Path, kept: Path 
     tokens = arguments.tokens or tokens
     rates, seeds = (RATES[1:2], SEEDS[:1]) if arguments.quick else (RATES, SEEDS)
     rates = (arguments.rate,) if arguments.rate else rates
-    asked = {"pair": pair, "tokens": tokens, "heldout": heldout_tokens, "batch": batch_of(pair)}
+    asked = {"pair": pair, "tokens": tokens, "heldout": heldout_tokens, "batch": batch_of(pair), "dtype": str(material.fastest())}
     cells = report.Kept(kept, asked)
 
     @functools.cache

@@ -352,7 +352,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = report.Kept(folder / "cells.json", dataclasses.asdict(size))
+        kept = report.Kept(folder / "cells.json", dataclasses.asdict(size) | {"dtype": str(material.fastest())})
         write_up(size, folder, kept, arguments.json)
 
 
@@ -381,7 +381,7 @@ def write_up(size: Size, folder: Path, kept: report.Kept, path: Path | None) -> 
 
         def cell(name: str) -> dict[str, Any]:
             way, seed = name.split("/")
-            network, learned = LossNetwork(start, torch.bfloat16), 0
+            network, learned = LossNetwork(start, material.fastest()), 0
             if way != "start":
                 order = learning_order(mine[way], size.learned, int(seed))
                 learned = sum(int((mine[way].targets[rows] != IGNORED).sum()) for rows in order)
