@@ -253,7 +253,8 @@ def compared(pair: str, arguments: argparse.Namespace, folder: Path, kept: Path 
     tokens = arguments.tokens or tokens
     rates, seeds = (RATES[1:2], SEEDS[:1]) if arguments.quick else (RATES, SEEDS)
     rates = (arguments.rate,) if arguments.rate else rates
-    asked = {"pair": pair, "tokens": tokens, "heldout": heldout_tokens, "batch": batch_of(pair), "dtype": str(material.fastest())}
+    asked = {"pair": pair, "tokens": tokens, "heldout": heldout_tokens, "batch": batch_of(pair)}
+    asked |= {"dtype": str(material.fastest())}
     cells = report.Kept(kept, asked)
 
     @functools.cache
