@@ -1,7 +1,8 @@
 """A small S3-compatible server on this machine, for tests and benchmarks: objects in memory, `If-None-Match: *`, ranges,
 listings.
 
-It checks no signatures. Failures can be ordered: the next requests are answered with 503, or the connection is cut.
+It checks no signatures. Failures can be ordered: the next requests are answered with 503, the connection is cut, or the line is
+slow.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
 PAGE = 1000
+CHUNK = 16_384
+"""Bytes that a slow line carries at a time."""
 
 
 class S3Server(ThreadingHTTPServer):
@@ -31,6 +35,10 @@ class S3Server(ThreadingHTTPServer):
         """So many requests are answered with 503 before the next good one."""
         self.cut = 0
         """So many connections are cut without an answer."""
+        self.rate = 0.0
+        """Bytes per second of the line, in each direction; 0 does not limit it."""
+        self.stall_seconds = 0.0
+        """The next answer of several chunks stops so long in the middle."""
         self.puts = 0
 
     @property
@@ -76,7 +84,42 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
+            self._write(data)
+
+    def _read(self) -> bytes:
+        """The request's body, as fast as the line is."""
+        left = int(self.headers.get("Content-Length", 0))
+        chunks: list[bytes] = []
+        while left:
+            chunk = self.rfile.read(min(left, CHUNK) if self.server.rate else left)
+            if not chunk:
+                raise ConnectionError("The body was cut off.")
+            left -= len(chunk)
+            chunks.append(chunk)
+            if self.server.rate:
+                time.sleep(len(chunk) / self.server.rate)
+        return b"".join(chunks)
+
+    def _write(self, data: bytes) -> None:
+        """Some of an answer's body, as fast as the line is."""
+        if not self.server.rate:
             self.wfile.write(data)
+            return
+        for start in range(0, len(data), CHUNK):
+            chunk = data[start : start + CHUNK]
+            self.wfile.write(chunk)
+            self.wfile.flush()
+            time.sleep(len(chunk) / self.server.rate)
+            if start and self.server.stall_seconds:
+                seconds, self.server.stall_seconds = self.server.stall_seconds, 0.0
+                time.sleep(seconds)
+
+    def handle_one_request(self) -> None:
+        """As the class above does; a client that went away is not reported."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
 
     def _fails(self) -> bool:
         with self.server.lock:
@@ -93,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """Put an object, if the key is free where that is asked."""
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = self._read()
         if self._fails():
             return
         with self.server.lock:

@@ -16,12 +16,13 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem, UsageError
 from stillroom.core.extras import require
+from stillroom.core.store_clients import Clients
 
 SCHEMES = ("s3", "gs", "az", "abfs")
 """Schemes of object stores."""
@@ -115,10 +116,8 @@ def open_store(where: str | os.PathLike[str]) -> Store:
         return LocalStore(Path(where))
     url = check_url(str(where))
     require("store", f"{url}: an object store is reached with {{}}, which is not installed.")
-    from obstore.store import from_url
-
     try:
-        return ObjectStore(url, from_url(url))
+        return ObjectStore(url, Clients(url))
     except Exception as error:
         raise _failed(url, error) from None
 
@@ -221,12 +220,13 @@ class ObjectStore:
 
     Args:
         url: Where it is, for messages.
-        client: The store of obstore.
+        clients: Of obstore.
     """
 
-    def __init__(self, url: str, client: Any) -> None:
+    def __init__(self, url: str, clients: Clients) -> None:
         self._url = url.rstrip("/")
-        self._client = client
+        self._clients = clients
+        clients.reading()
 
     @property
     def where(self) -> str:
@@ -240,7 +240,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+                obstore.put(self._clients.writing(len(data)), key, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return False
         return True
@@ -250,7 +250,7 @@ class ObjectStore:
         import obstore
 
         with self._named(key):
-            obstore.put(self._client, key, data)
+            obstore.put(self._clients.writing(len(data)), key, data)
 
     def get(self, key: str) -> bytes | None:
         """See :meth:`Store.get`."""
@@ -258,7 +258,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                return bytes(obstore.get(self._client, key).bytes())
+                return bytes(obstore.get(self._clients.reading(), key).bytes())
             except FileNotFoundError:
                 return None
 
@@ -269,7 +269,7 @@ class ObjectStore:
         if end <= start:
             return b""
         with self._named(key):
-            return bytes(obstore.get_range(self._client, key, start=start, end=end))
+            return bytes(obstore.get_range(self._clients.reading(), key, start=start, end=end))
 
     def size(self, key: str) -> int | None:
         """See :meth:`Store.size`."""
@@ -277,7 +277,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                return int(obstore.head(self._client, key)["size"])
+                return int(obstore.head(self._clients.reading(), key)["size"])
             except FileNotFoundError:
                 return None
 
@@ -286,14 +286,16 @@ class ObjectStore:
         import obstore
 
         with self._named(prefix):
-            return sorted(str(entry["path"]) for page in obstore.list(self._client, prefix=prefix) for entry in page)
+            return sorted(
+                str(entry["path"]) for page in obstore.list(self._clients.reading(), prefix=prefix) for entry in page
+            )
 
     def remove(self, key: str) -> None:
         """See :meth:`Store.remove`."""
         import obstore
 
         with self._named(key), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._client, key)
+            obstore.delete(self._clients.writing(), key)
 
     @contextlib.contextmanager
     def _named(self, key: str) -> Iterator[None]:
