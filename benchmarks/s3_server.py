@@ -30,6 +30,7 @@ class S3Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.Lock()
         self.busy = 0
         """So many requests are answered with 503 before the next good one."""
@@ -139,6 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         data = self._read()
         if self._fails():
             return
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        if "uploadId" in query:
+            with self.server.lock:
+                self.server.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = data
+            self._answer(200, ETag=_tag(data))
+            return
         with self.server.lock:
             if self.headers.get("If-None-Match") == "*" and self._key() in self.server.objects:
                 self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
@@ -173,14 +180,25 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def do_DELETE(self) -> None:
-        """Remove an object."""
+        """Remove an object, or what was sent of one."""
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         with self.server.lock:
+            if "uploadId" in query:
+                self.server.uploads.pop(query["uploadId"][0], None)
+                self._answer(204)
+                return
             self.server.objects.pop(self._key(), None)
         self._answer(204)
 
     def do_POST(self) -> None:
-        """Remove the objects of a list."""
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        """Remove the objects of a list; begin or end an object that is sent in parts."""
+        data = self._read().decode()
+        if self._fails():
+            return
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        if "uploads" in query or "uploadId" in query:
+            self._in_parts(query)
+            return
         keys = re.findall(r"<Key>(.*?)</Key>", data)
         bucket = self._key().rstrip("/")
         with self.server.lock:
@@ -188,6 +206,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.objects.pop(f"{bucket}/{unescape(key)}", None)
         found = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
         self._answer(200, f"<DeleteResult>{found}</DeleteResult>".encode())
+
+    def _in_parts(self, query: dict[str, list[str]]) -> None:
+        with self.server.lock:
+            if "uploads" in query:
+                upload = str(len(self.server.uploads))
+                self.server.uploads[upload] = {}
+                tag, inside = "InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"
+            else:
+                parts = self.server.uploads[query["uploadId"][0]]
+                data = b"".join(parts[number] for number in sorted(parts))
+                self.server.objects[self._key()] = data
+                self.server.puts += 1
+                tag, inside = "CompleteMultipartUploadResult", f"<ETag>{_tag(data)}</ETag>"
+        bucket, _, key = self._key().partition("/")
+        self._answer(200, f"<{tag}><Bucket>{bucket}</Bucket><Key>{escape(key)}</Key>{inside}</{tag}>".encode())
 
     def _list(self, query: dict[str, list[str]]) -> None:
         bucket = self._key().rstrip("/")

@@ -53,6 +53,25 @@ def test_what_is_put_is_there_whole_and_in_ranges(store: Store) -> None:
     assert store.get("a/b") is None
 
 
+@pytest.mark.parametrize("size", [0, 1, 9_999, 2_500_000])
+def test_a_file_is_put_in_parts_and_read_again(
+    store: Store, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What object stores take is 5 MB at least; this one takes any.
+    monkeypatch.setattr(stores, "PART_BYTES", 300_000)
+    monkeypatch.setattr(stores, "MOST_PARTS", 5)
+    data = os.urandom(size)
+    (tmp_path / "sent").write_bytes(data)
+    store.put("files/a", b"before")
+    store.put_file("files/a", tmp_path / "sent")
+    assert store.size("files/a") == size
+    stores.read_file(store, "files/a", tmp_path / "read", size)
+    assert (tmp_path / "read").read_bytes() == data
+    if size:
+        with pytest.raises(FileNotFoundError):
+            stores.read_file(store, "files/b", tmp_path / "read", size)
+
+
 def test_a_key_is_put_once_whoever_tries(store: Store) -> None:
     firsts: list[tuple[int, int]] = []
 

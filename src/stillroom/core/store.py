@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ SCHEMES = ("s3", "gs", "az", "abfs")
 """Schemes of object stores."""
 TRIES = 5
 """How often a put is tried whose unfinished file another process removed."""
+PART_BYTES = 8 << 20
+"""Least bytes of a part in which a file is sent, and bytes of each in which one is read."""
+MOST_PARTS = 9_000
+"""Parts of a file; object stores take 10,000."""
+PARTS_AT_ONCE = 4
+"""Parts of a file that are sent at the same time."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s)\"']*", re.IGNORECASE)
 _SECRET = re.compile(r"key|secret|token|password|credential|sig", re.IGNORECASE)
@@ -47,6 +54,10 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object, replacing what is there."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Put a file of any size, which is not held in memory, replacing what is there."""
         ...
 
     def get(self, key: str) -> bytes | None:
@@ -122,6 +133,42 @@ def open_store(where: str | os.PathLike[str]) -> Store:
         raise _failed(url, error) from None
 
 
+def read_file(store: Store, key: str, path: Path, size: int) -> None:
+    """Write the first ``size`` bytes of an object into a file, without holding them in memory.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    with open(path, "wb") as stream:
+        for start in range(0, size, PART_BYTES):
+            stream.write(store.get_range(key, start, min(size, start + PART_BYTES)))
+
+
+def probe(store: Store) -> None:
+    """Put a small object, read it, see that it cannot be put again, and remove it.
+
+    Raises:
+        EnvironmentProblem: The store cannot be used; the message names it and what failed.
+    """
+    key, data = f"probe-{uuid.uuid4().hex}", os.urandom(64)
+    try:
+        first = store.put_new(key, data)
+        found = store.get(key)
+        again = store.put_new(key, b"")
+        store.remove(key)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{store.where}: nothing can be written there: {error.strerror or error}.",
+            "Check the path and its permissions.",
+        ) from None
+    if not first or found != data or again:
+        what = "what was put is not read again" if found != data else "an object can be put where there is one"
+        raise EnvironmentProblem(
+            f"{store.where}: {what}.",
+            "Use a store that has conditional puts (`If-None-Match: *`) and reads what it wrote.",
+        )
+
+
 class LocalStore:
     """A folder. An object is written beside its place and linked there, which fails where the name is taken.
 
@@ -165,6 +212,11 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         """See :meth:`Store.put`."""
         files.write_bytes(self.folder / key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See :meth:`Store.put_file`."""
+        with files.replacing(self.folder / key) as beside:
+            shutil.copyfile(path, beside)
 
     def get(self, key: str) -> bytes | None:
         """See :meth:`Store.get`."""
@@ -251,6 +303,16 @@ class ObjectStore:
 
         with self._named(key):
             obstore.put(self._clients.writing(len(data)), key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See :meth:`Store.put_file`: in parts, several at a time."""
+        import obstore
+
+        size = path.stat().st_size
+        part = max(PART_BYTES, -(-size // MOST_PARTS))
+        with self._named(key):
+            client = self._clients.writing(min(size, PARTS_AT_ONCE * part))
+            obstore.put(client, key, path, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
 
     def get(self, key: str) -> bytes | None:
         """See :meth:`Store.get`."""
