@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,3 +50,22 @@ def test_every_node_of_a_cluster_answers(nodes: Nodes, tmp_path: Path, monkeypat
     monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.0)
     late = checks.check_ray(nodes.address, [shared], 0)
     assert [finding.what for finding in late.findings] == ["no worker answered there within 0 s"] * 2
+
+
+def test_a_cluster_without_authentication_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    found = Nodes()
+    try:
+        # Ray reads its mode once in a process.
+        command = [sys.executable, "-m", "stillroom", "cluster", "check", "--at", str(tmp_path), "--ray", found.address]
+        ended = subprocess.run(
+            command, env=os.environ | {"RAY_AUTH_MODE": "token"}, capture_output=True, text=True, timeout=250
+        )
+    finally:
+        found.close()
+    assert ended.returncode != 0
+    assert "RAY_AUTH_MODE=token" in ended.stdout or "token authentication is off" in ended.stdout
+    assert "Traceback" not in ended.stderr

@@ -63,9 +63,10 @@ def check(
             typer.echo(shown(line, one_line=True))
     if checked.findings:
         first = checked.findings[0]
+        what = shown(first.what, one_line=True).rstrip(".")
         more = f", and {len(checked.findings) - 1} more" if len(checked.findings) > 1 else ""
         raise EnvironmentProblem(
-            f"The cluster is not ready: {shown(first.node, one_line=True)}: {shown(first.what, one_line=True)}{more}.",
+            f"The cluster is not ready: {shown(first.node, one_line=True)}: {what}{more}.",
             "Mend what is named, and check again: nothing was spent.",
         )
 

@@ -73,8 +73,7 @@ def check_ray(address: str, places: Sequence[str], memory_bytes: int = 0) -> Che
                     clock = ray.get(actor.clock.remote(), timeout=ANSWER_SECONDS)
                     seen = Seen(facts.model_copy(update={"clock": clock}), asked, time.time())
                 except (ray.exceptions.RayError, ValueError) as error:
-                    last = (str(error).strip().splitlines() or [first_line(error)])[-1]
-                    checked.findings.append(Finding(name, f"the check cannot run there: {last[:300]}"))
+                    checked.findings.append(Finding(name, _why(ray, error)))
                     continue
                 checked.nodes.append(seen)
         checked.findings += [
@@ -82,3 +81,15 @@ def check_ray(address: str, places: Sequence[str], memory_bytes: int = 0) -> Che
         ]
     checked.findings += findings(checked.nodes, memory_bytes)
     return checked
+
+
+def _why(ray: Any, error: Exception) -> str:
+    """Why a machine could not be looked at."""
+    last = (str(error).strip().splitlines() or [first_line(error)])[-1][:300].rstrip(".")
+    own = isinstance(error, ray.exceptions.RayTaskError | ValueError)
+    todo = (
+        "is this version of Stillroom installed there"
+        if own
+        else "was it started with RAY_AUTH_MODE=token and the token of this machine"
+    )
+    return f"the check cannot run there ({last}): {todo}?"
