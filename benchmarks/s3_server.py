@@ -1,7 +1,8 @@
 """A small S3-compatible server on this machine, for tests and benchmarks: objects in memory, `If-None-Match: *`, ranges,
 listings.
 
-It checks no signatures. Failures can be ordered: the next requests are answered with 503, or the connection is cut.
+It checks no signatures. Failures can be ordered: the next requests are answered with 503, the connection is cut, or the line is
+slow.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
 PAGE = 1000
+CHUNK = 16_384
+"""Bytes that a slow line carries at a time."""
 
 
 class S3Server(ThreadingHTTPServer):
@@ -26,11 +30,16 @@ class S3Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.Lock()
         self.busy = 0
         """So many requests are answered with 503 before the next good one."""
         self.cut = 0
         """So many connections are cut without an answer."""
+        self.rate = 0.0
+        """Bytes per second of the line, in each direction; 0 does not limit it."""
+        self.stall_seconds = 0.0
+        """The next answer of several chunks stops so long in the middle."""
         self.puts = 0
 
     @property
@@ -76,7 +85,42 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
+            self._write(data)
+
+    def _read(self) -> bytes:
+        """The request's body, as fast as the line is."""
+        left = int(self.headers.get("Content-Length", 0))
+        chunks: list[bytes] = []
+        while left:
+            chunk = self.rfile.read(min(left, CHUNK) if self.server.rate else left)
+            if not chunk:
+                raise ConnectionError("The body was cut off.")
+            left -= len(chunk)
+            chunks.append(chunk)
+            if self.server.rate:
+                time.sleep(len(chunk) / self.server.rate)
+        return b"".join(chunks)
+
+    def _write(self, data: bytes) -> None:
+        """Some of an answer's body, as fast as the line is."""
+        if not self.server.rate:
             self.wfile.write(data)
+            return
+        for start in range(0, len(data), CHUNK):
+            chunk = data[start : start + CHUNK]
+            self.wfile.write(chunk)
+            self.wfile.flush()
+            time.sleep(len(chunk) / self.server.rate)
+            if start and self.server.stall_seconds:
+                seconds, self.server.stall_seconds = self.server.stall_seconds, 0.0
+                time.sleep(seconds)
+
+    def handle_one_request(self) -> None:
+        """As the class above does; a client that went away is not reported."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
 
     def _fails(self) -> bool:
         with self.server.lock:
@@ -93,8 +137,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """Put an object, if the key is free where that is asked."""
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = self._read()
         if self._fails():
+            return
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        if "uploadId" in query:
+            with self.server.lock:
+                self.server.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = data
+            self._answer(200, ETag=_tag(data))
             return
         with self.server.lock:
             if self.headers.get("If-None-Match") == "*" and self._key() in self.server.objects:
@@ -130,14 +180,25 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def do_DELETE(self) -> None:
-        """Remove an object."""
+        """Remove an object, or what was sent of one."""
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         with self.server.lock:
+            if "uploadId" in query:
+                self.server.uploads.pop(query["uploadId"][0], None)
+                self._answer(204)
+                return
             self.server.objects.pop(self._key(), None)
         self._answer(204)
 
     def do_POST(self) -> None:
-        """Remove the objects of a list."""
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        """Remove the objects of a list; begin or end an object that is sent in parts."""
+        data = self._read().decode()
+        if self._fails():
+            return
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        if "uploads" in query or "uploadId" in query:
+            self._in_parts(query)
+            return
         keys = re.findall(r"<Key>(.*?)</Key>", data)
         bucket = self._key().rstrip("/")
         with self.server.lock:
@@ -145,6 +206,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.objects.pop(f"{bucket}/{unescape(key)}", None)
         found = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
         self._answer(200, f"<DeleteResult>{found}</DeleteResult>".encode())
+
+    def _in_parts(self, query: dict[str, list[str]]) -> None:
+        with self.server.lock:
+            if "uploads" in query:
+                upload = str(len(self.server.uploads))
+                self.server.uploads[upload] = {}
+                tag, inside = "InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"
+            else:
+                parts = self.server.uploads[query["uploadId"][0]]
+                data = b"".join(parts[number] for number in sorted(parts))
+                self.server.objects[self._key()] = data
+                self.server.puts += 1
+                tag, inside = "CompleteMultipartUploadResult", f"<ETag>{_tag(data)}</ETag>"
+        bucket, _, key = self._key().partition("/")
+        self._answer(200, f"<{tag}><Bucket>{bucket}</Bucket><Key>{escape(key)}</Key>{inside}</{tag}>".encode())
 
     def _list(self, query: dict[str, list[str]]) -> None:
         bucket = self._key().rstrip("/")

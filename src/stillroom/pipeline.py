@@ -309,6 +309,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         pass_gate(made)
     _require_objective(made, wanted)
     _require_packages(made, wanted)
+    _require_copies(made, wanted)
     redone = False
     for spec in wanted:
         redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
@@ -475,6 +476,15 @@ def _require_packages(made: Run, wanted: list[StageSpec]) -> None:
             todo.add(spec.name)
     if len(todo) > 1:
         require_needs(need for need in needs if need.stage in todo)
+
+
+def _require_copies(made: Run, wanted: list[StageSpec]) -> None:
+    """Refuse a store for copies of checkpoints that cannot be used, before anything is spent."""
+    where = made.recipe.distill.checkpoint_copy
+    if where is not None and any(made.stage(spec.name).record is None for spec in wanted if "distill" in spec.sections):
+        from stillroom.core.store import open_store, probe
+
+        probe(open_store(where))
 
 
 def _check_room(made: Run, name: str) -> None:

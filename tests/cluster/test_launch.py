@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.s3_server import s3_server
 from stillroom import pipeline
 from stillroom.cluster.cluster import Cluster
 from tests.cluster.cluster_material import recipe_in
@@ -69,3 +71,23 @@ def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest
     # It is finished for one process, too: where it was done is no part of what it is.
     again = pipeline.run(two, until="distill", quiet=True)
     assert "distill" not in again.done or again.done == two.done
+
+
+def test_two_workers_go_on_from_the_copy_of_two_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = recipe_in(tmp_path)
+    values["distill"] |= {"checkpoint_copy": "s3://bucket/checkpoints"}
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        values["name"] = "copied"
+        first = pipeline.run(values, tmp_path / "lost", until="distill", quiet=True, cluster=Cluster(2))
+        steps = (first.stage("distill").record or {})["notes"]["steps"]
+        assert any(key.endswith(f"/step-{steps:07}.json") for key in server.objects)
+        model = load_file(first.path / "distill" / "model" / "model.safetensors")
+        shutil.rmtree(tmp_path / "lost")
+        second = pipeline.run(values, tmp_path / "new", until="distill", quiet=True, cluster=Cluster(2))
+    (event,) = (event for event in second.events("distill") if event.get("event") == "restored")
+    assert event["from_step"] == steps
+    found = load_file(second.path / "distill" / "model" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.items())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.s3_server import S3Server, s3_server
 from stillroom.core import store as stores
+from stillroom.core import store_clients
 from stillroom.core.errors import EnvironmentProblem, RecipeError, UsageError
 from stillroom.core.store import LocalStore, Store, check_url, open_store
 from stillroom.recipe.capture import CaptureConfig
@@ -50,6 +53,25 @@ def test_what_is_put_is_there_whole_and_in_ranges(store: Store) -> None:
     assert store.get("a/b") is None
 
 
+@pytest.mark.parametrize("size", [0, 1, 9_999, 2_500_000])
+def test_a_file_is_put_in_parts_and_read_again(
+    store: Store, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What object stores take is 5 MB at least; this one takes any.
+    monkeypatch.setattr(stores, "PART_BYTES", 300_000)
+    monkeypatch.setattr(stores, "MOST_PARTS", 5)
+    data = os.urandom(size)
+    (tmp_path / "sent").write_bytes(data)
+    store.put("files/a", b"before")
+    store.put_file("files/a", tmp_path / "sent")
+    assert store.size("files/a") == size
+    stores.read_file(store, "files/a", tmp_path / "read", size)
+    assert (tmp_path / "read").read_bytes() == data
+    if size:
+        with pytest.raises(FileNotFoundError):
+            stores.read_file(store, "files/b", tmp_path / "read", size)
+
+
 def test_a_key_is_put_once_whoever_tries(store: Store) -> None:
     firsts: list[tuple[int, int]] = []
 
@@ -87,6 +109,77 @@ def test_a_store_that_is_busy_or_cuts_the_connection_is_asked_again(
     server.cut = 1
     assert store.get("a") == b"1"
     assert not store.put_new("a", b"2")
+
+
+@pytest.fixture
+def slow(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A line of 200 kB/s, and a limit of 0.5 seconds for a request and its silence instead of 30."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store_clients, "SILENCE", 0.5)
+    monkeypatch.setattr(store_clients, "SLOWEST", 100_000)
+    server.objects.clear()
+    server.rate = 200_000
+    yield server
+    server.rate = server.stall_seconds = 0.0
+
+
+DATA = os.urandom(1 << 18)
+"""1.3 seconds on the slow line."""
+
+
+def test_an_object_that_takes_longer_than_the_limit_of_a_request_is_put_and_read(slow: S3Server) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+    from obstore.store import from_url
+
+    # What the line is like for a client with the limit alone.
+    client = from_url(
+        "s3://bucket/slow",
+        client_options={"timeout": "500ms", "allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+    with pytest.raises(GenericError):
+        obstore.put(client, "limited", DATA, mode="create", use_multipart=False)
+    store = open_store("s3://bucket/slow")
+    begun = time.monotonic()
+    assert store.put_new("a", DATA)
+    assert time.monotonic() - begun > 2 * store_clients.SILENCE
+    store.put("b", DATA)
+    assert slow.objects["bucket/slow/a"] == slow.objects["bucket/slow/b"] == DATA
+    assert store.get("a") == DATA
+    assert store.get_range("a", 5, len(DATA) - 7) == DATA[5:-7]
+
+
+def test_a_read_that_falls_silent_is_tried_again(slow: S3Server) -> None:
+    slow.objects["bucket/slow/a"] = DATA
+    slow.stall_seconds = 3.0
+    begun = time.monotonic()
+    assert open_store("s3://bucket/slow").get("a") == DATA
+    assert slow.stall_seconds == 0
+    assert time.monotonic() - begun < 3.0
+
+
+def test_a_put_has_the_time_that_its_size_takes_on_a_slow_line() -> None:
+    assert store_clients.seconds_to_send(0) < 31
+    assert store_clients.seconds_to_send(10**9) > 10**9 / 5e6
+    assert all(
+        store_clients.seconds_to_send(size) >= size / store_clients.SLOWEST for size in (1, 4_711, 10**7, 5 * 10**9)
+    )
+    assert len({store_clients.seconds_to_send(size) for size in range(0, 5 * 10**9, 10**6)}) < 20
+
+
+def test_options_of_the_environment_hold_beside_the_limits(slow: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_TIMEOUT", "500ms")
+    monkeypatch.setenv("AWS_USER_AGENT", "of-my-own")
+    clients = store_clients.Clients("s3://bucket/slow")
+    assert clients.writing(10**9).client_options == {
+        "timeout": "500ms",
+        "allow_http": "true",
+        "user_agent": "of-my-own",
+    }
+    with pytest.raises(EnvironmentProblem, match="did not answer"):
+        open_store("s3://bucket/slow").put_new("a", DATA)
 
 
 def test_a_file_system_without_links_is_exclusive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,19 @@ def _register() -> None:
     """Add the other groups of commands; their modules import nothing heavy."""
     import importlib
 
-    for group in ("recipe", "cache", "teacher", "evaluate", "ladder", "serve", "switch", "terms", "package", "guard"):
+    for group in (
+        "recipe",
+        "cache",
+        "cluster",
+        "teacher",
+        "evaluate",
+        "ladder",
+        "serve",
+        "switch",
+        "terms",
+        "package",
+        "guard",
+    ):
         importlib.import_module(f"stillroom.cli.{group}").register(app)
 
 

@@ -13,20 +13,28 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem, UsageError
 from stillroom.core.extras import require
+from stillroom.core.store_clients import Clients
 
 SCHEMES = ("s3", "gs", "az", "abfs")
 """Schemes of object stores."""
 TRIES = 5
 """How often a put is tried whose unfinished file another process removed."""
+PART_BYTES = 8 << 20
+"""Least bytes of a part in which a file is sent, and bytes of each in which one is read."""
+MOST_PARTS = 9_000
+"""Parts of a file; object stores take 10,000."""
+PARTS_AT_ONCE = 4
+"""Parts of a file that are sent at the same time."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s)\"']*", re.IGNORECASE)
 _SECRET = re.compile(r"key|secret|token|password|credential|sig", re.IGNORECASE)
@@ -46,6 +54,10 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object, replacing what is there."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Put a file of any size, which is not held in memory, replacing what is there."""
         ...
 
     def get(self, key: str) -> bytes | None:
@@ -115,12 +127,46 @@ def open_store(where: str | os.PathLike[str]) -> Store:
         return LocalStore(Path(where))
     url = check_url(str(where))
     require("store", f"{url}: an object store is reached with {{}}, which is not installed.")
-    from obstore.store import from_url
-
     try:
-        return ObjectStore(url, from_url(url))
+        return ObjectStore(url, Clients(url))
     except Exception as error:
         raise _failed(url, error) from None
+
+
+def read_file(store: Store, key: str, path: Path, size: int) -> None:
+    """Write the first ``size`` bytes of an object into a file, without holding them in memory.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    with open(path, "wb") as stream:
+        for start in range(0, size, PART_BYTES):
+            stream.write(store.get_range(key, start, min(size, start + PART_BYTES)))
+
+
+def probe(store: Store) -> None:
+    """Put a small object, read it, see that it cannot be put again, and remove it.
+
+    Raises:
+        EnvironmentProblem: The store cannot be used; the message names it and what failed.
+    """
+    key, data = f"probe-{uuid.uuid4().hex}", os.urandom(64)
+    try:
+        first = store.put_new(key, data)
+        found = store.get(key)
+        again = store.put_new(key, b"")
+        store.remove(key)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{store.where}: nothing can be written there: {error.strerror or error}.",
+            "Check the path and its permissions.",
+        ) from None
+    if not first or found != data or again:
+        what = "what was put is not read again" if found != data else "an object can be put where there is one"
+        raise EnvironmentProblem(
+            f"{store.where}: {what}.",
+            "Use a store that has conditional puts (`If-None-Match: *`) and reads what it wrote.",
+        )
 
 
 class LocalStore:
@@ -166,6 +212,11 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         """See :meth:`Store.put`."""
         files.write_bytes(self.folder / key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See :meth:`Store.put_file`."""
+        with files.replacing(self.folder / key) as beside:
+            shutil.copyfile(path, beside)
 
     def get(self, key: str) -> bytes | None:
         """See :meth:`Store.get`."""
@@ -221,12 +272,13 @@ class ObjectStore:
 
     Args:
         url: Where it is, for messages.
-        client: The store of obstore.
+        clients: Of obstore.
     """
 
-    def __init__(self, url: str, client: Any) -> None:
+    def __init__(self, url: str, clients: Clients) -> None:
         self._url = url.rstrip("/")
-        self._client = client
+        self._clients = clients
+        clients.reading()
 
     @property
     def where(self) -> str:
@@ -240,7 +292,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+                obstore.put(self._clients.writing(len(data)), key, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return False
         return True
@@ -250,7 +302,17 @@ class ObjectStore:
         import obstore
 
         with self._named(key):
-            obstore.put(self._client, key, data)
+            obstore.put(self._clients.writing(len(data)), key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See :meth:`Store.put_file`: in parts, several at a time."""
+        import obstore
+
+        size = path.stat().st_size
+        part = max(PART_BYTES, -(-size // MOST_PARTS))
+        with self._named(key):
+            client = self._clients.writing(min(size, PARTS_AT_ONCE * part))
+            obstore.put(client, key, path, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
 
     def get(self, key: str) -> bytes | None:
         """See :meth:`Store.get`."""
@@ -258,7 +320,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                return bytes(obstore.get(self._client, key).bytes())
+                return bytes(obstore.get(self._clients.reading(), key).bytes())
             except FileNotFoundError:
                 return None
 
@@ -269,7 +331,7 @@ class ObjectStore:
         if end <= start:
             return b""
         with self._named(key):
-            return bytes(obstore.get_range(self._client, key, start=start, end=end))
+            return bytes(obstore.get_range(self._clients.reading(), key, start=start, end=end))
 
     def size(self, key: str) -> int | None:
         """See :meth:`Store.size`."""
@@ -277,7 +339,7 @@ class ObjectStore:
 
         with self._named(key):
             try:
-                return int(obstore.head(self._client, key)["size"])
+                return int(obstore.head(self._clients.reading(), key)["size"])
             except FileNotFoundError:
                 return None
 
@@ -286,14 +348,16 @@ class ObjectStore:
         import obstore
 
         with self._named(prefix):
-            return sorted(str(entry["path"]) for page in obstore.list(self._client, prefix=prefix) for entry in page)
+            return sorted(
+                str(entry["path"]) for page in obstore.list(self._clients.reading(), prefix=prefix) for entry in page
+            )
 
     def remove(self, key: str) -> None:
         """See :meth:`Store.remove`."""
         import obstore
 
         with self._named(key), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._client, key)
+            obstore.delete(self._clients.writing(), key)
 
     @contextlib.contextmanager
     def _named(self, key: str) -> Iterator[None]:

@@ -107,7 +107,8 @@ def _of_corpus(recipe: Recipe) -> list[Need]:
 
 
 def _of_training(recipe: Recipe) -> list[Need]:
-    return _extra("distill", "distill.lora", "lora") if recipe.distill.lora is not None else []
+    found = _extra("distill", "distill.lora", "lora") if recipe.distill.lora is not None else []
+    return found + (_extra("distill", "distill.checkpoint_copy", "store") if recipe.distill.checkpoint_copy else [])
 
 
 def _of_export(recipe: Recipe) -> list[Need]:

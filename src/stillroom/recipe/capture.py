@@ -68,6 +68,18 @@ StoreUrl = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://")]
 """A bucket with a path, such as ``s3://bucket/cache``; credentials come from the environment."""
 
 
+def known_store(value: str) -> str:
+    """A URL of an object store that is known, without credentials.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return check_url(value)
+    except UsageError as error:
+        raise ValueError(f"{error.what} {error.todo.removesuffix('.')}") from None
+
+
 class CaptureConfig(Section):
     """How the teacher's signal is captured into the cache."""
 
@@ -94,9 +106,4 @@ class CaptureConfig(Section):
     @classmethod
     def _known_store(cls, value: Any) -> Any:
         """A URL is of an object store that is known, and carries no credentials."""
-        if isinstance(value, str) and is_url(value):
-            try:
-                check_url(value)
-            except UsageError as error:
-                raise ValueError(f"{error.what} {error.todo.removesuffix('.')}") from None
-        return value
+        return known_store(value) if isinstance(value, str) and is_url(value) else value

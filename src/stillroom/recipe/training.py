@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stillroom.recipe.capture import StoreUrl, known_store
 from stillroom.recipe.section import BEFORE, SINCE, NumberOrAuto, OpenName, Section
 
 OBJECTIVES = (
@@ -150,6 +151,16 @@ class DistillConfig(Section):
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Least time between checkpoints, longer where writing them would take more than 2 % of the time; 0 is after every step.
     One is always written at a validation."""
+    checkpoint_copy: StoreUrl | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """A URL such as ``s3://bucket/checkpoints``, for machines that may vanish: each checkpoint is copied there while training
+    goes on, and a run that begins in an empty folder takes the newest whole one of the same training. Credentials come from
+    the environment, never from here."""
+
+    @field_validator("checkpoint_copy", mode="before")
+    @classmethod
+    def _known_store(cls, value: Any) -> Any:
+        """A URL of an object store that is known, without credentials."""
+        return known_store(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _layouts(self) -> DistillConfig:

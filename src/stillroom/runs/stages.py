@@ -217,6 +217,9 @@ def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     if spec.name == "baseline":
         # It is trained on the corpus alone, whatever the student writes.
         found["distill"].pop("rounds", None)
+    if "distill" in found:
+        # Where checkpoints are copied to changes nothing in what is trained.
+        found["distill"].pop("checkpoint_copy", None)
     return found | {"seed": made.seed_of(spec.name)}
 
 

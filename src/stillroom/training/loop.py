@@ -39,6 +39,7 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
     unique_tensors,
 )
+from stillroom.training.checkpoint_copy import CheckpointCopy
 from stillroom.training.compiled import MULTIPLE, compile_layers
 from stillroom.training.group import ALONE, Group
 from stillroom.training.lean import AVERAGES, LeanAdamW
@@ -97,6 +98,7 @@ class Training:
         group: The processes that train together. The batch of a step does not depend on how many they are.
         base: Identity of the weights that adapters belong to; empty where all weights are trained.
         stretch: The part to do of a training in rounds; None does all of it.
+        copies: Where checkpoints are copied to; None copies none, as in every process of a group but the first.
     """
 
     title: str
@@ -114,6 +116,7 @@ class Training:
     group: Group = ALONE
     base: str = ""
     stretch: Stretch | None = None
+    copies: CheckpointCopy | None = None
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
@@ -245,7 +248,8 @@ class Training:
                         stop = bool(terminated)
                     else:
                         due, stop = done.due, done.stop
-                    if validated or due or stop or state.step in (fall, last):
+                    saves = validated or due or stop or state.step in (fall, last)
+                    if saves:
                         begun = time.monotonic()
                         self._save(optimizer, state)
                         saved = time.monotonic()
@@ -253,12 +257,17 @@ class Training:
                     if state.step == fall:
                         warmup = warmup_steps(config, steps)
                         extension.keep(self.folder, extension.Begin(fall, per_step, warmup, state.best_step))
+                    if saves and self.copies is not None:
+                        self.copies.begin(state.step)
                     if stop and state.step < steps:
+                        copied = self.copies is not None and self.copies.wait()
                         raise Terminated(
                             f"Stopped by SIGTERM after step {state.step} of the stage `{self.title}`.",
-                            "A checkpoint was written; the same command goes on.",
+                            f"A checkpoint was written{' and copied' if copied else ''}; the same command goes on.",
                         )
                     trim()
+        if self.copies is not None:
+            self.copies.wait()
         state.tokens = tokens[state.step]
         if config.lora is not None:
             named = self.model.named_parameters()

@@ -9,11 +9,12 @@ import torch
 from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.core.secret import library_seed
+from stillroom.core.store import open_store
 from stillroom.corpus.mapped import open_split
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
-from stillroom.runs.run import Run, Stage
+from stillroom.runs.run import BEGUN, Run, Stage
 from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.registry import signal_kind
@@ -22,6 +23,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.several import open_signals
 from stillroom.training import adapters, extension
 from stillroom.training.checkpoint import best_weights
+from stillroom.training.checkpoint_copy import CheckpointCopy
 from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Stretch, Training, require_alone
 from stillroom.training.rounds import Rounds
@@ -53,6 +55,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         require_alone(group, "distill.lora" if config.lora is not None else "distill.rounds")
     randomness = run.randomness
     device = prepare(recipe.compute, library_seed(randomness, "training"))
+    copies = _copies(run, stage, progress) if group.first else None
+    group.barrier()
     corpus = run.stage("corpus").path
     # Of a cache in an object store, what is read is copied once into the stage's scratch folder.
     cache = open_signals(run, stage.scratch / "cache")
@@ -84,6 +88,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             group=group,
             base=_identity(run) if lora is not None else "",
             stretch=stretch,
+            copies=copies,
         )
 
     begin: extension.Begin | None = None
@@ -147,6 +152,20 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         threads=torch.get_num_threads(),
         **({"extends": {"result": begin.came_from, "from_step": begin.step}} if begin is not None else {}),
     )
+
+
+def _copies(run: Run, stage: Stage, progress: Progress) -> CheckpointCopy | None:
+    """The store for copies of checkpoints, where the recipe names one; an empty scratch folder gets the newest of them."""
+    where = run.recipe.distill.checkpoint_copy
+    if where is None:
+        return None
+    # In a process of a group the stage was begun by the driver.
+    inputs = stage.inputs or files.read_json(stage.path / BEGUN)["inputs"]
+    copies = CheckpointCopy(open_store(where), stage.scratch, stage.name, inputs, progress.say)
+    step = copies.restore()
+    if step is not None:
+        run.event(stage.name, event="restored", from_step=step, where=copies.where)
+    return copies
 
 
 def _identity(run: Run) -> str:

@@ -20,6 +20,8 @@ CHECKPOINT_COPIES = 8
 weights and AdamW's two moments in the checkpoint and in the one that replaces it, and the best weights of each."""
 CHECKPOINT_SIZES = 3
 """Sizes of the trained weights in a checkpoint."""
+WAITING_SIZES = 2 * (CHECKPOINT_SIZES + 1)
+"""The same of two checkpoints with their best weights, of which one is copied to a store and one waits for that."""
 CHECKPOINT_SHARE = 0.02
 """Share of the time that checkpoints may take, apart from those at validations."""
 
@@ -29,10 +31,11 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     config = recipe.distill
     forward_tokens = min(config.micro_batch_tokens or step_tokens(recipe, counts), counts.train_tokens)
     training = profile.train_bytes + forward_tokens * counts.expansion * profile.token_bytes
+    sizes = CHECKPOINT_COPIES + (WAITING_SIZES if config.checkpoint_copy is not None else 0)
     return StageCost(
         seconds=_seconds(recipe, counts, profile),
         memory_bytes=profile.base_bytes + training + counts.student_bytes,
-        disk_bytes=counts.student_bytes + CHECKPOINT_COPIES * counts.trained_bytes,
+        disk_bytes=counts.student_bytes + sizes * counts.trained_bytes,
     )
 
 
