@@ -87,6 +87,22 @@ def test_init_names_the_kind_that_reads_the_file(text: str, kind: str, tmp_path:
     assert load_recipe(tmp_path / "a.yaml").corpus.sources[0].kind == kind
 
 
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.tar.gz", "a.zip", "a.txt.gz.zst", "a.jsonl.bz2"])
+def test_init_refuses_what_no_source_reads(name: str, tmp_path: Path) -> None:
+    flags = ("--teacher", "owner/model", "--licence", "MIT", "--own", "", "--size", "60M")
+    assert "unpacked" in command("init", tmp_path / "a.yaml", "--text", tmp_path / name, *flags, fails=UsageError)
+    assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.JSONL.gz", "jsonl"), ("b/a.parquet", "parquet"), ("a.md", "text")])
+def test_init_looks_into_a_folder(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl" / name).parent.mkdir(parents=True)
+    (tmp_path / "texts.jsonl" / name).touch()
+    flags = ("--teacher", "owner/model", "--licence", "MIT", "--own", "", "--size", "60M")
+    command("init", tmp_path / "a.yaml", "--text", tmp_path / "texts.jsonl", *flags)
+    assert load_recipe(tmp_path / "a.yaml").corpus.sources[0].kind == kind
+
+
 def test_only_without_a_name_is_refused(tmp_path: Path) -> None:
     assert "names no metric" in command("evaluate", tmp_path, "--only", " , ", fails=UsageError)
 

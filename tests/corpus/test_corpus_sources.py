@@ -448,3 +448,120 @@ def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path: Path, name: str, 
     (tmp_path / name).write_text(text)
     with pytest.raises(CorpusError, match="the key 'text' is there twice"):
         read(JsonlSource(path=tmp_path / name))
+
+
+# Encodings -----------------------------------------------------------------------------------------------------------
+
+WRITTEN = {
+    "a.txt": "Käse",
+    "a.jsonl": '{"text": "Käse"}\n',
+    "a.json": '[{"text": "Käse"}]',
+    "a.csv": "text\nKäse\n",
+    "a.tsv": "text\nKäse\n",
+}
+
+
+def _source(path: Path, encoding: str, *, separated: bool = False) -> Source:
+    if path.suffix == ".txt":
+        return TextSource(path=path, encoding=encoding, separator="\n\n" if separated else None)
+    return JsonlSource(path=path, encoding=encoding)
+
+
+@pytest.mark.parametrize("separated", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    ("encoding", "mark", "codec"),
+    [
+        *((alias, mark, "utf-8") for alias in ("utf-8", "utf_8", "U8", "utf8", "cp65001") for mark in ("", "\ufeff")),
+        *((alias, mark, "utf-8") for alias in ("utf-8-sig", "UTF_8_SIG") for mark in ("", "\ufeff")),
+        *((alias, "\ufeff", f"utf-16-{end}") for alias in ("utf-16", "U16") for end in ("le", "be")),
+        *((f"utf_16_{end}", mark, f"utf-16-{end}") for end in ("le", "be") for mark in ("", "\ufeff")),
+        *((alias, "\ufeff", f"utf-32-{end}") for alias in ("utf-32", "U32") for end in ("le", "be")),
+        ("utf-32-be", "\ufeff", "utf-32-be"),
+        ("latin1", "", "latin-1"),
+        ("windows-1252", "", "cp1252"),
+        ("gb18030", "", "gb18030"),
+    ],
+)
+def test_every_name_of_an_encoding_with_and_without_its_mark(
+    tmp_path: Path, name: str, encoding: str, mark: str, codec: str, separated: bool
+) -> None:
+    path = tmp_path / name
+    path.write_bytes((mark + WRITTEN[name]).encode(codec))
+    assert [document.text for document in read(_source(path, encoding, separated=separated))] == ["Käse"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    ("encoding", "mark", "codec", "reason"),
+    [
+        ("utf-16", "", "utf-16-be", "no byte order mark"),
+        ("u32", "", "utf-32-le", "no byte order mark"),
+        ("utf-16-le", "\ufeff", "utf-16-be", "begins with the byte order mark of UTF-16-BE"),
+        ("utf-8", "\ufeff", "utf-16-le", "begins with the byte order mark of UTF-16-LE"),
+        ("latin-1", "\ufeff", "utf-8", "begins with the byte order mark of UTF-8"),
+        ("base64", "", "ascii", "`base64` is not an encoding"),
+        ("undefined", "", "ascii", "`undefined` is not an encoding"),
+        ("utf\0", "", "ascii", "is not an encoding"),
+        ("ascii", "", "utf-8", "not ascii"),
+        ("euc_kr", "", "latin-1", "not euc_kr"),
+    ],
+)
+def test_an_encoding_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, name: str, encoding: str, mark: str, codec: str, reason: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes((mark + WRITTEN[name]).encode(codec, "replace"))
+    for separated in (False, True):
+        assert reason in message(_source(path, encoding, separated=separated))
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "keys", "texts"),
+    [
+        ("a.csv", "text\na;b\nc\td\n", {}, ["a;b", "c\td"]),
+        ("a.csv", '"text;more"\na;b\n', {"text_key": "text;more"}, ["a;b"]),
+        ("a.csv", "text;more\na;b\n", {"text_key": "text;more"}, ["a;b"]),
+        ("a.csv", "text;more\na;b\n", {"text_key": "text;more", "delimiter": ","}, ["a;b"]),
+        ("a.csv", "text;more\na;b\n", {}, ["a"]),
+        ("a.csv", "id;body\n1;b\n", {"text_key": "body"}, ["b"]),
+        ("a.csv", "id\tbody\n1\tb\n", {"text_key": "body", "delimiter": "\t"}, ["b"]),
+        ("a.csv", "id|body\n1|b\n", {"text_key": "body", "delimiter": "|"}, ["b"]),
+        ("a.tsv", "text\na,b\n", {}, ["a,b"]),
+        ("a.csv", 'id,"te\nxt"\n1,b\n', {"text_key": "te\nxt"}, ["b"]),
+    ],
+)
+def test_columns_of_a_table(tmp_path: Path, name: str, written: str, keys: dict[str, Any], texts: list[str]) -> None:
+    (tmp_path / name).write_text(written)
+    assert [document.text for document in read(JsonlSource(path=tmp_path / name, **keys))] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "wanted"),
+    [
+        ("a.csv", "what; or that\na;b\n", 'delimiter: ";"'),
+        ("a.csv", "text\tmore\na\tb\n", 'delimiter: "\\t"'),
+        ("a.tsv", "text,more\na,b\n", 'delimiter: ","'),
+    ],
+)
+def test_a_first_line_of_two_meanings_is_refused(tmp_path: Path, name: str, written: str, wanted: str) -> None:
+    (tmp_path / name).write_text(written)
+    said = message(JsonlSource(path=tmp_path / name))
+    assert "the first line is one column with" in said
+    assert wanted in said
+
+
+# Files that are packed -----------------------------------------------------------------------------------------------
+
+NOT_READ = ("a.tar.gz", "a.tgz", "a.zip", "a.tar.zst", "a.txt.gz.gz", "a.jsonl.xz", "a.TAR.GZ", "a.parquet.gz")
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_archives_are_refused_by_their_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"text\n")
+    for source in (TextSource, JsonlSource, ParquetSource):
+        said = message(source(path=tmp_path / name))
+        assert ("Parquet files are read unpacked" if "parquet" in name else "are not unpacked") in said

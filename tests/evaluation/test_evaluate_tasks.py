@@ -233,6 +233,27 @@ def test_tasks_of_packages(name: str, package: str, kind: str) -> None:
     assert len(task.items) == 3
 
 
+def test_the_digest_of_a_task_covers_the_file_of_right_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    (data / "possible_answer").mkdir(parents=True)
+    tool = {"name": "weather", "parameters": {"required": ["city"]}}
+    problem = {"id": "1", "question": [[{"role": "user", "content": "Bonn?"}]], "function": [tool]}
+    for kind in ("simple_python", "irrelevance"):
+        (data / f"BFCL_v4_{kind}.json").write_text(json.dumps(problem))
+    monkeypatch.setattr("stillroom.evaluation.tasks.packages.package_folder", lambda *_: tmp_path)
+    found: dict[str, list[str]] = {"bfcl_simple": [], "bfcl_irrelevance": []}
+    for city in ("Bonn", "Ulm", "Ulm"):
+        answer = {"id": "1", "ground_truth": [{"weather": {"city": [city]}}]}
+        (data / "possible_answer" / "BFCL_v4_simple_python.json").write_text(json.dumps(answer))
+        for name, digests in found.items():
+            task = package_task(name, None, 0)
+            assert task is not None
+            digests.append(task.digest)
+    first, second, third = found["bfcl_simple"]
+    assert first != second == third
+    assert len(set(found["bfcl_irrelevance"])) == 1
+
+
 def test_generated_problems_check_their_own_answers() -> None:
     task = package_task("reasoning_gym/chain_sum", 3, 5)
     assert task is not None

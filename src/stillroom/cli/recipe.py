@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.core.errors import RecipeError, UsageError
+from stillroom.core.errors import CorpusError, RecipeError, UsageError
 
 recipe_app = typer.Typer(help="The recipe's own format.", no_args_is_help=True)
 
@@ -174,13 +174,44 @@ def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: s
 
 
 def _kind(text: str) -> str:
-    """The kind of source that reads a file, packed or not, or a pattern; a folder is text."""
-    from stillroom.corpus.inputs import inner_suffix
+    """The kind of source that reads a file, packed or not, a pattern, or a folder by what is in it.
 
-    suffix = inner_suffix(Path(text))
-    if suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv") and not Path(text).expanduser().is_dir():
+    Raises:
+        UsageError: No kind reads such a file.
+    """
+    from stillroom.corpus.inputs import inner_suffix, require_known
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _kind_of_folder(path)
+    try:
+        require_known(path)
+    except CorpusError as error:
+        raise UsageError(error.what, error.todo) from None
+    suffix = inner_suffix(path)
+    if suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
         return "jsonl"
     return "parquet" if suffix == ".parquet" else "text"
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """The first kind of source that takes a file of a folder; text where none does, so that the plan says why."""
+    from stillroom.corpus.inputs import find_files
+    from stillroom.corpus.sources import TABLES
+    from stillroom.recipe.corpus import JsonlSource, TextSource
+
+    patterns: dict[str, tuple[str, ...]] = {
+        "text": TextSource.model_fields["pattern"].default,
+        "jsonl": JsonlSource.model_fields["pattern"].default,
+        "parquet": TABLES,
+    }
+    for kind, pattern in patterns.items():
+        try:
+            next(find_files(folder, pattern))
+        except CorpusError:
+            continue
+        return kind
+    return "text"
 
 
 def _share(size: str, teacher: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fnmatch
 import glob
@@ -23,8 +24,16 @@ from stillroom.corpus.tally import Tally
 PACKED = (".gz", ".zst")
 """Endings of packed files; what is before them tells what is inside."""
 OTHER_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".lz4", ".br")
-MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-"""Byte order marks that UTF-8 does not have."""
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks, longer ones first, and the encodings that they mark."""
+LONGEST_MARK = 4
+"""Bytes of the longest byte order mark."""
 MAGIC = (
     (b"%PDF-", "a PDF file"),
     (b"PK\x03\x04", "a ZIP file (DOCX, EPUB and XLSX are ZIP files)"),
@@ -203,14 +212,10 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked as they are read.
 
     Raises:
-        CorpusError: A packed file is damaged; or it is packed in a way that is not read.
+        CorpusError: A packed file is damaged.
         OSError: It cannot be read.
     """
     suffix = path.suffix.lower()
-    if suffix in OTHER_ARCHIVES:
-        raise CorpusError(
-            f"{path}: files of the kind {suffix} are not unpacked.", "Unpack it, or pack it as .gz or .zst."
-        )
     with contextlib.ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(open(path, "rb"))
         try:
@@ -241,7 +246,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     Raises:
         CorpusError: There is more in it than :data:`stillroom.corpus.documents.LONGEST`, or it is damaged.
     """
-    if path.suffix.lower() not in (*PACKED, *OTHER_ARCHIVES):
+    if path.suffix.lower() not in PACKED:
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=inner_suffix(path)) as copy:
@@ -279,25 +284,88 @@ def unreadable(path: Path, error: OSError) -> StillroomError:
     return translate(error, place) or CorpusError(f"{place}: cannot be read: {error.strerror}.", "Check the file.")
 
 
+def codec_of(data: bytes, path: Path, encoding: str) -> str:
+    """Python's name of a codec that reads a file, and its byte order mark if it has one.
+
+    Args:
+        data: The file's first bytes, at least :data:`LONGEST_MARK` of a longer file.
+        path: The file.
+        encoding: As the recipe has it, under any of the names that Python knows.
+
+    Raises:
+        CorpusError: There is no such encoding of text; the file has the mark of another one; or UTF-16 or UTF-32 is to be
+            read without a mark and without its byte order.
+    """
+    name = canonical(encoding)
+    if name is None:
+        raise no_encoding(path, encoding)
+    family = next((wide for wide in ("utf-8", "utf-16", "utf-32") if name.startswith(wide)), None)
+    marked = next((marked for mark, marked in MARKS if data.startswith(mark)), None)
+    if marked is not None:
+        plain = marked[:6].rstrip("-")
+        if family != plain or (name in MARKED and name != marked):
+            raise CorpusError(
+                f"{path}: begins with the byte order mark of {marked.upper()}, and is to be read as {encoding}.",
+                f"Write `encoding: {plain}` beside `path`.",
+            )
+        return "utf-8-sig" if plain == "utf-8" else plain
+    if data and name in ("utf-16", "utf-32"):
+        raise CorpusError(
+            f"{path}: has no byte order mark, so that `{encoding}` does not say which byte comes first.",
+            f"Write `encoding: {name}-le` or `{name}-be` beside `path`.",
+        )
+    return name
+
+
+MARKED = frozenset(name for _, name in MARKS)
+
+
+def canonical(encoding: str) -> str | None:
+    """Python's own name of an encoding, such as ``utf-8`` for ``UTF8``, ``utf_8`` and ``u8``; None if it is none of text."""
+    try:
+        "".encode(encoding)  # Looking it up would find base64 and the like, too.
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        return None
+
+
 def require_text(data: bytes, path: Path, encoding: str) -> None:
     """Refuse what is no text, by the beginning of a file.
 
     Raises:
-        CorpusError: It begins as some binary format does, has a byte order mark of another encoding, or bytes that are zero.
+        CorpusError: It begins as some binary format does, or has bytes that are zero; or as in :func:`codec_of`.
     """
-    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "utf16", "utf32", "u16", "u32"))
     for magic, what in MAGIC:
         if data.startswith(magic):
             raise CorpusError(
                 f"{path}: {what}, not text.",
                 f"Give it the ending of its kind, or leave it out by `pattern`; it has `{ending(path.name)}`.",
             )
-    for mark, name in MARKS:
-        if data.startswith(mark) and not wide:
-            raise CorpusError(f"{path}: begins as {name.upper()} does.", f"Write `encoding: {name}` beside `path`.")
+    if codec_of(data[:LONGEST_MARK], path, encoding).startswith(("utf-16", "utf-32")):
+        return
     zero = data.find(b"\0")
-    if zero >= 0 and not wide:
+    if zero >= 0:
         raise CorpusError(
             f"{path}: the byte at offset {zero} is 0, so that it is no text.",
             "Leave it out by `pattern`; or write `encoding: utf-16` where that is what it is.",
+        )
+
+
+def require_known(path: Path) -> None:
+    """Refuse a file by its name where it is an archive, packed twice, or a packed table.
+
+    Raises:
+        CorpusError: It is; says what to do.
+    """
+    inner = inner_suffix(path)
+    outer = path.suffix.lower()
+    found = outer if outer in OTHER_ARCHIVES else inner
+    if found in OTHER_ARCHIVES or (outer in PACKED and inner in PACKED):
+        raise CorpusError(
+            f"{path}: files of the kind {inner if found == outer else inner + outer} are not unpacked.",
+            "Unpack it, or pack it as .gz or .zst.",
+        )
+    if outer in PACKED and inner == ".parquet":
+        raise CorpusError(
+            f"{path}: Parquet files are read unpacked.", f"Unpack it ({outer}): Parquet packs its columns."
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import codecs
 import csv
 import io
+import itertools
 import json
 import sysconfig
 import warnings
@@ -18,10 +18,11 @@ from stillroom.core.extras import require
 from stillroom.core.strict_json import Twice, once_each
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
 from stillroom.corpus.inputs import (
+    codec_of,
     find_files,
     inner_suffix,
-    no_encoding,
     opened,
+    require_known,
     require_text,
     too_long,
     unpacked,
@@ -42,6 +43,8 @@ from stillroom.recipe.corpus import (
     TextSource,
 )
 
+TABLES = ("**/*.parquet",)
+"""Which files of a folder are Parquet tables."""
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
 BLOCK = 1 << 20
@@ -98,6 +101,7 @@ def name_of(source: Source) -> str:
 
 def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
     for path in find_files(source.path, source.pattern, "`path` and `pattern`", tally):
+        require_known(path)
         kind = inner_suffix(path)
         if kind in (".jsonl", ".ndjson", ".parquet"):
             right = "parquet" if kind == ".parquet" else "jsonl"
@@ -138,10 +142,11 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
     rest, number, carried = "", 0, ""
     with opened(path) as stream:
         try:
-            require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
-            reader = codecs.getreader("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)(stream)
+            beginning = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
+            require_text(beginning, path, encoding)
+            reader = io.TextIOWrapper(stream, codec_of(beginning, path, encoding), newline="")
             while True:
-                block = reader.read(BLOCK, BLOCK)
+                block = reader.read(BLOCK)
                 if "\0" in block:
                     raise CorpusError(f"{path}: has characters that are 0, so that it is no text.", "Leave it out.")
                 whole, carried = carried + block, ""
@@ -159,17 +164,16 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
                     return
                 if len(rest) > LONGEST:
                     raise too_long(f"{path}, document {number + 1}")
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise _not_encoded(f"{path}, document {number + 1}", encoding, error) from None
-        except LookupError:
-            raise no_encoding(path, encoding) from None
         except OSError as error:
             raise unreadable(path, error) from None
 
 
-def _not_encoded(where: str, encoding: str, error: UnicodeDecodeError) -> CorpusError:
+def _not_encoded(where: str, encoding: str, error: UnicodeError) -> CorpusError:
+    reason = error.reason if isinstance(error, UnicodeDecodeError) else first_line(error)
     return CorpusError(
-        f"{where}: has bytes that are not {encoding}: {error.reason}.",
+        f"{where}: has bytes that are not {encoding}: {reason}.",
         "Name the right `encoding` in the recipe, or save the file as UTF-8.",
     )
 
@@ -178,28 +182,27 @@ def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
     for path in find_files(
         source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally
     ):
+        require_known(path)
         kind = inner_suffix(path)
         if kind == ".parquet":
             raise CorpusError(f"{path}: a Parquet file.", "Write `kind: parquet` for this source.")
         try:
             with opened(path) as stream:
-                require_text(stream.peek(4)[:4], path, source.encoding)  # type: ignore[attr-defined]
+                beginning = stream.peek(8)[:8]  # type: ignore[attr-defined]
+                require_text(beginning, path, source.encoding)
+                codec = codec_of(beginning, path, source.encoding)
                 if kind == ".json":
-                    rows = _json(stream, path, source.encoding)
+                    rows = _json(stream, path, codec)
                 elif kind in (".csv", ".tsv"):
-                    rows = _csv(stream, path, source.encoding, "\t" if kind == ".tsv" else ",")
+                    rows = _csv(stream, path, codec, kind, source)
                 else:
-                    rows = _lines(stream, path, source.encoding)
+                    rows = _lines(stream, path, codec)
                 for row, where in rows:
                     yield document_of(
                         row, source.text_key, source.messages_key, where, ignore=source.ignore, tally=tally
                     )
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise _not_encoded(str(path), source.encoding, error) from None
-        except LookupError as error:
-            if isinstance(error, (KeyError, IndexError)):
-                raise
-            raise no_encoding(path, source.encoding) from None
         except OSError as error:
             raise unreadable(path, error) from None
 
@@ -207,11 +210,11 @@ def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
 Rows = Iterator[tuple[dict[str, Any], str]]
 
 
-def _lines(stream: IO[bytes], path: Path, encoding: str) -> Rows:
+def _lines(stream: IO[bytes], path: Path, codec: str) -> Rows:
     """The rows of JSON Lines, and where each is."""
     lines: IO[Any] = stream
-    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
-        lines = io.TextIOWrapper(stream, encoding, newline="\n")
+    if not codec.startswith("utf-8"):
+        lines = io.TextIOWrapper(stream, codec, newline="\n")
     number = 0
     while line := lines.readline(LONGEST + 1):
         number += 1
@@ -239,9 +242,9 @@ def _row(line: bytes | str, where: str) -> dict[str, Any]:
     return row
 
 
-def _json(stream: IO[bytes], path: Path, encoding: str) -> Rows:
+def _json(stream: IO[bytes], path: Path, codec: str) -> Rows:
     """The objects of a JSON array, or objects one behind the other; never the whole file."""
-    text = io.TextIOWrapper(stream, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    text = io.TextIOWrapper(stream, codec)
     decoder = json.JSONDecoder(object_pairs_hook=once_each)
     rest, number, array, wanted = "", 0, None, 0
     while True:
@@ -307,16 +310,55 @@ def _unfinished(error: Exception, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= length - 16
 
 
-def _csv(stream: IO[bytes], path: Path, encoding: str, delimiter: str) -> Rows:
+def _delimiter(header: str, path: Path, kind: str, source: JsonlSource) -> str:
+    """What is between the columns of a table: as the recipe says, or as its first line shows.
+
+    Raises:
+        CorpusError: The first line is one column by the delimiter of its kind, and several by another one.
+    """
+    usual = "\t" if kind == ".tsv" else ","
+    if source.delimiter is not None:
+        return source.delimiter
+
+    def columns(delimiter: str) -> list[str]:
+        try:
+            return next(csv.reader([header], delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            return []
+
+    if len(columns(usual)) != 1:
+        return usual
+    wanted = {source.text_key, source.messages_key} - {None} or KNOWN
+    if wanted.issuperset(columns(usual)):
+        return usual
+    for other in (";", "\t", ","):
+        found = columns(other)
+        if len(found) > 1 and other == ";" and wanted.intersection(found):
+            return other
+        if len(found) > 1:
+            raise CorpusError(
+                f"{path}: the first line is one column with {_shown(usual)} between columns, and {len(found)} with "
+                f"{_shown(other)}.",
+                f"Write `delimiter: {json.dumps(other)}` beside `path`, or `delimiter: {json.dumps(usual)}`.",
+            )
+    return usual
+
+
+def _shown(delimiter: str) -> str:
+    return "tabs" if delimiter == "\t" else f"`{delimiter}`"
+
+
+def _csv(stream: IO[bytes], path: Path, codec: str, kind: str, source: JsonlSource) -> Rows:
     """The rows of a table whose first line names its columns."""
-    text = io.TextIOWrapper(stream, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding, newline="")
+    text = io.TextIOWrapper(stream, codec, newline="")
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    header = text.readline(LONGEST + 1)
+    if len(header) > LONGEST:
+        raise too_long(f"{path}, line 1", text=False)
+    lines = itertools.chain([header], text)
+    reader = csv.reader(lines, delimiter=_delimiter(header, path, kind, source), strict=True)
     try:
         names = next(reader, [])
-        if len(names) == 1 and ";" in names[0]:
-            names = names[0].split(";")
-            reader = csv.reader(text, delimiter=";", strict=True)
         if len(set(names)) < len(names):
             raise CorpusError(f"{path}: two columns have one name.", "Give each column a name of its own.")
         for number, row in enumerate(reader, 1):
@@ -352,7 +394,8 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
-    for path in find_files(source.path, ("**/*.parquet",), tally=tally):
+    for path in find_files(source.path, TABLES, tally=tally):
+        require_known(path)
         number = 0
         try:
             file = parquet.ParquetFile(path)

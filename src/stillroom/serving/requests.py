@@ -212,9 +212,9 @@ class StreamOptions(Words):
 UNHELD = (
     "structural_tag", "regex", "ebnf", "json_regex", "guided_whitespace_pattern", "allowed_token_ids", "bad_words",
     "logits_processors", "grammar_lazy", "grammar_triggers", "min_tokens", "ignore_eos", "suffix", "best_of",
-    "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "use_beam_search", "truncate_prompt_tokens",
+    "stop_token_ids", "include_stop_str_in_output", "use_beam_search", "truncate_prompt_tokens",
     "min_new_tokens", "min_length", "max_length", "num_beams", "stop_regex", "custom_logit_processor", "samplers", "lora",
-    "lora_path", "thinking_token_budget", "n_probs", "post_sampling_probs", "min_keep", "t_max_predict_ms",
+    "lora_path", "n_probs", "post_sampling_probs", "min_keep", "t_max_predict_ms",
     "logprob_token_ids", "return_token_ids", "return_tokens", "top_n_tokens", "decoder_input_details", "watermark",
     "adaptive_target", "continue_final_message", "web_search_options", "audio", "mirostat", "dynatemp_range",
     "xtc_probability", "dry_multiplier", "return_tokens_as_token_ids", "chat_template", "documents", "input_prefix",
@@ -226,6 +226,7 @@ UNHELD_BUT_FOR: dict[str, tuple[Any, ...]] = {
     "tfs_z": (1,), "top_n_sigma": (-1, 0), "top_a": (0,), "length_penalty": (1,),
     "add_generation_prompt": (True,), "skip_special_tokens": (True,), "modalities": (["text"],),
     "reasoning_format": ("auto", "deepseek", ""), "prompt_logprobs": (False,),
+    "thinking_token_budget": (-1,),
 }  # fmt: skip
 """The values of such keys that change nothing."""
 _OF_TEMPLATES = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
@@ -239,9 +240,9 @@ def require_held(value: Any) -> Any:
                 UNHELD_BUT_FOR.get(key, ()) if key not in UNHELD else (False, 0, [], "", *UNHELD_BUT_FOR.get(key, ()))
             )
             said = value.get(key)
-            # true is no 1 here: it asks for something.
-            if said is not None and (
-                said not in nothing or (said is True and not any(each is True for each in nothing))
+            # true is no 1 here, and 0 no false: they ask for something, such as the log-probs of a prompt's own tokens.
+            if said is not None and not any(
+                said == each and isinstance(said, bool) == isinstance(each, bool) for each in nothing
             ):
                 raise ValueError(f"{key}: not supported by this server; leave it out")
     return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.extras import require
+from stillroom.corpus.inputs import MARKS, canonical
 from stillroom.corpus.readers.reader import Reader, decoded
 
 UNSEEN = ("script", "style", "noscript", "template", "svg", "head")
@@ -120,10 +121,8 @@ def _read(path: Path, encoding: str) -> Iterator[str]:
 
     data = path.read_bytes()
     declared = EncodingDetector.find_declared_encoding(data[:4096], is_html=True, search_entire_document=True)
-    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark):
-            declared = name
-    used = declared if declared and encoding == "utf-8" else encoding
+    declared = next((name for mark, name in MARKS if data.startswith(mark)), declared)
+    used = declared if declared and canonical(encoding) == "utf-8" else encoding
     yield text_of_html(decoded(data, path, used))
 
 

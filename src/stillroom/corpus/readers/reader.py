@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.inputs import no_encoding, require_text
+from stillroom.corpus.inputs import LONGEST_MARK, codec_of, require_text
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ def read_text(path: Path, encoding: str) -> str:
     """
     data = path.read_bytes()
     require_text(data, path, encoding)
-    return decoded(data, path, encoding).removeprefix("\ufeff")
+    return decoded(data, path, encoding)
 
 
 def decoded(data: bytes, path: Path, encoding: str) -> str:
-    """A file's bytes as text.
+    """A file's bytes as text, without a byte order mark.
 
     Raises:
         CorpusError: They are not of the encoding, or there is no such encoding; names file and offset.
     """
+    codec = codec_of(data[:LONGEST_MARK], path, encoding)
     try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
+        return data.decode(codec).removeprefix("\ufeff")
+    except UnicodeError as error:
+        where = f"the bytes at offset {error.start}" if isinstance(error, UnicodeDecodeError) else "its bytes"
         raise CorpusError(
-            f"{path}: the bytes at offset {error.start} are not {encoding}.",
+            f"{path}: {where} are not {encoding}.",
             "Name the right `encoding` in the recipe, or save the file as UTF-8.",
         ) from None
-    except LookupError:
-        raise no_encoding(path, encoding) from None

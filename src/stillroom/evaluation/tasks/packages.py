@@ -63,8 +63,10 @@ def _bfcl(name: str, limit: int | None) -> Task:
     path, answers = folder / f"BFCL_v4_{kind}.json", folder / "possible_answer" / f"BFCL_v4_{kind}.json"
     _require(path, DATA["bfcl_eval"])
     problems = _lines(path)[:limit]
+    deciding = [path]
     if name == "bfcl_simple":
         _require(answers, DATA["bfcl_eval"])
+        deciding.append(answers)
     right = {row["id"]: row["ground_truth"][0] for row in _lines(answers)} if name == "bfcl_simple" else {}
     items = []
     for problem in problems:
@@ -78,7 +80,7 @@ def _bfcl(name: str, limit: int | None) -> Task:
         items=tuple(items),
         source="Berkeley Function Calling Leaderboard v4, package bfcl-eval, Apache-2.0; our own prompt and checker",
         never_called=name == "bfcl_irrelevance",
-        digest=files.digest_json([files.digest_file(path), limit]),
+        digest=files.digest_json([*map(files.digest_file, deciding), limit]),
     )
 
 
