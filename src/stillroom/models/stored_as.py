@@ -84,7 +84,7 @@ def _compressed(found: Mapping[str, Any]) -> Quantization:
         for group in (groups.values() if isinstance(groups, dict) else ())
         if isinstance(group, dict) and isinstance(group.get("weights"), dict)
     ]
-    widest = max(weights, key=lambda entry: _number(entry.get("num_bits")) or 0, default={})
+    widest: dict[str, Any] = max(weights, key=lambda entry: _number(entry.get("num_bits")) or 0, default={})
     block = widest.get("block_structure") or [widest.get("group_size")]
     return Quantization("compressed-tensors", _number(widest.get("num_bits")), _sizes(block))
 
