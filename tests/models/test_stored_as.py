@@ -206,3 +206,40 @@ def test_words(said: dict[str, Any], words: str) -> None:
 def test_words_of_a_folder(fp8: Path, original: Path) -> None:
     found = [quantization_words(HuggingFaceTeacher(name=str(folder))) for folder in (fp8, original)]
     assert found == ["fp8, 8 bits, blocks of 32 x 32", None]
+
+
+@pytest.mark.longer
+def test_a_run_from_an_fp8_teacher_says_so_and_makes_a_student_of_floats(
+    fp8: Path, small_recipe: Any, tmp_path: Path
+) -> None:
+    from stillroom.packages.provenance import dependencies
+    from stillroom.pipeline import finish, run
+    from stillroom.recipe.recipe import Recipe
+    from stillroom.runs.run import Run
+
+    settings = small_recipe(
+        fp8, student={"kind": "shrink", "intermediate_size": 64}, export={"gguf": []}, baseline=False
+    )
+    settings["corpus"] |= {"train_tokens": 256, "heldout_tokens": 128}
+    settings["evaluate"] |= {"measures": ["fidelity", "cost"]}
+    made: Run = run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    finish(made)
+    words = "fp8, 8 bits, blocks of 32 x 32"
+    summary = json.loads((made.path / "summary.json").read_text())
+    assert summary["teacher"]["quantization"] == words
+    assert summary["teacher"]["kl_to_original"] is None
+    for page in ("report.html", "report.md"):
+        shown = (made.path / page).read_text()
+        assert words in shown
+        assert "KL to that one not measured" in shown
+    named = dependencies(made, summary)[0]
+    assert named["annotations"]["quantization"] == words
+    manifest = json.loads(next((made.path / "capture").rglob("manifest.json")).read_text())
+    assert manifest["identity"]["quantization"] == words
+    for stage in ("shrink", "distill"):
+        model = made.path / stage / "model"
+        assert "quantization" not in (model / "config.json").read_text()
+        assert {str(tensor.dtype) for tensor in load_file(model / "model.safetensors").values()} <= {
+            "torch.float32",
+            "torch.bfloat16",
+        }
