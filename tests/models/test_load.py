@@ -309,7 +309,7 @@ def test_a_gguf_with_several_end_tokens_keeps_them(gguf: Path, tmp_path: Path) -
         ({"load_in_8bit": True}, "bitsandbytes"),
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, r"compressed-tensors"),
         ({"bits": 4}, "does not say how"),
         ("gptq", "does not say how"),
     ],

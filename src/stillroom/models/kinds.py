@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
 from stillroom.core.extras import installed
 from stillroom.core.strict_json import parse_json
+from stillroom.models.stored_as import require_floats
 from stillroom.models.tokenizer import quietly
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ REASONS = {
     "gemma4_unified_assistant": "it drafts for another model and does not run without it",
 }
 """Families of the causal mapping that cannot be teachers, and why."""
-FLOATS_AGAIN = frozenset(("mxfp4",))
-"""Kinds of quantization whose weights transformers makes floats again when it loads them."""
 TEXT_AS = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -91,33 +90,13 @@ def kind_of(folder: Path) -> Kind:
     )
     if name in REASONS and not (name == "xlm" and said.get("causal")):
         raise no_teacher(name, REASONS[name])
-    _require_floats(folder, said)
+    require_floats(folder, said)
     config = _config(folder, said)
     if getattr(config, "is_encoder_decoder", False):
         raise no_teacher(name, "it is an encoder with a decoder, not a language model that goes from left to right")
     if name in ENCODERS and not getattr(config, "is_decoder", False):
         raise no_teacher(name, "it is an encoder: it sees later tokens (its config does not say `is_decoder: true`)")
     return Kind(config, _inside(name, config), notes)
-
-
-def _require_floats(folder: Path, said: dict[str, Any]) -> None:
-    """Refuse weights that stay quantized in memory: bitsandbytes, GPTQ, AWQ and the like."""
-    found = said.get("quantization_config")
-    if not found:
-        return
-    kind = ""
-    if isinstance(found, dict):
-        kind = str(found.get("quant_method") or "")
-        if not kind and (found.get("load_in_4bit") or found.get("load_in_8bit")):
-            kind = "bitsandbytes"
-    if kind in FLOATS_AGAIN:
-        return
-    raise UnsupportedModel(
-        f"{folder}: its weights are quantized ({f'`{kind}`' if kind else 'config.json does not say how'}), and such a model "
-        "cannot be pruned, trained or compared here: it is another model than the one it was made of.",
-        "Give the folder it was made from, a GGUF file of it (`teacher: {kind: gguf}`), or let a server run it "
-        "(`teacher: {kind: endpoint}`, docs/endpoint-teacher.md).",
-    )
 
 
 def no_teacher(name: str, why: str) -> UnsupportedModel:
@@ -141,6 +120,10 @@ def _config(folder: Path, said: dict[str, Any]) -> PreTrainedConfig:
             f"{folder}: config.json of the family `{said.get('model_type')}` cannot be used: {_last_line(error)}",
             "Get the model's own config.json.",
         ) from None
+    # Weights are floats wherever the config is used; a student that took it over would say otherwise.
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
     return config
 
 

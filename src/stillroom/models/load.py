@@ -32,6 +32,7 @@ from stillroom.models.gguf_source import gguf_checked, gguf_facts, gguf_path, gg
 from stillroom.models.inside import open_inside, text_config
 from stillroom.models.kinds import kind_of
 from stillroom.models.proof import prove
+from stillroom.models.stored_as import as_floats, quantization_of, require_scales
 from stillroom.models.tokenizer import open_tokenizer, quietly, tokenizer_digest
 from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 
@@ -65,6 +66,7 @@ class LoadedTeacher:
         stored_bytes: Bytes of the stored weights.
         config_digest: SHA-256 over what its config says of the computation; None where ``digest`` covers it (GGUF).
         notes: What is to be said of how it is run.
+        quantization: How its weights are stored, in words; None where they are floats, or in a GGUF file, which says it.
     """
 
     model: CausalModel
@@ -77,6 +79,7 @@ class LoadedTeacher:
     stored_bytes: int
     config_digest: str | None = None
     notes: tuple[str, ...] = ()
+    quantization: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -110,6 +113,7 @@ def load_teacher(
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
     notes: tuple[str, ...] = ()
+    quantization: str | None = None
     if isinstance(config, EndpointTeacher):
         raise TeacherError(
             f"The teacher {config.model} is behind an endpoint: its weights are not here.",
@@ -125,6 +129,7 @@ def load_teacher(
     else:
         folder = model_folder(config.name, config.revision)
         model, notes = _open_folder(folder, dtype)
+        quantization = quantization_words(config)
         tokenizer = open_tokenizer(folder)
         name = Path(config.name).name if Path(config.name).exists() else config.name
         weights = sorted(folder.glob("*.safetensors"))
@@ -150,6 +155,7 @@ def load_teacher(
         stored,
         config_digest,
         notes,
+        quantization,
     )
 
 
@@ -255,6 +261,14 @@ def config_parameters(config: AnyTeacher) -> int:
     return count_parameters(model)
 
 
+def quantization_words(config: AnyTeacher) -> str | None:
+    """How the weights of a Hugging Face teacher are quantized, in words; None where they are floats, or it is another kind."""
+    if not isinstance(config, HuggingFaceTeacher):
+        return None
+    found = quantization_of(files.read_json(_folder_of(config) / "config.json"))
+    return None if found is None else found.words
+
+
 def stored_in_half(config: AnyTeacher) -> bool:
     """Whether every weight of a teacher is stored in 16 bits, by the headers of its files; a GGUF file's are not counted so."""
     if not isinstance(config, HuggingFaceTeacher):
@@ -334,7 +348,12 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
     }
     model: Any
     notes = kind.notes
+    quantization = quantization_of(said)
+    require_scales(str(folder), said, stored)
+    if quantization is not None:
+        notes += (f"its weights are quantized ({quantization.words}); they are dequantized when it is loaded",)
     with _loading(folder, stored):
+        options |= as_floats(said)
         if kind.inside is None:
             model, info = opener.from_pretrained(folder, **options)
             whole = model
@@ -343,8 +362,10 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
             notes += (
                 f"its language model (`{model.config.model_type}`) is taken from a `{kind.config.model_type}` model",
             )
+    if quantization is not None:
+        _require_dequantized(str(folder), whole)
     require_whole(str(folder), info, stored)
-    require_stored(str(folder), whole, stored, quantized=bool(said.get("quantization_config")))
+    require_stored(str(folder), whole, stored, quantized=quantization is not None)
     require_tied(str(folder), model)
     require_numbers(str(folder), whole)
     unused = unused_tensors(whole, stored)
@@ -354,6 +375,7 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
         and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < CHEAP
     ):
         with _loading(folder, stored):
+            options |= as_floats(said)
             again: Any = opener.from_pretrained(folder, **options)[0] if kind.inside is None else None
         if again is not None:
             require_same(str(folder), model, again)
@@ -392,6 +414,30 @@ def _plain(model: Any) -> CausalModel:
     model.config.name_or_path = ""
     loaded: CausalModel = model
     return loaded
+
+
+def _require_dequantized(where: str, model: Any) -> None:
+    """Have a model that was quantized saved as the floats it is, and refuse one that is not floats.
+
+    transformers keeps how it read the files and does the reverse when the model is saved: the weights would be quantized
+    again, all of them, without a word of it in the config.
+
+    Raises:
+        UnsupportedModel: A tensor is not floats; names it.
+    """
+    import torch
+
+    for module in model.modules():
+        module.__dict__.pop("_weight_conversions", None)
+        module.__dict__.pop("quantization_method", None)
+        if "is_quantized" in module.__dict__:
+            module.is_quantized = False
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise UnsupportedModel(
+                f"{where}: transformers left the tensor {name} quantized ({str(parameter.dtype).removeprefix('torch.')}).",
+                "Give the folder it was made from, or a GGUF file of it.",
+            )
 
 
 def _card_licence(folder: Path) -> str | None:

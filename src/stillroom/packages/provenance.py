@@ -83,13 +83,14 @@ def dependencies(run: Run, summary: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": f"teacher/{teacher['name']}",
             "digest": {"sha256": teacher["digest"]},
-            "annotations": {"licence": teacher.get("licence"), "family": summary["teacher"].get("family")},
+            "annotations": {"licence": teacher.get("licence"), "family": summary["teacher"].get("family")}
+            | _quantization(teacher),
         },
         *(
             {
                 "name": f"teacher/{other['name']}",
                 "digest": {"sha256": other["digest"]},
-                "annotations": {"licence": other.get("licence"), "family": other.get("family")},
+                "annotations": {"licence": other.get("licence"), "family": other.get("family")} | _quantization(other),
             }
             for other in teachers[1:]
         ),
@@ -262,6 +263,11 @@ def _teachers(run: Run) -> list[dict[str, Any]]:
     several = path.with_name(TEACHERS)
     teachers: list[dict[str, Any]] = files.read_json(several) if several.is_file() else [files.read_json(path)]
     return teachers
+
+
+def _quantization(teacher: dict[str, Any]) -> dict[str, str]:
+    """How a teacher's weights are stored where they are quantized: it is another model than the one it was made of."""
+    return {"quantization": str(teacher["quantization"])} if "quantization" in teacher else {}
 
 
 def _ledger(run: Run) -> dict[str, Any]:

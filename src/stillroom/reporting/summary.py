@@ -89,6 +89,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         "measures": brief(evaluation["measures"] | extras(run)),
     }
     summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
+    if "quantization" in teacher:
+        summary["teacher"] |= {"quantization": teacher["quantization"], "kl_to_original": None}
     if "written" in corpus:
         summary["written"] = {
             key: corpus["written"][key] for key in ("writer", "chunks", "written", "kept", "rows", "forms", "left_out")
@@ -96,6 +98,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     if run.recipe.teachers:
         summary["teachers"] = [
             {key: record[key] for key in ("called", "name", "family", "digest", "licence", "parameters", "sources")}
+            | {key: record[key] for key in ("quantization",) if key in record}
             for record in records_of(run)
         ]
     if exported:

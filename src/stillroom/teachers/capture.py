@@ -44,6 +44,7 @@ def cache_identity(teacher: Teacher, codec: Codec, temperature: float, seed: int
         teacher_digest=teacher.identity["teacher"],
         config_digest=teacher.identity.get("config"),
         tokenizer_digest=teacher.identity["tokenizer"],
+        quantization=teacher.identity.get("quantization"),
         vocabulary_size=teacher.vocabulary.size,
         temperature=temperature,
         codec=codec,

@@ -66,8 +66,12 @@ class LocalTeacher:
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Digests of the stored weights, of the config, and of the tokenizer with its chat template."""
+        """Digests of the stored weights, of the config, and of the tokenizer with its chat template; and how weights are
+        quantized.
+        """
         found = {"teacher": self.loaded.digest, "tokenizer": self.loaded.tokenizer_digest}
+        if self.loaded.quantization is not None:
+            found["quantization"] = self.loaded.quantization
         return found if self.loaded.config_digest is None else found | {"config": self.loaded.config_digest}
 
     @property
@@ -87,7 +91,8 @@ class LocalTeacher:
 
     def record(self) -> dict[str, Any]:
         """What a run keeps of it."""
-        return {
+        quantization = self.loaded.quantization
+        return ({} if quantization is None else {"quantization": quantization}) | {
             "name": self.name,
             "family": self.loaded.family,
             "digest": self.loaded.digest,

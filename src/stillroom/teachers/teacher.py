@@ -62,7 +62,8 @@ class Teacher(Protocol):
     @property
     def identity(self) -> Mapping[str, str]:
         """SHA-256 digests: ``teacher`` of what computes the scores, ``tokenizer`` of what makes the ids, and ``config`` of
-        what is configured apart from ``teacher``, if there is such a thing.
+        what is configured apart from ``teacher``, if there is such a thing. And ``quantization``, in words, where weights are
+        stored quantized.
 
         Scores of teachers with the same identity may be stored in one cache.
         """
@@ -85,7 +86,8 @@ class Teacher(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What a run keeps of it in ``teacher.json``: ``name``, ``family``, ``digest``, ``tokenizer_digest``, ``licence``,
-        ``parameters``, ``bytes`` of the stored weights, ``dtype``; None where it does not know.
+        ``parameters``, ``bytes`` of the stored weights, ``dtype``; None where it does not know. ``quantization`` where its
+        weights are stored quantized.
         """
         ...
 

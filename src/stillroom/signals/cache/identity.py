@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from stillroom.recipe.capture import Codec
 from stillroom.recipe.section import Section
@@ -37,6 +37,17 @@ class CacheIdentity(Section):
     """The dtype of the teacher's forward pass."""
     sequence_length: int | None = None
     """Tokens per sequence, in caches of format 2; no part of an identity of format 3."""
+    quantization: str | None = None
+    """How the teacher's weights are stored where they are quantized (method, bits, block), such as ``fp8, 8 bits, blocks of
+    128 x 128``. No part of what is written where they are not, and in caches of earlier versions."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Units are named by what is written here: a teacher of floats has no other names than before."""
+        found: dict[str, Any] = write(self)
+        if self.quantization is None:
+            found.pop("quantization", None)
+        return found
 
     def difference(self, other: CacheIdentity, version: int = 3) -> str | None:
         """The first field in which this cache's identity differs from a wanted one, in words, or None.
@@ -50,6 +61,8 @@ class CacheIdentity(Section):
         for key, value in mine.items():
             if key == "sequence_length" or (version == 2 and key in ("config_digest", "seed")):
                 continue
-            if theirs[key] != value:
-                return f"`{key}` is {value} there and {theirs[key]} here"
+            if theirs.get(key) != value:
+                return f"`{key}` is {value} there and {theirs.get(key)} here"
+        if "quantization" in theirs and "quantization" not in mine:
+            return f"`quantization` is not said there and {theirs['quantization']} here"
         return None
