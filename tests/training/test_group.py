@@ -379,7 +379,7 @@ def test_machines_with_unequal_numbers_of_processes_are_refused_by_name(folder: 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("hybrid", "replicate"), ("hybrid", "full"), ("full", "hybrid"), ("replicate", "hybrid"), ("hybrid", "hybrid")],
+    [("hybrid", "replicate"), ("hybrid", "full"), ("full", "hybrid"), ("replicate", "hybrid")],
 )
 def test_a_run_goes_on_with_another_sharding(folder: Path, first: str, then: str) -> None:
     """Of four processes on two machines in two on one, and the reverse."""
