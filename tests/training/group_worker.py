@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from tiny_models import make_model
 
+from stillroom.core.errors import UsageError
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.training.group import Group
-from stillroom.training.shard import whole
+from stillroom.training.shard import is_divided, whole
 from tests.training.test_train_loop import CONFIG, ROWS, a_text, a_training
 
 
@@ -54,8 +55,12 @@ def train(root: Path, job: dict[str, Any], group: Group) -> dict[str, Any]:
     )
     training.group = group
     state = training.run()
+    parts = {
+        name: value.to_local().numel() if is_divided(value) else value.numel()
+        for name, value in training.model.named_parameters()
+    }
     weights = {name: whole(value).detach().clone() for name, value in training.model.named_parameters()}
-    return {"log": log, "weights": weights, "history": state.history}
+    return {"log": log, "weights": weights, "history": state.history, "parts": parts}
 
 
 def main() -> None:
@@ -64,11 +69,20 @@ def main() -> None:
     jobs = json.loads(sys.argv[2])
     group = Group.join()
     for job in jobs:
-        found = train(root, job, Group(group.rank, group.world, job.get("sharding", "replicate")))
+        mine = Group(group.rank, group.world, job.get("sharding", "replicate"))
+        if job.get("refused"):
+            try:
+                train(root, job, mine)
+            except UsageError as error:
+                (root / f"{job['result']}-refused.txt").write_text(str(error))
+                continue
+            sys.exit("it was not refused")
+        found = train(root, job, mine)
         if group.first:
             from safetensors.torch import save_file
 
             save_file(found["weights"], root / f"{job['result']}.safetensors")
+            (root / f"{job['result']}-parts.json").write_text(json.dumps(found["parts"]))
             (root / f"{job['result']}.json").write_text(json.dumps([found["log"], found["history"]]))
     group.leave()
 

@@ -38,8 +38,13 @@ from tests.training.test_train_loop import LENGTH, ROWS, a_text, a_training
 ROOT = Path(__file__).parents[2]
 
 
-def together(folder: Path, world: int, *jobs: dict[str, Any], check: bool = True) -> list[int]:
-    """Do jobs in a group of processes; their exit codes."""
+def together(
+    folder: Path, world: int, *jobs: dict[str, Any], check: bool = True, local: tuple[int, ...] = ()
+) -> list[int]:
+    """Do jobs in a group of processes; their exit codes. ``local`` is the number of processes of each machine, else all are
+    on one.
+    """
+    sizes = [size for size in local or (world,) for _ in range(size)]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -54,7 +59,8 @@ def together(folder: Path, world: int, *jobs: dict[str, Any], check: bool = True
     processes = [
         subprocess.Popen(
             command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank % sizes[rank]), "LOCAL_WORLD_SIZE": str(sizes[rank])},
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -316,6 +322,84 @@ def test_a_run_goes_on_in_another_number_of_processes(folder: Path, first: int, 
             together(folder, then, whole)
             a, b = load_file(folder / f"{name}.safetensors"), load_file(folder / f"{name}-never.safetensors")
             assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+HYBRID = [
+    {"name": "hybrid", "sharding": "hybrid", "config": MICRO},
+    {"name": "hybrid-untied", "sharding": "hybrid", "tied": False, "config": {"gradient_clip": 0.05}},
+]
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path) -> Path:
+    together(folder, 4, *({**job, "result": f"{job['name']}-4"} for job in HYBRID), local=(2, 2))
+    return folder
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("job", HYBRID, ids=[job["name"] for job in HYBRID])
+def test_two_machines_of_two_processes_train_as_one(four: Path, job: dict[str, Any]) -> None:
+    one = train(four, {**job, "name": f"{job['name']}-1"}, ALONE)
+    loss, held, weights = differences(four, one, f"{job['name']}-4")
+    assert loss <= 1e-6
+    assert held <= 5e-6
+    assert weights <= 5e-6
+    log, _ = measured(four, f"{job['name']}-4")
+    norms = [(a["gradient_norm"], b["gradient_norm"]) for a, b in zip(log, one["log"], strict=True)]
+    assert all(abs(a - b) <= 2e-5 * b for a, b in norms)
+    if "gradient_clip" in job["config"]:
+        assert all(b > job["config"]["gradient_clip"] for _, b in norms)
+
+
+@pytest.mark.cluster
+def test_hybrid_divides_within_a_machine_and_stores_each_part_once(four: Path) -> None:
+    sizes = json.loads((four / "hybrid-4-parts.json").read_text())
+    whole = {name: value.numel() for name, value in load_file(four / "hybrid-4.safetensors").items()}
+    assert all(abs(size / whole[name] - 1 / 2) < 0.1 for name, size in sizes.items() if whole[name] > 100)
+    assert set(sizes) == set(whole)
+    stored: dict[str, int] = {}
+    checkpoint = newest(four / "hybrid")
+    assert checkpoint is not None
+    for path in checkpoint.glob("*.safetensors"):
+        for name, value in load_file(path).items():
+            stored[name] = stored.get(name, 0) + value.numel()
+    assert {name: stored[f"model.{name}"] for name in whole} == whole
+
+
+@pytest.mark.cluster
+def test_machines_with_unequal_numbers_of_processes_are_refused_by_name(folder: Path) -> None:
+    job = {"name": "unequal", "sharding": "hybrid", "result": "unequal"}
+    codes = together(folder, 3, {**job, "refused": True}, local=(2, 1))
+    assert codes == [0, 0, 0]
+    said = (folder / "unequal-refused.txt").read_text()
+    assert "Sharding `hybrid` needs the same number of processes on each machine: of 3 in all" in said
+    assert "have 1, 2 (LOCAL_WORLD_SIZE)" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("hybrid", "replicate"), ("hybrid", "full"), ("full", "hybrid"), ("replicate", "hybrid")],
+)
+def test_a_run_goes_on_with_another_sharding(folder: Path, first: str, then: str) -> None:
+    """Of four processes on two machines in two on one, and the reverse."""
+    name = f"mesh-{first}-{then}"
+    places = {"hybrid": (4, (2, 2)), "full": (2, (2,)), "replicate": (2, (2,))}
+    job = {"name": name, "result": name, "config": {"checkpoint_seconds": 0}}
+    world, local = places[first]
+    codes = together(folder, world, {**job, "sharding": first, "term": 5}, check=False, local=local)
+    assert all(code != 0 for code in codes)
+    assert newest(folder / name) is not None
+    one = train(folder, {"name": f"{name}-whole"}, ALONE)
+    world, local = places[then]
+    together(folder, world, {**job, "sharding": then}, local=local)
+    log, _ = measured(folder, name)
+    assert log[0]["step"] > 5
+    expected = {entry["step"]: entry["loss"] for entry in one["log"]}
+    assert all(abs(entry["loss"] - expected[entry["step"]]) <= 1e-6 * expected[entry["step"]] for entry in log)
+    found = load_file(folder / f"{name}.safetensors")
+    square = sum(float((found[key] - value).square().sum()) for key, value in one["weights"].items())
+    assert square**0.5 <= 5e-6 * sum(float(v.square().sum()) for v in one["weights"].values()) ** 0.5
 
 
 @pytest.mark.cluster

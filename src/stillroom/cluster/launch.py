@@ -46,7 +46,7 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
     if sharding is None:
         large = files.folder_bytes(run.stage("shrink").path / "model") > DIVIDE_FROM_BYTES
         sharding = "full" if large else "replicate"
-    progress.say(f"  {workers} processes ({'weights divided' if sharding == 'full' else 'weights whole in each'})")
+    progress.say(f"  {workers} processes ({'weights whole in each' if sharding == 'replicate' else 'weights divided'})")
     stage.scratch.mkdir(parents=True, exist_ok=True)
     (stage.scratch / NOTES).unlink(missing_ok=True)
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE")}

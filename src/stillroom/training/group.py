@@ -9,9 +9,12 @@ from typing import Literal, TypeVar
 
 import torch
 
-Sharding = Literal["replicate", "full"]
+from stillroom.core.errors import UsageError
+
+Sharding = Literal["replicate", "full", "hybrid"]
 """``replicate``: every process holds all weights, and gradients are summed (as DDP does). ``full``: weights, gradients and the
-optimizer's state are divided among the processes (FSDP2; Zhao et al. 2023, arXiv 2304.11277)."""
+optimizer's state are divided among the processes (FSDP2; Zhao et al. 2023, arXiv 2304.11277). ``hybrid``: they are
+divided among the processes of one machine, and each machine has all of them (HSDP)."""
 Item = TypeVar("Item")
 BUCKET_NUMBERS = 8 << 20
 """Gradients are summed in buckets of about so many numbers."""
@@ -40,6 +43,31 @@ class Group:
     def many(self) -> bool:
         """Whether there are several processes."""
         return self.world > 1
+
+    @property
+    def divides(self) -> bool:
+        """Whether a process holds only its part of the weights."""
+        return self.many and self.sharding != "replicate"
+
+    def mesh_shape(self) -> tuple[int, ...]:
+        """Sizes of the device mesh that weights are divided over: ``(world,)``, or ``(machines, processes of one)`` for
+        ``hybrid``. Every process has to ask at the same time.
+
+        Raises:
+            UsageError: For ``hybrid``, where the machines do not all have the same number of processes. All processes raise
+                it together.
+        """
+        if self.sharding != "hybrid":
+            return (self.world,)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        sizes = [int(size) for size in self.sum([local if rank == self.rank else 0 for rank in range(self.world)])]
+        if min(sizes) < 1 or len(set(sizes)) > 1 or self.world % sizes[0]:
+            raise UsageError(
+                f"Sharding `hybrid` needs the same number of processes on each machine: of {self.world} in all (WORLD_SIZE), "
+                f"the machines have {', '.join(map(str, sorted(set(sizes))))} (LOCAL_WORLD_SIZE).",
+                "Start as many processes on each machine, by torchrun or `stillroom run --workers`, or take sharding `full`.",
+            )
+        return (self.world // local, local)
 
     @classmethod
     def join(cls, sharding: Sharding = "replicate") -> Group:
@@ -86,7 +114,7 @@ class Group:
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
         """Sum the gradients of weights that every process holds, in their own dtype (float32), bucket by bucket."""
-        if not self.many or self.sharding != "replicate":
+        if not self.many or self.divides:
             return
         import torch.distributed as dist
 

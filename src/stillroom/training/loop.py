@@ -173,7 +173,7 @@ class Training:
         extensible = config.schedule == "wsd" and not self.group.many and self.stretch is None
         fall = stable_steps(config, steps) if extensible else 0
         dtype = choose_dtype(config.precision, self.device.type)
-        divided = self.group.many and self.group.sharding == "full"
+        divided = self.group.divides
         micro = micro_rows(config, per_step, length)
         self.state, self.checkpointing = self._layout(dtype, micro * length, accumulates=micro < per_step)
         if self.state == 8:
@@ -614,7 +614,7 @@ class _Stepper:
         mine = 0.0
         for number, batch in enumerate(batches):
             self._check(batch)
-            if group.sharding == "full":
+            if group.divides:
                 self.network.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]
             result = self.network(batch.to(training.device), self.loss, denominator)
             sums += [result.value.detach(), result.distances.sum(), result.cross_entropies.sum()]

@@ -1,4 +1,5 @@
-"""Divides a student among the processes of a group: FSDP2 (``fully_shard``) of a loss network.
+"""Divides a student among the processes of a group: FSDP2 (``fully_shard``) of a loss network, over all of them or,
+as HSDP, over those of one machine.
 
 Four things are needed here, and each has a test: the loss is divided by the whole step's positions already, so gradients are
 summed and not averaged; inputs are not cast, or the teacher's signal would become bfloat16; the root holds network and loss,
@@ -30,13 +31,18 @@ def shard(network: LossNetwork, model: CausalModel, group: Group, dtype: torch.d
         model: The student, float32.
         group: The processes.
         dtype: Format of the passes; sums of gradients are float32.
+
+    Raises:
+        UsageError: The sharding is ``hybrid`` and the machines have unequal numbers of processes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     # The pass by hand reads weights behind the layers' backs, where they are not gathered.
     setattr(model, WAY, dataclasses.replace(way_of(model), by_hand=False))
-    mesh = init_device_mesh(model.device.type, (group.world,))
+    shape = group.mesh_shape()
+    # Of two dimensions FSDP2 takes the first as copies and the second as parts.
+    mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("machines", "processes")[-len(shape) :])
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
