@@ -1,8 +1,8 @@
-"""What the validation KL says of a teacher that is its own student: 0 within noise, whatever the codec is.
+"""What the validation KL says of a teacher that is its own student: 0 within noise, whatever codec and vocabulary are.
 
 A teacher of known distributions is captured into a cache with each codec and measured as the training loop validates a
 student: batches from the cache, forward KL from hidden states and output matrix, less the teacher's entropy where the loss
-leaves it out.
+leaves it out. With a trimmed vocabulary the student gives each of its ids what the teacher gives all ids that begin with it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.cache.writer import CacheWriter
+from stillroom.signals.projected import ProjectedEntropy
 from stillroom.signals.signal import Signal
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 
 SEQUENCES, LENGTH, IDS, WIDTH = 240, 16, 2048, 48
+MUCH = 250
+"""Ids of the teacher that never occur, in a vocabulary with much padding: no real one has a share worth naming on them."""
 SPREAD = 0.3
 """Standard deviation of the output matrix: the most probable 16 ids then have about half of the mass."""
 RESOLUTION = 2e-6
@@ -48,8 +51,34 @@ def codecs() -> dict[str, Codec]:
     }
 
 
+def vocabularies() -> dict[str, VocabularyMap]:
+    """What a student may have of the teacher's ids: all; all but padding; five eighths, the others in two sub-tokens
+    each, of which an eighth begin; both; and all but so much padding that a tenth of the mass is on it.
+    """
+    used, eighth = IDS * 5 // 8, IDS // 8
+    split = [[index] if index < used else [index % eighth, index // 7 % used] for index in range(IDS)]
+    rows = [[index] for index in range(IDS)]
+
+    def padded(pieces: list[list[int]], padding: int, size: int, used: int) -> VocabularyMap:
+        return VocabularyMap.from_pieces([*pieces[:-padding], *[[]] * padding], size, used)
+
+    return {
+        "whole": VocabularyMap.identity(IDS),
+        "padded": padded(rows, 2, IDS, IDS - 2),
+        "trimmed": VocabularyMap.from_pieces(split, used, used),
+        "trimmed, padded": padded(split, 2, used + 8, used),
+        "much padding": padded(rows, MUCH, IDS, IDS - MUCH),
+    }
+
+
 def self_kl(
-    codec: Codec, seed: int = 0, planted: Callable[[Signal], Signal] = lambda signal: signal
+    codec: Codec,
+    seed: int = 0,
+    planted: Callable[[Signal], Signal] = lambda signal: signal,
+    vocabulary: VocabularyMap | None = None,
+    *,
+    measured: bool = True,
+    sequences: int = SEQUENCES,
 ) -> tuple[float, float]:
     """The validation KL of a teacher as its own student, nats per token, and its standard error over sequences.
 
@@ -57,14 +86,18 @@ def self_kl(
         codec: What is kept of each distribution.
         seed: Seed of teacher and sampling.
         planted: Changes the signals as they are read; only to plant an error.
+        vocabulary: From the teacher's ids to the student's; None: the student has all.
+        measured: Whether the teacher's entropy over the student's ids is measured, as in a run with one local teacher.
+        sequences: How many.
     """
+    vocabulary = vocabulary or VocabularyMap.identity(IDS)
     generator = torch.Generator().manual_seed(seed)
     matrix = SPREAD * torch.randn(IDS, WIDTH, generator=generator)
     # As a teacher in bfloat16 has them, which is what the codec `hidden` keeps.
-    hidden = torch.randn(SEQUENCES, LENGTH - 1, WIDTH, generator=generator).bfloat16().float()
-    one = torch.zeros(SEQUENCES, LENGTH, dtype=torch.int32)
+    hidden = torch.randn(sequences, LENGTH - 1, WIDTH, generator=generator).bfloat16().float()
+    one = torch.zeros(sequences, LENGTH, dtype=torch.int32)
     text = Sequences(
-        torch.randint(IDS, (SEQUENCES, LENGTH), generator=generator),
+        torch.randint(IDS // 4, (sequences, LENGTH), generator=generator),
         one,
         one == 0,
         one.clone(),
@@ -82,15 +115,26 @@ def self_kl(
             else:
                 writer.add(digest, hidden[index] @ matrix.T)
         writer.flush()
-        source = BatchSource(text, VocabularyMap.identity(IDS), TeacherCache.open(Path(folder)))
-        for index in range(SEQUENCES):
+        cache = TeacherCache.open(Path(folder))
+        entropies = {
+            digest: float(vocabulary.entropy(hidden[index] @ matrix.T).sum(dtype=torch.float64))
+            for index, digest in enumerate(text.digests)
+        }
+        source = BatchSource(
+            text, vocabulary, cache, ProjectedEntropy(entropies, 0.0) if measured else None, exact=True
+        )
+        for index in range(sequences):
             batch = source.batch([index])
             assert batch.signal is not None
             batch = dataclasses.replace(batch, signal=planted(batch.signal))
-            distances = loss(hidden[index], Head(matrix), batch.targets, batch.signal).distances
+            student = vocabulary.project_dense(torch.log_softmax(hidden[index] @ matrix.T, dim=1))
+            student = student[:, : vocabulary.student_used].contiguous()
+            # Hidden states that choose a row each: the student's logits are these log-probabilities.
+            rows = torch.eye(len(student))
+            distances = loss(rows, Head(student.T), batch.targets, batch.signal).distances
             found.append((float(distances.sum(dtype=torch.float64)) - batch.left_out) / len(distances))
     kls = torch.tensor(found, dtype=torch.float64)
-    noise = float(kls.std()) / math.sqrt(SEQUENCES)
+    noise = float(kls.std()) / math.sqrt(sequences)
     return float(kls.mean()), math.hypot(noise, RESOLUTION)
 
 

@@ -17,6 +17,7 @@ from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.documents import Documents, documents_of
 from stillroom.signals.alignment import Alignment, text_logprobs
+from stillroom.signals.projected import ProjectedEntropy
 from stillroom.signals.routed import Signals
 from stillroom.signals.signal import Chunks, CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
@@ -36,7 +37,8 @@ class Batch:
         rows: Where the N positions with a target are in the flattened [B · L].
         targets: The student id that each of them predicts, [N].
         signal: What the teacher predicts at each of them, or None.
-        entropy: Sum of the teacher's entropy over the positions that the teacher predicts, nats.
+        entropy: Sum of the teacher's entropy over the positions that the teacher predicts, nats; with a sampled signal, what
+            of it is left over the student's ids (:meth:`VocabularyMap.entropy`).
         documents: Where documents are, for a GPU; None on the CPU.
         chunks: What a student with another tokenizer learns as wholes; None where tokens are compared alone.
     """
@@ -117,17 +119,29 @@ class BatchSource:
         sequences: The split, in the teacher's ids.
         vocabulary: From the teacher's ids to the student's.
         cache: The teacher's signals; None for training on the text alone.
+        projected: The teacher's entropy over the student's ids, where it was measured; without it a sampled signal's is
+            estimated from the draw, and a KL is at most what it would be with it.
+        exact: Take of a partial signal what it says exactly of the student's ids, as of a coarse one: for a KL that is 0 where
+            the student is its teacher. A training takes more: each listed sub-token with the mass of the listed ids alone.
 
     Inside the sub-tokens of an id that the student lacks the teacher predicts nothing; there the next one is certain, and
     the signal says so and marks them: there the text teaches, by cross-entropy whatever the objective is.
     """
 
     def __init__(
-        self, sequences: Sequences | MappedSequences | JoinedSequences, vocabulary: VocabularyMap, cache: Signals | None
+        self,
+        sequences: Sequences | MappedSequences | JoinedSequences,
+        vocabulary: VocabularyMap,
+        cache: Signals | None,
+        projected: ProjectedEntropy | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         self.sequences = sequences
         self.vocabulary = vocabulary
         self.cache = cache
+        self.projected = projected
+        self.exact = exact
         self._remembered: dict[int, _Row] = {}
 
     def __len__(self) -> int:
@@ -169,8 +183,8 @@ class BatchSource:
             return Batch(ids, positions, chosen, flat[chosen], signal, chunks=chunks)
         if self.cache is not None:
             digests = [address for index in indices for address in self.sequences.addresses_of(index)]
-            said = self.cache.read(digests)[0]
-            entropy = sum(self.cache.entropy(digest) for digest in digests)
+            said, counts = self.cache.read(digests)
+            entropy = self._entropy(self.cache, digests, counts, said)
             signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])
         return Batch(ids, positions, chosen, flat[chosen], signal, entropy)
 
@@ -295,8 +309,19 @@ class BatchSource:
         here_speaks = speaks.flatten()[chosen]
         return _spread(said, here_speaks), Chunks(numbers, logprobs.nan_to_num(0.0))
 
+    def _entropy(self, cache: Signals, digests: list[str], counts: list[int], said: Signal) -> float:
+        """The teacher's entropy over the student's ids, summed over what the cache says of these pieces, nats."""
+        each = [cache.entropy(digest) for digest in digests]
+        if not isinstance(said, SparseSignal) or not said.unbiased or self.vocabulary.is_identity:
+            return sum(each)
+        if self.projected is not None:
+            return sum(map(self.projected.of, digests, each, counts))
+        return sum(each) - float(self.vocabulary.least_lost(said).sum(dtype=torch.float64))
+
     def _complete(self, said: Signal, targets: torch.Tensor, speaks: torch.Tensor) -> Signal:
         """The projected signal, with certainty of the next sub-token where the teacher predicts nothing."""
+        if self.exact and isinstance(said, SparseSignal) and not said.unbiased and not self.vocabulary.is_identity:
+            said = said.coarse()
         if isinstance(said, SparseSignal):
             projected = self.vocabulary.project_sparse(said)
             if bool(speaks.all()):

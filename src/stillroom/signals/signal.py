@@ -99,6 +99,11 @@ class SparseSignal:
         scale = torch.where(listed > 0, (1.0 - rest) / listed, 0.0)
         return self.weights * scale[:, None], rest
 
+    def coarse(self) -> CoarseSignal:
+        """What a biased signal says, as the exact statement about its ids and all others together."""
+        listed, rest = self.shares()
+        return CoarseSignal(self.ids, listed.log(), rest, self.certain)
+
     def rows(self, start: int, stop: int) -> SparseSignal:
         """Positions ``start`` to ``stop``."""
         return replace(

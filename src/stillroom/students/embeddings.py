@@ -80,6 +80,14 @@ def renumber_config(model: CausalModel, kept: list[int]) -> None:
             # A sequence of which an id is gone cannot be written any more.
             said = [[new_ids[item] for item in word] for word in words if all(item in new_ids for item in word)]
             config.bad_words_ids = said or None
+        biases = getattr(config, "sequence_bias", None)
+        if biases is not None:
+            pairs = biases.items() if isinstance(biases, dict) else biases
+            config.sequence_bias = [
+                [[new_ids[item] for item in word], bias]
+                for word, bias in pairs
+                if all(item in new_ids for item in word)
+            ] or None
 
 
 def _pick(values: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:

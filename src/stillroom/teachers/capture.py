@@ -199,7 +199,7 @@ def _draw_there(
 def _add_scores(teacher: Teacher, rows: Sequences, indices: list[int], temperature: float, writer: CacheWriter) -> None:
     """Sample the teacher's distributions on some rows, of these numbers."""
     for index, scores in teacher.score(rows, range(len(rows)), temperature):
-        parts = _Parts(scores, teacher.vocabulary.size)
+        parts = Parts(scores, teacher.vocabulary.size)
         for address, count in zip(rows.addresses[index], rows.counts[index], strict=True):
             part = parts.take(count)
             if address in writer:
@@ -232,7 +232,7 @@ def _local(teacher: Teacher) -> LocalTeacher:
     return teacher
 
 
-class _Parts:
+class Parts:
     """A row's scores, piece by piece, always in the same steps: where a piece is in its row changes nothing.
 
     Args:

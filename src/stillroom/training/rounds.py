@@ -40,6 +40,7 @@ from stillroom.recipe.training import RoundsConfig
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.projected import ProjectedEntropy
 from stillroom.signals.routed import RoutedSignals, Signals
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.capture import cache_identity, capture, held_before, open_writer
@@ -108,6 +109,7 @@ class Rounds:
         vocabulary: From the teacher's ids to the student's.
         device: Where to compute.
         training_of: Makes the training of a stretch.
+        projected: The teacher's entropy over the student's ids, where it was measured.
     """
 
     def __init__(
@@ -119,11 +121,13 @@ class Rounds:
         vocabulary: VocabularyMap,
         device: torch.device,
         training_of: TrainingOf,
+        projected: ProjectedEntropy | None = None,
     ) -> None:
         config = run.recipe.distill
         assert config.rounds is not None
         self.run, self.stage, self.progress, self.device = run, stage, progress, device
         self.rounds, self.vocabulary, self.training_of = config.rounds, vocabulary, training_of
+        self.projected = projected
         # With another teacher that only writes there is one route all the same.
         cache = signals.caches[0] if isinstance(signals, RoutedSignals) else signals
         assert isinstance(cache, TeacherCache)
@@ -292,10 +296,10 @@ class Rounds:
         """Batches of the corpus and of the student's own text."""
         own = {address for split in splits[1:] for address in split.digests if address not in self.cache}
         if not own:
-            return BatchSource(JoinedSequences(splits), self.vocabulary, self.cache)
+            return BatchSource(JoinedSequences(splits), self.vocabulary, self.cache, self.projected)
         caches = [self.cache, TeacherCache.open(self.stage.scratch / OWN_CACHE)]
         routed = RoutedSignals(caches, _Routes.fromkeys(own, 1), self.cache.identity.vocabulary_size)
-        return BatchSource(JoinedSequences(splits), self.vocabulary, routed)
+        return BatchSource(JoinedSequences(splits), self.vocabulary, routed, self.projected)
 
     def record(self) -> dict[str, Any]:
         """What was written, scored and learned, once all rounds are done: for the stage's notes."""

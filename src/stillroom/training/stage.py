@@ -10,7 +10,8 @@ from stillroom.core import files
 from stillroom.core.progress import Progress
 from stillroom.core.secret import library_seed
 from stillroom.core.store import open_store
-from stillroom.corpus.mapped import open_split
+from stillroom.corpus.mapped import MappedSequences, open_split
+from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
@@ -18,8 +19,11 @@ from stillroom.runs.run import BEGUN, Run, Stage
 from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.registry import signal_kind
+from stillroom.signals.projected import ProjectedEntropy, identity_of
+from stillroom.signals.routed import Signals
 from stillroom.signals.signal import SignalKind
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.projected import FILE, needed, projected_entropy
 from stillroom.teachers.several import open_signals
 from stillroom.training import adapters, extension
 from stillroom.training.checkpoint import best_weights
@@ -63,6 +67,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
     cache.require(temperature=config.temperature if distill else recipe.capture.temperature)
     shrunk = run.stage("shrink").path
     vocabulary = load_vocabulary(shrunk / "vocabulary.safetensors")
+    validation = open_split(corpus / "validation.safetensors")
+    projected = _projected(run, validation, vocabulary, cache, device, progress, group)
     model, tokenizer = load_student(shrunk / "model", torch.float32)
     lora: dict[str, Any] | None = None
     if config.lora is not None:
@@ -77,7 +83,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             model=model.to(device),
             config=config,
             train=train,
-            validation=BatchSource(open_split(corpus / "validation.safetensors"), vocabulary, cache),
+            validation=BatchSource(validation, vocabulary, cache, projected, exact=True),
             distill=distill,
             folder=stage.scratch,
             seed=randomness,
@@ -100,11 +106,13 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         def stretch_of(train: BatchSource, stretch: Stretch) -> Training:
             return training_of(train, load_student(shrunk / "model", torch.float32)[0], stretch)
 
-        in_rounds = Rounds(run, stage, progress, cache, vocabulary, device, stretch_of)
+        in_rounds = Rounds(run, stage, progress, cache, vocabulary, device, stretch_of, projected)
         training, state = in_rounds.train()
         model = training.model
     else:
-        source = BatchSource(open_split(corpus / "train.safetensors"), vocabulary, cache if distill else None)
+        source = BatchSource(
+            open_split(corpus / "train.safetensors"), vocabulary, cache if distill else None, projected
+        )
         training = training_of(source, model)
         if not group.many and (begin := extension.extend(run, stage, stage.inputs, stage.sections)) is not None:
             progress.say(
@@ -113,7 +121,12 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             )
         begin = extension.Begin.load(stage.scratch)
         state = training.run()
-    kl_is = meaning_of_kl(cache.identity.codec, cache.identity.temperature, aligned=isinstance(vocabulary, Alignment))
+    kl_is = meaning_of_kl(
+        cache.identity.codec,
+        cache.identity.temperature,
+        aligned=isinstance(vocabulary, Alignment),
+        bound=projected is None and isinstance(vocabulary, VocabularyMap) and needed(validation, vocabulary, cache),
+    )
     if not group.first:
         return
     if group.many:
@@ -168,6 +181,27 @@ def _copies(run: Run, stage: Stage, progress: Progress) -> CheckpointCopy | None
     return copies
 
 
+def _projected(
+    run: Run,
+    validation: Sequences | MappedSequences,
+    vocabulary: VocabularyMap | Alignment,
+    cache: Signals,
+    device: torch.device,
+    progress: Progress,
+    group: Group,
+) -> ProjectedEntropy | None:
+    """The teacher's entropy over the student's ids, by which a KL is less than a cross-entropy; rank 0 measures it."""
+    file = run.path / FILE
+    found: ProjectedEntropy | None = None
+    if group.first:
+        found = projected_entropy(run.recipe, validation, vocabulary, cache, device, file, progress)
+    there = group.sum([float(found is not None)])
+    if there[0] and not group.first:
+        assert isinstance(vocabulary, VocabularyMap)
+        found = ProjectedEntropy.load(file, identity_of(cache.identity, vocabulary, validation.digests))
+    return found
+
+
 def _identity(run: Run) -> str:
     """SHA-256 over the weights that the stage `shrink` wrote, as its record has them."""
     outputs = (run.stage("shrink").record or {}).get("outputs", {})
@@ -176,8 +210,10 @@ def _identity(run: Run) -> str:
     )
 
 
-def meaning_of_kl(codec: Codec, temperature: float, *, aligned: bool = False) -> str:
-    """What the validation KL of a training on a cache is, in words: of which ids, and at which temperature."""
+def meaning_of_kl(codec: Codec, temperature: float, *, aligned: bool = False, bound: bool = False) -> str:
+    """What the validation KL of a training on a cache is, in words: of which ids, at which temperature, and whether it is a
+    lower bound (``bound``).
+    """
     words = "KL(teacher ‖ student), nats per token"
     if aligned:
         return (
@@ -186,4 +222,6 @@ def meaning_of_kl(codec: Codec, temperature: float, *, aligned: bool = False) ->
         )
     if signal_kind(codec) is SignalKind.PARTIAL:
         words += ", of the kept ids and all others as one"
+    if bound:
+        words += ", a lower bound: the teacher's entropy over the student's ids is estimated from the sample"
     return words if temperature == 1 else f"{words}, at temperature {temperature:g}"
