@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -12,7 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from stillroom import pipeline
+from stillroom.cluster import agent, launch
 from stillroom.cluster.cluster import Cluster
+from stillroom.core.errors import DiskFull, SwitchedOff
+from stillroom.core.progress import Progress
+from stillroom.runs.run import Run
+from stillroom.switch import Places, Switch
+from stillroom.switch.stopping import Receipt, off, on
+from stillroom.training import stage
+from stillroom.training.group import Group
 from tests.cluster.cluster_material import recipe_in
 
 pytestmark = pytest.mark.cluster
@@ -69,3 +80,81 @@ def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest
     # It is finished for one process, too: where it was done is no part of what it is.
     again = pipeline.run(two, until="distill", quiet=True)
     assert "distill" not in again.done or again.done == two.done
+
+
+def test_off_stops_the_processes_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    places = Places.under(tmp_path / "switch")
+    monkeypatch.setattr(Places, "of_user", lambda: places)
+    values = recipe_in(tmp_path, documents=120)
+    run = pipeline.run({"name": "off", **values}, tmp_path / "runs", until="shrink", quiet=True)
+    scratch = run.stage("distill").scratch
+    receipts: list[Receipt] = []
+    over = threading.Event()
+
+    def turn_off() -> None:
+        while not over.is_set():
+            if list(scratch.glob("step-*/state.json")):
+                receipts.append(off(Switch(places)))
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=turn_off)
+    thread.start()
+    try:
+        with pytest.raises(SwitchedOff):
+            pipeline.run(run, until="distill", quiet=True, cluster=Cluster(2))
+    finally:
+        over.set()
+        thread.join()
+    ended = time.time()
+    (receipt,) = receipts
+    assert {stopped.model for stopped in receipt.stopped} == {"distill of off"}
+    assert len({stopped.pid for stopped in receipt.stopped}) == 2
+    assert not any(psutil.pid_exists(stopped.pid) for stopped in receipt.stopped)
+    assert receipt.seconds < 2
+    assert ended - receipt.asked < 10  # no new start, which takes longer
+    with pytest.raises(SwitchedOff):
+        pipeline.run(run, until="distill", quiet=True, cluster=Cluster(2))
+    assert run.stage("distill").record is None
+    on(Switch(places))
+    made = pipeline.run(run, until="distill", quiet=True, cluster=Cluster(2))
+    assert made.stage("distill").record is not None
+    assert "distill" in made.done
+
+
+def on_a_full_disk(*arguments: Any) -> None:
+    """What a process does whose second rank finds no room, while the first waits for it."""
+
+    def train(_run: Any, _stage: Any, _progress: Any, group: Group) -> None:
+        if group.rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        group.barrier()
+
+    setattr(stage, "run_in_group", train)  # noqa: B010 - of this process alone
+    setattr(Run, "open", lambda _: SimpleNamespace(stage=str))  # noqa: B010
+    launch.work(*arguments)
+
+
+def test_an_error_of_ours_in_one_process_ends_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    places = Places.under(tmp_path / "switch")
+    monkeypatch.setattr(Places, "of_user", lambda: places)
+    starts: list[int] = []
+    begin = agent.Agent._start_workers
+
+    def start(*each: Any) -> Any:
+        starts.append(1)
+        return begin(*each)
+
+    monkeypatch.setattr(agent.Agent, "_start_workers", start)
+    monkeypatch.setattr(launch, "work", on_a_full_disk)
+    made: Any = SimpleNamespace(path=tmp_path)
+    begun: Any = SimpleNamespace(name="distill", scratch=tmp_path / "scratch", notes={})
+    with pytest.raises(DiskFull, match="the disk is full"):
+        launch.train_together(made, begun, 2, Progress(quiet=True), "replicate")
+    assert starts == [1]
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [line for line in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(line.cmdline())]

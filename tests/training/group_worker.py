@@ -13,7 +13,7 @@ import torch
 from tiny_models import make_model
 
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.training.group import Group
+from stillroom.training.group import Group, end_process
 from stillroom.training.shard import whole
 from tests.training.test_train_loop import CONFIG, ROWS, a_text, a_training
 
@@ -71,6 +71,7 @@ def main() -> None:
             save_file(found["weights"], root / f"{job['result']}.safetensors")
             (root / f"{job['result']}.json").write_text(json.dumps([found["log"], found["history"]]))
     group.leave()
+    end_process()
 
 
 if __name__ == "__main__":
