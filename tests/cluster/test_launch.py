@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +17,14 @@ from safetensors.torch import load_file
 
 from benchmarks.s3_server import s3_server
 from stillroom import pipeline
+from stillroom.cluster import agent, launch
 from stillroom.cluster.cluster import Cluster
+from stillroom.core.errors import DiskFull
+from stillroom.core.progress import Progress
+from stillroom.runs.run import Run
+from stillroom.switch import Places
+from stillroom.training import stage
+from stillroom.training.group import Group
 from tests.cluster.cluster_material import recipe_in
 
 pytestmark = pytest.mark.cluster
@@ -91,3 +101,40 @@ def test_two_workers_go_on_from_the_copy_of_two_that_are_gone(tmp_path: Path, mo
     assert event["from_step"] == steps
     found = load_file(second.path / "distill" / "model" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in model.items())
+
+
+def on_a_full_disk(*arguments: Any) -> None:
+    """What a process does whose second rank finds no room, while the first waits for it."""
+
+    def train(_run: Any, _stage: Any, _progress: Any, group: Group) -> None:
+        if group.rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        group.barrier()
+
+    setattr(stage, "run_in_group", train)  # noqa: B010 - of this process alone
+    setattr(Run, "open", lambda _: SimpleNamespace(stage=str))  # noqa: B010
+    launch.work(*arguments)
+
+
+def test_an_error_of_ours_in_one_process_ends_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    places = Places.under(tmp_path / "switch")
+    monkeypatch.setattr(Places, "of_user", lambda: places)
+    starts: list[int] = []
+    begin = agent.Agent._start_workers
+
+    def start(*each: Any) -> Any:
+        starts.append(1)
+        return begin(*each)
+
+    monkeypatch.setattr(agent.Agent, "_start_workers", start)
+    monkeypatch.setattr(launch, "work", on_a_full_disk)
+    made: Any = SimpleNamespace(path=tmp_path)
+    begun: Any = SimpleNamespace(name="distill", scratch=tmp_path / "scratch", notes={})
+    with pytest.raises(DiskFull, match="the disk is full"):
+        launch.train_together(made, begun, 2, Progress(quiet=True), "replicate")
+    assert starts == [1]
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [line for line in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(line.cmdline())]

@@ -8,32 +8,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.distributed.launcher import api
 
-from stillroom.cluster import launch
+from stillroom.cluster import agent, launch
 from stillroom.core.errors import Terminated, TrainingDiverged
 from stillroom.core.progress import Progress
+from stillroom.switch import Places
 
 
 @pytest.mark.parametrize("answer", [None, ("TrainingDiverged", "It diverged.", "Try another."), "stopped"])
 def test_signals_mean_afterwards_what_they_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     configs: list[Any] = []
 
-    class Elastic:
-        def __init__(self, config: Any, _entry: Any) -> None:
-            configs.append(config)
+    def elastic(config: Any, _work: Any, arguments: tuple[Any, ...], check: Any) -> None:
+        from torch.distributed.elastic.multiprocessing import SignalException
 
-        def __call__(self, *_: Any) -> dict[int, Any]:
-            from torch.distributed.elastic.multiprocessing import SignalException
+        configs.append(config)
+        for number in launch.SIGNALS:
+            signal.signal(number, lambda *_: None)
+        (tmp_path / launch.NOTES).write_text("{}")
+        if answer == "stopped":
+            raise SignalException("stopped", signal.SIGTERM)
+        if answer is not None:
+            arguments[4].put(answer)
+        check()
 
-            for number in launch.SIGNALS:
-                signal.signal(number, lambda *_: None)
-            (tmp_path / launch.NOTES).write_text("{}")
-            if answer == "stopped":
-                raise SignalException("stopped", signal.SIGTERM)
-            return {0: answer, 1: answer}
-
-    monkeypatch.setattr(api, "elastic_launch", Elastic)
+    monkeypatch.setattr(agent, "launch", elastic)
+    places = Places.under(tmp_path)
+    monkeypatch.setattr(Places, "of_user", lambda: places)
     run: Any = SimpleNamespace(path=tmp_path)
     stage: Any = SimpleNamespace(name="distill", scratch=tmp_path, notes={})
     before = [signal.getsignal(number) for number in launch.SIGNALS]

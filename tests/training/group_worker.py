@@ -14,7 +14,7 @@ from tiny_models import make_model
 
 from stillroom.core.errors import UsageError
 from stillroom.signals.cache.reader import TeacherCache
-from stillroom.training.group import Group
+from stillroom.training.group import Group, end_process
 from stillroom.training.shard import is_divided, whole
 from tests.training.test_train_loop import CONFIG, ROWS, a_text, a_training
 
@@ -85,6 +85,7 @@ def main() -> None:
             (root / f"{job['result']}-parts.json").write_text(json.dumps(found["parts"]))
             (root / f"{job['result']}.json").write_text(json.dumps([found["log"], found["history"]]))
     group.leave()
+    end_process()
 
 
 if __name__ == "__main__":

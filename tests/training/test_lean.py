@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from stillroom.core.errors import OutOfMemory
+from stillroom.core.errors import OutOfMemory, UsageError
 from stillroom.recipe.training import DistillConfig
 from stillroom.training import averages as averages_module
 from stillroom.training import lean as lean_module
@@ -17,6 +17,7 @@ from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoin
 from stillroom.training.lean import LeanAdamW, rounded_at_random
 from stillroom.training.memory import Sizes, choose_layout
 from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.refusals import require_group_s_checkpoint
 
 CONFIG = DistillConfig(learning_rate=1e-2, gradient_clip=0.5)
 QWEN3_4B = Sizes(36, 2560, 9728, 4096, 1024, 151_936)
@@ -99,7 +100,12 @@ def test_eight_bits_go_through_a_checkpoint(tmp_path):
     step(model, optimizer)
     state = optimizer.state[model.weight]
     assert sum(value.nbytes for value in state.values()) < 2.2 * model.weight.numel()
+    plain = torch.optim.AdamW(model.parameters())
+    save_checkpoint(tmp_path, model, plain, State(step=0))
+    require_group_s_checkpoint(tmp_path, 2)
     save_checkpoint(tmp_path, model, optimizer, State(step=1))
+    with pytest.raises(UsageError, match=r"step-0000001: .*distill.state: 10.*--workers 2"):
+        require_group_s_checkpoint(tmp_path, 2)
     step(model, optimizer)
     again = torch.nn.Linear(70, 70, bias=False)
     resumed = LeanAdamW(again, CONFIG, torch.uint8)

@@ -1,24 +1,33 @@
 """Starts the processes that train together, by torch elastic, and waits for them.
 
 The driver keeps the run's lock, its record and the terms; the processes are started for one stage and end with it. One that
-is killed has all of them started again from the newest checkpoint, a few times.
+is killed has all of them started again from the newest checkpoint, a few times; one that ends with an error of ours ends them
+all. The owner's switch stops them as it stops engines.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from stillroom.core import errors, files
-from stillroom.core.errors import EnvironmentProblem, StillroomError, Terminated
+from stillroom.core.errors import EnvironmentProblem, StillroomError, Terminated, translate
 from stillroom.core.progress import Progress
 from stillroom.runs.run import Run, Stage
-from stillroom.training.group import Group, Sharding
+from stillroom.switch import Places, Switch
+from stillroom.switch.engines import Registration
+from stillroom.training.group import Group, Sharding, end_process
+from stillroom.training.refusals import require_group_s_checkpoint
 
 RESTARTS = 3
 DIVIDE_FROM_BYTES = 8e9
@@ -27,6 +36,8 @@ SAVE_SECONDS = 600
 """What processes have for their step and its checkpoint when SIGTERM comes; torch elastic alone would kill them after 30. Who
 sends the signal has a limit too."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+END_SECONDS = 30
+"""How long a process that has said its error waits for its end: the agent looks several times per second."""
 NOTES = "notes.json"
 """In the stage's scratch folder: what rank 0 wants in the stage's record."""
 
@@ -36,12 +47,26 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
 
     Raises:
         EnvironmentProblem: The processes died more often than they are started again.
-        Terminated: SIGTERM; a checkpoint was written.
+        SwitchedOff: The owner's switch is off, or was turned off meanwhile: the newest checkpoint is kept.
+        Terminated: SIGTERM.
         StillroomError: What one of them said.
     """
     from torch.distributed.elastic.multiprocessing import SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig
+
+    from stillroom.cluster import agent
+
+    places = Places.of_user()
+    switch = Switch(places)
+    switch.require_on()
+    require_group_s_checkpoint(stage.scratch, workers)
+    words: Any = multiprocessing.get_context("spawn").SimpleQueue()
+
+    def check() -> None:
+        if not words.empty():
+            raise _error(*words.get())
+        switch.require_on()
 
     if sharding is None:
         large = files.folder_bytes(run.stage("shrink").path / "model") > DIVIDE_FROM_BYTES
@@ -49,7 +74,8 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
     progress.say(f"  {workers} processes ({'weights whole in each' if sharding == 'replicate' else 'weights divided'})")
     stage.scratch.mkdir(parents=True, exist_ok=True)
     (stage.scratch / NOTES).unlink(missing_ok=True)
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE")}
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE", agent.OWN_STORE)}
+    os.environ[agent.OWN_STORE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     # Torch elastic puts its own in place and leaves them there, where the stages after this one do not expect them.
     main = threading.current_thread() is threading.main_thread()
@@ -72,15 +98,16 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
             **more,
         )
         try:
-            answers: dict[int, Any] = elastic_launch(config, work)(
-                str(run.path.absolute()), stage.name, sharding, progress.quiet
-            )
+            arguments = (str(run.path.absolute()), stage.name, sharding, progress.quiet, words, places)
+            agent.launch(config, work, arguments, check)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
+            check()
+            # None of them was in its steps yet, or any more.
             raise Terminated(
                 f"Stopped by SIGTERM in the stage `{stage.name}`.",
-                "A checkpoint was written; the same command goes on.",
+                "The same command goes on from the newest checkpoint.",
             ) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
@@ -98,29 +125,51 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-    for answer in answers.values():
-        if answer is not None:
-            raise _error(*answer)
     stage.notes.update(files.read_json(stage.scratch / NOTES))
 
 
-def work(path: str, name: str, sharding: Sharding, quiet: bool) -> tuple[str, str, str] | None:
-    """What each process does: its part of a stage. Returns an error that all of them had."""
+def work(path: str, name: str, sharding: Sharding, quiet: bool, words: Any, places: Places) -> None:
+    """What each process does: its part of a stage.
+
+    Args:
+        path: The run's folder.
+        name: The stage.
+        sharding: How the student is shared.
+        quiet: Whether nothing is drawn.
+        words: A queue that takes the error that it ends with, where that is one of ours.
+        places: The switch's.
+    """
+    try:
+        # Written down before the switch is asked: see `stillroom.switch.engines`.
+        with contextlib.closing(Registration(places, "engine", f"{name} of {Path(path).name}")):
+            Switch(places).require_on()
+            _take_part(path, name, sharding, quiet)
+    except Exception as error:
+        named = isinstance(error, OSError) and error.filename
+        known = translate(error, "" if named else path)
+        if known is None:
+            # Of another process that is gone, or a fault: all are started again.
+            traceback.print_exc()
+            end_process(1)
+        words.put((type(known).__name__, known.what, known.todo))
+        if not isinstance(known, Terminated):
+            # What others wait for from this process must not fail before the agent has heard why.
+            time.sleep(END_SECONDS)
+        end_process(known.exit_code)
+    atexit.register(end_process)
+
+
+def _take_part(path: str, name: str, sharding: Sharding, quiet: bool) -> None:
     from stillroom.training.stage import run_in_group
 
     group = Group.join(sharding)
     run = Run.open(path)
     stage = run.stage(name)
-    try:
-        run_in_group(run, stage, Progress(quiet or not group.first), group)
-    except (errors.TrainingDiverged, errors.Terminated, errors.UsageError) as error:
-        # All processes have the same one: to start again would not help.
-        return (type(error).__name__, error.what, error.todo)
+    run_in_group(run, stage, Progress(quiet or not group.first), group)
     if group.first:
         files.write_json(stage.scratch / NOTES, stage.notes)
     group.barrier()
     group.leave()
-    return None
 
 
 def _logs(folder: Path, std: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import torch
 
@@ -77,6 +80,9 @@ class Group:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not dist.is_initialized():
+            # Its functions take the default group as a default value: read later, they would hold it, and its threads, to the
+            # end of the interpreter, whose last moments they do not survive (exit code -6).
+            importlib.import_module("torch.distributed.nn.functional")
             cuda = torch.cuda.is_available()
             if cuda:
                 # A run on the CPU of such a machine may have more processes than there are cards.
@@ -86,11 +92,13 @@ class Group:
         return cls(dist.get_rank(), dist.get_world_size(), sharding)
 
     def leave(self) -> None:
-        """End the group."""
+        """End the group, and its threads where nothing refers to it any more."""
         import torch.distributed as dist
 
         if self.many and dist.is_initialized():
             dist.destroy_process_group()
+            # What was divided refers to it in circles.
+            gc.collect()
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's items: every ``world``-th, so that the shares together are all items once."""
@@ -131,6 +139,15 @@ class Group:
             work.wait()  # type: ignore[attr-defined]
             parts = torch.split(flat, [gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
+
+
+def end_process(code: int = 0) -> NoReturn:
+    """End this process as it is: PyTorch's caches of divided tensors hold a group's threads, and one of them that lets go of a
+    tensor while the interpreter is taken down ends the process with code -6.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 ALONE = Group()

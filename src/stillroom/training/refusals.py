@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stillroom.core.errors import RecipeError, UsageError
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.recipe.training import RoundsConfig
 from stillroom.training.batch_size import step_rows
+from stillroom.training.checkpoint import TENSORS, newest
+from stillroom.training.lean import SCALE
 
 
 def require_rounds(recipe: Recipe) -> None:
@@ -92,6 +96,30 @@ def require_group(recipe: Recipe, workers: int) -> None:
             f"--workers {workers}: processes that train together each have a GPU of their own, and a Mac has one.",
             "Leave --workers out, or set `compute.device: cpu`.",
         )
+
+
+def require_group_s_checkpoint(folder: Path, workers: int) -> None:
+    """Refuse, before a process is started, a checkpoint that only one process goes on from.
+
+    Args:
+        folder: Where the training keeps its checkpoints.
+        workers: Processes that are to train together.
+
+    Raises:
+        UsageError: Its averages have 8 bits (`distill.state: 10`).
+    """
+    from safetensors import safe_open
+
+    found = newest(folder)
+    if found is None or not (found / TENSORS).is_file():
+        return
+    with safe_open(found / TENSORS, "pt") as tensors:
+        if any(name.startswith("optimizer.") and name.endswith(SCALE) for name in tensors.keys()):  # noqa: SIM118
+            raise UsageError(
+                f"{found}: this checkpoint has its averages in 8 bits (`distill.state: 10`), which one process reads, and "
+                f"--workers {workers} asks for more.",
+                f"Leave --workers out, or remove {folder}: the training then begins at its start.",
+            )
 
 
 def require_rounds_fit(recipe: Recipe, train_tokens: int, length: int) -> None:
