@@ -245,6 +245,18 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
             assert torch.equal(optimizer.state[mine][key], other_optimizer.state[theirs][key])
 
 
+def test_kls_of_a_checkpoint_from_before_the_students_entropy_was_counted_are_raised_once() -> None:
+    before = State(step=3, best_value=0.5, best_kl=0.5, history=[{"step": 0, "kl": 1.0}, {"step": 3, "kl": 0.5}])
+    for _ in range(2):
+        before.count_lost(0.25, distill=True)
+    assert before == State(
+        step=3, best_value=0.75, best_kl=0.75, history=[{"step": 0, "kl": 1.25}, {"step": 3, "kl": 0.75}], lost=0.25
+    )
+    baseline = State(best_value=3.0, best_kl=0.5)
+    baseline.count_lost(0.25, distill=False)
+    assert (baseline.best_value, baseline.best_kl) == (3.0, 0.75)
+
+
 def test_vectors_do_not_decay():
     model = make_model("llama", rows=ROWS, layers=2)
     matrices, vectors = make_optimizer(model, CONFIG).param_groups

@@ -36,6 +36,8 @@ class State:
         history: One entry per validation.
         clipped: Steps whose gradient was clipped.
         tokens: Tokens trained on, without padding; known at the end.
+        lost: What the KLs here count less of the teacher's entropy because the student's ids do not tell all of the teacher's
+            apart, nats per token; 0 in checkpoints from before that was counted.
     """
 
     step: int = 0
@@ -45,6 +47,22 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     clipped: int = 0
     tokens: int = 0
+    lost: float = 0.0
+
+    def count_lost(self, lost: float, distill: bool) -> None:
+        """Make the KLs so far comparable with those that are measured from now on.
+
+        Args:
+            lost: As :attr:`lost`, for the validations to come.
+            distill: Whether the best value is a KL.
+        """
+        more, self.lost = lost - self.lost, lost
+        if distill and self.best_value is not None:
+            self.best_value += more
+        if self.best_kl is not None:
+            self.best_kl += more
+        for entry in self.history:
+            entry["kl"] += more
 
 
 def save_checkpoint(

@@ -204,6 +204,9 @@ class Training:
         validation = VALIDATION_WORK * len(self.validation) * self.validation.sequences.length
         if state.step == 0:
             state = State()
+        projected = self.validation.projected
+        state.count_lost(projected.lost if projected is not None else 0.0, self.distill)
+        if state.step == 0:
             self._validate(network, state)
         self.chosen = self._choose(run_step, optimizer, order, micro, state)
         peak = self.chosen.rate
