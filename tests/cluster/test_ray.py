@@ -170,17 +170,21 @@ def test_processes_of_a_cluster_here_are_told_to_be_discreet(material: Any) -> N
         found = ray.get(environment.remote())
         processes = psutil.Process().children(recursive=True)
         assert len(processes) > 2
+        told = 0
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 if "ray" not in words(process):
                     continue  # of pytest's, or of another test's
-                own = process.environ()
-                assert own.get("RAY_USAGE_STATS_ENABLED") == "0", process.cmdline()
-                assert own.get("RAY_AUTH_MODE") == "token", process.cmdline()
+                # A process that gives itself a longer title writes it over its environment, which is not to be read then.
+                if own := process.environ():
+                    told += 1
+                    assert own.get("RAY_USAGE_STATS_ENABLED") == "0", process.cmdline()
+                    assert own.get("RAY_AUTH_MODE") == "token", process.cmdline()
                 ports = [
                     connection.laddr.port for connection in process.net_connections() if connection.status == "LISTEN"
                 ]
                 assert 8265 not in ports
+        assert told >= 2
         assert found["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
