@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from stillroom.core.errors import StillroomError, first_line
+from stillroom.core.extras import version_of
 from stillroom.core.store import LocalStore, is_url, open_store, probe
 
 PACKAGES = ("stillroom", "torch", "transformers")
@@ -129,7 +130,7 @@ def facts_of_here(places: Sequence[str], key: str, node: str | None = None) -> F
 
     return Facts(
         node=node or socket.gethostname(),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         disk_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
         memory_bytes=psutil.virtual_memory().available,
         gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
@@ -197,15 +198,6 @@ def _comparable(name: str, version: str | None) -> str | None:
     if version is None:
         return None
     return ".".join(version.split(".")[:2]) if name == "python" else version.partition("+")[0]
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def table(checked: Checked) -> list[str]:

@@ -55,6 +55,16 @@ def installed(module: str) -> bool:
         return sys.modules.get(module) is not None
 
 
+def version_of(package: str) -> str | None:
+    """The version of an installed package, by its name in a package index; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def missing(extra: str) -> tuple[str, ...]:
     """The packages of an extra that are not installed."""
     return tuple(package for package, module in EXTRAS[extra].items() if not installed(module))

@@ -329,8 +329,8 @@ def canonical(encoding: str) -> str | None:
         return None
 
 
-def require_text(data: bytes, path: Path, encoding: str) -> None:
-    """Refuse what is no text, by the beginning of a file.
+def require_text(data: bytes, path: Path, encoding: str) -> str:
+    """Refuse what is no text, by the beginning of a file; the codec that reads it (:func:`codec_of`).
 
     Raises:
         CorpusError: It begins as some binary format does, or has bytes that are zero; or as in :func:`codec_of`.
@@ -341,14 +341,16 @@ def require_text(data: bytes, path: Path, encoding: str) -> None:
                 f"{path}: {what}, not text.",
                 f"Give it the ending of its kind, or leave it out by `pattern`; it has `{ending(path.name)}`.",
             )
-    if codec_of(data[:LONGEST_MARK], path, encoding).startswith(("utf-16", "utf-32")):
-        return
+    codec = codec_of(data[:LONGEST_MARK], path, encoding)
+    if codec.startswith(("utf-16", "utf-32")):
+        return codec
     zero = data.find(b"\0")
     if zero >= 0:
         raise CorpusError(
             f"{path}: the byte at offset {zero} is 0, so that it is no text.",
             "Leave it out by `pattern`; or write `encoding: utf-16` where that is what it is.",
         )
+    return codec
 
 
 def require_known(path: Path) -> None:

@@ -18,7 +18,6 @@ from stillroom.core.extras import require
 from stillroom.core.strict_json import Twice, once_each
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
 from stillroom.corpus.inputs import (
-    codec_of,
     find_files,
     inner_suffix,
     opened,
@@ -142,9 +141,8 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
     rest, number, carried = "", 0, ""
     with opened(path) as stream:
         try:
-            beginning = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
-            require_text(beginning, path, encoding)
-            reader = io.TextIOWrapper(stream, codec_of(beginning, path, encoding), newline="")
+            codec = require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
+            reader = io.TextIOWrapper(stream, codec, newline="")
             while True:
                 block = reader.read(BLOCK)
                 if "\0" in block:
@@ -188,9 +186,7 @@ def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
             raise CorpusError(f"{path}: a Parquet file.", "Write `kind: parquet` for this source.")
         try:
             with opened(path) as stream:
-                beginning = stream.peek(8)[:8]  # type: ignore[attr-defined]
-                require_text(beginning, path, source.encoding)
-                codec = codec_of(beginning, path, source.encoding)
+                codec = require_text(stream.peek(8)[:8], path, source.encoding)  # type: ignore[attr-defined]
                 if kind == ".json":
                     rows = _json(stream, path, codec)
                 elif kind in (".csv", ".tsv"):

@@ -20,6 +20,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from stillroom.core import files
 from stillroom.core.errors import UsageError, VerificationFailed
+from stillroom.core.extras import version_of
 from stillroom.core.version import tool_version
 from stillroom.verification.closed import Closed, parse_json, read_bytes, validate
 from stillroom.verification.envelope import open_envelope, sign_envelope
@@ -133,14 +134,11 @@ class Statement(Closed):
 
 def findings_of(findings: list[Finding], notes: list[str] | None = None) -> Findings:
     """Findings, dated now, with the versions of what computed them."""
-    from importlib.metadata import PackageNotFoundError, version
-
     versions = {"stillroom": tool_version()}
     for library in ("numpy", "scipy", "torch", "duckdb"):
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
+        version = version_of(library)
+        if version is not None:
+            versions[library] = version
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Findings(created=created, versions=versions, findings=tuple(findings), notes=tuple(notes or ()))
 

@@ -7,11 +7,11 @@ schema that the library carries.
 from __future__ import annotations
 
 import uuid
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
+from stillroom.core.extras import version_of
 from stillroom.core.version import tool_version
 from stillroom.verification.claims import weights_of
 
@@ -151,10 +151,5 @@ def _licence(name: Any) -> dict[str, Any]:
 
 
 def _software() -> list[tuple[str, str]]:
-    found = []
-    for package in SOFTWARE:
-        try:
-            found.append((package, metadata.version(package).replace("+", "%2B")))
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = ((package, version_of(package)) for package in SOFTWARE)
+    return [(package, version.replace("+", "%2B")) for package, version in versions if version is not None]

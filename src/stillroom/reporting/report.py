@@ -316,6 +316,10 @@ def _environment(html: bool) -> Environment:
     filters: dict[str, Callable[..., object]] = {
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
+        "dequantized": lambda words: (
+            f"quantized: {words}; dequantized when it was loaded, and another model than the one it was made from: "
+            "KL to that one not measured"
+        ),
         "percent": lambda value: percent(value, 1),
         "stacked": _stacked,
         "kind": lambda part: type(part).__name__,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
+from stillroom.core.extras import version_of
 from stillroom.recipe.corpus import DatasetSource, PythonDocsSource, ReasoningGymSource
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import Section
@@ -160,7 +161,7 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
 
                 found["Python's own documentation"] = platform.python_version()
             elif isinstance(source, ReasoningGymSource):
-                found["reasoning-gym"] = _version("reasoning-gym")
+                found["reasoning-gym"] = version_of("reasoning-gym") or "not installed"
             elif isinstance(source, DatasetSource):
                 if Path(source.name).exists():
                     found |= _digests(Path(source.name), known)
@@ -216,15 +217,6 @@ def _paths(value: Any) -> Iterator[Path]:
             yield from _paths(item)
     elif isinstance(value, dict):
         yield from _paths(list(value.values()))
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def difference(before: dict[str, str], after: dict[str, str]) -> str:

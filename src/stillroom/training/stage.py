@@ -121,14 +121,14 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             )
         begin = extension.Begin.load(stage.scratch)
         state = training.run()
+    if not group.first:
+        return
     kl_is = meaning_of_kl(
         cache.identity.codec,
         cache.identity.temperature,
         aligned=isinstance(vocabulary, Alignment),
         bound=projected is None and isinstance(vocabulary, VocabularyMap) and needed(validation, vocabulary, cache),
     )
-    if not group.first:
-        return
     if group.many:
         # The trained one may be divided; the best weights are whole, in a file.
         model, tokenizer = load_student(shrunk / "model", torch.float32)
