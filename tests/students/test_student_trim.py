@@ -155,14 +155,3 @@ def test_smollm2_keeps_its_tokenization() -> None:
             assert [trimmed.kept[index] for index in new] == old
     assert checked > 1000
     assert ids_of(trimmed.tokenizer, "1984") == trimmed.vocabulary.first[ids_of(tokenizer, "1984")].tolist()
-
-
-def test_biases_of_sequences_are_renumbered_and_those_of_a_lost_id_dropped() -> None:
-    from types import SimpleNamespace
-
-    from stillroom.students.embeddings import renumber_config
-
-    for biases in ([[[5, 7], -1.5], [[6], 2.0]], {(5, 7): -1.5, (6,): 2.0}):
-        model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace(sequence_bias=biases))
-        renumber_config(model, [5, 7])  # type: ignore[arg-type]
-        assert model.generation_config.sequence_bias == [[[0, 1], -1.5]]

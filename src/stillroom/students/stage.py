@@ -33,7 +33,7 @@ from stillroom.runs.run import Run, Stage
 from stillroom.signals.alignment import Alignment, describe, words_of
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.dense import densify
-from stillroom.students.embeddings import keep_rows, renumber_config
+from stillroom.students.embeddings import keep_rows, lost_words, renumber_config
 from stillroom.students.experts import expected_loss, repair_note
 from stillroom.students.importance import Sample, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
@@ -87,7 +87,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         exported = bool(recipe.export.gguf)
         model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress, exported)
     elif isinstance(student, FreshStudent):
-        model, tokenizer, vocabulary, facts = _fresh(student, basis, train)
+        model, tokenizer, vocabulary, facts = _fresh(student, basis, train, progress)
         if isinstance(randomness, Secret):
             order_channels(model, family_of(model), randomness)
     else:
@@ -139,6 +139,7 @@ def _shrink(
     tokenizer, vocabulary, kept = choose_vocabulary(
         config.vocabulary, teacher.tokenizer, teacher.model.get_output_embeddings().weight.shape[0], train
     )
+    _say_lost(teacher.model, kept, progress)
     anatomy = Anatomy.of(teacher.model, family, tokenizer_bytes(tokenizer), exported)
     if config.target is None:
         asked = replace(anatomy.teacher, vocabulary=vocabulary.student_size, **given_sizes(config))
@@ -208,6 +209,12 @@ def _shrink(
     return model, tokenizer, vocabulary, facts
 
 
+def _say_lost(model: CausalModel, kept: list[int] | None, progress: Progress) -> None:
+    """Say what the config will lose with the trimmed vocabulary, before anything is measured."""
+    if lost := lost_words(model, kept):
+        progress.say(f"  {lost}")
+
+
 def repaired_words(kl: float | None, kept: bool) -> str:
     """What the least-squares repair did, after the KL before it; ``kl`` is after it, None where there was no repair."""
     if kl is None:
@@ -223,6 +230,7 @@ def _dense(
     layers = int(teacher.model.config.num_hidden_layers)
     rows = teacher.model.get_output_embeddings().weight.shape[0]
     tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, rows, train)
+    _say_lost(teacher.model, kept, progress)
     progress.say("  measuring experts, and joining those that add most")
     with progress.task("repairing", total=layers if config.heal else 0, unit="layers") as task:
         made = densify(teacher.model, config, train, lambda: task.advance(1))
@@ -339,7 +347,7 @@ def _shape(
 
 
 def _fresh(
-    config: FreshStudent, teacher: _Basis, train: Sequences
+    config: FreshStudent, teacher: _Basis, train: Sequences, progress: Progress
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
     import copy
 
@@ -364,6 +372,7 @@ def _fresh(
             f"The family `{teacher.config.model_type}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
             "Mind that heads divide the width, and key/value heads divide the heads.",
         ) from None
+    _say_lost(model, kept, progress)
     if kept is not None:
         renumber_config(model, kept)
     return model, tokenizer, vocabulary, {"config": config.config}
