@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.core.errors import VocabularyMismatch
-from stillroom.signals.signal import SparseSignal
+from stillroom.signals.signal import CoarseSignal, SparseSignal
 from stillroom.signals.vocabulary_map import VocabularyMap
 
 
@@ -48,6 +48,78 @@ def test_sparse_and_dense_agree(vocabulary: VocabularyMap, seed: int) -> None:
     sparse = vocabulary.project_sparse(SparseSignal(ids, logprobs.exp()))
     spread = torch.zeros(4, vocabulary.student_size).scatter_add_(1, sparse.ids, sparse.weights)
     assert torch.allclose(spread, vocabulary.project_dense(logprobs).exp(), atol=1e-5)
+
+
+@given(maps(), st.integers(0, 2**31))
+def test_the_mass_of_a_sparse_signal_is_that_of_the_dense_one_on_what_occurs(
+    vocabulary: VocabularyMap, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = torch.randn(4, vocabulary.teacher_size, generator=generator).mul(4).log_softmax(1)
+    # Entries in any order, some ids in two halves.
+    ids = torch.randperm(vocabulary.teacher_size, generator=generator).repeat(4, 1)
+    weights = logprobs.exp().gather(1, ids)
+    halved = SparseSignal(torch.cat([ids, ids[:, :2]], 1), torch.cat([weights, weights[:, :2] / 2], 1))
+    halved.weights[:, :2] /= 2
+    certain = torch.tensor([True, False, False, True])
+    sparse = vocabulary.project_sparse(SparseSignal(halved.ids, halved.weights, certain=certain))
+    occurs = logprobs.exp()[:, vocabulary.first >= 0].sum(1, keepdim=True)
+    spread = torch.zeros(4, vocabulary.student_size).scatter_add_(1, sparse.ids, sparse.weights)
+    assert torch.allclose(spread, vocabulary.project_dense(logprobs).exp() * occurs, atol=1e-5)
+    assert sparse.certain is certain
+
+
+@given(maps(), st.integers(0, 2**31), st.data())
+def test_a_projected_list_has_distinct_ids_and_all_of_the_mass(
+    vocabulary: VocabularyMap, seed: int, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(4, vocabulary.teacher_size, generator=generator).mul(2).softmax(1)
+    weights, ids = probabilities.topk(data.draw(st.integers(1, vocabulary.teacher_size)), dim=1)
+    rest = probabilities.scatter(1, ids, 0.0).sum(1)
+    projected = vocabulary.project_sparse(SparseSignal(ids, weights, unbiased=False, rest=rest))
+    listed, others = projected.shares()
+    assert torch.allclose(listed.sum(1) + others, torch.ones(4), atol=1e-5)
+    reached = set(vocabulary.first[vocabulary.first >= 0].tolist())
+    for row in range(4):
+        named = projected.ids[row][projected.weights[row] > 0].tolist()
+        assert len(set(named)) == len(named)
+        assert set(named) <= reached
+        # By hand: what is listed and occurs, by first sub-token, over all that is not known never to occur.
+        mass = torch.zeros(vocabulary.student_size)
+        first = vocabulary.first[ids[row]]
+        mass.index_add_(0, first[first >= 0], weights[row][first >= 0])
+        # Where no sub-token is left for them, the others are among the listed.
+        left = float(rest[row]) if set(named) != reached else 0.0
+        if not named:
+            assert float(others[row]) == 1.0
+            continue
+        expected = mass / (mass.sum() + left)
+        found = torch.zeros(vocabulary.student_size).scatter_add_(0, projected.ids[row], listed[row])
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_teacher_that_rules_out_all_that_occurs_asks_for_nothing() -> None:
+    vocabulary = VocabularyMap.from_pieces([[0], [1], []], 2, 2)
+    never = float("-inf")
+    dense = vocabulary.project_dense(torch.tensor([[never, never, 0.0], [-5000.0, -5001.0, 0.0]]))
+    assert dense[0].tolist() == [never, never]
+    assert torch.allclose(dense[1], torch.tensor([0.0, -1.0]).log_softmax(0), atol=1e-3)
+    coarse = vocabulary.project_coarse(
+        CoarseSignal(
+            torch.tensor([[2, 0], [2, 0]]), torch.tensor([[0.0, never], [-1.0, -2.0]]), torch.tensor([0.0, 0.5])
+        )
+    )
+    assert coarse.rest[0] == 1.0
+    assert not bool(coarse.listed[0].any())
+
+
+def test_what_is_not_listed_is_nothing_where_all_that_occurs_is_listed() -> None:
+    vocabulary = VocabularyMap.from_pieces([[0], [0], [1], []], 3, 3)
+    logprobs = torch.tensor([[0.5, 0.25, 0.125]]).log()
+    coarse = vocabulary.project_coarse(CoarseSignal(torch.tensor([[0, 1, 2]]), logprobs, torch.tensor([0.125])))
+    assert float(coarse.rest) == 0.0
+    assert float(coarse.logprobs.exp().sum()) == pytest.approx(1.0)
 
 
 @given(maps(), st.data())

@@ -85,7 +85,7 @@ class CaptureConfig(Section):
 
     codec: Codec = ThresholdCodec()
     """What is kept of each distribution."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Scales the logits of the teacher's distribution before it is stored: softmax(logits / temperature)."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens a teacher's forward pass; without it, as many as memory allows."""

@@ -23,7 +23,9 @@ from stillroom.core.plugins import plugin_names
 class Section(BaseModel):
     """A part of a recipe. An unknown key is an error; a value cannot be changed after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod

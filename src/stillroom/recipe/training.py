@@ -79,10 +79,10 @@ class DistillConfig(Section):
     kept ids and of all others as one, at most the KL of the whole distributions."""
     cross_entropy_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of plain cross-entropy on the text in the loss; the teacher's share is one minus this, at any temperature."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Divides the logits of teacher and student; must be ``capture.temperature``. The objective's loss counts T² times, so that
-    it keeps its share of the gradient. The validation KL, which chooses the best weights, is at this temperature; the
-    evaluation is at 1."""
+    it keeps its share of the gradient. Outside 0.01 to 100 nothing is left of it in float32. The validation KL, which chooses
+    the best weights, is at this temperature; the evaluation is at 1."""
     chunk_weight: float = Field(default=1.0, ge=0, json_schema_extra={SINCE: "0.2.0"})
     """For ``student.tokenizer: own``: weight of the loss on text that the two tokenizers split in different ways, where whole
     chunks are compared instead of tokens."""

@@ -5,6 +5,7 @@ Legend: N positions, V ids of the vocabulary, K entries per position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -90,14 +91,14 @@ class SparseSignal:
     def shares(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of a biased signal: the probabilities of the listed ids, [N, K], and of all others together, [N]; they sum to one.
 
-        Probabilities are stored with three digits; the mass that is left, which is stored too, is often known better than
-        one minus their sum.
+        Probabilities are stored with three digits, and so is the mass that is left: each keeps its own where their sum is made
+        one. A position that lists nothing has the event "any id" alone.
         """
         listed = self.weights.sum(1)
-        rest = (1.0 - listed) if self.rest is None else self.rest.to(listed.dtype)
-        rest = torch.where(listed > 0, rest.clamp(0.0, 1.0), 1.0)
-        scale = torch.where(listed > 0, (1.0 - rest) / listed, 0.0)
-        return self.weights * scale[:, None], rest
+        rest = (1.0 - listed).clamp_min(0.0) if self.rest is None else self.rest.to(listed.dtype)
+        rest = torch.where(listed > 0, rest, 1.0)
+        total = listed + rest
+        return self.weights / total[:, None], rest / total
 
     def coarse(self) -> CoarseSignal:
         """What a biased signal says, as the exact statement about its ids and all others together."""
@@ -162,13 +163,31 @@ class CoarseSignal:
         """Which entries are not fillers, [N, K] bool."""
         return self.logprobs > float("-inf")
 
+    def listed_of(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Of a student's log-probabilities [N, V] those of the entries, [N, K]; -inf at fillers."""
+        return torch.where(self.listed, logprobs.gather(1, self.ids), float("-inf"))
+
+    def others_of(self, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a student's log-probabilities those of the ids that are not listed.
+
+        Args:
+            logprobs: [N, V]; they are overwritten.
+
+        Returns:
+            Of each id, [N, V], -inf at listed ones; and of all others together, [N, 1], a float's least where there are none.
+        """
+        # Of the others themselves: one minus the listed would lose a small mass to rounding.
+        gone = torch.where(self.listed, float("-inf"), 0.0).to(logprobs.dtype)
+        others = logprobs.scatter_add_(1, self.ids, gone)
+        together = others.logsumexp(1, keepdim=True)
+        least = math.log(torch.finfo(logprobs.dtype).tiny)
+        return others, torch.where(together > float("-inf"), together, least)
+
     def divergence_from(self, logprobs: torch.Tensor) -> torch.Tensor:
         """KL of the events from a student's log-probabilities [N, V], [N] nats: at most that of the whole distributions."""
-        listed = self.listed
-        own = torch.where(listed, logprobs.gather(1, self.ids), float("-inf"))
-        others = logprobs.exp().scatter_add(1, self.ids, -own.exp()).sum(1).clamp_min(torch.finfo(logprobs.dtype).tiny)
-        found = torch.where(listed, self.logprobs.exp() * (self.logprobs - own), 0.0).sum(1)
-        return found + torch.where(self.rest > 0, self.rest * (self.rest.log() - others.log()), 0.0)
+        own, (_, others) = self.listed_of(logprobs), self.others_of(logprobs.clone())
+        found = torch.where(self.listed, self.logprobs.exp() * (self.logprobs - own), 0.0).sum(1)
+        return found + torch.where(self.rest > 0, self.rest * (self.rest.log() - others.squeeze(1)), 0.0)
 
     def rows_at(self, where: torch.Tensor) -> CoarseSignal:
         """The positions of these indices; ids that all positions share stay one row in memory."""

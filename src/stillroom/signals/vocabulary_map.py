@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,19 +127,20 @@ class VocabularyMap:
         on ids that occur: a position counts as much as that, and its loss is least where :meth:`project_dense` has it.
 
         In a biased one the ids of one first sub-token are put together, and the rest stays: what part of it falls on sub-tokens
-        that are listed is not known.
+        that are listed is not known. Where all of it does, for no other sub-token begins an id, nothing is left for others.
         """
         if self.is_identity:
             return signal
+        probabilities, rest = (signal.weights, None) if signal.unbiased else signal.shares()
         ids = self.first.to(signal.ids.device)[signal.ids]
         never = ids == NEVER
-        ids, weights = ids.masked_fill(never, 0), signal.weights.masked_fill(never, 0.0)
-        if signal.unbiased:
-            return SparseSignal(ids, weights)
-        probabilities, rest = signal.shares()
+        ids, weights = ids.masked_fill(never, 0), probabilities.masked_fill(never, 0.0)
+        if rest is None:
+            return replace(signal, ids=ids, weights=weights)
+        ids, weights = _together(ids, weights)
+        elsewhere = (weights > 0).sum(1) < int((self._sharing > 0).sum())
         # What can never occur is left out, and what remains is all there is.
-        rest = rest / (1.0 - probabilities.masked_fill(~never, 0.0).sum(1)).clamp_min(1e-12)
-        return SparseSignal(*_together(ids, weights), unbiased=False, rest=rest.clamp_max(1.0))
+        return replace(signal, ids=ids, weights=weights, rest=torch.where(elsewhere | (weights.sum(1) == 0), rest, 0.0))
 
     @functools.cached_property
     def _sharing(self) -> torch.Tensor:
@@ -176,7 +177,11 @@ class VocabularyMap:
         known = real & (members == self._sharing.to(device)[pieces])
         rest = signal.rest.double() + torch.where(real & ~known, summed, 0.0).sum(1)
         exact = torch.where(known, summed, 0.0)
-        total = (exact.sum(1) + rest).clamp_min(1e-300)
+        # Where every id that occurs is listed, the others are ids that never occur.
+        rest = rest.masked_fill(kept.sum(1) == len(self._kinds[0]), 0.0)
+        # A teacher that rules out all that occurs asks for nothing: the event "any id" alone.
+        rest = torch.where(exact.sum(1) + rest > 0, rest, 1.0)
+        total = exact.sum(1) + rest
         logprobs = (exact / total[:, None]).log().to(signal.logprobs.dtype)
         # A sum that underflowed is no filler, but as good as one: its mass is nothing.
         return CoarseSignal(pieces, logprobs, (rest / total).to(signal.rest.dtype), signal.certain)
@@ -193,13 +198,17 @@ class VocabularyMap:
         first = self.first.to(logprobs.device)
         said = logprobs if len(occurs) == len(first) else logprobs.index_select(1, occurs)
         # Sums of probabilities lose the small ones to rounding; against the row's largest they keep their digits.
-        largest = logprobs.max(dim=1, keepdim=True).values
+        largest = said.max(dim=1, keepdim=True).values.clamp_min(torch.finfo(logprobs.dtype).min)
         mass = torch.zeros(logprobs.shape[0], self.student_size, dtype=logprobs.dtype, device=logprobs.device)
         mass.index_add_(1, first[occurs], (said - largest).exp_())
         projected = mass.log_().add_(largest)
         # An id that is alone keeps its own value, which may be smaller than a float's least exponential.
         projected.index_copy_(1, first[alone], logprobs.index_select(1, alone))
-        return projected if said is logprobs else projected - projected.logsumexp(1, keepdim=True)
+        if said is logprobs:
+            return projected
+        # Of a teacher that rules out all that occurs nothing is left, and it asks for nothing.
+        total = projected.logsumexp(1, keepdim=True)
+        return projected - total.masked_fill_(total == float("-inf"), 0.0)
 
     @property
     def merges(self) -> bool:

@@ -137,7 +137,8 @@ class Threshold(SignalCodec[Entries]):
 
     def _signal(self, entries: list[Entries], counts: list[int]) -> SparseSignal:
         """Entries as one sparse signal: a position's draws are side by side."""
-        wide = max((int(part.counts.max()) for part in entries if len(part.counts)), default=0)
+        # At least one, so that a position without an entry has a filler.
+        wide = max([1, *(int(part.counts.max()) for part in entries if len(part.counts))])
         total = sum(counts)
         ids = np.zeros((total, self.draws, wide), dtype=np.int64)
         weights = np.zeros((total, self.draws, wide), dtype=np.float32)

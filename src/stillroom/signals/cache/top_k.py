@@ -25,6 +25,8 @@ class TopK(SignalCodec[bytes]):
 
     def __init__(self, k: int, vocabulary_size: int) -> None:
         self.k = min(k, vocabulary_size)
+        self.whole = self.k == vocabulary_size
+        """Whether every id is listed, so that what is missing is rounding."""
         self.width = id_width(vocabulary_size)
 
     def sample(self, probabilities: Iterable[torch.Tensor], random: np.random.Generator) -> bytes:  # noqa: ARG002
@@ -55,6 +57,8 @@ class TopK(SignalCodec[bytes]):
             all_weights.append(_from_half_bits(reader.column(count * self.k, 2)).reshape(count, self.k))
         ids, weights, missing = (np.concatenate(column) for column in (all_ids, all_weights, all_missing))
         rest = torch.from_numpy(missing)
+        if self.whole:
+            rest = torch.zeros_like(rest)
         return SparseSignal(torch.from_numpy(ids), torch.from_numpy(weights), unbiased=False, rest=rest)
 
     def missing_mass(self, data: bytes, count: int) -> torch.Tensor:

@@ -4,7 +4,10 @@ Legend: C positions of a chunk, V ids of the student's vocabulary, K entries per
 
 Let P be the teacher's probabilities of the events and Q the student's. For any loss L(Q), the gradient with respect to the
 student's logits z is, with h = Q ∂L/∂Q of the event that an id belongs to: ``h − q Σh`` at a listed id, and
-``q (h / Q − Σh)`` at an id among all others. A constant added to ∂L/∂Q changes nothing.
+``(q / Q) (h − Q Σh)`` at an id among all others. A constant added to ∂L/∂Q changes nothing.
+
+The others' mass Q and their shares q / Q of it are taken from logarithms: a student that is sure of the listed ids gives all
+others a mass that a float32 does not hold, and must still learn which of them to raise.
 """
 
 from __future__ import annotations
@@ -30,19 +33,15 @@ def coarse_chunk(
         signal: The teacher's signal.
         divergence: Compares the events.
     """
-    # 1. Events. What the student gives the others is summed, not taken from one: that would lose a small mass to rounding.
-    listed = signal.listed
-    own = logprobs.gather(1, signal.ids).masked_fill_(~listed, float("-inf"))
-    own_mass = own.exp()
-    student = logprobs.exp_()
-    student.scatter_add_(1, signal.ids, -own_mass)
-    others = student.sum(1, keepdim=True).clamp_min(torch.finfo(student.dtype).tiny)
-    rest = signal.rest.to(student.dtype)[:, None]
-    teacher_log = torch.cat([signal.logprobs.to(student.dtype), rest.log()], dim=1)
-    student_mass, student_log = torch.cat([own_mass, others], dim=1), torch.cat([own, others.log()], dim=1)
+    # 1. Events.
+    own = signal.listed_of(logprobs)
+    others, others_log = signal.others_of(logprobs)
+    teacher_log = torch.cat([signal.logprobs.to(own.dtype), signal.rest.to(own.dtype).log()[:, None]], dim=1)
+    student_log = torch.cat([own, others_log], dim=1)
     # 2. The divergence, and its derivative by the student's events.
+    student_mass = student_log.exp()
     losses, pull = divergence(teacher_log.exp(), teacher_log, student_mass, student_log)
     # 3. Back to the logits.
-    total = pull.sum(1, keepdim=True)
-    gradient = student.mul_(pull[:, -1:] / others - total)
-    return losses, gradient.scatter_add_(1, signal.ids, pull[:, :-1] - own_mass * total)
+    pull = pull - student_mass * pull.sum(1, keepdim=True)
+    gradient = others.sub_(others_log).exp_().mul_(pull[:, -1:])
+    return losses, gradient.scatter_add_(1, signal.ids, pull[:, :-1])

@@ -29,11 +29,12 @@ class ForwardKL(Objective):
     def chunk(self, logprobs: torch.Tensor, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Objective.chunk`."""
         if isinstance(signal, SparseSignal) and not signal.unbiased:
-            return _partial(logprobs, signal)
+            return coarse_chunk(logprobs, signal.coarse(), forward_kl_of_events)
         if isinstance(signal, CoarseSignal):
             return coarse_chunk(logprobs, signal, forward_kl_of_events)
         if isinstance(signal, SparseSignal):
-            losses = -(signal.weights * logprobs.gather(1, signal.ids)).sum(1)
+            # What fills a list has weight 0, and may name an id that the student rules out.
+            losses = -torch.where(signal.weights > 0, signal.weights * logprobs.gather(1, signal.ids), 0.0).sum(1)
             gradient = logprobs.exp_().mul_(signal.weights.sum(1, keepdim=True))
             gradient.scatter_add_(1, signal.ids, -signal.weights)
             return losses, gradient
@@ -51,18 +52,3 @@ def forward_kl_of_events(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``Σ P (log P − log Q)``: see :data:`stillroom.training.losses.coarse.Divergence`."""
     return torch.where(teacher > 0, teacher * (teacher_log - student_log), 0.0).sum(1), -teacher
-
-
-def _partial(logprobs: torch.Tensor, signal: SparseSignal) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and gradient for the probabilities of some ids and of all others together."""
-    listed, rest = signal.shares()
-    own = logprobs.gather(1, signal.ids)
-    student = logprobs.exp_()
-    # What the student gives the others is summed, not taken from one: that would lose a small mass to rounding.
-    student_listed = torch.where(listed > 0, student.gather(1, signal.ids), 0.0)
-    student.scatter_add_(1, signal.ids, -student_listed)
-    others = student.sum(1).clamp_min(torch.finfo(student.dtype).tiny)
-    losses = torch.where(listed > 0, listed * (listed.log() - own), 0.0).sum(1)
-    losses += torch.where(rest > 0, rest * (rest.log() - others.log()), 0.0)
-    gradient = student.mul_((1.0 - rest / others)[:, None])
-    return losses, gradient.scatter_add_(1, signal.ids, student_listed - listed)

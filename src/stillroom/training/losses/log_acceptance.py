@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from stillroom.signals.signal import CoarseSignal, Signal
 from stillroom.training.losses.coarse import coarse_chunk
 from stillroom.training.losses.objective import Objective, dense
 
-LEAST = 1e-6
-"""An acceptance is at least this, so that loss and gradient are finite."""
+LOG_LEAST = math.log(1e-38)
+"""Stands for the logarithm of an acceptance of 0, where teacher and student have no id in common: so the loss is finite."""
 
 
 class LogAcceptance(Objective):
@@ -17,7 +19,8 @@ class LogAcceptance(Objective):
     loss (LK losses, arXiv 2602.23881).
 
     The acceptance A is one minus the total variation distance; the gradient is that objective's divided by A, so that positions
-    with little acceptance count more: ``q (g − Σ q g)`` with ``g = −1[q < p] / A``.
+    with little acceptance count more: ``h − q Σ h`` with ``h = −1[q < p] q / A``. Both are taken from logarithms, so that an
+    acceptance too small for a float32 teaches as much as any other.
     """
 
     name = "log_acceptance"
@@ -28,18 +31,24 @@ class LogAcceptance(Objective):
         """See :meth:`Objective.chunk`."""
         if isinstance(signal, CoarseSignal):
             return coarse_chunk(logprobs, signal, log_acceptance_of_events)
-        student, teacher = logprobs.exp(), dense(signal, self.name).exp()
-        accepted = torch.minimum(student, teacher).sum(1).clamp_min(LEAST)
-        pull = (student < teacher).to(student.dtype).div_(-accepted[:, None])
-        return -accepted.log(), student.mul_(pull - (student * pull).sum(1, keepdim=True))
+        losses, pull = _losses_and_pull(dense(signal, self.name), logprobs)
+        return losses, pull.sub_(logprobs.exp_().mul_(pull.sum(1, keepdim=True)))
 
 
 def log_acceptance_of_events(
-    teacher: torch.Tensor,
-    teacher_log: torch.Tensor,  # noqa: ARG001
-    student: torch.Tensor,
-    student_log: torch.Tensor,  # noqa: ARG001
+    teacher: torch.Tensor,  # noqa: ARG001
+    teacher_log: torch.Tensor,
+    student: torch.Tensor,  # noqa: ARG001
+    student_log: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``−log Σ min(P, Q)``: see :data:`stillroom.training.losses.coarse.Divergence`."""
-    accepted = torch.minimum(student, teacher).sum(1).clamp_min(LEAST)
-    return -accepted.log(), -student * (student < teacher).to(student.dtype) / accepted[:, None]
+    return _losses_and_pull(teacher_log, student_log)
+
+
+def _losses_and_pull(teacher_log: torch.Tensor, student_log: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [C] and h [C, V], from log-probabilities."""
+    accepted = torch.minimum(teacher_log, student_log)
+    total = accepted.logsumexp(1, keepdim=True)
+    total.masked_fill_(total == float("-inf"), LOG_LEAST)
+    pull = accepted.sub_(total).exp_().neg_().masked_fill_(student_log >= teacher_log, 0.0)
+    return -total.squeeze(1), pull
