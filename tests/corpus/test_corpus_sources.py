@@ -554,6 +554,16 @@ def test_a_first_line_of_two_meanings_is_refused(tmp_path: Path, name: str, writ
     assert wanted in said
 
 
+def test_a_delimiter_without_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    said = message(JsonlSource(path=tmp_path / "a.jsonl", delimiter=";"))
+    assert "`delimiter`" in said
+    assert "there is none here" in said
+    (tmp_path / "b.csv").write_text("text;more\nb;c\n")
+    both = JsonlSource(path=tmp_path, pattern=("*.jsonl", "*.csv"), delimiter=";")
+    assert sorted(document.text for document in read(both)) == ["a", "b"]
+
+
 # Files that are packed -----------------------------------------------------------------------------------------------
 
 NOT_READ = ("a.tar.gz", "a.tgz", "a.zip", "a.tar.zst", "a.txt.gz.gz", "a.jsonl.xz", "a.TAR.GZ", "a.parquet.gz")

@@ -49,6 +49,7 @@ def test_from_keys_to_a_revoked_package(tmp_path: Path) -> None:
     assert shown["roles"]["release"]["threshold"] == 2
     assert "acme is your own, and trusted on this machine" in command("repo", "init", repo, "--keys", ring)
     assert "unsigned" in command("package", run.path)
+    assert "has no signature: reading" in RUNNER.invoke(app, ["inspect", str(folder)]).stderr
     assert "refuse" in command("package", run.path, "--at-expiry", "later", fails=UsageError)
     assert "1 more" in command("sign", folder, "--keys", ring, "--key", "release-1")
     digest = json.loads(command("sign", folder, "--keys", ring, "--json"))["digest"]

@@ -176,10 +176,19 @@ def _not_encoded(where: str, encoding: str, error: UnicodeError) -> CorpusError:
     )
 
 
+COLUMNS = (".csv", ".tsv")
+
+
 def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
-    for path in find_files(
-        source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally
-    ):
+    paths = list(
+        find_files(source.path, source.pattern, "`path` and `pattern`" if source.path.is_dir() else "`path`", tally)
+    )
+    if source.delimiter is not None and not any(inner_suffix(path) in COLUMNS for path in paths):
+        raise CorpusError(
+            f"{source.path}: `delimiter` is what is between the columns of `.csv` and `.tsv` files, and there is none here.",
+            "Leave out `delimiter`, or give a table the ending `.csv`.",
+        )
+    for path in paths:
         require_known(path)
         kind = inner_suffix(path)
         if kind == ".parquet":
@@ -189,7 +198,7 @@ def _jsonl(source: JsonlSource, tally: Tally) -> Iterator[Document]:
                 codec = require_text(stream.peek(8)[:8], path, source.encoding)  # type: ignore[attr-defined]
                 if kind == ".json":
                     rows = _json(stream, path, codec)
-                elif kind in (".csv", ".tsv"):
+                elif kind in COLUMNS:
                     rows = _csv(stream, path, codec, kind, source)
                 else:
                     rows = _lines(stream, path, codec)

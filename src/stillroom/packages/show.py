@@ -12,9 +12,14 @@ from stillroom.verification.envelope import parse_envelope
 from stillroom.verification.manifest import SIGNATURE, describe, make_manifest, parse_statement
 
 
+def is_signed(path: Path) -> bool:
+    """Whether a package carries signatures, of whomever."""
+    return (path / SIGNATURE).is_file()
+
+
 def is_package(path: Path) -> bool:
     """Whether a folder looks like a package, signed or not."""
-    return (path / SIGNATURE).is_file() or ((path / "policy.json").is_file() and (path / "provenance.json").is_file())
+    return is_signed(path) or ((path / "policy.json").is_file() and (path / "provenance.json").is_file())
 
 
 def passport_of(path: Path) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def passport_of(path: Path) -> dict[str, Any]:
         VerificationFailed: A document cannot be read.
     """
     claims = read_claims(path)
-    if (path / SIGNATURE).is_file():
+    if is_signed(path):
         envelope = parse_envelope(read_bytes(path / SIGNATURE), SIGNATURE)
         manifest = parse_statement(envelope.payload)
         signature = {"state": "signed, not checked here", "signers": sorted(envelope.signatures)}

@@ -9,6 +9,7 @@ from typing import Any
 from stillroom.core.extras import require
 from stillroom.corpus.inputs import MARKS, canonical
 from stillroom.corpus.readers.reader import Reader, decoded
+from stillroom.corpus.web_encoding import SINGLE_BYTE, as_browsers_read, single_byte
 
 UNSEEN = ("script", "style", "noscript", "template", "svg", "head")
 BLOCKS = frozenset(
@@ -120,9 +121,18 @@ def _read(path: Path, encoding: str) -> Iterator[str]:
     from bs4.dammit import EncodingDetector
 
     data = path.read_bytes()
+    marked = next((name for mark, name in MARKS if data.startswith(mark)), None)
     declared = EncodingDetector.find_declared_encoding(data[:4096], is_html=True, search_entire_document=True)
-    declared = next((name for mark, name in MARKS if data.startswith(mark)), declared)
-    used = declared if declared and canonical(encoding) == "utf-8" else encoding
+    by_default = canonical(encoding) == "utf-8"
+    used = as_browsers_read(declared if declared and by_default else encoding)
+    if marked is not None:
+        used = marked if by_default else encoding
+    elif used in SINGLE_BYTE:
+        try:
+            yield text_of_html(single_byte(data, used))
+            return
+        except UnicodeDecodeError:
+            pass  # said with the file and offset below
     yield text_of_html(decoded(data, path, used))
 
 
