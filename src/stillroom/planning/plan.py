@@ -21,6 +21,7 @@ from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
 from stillroom.models.compute import require_device
 from stillroom.models.load import config_parameters
+from stillroom.models.stored_size import stored_size
 from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, check_student, count_student, count_text
@@ -131,6 +132,7 @@ def make_plan(
     plan: dict[str, Any] = {
         "name": recipe.name,
         "teacher_parameters": counts.teacher_parameters,
+        "quantized": _quantized(recipe),
         "student_parameters": counts.student_parameters,
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
@@ -322,6 +324,12 @@ def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
         "judged": "not yet: whether it beats as many repeated tokens of the original text is for a run to show "
         "(docs/written-text.md)",
     }
+
+
+def _quantized(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """How quantized teachers are stored and what they take, by name; the plan's memory is that of their weights as floats."""
+    sizes = {name: stored_size(config) for name, config in recipe.every_teacher.items()}
+    return {name: size.as_dict() for name, size in sizes.items() if size is not None}
 
 
 def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
@@ -541,10 +549,15 @@ def show_plan(plan: dict[str, Any]) -> None:
     teacher, student = plan["teacher_parameters"], plan["student_parameters"]
     say(f"Plan of `{plan['name']}`")
     say(f"  teacher   {teacher:,} parameters")
+    quantized = plan.get("quantized", {})
+    if OWN in quantized:
+        say(f"            {quantized[OWN]['words']}")
     for entry in plan.get("teachers", ()):
         on = ", ".join(map(str, entry["learned_from_on"])) or "none"
         mixed = f" ({', '.join(entry['mixed'])})" if entry["mixed"] else ""
         say(f"            `{entry['called']}`: {entry['parameters']:,} parameters, for source {on}{mixed}")
+        if entry["called"] in quantized and entry["called"] != OWN:
+            say(f"            {quantized[entry['called']]['words']}")
     most = "" if plan["student_parameters_exact"] else "at most "
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:
