@@ -34,6 +34,7 @@ from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.importance import few_tokens
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
@@ -126,6 +127,7 @@ def make_plan(
         ),
         adapter_parameters=student.adapters["trained_parameters"] if student.adapters is not None else None,
         writer_parameters=_writer_parameters(recipe),
+        merges_ids=isinstance(student.vocabulary, VocabularyMap) and student.vocabulary.merges,
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
