@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +88,36 @@ def tiny_model(
         model.save_pretrained(folder)
         words.save_pretrained(folder)
     return folder
+
+
+FP8_BLOCK = 32
+"""Rows and columns with one scale of :func:`quantized_fp8`."""
+
+
+def quantized_fp8(original: Path, folder: Path) -> Path:
+    """A copy of a model in ``folder`` with the matrices of its layers in FP8, one scale for each block; returns the folder."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(original, folder)
+    tensors = {}
+    for name, weight in load_file(original / "model.safetensors").items():
+        tensors[name] = weight
+        if "_proj" in name:
+            rows, columns = weight.shape
+            blocks = weight.reshape(rows // FP8_BLOCK, FP8_BLOCK, columns // FP8_BLOCK, FP8_BLOCK)
+            scales = blocks.abs().amax((1, 3)) / 448
+            tensors[name] = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn).flatten(0, 1).flatten(1)
+            tensors[f"{name}_scale_inv"] = scales
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    block = [FP8_BLOCK, FP8_BLOCK]
+    with_quantization(folder, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block})
+    return folder
+
+
+def with_quantization(folder: Path, said: dict[str, Any]) -> None:
+    """Have a folder's config say how its weights are quantized."""
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": said}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def default_tokenizer(family: str) -> Kind:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tokenizer, tiny_model
+from tiny_models import FP8_BLOCK as BLOCK
+from tiny_models import make_tokenizer, quantized_fp8, tiny_model, with_quantization
 
 from stillroom.core.errors import TeacherError, UnsupportedModel
 from stillroom.models.load import load_student, load_teacher, quantization_words, save_model, teacher_config
@@ -20,15 +21,9 @@ from stillroom.recipe.teacher import HuggingFaceTeacher
 from stillroom.teachers.capture import cache_identity
 from stillroom.teachers.local import LocalTeacher
 
-BLOCK = 32
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 FP4 = torch.cat([E2M1, -E2M1])
 IDS = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))
-
-
-def with_config(folder: Path, said: dict[str, Any]) -> None:
-    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": said}
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +34,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fp8(original: Path, tmp_path: Path) -> Path:
     """The original with the matrices of its layers in FP8, one scale for each block."""
-    folder = shutil.copytree(original, tmp_path / "fp8")
-    tensors = {}
-    for name, weight in load_file(original / "model.safetensors").items():
-        tensors[name] = weight
-        if "_proj" in name:
-            blocks = weight.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))  # [r, 32, c, 32]
-            scales = blocks.abs().amax((1, 3)) / 448
-            tensors[name] = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn).flatten(0, 1).flatten(1)
-            tensors[f"{name}_scale_inv"] = scales
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with_config(folder, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]})
-    return folder
+    return quantized_fp8(original, tmp_path / "fp8")
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:
@@ -131,7 +115,7 @@ def test_an_fp8_teacher_that_would_be_read_wrongly_is_refused_by_name(fp8: Path,
         tensors[f"{name}_scale_inv"] = scales[:2].contiguous()
         save_file(tensors, fp8 / "model.safetensors", metadata={"format": "pt"})
         said = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [96, BLOCK]}
-        with_config(fp8, said)
+        with_quantization(fp8, said)
     with pytest.raises((TeacherError, UnsupportedModel), match=r"_proj\.weight") as refused:
         load_teacher(HuggingFaceTeacher(name=str(fp8)), "cpu", torch.float32)
     assert ("scales" if mistake == "no scales" else "blocks of 96 x 32") in str(refused.value)
@@ -166,7 +150,7 @@ def test_an_mxfp4_teacher_is_what_its_dequantized_weights_make(tmp_path: Path) -
         floats[name] = values.flatten(2).transpose(1, 2).contiguous()
     save_file(floats, plain / "model.safetensors", metadata={"format": "pt"})
     save_file(stored, packed / "model.safetensors", metadata={"format": "pt"})
-    with_config(packed, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
+    with_quantization(packed, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
     loaded = load_teacher(HuggingFaceTeacher(name=str(packed)), "cpu", torch.float32)
     expected = load_teacher(HuggingFaceTeacher(name=str(plain)), "cpu", torch.float32)
     assert torch.equal(logits(loaded.model), logits(expected.model))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from planning.test_stage_costs import PROFILE
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
@@ -17,8 +18,10 @@ from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import DiskFull, OutOfMemory, RecipeError, RunError
 from stillroom.formats.stage_cost import ONNX_LAYER_SECONDS
-from stillroom.planning.plan import KEPT, make_plan
+from stillroom.planning import plan as planning
+from stillroom.planning.plan import KEPT, make_plan, stage_costs
 from stillroom.recipe.recipe import Recipe
+from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.run import Run
 
 
@@ -54,6 +57,28 @@ def test_every_kind_of_student(student: dict[str, Any], small_recipe: Any, teach
     assert plan["student_parameters"] == json.loads((made.path / "shrink" / "shrink.json").read_text())["parameters"]
     exported = json.loads((made.path / "export" / "export.json").read_text())["files"]
     assert plan["file_bytes"] == {entry["type"]: entry["bytes"] for entry in exported}
+
+
+@pytest.mark.parametrize(("vocabulary", "merges"), [({"keep": "all"}, False), ({"size": 320}, True)])
+def test_a_plan_knows_whether_the_teachers_entropy_is_measured_again(
+    vocabulary: dict[str, Any],
+    merges: bool,
+    small_recipe: Any,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = []
+
+    def costs(recipe: Recipe, counts: Counts, profile: Profile) -> dict[str, StageCost]:
+        counted.append(counts.merges_ids)
+        return stage_costs(recipe, counts, profile)
+
+    monkeypatch.setattr(planning, "_profile", lambda *_: PROFILE)
+    monkeypatch.setattr(planning, "stage_costs", costs)
+    student = {"kind": "shrink", "layers": 2, "vocabulary": vocabulary}
+    make_plan(Recipe.model_validate(small_recipe(teacher, student=student)), tmp_path)
+    assert set(counted) == {merges}
 
 
 def test_an_existing_student(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:

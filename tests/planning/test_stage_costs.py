@@ -186,6 +186,28 @@ def test_a_plan_says_where_the_learning_rate_comes_from_and_what_a_sweep_costs()
     assert 1.03 < swept / fixed < 1.06
 
 
+def test_a_trimmed_vocabulary_costs_one_pass_of_the_teacher_over_the_validation_text() -> None:
+    def costs(merges: bool = True, **changed: Any) -> dict[str, StageCost]:
+        sizes = {key: changed.pop(key) for key in ("teacher_is_here",) if key in changed}
+        return stage_costs(Recipe.model_validate(BASE | changed), counts("layers", merges_ids=merges, **sizes), PROFILE)
+
+    plain, merged = costs(False), costs()
+    more = merged["distill"].seconds - plain["distill"].seconds
+    assert more == pytest.approx(PROFILE.load_seconds + 10_000 / PROFILE.capture_rate)
+    assert merged["distill"].memory_bytes == max(plain["distill"].memory_bytes, plain["capture"].memory_bytes)
+    assert merged["distill"].disk_bytes == plain["distill"].disk_bytes
+    # The baseline reads what was measured.
+    assert {name: cost for name, cost in merged.items() if name != "distill"} == {
+        name: cost for name, cost in plain.items() if name != "distill"
+    }
+    # Whole distributions say the entropy themselves, and an endpoint cannot be asked for them.
+    for changed in ({"capture": {"codec": {"kind": "hidden"}}}, {"teacher_is_here": False}):
+        assert costs(**changed)["distill"].seconds == costs(False, **changed)["distill"].seconds
+    # With rounds, both.
+    rounds = {"distill": BASE["distill"] | {"rounds": {"count": 3}}}
+    assert costs(**rounds)["distill"].seconds - costs(False, **rounds)["distill"].seconds == pytest.approx(more)
+
+
 def test_files_of_the_export_are_part_of_its_disk() -> None:
     recipe = Recipe.model_validate(BASE)
     without = stage_costs(recipe, counts("layers"), PROFILE)["export"]

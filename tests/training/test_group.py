@@ -403,6 +403,30 @@ def test_a_run_goes_on_with_another_sharding(folder: Path, first: str, then: str
 
 
 @pytest.mark.cluster
+def test_a_hybrid_training_goes_on_as_hybrid_to_the_bit(folder: Path) -> None:
+    """Of two machines of two processes each, stopped and started again on as many."""
+    job = {"name": "again", "sharding": "hybrid", "result": "again", "config": {"checkpoint_seconds": 0}}
+    codes = together(folder, 4, {**job, "term": 5}, check=False, local=(2, 2))
+    assert all(code != 0 for code in codes)
+    checkpoint = newest(folder / "again")
+    assert checkpoint is not None
+    stopped = int(checkpoint.name.removeprefix("step-"))
+    assert 5 <= stopped <= 6
+    never = {**job, "name": "again-never", "result": "again-never"}
+    together(folder, 4, job, never, local=(2, 2))
+    log, _ = measured(folder, "again")
+    whole, _ = measured(folder, "again-never")
+    assert log[0]["step"] == stopped + 1
+    assert [entry["loss"] for entry in log] == [entry["loss"] for entry in whole if entry["step"] > stopped]
+    a, b = load_file(folder / "again.safetensors"), load_file(folder / "again-never.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    # It is divided within each machine still.
+    parts = json.loads((folder / "again-parts.json").read_text())
+    assert all(abs(size / a[name].numel() - 1 / 2) < 0.1 for name, size in parts.items() if a[name].numel() > 100)
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize("sharding", ["replicate", "full"])
 def test_a_rank_that_is_killed_ends_the_group_and_the_next_one_goes_on_to_the_bit(folder: Path, sharding: str) -> None:
     job = {"name": f"shot-{sharding}", "sharding": sharding, "result": f"shot-{sharding}"}

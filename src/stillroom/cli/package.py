@@ -149,9 +149,30 @@ def inspect(
         found: dict[str, Any] = report(path)
         facts = model_facts(path)
         words = [f"{path}: {facts_in_words(facts)}"] if facts is not None else []
-        _show({**found, "model": facts}, [*words, *_plain(found)], as_json)
+        quantized, said = _quantized(path) if facts is not None and found["safe"] and path.is_dir() else (None, [])
+        _show({**found, "model": facts, "quantized": quantized}, [*words, *said, *_plain(found)], as_json)
         if found.get("refused") or found.get("safe") is False:
             raise typer.Exit(1)
+
+
+def _quantized(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """How a folder's weights are quantized and what they take, as JSON and in words; nothing of one that is not quantized."""
+    from stillroom.core.errors import StillroomError
+    from stillroom.core.files import read_json
+    from stillroom.models.stored_as import quantization_of
+
+    said = quantization_of(read_json(folder / "config.json"))
+    if said is None:
+        return None, []
+    from stillroom.models.stored_size import stored_size
+    from stillroom.recipe.teacher import HuggingFaceTeacher
+
+    try:
+        size = stored_size(HuggingFaceTeacher(name=str(folder)))
+    except StillroomError as error:
+        return {"quantization": said.words, "refused": error.what}, [f"  as a teacher it is refused: {error}"]
+    assert size is not None
+    return size.as_dict(), [f"  {size.words}"]
 
 
 def _inspect_run(path: Path, as_json: bool) -> None:

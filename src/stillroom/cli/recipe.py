@@ -222,6 +222,8 @@ def _share(size: str, teacher: str) -> int:
     """
     from stillroom.inspection.facts import model_facts
     from stillroom.models.gguf_source import gguf_path
+    from stillroom.models.stored_size import stored_size
+    from stillroom.recipe.teacher import HuggingFaceTeacher
 
     try:
         share = float(size.rstrip("%")) / (100 if size.endswith("%") else 1)
@@ -237,7 +239,10 @@ def _share(size: str, teacher: str) -> int:
             f"{teacher} is not a model on this machine, so that {size} of it cannot be counted.",
             "Give the student's parameters instead, such as 60M, or the path of the model.",
         )
-    return int(share * facts["parameters"])
+    folder = Path(teacher).expanduser()
+    # Of a quantized folder, numbers in its files are no parameters: some are scales, and some hold several.
+    quantized = stored_size(HuggingFaceTeacher(name=str(folder))) if folder.is_dir() else None
+    return int(share * (facts["parameters"] if quantized is None else quantized.parameters))
 
 
 def _quoted(value: str) -> str:

@@ -15,6 +15,7 @@ from stillroom.evaluation.bench import Bench, bench_of
 from stillroom.evaluation.floors import check_bounds
 from stillroom.evaluation.measures import do_measures, finished_besides
 from stillroom.evaluation.metric import Result
+from stillroom.evaluation.original import kl_to_originals
 from stillroom.evaluation.registry import require_metrics
 from stillroom.models.compute import prepare
 from stillroom.runs.run import Run, Stage
@@ -24,8 +25,11 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     """Measure; what an earlier process finished is not measured again."""
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))
     files.remove_leftovers(bench.folder)
+    # First, when no model is in memory yet; the teacher that it leaves there is the next that is needed.
+    originals = kl_to_originals(run, bench)
     results = do_measures(bench, run.recipe.evaluate.measures)
-    files.write_json(stage.path / "evaluation.json", gather(results, bench))
+    found = gather(results, bench) | ({"kl_to_original": originals} if originals else {})
+    files.write_json(stage.path / "evaluation.json", found)
 
 
 def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Result]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from stillroom.evaluation.fidelity import CHUNK
 from stillroom.evaluation.metrics.cost import PROMPT_TOKENS
 from stillroom.evaluation.metrics.memorisation import FIRST, PASSAGES, PREFIX
+from stillroom.evaluation.original import TOKENS
 from stillroom.evaluation.speed import REPETITIONS
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import DenseStudent, ShrinkStudent
 from stillroom.runs.costs import (
     FLOAT_BYTES,
@@ -35,11 +37,10 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     # On a CPU one model is in memory at a time, but for the speed of teacher and student, which is compared in turns.
     students = (1 if recipe.compute.device in ("auto", "cpu") else _students(recipe)) * counts.student_bytes
     return StageCost(
-        seconds=profile.load_seconds + _seconds(recipe, counts, profile),
+        seconds=profile.load_seconds + _seconds(recipe, counts, profile) + _originals_seconds(recipe, counts, profile),
         memory_bytes=loaded_teacher_bytes(counts, profile)
         + FLOAT_BYTES * sum(counts.other_teachers)
-        + students
-        + compared,
+        + max(students + compared, _originals_bytes(recipe, counts)),
     )
 
 
@@ -62,6 +63,21 @@ def _seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     if "samples" in recipe.evaluate.measures:
         seconds += _samples_seconds(recipe, counts, profile)
     return seconds
+
+
+def _originals_bytes(recipe: Recipe, counts: Counts) -> int:
+    """What is kept of an original while its quantized teacher runs: its output layer, and hidden states."""
+    rows = counts.teacher_shape.vocabulary + max(TOKENS, counts.sequence_length)
+    return FLOAT_BYTES * rows * counts.teacher_shape.hidden if recipe.originals else 0
+
+
+def _originals_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
+    """Each original of a quantized teacher is opened, and both read a sample of the validation text."""
+    tokens = min(counts.validation_tokens, max(TOKENS, counts.sequence_length))
+    reading = 2 * tokens * OUTPUT_LAYER_WORK / profile.exact_rate
+    # The recipe's own teacher stays in memory for what follows; another is opened for this alone.
+    opened = sum(1 if name == OWN else 2 for name in recipe.originals)
+    return opened * profile.load_seconds + len(recipe.originals) * reading
 
 
 def _samples_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:

@@ -77,22 +77,31 @@ def statement(run: Run, summary: dict[str, Any], folder: Path) -> dict[str, Any]
 
 def dependencies(run: Run, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Everything that went in: teacher, tokenizer and datasets, each with its digest."""
-    teachers = _teachers(run)
+    teachers, originals = _teachers(run), _originals(run)
     teacher = teachers[0]
     found = [
         {
             "name": f"teacher/{teacher['name']}",
             "digest": {"sha256": teacher["digest"]},
             "annotations": {"licence": teacher.get("licence"), "family": summary["teacher"].get("family")}
-            | _quantization(teacher),
+            | _quantization(teacher, originals),
         },
         *(
             {
                 "name": f"teacher/{other['name']}",
                 "digest": {"sha256": other["digest"]},
-                "annotations": {"licence": other.get("licence"), "family": other.get("family")} | _quantization(other),
+                "annotations": {"licence": other.get("licence"), "family": other.get("family")}
+                | _quantization(other, originals),
             }
             for other in teachers[1:]
+        ),
+        *(
+            {
+                "name": f"original/{kl['original']['name']}",
+                "digest": {"sha256": kl["original"]["digest"]},
+                "annotations": {"licence": kl["original"].get("licence"), "original_of": called},
+            }
+            for called, kl in originals.items()
         ),
     ]
     if teacher.get("tokenizer_digest"):
@@ -112,27 +121,40 @@ def ancestors(run: Run) -> tuple[Ancestor, ...]:
     """What the student of a run learnt from, through any number of generations."""
     direct: list[Ancestor] = []
     inherited: list[tuple[Ancestor, ...]] = []
+    originals = _originals(run)
     for teacher in _teachers(run):
-        origin = _origin(run, run.recipe.every_teacher[teacher.get("called", OWN)])
-        aliases: tuple[str, ...] = ()
-        before: tuple[Ancestor, ...] = ()
-        if origin is not None:
-            aliases, before = origin
+        called = teacher.get("called", OWN)
+        mine, before = _ancestor(run, run.recipe.every_teacher[called], teacher)
+        direct.append(mine)
         inherited.append(before)
-        direct.append(
-            Ancestor(
-                kind="teacher",
-                name=str(teacher["name"])[:500],
-                digest=teacher["digest"],
-                aliases=tuple(sorted(set(aliases) - {teacher["digest"]})),
-                generation=1,
-            )
-        )
+        if called in originals and called in run.recipe.originals:
+            # What the teacher was quantized from is to it what a teacher is to its student.
+            first, further = _ancestor(run, run.recipe.originals[called], originals[called]["original"])
+            inherited.append(inherit([first], [further]))
     direct += [
         Ancestor(kind="dataset", name=Path(source["name"]).name[:500], digest=source["digest"], generation=1)
         for source in _ledger(run)["sources"]
     ]
     return inherit(direct, inherited)
+
+
+def _ancestor(run: Run, config: TeacherConfig, record: dict[str, Any]) -> tuple[Ancestor, tuple[Ancestor, ...]]:
+    """A model that was opened, as an ancestor, and its own ancestors where they are known.
+
+    Args:
+        run: The run that opened it.
+        config: Its section of the recipe.
+        record: Its ``name`` and ``digest``.
+    """
+    aliases, before = _origin(run, config) or ((), ())
+    mine = Ancestor(
+        kind="teacher",
+        name=str(record["name"])[:500],
+        digest=record["digest"],
+        aliases=tuple(sorted(set(aliases) - {record["digest"]})),
+        generation=1,
+    )
+    return mine, before
 
 
 def operations(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
@@ -265,9 +287,24 @@ def _teachers(run: Run) -> list[dict[str, Any]]:
     return teachers
 
 
-def _quantization(teacher: dict[str, Any]) -> dict[str, str]:
-    """How a teacher's weights are stored where they are quantized: it is another model than the one it was made of."""
-    return {"quantization": str(teacher["quantization"])} if "quantization" in teacher else {}
+def _originals(run: Run) -> dict[str, dict[str, Any]]:
+    """The KL of quantized teachers to their originals, by the teacher's name; where it was measured."""
+    path = run.stage("evaluate").path / "evaluation.json"
+    found: dict[str, dict[str, Any]] = files.read_json(path).get("kl_to_original", {}) if path.is_file() else {}
+    return found
+
+
+def _quantization(teacher: dict[str, Any], originals: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How a teacher's weights are stored where they are quantized: it is another model than the one it was made of. And how far
+    it is from that one, where that was measured.
+    """
+    if "quantization" not in teacher:
+        return {}
+    found: dict[str, Any] = {"quantization": str(teacher["quantization"])}
+    kl = originals.get(teacher.get("called", OWN))
+    return (
+        found if kl is None else found | {"kl_to_original": {key: kl[key] for key in ("value", "interval", "tokens")}}
+    )
 
 
 def _ledger(run: Run) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.registry import check_names
 from stillroom.models.compute import require_device
 from stillroom.models.load import config_parameters
+from stillroom.models.stored_size import stored_size
 from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, check_student, count_student, count_text
@@ -33,6 +34,7 @@ from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
+from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.importance import few_tokens
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
@@ -125,12 +127,14 @@ def make_plan(
         ),
         adapter_parameters=student.adapters["trained_parameters"] if student.adapters is not None else None,
         writer_parameters=_writer_parameters(recipe),
+        merges_ids=isinstance(student.vocabulary, VocabularyMap) and student.vocabulary.merges,
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
     plan: dict[str, Any] = {
         "name": recipe.name,
         "teacher_parameters": counts.teacher_parameters,
+        "quantized": _quantized(recipe),
         "student_parameters": counts.student_parameters,
         "student_parameters_exact": student.exact,
         "student_shape": student.shape.words() if student.shape else None,
@@ -322,6 +326,12 @@ def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
         "judged": "not yet: whether it beats as many repeated tokens of the original text is for a run to show "
         "(docs/written-text.md)",
     }
+
+
+def _quantized(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """How quantized teachers are stored and what they take, by name; the plan's memory is that of their weights as floats."""
+    sizes = {name: stored_size(config) for name, config in recipe.every_teacher.items()}
+    return {name: size.as_dict() for name, size in sizes.items() if size is not None}
 
 
 def _teachers(recipe: Recipe) -> list[dict[str, Any]]:
@@ -541,10 +551,15 @@ def show_plan(plan: dict[str, Any]) -> None:
     teacher, student = plan["teacher_parameters"], plan["student_parameters"]
     say(f"Plan of `{plan['name']}`")
     say(f"  teacher   {teacher:,} parameters")
+    quantized = plan.get("quantized", {})
+    if OWN in quantized:
+        say(f"            {quantized[OWN]['words']}")
     for entry in plan.get("teachers", ()):
         on = ", ".join(map(str, entry["learned_from_on"])) or "none"
         mixed = f" ({', '.join(entry['mixed'])})" if entry["mixed"] else ""
         say(f"            `{entry['called']}`: {entry['parameters']:,} parameters, for source {on}{mixed}")
+        if entry["called"] in quantized and entry["called"] != OWN:
+            say(f"            {quantized[entry['called']]['words']}")
     most = "" if plan["student_parameters_exact"] else "at most "
     say(f"  student   {most}{student:,} parameters, {student / teacher:.0%} of the teacher's")
     if plan["student_shape"]:

@@ -23,7 +23,7 @@ from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import british, former_names, former_values, noting_former_names, spelt
 
-PLACES = ("name", "path", "tokenizer")
+PLACES = ("name", "path", "tokenizer", "original")
 """Keys whose values are paths, or names of a hub or package where there is no such path."""
 MOST_MISTAKES = 20
 """Mistakes of a recipe that are shown at once."""

@@ -15,7 +15,7 @@ from stillroom.recipe.export import ChatConfig, ExportConfig
 from stillroom.recipe.routes import OWN, Route, routes_of
 from stillroom.recipe.section import SINCE, Section
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent, Student
-from stillroom.recipe.teacher import Teacher
+from stillroom.recipe.teacher import HuggingFaceTeacher, Teacher
 from stillroom.recipe.terms import TermsConfig
 from stillroom.recipe.training import DistillConfig
 from stillroom.recipe.write import WriteConfig
@@ -145,6 +145,15 @@ class Recipe(Section):
     def every_teacher(self) -> dict[str, Teacher]:
         """All teachers by name; the recipe's own is ``teacher``."""
         return {OWN: self.teacher, **self.teachers}
+
+    @property
+    def originals(self) -> dict[str, HuggingFaceTeacher]:
+        """The models in floats that quantized teachers were made from, by the teacher's name; where the recipe names one."""
+        return {
+            name: HuggingFaceTeacher(name=teacher.original, dtype=teacher.dtype)
+            for name, teacher in self.every_teacher.items()
+            if isinstance(teacher, HuggingFaceTeacher) and teacher.original is not None
+        }
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import SINCE, Section
 
 
 class HuggingFaceTeacher(Section):
@@ -23,10 +23,28 @@ class HuggingFaceTeacher(Section):
     """Dtype of the teacher while it is captured; ``auto`` takes bfloat16 where the CPU is fast at it."""
     licence: str | None = None
     """Licence as its owner states it; without it, what the model card says."""
+    original: str | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
+    """Of a quantized teacher, the model in floats that it was made from: a folder, or a name on the hub. The KL to it is then
+    measured on validation text (docs/import.md)."""
 
 
-class GgufTeacher(Section):
+class _WithoutOriginal(Section):
+    """A teacher that is not compared with the model it was made from."""
+
+    why: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_original(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("original") is not None:
+            raise ValueError(f"`original` is for a quantized Hugging Face teacher: {cls.why}. Leave it out")
+        return value
+
+
+class GgufTeacher(_WithoutOriginal):
     """A GGUF file, by path or inside an installed package."""
+
+    why: ClassVar[str] = "the KL of a GGUF file to the model it was made from is not measured"
 
     kind: Literal["gguf"] = "gguf"
     path: str
@@ -66,8 +84,12 @@ class EndpointPrice(Section):
         return self
 
 
-class EndpointTeacher(Section):
+class EndpointTeacher(_WithoutOriginal):
     """A model behind an HTTP endpoint that lists its most probable tokens on a given text (docs/endpoint-teacher.md)."""
+
+    why: ClassVar[str] = (
+        "of a model behind an endpoint only the most probable tokens are known, and what it was made from is not"
+    )
 
     kind: Literal["endpoint"] = "endpoint"
     base_url: str = Field(min_length=1)

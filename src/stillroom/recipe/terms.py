@@ -18,7 +18,7 @@ class Decision(Section):
     """What a person decided about a model or text whose terms no one knows; kept in the run's ``terms.json``."""
 
     subject: Text = "teacher"
-    """``teacher``, ``student`` (a student that exists already), or the name of what it is about."""
+    """``teacher``, ``teacher.original``, ``student`` (a student that exists already), or the name of what it is about."""
     kind: Literal["own", "licence"]
     """``own``: it belongs to the one who decides; ``licence``: its terms were read and allow it."""
     decided_by: Text

@@ -19,6 +19,7 @@ from stillroom.core.errors import EnvironmentProblem
 from stillroom.core.progress import clock
 from stillroom.corpus.tally import sentences
 from stillroom.evaluation.floors import sentence
+from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import find, in_order
 from stillroom.evaluation.sections import STYLES, Part, Section, Series, SideBySide, Table, Text
@@ -292,6 +293,24 @@ def _means(points: list[tuple[float, float]], pooled: int) -> list[tuple[float, 
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
+def _dequantized(teacher: dict[str, Any]) -> str:
+    """How a teacher of the summary is quantized, and how far that took it from the model it was made from."""
+    said = (
+        f"quantized: {teacher['quantization']}; dequantized when it was loaded, and another model than the one it was made "
+        "from: "
+    )
+    kl = teacher.get("kl_to_original")
+    if kl is None:
+        return said + "KL to that one not measured"
+    low, high = kl["interval"] or (None, None)
+    interval = "" if low is None else f" [{low:.3g}, {high:.3g}]"
+    few = "" if kl["enough"] else f" ({TOO_FEW})"
+    return said + (
+        f"KL({public_name(kl['original']['name'])} ‖ this one) {kl['value']:.3g}{interval} nats per token, over "
+        f"{kl['tokens']:,} tokens of validation text{few}"
+    )
+
+
 def _stacked(value: str) -> Markup:
     """A cell with its interval on a line of its own, so that tables stay narrow."""
     found = re.fullmatch(r"(.*?) (\[[^\]]*\])(.*)", value)
@@ -316,10 +335,7 @@ def _environment(html: bool) -> Environment:
     filters: dict[str, Callable[..., object]] = {
         "count": lambda value: f"{value:,}",
         "megabytes": lambda value: f"{value / 1e6:,.1f} MB",
-        "dequantized": lambda words: (
-            f"quantized: {words}; dequantized when it was loaded, and another model than the one it was made from: "
-            "KL to that one not measured"
-        ),
+        "dequantized": _dequantized,
         "percent": lambda value: percent(value, 1),
         "stacked": _stacked,
         "kind": lambda part: type(part).__name__,

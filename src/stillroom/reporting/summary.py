@@ -13,6 +13,7 @@ from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result, without_bounds
 from stillroom.evaluation.registry import find
 from stillroom.evaluation.stage import extras
+from stillroom.recipe.routes import OWN
 from stillroom.runs.run import MODELS, SUMMARY, Run
 from stillroom.teachers.several import records_of
 
@@ -39,6 +40,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         RunError: A stage is not finished.
     """
     evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
+    originals = evaluation.get("kl_to_original", {})
     corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
     context = context_of(run.stage("corpus").path)
     teacher = files.read_json(_finished(run, "capture") / "teacher.json")
@@ -90,7 +92,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     }
     summary["teacher"] |= {key: teacher[key] for key in ("name", "family", "digest", "licence")}
     if "quantization" in teacher:
-        summary["teacher"] |= {"quantization": teacher["quantization"], "kl_to_original": None}
+        summary["teacher"] |= {"quantization": teacher["quantization"], "kl_to_original": originals.get(OWN)}
     if "written" in corpus:
         summary["written"] = {
             key: corpus["written"][key] for key in ("writer", "chunks", "written", "kept", "rows", "forms", "left_out")
@@ -98,7 +100,11 @@ def write_summary(run: Run) -> dict[str, Any]:
     if run.recipe.teachers:
         summary["teachers"] = [
             {key: record[key] for key in ("called", "name", "family", "digest", "licence", "parameters", "sources")}
-            | {key: record[key] for key in ("quantization",) if key in record}
+            | (
+                {"quantization": record["quantization"], "kl_to_original": originals.get(record["called"])}
+                if "quantization" in record
+                else {}
+            )
             for record in records_of(run)
         ]
     if exported:

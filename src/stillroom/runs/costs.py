@@ -71,6 +71,7 @@ class Counts:
         adapter_parameters: Parameters that are trained beside the student's, which are frozen (LoRA); None where the student's
             own are trained.
         writer_parameters: Parameters of the teacher on this machine that writes text; None where that is the recipe's own.
+        merges_ids: Whether several of the teacher's ids begin with the same one of the student's, whose vocabulary is trimmed.
     """
 
     teacher_parameters: int
@@ -90,6 +91,7 @@ class Counts:
     other_teachers: tuple[int, ...] = ()
     adapter_parameters: int | None = None
     writer_parameters: int | None = None
+    merges_ids: bool = False
 
     @property
     def teacher_bytes(self) -> int:

@@ -557,6 +557,8 @@ class Stage:
             reasons.append("this version of Stillroom does it in another way")
         others = ("recipe", "files", "teacher", "method")
         needs = [name for name in {**before, **inputs} if name not in others and before.get(name) != inputs.get(name)]
+        reasons += [f"the files of `{name}` changed" for name in needs if "." in name and name in before]
+        needs = [name for name in needs if "." not in name]
         if needs:
             reasons.append(f"the result of {' and '.join(f'`{name}`' for name in needs)} changed")
         reasons = [reason for reason in reasons if reason]

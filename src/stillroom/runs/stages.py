@@ -214,6 +214,10 @@ def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     if made.recipe.teachers and spec.name in TAUGHT_BY_SEVERAL:
         found["teachers"] = for_digest(made.recipe.teachers)
         found["routes"] = [[list(map(list, route.weights)), list(route.sources)] for route in made.recipe.routes]
+    if spec.name != "evaluate":
+        # What a quantized teacher was made from changes nothing in what is learned from it.
+        for teacher in (found.get("teacher", {}), *found.get("teachers", {}).values()):
+            teacher.pop("original", None)
     if spec.name == "baseline":
         # It is trained on the corpus alone, whatever the student writes.
         found["distill"].pop("rounds", None)
@@ -279,6 +283,9 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         if spec.name in TAUGHT_BY_SEVERAL:
             for name, config in made.recipe.teachers.items():
                 inputs[f"teachers.{name}"] = _teacher(made, config, old.get(f"teachers.{name}"), written=True)
+    if spec.name == "evaluate":
+        for name, config in made.recipe.originals.items():
+            inputs[f"{name}.original"] = _teacher(made, config, None, written=False)
     if spec.name == "write" and made.recipe.write is not None:
         who = made.recipe.every_teacher[made.recipe.write.by]
         inputs["teacher"] = _teacher(made, who, old.get("teacher"), written=True)

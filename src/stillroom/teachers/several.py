@@ -178,21 +178,8 @@ def require_fitting(recipe: Recipe) -> None:
         if name == OWN:
             continue
         theirs = load_tokenizer(config)
-        vocabulary = theirs.get_vocab()
-        if vocabulary != known:
-            token = next(
-                (
-                    token
-                    for token in sorted(known, key=lambda item: known[item])
-                    if vocabulary.get(token) != known[token]
-                ),
-                None,
-            )
-            other = (
-                f"{token!r} is id {known[token]} of `{OWN}`'s and {vocabulary.get(token, 'no token')} of `{name}`'s"
-                if token is not None
-                else f"`{name}`'s has {len(vocabulary) - len(known):,} tokens more"
-            )
+        other = other_token(known, theirs.get_vocab(), OWN, name)
+        if other is not None:
             raise RecipeError(
                 f"`teachers.{name}` has another tokenizer than `{OWN}`: {other}. Distributions over other vocabularies can "
                 "be neither mixed nor put into one student's training.",
@@ -204,6 +191,25 @@ def require_fitting(recipe: Recipe) -> None:
                 f"`teachers.{name}` has {rows:,} rows in its output layer, and `{OWN}` has {size:,}.",
                 f"Make it the recipe's `{OWN}`: a teacher with fewer rows than `{OWN}` is taken.",
             )
+
+
+def other_token(known: Mapping[str, int], vocabulary: Mapping[str, int], own: str, name: str) -> str | None:
+    """The first token that two vocabularies have another id for, in words; None where they are the same.
+
+    Args:
+        known: Ids by token.
+        vocabulary: Those of the other.
+        own: What the first is called.
+        name: What the other is called.
+    """
+    if vocabulary == known:
+        return None
+    token = next(
+        (token for token in sorted(known, key=lambda item: known[item]) if vocabulary.get(token) != known[token]), None
+    )
+    if token is None:
+        return f"`{name}`'s has {len(vocabulary) - len(known):,} tokens more"
+    return f"{token!r} is id {known[token]} of `{own}`'s and {vocabulary.get(token, 'no token')} of `{name}`'s"
 
 
 def _size(config: TeacherConfig, tokens: int) -> int:

@@ -169,6 +169,7 @@ def _writer(run: Run, name: str) -> dict[str, Any]:
         key: written.get(key)
         for key in ("name", "family", "licence", "parameters", "tokenizer_digest", "bytes", "dtype")
     }
+    known |= {key: written[key] for key in ("quantization",) if key in written}
     return known | {"digest": digest, "called": name, "learned_from": [], "sources": [], "role": "writer"}
 
 

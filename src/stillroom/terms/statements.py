@@ -53,7 +53,8 @@ class Subject:
     carried: dict[str, Any] | None = None
     digest: str | None = None
     called: str | None = None
-    """Its name under the recipe's ``teachers``, which a decision about it has to say: one about ``teacher`` is not about it."""
+    """Its name under the recipe's ``teachers``, or ``NAME.original`` of what the teacher NAME was quantized from, which a
+    decision about it has to say: one about ``teacher`` is not about it."""
 
     @property
     def decided_as(self) -> tuple[str, ...]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.routes import OWN
 from stillroom.runs.costs import OPEN_STUDENT_SECONDS, WRITE_BYTES_PER_SECOND, Counts, Profile, StageCost
+from stillroom.signals.cache.registry import signal_kind
+from stillroom.signals.signal import SignalKind
 from stillroom.teachers.stage_cost import stage_cost as capture_cost
 from stillroom.teachers.write.stage_cost import DECODED_BYTES_PER_SECOND
 from stillroom.training.batch_size import step_rows
@@ -83,15 +86,32 @@ def written(recipe: Recipe, counts: Counts, profile: Profile) -> Written | None:
 
 
 def distill_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
-    """As :func:`stage_cost`; with rounds, writing, the teacher's passes over it and their signals too, one after the other."""
+    """As :func:`stage_cost`; before it, the teacher's pass over the validation text where its entropy is measured again
+    (`projected_entropy.json`, which the baseline reads); with rounds, writing, the teacher's passes over it and their signals
+    too. One after the other.
+    """
     cost, found = stage_cost(recipe, counts, profile), written(recipe, counts, profile)
-    if found is None:
+    entropy = projected_seconds(recipe, counts, profile)
+    if found is None and not entropy:
         return cost
+    signals = 0.0 if found is None else profile.cache_bytes + profile.bytes_per_position * found.scored_tokens
     return StageCost(
-        seconds=cost.seconds + found.seconds,
+        seconds=cost.seconds + entropy + (0.0 if found is None else found.seconds),
         memory_bytes=max(cost.memory_bytes, capture_cost(recipe, counts, profile).memory_bytes),
-        disk_bytes=cost.disk_bytes + profile.cache_bytes + profile.bytes_per_position * found.scored_tokens,
+        disk_bytes=cost.disk_bytes + signals,
     )
+
+
+def projected_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
+    """Seconds of the pass that measures the teacher's entropy over its student's ids (:mod:`stillroom.teachers.projected`);
+    0 where it is not needed or not possible.
+
+    It goes about as fast as capture: each position's distribution is carried over to the student's ids instead of encoded.
+    """
+    sampled = signal_kind(recipe.capture.codec) is SignalKind.SAMPLED
+    if not (counts.merges_ids and counts.teacher_is_here and sampled and set(recipe.learned_from) == {OWN}):
+        return 0.0
+    return profile.load_seconds + counts.validation_tokens / profile.capture_rate
 
 
 def step_tokens(recipe: Recipe, counts: Counts) -> int:

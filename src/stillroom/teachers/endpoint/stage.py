@@ -27,6 +27,7 @@ from stillroom.teachers.endpoint import ledger, received
 from stillroom.teachers.endpoint.capture import FINGERPRINT, Piece, capture_listed, known_teacher, pieces_of
 from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
+from stillroom.teachers.original import require_originals
 from stillroom.teachers.several import require_fitting
 
 SPLITS = ("train", "validation", "heldout")
@@ -51,6 +52,7 @@ def require_possible(recipe: Recipe) -> None:
         if isinstance(config, EndpointConfig) and (name in learned_from or name == OWN):
             _require_possible(recipe, config, name if name == OWN else f"teachers.{name}")
     require_fitting(recipe)
+    require_originals(recipe)
 
 
 def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None:
