@@ -114,14 +114,20 @@ def test_loss_and_gradient_are_right_at_extremes(name: str, codec: str, vocabula
     count, ids = 5, 9
     mapped = MAPS[vocabulary](ids)
     used = mapped.student_used
-    for number, (teacher, student) in enumerate(itertools.product(kinds, ("plain", "huge", "spike"))):
-        temperature, share = ((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3]
+    cases = list(itertools.product(kinds, ("plain", "huge", "spike")))
+    settings = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
+    encoder = make_codec(CODECS[codec], ids)
+    samples = []
+    for number, (teacher, _) in enumerate(cases):
+        probabilities = torch.softmax(
+            logits_of(teacher, count, ids, generator).double() / settings[number][0], 1
+        ).float()
+        samples.append(encoder.sample([probabilities], np.random.Generator(np.random.Philox(number))))
+    encoder.learn(samples)
+    for number, (teacher, student) in enumerate(cases):
+        temperature, share = settings[number]
         dtype = torch.bfloat16 if number % 4 == 3 else torch.float32
-        probabilities = torch.softmax(logits_of(teacher, count, ids, generator).double() / temperature, 1).float()
-        encoder = make_codec(CODECS[codec], ids)
-        sample = encoder.sample([probabilities], np.random.Generator(np.random.Philox(number)))
-        encoder.learn([sample])
-        said = encoder.decode([encoder.pack(sample)], [count])
+        said = encoder.decode([encoder.pack(samples[number])], [count])
         # The first and the last position are inside an id that the student lacks: there the text teaches.
         speaks = torch.tensor([False, *[True] * count, False])
         targets = torch.randint(used, (count + 2,), generator=generator)
