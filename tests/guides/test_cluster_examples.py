@@ -51,7 +51,7 @@ def test_commands_are_ours(name: str, expected: list[str]) -> None:
         accepted(words)
 
 
-@pytest.mark.parametrize("words", [["run", "recipe.yaml", "--nodes", "8"], ["caption", "recipe.yaml"]])
+@pytest.mark.parametrize("words", [["run", "recipe.yaml", "--machines", "8"], ["caption", "recipe.yaml"]])
 def test_what_is_not_there_would_be_found(words: list[str]) -> None:
     with pytest.raises(AssertionError):
         accepted(words)
