@@ -176,7 +176,7 @@ def sharding_of(large: bool, workers: int, nodes: int) -> Sharding:
     """
     if not large:
         return "replicate"
-    # Parts are exchanged in every layer, which within a machine is faster; one process there has nobody to divide with.
+    # Parts are exchanged in every layer, which within a machine is faster; one process there has no other to divide with.
     return "hybrid" if nodes > 1 and workers > 1 else "full"
 
 
