@@ -43,7 +43,9 @@ main()
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is to be trained."""
     folder = tmp_path_factory.mktemp("ready")
-    made = pipeline.run({"name": "nodes", **recipe_in(folder)}, folder / "runs", until="shrink", quiet=True)
+    made = pipeline.run(
+        {"name": "nodes", **recipe_in(folder, documents=28)}, folder / "runs", until="shrink", quiet=True
+    )
     return made.path
 
 
@@ -169,8 +171,8 @@ def test_sigterm_on_one_node_saves_and_ends_both(ready: Path, alone: Run, tmp_pa
 
     found = ended(nodes, stop)
     assert [code for code, _ in found] == [143, 143], found
-    assert all("Stopped by SIGTERM after step" in said for _, said in found)
-    assert not any("Traceback" in said for _, said in found)
+    assert all("Stopped by SIGTERM after step" in said for _, said in found), found
+    assert not any("Traceback" in said for _, said in found), found
     found = ended(launchers(path, tmp_path))
     assert [code for code, _ in found] == [0, 0], found
     require_same(Run.open(path), alone, 2)
@@ -186,7 +188,7 @@ def test_off_on_one_node_ends_both(ready: Path, tmp_path: Path) -> None:
 
     found = ended(nodes, turn_off)
     assert [code for code, _ in found] == [1, 1], found
-    assert not any("Traceback" in said for _, said in found)
+    assert not any("Traceback" in said for _, said in found), found
     assert Run.open(path).stage("distill").record is None
 
 
@@ -194,6 +196,6 @@ def test_a_folder_that_is_not_shared_is_refused_by_both(ready: Path, tmp_path: P
     runs = copy_of(ready, tmp_path / "a"), copy_of(ready, tmp_path / "b")
     found = ended(launchers(runs[0], tmp_path, runs=runs))
     assert [code for code, _ in found] == [2, 2], found
-    assert all("is not the folder of the run that node 0 writes" in said for _, said in found)
-    assert not any("Traceback" in said for _, said in found)
+    assert all("is not the folder of the run that node 0 writes" in said for _, said in found), found
+    assert not any("Traceback" in said for _, said in found), found
     assert not (runs[0] / "distill").exists()
