@@ -193,13 +193,16 @@ class Nodes:
             StillroomError: What node 0, or another one, ended with.
         """
         while True:
+            # Asked first: what was begun before node 0 ended is there then.
+            end = self._read("end")
             found = self._read(f"stage-{self.stages + 1}")
             if found is not None:
                 self.stages += 1
                 return found["name"], found["sharding"]
-            if self._read("end") == {}:
+            if end == {}:
                 return None
-            self.ask()
+            if (error := self._read("error") or end) is not None:
+                raise self._error(error)
             time.sleep(POLL_SECONDS)
 
     def tell(self, error: StillroomError) -> None:
