@@ -167,7 +167,8 @@ def run(
     """Do a recipe's whole path, or go on with it: what :func:`stillroom.run` does."""
     with _translated(Path(root or RUNS)):
         made = opened(recipe, root, overrides, on_stage, on_step)
-        with made.locked(), _nothing_left_of_a_refusal(made):
+        others = contextlib.nullcontext() if cluster is None else cluster.led()
+        with others, made.locked(), _nothing_left_of_a_refusal(made):
             if secret is not None:
                 made.adopt_secret(Path(secret))
             if until is not None:
@@ -299,7 +300,8 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     if cluster is not None and cluster.ray is not None:
         require_no_units(made.recipe, f"--ray {cluster.ray}")
     require_rounds(made.recipe)
-    require_group(made.recipe, cluster.workers if cluster is not None else 1)
+    if cluster is not None:
+        require_group(made.recipe, cluster.workers, cluster.machines)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -310,6 +312,8 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _require_objective(made, wanted)
     _require_packages(made, wanted)
     _require_copies(made, wanted)
+    if cluster is not None:
+        cluster.meet(made)
     redone = False
     for spec in wanted:
         redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)

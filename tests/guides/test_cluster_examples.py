@@ -39,7 +39,7 @@ def accepted(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("slurm.sh", ["corpus", "capture", "run"]),
+        ("slurm.sh", ["corpus", "capture", "run", "run"]),
         ("kuberay.yaml", ["run"]),
         ("skypilot.yaml", ["corpus", "capture", "run"]),
     ],
@@ -51,7 +51,7 @@ def test_commands_are_ours(name: str, expected: list[str]) -> None:
         accepted(words)
 
 
-@pytest.mark.parametrize("words", [["run", "recipe.yaml", "--nodes", "8"], ["caption", "recipe.yaml"]])
+@pytest.mark.parametrize("words", [["run", "recipe.yaml", "--machines", "8"], ["caption", "recipe.yaml"]])
 def test_what_is_not_there_would_be_found(words: list[str]) -> None:
     with pytest.raises(AssertionError):
         accepted(words)
@@ -63,16 +63,21 @@ def test_slurm_submits_what_it_says(tmp_path: Path) -> None:
     sbatch.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
     subprocess.run(["bash", "-n", str(FOLDER / "slurm.sh")], check=True)
-    subprocess.run(["bash", str(FOLDER / "slurm.sh"), "/data/my recipe.yaml", "5", "4"], env=environment, check=True)
+    subprocess.run(
+        ["bash", str(FOLDER / "slurm.sh"), "/data/my recipe.yaml", "5", "4", "2"], env=environment, check=True
+    )
     said = (tmp_path / "log").read_text().splitlines()
-    jobs = [line.removeprefix("exec ") for line in said if line.startswith("exec stillroom")]
+    jobs = [line.removeprefix("exec ") for line in said if line.startswith("exec ")]
+    jobs = [job.removeprefix("srun --kill-on-bad-exit=0 ") for job in jobs]
     assert jobs == [
         "stillroom corpus '/data/my recipe.yaml' --quiet",
         "stillroom capture '/data/my recipe.yaml' --part $SLURM_ARRAY_TASK_ID/5 --quiet",
-        "stillroom run '/data/my recipe.yaml' --workers 4 --quiet",
+        "stillroom run '/data/my recipe.yaml' --until shrink --quiet",
+        "stillroom run '/data/my recipe.yaml' --workers 4 --nodes auto --quiet",
     ]
     assert "--array=1-5" in said
     assert "--dependency=afterok:42" in said
+    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4"} <= set(said)
     for job in jobs:
         accepted(shlex.split(job.replace("$SLURM_ARRAY_TASK_ID", "3"))[1:])
 

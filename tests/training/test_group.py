@@ -279,6 +279,8 @@ def test_what_several_processes_cannot_do_is_refused_before_anything_is_spent(mo
         require_group(recipe(**{key: value}), 1)
         with pytest.raises(UsageError, match=f"distill.{key}: {value}.*--workers 2"):
             require_group(recipe(**{key: value}), 2)
+        with pytest.raises(UsageError, match=f"distill.{key}: {value}.*--nodes 3"):
+            require_group(recipe(**{key: value}), 1, 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     require_group(recipe("auto"), 2)

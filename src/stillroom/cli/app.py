@@ -93,6 +93,22 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Train in so many processes on this machine (torch elastic).")
     ] = None,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|auto",
+            help="Train on so many machines, with --workers on each: the same command on every one. `auto`: SLURM's step.",
+        ),
+    ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(help="Of --nodes: this machine's number, from 0; SLURM's where left out.")
+    ] = None,
+    rendezvous: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Of --nodes: an address of node 0; of SLURM's first node where left out."
+        ),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS|auto|local", help="Capture on a Ray cluster, or on one that is started here."),
@@ -111,7 +127,14 @@ def run(
     from stillroom import pipeline
     from stillroom.cluster.cluster import cluster_of
 
-    cluster = cluster_of(workers, ray, capture_workers)
+    cluster = cluster_of(workers, ray, capture_workers, nodes, node_rank, rendezvous)
+    if cluster is not None and cluster.nodes is not None and not cluster.nodes.first:
+        from stillroom.cluster.launch import serve
+        from stillroom.core.progress import Progress
+
+        given, root = pipeline.recipe_and_root(recipe, runs, _overrides(changes))
+        serve(root / given.name, given, cluster.nodes, Progress(quiet))
+        return
     made = pipeline.opened(recipe, runs, _overrides(changes))
     missed = None
     try:

@@ -2,7 +2,8 @@
 
 The driver keeps the run's lock, its record and the terms; the processes are started for one stage and end with it. One that
 is killed has all of them started again from the newest checkpoint, a few times; one that ends with an error of ours ends them
-all. The owner's switch stops them as it stops engines.
+all. The owner's switch stops them as it stops engines. On several machines each has a driver that starts its own processes:
+see :mod:`stillroom.cluster.nodes`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stillroom.cluster.nodes import Nodes
 from stillroom.core import errors, files
 from stillroom.core.errors import EnvironmentProblem, StillroomError, Terminated, translate
 from stillroom.core.progress import Progress
+from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run, Stage
 from stillroom.switch import Places, Switch
 from stillroom.switch.engines import Registration
 from stillroom.training.group import Group, Sharding, end_process
-from stillroom.training.refusals import require_group_s_checkpoint
+from stillroom.training.refusals import require_group, require_group_s_checkpoint
 
 RESTARTS = 3
 DIVIDE_FROM_BYTES = 8e9
@@ -38,12 +42,29 @@ sends the signal has a limit too."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 END_SECONDS = 30
 """How long a process that has said its error waits for its end: the agent looks several times per second."""
+TERMINATED_SECONDS = 1
+"""The same where all of them stop after a checkpoint: an agent that sent SIGTERM waits until they have ended."""
 NOTES = "notes.json"
 """In the stage's scratch folder: what rank 0 wants in the stage's record."""
 
 
-def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sharding: Sharding | None = None) -> None:
-    """Train a stage in several processes on this machine.
+def train_together(
+    run: Run,
+    stage: Stage,
+    workers: int,
+    progress: Progress,
+    sharding: Sharding | None = None,
+    nodes: Nodes | None = None,
+) -> None:
+    """Train a stage in several processes on this machine, and on the others where there are several.
+
+    Args:
+        run: The run.
+        stage: One that trains.
+        workers: Processes on this machine.
+        progress: Says how it goes.
+        sharding: How the student is shared; None decides by its size.
+        nodes: The machines.
 
     Raises:
         EnvironmentProblem: The processes died more often than they are started again.
@@ -60,20 +81,34 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
     places = Places.of_user()
     switch = Switch(places)
     switch.require_on()
-    require_group_s_checkpoint(stage.scratch, workers)
+    leads = nodes is None or nodes.first
+    require_group_s_checkpoint(stage.scratch, workers, nodes.node.count if nodes is not None else 1)
     words: Any = multiprocessing.get_context("spawn").SimpleQueue()
 
     def check() -> None:
-        if not words.empty():
-            raise _error(*words.get())
-        switch.require_on()
+        try:
+            if not words.empty():
+                raise _error(*words.get())
+            switch.require_on()
+        except StillroomError as error:
+            # Before the processes here are killed: those of other machines must not be started again because of that.
+            if nodes is not None:
+                nodes.tell(error)
+            raise
+        if nodes is not None:
+            nodes.ask()
 
     if sharding is None:
         large = files.folder_bytes(run.stage("shrink").path / "model") > DIVIDE_FROM_BYTES
-        sharding = "full" if large else "replicate"
-    progress.say(f"  {workers} processes ({'weights whole in each' if sharding == 'replicate' else 'weights divided'})")
-    stage.scratch.mkdir(parents=True, exist_ok=True)
-    (stage.scratch / NOTES).unlink(missing_ok=True)
+        sharding = sharding_of(large, workers, 1 if nodes is None else nodes.node.count)
+    how = {"replicate": "weights whole in each", "full": "weights divided", "hybrid": "weights divided on each machine"}
+    where = f"{workers}" if nodes is None else f"{nodes.node.count} machines: {nodes.node.count * workers}"
+    progress.say(f"  {where} processes ({how[sharding]})")
+    if leads:
+        stage.scratch.mkdir(parents=True, exist_ok=True)
+        (stage.scratch / NOTES).unlink(missing_ok=True)
+    if nodes is not None and leads:
+        nodes.begin(stage.name, sharding)
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE", agent.OWN_STORE)}
     os.environ[agent.OWN_STORE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -84,8 +119,8 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
     more: dict[str, Any] = {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in known else {}
     with tempfile.TemporaryDirectory(prefix="stillroom-workers-") as logs:
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=1 if nodes is None else nodes.node.count,
+            max_nodes=1 if nodes is None else nodes.node.count,
             nproc_per_node=workers,
             run_id=f"stillroom-{os.getpid()}",
             rdzv_backend="c10d",
@@ -99,7 +134,11 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
         )
         try:
             arguments = (str(run.path.absolute()), stage.name, sharding, progress.quiet, words, places)
-            agent.launch(config, work, arguments, check)
+            meeting = None
+            if nodes is not None:
+                name = f"{stage.name}-{nodes.stages}"
+                meeting = agent.NodesRendezvous(nodes.connect(), name, nodes.node, check)
+            agent.launch(config, work, arguments, check, meeting)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -125,7 +164,63 @@ def train_together(run: Run, stage: Stage, workers: int, progress: Progress, sha
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-    stage.notes.update(files.read_json(stage.scratch / NOTES))
+    if leads:
+        stage.notes.update(files.read_json(stage.scratch / NOTES))
+
+
+def sharding_of(large: bool, workers: int, nodes: int) -> Sharding:
+    """How processes share a student.
+
+    Args:
+        large: Whether it is too large for each to hold it whole.
+        workers: Processes on each machine.
+        nodes: Machines.
+    """
+    if not large:
+        return "replicate"
+    # Parts are exchanged in every layer, which within a machine is faster; one process there has no other to divide with.
+    return "hybrid" if nodes > 1 and workers > 1 else "full"
+
+
+def serve(path: Path, recipe: Recipe, nodes: Nodes, progress: Progress) -> None:
+    """On another node than 0: train each stage that node 0 begins, until it ends.
+
+    Args:
+        path: The run's folder, which node 0 makes and writes.
+        recipe: The recipe, as this node was given it.
+        nodes: The machines.
+        progress: Says how it goes.
+
+    Raises:
+        StillroomError: What any node ended with.
+    """
+    node = nodes.node
+    progress.say(f"node {node.rank} of {node.count}: waits for node 0 at {node.host}:{node.port}")
+    with _sigterm(f"node {node.rank}"), nodes.joined():
+        Switch(Places.of_user()).require_on()
+        require_group(recipe, node.workers, node.count)
+        nodes.fit(path)
+        progress.say(f"node {node.rank}: works for {path}")
+        while (found := nodes.next_stage()) is not None:
+            name, sharding = found
+            progress.say(name)
+            made = Run.open(path)
+            train_together(made, made.stage(name), node.workers, progress, sharding, nodes)
+
+
+@contextlib.contextmanager
+def _sigterm(who: str) -> Iterator[None]:
+    """Have SIGTERM raise, so that others hear of it."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated(f"Stopped by SIGTERM on {who}.", "The same command on all nodes goes on.")
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def work(path: str, name: str, sharding: Sharding, quiet: bool, words: Any, places: Places) -> None:
@@ -152,9 +247,8 @@ def work(path: str, name: str, sharding: Sharding, quiet: bool, words: Any, plac
             traceback.print_exc()
             end_process(1)
         words.put((type(known).__name__, known.what, known.todo))
-        if not isinstance(known, Terminated):
-            # What others wait for from this process must not fail before the agent has heard why.
-            time.sleep(END_SECONDS)
+        # What others wait for from this process must not fail before the agent has heard why.
+        time.sleep(TERMINATED_SECONDS if isinstance(known, Terminated) else END_SECONDS)
         end_process(known.exit_code)
     atexit.register(end_process)
 

@@ -112,12 +112,14 @@ def newest(folder: Path) -> Path | None:
 
     One of several processes names its files and their sizes: where one is missing or cut off, it is none.
     """
-    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file() and _whole(path))
+    found = sorted(path for path in folder.glob("step-*") if is_whole(path))
     return found[-1] if found else None
 
 
-def _whole(path: Path) -> bool:
-    """Whether the files that a checkpoint names are there as long as they were."""
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there, and the files that it names are as long as they were."""
+    if not (path / STATE).is_file():
+        return False
     if not (path / SIZES).is_file():
         return True
     try:

@@ -50,7 +50,7 @@ from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
 from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
 from stillroom.training.schedule import batch_order, learning_rate, stable_steps, warmup_steps
-from stillroom.training.shard import fill, shard, whole
+from stillroom.training.shard import fill, part_again, shard, whole
 from stillroom.training.sharded_checkpoint import load_sharded, save_sharded
 from stillroom.training.stage_cost import CHECKPOINT_SHARE, VALIDATIONS
 from stillroom.training.sweep import Budget, Chosen
@@ -480,6 +480,8 @@ class Training:
             left_out += batch.left_out
             positions += batch.targets.shape[0]
         network.train()
+        if self.group.divides:
+            part_again(network)
         if self.group.many:
             distance, cross_entropy, left_out, counted = self.group.sum([distance, cross_entropy, left_out, positions])
             positions = int(counted)

@@ -55,26 +55,28 @@ def require_rounds(recipe: Recipe) -> None:
         )
 
 
-def require_group(recipe: Recipe, workers: int) -> None:
-    """Refuse, before anything is spent, what several processes of this machine do not do.
+def require_group(recipe: Recipe, workers: int, nodes: int = 1) -> None:
+    """Refuse, before anything is spent, what several processes do not do.
 
     Args:
         recipe: The run's.
-        workers: Processes that are to train together.
+        workers: Processes that are to train together on this machine.
+        nodes: Machines.
 
     Raises:
         UsageError: Names the key, or what the machine lacks.
     """
     import torch
 
-    if workers == 1:
+    if workers * nodes == 1:
         return
+    option = _option(workers, nodes)
     config, device = recipe.distill, recipe.compute.device
     for key in ("lora", "rounds"):
         if getattr(config, key) is not None:
             raise UsageError(
-                f"`distill.{key}` trains in one process, and --workers {workers} asks for more.",
-                f"Leave --workers out, or `distill.{key}`.",
+                f"`distill.{key}` trains in one process, and {option} asks for more.",
+                f"Leave {option} out, or `distill.{key}`.",
             )
     for key, refused in (
         ("state", config.state != "auto"),
@@ -82,8 +84,8 @@ def require_group(recipe: Recipe, workers: int) -> None:
     ):
         if refused:
             raise UsageError(
-                f"`distill.{key}: {getattr(config, key)}` is for one process, and --workers {workers} asks for more.",
-                f"Leave --workers out, or `distill.{key}` at `auto`.",
+                f"`distill.{key}: {getattr(config, key)}` is for one process, and {option} asks for more.",
+                f"Leave {option} out, or `distill.{key}` at `auto`.",
             )
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if workers > torch.cuda.device_count():
@@ -93,17 +95,18 @@ def require_group(recipe: Recipe, workers: int) -> None:
             )
     elif device in ("auto", "mps") and torch.backends.mps.is_available():
         raise UsageError(
-            f"--workers {workers}: processes that train together each have a GPU of their own, and a Mac has one.",
-            "Leave --workers out, or set `compute.device: cpu`.",
+            f"{option}: processes that train together each have a GPU of their own, and a Mac has one.",
+            f"Leave {option} out, or set `compute.device: cpu`.",
         )
 
 
-def require_group_s_checkpoint(folder: Path, workers: int) -> None:
+def require_group_s_checkpoint(folder: Path, workers: int, nodes: int = 1) -> None:
     """Refuse, before a process is started, a checkpoint that only one process goes on from.
 
     Args:
         folder: Where the training keeps its checkpoints.
-        workers: Processes that are to train together.
+        workers: Processes that are to train together on this machine.
+        nodes: Machines.
 
     Raises:
         UsageError: Its averages have 8 bits (`distill.state: 10`).
@@ -117,9 +120,14 @@ def require_group_s_checkpoint(folder: Path, workers: int) -> None:
         if any(name.startswith("optimizer.") and name.endswith(SCALE) for name in tensors.keys()):  # noqa: SIM118
             raise UsageError(
                 f"{found}: this checkpoint has its averages in 8 bits (`distill.state: 10`), which one process reads, and "
-                f"--workers {workers} asks for more.",
-                f"Leave --workers out, or remove {folder}: the training then begins at its start.",
+                f"{_option(workers, nodes)} asks for more.",
+                f"Leave {_option(workers, nodes)} out, or remove {folder}: the training then begins at its start.",
             )
+
+
+def _option(workers: int, nodes: int) -> str:
+    """What asked for several processes."""
+    return f"--nodes {nodes}" if nodes > 1 else f"--workers {workers}"
 
 
 def require_rounds_fit(recipe: Recipe, train_tokens: int, length: int) -> None:

@@ -57,6 +57,14 @@ def shard(network: LossNetwork, model: CausalModel, group: Group, dtype: torch.d
         module.set_force_sum_reduction_for_comms(True)
 
 
+def part_again(network: LossNetwork) -> None:
+    """Divide again what a pass without gradients left gathered: until then the model has other weights than the optimizer."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(network, FSDPModule)
+    network.reshard()
+
+
 def is_divided(tensor: torch.Tensor) -> bool:
     """Whether a process holds only its part of a tensor (a DTensor)."""
     return hasattr(tensor, "full_tensor")

@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import shutil
+import socket
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +22,22 @@ import torch
 from torch import nn
 
 from stillroom.core import files
+from stillroom.core.errors import EnvironmentProblem
 from stillroom.training.checkpoint import (
     SIZES,
     STATE,
     TENSORS,
     State,
+    is_whole,
     load_checkpoint,
     newest,
     remove_old,
     unique_tensors,
 )
 from stillroom.training.group import Group
+
+APPEAR_SECONDS = 90.0
+"""NFS shows new names on other machines after up to 60."""
 
 
 def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, group: Group) -> None:
@@ -68,9 +75,13 @@ def load_sharded(
 ) -> State:
     """Put model, optimizer and random state back to the newest whole checkpoint, of however many processes it is.
 
-    ``base`` and errors are those of :func:`stillroom.training.checkpoint.load_checkpoint`.
+    All processes go on from the same one. ``base`` and errors are those of
+    :func:`stillroom.training.checkpoint.load_checkpoint`.
+
+    Raises:
+        EnvironmentProblem: This process does not find the one that rank 0 goes on from.
     """
-    found = newest(folder)
+    found = _of_all(folder, newest(folder), group)
     if found is None:
         return State()
     if not group.many and (found / TENSORS).is_file():
@@ -94,6 +105,29 @@ def load_sharded(
                 optimizer.state.pop(parameter, None)
     torch.set_rng_state(tensors["random.cpu"])
     return state
+
+
+def _of_all(folder: Path, found: Path | None, group: Group) -> Path | None:
+    """The checkpoint that rank 0 goes on from: a file system may show it to another machine a little later.
+
+    Raises:
+        EnvironmentProblem: It does not.
+    """
+    mine = int(found.name.removeprefix("step-")) + 1 if found is not None else 0
+    first = int(group.sum([float(mine if group.first else 0)])[0])
+    if first == mine:
+        return found
+    wanted = folder / f"step-{first - 1:07}" if first else None
+    until = time.monotonic() + APPEAR_SECONDS
+    while wanted is not None and not is_whole(wanted):
+        if time.monotonic() > until:
+            raise EnvironmentProblem(
+                f"{wanted}: the first process goes on from this checkpoint, and another on {socket.gethostname()} does not "
+                f"find it within {APPEAR_SECONDS:.0f} s.",
+                "Give all machines the same file system, and the same command again.",
+            )
+        time.sleep(0.1)
+    return wanted
 
 
 def begin(optimizer: torch.optim.Optimizer) -> None:
