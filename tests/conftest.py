@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ LONGEST = ("test_path.py", "test_kill.py", "test_plan.py", "test_errors.py", "te
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the others in the order of their paths; ``make test`` keeps it (--no-loadscope-reorder)."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_stays() -> None:
+    """Runs look for garbage between their models, half a second each among all that PyTorch and transformers make when they are
+    imported, where a test's whole run takes a few: what is there before a file is left out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

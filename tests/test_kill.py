@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import random
@@ -26,6 +27,7 @@ def whole_run(settings: dict[str, Any], root: str) -> None:
     from stillroom.pipeline import run
     from stillroom.recipe.recipe import Recipe
 
+    gc.freeze()
     run(Recipe.model_validate(settings), root, quiet=True)
 
 
