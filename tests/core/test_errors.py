@@ -14,7 +14,7 @@ import yaml
 from tiny_models import tiny_model
 
 from stillroom.cli import app as cli
-from stillroom.core.errors import OutOfMemory, translate
+from stillroom.core.errors import EnvironmentProblem, OutOfMemory, TrainingDiverged, told, translate
 
 NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
 
@@ -237,3 +237,18 @@ def test_a_read_only_folder(small_recipe: Any, teacher: Path, tmp_path: Path) ->
 def test_memory_of_any_gpu_that_runs_out_is_known(words: str) -> None:
     assert isinstance(translate(RuntimeError(words)), OutOfMemory)
     assert translate(ValueError(words)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("TrainingDiverged", TrainingDiverged),
+        ("translate", EnvironmentProblem),
+        ("Path", EnvironmentProblem),
+        ("", EnvironmentProblem),
+    ],
+)
+def test_what_another_process_told_is_one_of_our_errors(kind: str, found: type) -> None:
+    error = told(kind, "What.", "Do.")
+    assert type(error) is found
+    assert (error.what, error.todo) == ("What.", "Do.")

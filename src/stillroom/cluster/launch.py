@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.cluster.nodes import Nodes
-from stillroom.core import errors, files
-from stillroom.core.errors import EnvironmentProblem, StillroomError, Terminated, translate
+from stillroom.core import files
+from stillroom.core.errors import EnvironmentProblem, StillroomError, Terminated, told, translate
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run, Stage
@@ -88,7 +88,7 @@ def train_together(
     def check() -> None:
         try:
             if not words.empty():
-                raise _error(*words.get())
+                raise told(*words.get())
             switch.require_on()
         except StillroomError as error:
             # Before the processes here are killed: those of other machines must not be started again because of that.
@@ -280,9 +280,3 @@ def _last_line(folder: Path) -> str:
         if lines:
             return lines[-1][:300]
     return ""
-
-
-def _error(kind: str, what: str, todo: str) -> StillroomError:
-    found = getattr(errors, kind, EnvironmentProblem)
-    error: StillroomError = found(what, todo)
-    return error

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.cluster.node import Node
-from stillroom.core import errors, files
-from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError, first_line, translate
+from stillroom.core import files
+from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError, first_line, told, translate
 from stillroom.core.version import tool_version
 from stillroom.training.group import Sharding
 
@@ -251,12 +251,8 @@ class Nodes:
     def _error(self, found: dict[str, Any]) -> StillroomError:
         if not found:
             return EnvironmentProblem("Node 0 has ended.", "The same command on all nodes goes on.")
-        kind = getattr(errors, found["kind"], None)
-        if not (isinstance(kind, type) and issubclass(kind, StillroomError)):
-            kind = EnvironmentProblem
         of = "" if found["node"] == self.node.rank or found["what"].startswith("Node ") else f"Node {found['node']}: "
-        error: StillroomError = kind(of + found["what"], found["todo"])
-        return error
+        return told(found["kind"], of + found["what"], found["todo"])
 
     def _end(self, error: StillroomError | None) -> None:
         values = (

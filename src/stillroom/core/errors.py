@@ -232,6 +232,20 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
     return None
 
 
+def told(kind: str, what: str, todo: str) -> StillroomError:
+    """The error that another process ended with, from what it told of it.
+
+    Args:
+        kind: The name of its class; one that is no Stillroom error's gives an :class:`EnvironmentProblem`.
+        what: What it said happened.
+        todo: What it said to do.
+    """
+    found = globals().get(kind)
+    if not (isinstance(found, type) and issubclass(found, StillroomError)):
+        found = EnvironmentProblem
+    return found(what, todo)
+
+
 def _at(what: str, where: str) -> str:
     return f"{where}: {what}." if where else f"{what[0].upper()}{what[1:]}."
 
