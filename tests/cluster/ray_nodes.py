@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from stillroom.cluster.ray_capture import processes_in
+
 TOKEN = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "0" * 64,
@@ -79,12 +81,12 @@ class Nodes:
         for node in [*self.nodes, *([self.head] if hasattr(self, "head") else [])]:
             for process in self._processes(node):
                 _end(process)
-        for process in self._here():
+        for process in processes_in(self.folder):
             _end(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _add(self, **values: Any) -> Any:
-        before = set(self._here())
+        before = set(processes_in(self.folder))
         for _ in range(STARTS):
             # With ports that are given a raylet does not wait for its agents, which it does for 15 seconds at most (ray#65983).
             ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
@@ -98,21 +100,10 @@ class Nodes:
                     raise
                 failed = error
                 self.cluster.head_node = self.cluster.head_node if before else None
-                for process in self._here():
+                for process in processes_in(self.folder):
                     if process not in before:
                         _end(process)
         raise failed
-
-    def _here(self) -> list[psutil.Process]:
-        """Processes of the cluster: their command lines name its folder."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if any(self.folder in part for part in process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
 
     def _processes(self, node: Any) -> list[psutil.Process]:
         found = []

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.Monkey
         cluster_of(None, "local", None)
 
 
-def test_a_cluster_that_is_slow_to_start_is_started_again() -> None:
+def test_a_cluster_that_is_slow_to_start_is_started_again(tmp_path: Path) -> None:
     class Slow:
         def __init__(self, fails: int, words: str) -> None:
             self.fails, self.words, self.started, self.ended = fails, words, 0, 0
@@ -258,12 +259,43 @@ def test_a_cluster_that_is_slow_to_start_is_started_again() -> None:
             self.ended += 1
 
     slow = Slow(2, "The current node timed out during startup.")
-    ray_capture._start(slow, 2, "folder")
+    ray_capture._start(slow, 2, str(tmp_path))
     assert (slow.started, slow.ended) == (3, 2)
     for ray in (Slow(9, "The current node timed out during startup."), Slow(1, "no such folder")):
         with pytest.raises(RuntimeError, match=ray.words):
-            ray_capture._start(ray, 2, "folder")
+            ray_capture._start(ray, 2, str(tmp_path))
         assert ray.started == (ray_capture.STARTS if ray.fails == 9 else 1)
+
+
+def test_only_processes_of_the_cluster_are_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "sr-ray-a"
+    own = (f"--temp-dir={folder}", f"--raylet_socket_name={folder}/session/raylet")
+    others = (
+        f"{folder}",
+        f"--log={folder}b",
+        f"--elsewhere=/mnt{folder}",
+        f"tail -f {folder}/x --temp-dir={folder}",
+        "--temp-dir=sr-ray-a",
+    )
+    started = {
+        part: subprocess.Popen(
+            [sys.executable, "-c", "print(flush=True); input()", part], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for part in own + others
+    }
+    try:
+        for process in started.values():
+            assert process.stdout is not None
+            process.stdout.readline()
+        ray_capture._end(str(folder))
+        assert [started[part].wait() for part in own] == [-signal.SIGKILL] * 2
+        assert [started[part].poll() for part in others] == [None] * len(others)
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
+    with pytest.raises(ValueError, match="full path"):
+        ray_capture._end("folder")
 
 
 def test_nothing_of_ray_is_imported_without_it() -> None:

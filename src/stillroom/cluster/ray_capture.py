@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import statistics
@@ -34,6 +35,8 @@ from stillroom.teachers.units import Unit, Units, open_units
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import psutil
 
 TRIES = 3
 """How often a unit may fail by an error of its own, and how often in a row a worker may fail to start."""
@@ -189,14 +192,31 @@ def _start(ray: Any, cores: int, folder: str) -> None:
             return
 
 
-def _end(folder: str) -> None:
-    """End what a start that failed has left: Ray forgets the processes that came up. Their command lines name the folder."""
+def processes_in(folder: str) -> Iterator[psutil.Process]:
+    """Ray's processes of a cluster in a folder: each was given a path in it as the value of an option. A program whose command
+    line only mentions the folder is none of them.
+
+    Raises:
+        ValueError: The folder is not a full path: any program's word could be one of its names.
+    """
     import psutil
 
+    if not folder.startswith(os.sep):
+        raise ValueError(f"the folder of a cluster has to be a full path, and not {folder}")
+    value = re.compile("|".join(rf"--[\w-]+={re.escape(path)}(?:/|$)" for path in {folder, os.path.realpath(folder)}))
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(folder in part for part in process.cmdline()):
-                process.kill()
+            if any(value.match(part) for part in process.cmdline()):
+                yield process
+
+
+def _end(folder: str) -> None:
+    """End what a start that failed has left: Ray forgets the processes that came up."""
+    import psutil
+
+    for process in processes_in(folder):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def _clear(folder: str) -> None:
