@@ -173,7 +173,10 @@ def run(
                 made.adopt_secret(Path(secret))
             if until is not None:
                 _require_stage(made, until)
-            _do(made, until, Progress(quiet), cluster)
+            whole = _do(made, until, Progress(quiet), cluster)
+        if cluster is not None and not whole:
+            # Machine 0 of the cluster takes the lock.
+            cluster.finish(made, until, Progress(quiet))
     return made
 
 
@@ -281,7 +284,8 @@ def finish(made: Run) -> dict[str, Any]:
     return summary
 
 
-def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | None = None) -> None:
+def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | None = None) -> bool:
+    """Do the stages that are wanted; returns whether none of them is left to other machines."""
     from stillroom.evaluation.registry import check_names
 
     for notice in made.notices:
@@ -301,7 +305,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         require_no_units(made.recipe, f"--ray {cluster.ray}")
     require_rounds(made.recipe)
     if cluster is not None:
-        require_group(made.recipe, cluster.workers, cluster.machines)
+        require_group(made.recipe, cluster.workers, cluster.machines, here=cluster.trains_here)
     specs = stages_of(made.recipe)
     wanted = specs if until is None else with_needs(specs, until)
     if any(spec.gated for spec in wanted):
@@ -314,14 +318,17 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _require_copies(made, wanted)
     if cluster is not None:
         cluster.meet(made)
+    here = wanted if cluster is None else cluster.here(wanted)
+    whole = len(here) == len(wanted)
     redone = False
-    for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
+    for spec in here:
+        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name or not whole)
     made.known.save()
-    if until is None:
+    if until is None and whole:
         from stillroom.evaluation.floors import require_bounds
 
         require_bounds(finish(made), str(made.path / "report.html"))
+    return whole
 
 
 def _limit_kernels(recipe: Recipe) -> None:
@@ -359,7 +366,7 @@ def _do_stage(
     made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None, *, alone: bool = False
 ) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far. ``alone``:
-    none is to be done after it.
+    none that needs the recipe's device is to be done after it here.
     """
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)

@@ -100,7 +100,8 @@ def test_the_command_refuses_before_it_reads_anything(tmp_path: Path, monkeypatc
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for words, said in (
-        (["--nodes", "2", "--ray", "local"], "--nodes and --ray are two ways"),
+        (["--nodes", "2", "--ray", "local"], "the cluster that is started here is this machine alone"),
+        (["--nodes", "2", "--ray", "auto", "--node-rank", "0"], "with --ray, Ray gives machines"),
         (["--nodes", "2"], "which node this is"),
         (["--rendezvous", "head:1"], "Give --nodes too"),
     ):

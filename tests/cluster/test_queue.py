@@ -309,6 +309,6 @@ def test_nothing_of_ray_is_imported_without_it() -> None:
 
 
 def test_a_cause_that_is_not_ours_is_one_line() -> None:
-    found = ray_capture._cause(RayError("many\nlines\nlast"), "It failed")
+    found = ray_capture.cause_of(RayError("many\nlines\nlast"), "It failed")
     assert isinstance(found, EnvironmentProblem)
     assert found.what == "It failed: last"

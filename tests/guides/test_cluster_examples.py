@@ -89,6 +89,9 @@ def test_kuberay_says_who_may_come_in_and_asks_for_a_ray_that_we_take() -> None:
     assert cluster["authOptions"] == {"mode": "token"}
     assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 60)
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"] == {"RAY_USAGE_STATS_ENABLED": "0"}
+    # Each machine that trains has the GPU of a pod to itself.
+    words = job["spec"]["entrypoint"].split()
+    assert int(words[words.index("--nodes") + 1]) <= sum(group["replicas"] for group in cluster["workerGroupSpecs"])
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}

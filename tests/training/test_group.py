@@ -287,6 +287,10 @@ def test_what_several_processes_cannot_do_is_refused_before_anything_is_spent(mo
     require_group(recipe("cpu"), 3)
     with pytest.raises(UsageError, match="--workers 3: each process trains on a GPU of its own, and there are 2"):
         require_group(recipe("auto"), 3)
+    # What the machine of the command has does not matter where others train.
+    require_group(recipe("auto"), 3, 2, here=False)
+    with pytest.raises(UsageError, match=r"distill\.state"):
+        require_group(recipe(state=8), 1, 2, here=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(UsageError, match="a Mac has one"):

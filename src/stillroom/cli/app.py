@@ -97,7 +97,8 @@ def run(
         str | None,
         typer.Option(
             metavar="NUMBER|auto",
-            help="Train on so many machines, with --workers on each: the same command on every one. `auto`: SLURM's step.",
+            help="Train on so many machines, with --workers on each: the same command on every one (`auto`: SLURM's step), "
+            "or, with --ray, once.",
         ),
     ] = None,
     node_rank: Annotated[
@@ -111,7 +112,10 @@ def run(
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS|auto|local", help="Capture on a Ray cluster, or on one that is started here."),
+        typer.Option(
+            metavar="ADDRESS|auto|local",
+            help="Capture on a Ray cluster, or on one that is started here; with --nodes, train there too.",
+        ),
     ] = None,
     capture_workers: Annotated[
         int | None, typer.Option(min=1, help="Workers of --ray; without it, one per GPU, or else per core.")

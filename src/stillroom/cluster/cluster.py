@@ -14,6 +14,9 @@ from stillroom.core.progress import Progress
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import StageFunction, StageSpec
 
+TRAINED = frozenset({"distill", "baseline"})
+"""The stages that train."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -24,26 +27,58 @@ class Cluster:
         ray: Address of a Ray cluster, ``auto``, or ``local`` for one that is started here; None captures in the driver.
         capture_workers: Workers of the capture; None takes one per GPU, or else per core.
         nodes: The machines that train together; None is this one alone.
+        ray_nodes: Machines of the Ray cluster that train together, after the capture; None trains here.
     """
 
     workers: int = 1
     ray: str | None = None
     capture_workers: int | None = None
     nodes: Nodes | None = None
+    ray_nodes: int | None = None
 
     @property
     def machines(self) -> int:
         """Machines that train together."""
+        if self.ray_nodes is not None:
+            return self.ray_nodes
         return 1 if self.nodes is None else self.nodes.node.count
+
+    @property
+    def trains_here(self) -> bool:
+        """Whether this machine is one of those that train."""
+        return self.ray_nodes is None
 
     def led(self) -> contextlib.AbstractContextManager[None]:
         """As :meth:`Nodes.led`, where there are several machines."""
         return contextlib.nullcontext() if self.nodes is None else self.nodes.led()
 
     def meet(self, run: Run) -> None:
-        """As :meth:`Nodes.meet`, where there are several machines."""
+        """As :meth:`Nodes.meet`, where there are several machines; those of Ray are counted."""
         if self.nodes is not None:
             self.nodes.meet(run.path)
+        if self.ray is not None and self.ray_nodes is not None:
+            from stillroom.cluster.ray_train import require_machines
+
+            require_machines(self.ray, self.ray_nodes, self.workers)
+
+    def here(self, specs: list[StageSpec]) -> list[StageSpec]:
+        """Those of a run's stages that are done from this process; :meth:`finish` has machines of Ray do the others.
+
+        Args:
+            specs: The stages that are wanted, in order.
+        """
+        names = [spec.name for spec in specs]
+        if self.trains_here or not TRAINED.intersection(names):
+            return specs
+        return specs[: names.index("capture") + 1]
+
+    def finish(self, run: Run, until: str | None, progress: Progress) -> None:
+        """Have machines of Ray do what is left of a run. Errors as of :func:`stillroom.cluster.ray_train.train_on_ray`."""
+        from stillroom.cluster.ray_train import train_on_ray
+
+        assert self.ray is not None
+        assert self.ray_nodes is not None
+        train_on_ray(run, self.ray, self.ray_nodes, self.workers, until, progress)
 
     def function(self, spec: StageSpec) -> StageFunction:
         """The function that does a stage."""
@@ -59,7 +94,7 @@ class Cluster:
                 own(run, stage, progress)
 
             return capture
-        if spec.name in ("distill", "baseline") and self.workers * self.machines > 1:
+        if spec.name in TRAINED and self.workers * self.machines > 1:
 
             def train(run: Run, stage: Stage, progress: Progress) -> None:
                 from stillroom.cluster.launch import train_together
@@ -82,16 +117,34 @@ def cluster_of(
 
     Raises:
         MissingDependency: Ray is asked for and not installed.
-        UsageError: Several machines are asked for, and it is not said which they are, or Ray is asked for too.
+        UsageError: Several machines are asked for, and it is not said which they are, or Ray is to give them too.
     """
-    if ray is not None and nodes is not None:
-        raise UsageError(
-            "--nodes and --ray are two ways to use several machines.",
-            "Capture first (--ray ADDRESS --until capture), then give --nodes.",
-        )
     if ray is not None:
+        ray_nodes = _nodes_of_ray(ray, nodes, node_rank, rendezvous)
         extras.require("cluster", "--ray needs {}, which is not installed.")
+        return Cluster(workers or 1, ray, capture_workers, None, ray_nodes)
     node = node_of(nodes, node_rank, rendezvous, workers or 1, os.environ)
-    if ray is None and node is None and (workers or 1) == 1:
+    if node is None and (workers or 1) == 1:
         return None
-    return Cluster(workers or 1, ray, capture_workers, Nodes(node) if node is not None else None)
+    return Cluster(workers or 1, None, capture_workers, Nodes(node) if node is not None else None)
+
+
+def _nodes_of_ray(ray: str, nodes: str | None, node_rank: int | None, rendezvous: str | None) -> int | None:
+    """How many machines of a Ray cluster train; None trains here. Errors as of :func:`cluster_of`."""
+    if node_rank is not None or rendezvous is not None:
+        raise UsageError(
+            "--node-rank and --rendezvous are for machines that are each given the command; with --ray, Ray gives machines.",
+            "Leave them out: --ray ADDRESS --nodes NUMBER on one machine is all.",
+        )
+    if nodes is None:
+        return None
+    if not nodes.isdecimal() or int(nodes) < 1:
+        raise UsageError(
+            f"--nodes {nodes}: with --ray it is a number from 1 on.", "Give how many machines of the Ray cluster train."
+        )
+    if ray == "local":
+        raise UsageError(
+            f"--nodes {nodes} --ray local: the cluster that is started here is this machine alone.",
+            "Leave --nodes out (--workers trains in several processes here), or give the address of a cluster.",
+        )
+    return int(nodes)

@@ -355,11 +355,11 @@ class _Queue:
             self.failed_starts += 1
             if self.failed_starts > TRIES * self.workers:
                 # An error of the worker's own is the same every time. One of the cluster may pass, and others go on meanwhile.
-                if _own(self.ray, error):
-                    raise _cause(error, "Workers cannot start on the cluster") from None
+                if is_own(self.ray, error):
+                    raise cause_of(error, "Workers cannot start on the cluster") from None
                 if not self.pool and now - self.failing_since > PATIENCE:
-                    raise _cause(error, "Workers cannot start on the cluster", *_NEVER_STARTED) from None
-            self.hire_at.append(now if _own(self.ray, error) else now + PAUSE)
+                    raise cause_of(error, "Workers cannot start on the cluster", NEVER_STARTED) from None
+            self.hire_at.append(now if is_own(self.ray, error) else now + PAUSE)
             return
         self.failed_starts = 0
         self.pool.append(actor)
@@ -372,7 +372,7 @@ class _Queue:
         except self.ray.exceptions.RayTaskError as error:
             self.failed[name] = self.failed.get(name, 0) + 1
             if self.failed[name] >= TRIES:
-                raise _cause(error, f"The unit {name[:12]}… failed {TRIES} times") from None
+                raise cause_of(error, f"The unit {name[:12]}… failed {TRIES} times") from None
             self.queue.append(flight.unit)
             return
         except self.ray.exceptions.RayError:
@@ -391,18 +391,18 @@ class _Queue:
             self.task.advance(self.tokens[name])
 
 
-_NEVER_STARTED = (
+NEVER_STARTED = (
     "Check that every node was started with RAY_AUTH_MODE=token and the token of this machine, can reach this machine, "
-    "and has Stillroom and the run's folder; see Ray's logs on the nodes.",
+    "and has Stillroom and the run's folder; see Ray's logs on the nodes."
 )
 
 
-def _own(ray: Any, error: Any) -> bool:
+def is_own(ray: Any, error: Any) -> bool:
     """Whether a worker's start failed by an error of its code, and not by the cluster."""
     return isinstance(error, ray.exceptions.RayTaskError) or bool(getattr(error, "actor_init_failed", False))
 
 
-def _cause(error: Any, what: str, todo: str = "See Ray's logs on the node.") -> StillroomError:
+def cause_of(error: Any, what: str, todo: str = "See Ray's logs on the node.") -> StillroomError:
     """A worker's own error where it is one of ours."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, StillroomError):

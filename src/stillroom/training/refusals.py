@@ -55,13 +55,14 @@ def require_rounds(recipe: Recipe) -> None:
         )
 
 
-def require_group(recipe: Recipe, workers: int, nodes: int = 1) -> None:
+def require_group(recipe: Recipe, workers: int, nodes: int = 1, *, here: bool = True) -> None:
     """Refuse, before anything is spent, what several processes do not do.
 
     Args:
         recipe: The run's.
         workers: Processes that are to train together on this machine.
         nodes: Machines.
+        here: Whether this machine is one of them; what it lacks does not matter otherwise.
 
     Raises:
         UsageError: Names the key, or what the machine lacks.
@@ -87,6 +88,8 @@ def require_group(recipe: Recipe, workers: int, nodes: int = 1) -> None:
                 f"`distill.{key}: {getattr(config, key)}` is for one process, and {option} asks for more.",
                 f"Leave {option} out, or `distill.{key}` at `auto`.",
             )
+    if not here:
+        return
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if workers > torch.cuda.device_count():
             raise UsageError(
