@@ -211,12 +211,26 @@ def test_machines_that_are_lost_again_and_again_end_it(clock: Clock) -> None:
     with pytest.raises(EnvironmentProblem, match=r"machines were lost 4 times: node 1 \(host-1\) was lost \(The actor"):
         training(ray).work()
     assert len(ray.groups) == STARTS_AGAIN + 1
-    ray = MadeUpRay([[[RUNS], [RUNS]]] * (STARTS_AGAIN + 1), clock)
-    ray.cannot_start = RayError("the node is gone")
-    with pytest.raises(
-        EnvironmentProblem, match=r"lost 4 times: a machine was lost before it began \(the node is gone"
-    ):
+
+
+@pytest.mark.parametrize("seconds", [60, 1000])
+def test_actors_that_the_cluster_cannot_start_are_tried_again_for_a_while(clock: Clock, seconds: int) -> None:
+    ray = MadeUpRay([[[RUNS, DONE], [RUNS]]] * 100, clock)
+    get = ray.get
+
+    def failing(reference: Reference) -> Any:
+        if clock.now < seconds:
+            raise RayError("The actor never ran.")
+        return get(reference)
+
+    ray.get = failing  # type: ignore[method-assign]
+    if seconds > ray_train.PATIENCE:
+        with pytest.raises(EnvironmentProblem, match=r"cannot start.*: The actor never ran\n.*RAY_AUTH_MODE=token"):
+            training(ray).work()
+        assert clock.now < 150
+    else:
         training(ray).work()
+    assert len(ray.groups) > STARTS_AGAIN + 1
 
 
 @pytest.mark.parametrize(

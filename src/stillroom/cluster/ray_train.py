@@ -22,7 +22,7 @@ from typing import Any
 
 from stillroom import switch
 from stillroom.cluster.launch import SAVE_SECONDS
-from stillroom.cluster.ray_capture import NEVER_STARTED, PAUSE, cause_of, connected, is_own
+from stillroom.cluster.ray_capture import NEVER_STARTED, PATIENCE, PAUSE, cause_of, connected, is_own
 from stillroom.cluster.ray_machine import Machine, Part, Seen
 from stillroom.core.errors import EnvironmentProblem, Interrupted, StillroomError, Terminated, told
 from stillroom.core.plain import shown
@@ -159,6 +159,10 @@ class _Lost(Exception):
     """A machine is gone."""
 
 
+class _NotBegun(Exception):
+    """Actors do not start because of the cluster."""
+
+
 class _Training:
     """Starts the machines' processes until they have ended."""
 
@@ -192,12 +196,24 @@ class _Training:
     def work(self) -> None:
         """Until the run is done. Errors as of :func:`train_on_ray`."""
         lost: list[str] = []
+        failing: float | None = None
         while True:
             with self._group() as group:
                 try:
                     self._start(group)
+                    failing = None
                     self._watch()
                     return
+                except _NotBegun as error:
+                    # Ray offers a machine that is gone until it has noticed.
+                    now = time.monotonic()
+                    failing = now if failing is None else failing
+                    if now - failing > PATIENCE:
+                        raise EnvironmentProblem(
+                            f"--nodes {self.count}: actors cannot start on the Ray cluster: {error}", NEVER_STARTED
+                        ) from None
+                    time.sleep(PAUSE)
+                    continue
                 except _Lost as error:
                     lost.append(str(error))
                 finally:
@@ -279,9 +295,7 @@ class _Training:
             except self.ray.exceptions.RayError as error:
                 if is_own(self.ray, error):
                     raise cause_of(error, "A machine of the Ray cluster cannot start its part") from None
-                # Ray offers a machine that is gone until it has noticed.
-                time.sleep(PAUSE)
-                raise _Lost(f"a machine was lost before it began ({_last_line(error)})") from None
+                raise _NotBegun(_last_line(error)) from None
             if len(ready) == len(references):
                 return found
             if now - begun > RETURN_SECONDS:
