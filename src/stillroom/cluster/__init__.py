@@ -1,1 +1,1 @@
-"""Stages on several processes and machines: capture on Ray, training by torch elastic."""
+"""Stages on several processes and machines: capture on Ray, training by torch elastic, there too."""
