@@ -22,10 +22,11 @@ TOKEN = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "0" * 64,
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "90",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
 }
-"""Environment of all of the cluster: nodes that are started without `ray.init` take no token by themselves."""
+"""Environment of all of the cluster: nodes that are started without `ray.init` take no token by themselves. A
+raylet whose agents are slow ends after 15 seconds (ray#65983), and is not waited for much longer: it is started again."""
 DRIVER = """
 import sys
 from stillroom.cluster.ray_capture import capture_on_ray

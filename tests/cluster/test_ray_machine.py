@@ -55,8 +55,8 @@ def test_an_error_of_ours_comes_back_whole(tmp_path: Path) -> None:
     text, seen = look_until(machine)
     assert seen.code == 2, text
     assert seen.error is not None
-    assert seen.error[0] == "RecipeError"
-    assert str(tmp_path / "none") in seen.error[1]
+    assert seen.error[0] == "RunError"
+    assert f"{tmp_path / 'none'} is not there on node 0" in seen.error[1]
     assert "Traceback" not in text
 
 

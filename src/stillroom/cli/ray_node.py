@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 from stillroom.cluster.ray_machine import Part, answer, end_with
-from stillroom.core.errors import translate
+from stillroom.core.errors import RunError, translate
 
 
 def main() -> None:
@@ -26,6 +27,11 @@ def main() -> None:
 
 
 def _take_part(part: Part) -> None:
+    if not Path(part.run).is_dir():
+        raise RunError(
+            f"{part.run} is not there on node {part.rank} ({socket.gethostname()}).",
+            "Give the run a folder on a file system that all machines share, at the same path: --runs FOLDER.",
+        )
     from stillroom import pipeline
     from stillroom.cluster.cluster import Cluster
     from stillroom.cluster.launch import serve
