@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from stillroom.cluster import ray_train
+from stillroom import pipeline
+from stillroom.cluster import ray_capture, ray_train
 from stillroom.cluster.cluster import Cluster, cluster_of
 from stillroom.cluster.ray_machine import Part, Seen
 from stillroom.cluster.ray_train import STARTS_AGAIN, _require, _Training
@@ -28,7 +29,9 @@ from stillroom.core.errors import (
     UsageError,
 )
 from stillroom.core.progress import Progress
+from stillroom.runs.run import Run
 from stillroom.runs.stages import STAGES
+from tests.cluster.cluster_material import recipe_in
 
 
 class RayError(Exception):
@@ -377,3 +380,35 @@ def test_signals_mean_afterwards_what_they_did() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_run_is_done_here_up_to_the_capture_and_then_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"name": "handed", **recipe_in(tmp_path, documents=12)}
+    calls: list[Any] = []
+
+    def train(made: Run, *values: Any) -> None:
+        # Machine 0 takes the lock.
+        with made.locked():
+            calls.append((made.stage("capture").record is not None, (made.path / "shrink").exists(), *values[:-1]))
+
+    def few(*_: Any) -> None:
+        raise EnvironmentProblem("too few")
+
+    monkeypatch.setattr(ray_train, "train_on_ray", train)
+    monkeypatch.setattr(ray_capture, "capture_on_ray", lambda *values: calls.append(values[1:3]))
+    monkeypatch.setattr(ray_train, "require_machines", few)
+    cluster = Cluster(3, "auto", 4, None, 2)
+    with pytest.raises(EnvironmentProblem, match="too few"):
+        pipeline.run(recipe, tmp_path / "runs", quiet=True, cluster=cluster)
+    # Nothing was spent.
+    assert not calls
+    assert not (tmp_path / "runs" / "handed").exists()
+    monkeypatch.setattr(ray_train, "require_machines", lambda *values: calls.append(values))
+    made = pipeline.run(recipe, tmp_path / "runs", quiet=True, cluster=cluster)
+    assert calls == [("auto", 2, 3), ("auto", 4), (True, False, "auto", 2, 3, None)]
+    assert not (made.path / "summary.json").exists()
+    calls.clear()
+    pipeline.run(made, until="capture", quiet=True, cluster=cluster)
+    assert calls == [("auto", 2, 3)]
