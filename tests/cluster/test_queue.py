@@ -301,7 +301,7 @@ def test_only_processes_of_the_cluster_are_ended(tmp_path: Path) -> None:
 def test_nothing_of_ray_is_imported_without_it() -> None:
     code = (
         "import sys, stillroom, stillroom.cli.app, stillroom.cluster.cluster, stillroom.cluster.launch\n"
-        "import stillroom.cluster.ray_capture\n"
+        "import stillroom.cluster.ray_capture, stillroom.cluster.ray_train, stillroom.cli.ray_node\n"
         "print('ray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
