@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,9 @@ CODECS: dict[str, Codec] = {
     "observed": ObservedCodec(k=1),
     "observed, all": ObservedCodec(k=4096),
 }
-PAIRS = [
+EXACT = "exact"
+"""What the codec `hidden` gives: log-probabilities that no floor holds up."""
+PAIRS = [(name, EXACT) for name in OBJECTIVES] + [
     (name, codec)
     for name, codec in itertools.product(OBJECTIVES, CODECS)
     if signal_kind(CODECS[codec]).value not in ("sampled", "partial") or name == "forward_kl"
@@ -45,14 +48,33 @@ PAIRS = [
 MAPS: dict[str, Callable[[int], VocabularyMap]] = {
     "full": VocabularyMap.identity,
     "trimmed": lambda ids: VocabularyMap.from_pieces(
-        [[i] if i <= ids // 2 else [] if i % 5 == 4 else [i % (ids // 2)] for i in range(ids)], ids, ids // 2 + 1
+        [[i] if i <= ids // 2 else [] if i % 5 == 3 else [i % (ids // 2)] for i in range(ids)], ids, ids // 2 + 1
     ),
     "one id": lambda ids: VocabularyMap.from_pieces([[0] if i % 3 else [] for i in range(ids)], 4, 1),
 }
 
 
-def logits_of(kind: str, count: int, ids: int, generator: torch.Generator) -> torch.Tensor:
-    """[N, V] float32 logits of one of the extremes."""
+class Exact:
+    """Keeps log-probabilities as they are."""
+
+    def sample(self, probabilities: list[torch.Tensor], random: np.random.Generator) -> torch.Tensor:
+        return torch.cat(probabilities).log()
+
+    def learn(self, samples: list[torch.Tensor]) -> None:
+        """Nothing."""
+
+    def pack(self, sample: torch.Tensor) -> torch.Tensor:
+        return sample
+
+    def decode(self, records: list[torch.Tensor], counts: list[int]) -> DenseSignal:
+        return DenseSignal(torch.cat(records))
+
+
+def logits_of(
+    kind: str, count: int, ids: int, generator: torch.Generator, never: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[N, V] float32 logits of one of the extremes; ``never``, [V] bool: the ids that the student lacks altogether."""
+    never = torch.zeros(ids, dtype=torch.bool) if never is None else never
     found = 2 * torch.randn(count, ids, generator=generator)
     sure = torch.arange(count)[:, None] % ids == torch.arange(ids)
     match kind:
@@ -62,6 +84,9 @@ def logits_of(kind: str, count: int, ids: int, generator: torch.Generator) -> to
             return torch.where(torch.rand(found.shape, generator=generator) < 0.3, 1e4 * found.sign(), found)
         case "spike":
             return found + 60.0 * sure
+        case "all ruled out":
+            # Every id that the student has; where it has them all, there is no such teacher.
+            return torch.where(never, 0.0, NEVER).expand(count, ids) if bool(never.any()) else found
         case "half ruled out":
             return torch.where(sure | (torch.arange(ids) % 2 == 0), found, NEVER)
     return found
@@ -87,6 +112,8 @@ def divergence(name: str, teacher: torch.Tensor, student: torch.Tensor) -> torch
 
 def expected_loss(name: str, signal: Signal, row: int, student: torch.Tensor) -> torch.Tensor:
     """The loss of one position by its definition; ``student`` are its log-probabilities, [U] float64."""
+    if isinstance(signal, DenseSignal) and not bool((signal.logprobs[row] > NEVER).any()):
+        return student.new_zeros(())
     if isinstance(signal, DenseSignal):
         return divergence(name, signal.logprobs[row].double(), student)
     if isinstance(signal, SparseSignal) and signal.unbiased:
@@ -106,21 +133,31 @@ def expected_loss(name: str, signal: Signal, row: int, student: torch.Tensor) ->
     return divergence(name, teacher, torch.cat([events, student[others].logsumexp(0)[None]]))
 
 
+def teaches_nothing(name: str, signal: Signal, used: int, count: int) -> bool:
+    """Whether the teacher's own positions, all but the first and the last, have neither loss nor gradient."""
+    logits = torch.randn(count + 2, used, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    loss = FusedLoss(make_objective(name), biased=True)
+    found = loss(logits, Head(torch.eye(used)), torch.zeros(count + 2, dtype=torch.int64), signal, 1.0)
+    found.value.backward()
+    assert logits.grad is not None
+    return bool((found.distances[1:-1].abs() < 1e-6).all()) and bool((logits.grad[1:-1].abs() < 1e-6).all())
+
+
 @pytest.mark.parametrize("vocabulary", MAPS)
 @pytest.mark.parametrize(("name", "codec"), PAIRS)
 def test_loss_and_gradient_are_right_at_extremes(name: str, codec: str, vocabulary: str) -> None:
     generator = torch.Generator().manual_seed(7)
-    kinds = ("plain", "certain", "huge", "spike", "half ruled out")
+    kinds = ("plain", "certain", "huge", "spike", "half ruled out", "all ruled out")
     count, ids = 5, 9
     mapped = MAPS[vocabulary](ids)
     used = mapped.student_used
     cases = list(itertools.product(kinds, ("plain", "huge", "spike")))
     settings = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
-    encoder = make_codec(CODECS[codec], ids)
+    encoder: Any = Exact() if codec == EXACT else make_codec(CODECS[codec], ids)
     samples = []
     for number, (teacher, _) in enumerate(cases):
         probabilities = torch.softmax(
-            logits_of(teacher, count, ids, generator).double() / settings[number][0], 1
+            logits_of(teacher, count, ids, generator, mapped.first < 0).double() / settings[number][0], 1
         ).float()
         samples.append(encoder.sample([probabilities], np.random.Generator(np.random.Philox(number))))
     encoder.learn(samples)
@@ -134,6 +171,8 @@ def test_loss_and_gradient_are_right_at_extremes(name: str, codec: str, vocabula
         source = BatchSource.__new__(BatchSource)
         source.vocabulary, source.exact = mapped, False
         signal = source._complete(said, targets, speaks)
+        if teacher == "all ruled out" and bool((mapped.first < 0).any()):
+            assert teaches_nothing(name, signal, used, count), f"{student}: what is ruled out teaches"
         # The hidden states are the logits: the matrix is one. Rows behind the student's ids are padding.
         logits = logits_of(student, count + 2, mapped.student_size, generator).to(dtype).requires_grad_()
         loss = FusedLoss(make_objective(name), share, temperature, used, chunk=3, biased=True)
