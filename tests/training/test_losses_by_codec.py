@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stillroom.models.forward import Head
@@ -150,50 +152,103 @@ def test_loss_and_gradient_are_right_at_extremes(name: str, codec: str, vocabula
     kinds = ("plain", "certain", "huge", "spike", "half ruled out", "all ruled out")
     count, ids = 5, 9
     mapped = MAPS[vocabulary](ids)
-    used = mapped.student_used
     cases = list(itertools.product(kinds, ("plain", "huge", "spike")))
-    settings = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
+    weights = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
     encoder: Any = Exact() if codec == EXACT else make_codec(CODECS[codec], ids)
     samples = []
     for number, (teacher, _) in enumerate(cases):
         probabilities = torch.softmax(
-            logits_of(teacher, count, ids, generator, mapped.first < 0).double() / settings[number][0], 1
+            logits_of(teacher, count, ids, generator, mapped.first < 0).double() / weights[number][0], 1
         ).float()
         samples.append(encoder.sample([probabilities], np.random.Generator(np.random.Philox(number))))
     encoder.learn(samples)
     for number, (teacher, student) in enumerate(cases):
-        temperature, share = settings[number]
         dtype = torch.bfloat16 if number % 4 == 3 else torch.float32
         said = encoder.decode([encoder.pack(samples[number])], [count])
-        # The first and the last position are inside an id that the student lacks: there the text teaches.
-        speaks = torch.tensor([False, *[True] * count, False])
-        targets = torch.randint(used, (count + 2,), generator=generator)
-        source = BatchSource.__new__(BatchSource)
-        source.vocabulary, source.exact = mapped, False
-        signal = source._complete(said, targets, speaks)
-        if teacher == "all ruled out" and bool((mapped.first < 0).any()):
-            assert teaches_nothing(name, signal, used, count), f"{student}: what is ruled out teaches"
-        # The hidden states are the logits: the matrix is one. Rows behind the student's ids are padding.
-        logits = logits_of(student, count + 2, mapped.student_size, generator).to(dtype).requires_grad_()
-        loss = FusedLoss(make_objective(name), share, temperature, used, chunk=3, biased=True)
-        found = loss(logits, Head(torch.eye(mapped.student_size)), targets, signal, 1.0)
-        found.value.backward()
-        exact = logits.detach().double().requires_grad_()
-        text = torch.nn.functional.cross_entropy(exact[:, :used], targets, reduction="none")
-        scaled = torch.log_softmax(exact[:, :used] / temperature, 1)
-        taught = [expected_loss(name, signal, row, scaled[row]) for row in range(1, count + 1)]
-        objective = temperature**2 * torch.stack(taught).sum() + text[~speaks].sum()
-        total = (1 - share) * objective + share * text.sum()
-        total.backward()
-        where = f"{teacher}, {student}, {dtype}"
-        assert float(found.value.detach()) == pytest.approx(float(total.detach()), rel=2e-5, abs=2e-4), where
-        assert logits.grad is not None
-        assert exact.grad is not None
-        if name in ("total_variation", "log_acceptance") and teacher == student == "huge":
-            continue  # equal probabilities: at such a corner rounding chooses the side
-        # A log-probability of -1e4 is known to 1e-3 in float32.
-        close = 5e-3 if dtype is torch.bfloat16 else 2e-3 if student == "huge" else 2e-5
-        assert torch.allclose(logits.grad.double(), exact.grad, rtol=close, atol=close), where
+        check(name, said, mapped, teacher, student, *weights[number], dtype, generator)
+
+
+def check(
+    name: str,
+    said: Signal,
+    mapped: VocabularyMap,
+    teacher: str,
+    student: str,
+    temperature: float,
+    share: float,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    chunk: int = 3,
+) -> None:
+    """One signal of N positions against one extreme student: loss and gradient are those of float64."""
+    count, used = len(said), mapped.student_used
+    # The first and the last position are inside an id that the student lacks: there the text teaches.
+    speaks = torch.tensor([False, *[True] * count, False])
+    targets = torch.randint(used, (count + 2,), generator=generator)
+    source = BatchSource.__new__(BatchSource)
+    source.vocabulary, source.exact = mapped, False
+    signal = source._complete(said, targets, speaks)
+    if teacher == "all ruled out" and bool((mapped.first < 0).any()):
+        assert teaches_nothing(name, signal, used, count), f"{student}: what is ruled out teaches"
+    # The hidden states are the logits: the matrix is one. Rows behind the student's ids are padding.
+    logits = logits_of(student, count + 2, mapped.student_size, generator).to(dtype).requires_grad_()
+    loss = FusedLoss(make_objective(name), share, temperature, used, chunk=chunk, biased=True)
+    found = loss(logits, Head(torch.eye(mapped.student_size)), targets, signal, 1.0)
+    found.value.backward()
+    exact = logits.detach().double().requires_grad_()
+    text = torch.nn.functional.cross_entropy(exact[:, :used], targets, reduction="none")
+    scaled = torch.log_softmax(exact[:, :used] / temperature, 1)
+    taught = sum((expected_loss(name, signal, row, scaled[row]) for row in range(1, count + 1)), exact.new_zeros(()))
+    total = (1 - share) * (temperature**2 * taught + text[~speaks].sum()) + share * text.sum()
+    total.backward()
+    where = f"{teacher}, {student}, {dtype}"
+    # What a float32's digit of a log-probability of 1 is, times the weight that the loss has.
+    least = 2e-4 * max(1.0, temperature)
+    assert float(found.value.detach()) == pytest.approx(float(total.detach()), rel=2e-5, abs=least), where
+    assert logits.grad is not None
+    assert exact.grad is not None
+    if name in ("total_variation", "log_acceptance") and "huge" in (teacher, student):
+        return  # equal probabilities: at such a corner rounding chooses the side
+    # A log-probability of -1e4 is known to 1e-3 in float32.
+    close = 5e-3 if dtype is torch.bfloat16 else 2e-3 if student == "huge" else 2e-5
+    assert torch.allclose(logits.grad.double(), exact.grad, rtol=close, atol=close * max(1.0, temperature)), where
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pair=st.sampled_from(PAIRS),
+    vocabulary=st.sampled_from(sorted(MAPS)),
+    teacher=st.sampled_from(("plain", "certain", "huge", "spike", "half ruled out", "all ruled out")),
+    student=st.sampled_from(("plain", "huge", "spike")),
+    count=st.sampled_from((0, 1, 4)),
+    ids=st.sampled_from((2, 3, 9)),
+    temperature=st.sampled_from((0.01, 0.5, 1.0, 100.0)),
+    share=st.sampled_from((0.0, 0.3, 1.0)),
+    chunk=st.sampled_from((1, 2, 512)),
+    seed=st.integers(0, 2**16),
+)
+def test_loss_and_gradient_are_right_at_any_size_and_temperature(
+    pair: tuple[str, str],
+    vocabulary: str,
+    teacher: str,
+    student: str,
+    count: int,
+    ids: int,
+    temperature: float,
+    share: float,
+    chunk: int,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mapped = MAPS[vocabulary](ids)
+    logits = logits_of(teacher, count, ids, generator, mapped.first < 0)
+    encoder: Any = Exact() if pair[1] == EXACT else make_codec(CODECS[pair[1]], ids)
+    drawn = encoder.sample(
+        [torch.softmax(logits.double() / temperature, 1).float()], np.random.Generator(np.random.Philox(seed))
+    )
+    encoder.learn([drawn])
+    said = encoder.decode([encoder.pack(drawn)], [count])
+    check(pair[0], said, mapped, teacher, student, temperature, share, torch.float32, generator, chunk)
 
 
 def test_fillers_that_the_student_rules_out_add_nothing() -> None:
@@ -203,9 +258,10 @@ def test_fillers_that_the_student_rules_out_add_nothing() -> None:
     assert gradient.tolist() == [[0.0, 0.0, 0.0]]
 
 
-def test_a_chunk_that_the_teacher_rules_out_has_a_finite_loss() -> None:
-    losses, derivatives = chunk_losses(torch.tensor([NEVER]), torch.tensor([-3.0]), 10.0)
-    assert float(losses) == pytest.approx(-10 * math.log(1 - math.exp(-0.3)), rel=1e-5)
+@pytest.mark.parametrize("teacher", [NEVER, -1e4])
+def test_a_chunk_that_the_teacher_rules_out_has_a_finite_loss(teacher: float) -> None:
+    losses, derivatives = chunk_losses(torch.tensor([teacher, teacher]), torch.tensor([-3.0, NEVER]), 10.0)
+    assert losses.tolist() == pytest.approx([-10 * math.log(1 - math.exp(-0.3)), 0.0], rel=1e-5)
     assert bool(torch.isfinite(derivatives).all())
 
 
