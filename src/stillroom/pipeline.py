@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,8 +315,9 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     if cluster is not None:
         cluster.meet(made)
     redone = False
-    for spec in wanted:
-        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
+    with memory.settling() as settle:
+        for spec in wanted:
+            redone = _do_stage(made, spec, progress, redone, settle, cluster, alone=until == spec.name)
     made.known.save()
     if until is None:
         from stillroom.evaluation.floors import require_bounds
@@ -356,10 +357,17 @@ def _damaged_cache(made: Run) -> str:
 
 
 def _do_stage(
-    made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None, *, alone: bool = False
+    made: Run,
+    spec: StageSpec,
+    progress: Progress,
+    redone: bool,
+    settle: Callable[[], None],
+    cluster: Cluster | None = None,
+    *,
+    alone: bool = False,
 ) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far. ``alone``:
-    none is to be done after it.
+    none is to be done after it; ``settle`` is called where what is in memory stays (:func:`stillroom.core.memory.settling`).
     """
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
@@ -389,6 +397,7 @@ def _do_stage(
             require_device(made.recipe.compute)
         check_student(made.recipe)
     memory.release_memory()
+    settle()
     _check_room(made, spec.name)
     if why:
         if not redone:
