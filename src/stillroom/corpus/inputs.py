@@ -224,7 +224,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(open(path, "rb"))
         if suffix in PACKED and not os.fstat(raw.fileno()).st_size:
-            # To the libraries, this is nothing, packed; to whoever packed it, it is a file that was lost.
+            # Nothing, packed, has some bytes; the libraries take no bytes for it all the same.
             raise CorpusError(f"{path}: not a whole {suffix} file: it is empty.", "Copy or pack it again.")
         try:
             if suffix == ".gz":

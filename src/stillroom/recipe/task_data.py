@@ -13,7 +13,7 @@ TEST = "test"
 
 
 def data_of(described: dict[str, Any], path: Path) -> Path | None:
-    """The data that a task names, which lies where the task file's folder begins; None where it names none.
+    """The data that a task names, beside the task file; None where it names none.
 
     Args:
         described: What the task file holds.

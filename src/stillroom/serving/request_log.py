@@ -38,7 +38,7 @@ ANSWER_BYTES = 1 << 20
 QUEUED = 1024
 """Lines that wait for the disk before requests wait for them."""
 PAUSE = 0.02
-"""Seconds between two looks whether there is room."""
+"""Seconds between two looks whether fewer lines wait."""
 PATIENCE = 60.0
 """Seconds that closing waits for a disk that takes no line."""
 
