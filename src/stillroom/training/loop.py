@@ -129,7 +129,8 @@ class Training:
     untouched: list[str] = field(default_factory=list)
     """Trained parameters that no step had a gradient for, by name."""
     silent: int = 0
-    """Positions of this process's steps at which the teacher rules out every id that the student has, and teaches nothing."""
+    """Positions of the steps that this process made, at which the teacher rules out every id that the student has, and teaches
+    nothing."""
     _rate: float | None = None
 
     def run(self) -> State:
