@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
 
 from stillroom.cli.app import app
+from stillroom.recipe.recipe import Recipe
+from stillroom.serving.answers import Answerer
+from stillroom.serving.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -53,6 +58,10 @@ def commands(page: Path) -> Iterator[list[str]]:
             words = re.split(r"\s[|>&;]|\s#|\s{2}", line.strip().removeprefix("$ ").removeprefix(".venv/bin/"))[0]
             if re.match(r"stillroom( |$)", words) and "…" not in words:
                 yield shlex.split(words)
+    for words in re.findall(r"`(stillroom [^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        # In a sentence, capitals and bars stand for what the reader puts there.
+        if not re.search(r"…|\||stillroom [A-Z]", words):
+            yield shlex.split(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=named)
@@ -93,6 +102,59 @@ def test_files_and_targets_that_a_page_names_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for target in re.findall(r"(?:^|`)make (?:\w+=\S+ )?([a-z][\w-]*)", text, re.MULTILINE):
         assert target in targets, f"{named(page)}: make {target}"
+
+
+def test_keys_that_a_page_names_are_keys_of_a_recipe() -> None:
+    schema = Recipe.model_json_schema()
+
+    def inside(node: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        for name in ("anyOf", "oneOf", "allOf"):
+            for each in node.get(name, ()):
+                yield from inside(each, key)
+        if key in node.get("properties", {}):
+            yield node["properties"][key]
+        if isinstance(node.get("additionalProperties"), dict):
+            yield node["additionalProperties"]
+        if "items" in node:
+            yield from inside(node["items"], "" if key.isdecimal() else key)
+            if key.isdecimal():
+                yield node["items"]
+
+    seen = 0
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "benchmarks"):
+        for code in re.findall(r"`([a-z_]+(?:\.\w+)+)(?::[^`\n]*)?`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+            section, *keys = code.split(".")
+            # `terms.json` is a file of a package, `teacher.kl_to_original` a figure of a report.
+            if section not in schema["properties"] or keys[-1] in ("json", "py", "kl_to_original"):
+                continue
+            found = [schema["properties"][section]]
+            for key in keys:
+                found = [inner for node in found for inner in inside(node, key)]
+                assert found, f"{named(page)}: `{code}`: no recipe has `{key}` there"
+            seen += 1
+    assert seen > 100
+
+
+def test_every_extra_is_named_where_installing_is_explained() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert [name for name in extras if name not in ("bench", "docs", "dev") and f"`{name}`" not in text] == []
+
+
+def test_every_figure_of_the_server_is_explained() -> None:
+    pool: Any = SimpleNamespace(models={})
+    nothing: Any = SimpleNamespace()
+    nothing.is_on = lambda: True
+    figures = {
+        family.name: family.type for family in Metrics(pool, Answerer(pool, nothing), nothing).registry.collect()
+    }
+    text = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    assert len(figures) > 5
+    for name, kind in figures.items():
+        shown = name.removeprefix("stillroom_") + ("_total" if kind == "counter" else "")
+        assert f"`{shown}`" in text, f"docs/serve.md does not say what {name} is"
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,8 +321,9 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     here = wanted if cluster is None else cluster.here(wanted)
     whole = len(here) == len(wanted)
     redone = False
-    for spec in here:
-        redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name or not whole)
+    with memory.settling() as settle:
+        for spec in here:
+            redone = _do_stage(made, spec, progress, redone, settle, cluster, alone=until == spec.name or not whole)
     made.known.save()
     if until is None and whole:
         from stillroom.evaluation.floors import require_bounds
@@ -363,10 +364,18 @@ def _damaged_cache(made: Run) -> str:
 
 
 def _do_stage(
-    made: Run, spec: StageSpec, progress: Progress, redone: bool, cluster: Cluster | None = None, *, alone: bool = False
+    made: Run,
+    spec: StageSpec,
+    progress: Progress,
+    redone: bool,
+    settle: Callable[[], None],
+    cluster: Cluster | None = None,
+    *,
+    alone: bool = False,
 ) -> bool:
     """Do a stage, unless it is finished and still holds; returns whether a finished stage was done again so far. ``alone``:
-    none that needs the recipe's device is to be done after it here.
+    none that needs the recipe's device is to be done after it here; ``settle`` is called where what is in memory stays
+    (:func:`stillroom.core.memory.settling`).
     """
     stage = made.stage(spec.name)
     inputs, found, sections = inputs_of(made, spec), made_from_if_there(made, spec), sections_of(made, spec)
@@ -396,6 +405,7 @@ def _do_stage(
             require_device(made.recipe.compute)
         check_student(made.recipe)
     memory.release_memory()
+    settle()
     _check_room(made, spec.name)
     if why:
         if not redone:

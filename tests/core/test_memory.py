@@ -95,3 +95,34 @@ print(memory.resident() - before)
     if grown["all"] < 60 << 20:
         pytest.skip("this CPU has no bfloat16, or its products are not kept")
     assert grown["few"] < 0.7 * grown["all"]
+
+
+def test_what_settles_is_left_out_of_the_search_and_found_again_at_the_end() -> None:
+    program = """
+import gc
+from stillroom.core.memory import settling
+kept = [[] for _ in range(1000)]
+class Cycle: pass
+def cycle():
+    made = Cycle()
+    made.itself = made
+try:
+    with settling() as settle:
+        assert gc.get_freeze_count() == 0
+        settle()
+        frozen = gc.get_freeze_count()
+        assert frozen > 1000
+        cycle()
+        assert gc.collect() > 0, "what is made later is looked through"
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    assert gc.get_freeze_count() == 0
+gc.freeze()
+with settling() as settle:
+    before = gc.get_freeze_count()
+    kept.append([[] for _ in range(10)])
+    settle()
+    assert gc.get_freeze_count() == before
+assert gc.get_freeze_count() == before, "what the caller left out stays left out"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -27,6 +27,8 @@ from stillroom.recipe.corpus import (
     Source,
     TextSource,
 )
+from stillroom.recipe.recipe import Recipe
+from stillroom.runs.known import Known, made_from
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -575,3 +577,23 @@ def test_archives_are_refused_by_their_names(tmp_path: Path, name: str) -> None:
     for source in (TextSource, JsonlSource, ParquetSource):
         said = message(source(path=tmp_path / name))
         assert ("Parquet files are read unpacked" if "parquet" in name else "are not unpacked") in said
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(CorpusError, match="neither a file nor a folder"):
+        list(read_source(TextSource(path=pipe)))
+    with pytest.raises(CorpusError, match="no name that a file can have"):
+        list(read_source(TextSource(path=tmp_path / "a\0b")))
+    corpus = {"sources": [{"kind": "text", "path": str(pipe)}]}
+    recipe = Recipe.model_validate({"name": "a", "teacher": {"kind": "huggingface", "name": "t"}, "corpus": corpus})
+    assert made_from(recipe, "corpus", Known(tmp_path / "known")) == {str(pipe): "no file"}
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(CorpusError, match="two columns have one name"):
+        list(read_source(ParquetSource(path=path)))

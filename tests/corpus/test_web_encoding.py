@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from stillroom.core.errors import CorpusError
+from stillroom.corpus.readers.epub import READERS as EPUB
 from stillroom.corpus.readers.html import READERS
 from stillroom.corpus.web_encoding import as_browsers_read, single_byte
 
@@ -59,3 +61,45 @@ def test_an_unknown_label_is_refused_by_name(tmp_path: Path) -> None:
         page(tmp_path, "utf-9", b"a")
     with pytest.raises(CorpusError, match="offset"):
         page(tmp_path, "windows-874", b"\xdb")
+
+
+def book(path: Path, chapter: bytes, href: str = "a.xhtml", idref: str = "a") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml",
+            '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+            '<rootfile full-path="in/book.opf"/></rootfiles></container>',
+        )
+        archive.writestr(
+            "in/book.opf",
+            f'<package xmlns="http://www.idpf.org/2007/opf"><manifest><item id="a" href="{href}"/></manifest>'
+            f'<spine><itemref idref="{idref}"/></spine></package>',
+        )
+        archive.writestr("in/a.xhtml", chapter)
+    return path
+
+
+@pytest.mark.parametrize("written", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "gb18030"])
+@pytest.mark.parametrize("declares", [True, False])
+@pytest.mark.parametrize("text", ["plain", "gr\u00fcn"])
+def test_a_chapter_is_read_in_its_encoding_or_refused(tmp_path: Path, written: str, declares: bool, text: str) -> None:
+    label = {"utf-8-sig": "utf-8"}.get(written, written)
+    chapter = f'<?xml version="1.0" encoding="{label}"?>' * declares + f"<html><body><p>{text}</p></body></html>"
+    path = book(tmp_path / "a.epub", chapter.encode(written))
+    if declares or text == "plain" or written.startswith("utf"):
+        assert [str(part).strip() for part in EPUB[0].read(path, "utf-8")] == [text]
+    else:
+        with pytest.raises(CorpusError, match=r"a\.epub/in/a\.xhtml: the bytes at offset \d+ are not utf-8"):
+            list(EPUB[0].read(path, "utf-8"))
+
+
+def test_a_page_that_calls_itself_utf_16_where_that_can_be_read_is_not(tmp_path: Path) -> None:
+    assert page(tmp_path, "utf-16", "gr\u00fcn".encode()) == "gr\u00fcn"
+
+
+def test_chapters_by_the_names_that_a_spine_gives(tmp_path: Path) -> None:
+    chapter = b"<p>One.</p>"
+    assert list(EPUB[0].read(book(tmp_path / "a.epub", chapter, "a.xhtml#top"), "utf-8")) == ["One.\n"]
+    for keys, name in (({"idref": "b"}, "b"), ({"href": "c.xhtml"}, "in/c.xhtml")):
+        with pytest.raises(CorpusError, match=f"lacks the chapter '{name}'"):
+            list(EPUB[0].read(book(tmp_path / "b.epub", chapter, **keys), "utf-8"))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,16 @@ from stillroom.core.sandbox.programs import Limits, run_program
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import package_folder
 from stillroom.evaluation.measures import do_measures
-from stillroom.evaluation.metrics.tasks import _judge
+from stillroom.evaluation.metrics.tasks import _judge, extra_inputs
 from stillroom.evaluation.registry import require_metrics
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
 from stillroom.evaluation.tasks.tool_calls import calls_in, is_right_call, makes_no_call
 from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.task_data import files_of
+from stillroom.runs.known import Known, made_from
 
 LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 CHOICE = """
@@ -46,6 +50,37 @@ def write_task(folder: Path, text: str, rows: list[dict[str, Any]], data: str = 
     path = folder / "task.yaml"
     path.write_text(text)
     return path
+
+
+def test_a_task_s_data_counts_as_its_file_does(tmp_path: Path) -> None:
+    rows = [{"question": "Left or right?", "options": ["left", "right"], "right": 1}]
+    named = CHOICE.replace(
+        "data: doors.jsonl", "dataset_path: json\ndataset_kwargs: {data_files: {test: [doors.jsonl]}}"
+    )
+    for text in (CHOICE, named):
+        path = write_task(tmp_path, text, rows)
+        settings = {"tasks": {"files": [str(path)]}}
+        sections = {"corpus": {"sources": [{"kind": "python_docs"}]}, "evaluate": settings}
+        recipe = Recipe.model_validate({"name": "a", "teacher": {"kind": "huggingface", "name": "t"}, **sections})
+
+        def seen(recipe: Recipe = recipe) -> tuple[Any, ...]:
+            bench: Any = SimpleNamespace(config=recipe.evaluate)
+            return extra_inputs(bench), made_from(recipe, "evaluate", Known(tmp_path / "known"))
+
+        before = seen()
+        assert set(before[1]) == {str(path), str(tmp_path / "doors.jsonl")}
+        write_task(tmp_path, text, [*rows, rows[0] | {"right": 0}])
+        assert all(one != two for one, two in zip(before, seen(), strict=True))
+    path.write_text("task: [")
+    assert files_of(path) == (path,)
+    assert files_of(tmp_path / "none.yaml") == (tmp_path / "none.yaml",)
+
+
+def test_a_problem_that_holds_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = write_task(tmp_path, CHOICE, [])
+    (tmp_path / "doors.jsonl").write_text('{"question": "a", "question": "b"}\n')
+    with pytest.raises(RecipeError, match="'question' is there twice"):
+        read_task(path, None)
 
 
 def test_a_choice_task_reads_the_harness_s_form(tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ def test_they_are_the_mean_of_the_last_states(pooled: Running, folder: Path) -> 
     assert answer["usage"]["prompt_tokens"] == sum(counts)
 
 
+def test_a_control_token_that_a_text_spells_is_text(pooled: Running, folder: Path) -> None:
+    control = pooled.service.pool.models["pooled"].facts.control
+    assert control
+    texts = ["plain", *(f"a {token} b" for token in control)]
+    status, answer, _ = pooled.ask("POST", "/v1/embeddings", {"input": texts})
+    assert status == 200, answer
+    model, tokenizer = load_student(folder, torch.float32)
+    for text, entry in zip(texts, answer["data"], strict=True):
+        ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+        assert not set(ids) & set(tokenizer.convert_tokens_to_ids(list(control)))
+        with torch.inference_mode():
+            states = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(states.mean(0), dim=0)
+        assert float(expected @ torch.tensor(entry["embedding"])) == pytest.approx(1.0, abs=1e-4), text
+
+
 def test_one_text_and_base64_say_the_same(pooled: Running) -> None:
     _, one, _ = pooled.ask("POST", "/v1/embeddings", {"input": TEXTS[0], "model": "pooled"})
     _, coded, _ = pooled.ask("POST", "/v1/embeddings", {"input": TEXTS[:1], "encoding_format": "base64"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,41 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert kept == ["requests.jsonl", *(f"requests.jsonl.{number}" for number in (1, 2, 3))]
     assert all((tmp_path / name).stat().st_size <= 400 for name in kept)
     assert lines(log.path)[-1]["number"] == 99
+
+
+def test_a_slow_disk_holds_up_no_answer_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "QUEUED", 3)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    disk, append = threading.Event(), log._append
+    monkeypatch.setattr(log, "_append", lambda line: (disk.wait(), append(line)))
+
+    async def serve() -> None:
+        answered = [asyncio.create_task(log.write_in_turn({"number": number})) for number in range(5)]
+        # The loop goes on; two requests wait for room themselves.
+        done, waiting = await asyncio.wait(answered, timeout=0.2)
+        assert (len(done), len(waiting)) == (3, 2)
+        waiting.pop().cancel()
+        await asyncio.sleep(0)
+        disk.set()
+        await asyncio.gather(*answered, return_exceptions=True)
+
+    asyncio.run(serve())
+    log.close()
+    assert sorted(line["number"] for line in lines(log.path)) == [0, 1, 2, 3, 4]
+
+
+def test_lines_that_a_disk_never_takes_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(request_log, "PATIENCE", 0.05)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    disk = threading.Event()
+    monkeypatch.setattr(log, "_append", lambda _: disk.wait())
+    for number in range(2):
+        log.write({"number": number})
+    log.close()
+    disk.set()
+    assert "lost its last 2 lines" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_lists_and_distributions_say_the_same() -> None:
         alignment.coarse(SparseSignal(ids, listed.exp()))
     with pytest.raises(VocabularyMismatch, match="bits per byte"):
         alignment.project_dense(logprobs)
+
+
+def test_a_teacher_that_rules_out_all_that_occurs_says_nothing() -> None:
+    theirs, mine, alignment = alignment_of("bpe", "bpe_fallback")
+    logprobs = torch.full((3, len(theirs) + 3), float("-inf"))
+    logprobs[0, len(theirs) :] = -math.log(3)
+    # As a dense cache keeps it: the least that it stores.
+    logprobs[1] = math.log(1e-38)
+    logprobs[1, -1] = 0.0
+    dense = alignment.coarse(DenseSignal(logprobs))
+    ids = torch.tensor([[len(theirs), len(theirs) + 1]]).expand(3, 2)
+    listed = alignment.coarse(CoarseSignal(ids, torch.full((3, 2), -math.log(2)), torch.zeros(3)))
+    for found in (dense, listed):
+        assert found.silent.tolist() == [True] * 3
+        assert found.fault(len(mine)) is None
+        assert found.divergence_from(torch.log_softmax(torch.randn(3, len(mine)), 1)).abs().max() < 1e-6
 
 
 def test_the_text_is_known_where_a_list_holds_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -42,6 +43,27 @@ class Said:
 
     def entropy(self, digest):
         return 2.0
+
+
+class RuledOut(Said):
+    """A cache that gives all mass to the last id, at every position."""
+
+    def read(self, digests):
+        said, counts = super().read(digests)
+        logprobs = torch.full_like(said.logprobs, math.log(1e-38))
+        logprobs[:, -1] = 0.0
+        return DenseSignal(logprobs), counts
+
+
+def test_positions_that_teach_nothing_are_counted():
+    text = a_text()
+    lacks_the_last = VocabularyMap.from_pieces([[index] for index in range(ROWS - 1)] + [[]], ROWS, ROWS - 1)
+    ids = text.ids.clamp(max=ROWS - 2)
+    text = dataclasses.replace(text, ids=ids)
+    batch = BatchSource(text, lacks_the_last, RuledOut(text, True)).batch([0, 1])
+    assert batch.silent == len(batch.targets) > 0
+    assert batch.to(torch.device("cpu")).silent == batch.silent
+    assert BatchSource(text, lacks_the_last, Said(text, True)).batch([0, 1]).silent == 0
 
 
 def split_two() -> VocabularyMap:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stillroom.models.forward import Head
@@ -37,7 +40,9 @@ CODECS: dict[str, Codec] = {
     "observed": ObservedCodec(k=1),
     "observed, all": ObservedCodec(k=4096),
 }
-PAIRS = [
+EXACT = "exact"
+"""What the codec `hidden` gives: log-probabilities that no floor holds up."""
+PAIRS = [(name, EXACT) for name in OBJECTIVES] + [
     (name, codec)
     for name, codec in itertools.product(OBJECTIVES, CODECS)
     if signal_kind(CODECS[codec]).value not in ("sampled", "partial") or name == "forward_kl"
@@ -45,14 +50,33 @@ PAIRS = [
 MAPS: dict[str, Callable[[int], VocabularyMap]] = {
     "full": VocabularyMap.identity,
     "trimmed": lambda ids: VocabularyMap.from_pieces(
-        [[i] if i <= ids // 2 else [] if i % 5 == 4 else [i % (ids // 2)] for i in range(ids)], ids, ids // 2 + 1
+        [[i] if i <= ids // 2 else [] if i % 5 == 3 else [i % (ids // 2)] for i in range(ids)], ids, ids // 2 + 1
     ),
     "one id": lambda ids: VocabularyMap.from_pieces([[0] if i % 3 else [] for i in range(ids)], 4, 1),
 }
 
 
-def logits_of(kind: str, count: int, ids: int, generator: torch.Generator) -> torch.Tensor:
-    """[N, V] float32 logits of one of the extremes."""
+class Exact:
+    """Keeps log-probabilities as they are."""
+
+    def sample(self, probabilities: list[torch.Tensor], random: np.random.Generator) -> torch.Tensor:
+        return torch.cat(probabilities).log()
+
+    def learn(self, samples: list[torch.Tensor]) -> None:
+        """Nothing."""
+
+    def pack(self, sample: torch.Tensor) -> torch.Tensor:
+        return sample
+
+    def decode(self, records: list[torch.Tensor], counts: list[int]) -> DenseSignal:
+        return DenseSignal(torch.cat(records))
+
+
+def logits_of(
+    kind: str, count: int, ids: int, generator: torch.Generator, never: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[N, V] float32 logits of one of the extremes; ``never``, [V] bool: the ids that the student lacks altogether."""
+    never = torch.zeros(ids, dtype=torch.bool) if never is None else never
     found = 2 * torch.randn(count, ids, generator=generator)
     sure = torch.arange(count)[:, None] % ids == torch.arange(ids)
     match kind:
@@ -62,6 +86,9 @@ def logits_of(kind: str, count: int, ids: int, generator: torch.Generator) -> to
             return torch.where(torch.rand(found.shape, generator=generator) < 0.3, 1e4 * found.sign(), found)
         case "spike":
             return found + 60.0 * sure
+        case "all ruled out":
+            # Every id that the student has; where it has them all, there is no such teacher.
+            return torch.where(never, 0.0, NEVER).expand(count, ids) if bool(never.any()) else found
         case "half ruled out":
             return torch.where(sure | (torch.arange(ids) % 2 == 0), found, NEVER)
     return found
@@ -87,6 +114,8 @@ def divergence(name: str, teacher: torch.Tensor, student: torch.Tensor) -> torch
 
 def expected_loss(name: str, signal: Signal, row: int, student: torch.Tensor) -> torch.Tensor:
     """The loss of one position by its definition; ``student`` are its log-probabilities, [U] float64."""
+    if isinstance(signal, DenseSignal) and not bool((signal.logprobs[row] > NEVER).any()):
+        return student.new_zeros(())
     if isinstance(signal, DenseSignal):
         return divergence(name, signal.logprobs[row].double(), student)
     if isinstance(signal, SparseSignal) and signal.unbiased:
@@ -106,55 +135,120 @@ def expected_loss(name: str, signal: Signal, row: int, student: torch.Tensor) ->
     return divergence(name, teacher, torch.cat([events, student[others].logsumexp(0)[None]]))
 
 
+def teaches_nothing(name: str, signal: Signal, used: int, count: int) -> bool:
+    """Whether the teacher's own positions, all but the first and the last, have neither loss nor gradient."""
+    logits = torch.randn(count + 2, used, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    loss = FusedLoss(make_objective(name), biased=True)
+    found = loss(logits, Head(torch.eye(used)), torch.zeros(count + 2, dtype=torch.int64), signal, 1.0)
+    found.value.backward()
+    assert logits.grad is not None
+    return bool((found.distances[1:-1].abs() < 1e-6).all()) and bool((logits.grad[1:-1].abs() < 1e-6).all())
+
+
 @pytest.mark.parametrize("vocabulary", MAPS)
 @pytest.mark.parametrize(("name", "codec"), PAIRS)
 def test_loss_and_gradient_are_right_at_extremes(name: str, codec: str, vocabulary: str) -> None:
     generator = torch.Generator().manual_seed(7)
-    kinds = ("plain", "certain", "huge", "spike", "half ruled out")
+    kinds = ("plain", "certain", "huge", "spike", "half ruled out", "all ruled out")
     count, ids = 5, 9
     mapped = MAPS[vocabulary](ids)
-    used = mapped.student_used
     cases = list(itertools.product(kinds, ("plain", "huge", "spike")))
-    settings = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
-    encoder = make_codec(CODECS[codec], ids)
+    weights = [((1.0, 0.0), (2.0, 0.3), (0.5, 0.0))[number % 3] for number in range(len(cases))]
+    encoder: Any = Exact() if codec == EXACT else make_codec(CODECS[codec], ids)
     samples = []
     for number, (teacher, _) in enumerate(cases):
         probabilities = torch.softmax(
-            logits_of(teacher, count, ids, generator).double() / settings[number][0], 1
+            logits_of(teacher, count, ids, generator, mapped.first < 0).double() / weights[number][0], 1
         ).float()
         samples.append(encoder.sample([probabilities], np.random.Generator(np.random.Philox(number))))
     encoder.learn(samples)
     for number, (teacher, student) in enumerate(cases):
-        temperature, share = settings[number]
         dtype = torch.bfloat16 if number % 4 == 3 else torch.float32
         said = encoder.decode([encoder.pack(samples[number])], [count])
-        # The first and the last position are inside an id that the student lacks: there the text teaches.
-        speaks = torch.tensor([False, *[True] * count, False])
-        targets = torch.randint(used, (count + 2,), generator=generator)
-        source = BatchSource.__new__(BatchSource)
-        source.vocabulary, source.exact = mapped, False
-        signal = source._complete(said, targets, speaks)
-        # The hidden states are the logits: the matrix is one. Rows behind the student's ids are padding.
-        logits = logits_of(student, count + 2, mapped.student_size, generator).to(dtype).requires_grad_()
-        loss = FusedLoss(make_objective(name), share, temperature, used, chunk=3, biased=True)
-        found = loss(logits, Head(torch.eye(mapped.student_size)), targets, signal, 1.0)
-        found.value.backward()
-        exact = logits.detach().double().requires_grad_()
-        text = torch.nn.functional.cross_entropy(exact[:, :used], targets, reduction="none")
-        scaled = torch.log_softmax(exact[:, :used] / temperature, 1)
-        taught = [expected_loss(name, signal, row, scaled[row]) for row in range(1, count + 1)]
-        objective = temperature**2 * torch.stack(taught).sum() + text[~speaks].sum()
-        total = (1 - share) * objective + share * text.sum()
-        total.backward()
-        where = f"{teacher}, {student}, {dtype}"
-        assert float(found.value.detach()) == pytest.approx(float(total.detach()), rel=2e-5, abs=2e-4), where
-        assert logits.grad is not None
-        assert exact.grad is not None
-        if name in ("total_variation", "log_acceptance") and teacher == student == "huge":
-            continue  # equal probabilities: at such a corner rounding chooses the side
-        # A log-probability of -1e4 is known to 1e-3 in float32.
-        close = 5e-3 if dtype is torch.bfloat16 else 2e-3 if student == "huge" else 2e-5
-        assert torch.allclose(logits.grad.double(), exact.grad, rtol=close, atol=close), where
+        check(name, said, mapped, teacher, student, *weights[number], dtype, generator)
+
+
+def check(
+    name: str,
+    said: Signal,
+    mapped: VocabularyMap,
+    teacher: str,
+    student: str,
+    temperature: float,
+    share: float,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    chunk: int = 3,
+) -> None:
+    """One signal of N positions against one extreme student: loss and gradient are those of float64."""
+    count, used = len(said), mapped.student_used
+    # The first and the last position are inside an id that the student lacks: there the text teaches.
+    speaks = torch.tensor([False, *[True] * count, False])
+    targets = torch.randint(used, (count + 2,), generator=generator)
+    source = BatchSource.__new__(BatchSource)
+    source.vocabulary, source.exact = mapped, False
+    signal = source._complete(said, targets, speaks)
+    if teacher == "all ruled out" and bool((mapped.first < 0).any()):
+        assert teaches_nothing(name, signal, used, count), f"{student}: what is ruled out teaches"
+    # The hidden states are the logits: the matrix is one. Rows behind the student's ids are padding.
+    logits = logits_of(student, count + 2, mapped.student_size, generator).to(dtype).requires_grad_()
+    loss = FusedLoss(make_objective(name), share, temperature, used, chunk=chunk, biased=True)
+    found = loss(logits, Head(torch.eye(mapped.student_size)), targets, signal, 1.0)
+    found.value.backward()
+    exact = logits.detach().double().requires_grad_()
+    text = torch.nn.functional.cross_entropy(exact[:, :used], targets, reduction="none")
+    scaled = torch.log_softmax(exact[:, :used] / temperature, 1)
+    taught = sum((expected_loss(name, signal, row, scaled[row]) for row in range(1, count + 1)), exact.new_zeros(()))
+    total = (1 - share) * (temperature**2 * taught + text[~speaks].sum()) + share * text.sum()
+    total.backward()
+    where = f"{teacher}, {student}, {dtype}"
+    # What a float32's digit of a log-probability of 1 is, times the weight that the loss has.
+    least = 2e-4 * max(1.0, temperature)
+    assert float(found.value.detach()) == pytest.approx(float(total.detach()), rel=2e-5, abs=least), where
+    assert logits.grad is not None
+    assert exact.grad is not None
+    if name in ("total_variation", "log_acceptance") and "huge" in (teacher, student):
+        return  # equal probabilities: at such a corner rounding chooses the side
+    # A log-probability of -1e4 is known to 1e-3 in float32.
+    close = 5e-3 if dtype is torch.bfloat16 else 2e-3 if student == "huge" else 2e-5
+    assert torch.allclose(logits.grad.double(), exact.grad, rtol=close, atol=close * max(1.0, temperature)), where
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pair=st.sampled_from(PAIRS),
+    vocabulary=st.sampled_from(sorted(MAPS)),
+    teacher=st.sampled_from(("plain", "certain", "huge", "spike", "half ruled out", "all ruled out")),
+    student=st.sampled_from(("plain", "huge", "spike")),
+    count=st.sampled_from((0, 1, 4)),
+    ids=st.sampled_from((2, 3, 9)),
+    temperature=st.sampled_from((0.01, 0.5, 1.0, 100.0)),
+    share=st.sampled_from((0.0, 0.3, 1.0)),
+    chunk=st.sampled_from((1, 2, 512)),
+    seed=st.integers(0, 2**16),
+)
+def test_loss_and_gradient_are_right_at_any_size_and_temperature(
+    pair: tuple[str, str],
+    vocabulary: str,
+    teacher: str,
+    student: str,
+    count: int,
+    ids: int,
+    temperature: float,
+    share: float,
+    chunk: int,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mapped = MAPS[vocabulary](ids)
+    logits = logits_of(teacher, count, ids, generator, mapped.first < 0)
+    encoder: Any = Exact() if pair[1] == EXACT else make_codec(CODECS[pair[1]], ids)
+    drawn = encoder.sample(
+        [torch.softmax(logits.double() / temperature, 1).float()], np.random.Generator(np.random.Philox(seed))
+    )
+    encoder.learn([drawn])
+    said = encoder.decode([encoder.pack(drawn)], [count])
+    check(pair[0], said, mapped, teacher, student, temperature, share, torch.float32, generator, chunk)
 
 
 def test_fillers_that_the_student_rules_out_add_nothing() -> None:
@@ -164,9 +258,10 @@ def test_fillers_that_the_student_rules_out_add_nothing() -> None:
     assert gradient.tolist() == [[0.0, 0.0, 0.0]]
 
 
-def test_a_chunk_that_the_teacher_rules_out_has_a_finite_loss() -> None:
-    losses, derivatives = chunk_losses(torch.tensor([NEVER]), torch.tensor([-3.0]), 10.0)
-    assert float(losses) == pytest.approx(-10 * math.log(1 - math.exp(-0.3)), rel=1e-5)
+@pytest.mark.parametrize("teacher", [NEVER, -1e4])
+def test_a_chunk_that_the_teacher_rules_out_has_a_finite_loss(teacher: float) -> None:
+    losses, derivatives = chunk_losses(torch.tensor([teacher, teacher]), torch.tensor([-3.0, NEVER]), 10.0)
+    assert losses.tolist() == pytest.approx([-10 * math.log(1 - math.exp(-0.3)), 0.0], rel=1e-5)
     assert bool(torch.isfinite(derivatives).all())
 
 

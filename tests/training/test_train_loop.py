@@ -199,6 +199,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(taught, tmp_path):
         a_training(taught, tmp_path, model=model).run()
 
 
+def test_positions_that_teach_nothing_are_counted_in_its_steps(taught, tmp_path):
+    training = a_training(taught, tmp_path, CONFIG.model_copy(update={"epochs": 1}), codec="dense")
+    batch = training.train.batch
+    training.train.batch = lambda rows: dataclasses.replace(batch(rows), silent=len(rows))
+    training.run()
+    assert training.silent == len(taught[0][0]) == 16
+
+
 def test_nothing_to_train_on_is_refused(taught, tmp_path):
     texts, caches = taught
     training = a_training(([texts[0].take(0), texts[1]], caches), tmp_path)

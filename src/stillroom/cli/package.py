@@ -80,7 +80,7 @@ def package(
         denied=tuple(denied or ()),
     )
     folder = pack(Run.open(run), out, options)
-    passport = passport_of(folder) | {"folder": str(folder)}
+    passport = passport_of(folder, whole=True) | {"folder": str(folder)}
     _show(passport, [*lines(passport), f"Written to {folder}. Sign it: stillroom sign {folder} --keys FOLDER"], as_json)
 
 
@@ -128,13 +128,9 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a package says of itself, or look over a model from elsewhere; nothing is loaded."""
-    from stillroom.packages.show import is_package, is_signed, lines, passport_of
+    from stillroom.packages.show import is_package, lines, passport_of
 
     if is_package(path):
-        if not is_signed(path):
-            # Its digest is not written down anywhere: every file is read for it, which may take long.
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-            typer.echo(f"{path} has no signature: reading {size:,} bytes for its digest …", err=True)
         passport = passport_of(path)
         _show(passport, [*lines(passport), f"Nothing is proven by this: stillroom verify {path}"], as_json)
     elif (path / "metadata" / "timestamp.json").is_file():
@@ -404,7 +400,7 @@ def _digest(value: str) -> str:
     from stillroom.packages.show import is_package, passport_of
 
     if is_package(Path(value)):
-        digest: str = passport_of(Path(value))["digest"]
+        digest: str = passport_of(Path(value), whole=True)["digest"]
         return digest
     raise UsageError(
         f"{value} is neither a digest of 64 hex digits nor a package.", "`stillroom inspect` shows digests."

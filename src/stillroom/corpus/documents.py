@@ -14,6 +14,7 @@ from stillroom.corpus.tally import Tally
 LONGEST = 1 << 26
 """Most bytes of one document, of one line and of one unpacked file; longer ones are refused by name."""
 LINE_ENDS = "texts whose line ends \\r\\n became \\n"
+OLD_LINE_ENDS = "texts whose line ends \\r became \\n"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ def clean(text: str, where: str, tally: Tally | None = None) -> str:
         if tally is not None:
             tally.notes[LINE_ENDS] += 1
     return whole_text(text, where)
+
+
+def has_old_line_ends(text: str) -> bool:
+    """Whether the lines of a file end as those of old Macs: by carriage returns alone."""
+    return "\r" in text.removesuffix("\r") and "\n" not in text
 
 
 def whole_text(text: str, where: str) -> str:

@@ -74,6 +74,11 @@ def find_files(
         ) from None
     except OSError as error:
         raise unreadable(path, error) from None
+    except ValueError:
+        raise CorpusError(f"{str(path)!r}: no name that a file can have.", "Check `path`.") from None
+    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+        # It would be waited for, and what is read from it is gone.
+        raise CorpusError(f"{path}: neither a file nor a folder.", "Save what it gives in a file, and name that.")
     if not stat.S_ISDIR(kind):
         if tally is not None:
             tally.files += 1
@@ -218,6 +223,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     suffix = path.suffix.lower()
     with contextlib.ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if suffix in PACKED and not os.fstat(raw.fileno()).st_size:
+            # Nothing, packed, has some bytes; the libraries take no bytes for it all the same.
+            raise CorpusError(f"{path}: not a whole {suffix} file: it is empty.", "Copy or pack it again.")
         try:
             if suffix == ".gz":
                 yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]

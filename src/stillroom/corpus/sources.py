@@ -16,7 +16,7 @@ from typing import IO, Any
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
 from stillroom.core.strict_json import Twice, once_each
-from stillroom.corpus.documents import LINE_ENDS, LONGEST, Document, clean, whole_text
+from stillroom.corpus.documents import LINE_ENDS, LONGEST, OLD_LINE_ENDS, Document, clean, has_old_line_ends, whole_text
 from stillroom.corpus.inputs import (
     find_files,
     inner_suffix,
@@ -122,6 +122,9 @@ def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
                     where = str(path) if number == 1 else f"{path}, document {number}"
                     if len(text) > LONGEST:
                         raise too_long(where)
+                    if reader is PLAIN and has_old_line_ends(text):
+                        text = text.replace("\r", "\n")
+                        tally.notes[OLD_LINE_ENDS] += 1
                     yield Document(text=clean(text, where, tally), where=where)
             except OSError as error:
                 raise unreadable(path, error) from None
@@ -141,10 +144,14 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
     rest, number, carried = "", 0, ""
     with opened(path) as stream:
         try:
-            codec = require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
+            head: bytes = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
+            codec = require_text(head, path, encoding)
+            old = has_old_line_ends(head.decode(codec, "ignore"))
+            tally.notes.update([OLD_LINE_ENDS] if old else [])
             reader = io.TextIOWrapper(stream, codec, newline="")
             while True:
                 block = reader.read(BLOCK)
+                block = block.replace("\r", "\n") if old else block
                 if "\0" in block:
                     raise CorpusError(f"{path}: has characters that are 0, so that it is no text.", "Leave it out.")
                 whole, carried = carried + block, ""
@@ -374,6 +381,10 @@ def _csv(stream: IO[bytes], path: Path, codec: str, kind: str, source: JsonlSour
                 raise CorpusError(
                     f"{where}: {len(row)} fields for {len(names)} columns.", "Quote fields that hold the delimiter."
                 )
+            if any("\0" in field for field in row):
+                raise CorpusError(
+                    f"{where}: has characters that are 0, so that it is no text.", "Write the file again."
+                )
             yield dict(zip(names, row, strict=True)), where
     except csv.Error as error:
         raise CorpusError(f"{path}, line {reader.line_num}: not a CSV row: {error}.", "Write the file again.") from None
@@ -405,6 +416,8 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
         try:
             file = parquet.ParquetFile(path)
             names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise CorpusError(f"{path}: two columns have one name.", "Give each column a name of its own.")
             wanted = [key for key in (source.text_key, source.messages_key) if key]
             columns = [name for name in names if name in wanted or name in KNOWN]
             if not columns or not set(wanted) <= set(names):

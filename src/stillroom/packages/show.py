@@ -9,7 +9,7 @@ from stillroom.core import plain
 from stillroom.verification.claims import read_claims
 from stillroom.verification.closed import read_bytes
 from stillroom.verification.envelope import parse_envelope
-from stillroom.verification.manifest import SIGNATURE, describe, make_manifest, parse_statement
+from stillroom.verification.manifest import OUTSIDE, SIGNATURE, Manifest, describe, make_manifest, parse_statement, walk
 
 
 def is_signed(path: Path) -> bool:
@@ -22,27 +22,39 @@ def is_package(path: Path) -> bool:
     return is_signed(path) or ((path / "policy.json").is_file() and (path / "provenance.json").is_file())
 
 
-def passport_of(path: Path) -> dict[str, Any]:
+def passport_of(path: Path, *, whole: bool = False) -> dict[str, Any]:
     """What a package says of itself. Nothing is proven by this: ``verify`` does that.
 
+    Digests are those that its signature holds. Of an unsigned package ``digest`` and each file's ``sha256`` are None.
+
+    Args:
+        path: The package.
+        whole: Read every byte of an unsigned package, for its digests.
+
     Raises:
-        VerificationFailed: A document cannot be read.
+        VerificationFailed: A document cannot be read, or the folder holds what no package does.
     """
     claims = read_claims(path)
+    manifest: Manifest | None = None
+    signature: dict[str, Any] = {"state": "unsigned", "signers": []}
     if is_signed(path):
         envelope = parse_envelope(read_bytes(path / SIGNATURE), SIGNATURE)
         manifest = parse_statement(envelope.payload)
         signature = {"state": "signed, not checked here", "signers": sorted(envelope.signatures)}
-    else:
+    elif whole:
         manifest = make_manifest(path, claims.policy.name, claims.policy.sequence)
-        signature = {"state": "unsigned", "signers": []}
+    if manifest is not None:
+        listed = describe(manifest)["files"]
+    else:
+        names = [name for name in walk(path) if name not in OUTSIDE]
+        listed = [{"name": name, "bytes": (path / name).stat().st_size, "sha256": None} for name in names]
     return {
         "name": claims.policy.name,
         "sequence": claims.policy.sequence,
-        "digest": manifest.root,
+        "digest": manifest.root if manifest is not None else None,
         "signature": signature,
         **claims.passport(),
-        "files": describe(manifest)["files"],
+        "files": listed,
         "warnings": [],
     }
 
@@ -52,7 +64,7 @@ def lines(passport: dict[str, Any]) -> list[str]:
     signature, terms = passport["signature"], passport["terms"]
     found = [
         f"{passport['name']}, release {passport['sequence']}, of {passport['released']}",
-        f"  digest      {passport['digest']}",
+        f"  digest      {passport['digest'] or 'none yet: `stillroom sign` makes it'}",
         f"  signature   {signature['state']}"
         + (f" by {len(signature['signers'])} keys" if signature["signers"] else "")
         + (f" of {passport['publisher']}" if "publisher" in passport else ""),

@@ -21,6 +21,7 @@ from stillroom.recipe.corpus import DatasetSource, PythonDocsSource, ReasoningGy
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import Section
 from stillroom.recipe.student import ExistingStudent
+from stillroom.recipe.task_data import files_of
 
 NAME = ".known.json"
 SETTLED_SECONDS = 0.1
@@ -174,7 +175,8 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
         if Path(recipe.student.name).exists():
             found |= _digests(Path(recipe.student.name), known)
     elif stage == "evaluate":
-        for path in _paths(recipe.evaluate):
+        of_tasks = (part for path in recipe.evaluate.tasks.files for part in files_of(path))
+        for path in (*_paths(recipe.evaluate), *of_tasks):
             found |= _digests(path, known)
     return found
 
@@ -190,7 +192,8 @@ def _digests(path: Path, known: Known) -> dict[str, str]:
         for file in _walk(start) if start.is_dir() else [start]:
             # A file that cannot be read is the reader's to refuse: by name, when it is read.
             try:
-                found[str(file)] = known.digest(file)
+                # What is no file, such as a pipe, would be waited for; it is refused in the same place.
+                found[str(file)] = known.digest(file) if file.is_file() or not file.exists() else "no file"
             except OSError as error:
                 found[str(file)] = type(error).__name__
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.core.errors import EngineFailed, UsageError
 from stillroom.runtime import transport as local
+from stillroom.runtime.engine import Engine
 from stillroom.serving.answers import ContextFull
 from stillroom.serving.pool import Pool, ServedModel
 from stillroom.serving.requests import EmbeddingRequest
@@ -38,7 +39,8 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest, owner: 
         EngineFailed: The engine could not be started, or ended over this request.
         UsageError: Embeddings of another length were asked for.
     """
-    wanted = {"input": asked.input, "encoding_format": asked.encoding_format or "float"}
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    wanted = {"input": texts, "encoding_format": asked.encoding_format or "float"}
     fingerprint = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     model.require_harmless(fingerprint)
     async with model.slot("", owner=owner):
@@ -63,6 +65,7 @@ async def _embedded(pool: Pool, model: ServedModel, wanted: dict[str, Any], fing
         engine = await pool.running(model)
         model.begin(fingerprint)
         try:
+            wanted = {**wanted, "input": [await _plain(engine, model, text) for text in wanted["input"]]}
             return await local.call(engine.socket, engine.key, "POST", "/v1/embeddings", wanted)
         except local.EngineGone as gone:
             alone = await model.ended(fingerprint, engine, reached=not isinstance(gone, local.EngineUnreached))
@@ -77,6 +80,15 @@ async def _embedded(pool: Pool, model: ServedModel, wanted: dict[str, Any], fing
         finally:
             model.done(fingerprint)
     raise EngineFailed(f"The runtime process of {model.name} ended.", "Ask again; it is started anew.")
+
+
+async def _plain(engine: Engine, model: ServedModel, text: str | list[int]) -> str | list[int]:
+    """A text as the engine takes it: what spells a control token is tokenized as the plain text that it is."""
+    if isinstance(text, list) or not any(token in text for token in model.facts.control):
+        return text
+    asked = {"content": text, "add_special": True, "parse_special": False}
+    ids: list[int] = (await local.call(engine.socket, engine.key, "POST", "/tokenize", asked))["tokens"]
+    return ids
 
 
 def _require_long(found: dict[str, Any], wanted: int | None) -> None:

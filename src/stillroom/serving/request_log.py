@@ -7,12 +7,15 @@ in it only where the owner asked for that too.
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import hashlib
 import ipaddress
 import json
 import os
 import secrets
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,16 @@ ANSWER_BYTES = 1 << 20
 """Of an answer, at most this much of its end is looked at for its usage."""
 
 
+QUEUED = 1024
+"""Lines that wait for the disk before requests wait for them."""
+PAUSE = 0.02
+"""Seconds between two looks whether fewer lines wait."""
+PATIENCE = 60.0
+"""Seconds that closing waits for a disk that takes no line."""
+
+
 class RequestLog:
-    """Writes lines.
+    """Writes lines, on a thread of its own: a slow disk holds up no answer.
 
     Args:
         path: The file.
@@ -47,6 +58,9 @@ class RequestLog:
         self.path = path
         self.texts = texts
         self._failed = False
+        self._lines: collections.deque[bytes] = collections.deque()
+        self._changed = threading.Condition()
+        self._closing = False
         secret = path.with_name(path.name + ".secret")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +78,8 @@ class RequestLog:
             raise UsageError(
                 f"{secret} is not a request log's secret (32 bytes).", "Remove it, and a new one is drawn."
             )
+        self._thread = threading.Thread(target=self._work, name="request log", daemon=True)
+        self._thread.start()
 
     def _open(self) -> None:
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -74,8 +90,36 @@ class RequestLog:
         return hashlib.blake2b(text.encode("utf-8", "replace"), key=self._secret, digest_size=8).hexdigest()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line; a disk that is full is said once, and serving goes on."""
+        """Have a line appended; a disk that is full is said once, and serving goes on."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with self._changed:
+            self._lines.append(line)
+            self._changed.notify_all()
+
+    async def write_in_turn(self, record: dict[str, Any]) -> None:
+        """As :meth:`write`, once fewer than ``QUEUED`` lines wait: the request does, and no other one. No line is lost, also
+        where the request is cancelled meanwhile.
+        """
+        try:
+            while len(self._lines) >= QUEUED:
+                await asyncio.sleep(PAUSE)
+        finally:
+            self.write(record)
+
+    def _work(self) -> None:
+        """Append lines until there are none and the log is closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._closing)
+                if not self._lines:
+                    return
+                line = self._lines[0]
+            self._append(line)
+            with self._changed:
+                self._lines.popleft()
+                self._changed.notify_all()
+
+    def _append(self, line: bytes) -> None:
         try:
             if self._stream.tell() + len(line) > FILE_BYTES:
                 self._stream.close()
@@ -94,7 +138,19 @@ class RequestLog:
                 sys.stderr.write(f"The request log {self.path} cannot be written: {error}\n")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, when all lines are in it; a disk that takes none for ``PATIENCE`` seconds loses them, and that is
+        said.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            left = len(self._lines)
+            while left and self._changed.wait(PATIENCE):
+                left = len(self._lines)
+        if left:
+            sys.stderr.write(f"The request log {self.path} lost its last {left:,} lines: the disk took none.\n")
+            return
+        self._thread.join()
         self._stream.close()
 
 
@@ -138,7 +194,7 @@ class LoggedRequests:
                 "status": status,
                 "latency_ms": round((time.perf_counter() - clock) * 1000),
             }
-            self.log.write(record)
+            await self.log.write_in_turn(record)
 
 
 def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.compute import widest
 from stillroom.signals.signal import CoarseSignal, DenseSignal, Signal, SparseSignal
 from stillroom.signals.token_bytes import token_bytes
-from stillroom.signals.vocabulary_map import NEVER, VocabularyMap
+from stillroom.signals.vocabulary_map import NEVER, VocabularyMap, says_nothing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -338,8 +338,12 @@ class Alignment(VocabularyMap):
             else torch.full_like(listed[:, 0], float("-inf"))
         )
         total = torch.logaddexp(listed.logsumexp(1), rest)
+        # A teacher that rules out all that occurs says "any id", and asks for nothing.
+        silent = says_nothing(total, self.teacher_size)
+        total = total.masked_fill(silent, float("inf"))
+        others = (rest - total).exp().masked_fill(silent, 1.0)
         # One row of ids for all positions: it takes no memory.
-        return CoarseSignal(ids.expand(len(listed), len(ids)), listed - total[:, None], (rest - total).exp())
+        return CoarseSignal(ids.expand(len(listed), len(ids)), listed - total[:, None], others)
 
     def project_coarse(self, signal: CoarseSignal) -> CoarseSignal:
         """Lists of an endpoint: see :meth:`coarse`."""
@@ -351,7 +355,10 @@ class Alignment(VocabularyMap):
         known = (same != NEVER) & signal.listed
         rest = signal.rest.double() + torch.where(~known & occurs & signal.listed, mass, 0.0).sum(1)
         listed = torch.where(known, mass, 0.0)
-        total = (listed.sum(1) + rest).clamp_min(1e-300)
+        # As in `coarse`.
+        silent = says_nothing((listed.sum(1) + rest).log(), self.teacher_size)
+        listed, rest = listed.masked_fill(silent[:, None], 0.0), rest.masked_fill(silent, 1.0)
+        total = listed.sum(1) + rest
         logprobs = torch.where(known, (listed / total[:, None]).log(), float("-inf")).to(signal.logprobs.dtype)
         return CoarseSignal(torch.where(known, same, 0), logprobs, (rest / total).to(signal.rest.dtype), signal.certain)
 

@@ -41,6 +41,7 @@ class Batch:
             of it is left over the student's ids (:meth:`VocabularyMap.entropy`).
         documents: Where documents are, for a GPU; None on the CPU.
         chunks: What a student with another tokenizer learns as wholes; None where tokens are compared alone.
+        silent: Positions at which the teacher rules out every id that the student has, so that it teaches nothing.
     """
 
     ids: torch.Tensor
@@ -51,6 +52,7 @@ class Batch:
     entropy: float = 0.0
     documents: Documents | None = None
     chunks: Chunks | None = None
+    silent: int = 0
 
     @property
     def left_out(self) -> float:
@@ -109,6 +111,7 @@ class Batch:
             self.entropy,
             None if self.documents is None else moved(self.documents),
             None if self.chunks is None else self.chunks.each(change),
+            self.silent,
         )
 
 
@@ -179,14 +182,15 @@ class BatchSource:
         signal: Signal | None = None
         entropy = 0.0
         if self.cache is not None and isinstance(self.vocabulary, Alignment):
-            signal, chunks = self._aligned(indices, rows, length, chosen)
-            return Batch(ids, positions, chosen, flat[chosen], signal, chunks=chunks)
+            signal, chunks, silent = self._aligned(indices, rows, length, chosen)
+            return Batch(ids, positions, chosen, flat[chosen], signal, chunks=chunks, silent=silent)
         if self.cache is not None:
             digests = [address for index in indices for address in self.sequences.addresses_of(index)]
             said, counts = self.cache.read(digests)
             entropy = self._entropy(self.cache, digests, counts, said)
             signal = self._complete(said, flat[chosen], speaks.flatten()[chosen])
-        return Batch(ids, positions, chosen, flat[chosen], signal, entropy)
+        silent = int(signal.silent.sum()) if isinstance(signal, DenseSignal) else 0
+        return Batch(ids, positions, chosen, flat[chosen], signal, entropy, silent=silent)
 
     def speaking(self, index: int) -> torch.Tensor:
         """Where, in the student's tokens of a sequence, the teacher predicts: one place per position with a target."""
@@ -274,8 +278,10 @@ class BatchSource:
 
     def _aligned(
         self, indices: list[int], rows: list[_Row], length: int, chosen: torch.Tensor
-    ) -> tuple[CoarseSignal, Chunks]:
-        """The signal of a student with another tokenizer: nothing where chunks are compared, or where nothing is."""
+    ) -> tuple[CoarseSignal, Chunks, int]:
+        """The signal of a student with another tokenizer: nothing where chunks are compared, or where nothing is; and at how
+        many positions it could have been compared, and the teacher rules out all that it knows.
+        """
         assert isinstance(self.vocabulary, Alignment)
         assert self.cache is not None
         sequences = self.sequences
@@ -307,7 +313,8 @@ class BatchSource:
         known = ~torch.isnan(logprobs)
         numbers = torch.where((numbers >= 0) & known[numbers.clamp_min(0)], numbers, -1) if found else numbers
         here_speaks = speaks.flatten()[chosen]
-        return _spread(said, here_speaks), Chunks(numbers, logprobs.nan_to_num(0.0))
+        silent = sum(int(signal.silent.sum()) for signal in said)
+        return _spread(said, here_speaks), Chunks(numbers, logprobs.nan_to_num(0.0)), silent
 
     def _entropy(self, cache: Signals, digests: list[str], counts: list[int], said: Signal) -> float:
         """The teacher's entropy over the student's ids, summed over what the cache says of these pieces, nats."""

@@ -12,6 +12,9 @@ from enum import StrEnum
 
 import torch
 
+LEAST = 1e-38
+"""A probability below this, which a float32 cannot tell from zero, is stored as it."""
+
 
 class SignalKind(StrEnum):
     """What a signal says of the teacher's distribution, and so which objectives can take it."""
@@ -45,6 +48,16 @@ class DenseSignal:
     def kind(self) -> SignalKind:
         """What it says of the distribution."""
         return SignalKind.DENSE
+
+    @property
+    def silent(self) -> torch.Tensor:
+        """Where every id is ruled out, so that nothing is said of what comes next, [N] bool."""
+        found = self.logprobs[:, 0].isneginf() if self.logprobs.shape[1] else torch.ones(len(self), dtype=torch.bool)
+        if found.device.type != "cpu":
+            # To ask which positions these are would wait for the device.
+            return self.logprobs.amax(1).isneginf()
+        found[found.clone()] = self.logprobs[found].amax(1).isneginf()
+        return found
 
     def rows(self, start: int, stop: int) -> DenseSignal:
         """Positions ``start`` to ``stop``."""
@@ -162,6 +175,11 @@ class CoarseSignal:
     def listed(self) -> torch.Tensor:
         """Which entries are not fillers, [N, K] bool."""
         return self.logprobs > float("-inf")
+
+    @property
+    def silent(self) -> torch.Tensor:
+        """Where there is the event "any id" alone, so that nothing is said of what comes next, [N] bool."""
+        return (self.rest >= 1.0) & ~self.listed.any(1)
 
     def listed_of(self, logprobs: torch.Tensor) -> torch.Tensor:
         """Of a student's log-probabilities [N, V] those of the entries, [N, K]; -inf at fillers."""

@@ -12,6 +12,7 @@ Legend: L tokens, N positions, K entries per position, V_t teacher's ids, V_s ro
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.errors import VocabularyMismatch
 from stillroom.models.compute import widest
-from stillroom.signals.signal import CoarseSignal, SparseSignal
+from stillroom.signals.signal import LEAST, CoarseSignal, SparseSignal
 
 NEVER = -1
 
@@ -180,7 +181,8 @@ class VocabularyMap:
         # Where every id that occurs is listed, the others are ids that never occur.
         rest = rest.masked_fill(kept.sum(1) == len(self._kinds[0]), 0.0)
         # A teacher that rules out all that occurs asks for nothing: the event "any id" alone.
-        rest = torch.where(exact.sum(1) + rest > 0, rest, 1.0)
+        silent = says_nothing((exact.sum(1) + rest).log(), self.teacher_size)
+        exact, rest = exact.masked_fill(silent[:, None], 0.0), rest.masked_fill(silent, 1.0)
         total = exact.sum(1) + rest
         logprobs = (exact / total[:, None]).log().to(signal.logprobs.dtype)
         # A sum that underflowed is no filler, but as good as one: its mass is nothing.
@@ -190,7 +192,8 @@ class VocabularyMap:
         """Log-probabilities [N, V_t] as log of summed mass over the student's ids, [N, V_s]; -inf where there is
         none.
 
-        The mass on ids that never occur is left out and the rest normalised again.
+        The mass on ids that never occur is left out and the rest normalised again; where the teacher rules out all
+        that occurs, all are -inf: nothing is said there, and nothing is to be learned.
         """
         if self.is_identity:
             return logprobs
@@ -206,9 +209,8 @@ class VocabularyMap:
         projected.index_copy_(1, first[alone], logprobs.index_select(1, alone))
         if said is logprobs:
             return projected
-        # Of a teacher that rules out all that occurs nothing is left, and it asks for nothing.
         total = projected.logsumexp(1, keepdim=True)
-        return projected - total.masked_fill_(total == float("-inf"), 0.0)
+        return projected - total.masked_fill(says_nothing(total, self.teacher_size), float("inf"))
 
     @property
     def merges(self) -> bool:
@@ -284,6 +286,16 @@ class VocabularyMap:
             raise VocabularyMismatch(
                 f"{path}: the vocabulary map cannot be read: {error}.", "Run the stage `shrink` again."
             ) from None
+
+
+def says_nothing(total: torch.Tensor, ids: int) -> torch.Tensor:
+    """Whether a teacher rules out all the ids that occur, from the logarithm of their mass, nats; of a vocabulary of ``ids``.
+
+    What is ruled out is -inf, or the least that a dense cache stores (1e-38 for each id); what such ids are among each other
+    means nothing.
+    """
+    floor = math.log(LEAST)
+    return total.isneginf() | ((total > floor - 1e-3) & (total < floor + math.log(ids) + 1e-3))
 
 
 def _together(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,6 +128,9 @@ class Training:
     """Tokens of a full step."""
     untouched: list[str] = field(default_factory=list)
     """Trained parameters that no step had a gradient for, by name."""
+    silent: int = 0
+    """Positions of the steps that this process made, at which the teacher rules out every id that the student has, and teaches
+    nothing."""
     _rate: float | None = None
 
     def run(self) -> State:
@@ -221,6 +224,7 @@ class Training:
             counts = [len(group) for group in pieces]
             stream = self._stream([piece for group in pieces for piece in group])
             trim = Trimmer()
+            self.silent = 0
             with contextlib.closing(stream):  # type: ignore[type-var]
                 for group in counts:
                     rate = learning_rate(config, state.step, steps, peak)
@@ -228,6 +232,7 @@ class Training:
                     pause = config.checkpoint_seconds and max(config.checkpoint_seconds, took / CHECKPOINT_SHARE)
                     due = self.group.first and time.monotonic() - saved >= pause
                     batches = [next(stream) for _ in range(group)]
+                    self.silent += sum(batch.silent for batch in batches)
                     done = run_step(batches, rate, state.step, (due, bool(terminated)))
                     state.step += 1
                     state.clipped += done.gradient_norm > config.gradient_clip

@@ -142,6 +142,7 @@ class Rounds:
     def train(self) -> tuple[Training, State]:
         """Do all rounds, or go on with them; the training ends with the best weights. Errors as in :meth:`Training.run`."""
         training: Training | None = None
+        silent = 0
         state = State()
         for number, until in enumerate(self.division.bounds):
             if number:
@@ -155,7 +156,9 @@ class Rounds:
             stretch = Stretch(order, self.division.rows, until)
             training = self.training_of(self._source(splits), stretch)
             state = training.run()
+            silent += training.silent
         assert training is not None
+        training.silent = silent
         return training, state
 
     def _step(self) -> int:

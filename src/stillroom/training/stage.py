@@ -121,8 +121,13 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             )
         begin = extension.Begin.load(stage.scratch)
         state = training.run()
+    silent = int(group.sum([training.silent])[0])
     if not group.first:
         return
+    if silent:
+        progress.say(
+            f"  at {silent:,} positions the teacher rules out every token that the student has: there it taught nothing"
+        )
     kl_is = meaning_of_kl(
         cache.identity.codec,
         cache.identity.temperature,
@@ -156,6 +161,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         tokens=state.tokens,
         step_tokens=training.step_tokens,
         clipped_share=round(state.clipped / state.step, 4),
+        **({"silent_positions": silent} if silent else {}),
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         **({"lora": lora} if lora is not None else {}),

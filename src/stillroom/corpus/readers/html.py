@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stillroom.core.errors import CorpusError
 from stillroom.core.extras import require
 from stillroom.corpus.inputs import MARKS, canonical
 from stillroom.corpus.readers.reader import Reader, decoded
@@ -116,24 +117,48 @@ def _gather(node: Any, parts: list[str], *, kept: bool) -> None:
         stack.extend((child, inner) for child in reversed(list(current.children)))
 
 
-def _read(path: Path, encoding: str) -> Iterator[str]:
+def markup_of(data: bytes, path: Path, encoding: str = "utf-8") -> str:
+    """The characters of a page: by its byte order mark, then by what it declares, then as ``encoding`` says.
+
+    Args:
+        data: The page.
+        path: What messages call it.
+        encoding: Of pages that declare none; another one than UTF-8 counts more than what they declare.
+
+    Raises:
+        CorpusError: The bytes are not of that encoding, or there is no such encoding.
+        MissingDependency: BeautifulSoup is not installed.
+    """
     require("documents", "HTML files need {}.", "bs4")
     from bs4.dammit import EncodingDetector
 
-    data = path.read_bytes()
-    marked = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    declared = EncodingDetector.find_declared_encoding(data[:4096], is_html=True, search_entire_document=True)
     by_default = canonical(encoding) == "utf-8"
+    marked = next((name for mark, name in MARKS if data.startswith(mark)), None)
+    # Without a mark, XML tells the order of UTF-16's bytes by its first character (XML 1.0, appendix F).
+    wide = "utf-16-le" if data.startswith(b"<\0") else "utf-16-be" if data.startswith(b"\0<") else None
+    declared = EncodingDetector.find_declared_encoding(data[:4096], is_html=True, search_entire_document=True)
+    if declared and (canonical(declared) or "").startswith(("utf-16", "utf-32")):
+        # It could not be read if it were.
+        declared = "utf-8"
     used = as_browsers_read(declared if declared and by_default else encoding)
-    if marked is not None:
-        used = marked if by_default else encoding
+    if marked is not None or wide is not None:
+        used = marked or wide or used if by_default else encoding
     elif used in SINGLE_BYTE:
         try:
-            yield text_of_html(single_byte(data, used))
-            return
+            return single_byte(data, used)
         except UnicodeDecodeError:
             pass  # said with the file and offset below
-    yield text_of_html(decoded(data, path, used))
+    markup = decoded(data, path, used)
+    if "\0" in markup:
+        raise CorpusError(
+            f"{path}: read as {used}, character {markup.index(chr(0))} is 0, so that it is no page.",
+            "Write the `encoding` that it is in, such as utf-16-le; or leave it out by `pattern`.",
+        )
+    return markup
+
+
+def _read(path: Path, encoding: str) -> Iterator[str]:
+    yield text_of_html(markup_of(path.read_bytes(), path, encoding))
 
 
 READERS = (Reader((".html", ".htm", ".xhtml"), _read),)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import CorpusError
+from stillroom.core.strict_json import Twice, once_each
 from stillroom.corpus.readers.reader import PassedOver, Reader, read_text
 
 
@@ -17,7 +18,12 @@ def _source(cell: dict[str, Any]) -> str:
 
 
 def _read(path: Path, encoding: str) -> Iterator[str | PassedOver]:
-    book = json.loads(read_text(path, encoding))
+    try:
+        book = json.loads(read_text(path, encoding), object_pairs_hook=once_each)
+    except Twice as error:
+        raise CorpusError(
+            f"{path}: the key {str(error)[:80]!r} is there twice in one object.", "Save the notebook again."
+        ) from None
     sheets = book.get("worksheets", [book]) if isinstance(book, dict) else []
     cells = [cell for sheet in sheets for cell in sheet.get("cells", ())]
     if not cells and not (isinstance(book, dict) and ("cells" in book or "worksheets" in book)):

@@ -19,6 +19,7 @@ from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
 from stillroom.evaluation.words import interval, paired_test, percent
+from stillroom.recipe.task_data import files_of
 
 VERSION = 1
 SIGNIFICANT = 0.05
@@ -196,9 +197,10 @@ def _judge(task: Task, item: Item, answer: str, limits: Limits) -> bool:
 
 
 def extra_inputs(bench: Bench) -> dict[str, Any]:
-    """The content of task files and of the harness's folder."""
+    """The content of task files and their data, and of the harness's folder."""
     config = bench.config.tasks
-    found: dict[str, Any] = {"files": [files.digest_file(path) for path in config.files if path.is_file()]}
+    read = [part for path in config.files for part in files_of(path)]
+    found: dict[str, Any] = {"files": [files.digest_file(path) for path in read if path.is_file()]}
     if config.include_path is not None:
         from stillroom.evaluation.tasks.harness import folder_digest
 

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillroom.core import files
 from stillroom.core.errors import RecipeError
+from stillroom.core.strict_json import Twice, once_each
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.evaluation.tasks.items import Item, Task
+from stillroom.recipe.task_data import TEST, data_of
 
 EXAMPLE = "docs/tasks.md shows the form."
 
@@ -49,7 +51,7 @@ class TaskFile(_Closed):
     dataset_path: Literal["json"] = "json"
     dataset_kwargs: dict[str, Any] | None = None
     data: Path | None = None
-    test_split: str = "test"
+    test_split: str = TEST
     doc_to_text: str = ""
     doc_to_target: str | int | None = None
     doc_to_choice: str | tuple[str, ...] | None = None
@@ -70,24 +72,12 @@ def read_task(path: Path, limit: int | None) -> Task:
     Raises:
         RecipeError: The file or its data is missing or wrong; names the key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such task file.", "Check the path in `evaluate.tasks.files`.") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
-    try:
-        described = TaskFile.model_validate(load_yaml(text, str(path))[1])
-    except RecipeError as error:
-        raise RecipeError(error.what, EXAMPLE) from None
-    except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
-        key = ".".join(map(str, mistake["loc"])) or "the file"
+    described = _described(path)
+    data = data_of(described.model_dump(), path)
+    if data is None:
         raise RecipeError(
-            f"{path}: `{key}`: {mistake['msg']}.",
-            f"Keys that need code or another data set are not known here. {EXAMPLE}",
-        ) from None
-    data = path.parent / _data(described, path)
+            f"{path}: no data is named.", "Write `data: problems.jsonl`, or `dataset_kwargs: {data_files: {test: …}}`."
+        )
     documents = _documents(data, limit)
     render = _renderer(path)
     items = tuple(_item(described, document, render, path) for document in documents)
@@ -113,19 +103,25 @@ def read_task(path: Path, limit: int | None) -> Task:
     )
 
 
-def _data(described: TaskFile, path: Path) -> str:
-    if described.data is not None:
-        return str(described.data)
-    named = (described.dataset_kwargs or {}).get("data_files")
-    if isinstance(named, dict):
-        named = named.get(described.test_split)
-    if isinstance(named, list) and len(named) == 1:
-        named = named[0]
-    if not isinstance(named, str):
+def _described(path: Path) -> TaskFile:
+    """What a task's file says; errors as in :func:`read_task`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such task file.", "Check the path in `evaluate.tasks.files`.") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+    try:
+        return TaskFile.model_validate(load_yaml(text, str(path))[1])
+    except RecipeError as error:
+        raise RecipeError(error.what, EXAMPLE) from None
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        key = ".".join(map(str, mistake["loc"])) or "the file"
         raise RecipeError(
-            f"{path}: no data is named.", "Write `data: problems.jsonl`, or `dataset_kwargs: {data_files: {test: …}}`."
-        )
-    return named
+            f"{path}: `{key}`: {mistake['msg']}.",
+            f"Keys that need code or another data set are not known here. {EXAMPLE}",
+        ) from None
 
 
 def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -136,14 +132,15 @@ def _documents(path: Path, limit: int | None) -> list[dict[str, Any]]:
                 if limit is not None and len(found) == limit:
                     break
                 if line.strip():
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=once_each)
                     if not isinstance(row, dict):
                         raise RecipeError(f"{path}, line {number}: not an object.", "Write one JSON object a line.")
                     found.append(row)
     except FileNotFoundError:
         raise RecipeError(f"{path}: the task's data is missing.", "Paths start at the task file's folder.") from None
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not JSON Lines: {error}.", "Write one JSON object a line.") from None
+        reason = f"the key {str(error)[:80]!r} is there twice" if isinstance(error, Twice) else error
+        raise RecipeError(f"{path}: not JSON Lines: {reason}.", "Write one JSON object a line.") from None
     if not found:
         raise RecipeError(f"{path}: the task has no problems.", "Write one JSON object a line.")
     return found

@@ -9,10 +9,7 @@ import torch
 
 from stillroom.core.errors import CacheDamaged
 from stillroom.signals.cache.codec import SignalCodec
-from stillroom.signals.signal import DenseSignal, SignalKind
-
-LEAST = 1e-38
-"""A probability below this, which a float32 cannot tell from zero, is stored as it."""
+from stillroom.signals.signal import LEAST, DenseSignal, SignalKind
 
 
 class Dense(SignalCodec[bytes]):

@@ -32,7 +32,8 @@ def chunk_losses(teacher: torch.Tensor, student: torch.Tensor, temperature: floa
     a = (teacher / temperature).clamp_max(-LEAST)
     x = (student / temperature).clamp_max(-LEAST)
     other_a, other_x = -torch.expm1(a), -torch.expm1(x)
-    # A chunk that the teacher rules out has the log-probability -inf, and 0 · log 0 counts as 0.
-    said = torch.where(a > float("-inf"), a.exp() * (a - x), 0.0)
+    # Of a chunk that the teacher rules out, as far as a float can tell, 0 · log 0 counts as 0, whatever the student predicts.
+    chance = a.exp()
+    said = torch.where(chance > 0, chance * (a - x), 0.0)
     losses = temperature * (said + other_a * (other_a.log() - other_x.log()))
     return losses, (x.exp() - a.exp()) / other_x

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from stillroom.core.errors import SignalError
 from stillroom.models.forward import Head
-from stillroom.signals.signal import Chunks, Signal
+from stillroom.signals.signal import Chunks, DenseSignal, Signal
 from stillroom.training.losses.chunks import chunk_losses
 from stillroom.training.losses.cross_entropy import cross_entropy_chunk
 from stillroom.training.losses.objective import Objective, rows_of
@@ -39,7 +39,8 @@ class FusedLoss:
         chunk_temperature: τ of that loss (:mod:`stillroom.training.losses.chunks`).
 
     Where the signal marks a position as certain, the objective's loss is the cross-entropy on the text, at temperature 1:
-    there the text teaches, not the teacher, and a divergence such as reverse KL from certainty would be infinite.
+    there the text teaches, not the teacher, and a divergence such as reverse KL from certainty would be infinite. Where a
+    dense signal rules out every id, it says nothing, and the objective's loss is 0, whatever the objective.
     """
 
     objective: Objective | None
@@ -300,6 +301,11 @@ def _chunk(
             scaled_logits = valid_logits if plan.temperature == 1.0 else valid_logits / plan.temperature
             logprobs = torch.log_softmax(scaled_logits, dim=1)
         losses, objective_grad = plan.objective.chunk(logprobs, signal)
+        if isinstance(signal, DenseSignal):
+            silent = signal.silent
+            losses = losses.masked_fill(silent, 0.0)
+            if needs_grad:
+                objective_grad.masked_fill_(silent[:, None], 0.0)
         factor = (1.0 - ce_weight) * plan.temperature
         if needs_grad and factor != 1.0:
             objective_grad.mul_(factor)
