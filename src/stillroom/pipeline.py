@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom import switch
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
@@ -173,7 +174,7 @@ def run(
                 made.adopt_secret(Path(secret))
             if until is not None:
                 _require_stage(made, until)
-            _do(made, until, Progress(quiet), cluster)
+            _do(made, until, Progress(quiet, switch.require_on), cluster)
     return made
 
 
@@ -224,7 +225,7 @@ def run_stage(
     made = opened(source, root, overrides, on_stage, on_step)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         _require_stage(made, name)
-        _do(made, name, Progress(quiet))
+        _do(made, name, Progress(quiet, switch.require_on))
     return made
 
 
@@ -262,7 +263,7 @@ def capture_part(
                 f"Make it first, once: stillroom corpus {made.path}",
             )
         require_allowed(run_verdict(made))
-        return capture_share(made, share, Progress(quiet))
+        return capture_share(made, share, Progress(quiet, switch.require_on))
 
 
 def _require_stage(made: Run, name: str) -> None:
@@ -374,6 +375,8 @@ def _do_stage(
             )
             made.known.remember(spec.name, found)
         return redone
+    # And whenever it reports progress.
+    switch.require_on()
     why = stage.why_again(inputs, sections, found) or lost
     if spec.name != "corpus":
         from stillroom.planning.plan import begin_with_plan
