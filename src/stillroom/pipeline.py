@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +178,16 @@ def run(
     return made
 
 
+def _asking(cluster: Cluster, stages: list[StageSpec]) -> Callable[[], None]:
+    """What is asked whenever the first of these stages reports progress: the switch, and whether other machines go on."""
+
+    def ask() -> None:
+        switch.require_on()
+        cluster.ask(spec.name for spec in stages)
+
+    return ask
+
+
 def _paid_for(made: Run) -> bool:
     """Whether a run's folder has what was written or spent before any stage was finished."""
     texts = made.stage("write").path / TEXTS
@@ -316,7 +326,9 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     if cluster is not None:
         cluster.meet(made)
     redone = False
-    for spec in wanted:
+    for number, spec in enumerate(wanted):
+        if cluster is not None:
+            progress.ask = _asking(cluster, wanted[number:])
         redone = _do_stage(made, spec, progress, redone, cluster, alone=until == spec.name)
     made.known.save()
     if until is None:

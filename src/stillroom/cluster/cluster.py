@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stillroom.cluster.node import node_of
@@ -13,6 +14,9 @@ from stillroom.core.errors import UsageError
 from stillroom.core.progress import Progress
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import StageFunction, StageSpec
+
+TRAINED = frozenset({"distill", "baseline"})
+"""Stages in which processes train together."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Cluster:
         """As :meth:`Nodes.led`, where there are several machines."""
         return contextlib.nullcontext() if self.nodes is None else self.nodes.led()
 
+    def ask(self, stages: Iterable[str]) -> None:
+        """As :meth:`Nodes.ask`, where there are several machines and one of these stages, which are to come, needs them."""
+        if self.nodes is not None and not TRAINED.isdisjoint(stages):
+            self.nodes.ask()
+
     def meet(self, run: Run) -> None:
         """As :meth:`Nodes.meet`, where there are several machines."""
         if self.nodes is not None:
@@ -59,7 +68,7 @@ class Cluster:
                 own(run, stage, progress)
 
             return capture
-        if spec.name in ("distill", "baseline") and self.workers * self.machines > 1:
+        if spec.name in TRAINED and self.workers * self.machines > 1:
 
             def train(run: Run, stage: Stage, progress: Progress) -> None:
                 from stillroom.cluster.launch import train_together
