@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from planning.test_stage_costs import PROFILE
-from tiny_models import quantized_fp8, tiny_model
 
 from stillroom import pipeline
 from stillroom.models.load import config_parameters
@@ -21,18 +20,11 @@ from stillroom.teachers import registry
 from tests.conftest import OWN
 
 
-@pytest.fixture(scope="module")
-def settings(small_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture
+def settings(small_recipe: Any, original: Path, fp8: Path) -> dict[str, Any]:
     """A quantized teacher whose original is named, and a trimmed vocabulary: passes of which a stage has no other sign."""
-    folder = tmp_path_factory.mktemp("passes")
-    original = tiny_model("llama", folder / "original", layers=2)
     student = {"kind": "shrink", "layers": 1, "vocabulary": {"keep": "corpus", "size": 320}}
-    found: dict[str, Any] = small_recipe(
-        quantized_fp8(original, folder / "fp8"),
-        student=student,
-        export={"gguf": []},
-        limits={"gpu_memory_bytes": "16GB"},
-    )
+    found: dict[str, Any] = small_recipe(fp8, student=student, export={"gguf": []}, limits={"gpu_memory_bytes": "16GB"})
     found["teacher"]["original"] = str(original)
     found["evaluate"] |= {"measures": ["fidelity", "cost"]}
     found["corpus"] |= {"train_tokens": 256, "validation_tokens": 128, "heldout_tokens": 128}
