@@ -152,8 +152,8 @@ def driver(folder: Path, quick: bool) -> dict[str, Any]:
     times: list[float] = []
     task: Any = SimpleNamespace(advance=lambda _: times.append(time.perf_counter()))
     with ray_capture.connected("local", 2) as ray:
-        queue = ray_capture._Queue(
-            ray, run, units, 2, 0, task, dict.fromkeys((unit.name for unit in units), 1), progress
+        queue = ray_capture.Queue(
+            ray, str(run.path), units, 2, 0, task, dict.fromkeys((unit.name for unit in units), 1), progress
         )
         queue.actor_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Empty)
         counts = queue.work()

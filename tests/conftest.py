@@ -73,6 +73,22 @@ def small_recipe(text: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in floats, which a test only reads."""
+    from tiny_models import tiny_model
+
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "first", layers=2)
+
+
+@pytest.fixture
+def fp8(original: Path, tmp_path: Path) -> Path:
+    """The original with the matrices of its layers in FP8, one scale for each block; the test's own."""
+    from tiny_models import quantized_fp8
+
+    return quantized_fp8(original, tmp_path / "fp8")
+
+
+@pytest.fixture(scope="session")
 def tiny_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that ended with a GGUF file."""
     from tiny_models import tiny_model

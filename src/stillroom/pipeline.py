@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom import switch
 from stillroom.core import files, memory
 from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
@@ -173,11 +174,21 @@ def run(
                 made.adopt_secret(Path(secret))
             if until is not None:
                 _require_stage(made, until)
-            whole = _do(made, until, Progress(quiet), cluster)
+            whole = _do(made, until, Progress(quiet, switch.require_on), cluster)
         if cluster is not None and not whole:
             # Machine 0 of the cluster takes the lock.
             cluster.finish(made, until, Progress(quiet))
     return made
+
+
+def _asking(cluster: Cluster, stages: list[StageSpec]) -> Callable[[], None]:
+    """What is asked whenever the first of these stages reports progress: the switch, and whether other machines go on."""
+
+    def ask() -> None:
+        switch.require_on()
+        cluster.ask(spec.name for spec in stages)
+
+    return ask
 
 
 def _paid_for(made: Run) -> bool:
@@ -227,7 +238,7 @@ def run_stage(
     made = opened(source, root, overrides, on_stage, on_step)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         _require_stage(made, name)
-        _do(made, name, Progress(quiet))
+        _do(made, name, Progress(quiet, switch.require_on))
     return made
 
 
@@ -265,7 +276,7 @@ def capture_part(
                 f"Make it first, once: stillroom corpus {made.path}",
             )
         require_allowed(run_verdict(made))
-        return capture_share(made, share, Progress(quiet))
+        return capture_share(made, share, Progress(quiet, switch.require_on))
 
 
 def _require_stage(made: Run, name: str) -> None:
@@ -322,7 +333,9 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     whole = len(here) == len(wanted)
     redone = False
     with memory.settling() as settle:
-        for spec in here:
+        for number, spec in enumerate(here):
+            if cluster is not None:
+                progress.ask = _asking(cluster, here[number:])
             redone = _do_stage(made, spec, progress, redone, settle, cluster, alone=until == spec.name or not whole)
     made.known.save()
     if until is None and whole:
@@ -390,6 +403,8 @@ def _do_stage(
             )
             made.known.remember(spec.name, found)
         return redone
+    # And whenever it reports progress.
+    switch.require_on()
     why = stage.why_again(inputs, sections, found) or lost
     if spec.name != "corpus":
         from stillroom.planning.plan import begin_with_plan

@@ -180,6 +180,25 @@ def test_sigterm_on_one_node_saves_and_ends_both(ready: Path, alone: Run, tmp_pa
     require_same(Run.open(path), alone, 2)
 
 
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_sigterm_before_a_stage_that_trains_ends_both(ready: Path, tmp_path: Path, stopped: int) -> None:
+    path = copy_of(ready, tmp_path)
+    # Step by step, so that the capture is not over before the other has heard of it.
+    nodes = launchers(path, tmp_path, "--set", "capture.batch_tokens=64", "--set", "capture.shard_tokens=64")
+
+    def stop() -> None:
+        while not list((path / "capture" / "cache").glob("shard-*.safetensors")):
+            assert all(node.poll() is None for node in nodes)
+            time.sleep(0.01)
+        nodes[stopped].send_signal(signal.SIGTERM)
+
+    found = ended(nodes, stop)
+    assert [code for code, _ in found] == [143, 143], found
+    assert all(said.count(f"Stopped by SIGTERM on node {stopped}.") == 1 for _, said in found), found
+    assert not any("Traceback" in said for _, said in found), found
+    assert not (path / "distill" / "checkpoints").exists()
+
+
 def test_off_on_one_node_ends_both(ready: Path, tmp_path: Path) -> None:
     path = copy_of(ready, tmp_path)
     nodes = launchers(path, tmp_path)

@@ -26,7 +26,9 @@ STEP = {
 
 def test_options_say_all() -> None:
     assert node_of("2", 1, "head:29500", 8, {}) == Node(1, 2, "head", 29_500, 8)
-    assert node_of("2", 0, "[fe80::1]:29500", 1, {}) == Node(0, 2, "fe80::1", 29_500, 1)
+    for host in ("fe80::1", "::1", "fe80::1%eth0", "10.0.0.7", "gpu_3", "n.site.example", "n.site.example.", "3com"):
+        place = f"[{host}]:29500" if ":" in host else f"{host}:29500"
+        assert node_of("2", 0, place, 1, {}) == Node(0, 2, host, 29_500, 1)
     # Where nothing is left out, SLURM is not asked: an interactive job of one node may start them by hand.
     assert node_of("2", 1, "head:29500", 1, {**STEP, "SLURM_JOB_NUM_NODES": "1"}) == Node(1, 2, "head", 29_500, 1)
 
@@ -84,6 +86,22 @@ def test_first_host_of_a_list(hosts: str, first: str) -> None:
         ("2", 0, "head:0", {}, "is not HOST:PORT"),
         ("2", 0, "head:70000", {}, "is not HOST:PORT"),
         ("2", 0, ":29500", {}, "is not HOST:PORT"),
+        ("2", 0, "head:²", {}, "is not HOST:PORT"),
+        ("2", 0, "[::1", {}, r"--rendezvous \[::1 is not HOST:PORT"),
+        ("2", 0, "[::1]", {}, "is not HOST:PORT"),
+        ("2", 0, "::1]:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "[[::1]]:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "[]:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "[head]:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "::1:29500", {}, r"is not HOST:PORT\.\n.*in brackets"),
+        ("2", 0, "fe80::1", {}, r"is not HOST:PORT\.\n.*in brackets"),
+        ("2", 0, "the head:29500", {}, "is not HOST:PORT"),
+        ("2", 0, " head:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "tcp://head:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "me@head:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "head:29500:29501", {}, "is not HOST:PORT"),
+        ("2", 0, "300.1.1.1:29500", {}, "is not HOST:PORT"),
+        ("2", 0, "-head:29500", {}, "is not HOST:PORT"),
         ("3", None, None, STEP, "--nodes 3: SLURM started this step on 4"),
         ("4", None, None, {**STEP, "SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 tasks on 4 nodes"),
     ],

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from stillroom import pipeline
 from stillroom.cluster import nodes as module
 from stillroom.cluster.agent import NodesRendezvous
+from stillroom.cluster.cluster import Cluster
 from stillroom.cluster.node import Node
 from stillroom.cluster.nodes import Nodes
-from stillroom.core.errors import EnvironmentProblem, FloorMissed, SwitchedOff, UsageError
+from stillroom.core.errors import EnvironmentProblem, FloorMissed, SwitchedOff, Terminated, UsageError
+from stillroom.core.progress import Progress
 
 
 def free_port() -> int:
@@ -190,6 +196,58 @@ def test_what_another_node_ends_with_ends_node_0(tmp_path: Path) -> None:
     assert isinstance(first.error, SwitchedOff)
     assert str(first.error).startswith("Node 1: It is off.")
     assert isinstance(other.error, SwitchedOff)
+
+
+@pytest.mark.parametrize(("stages", "ends"), [(["capture", "distill"], True), (["export", "evaluate"], False)])
+def test_a_node_that_ends_is_noticed_while_node_0_does_what_comes_before_its_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], ends: bool
+) -> None:
+    monkeypatch.setattr(pipeline.switch, "require_on", lambda: None)
+    gone = threading.Event()
+
+    def lead(nodes: Nodes) -> None:
+        assert gone.wait(10)
+        specs: Any = [SimpleNamespace(name=name) for name in stages]
+        with Progress(True, pipeline._asking(Cluster(nodes=nodes), specs)).task(stages[0], total=2) as task:
+            for _ in range(2):
+                task.advance(1)
+
+    def refuse() -> None:
+        try:
+            raise SwitchedOff("It is off.", "Turn it on.")
+        finally:
+            threading.Timer(0.2, gone.set).start()
+
+    first, other = pair(tmp_path, lead)
+    monkeypatch.setattr(other.nodes, "next_stage", refuse)
+    together(first, other)
+    assert isinstance(other.error, SwitchedOff)
+    assert (str(first.error).partition("\n")[0] == "Node 1: It is off.") if ends else first.error is None
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_sigterm_on_a_node_is_told_to_the_other_whatever_it_does(tmp_path: Path, stopped: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def lead(nodes: Nodes) -> None:
+        if stopped == 0:
+            signal.raise_signal(signal.SIGTERM)
+        for _ in range(500):
+            nodes.ask()
+            time.sleep(0.01)
+
+    sides = pair(tmp_path, lead)
+    if stopped == 1:
+        sides[1].nodes.next_stage = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[assignment,return-value]
+    # Signals are the main thread's.
+    thread = threading.Thread(target=sides[1 - stopped].run)
+    thread.start()
+    sides[stopped].run()
+    thread.join()
+    for side in sides:
+        assert isinstance(side.error, Terminated)
+        assert f"Stopped by SIGTERM on node {stopped}." in str(side.error)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_node_that_falls_silent_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

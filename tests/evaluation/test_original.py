@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import quantized_fp8, tiny_model
+from tiny_models import tiny_model
 
 from stillroom.core.errors import RecipeError, StillroomError, TermsRefused
 from stillroom.core.progress import Progress
@@ -30,16 +30,6 @@ from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.terms.gate import require_allowed, verdict_of_recipe
 
 OWN = {"kind": "own", "decided_by": "A. Tester", "decided_at": "2026-11-26T00:00:00Z"}
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("models") / "first", layers=2)
-
-
-@pytest.fixture(scope="module")
-def fp8(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quantized_fp8(original, tmp_path_factory.mktemp("models") / "fp8")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import FP8_BLOCK as BLOCK
-from tiny_models import make_tokenizer, quantized_fp8, tiny_model, with_quantization
+from tiny_models import make_tokenizer, with_quantization
 
 from stillroom.core.errors import TeacherError, UnsupportedModel
 from stillroom.models.load import load_student, load_teacher, quantization_words, save_model, teacher_config
@@ -24,17 +24,6 @@ from stillroom.teachers.local import LocalTeacher
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 FP4 = torch.cat([E2M1, -E2M1])
 IDS = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny", layers=2)
-
-
-@pytest.fixture
-def fp8(original: Path, tmp_path: Path) -> Path:
-    """The original with the matrices of its layers in FP8, one scale for each block."""
-    return quantized_fp8(original, tmp_path / "fp8")
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from stillroom import pipeline
 from stillroom.core.errors import OutOfMemory
 from stillroom.corpus.sequences import Sequences
 from stillroom.planning import pilot, plan
-from stillroom.planning.card import Card, Model, card_plan, price_of
+from stillroom.planning.card import Card, Model, card_plan, entropy_bytes, original_bytes, price_of
 from stillroom.planning.plan import _endpoint, teacher_shares
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ImportanceConfig, ShrinkStudent
@@ -86,6 +86,36 @@ def test_a_writer_is_counted_and_refused_by_name() -> None:
     assert "write" not in plan_with(None)["stages"]
     with pytest.raises(OutOfMemory, match="The stage `write`"):
         plan_with(dataclasses.replace(TEACHER, parameters=5 * TEACHER.parameters))
+
+
+def test_passes_that_stages_begin_with_are_counted() -> None:
+    recipe = Recipe.model_validate(SETTINGS | {"distill": {"micro_batch_tokens": 2048, "batch_tokens": 65_536}})
+    small = dataclasses.replace(
+        STUDENT, parameters=400_000_000, sizes=dataclasses.replace(STUDENT.sizes, layers=4, hidden=512)
+    )
+
+    def stages(asked: Recipe = recipe, gigabytes: float = 300, **more: Any) -> dict[str, float]:
+        found: dict[str, float] = card_plan(asked, Card("", int(gigabytes * 1e9)), TEACHER, small, 10**8, 2048, **more)[
+            "stages"
+        ]
+        return found
+
+    plain = stages()
+    # Of a small student the teacher's pass is the most of the stage.
+    entropy = stages(measures_entropy=True)
+    assert entropy["distill"] == entropy_bytes(TEACHER, 65_536, 2048) > plain["distill"]
+    assert entropy | {"distill": 0.0} == plain | {"distill": 0.0}
+    rounds = Recipe.model_validate(
+        SETTINGS | {"distill": {"micro_batch_tokens": 2048, "batch_tokens": 65_536, "rounds": {"count": 3}}}
+    )
+    assert stages(rounds)["distill"] == plain["capture"]
+    # One that is larger than all that is evaluated.
+    large = dataclasses.replace(TEACHER, parameters=2 * TEACHER.parameters)
+    evaluated = stages(originals={"code": (large, large)})["evaluate"]
+    assert evaluated == round(original_bytes(large, large, 2048)) > plain["evaluate"]
+    existing = Recipe.model_validate(SETTINGS | {"student": {"kind": "existing", "name": "a/b"}})
+    found = card_plan(existing, Card("", int(60e9)), TEACHER, small, 10**8, 2048, originals={"code": (large, large)})
+    assert {"code (evaluate)", "the original of code (evaluate)"} <= set(found["layers_in_host_memory"])
 
 
 def test_capture_takes_smaller_batches_where_they_do_not_fit() -> None:

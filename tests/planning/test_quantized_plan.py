@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from planning.test_stage_costs import PROFILE
-from tiny_models import quantized_fp8, tiny_model, with_quantization
+from tiny_models import with_quantization
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
@@ -20,16 +20,6 @@ from stillroom.recipe.reading import load_recipe, recipe_of
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 
 WORDS = "fp8, 8 bits, blocks of 32 x 32"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("models") / "first", layers=2)
-
-
-@pytest.fixture
-def fp8(original: Path, tmp_path: Path) -> Path:
-    return quantized_fp8(original, tmp_path / "fp8")
 
 
 def test_scales_are_no_parameters(original: Path, fp8: Path) -> None:

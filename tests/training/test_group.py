@@ -330,6 +330,45 @@ def test_a_run_goes_on_in_another_number_of_processes(folder: Path, first: int, 
             assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("state", [8, 12])
+def test_one_process_goes_on_in_any_format_from_a_lean_checkpoint(folder: Path, state: int) -> None:
+    """Where `state: auto` chooses otherwise on another card. In float32 throughout it is AdamW, as with `state: 16`."""
+    job = {"name": f"lean-{state}", "config": {"state": state, "checkpoint_seconds": 0}}
+    with pytest.raises(Terminated):
+        train(folder, {**job, "term": 5}, ALONE)
+    losses = {}
+    for other in ("auto", 16, state):
+        name = f"lean-{state}-{other}"
+        shutil.copytree(folder / job["name"], folder / name)
+        losses[other] = [
+            entry["loss"] for entry in train(folder, {"name": name, "config": {"state": other}}, ALONE)["log"]
+        ]
+    assert losses["auto"] == pytest.approx(losses[16], rel=1e-5)
+    assert losses["auto"] == pytest.approx(losses[state], rel=1e-2)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("state", [8, 12])
+def test_a_group_goes_on_from_a_lean_checkpoint(folder: Path, state: int) -> None:
+    job = {"name": f"from-{state}", "config": {"state": state, "checkpoint_seconds": 0}}
+    with pytest.raises(Terminated):
+        train(folder, {**job, "term": 5}, ALONE)
+    names = {sharding: f"from-{state}-{sharding}" for sharding in ("one", "replicate", "full")}
+    for name in names.values():
+        shutil.copytree(folder / job["name"], folder / name)
+    one = train(folder, {"name": names["one"]}, ALONE)
+    together(
+        folder,
+        2,
+        *({"name": names[key], "sharding": key, "result": names[key]} for key in ("replicate", "full")),
+    )
+    for sharding in ("replicate", "full"):
+        log, _ = measured(folder, names[sharding])
+        assert [entry["step"] for entry in log] == [entry["step"] for entry in one["log"]]
+        assert log[0]["step"] == 6
+        assert [entry["loss"] for entry in log] == pytest.approx([entry["loss"] for entry in one["log"]], rel=1e-6)
+
+
 HYBRID = [
     {"name": "hybrid", "sharding": "hybrid", "config": MICRO},
     {"name": "hybrid-untied", "sharding": "hybrid", "tied": False, "config": {"gradient_clip": 0.05}},

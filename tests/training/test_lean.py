@@ -116,6 +116,58 @@ def test_eight_bits_go_through_a_checkpoint(tmp_path):
         assert torch.equal(resumed.state[again.weight][key], value)
 
 
+FORMATS = [None, torch.float32, torch.bfloat16, torch.uint8]
+"""Of averages; None is AdamW itself."""
+
+
+@pytest.mark.parametrize("wrote", FORMATS)
+@pytest.mark.parametrize("reads", FORMATS)
+def test_a_checkpoint_is_taken_over_in_the_format_of_the_one_that_goes_on(tmp_path, wrote, reads):
+    """Where `state: auto` chooses otherwise on another card."""
+
+    def made(averages):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(70, 70, bias=False), torch.nn.Linear(70, 2))
+        return model, make_optimizer(model, CONFIG) if averages is None else LeanAdamW(model, CONFIG, averages)
+
+    def step(model, optimizer):
+        for parameter in model.parameters():
+            grad = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape)
+            if isinstance(optimizer, LeanAdamW):
+                optimizer.gradients[id(parameter)] = grad
+            else:
+                parameter.grad = grad
+        optimizer.step()
+
+    def exact(optimizer, parameter):
+        return [LeanAdamW._float(optimizer.state[parameter], name, parameter) for name in lean_module.NAMES]
+
+    model, optimizer = made(wrote)
+    for _ in range(3):
+        step(model, optimizer)
+    save_checkpoint(tmp_path, model, optimizer, State(step=3))
+    again, resumed = made(reads)
+    load_checkpoint(tmp_path, again, resumed)
+    fresh, begun = made(reads)
+    step(fresh, begun)
+    for mine, theirs, new in zip(again.parameters(), model.parameters(), fresh.parameters(), strict=True):
+        assert {key: value.dtype for key, value in resumed.state[mine].items()} == {
+            key: value.dtype for key, value in begun.state[new].items()
+        }
+        assert float(resumed.state[mine]["step"]) == 3
+        for found, expected in zip(exact(resumed, mine), exact(optimizer, theirs), strict=True):
+            if wrote == reads:
+                assert torch.equal(found, expected)
+            assert float((found - expected).norm() / expected.norm()) < (
+                6e-2 if torch.uint8 in (wrote, reads) else 5e-3
+            )
+    before = [parameter.clone() for parameter in again.parameters()]
+    step(again, resumed)
+    step(model, optimizer)
+    for old, mine, theirs in zip(before, again.parameters(), model.parameters(), strict=True):
+        assert float((mine - theirs).norm() / (theirs - old).norm()) < 0.1
+
+
 def test_small_steps_are_not_lost():
     """A weight in bfloat16 that moves by a thousandth of itself a step: to the nearest it would stay where it is."""
     model = torch.nn.Linear(64, 64, bias=False).to(torch.bfloat16)

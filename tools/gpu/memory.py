@@ -24,12 +24,14 @@ import torch
 
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
+from stillroom.evaluation import original as original_pass
 from stillroom.evaluation.fidelity import TOKENS_AT_ONCE, Contender, compare
 from stillroom.evaluation.heldout import InMemory
 from stillroom.evaluation.tally import Tally
 from stillroom.models import documents, forward
 from stillroom.models.at_hand import hold
 from stillroom.models.families.registry import family_of
+from stillroom.models.forward import output_head
 from stillroom.models.load import LoadedTeacher
 from stillroom.models.passes import WAY, Way
 from stillroom.planning import card
@@ -256,13 +258,46 @@ def evaluate(case: Case, device: Device) -> None:
         compare(teacher, own, contenders, InMemory(rows), np.zeros(same.teacher_size, np.int64), task)
 
 
+def entropy(case: Case, device: Device) -> None:
+    """The teacher's entropy over its student's ids, of one batch of validation text."""
+    model = model_of(case.teacher, device, torch.bfloat16)
+    teacher = LocalTeacher(LoadedTeacher(model, None, "", "", "", "", None, 0))  # type: ignore[arg-type]
+    rows = text(max(1, case.capture_tokens // case.length), case.length, case.teacher.vocab_size)
+    vocabulary = trimmed(case.teacher.vocab_size)
+    for number, (_, pieces) in enumerate(teacher.score_there(rows, range(len(rows)), rows.counts)):
+        for scores in pieces:
+            for part in scores:
+                vocabulary.entropy(part)
+        if number == 1:  # from then on it repeats itself
+            break
+
+
+def trimmed(size: int) -> VocabularyMap:
+    """Of so many ids all occur, and every fourth has its first sub-token in common with the one before it."""
+    first = torch.arange(size)
+    first -= (first + 1) // 4
+    return VocabularyMap(torch.arange(size + 1), first, int(first[-1]) + 1, int(first[-1]) + 1)
+
+
+def original(case: Case, device: Device) -> None:
+    """A quantized teacher's original over one row of validation text, then the teacher itself."""
+    row = text(1, case.length, case.teacher.vocab_size)
+    first = model_of(case.teacher, device, torch.float32)
+    head, states = original_pass._apart(output_head(first)), original_pass._states(first, row).cpu()
+    del first
+    model = model_of(case.teacher, device, torch.float32)
+    original_pass._divergence(head, states, output_head(model), original_pass._states(model, row))
+
+
 STAGES: dict[str, Callable[[Case, Device], None]] = {
     "capture": capture,
     "shrink": prune,
     "distill": distill,
     "evaluate": evaluate,
+    "entropy": entropy,
+    "original": original,
 }
-"""Stages that put models on the card. `corpus` and `export` work on the processor."""
+"""Stages that put models on the card, and passes that some of them begin with. `corpus` and `export` work on the processor."""
 
 
 def counted(case: Case, names: Iterable[str] = STAGES) -> dict[str, int]:
@@ -293,6 +328,8 @@ def planned(case: Case) -> dict[str, float]:
         "shrink": card.shrink_bytes(teacher, student, case.sample_tokens, case.length),
         "distill": card.distill_bytes(student, case.micro_tokens, chunk, case.state, case.checkpointing, accumulates),
         "evaluate": card.evaluate_bytes(teacher, [student], case.length),
+        "entropy": card.entropy_bytes(teacher, case.capture_tokens, case.length),
+        "original": card.original_bytes(teacher, teacher, case.length),
     }
 
 

@@ -52,6 +52,10 @@ CONTENTS = {
     "repair in float32; least squares in float64",
     "distill": "`state: 12`, gradient checkpointing, micro-batches of 8,192 tokens",
     "evaluate": "teacher and one student in float32 (with a second student, about 16 GB more)",
+    "entropy": "what `distill` begins with where the vocabulary is trimmed: teacher in bfloat16, 65,536 tokens a forward pass, "
+    "its distributions over the student's ids",
+    "original": "what `evaluate` begins with where the teacher is quantized: its original and then the teacher, each in "
+    "float32 over a row",
 }
 """What each stage holds."""
 

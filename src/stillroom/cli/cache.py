@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillroom.core.errors import CacheDamaged
+from stillroom.core.errors import CacheDamaged, UsageError
+
+if TYPE_CHECKING:
+    from stillroom.signals.cache.reader import Difference
 
 Where = Annotated[
     str,
@@ -16,6 +20,13 @@ Where = Annotated[
         help="A cache's folder, such as runs/quickstart/capture/cache, or its URL, such as s3://bucket/cache.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|auto|local", help="Look at the shards on a Ray cluster, or on one that is started here."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers of --ray; without it, one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
@@ -47,19 +58,20 @@ def info(folder: Where, as_json: Json = False) -> None:
             typer.echo(f"{key:<20} {value}")
 
 
-def verify(folder: Where, as_json: Json = False) -> None:
+def verify(folder: Where, ray: Ray = None, workers: Workers = None, as_json: Json = False) -> None:
     """Check every shard; what is damaged is named and quarantined, and the next capture makes it again."""
     from stillroom.core.store import is_url, open_store
     from stillroom.signals.cache import parts
+    from stillroom.signals.cache.manifest import Manifest
     from stillroom.signals.cache.reader import TeacherCache
 
+    difference = _on_ray(folder, ray, workers, quiet=as_json)
     if is_url(folder):
-        manifest, damages = parts.verify(open_store(folder))
-        shards, positions = len(manifest.shards), sum(entry.positions for entry in manifest.shards)
+        manifest, damages = parts.verify(open_store(folder), difference)
     else:
-        damages = TeacherCache.verify_folder(folder)
-        whole = TeacherCache.open(folder)
-        shards, positions = len(whole.manifest.shards), whole.positions
+        damages = TeacherCache.verify_folder(folder, difference)
+        manifest = Manifest.load(Path(folder))
+    shards, positions = len(manifest.shards), sum(entry.positions for entry in manifest.shards)
     if as_json:
         report = {
             "whole": shards,
@@ -75,6 +87,18 @@ def verify(folder: Where, as_json: Json = False) -> None:
             f"{folder}: {len(damages)} damaged: {words}.",
             "They were moved to quarantine/; the next capture makes them again.",
         )
+
+
+def _on_ray(folder: str, ray: str | None, workers: int | None, *, quiet: bool) -> Difference | None:
+    """What workers of a Ray cluster found, where one is named."""
+    if ray is None:
+        if workers is not None:
+            raise UsageError("--workers are those of a Ray cluster, and none is named.", "Give --ray ADDRESS, too.")
+        return None
+    from stillroom.cluster.ray_verify import difference_on_ray
+    from stillroom.core.progress import Progress
+
+    return difference_on_ray(folder, ray, workers, Progress(quiet))
 
 
 def seal(where: Where, as_json: Json = False) -> None:

@@ -47,6 +47,7 @@ def evaluate(
         return
     import json
 
+    from stillroom import switch
     from stillroom.core.progress import Progress
     from stillroom.evaluation.stage import measure_only
 
@@ -56,7 +57,7 @@ def evaluate(
     run = pipeline.opened(folder, runs)
     folder = run.path
     with run.locked():
-        found = measure_only(run, names, Progress(quiet))
+        found = measure_only(run, names, Progress(quiet, switch.require_on))
     done = run.stage("evaluate").record is not None and run.stage("export").record is not None
     if done:
         pipeline.finish(run)

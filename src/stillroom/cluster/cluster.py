@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stillroom.cluster.node import node_of
@@ -15,7 +16,7 @@ from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import StageFunction, StageSpec
 
 TRAINED = frozenset({"distill", "baseline"})
-"""The stages that train."""
+"""Stages in which processes train together."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Cluster:
     def led(self) -> contextlib.AbstractContextManager[None]:
         """As :meth:`Nodes.led`, where there are several machines."""
         return contextlib.nullcontext() if self.nodes is None else self.nodes.led()
+
+    def ask(self, stages: Iterable[str]) -> None:
+        """As :meth:`Nodes.ask`, where there are several machines and one of these stages, which are to come, needs them."""
+        if self.nodes is not None and not TRAINED.isdisjoint(stages):
+            self.nodes.ask()
 
     def meet(self, run: Run) -> None:
         """As :meth:`Nodes.meet`, where there are several machines; those of Ray are counted."""

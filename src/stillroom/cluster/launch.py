@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ def serve(path: Path, recipe: Recipe, nodes: Nodes, progress: Progress) -> None:
     """
     node = nodes.node
     progress.say(f"node {node.rank} of {node.count}: waits for node 0 at {node.host}:{node.port}")
-    with _sigterm(f"node {node.rank}"), nodes.joined():
+    with nodes.joined():
         Switch(Places.of_user()).require_on()
         require_group(recipe, node.workers, node.count)
         nodes.fit(path)
@@ -206,21 +205,6 @@ def serve(path: Path, recipe: Recipe, nodes: Nodes, progress: Progress) -> None:
             progress.say(name)
             made = Run.open(path)
             train_together(made, made.stage(name), node.workers, progress, sharding, nodes)
-
-
-@contextlib.contextmanager
-def _sigterm(who: str) -> Iterator[None]:
-    """Have SIGTERM raise, so that others hear of it."""
-
-    def stop(*_: Any) -> None:
-        raise Terminated(f"Stopped by SIGTERM on {who}.", "The same command on all nodes goes on.")
-
-    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def work(path: str, name: str, sharding: Sharding, quiet: bool, words: Any, places: Places) -> None:

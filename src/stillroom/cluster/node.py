@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,13 +79,43 @@ def node_of(
         raise UsageError(f"--node-rank {rank}: the numbers of {count} nodes are 0 to {count - 1}.", "Give one of them.")
     if count == 1:
         return None
-    host, _, port = (rendezvous or "").rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise UsageError(
-            f"--rendezvous {rendezvous} is not HOST:PORT.", "Give a name or address of node 0 and a free port there."
-        )
+    host, port = _place(rendezvous or "")
     assert rank is not None
-    return Node(rank, count, host.strip("[]"), int(port), workers)
+    return Node(rank, count, host, port, workers)
+
+
+def _place(rendezvous: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, where an address of IPv6 is in brackets; no name is looked up."""
+    host, _, port = rendezvous.rpartition(":")
+    inside = host[1:-1] if host.startswith("[") and host.endswith("]") else None
+    if not _is_address(inside, ipaddress.IPv6Address) if inside is not None else not _is_host(host):
+        of_six = _is_address(rendezvous, ipaddress.IPv6Address) or _is_address(host, ipaddress.IPv6Address)
+        raise UsageError(
+            f"--rendezvous {rendezvous} is not HOST:PORT.",
+            "Write an IPv6 address in brackets: [ADDRESS]:PORT."
+            if of_six
+            else "Give a name or address of node 0 and a free port there.",
+        )
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+        raise UsageError(
+            f"--rendezvous {rendezvous} is not HOST:PORT.", "Give a port from 1 to 65535 that is free on node 0."
+        )
+    return inside or host, int(port)
+
+
+def _is_host(text: str) -> bool:
+    """Whether this can be a host's name, or is an address of IPv4."""
+    if re.fullmatch(r"[\d.]+", text):
+        return _is_address(text, ipaddress.IPv4Address)
+    return re.fullmatch(r"\w([\w-]*\w)?(\.\w([\w-]*\w)?)*\.?", text) is not None and len(text) < 254
+
+
+def _is_address(text: str, kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _of_slurm(environment: Mapping[str, str]) -> tuple[int, int, str] | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -29,7 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.cluster.node import Node
 from stillroom.core import files
-from stillroom.core.errors import EnvironmentProblem, StillroomError, UsageError, first_line, told, translate
+from stillroom.core.errors import (
+    EnvironmentProblem,
+    StillroomError,
+    Terminated,
+    UsageError,
+    first_line,
+    told,
+    translate,
+)
 from stillroom.core.version import tool_version
 from stillroom.training.group import Sharding
 
@@ -73,14 +82,16 @@ class Nodes:
 
     @contextlib.contextmanager
     def led(self) -> Iterator[None]:
-        """On node 0: open the place to meet, and tell the others at the end how it ended.
+        """On node 0: open the place to meet, and tell the others at the end how it ended, by SIGTERM too.
 
         Raises:
             EnvironmentProblem: The port is taken, or the address is not this machine's.
+            Terminated: SIGTERM.
         """
         self._store = self._open(master=True)
         try:
-            yield
+            with _sigterm("node 0"):
+                yield
         except BaseException as error:
             self._end(_known(error, "Node 0"))
             raise
@@ -91,16 +102,20 @@ class Nodes:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """On another node: connect to node 0, and tell the others what this one ended with.
+        """On another node: connect to node 0, and tell the others what this one ended with, by SIGTERM too.
 
         Raises:
             EnvironmentProblem: There is no node 0.
+            Terminated: SIGTERM.
         """
-        _wait_for(self.node)
+        me = f"node {self.node.rank}"
+        with _sigterm(me):
+            _wait_for(self.node)
         self._store = self._open(master=False)
         threading.Thread(target=self._beat, daemon=True).start()
         try:
-            yield
+            with _sigterm(me):
+                yield
         except BaseException as error:
             self.tell(_known(error, f"Node {self.node.rank}"))
             raise
@@ -323,6 +338,21 @@ class Nodes:
                 f"{where}: the nodes cannot meet there: {first_line(error)}",
                 "Give an address of node 0 and a port that is free there, the same on all nodes: --rendezvous HOST:PORT.",
             ) from None
+
+
+@contextlib.contextmanager
+def _sigterm(who: str) -> Iterator[None]:
+    """Have SIGTERM raise, so that others hear of it."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated(f"Stopped by SIGTERM on {who}.", "The same command on all nodes goes on.")
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _known(error: BaseException, who: str) -> StillroomError:

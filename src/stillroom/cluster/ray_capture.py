@@ -21,9 +21,9 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stillroom import switch
 from stillroom.core.errors import EnvironmentProblem, SignalError, StillroomError, UsageError
@@ -31,11 +31,9 @@ from stillroom.core.extras import require
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
 from stillroom.runs.run import Run
-from stillroom.teachers.units import Unit, Units, open_units
+from stillroom.teachers.units import Units, open_units
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import psutil
 
 TRIES = 3
@@ -55,6 +53,15 @@ STARTS = 3
 POLL_SECONDS = 0.5
 OBJECT_STORE_BYTES = 100 << 20
 """Ray's object store of a local cluster: a unit is two numbers in and a few hundred bytes out."""
+
+
+class Work(Protocol):
+    """What the queue gives to a worker by its name."""
+
+    @property
+    def name(self) -> str:
+        """Unlike any other's."""
+        ...
 
 
 class Capturer:
@@ -119,7 +126,7 @@ def capture_on_ray(run: Run, address: str, workers: int | None, progress: Progre
         progress.task("capture", total=sum(tokens[unit.name] for unit in todo)) as task,
     ):
         count, gpus = _places(ray, workers)
-        return _Queue(ray, run, todo, min(count, len(todo)), gpus, task, tokens, progress).work()
+        return Queue(ray, str(run.path.absolute()), todo, min(count, len(todo)), gpus, task, tokens, progress).work()
 
 
 @contextlib.contextmanager
@@ -238,18 +245,20 @@ class _Flight:
     """A unit that an actor has."""
 
     actor: Any
-    unit: Unit
+    unit: Work
     since: float
 
 
-class _Queue:
-    """Gives units to actors until all are done."""
+class Queue:
+    """Gives units to actors until all are done. A class below it says what a worker is and what becomes of its results."""
+
+    worker: ClassVar[type] = Capturer
 
     def __init__(
         self,
         ray: Any,
-        run: Run,
-        todo: list[Unit],
+        given: str,
+        todo: Sequence[Work],
         workers: int,
         gpus: int,
         task: Task,
@@ -257,7 +266,7 @@ class _Queue:
         progress: Progress,
     ) -> None:
         self.ray = ray
-        self.path: Path = run.path.absolute()
+        self.given = given
         self.queue = deque(todo)
         self.left = {unit.name for unit in todo}
         self.workers = workers
@@ -266,7 +275,7 @@ class _Queue:
         self.progress = progress
         self.counts = Counts(units=len(todo))
         self.actor_class = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
-            Capturer
+            self.worker
         )
         self.pool: list[Any] = []
         self.coming: dict[Any, Any] = {}
@@ -304,7 +313,7 @@ class _Queue:
         return self.counts
 
     def _hire(self) -> None:
-        actor = self.actor_class.remote(str(self.path))
+        actor = self.actor_class.remote(self.given)
         self.coming[actor.ready.remote()] = actor
         self.counts.hired += 1
 
@@ -328,10 +337,10 @@ class _Queue:
                 self.counts.doubled += 1
                 self._send(actor, slow)
 
-    def _send(self, actor: Any, unit: Unit) -> None:
+    def _send(self, actor: Any, unit: Work) -> None:
         self.flying[actor.make.remote(unit.name)] = _Flight(actor, unit, time.monotonic())
 
-    def _slowest(self) -> Unit | None:
+    def _slowest(self) -> Work | None:
         """The unit that one worker has had longest, where that is long for a unit."""
         copies: dict[str, int] = {}
         for flight in self.flying.values():
@@ -368,7 +377,7 @@ class _Queue:
         flight = self.flying.pop(reference)
         name = flight.unit.name
         try:
-            _, first = self.ray.get(reference)
+            result = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             self.failed[name] = self.failed.get(name, 0) + 1
             if self.failed[name] >= TRIES:
@@ -385,10 +394,14 @@ class _Queue:
                 self._hire()
             return
         self.took.append(time.monotonic() - flight.since)
-        self.counts.not_first += not first
+        self._keep(name, result)
         if name in self.left:
             self.left.remove(name)
             self.task.advance(self.tokens[name])
+
+    def _keep(self, _name: str, result: Any) -> None:
+        """What a worker gave back of a unit; it may come twice."""
+        self.counts.not_first += not result[1]
 
 
 NEVER_STARTED = (
@@ -411,4 +424,4 @@ def cause_of(error: Any, what: str, todo: str = "See Ray's logs on the node.") -
     return EnvironmentProblem(f"{what}: {lines[-1][:300] if lines else type(error).__name__}", todo)
 
 
-__all__ = ["Capturer", "Counts", "Units", "capture_on_ray", "connected"]
+__all__ = ["Capturer", "Counts", "Queue", "Units", "capture_on_ray", "connected"]

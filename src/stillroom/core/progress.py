@@ -37,6 +37,7 @@ class Task:
         beside: Work in between that is not counted as units but takes time, as so many units' worth.
         done: Units that are done.
         now: The clock, in seconds.
+        ask: Called whenever work is reported; what it raises ends the work there.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Task:
     quiet: bool = False
     begun_at: float = 0.0
     now: Callable[[], float] = lambda: time.monotonic()
+    ask: Callable[[], None] | None = None
     started: float = field(init=False)
     _beside_done: float = 0.0
     _bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
@@ -65,6 +67,8 @@ class Task:
 
     def advance(self, amount: float, note: str = "") -> None:
         """Say that more is done."""
+        if self.ask is not None:
+            self.ask()
         self.done += amount
         self._record(amount)
         if note:
@@ -130,15 +134,18 @@ class Task:
 
 
 class Progress:
-    """Draws tasks one after the other. ``quiet`` draws nothing."""
+    """Draws tasks one after the other. ``quiet`` draws nothing. ``ask`` is every task's, where that does not ask itself."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, ask: Callable[[], None] | None = None) -> None:
         self.quiet = quiet
+        self.ask = ask
 
     @contextlib.contextmanager
-    def task(self, title: str, total: float, unit: str = "tokens", beside: float = 0.0) -> Iterator[Task]:
+    def task(
+        self, title: str, total: float, unit: str = "tokens", beside: float = 0.0, *, asks_itself: bool = False
+    ) -> Iterator[Task]:
         """A task that is drawn while the body runs; a closing line says how long it took. Arguments as of ``Task``."""
-        task = Task(title, total, unit, beside, quiet=self.quiet)
+        task = Task(title, total, unit, beside, quiet=self.quiet, ask=None if asks_itself else self.ask)
         if self.quiet:
             yield task
             return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stillroom import switch
 from stillroom.core import files
 from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
@@ -60,7 +61,7 @@ def ladder(
     Raises:
         RunError: The run is not finished as far as its student.
     """
-    run, progress = Run.open(folder), Progress(quiet)
+    run, progress = Run.open(folder), Progress(quiet, switch.require_on)
     for needed in ("corpus", "shrink", "distill"):
         _ = run.stage(needed).output_digest
     target = run.path / "ladder"

@@ -9,12 +9,13 @@ Legend: H hidden size, F feed-forward channels, Q and K widths of all query and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import OutOfMemory
+from stillroom.evaluation import original as original_pass
 from stillroom.evaluation.bench import STUDENTS_AT_ONCE
 from stillroom.evaluation.fidelity import CHUNK, TOKENS_AT_ONCE
 from stillroom.evaluation.stage_cost import DISTRIBUTIONS
@@ -42,6 +43,11 @@ SAMPLING_COPIES = 4
 DRAW_COPIES = 4.5
 """Sizes of a part's float32 logits that the draw on the card holds at its peak: logits in both formats, probabilities, and what
 is computed from them."""
+PROJECTED_COPIES = 5
+"""The same of a part that is carried over to the student's ids: logits, their log-probabilities, those of ids that occur and as
+they are summed, and the sums."""
+ORIGINAL_COPIES = 5
+"""Distributions of the positions that are compared with an original's at once: both, probabilities, difference and product."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,33 @@ def capture_bytes(teacher: Model, tokens: int, length: int, keep: Keep = "device
     part = FLOAT_BYTES * min(length, positions_at_once(teacher.sizes.rows)) * teacher.sizes.rows
     drawing = HALF_BYTES * tokens * teacher.sizes.hidden + DRAW_COPIES * part
     return weights + max(teacher.inside_bytes(tokens, HALF_BYTES), drawing)
+
+
+def entropy_bytes(teacher: Model, tokens: int, length: int, keep: Keep = "device") -> float:
+    """As :func:`capture_bytes`, with the teacher's distribution carried over to the student's ids in place of the draw
+    (:meth:`stillroom.signals.vocabulary_map.VocabularyMap.entropy`).
+    """
+    weights = teacher.weight_bytes(HALF_BYTES, keep)
+    part = FLOAT_BYTES * min(length, positions_at_once(teacher.sizes.rows)) * teacher.sizes.rows
+    projecting = HALF_BYTES * tokens * teacher.sizes.hidden + PROJECTED_COPIES * part
+    return weights + max(teacher.inside_bytes(tokens, HALF_BYTES), projecting)
+
+
+def original_bytes(
+    teacher: Model, original: Model, length: int, keep: Keep = "device", keep_original: Keep = "device"
+) -> float:
+    """A quantized teacher's original and then the teacher, each over a row in float32; beside the teacher the original's output
+    layer, and the distributions of some positions.
+    """
+    sizes = teacher.sizes
+    inside = teacher.inside_bytes(length, FLOAT_BYTES)
+    head = FLOAT_BYTES * sizes.rows * sizes.hidden
+    compared = ORIGINAL_COPIES * FLOAT_BYTES * min(original_pass.CHUNK, length) * sizes.rows
+    states = FLOAT_BYTES * length * sizes.hidden
+    return max(
+        original.weight_bytes(FLOAT_BYTES, keep_original) + inside,
+        teacher.weight_bytes(FLOAT_BYTES, keep) + max(inside, head + states + compared),
+    )
 
 
 def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> float:
@@ -256,6 +289,9 @@ def card_plan(
     others: Mapping[str, Model] = MappingProxyType({}),
     adapters: int | None = None,
     writer: Model | None = None,
+    originals: Mapping[str, tuple[Model, Model]] = MappingProxyType({}),
+    *,
+    measures_entropy: bool = False,
 ) -> dict[str, Any]:
     """Bytes of the card that each stage takes, and what `auto` chooses.
 
@@ -269,6 +305,9 @@ def card_plan(
         others: The recipe's other teachers on this machine that are learned from, by name.
         adapters: As in :func:`distill_bytes`.
         writer: The teacher on this machine that writes text, if one does.
+        originals: Quantized teachers, by name, each with the model that it was made from.
+        measures_entropy: Whether training begins with the teacher's entropy over the student's ids
+            (:func:`stillroom.training.stage_cost.measures_entropy`).
 
     Raises:
         OutOfMemory: A stage does not fit, by name.
@@ -283,11 +322,13 @@ def card_plan(
         read = recipe.write.chunk_characters / CHARACTERS_PER_TOKEN + SPARE_TOKENS
         stages["write"] = write_bytes(writer, read, recipe.write.max_tokens)
 
-    def stored(name: str, number: int, memory: float, stage: str) -> Keep:
+    def stored(name: str, number: int, memory: float, stage: str, model: Model | None = None) -> Keep:
         """As :func:`stillroom.teachers.registry.keep_of` decides when the stage opens it."""
-        keep = where_layers_go(here[name].parameters, number, memory, half=here[name].half)
-        if keep == "host":
-            found["layers_in_host_memory"].append(f"{name} ({stage})")
+        model = here[name] if model is None else model
+        keep = where_layers_go(model.parameters, number, memory, half=model.half)
+        said = f"{name} ({stage})"
+        if keep == "host" and said not in found["layers_in_host_memory"]:
+            found["layers_in_host_memory"].append(said)
         return keep
 
     # A route's teachers are in memory together; one route comes after the other.
@@ -311,13 +352,17 @@ def card_plan(
             for route in routes
         )
 
-    if routes:
-        batch = max(length, (recipe.capture.batch_tokens or MAX_BATCH_TOKENS["cuda"]) // length * length)
-        # Fewer are taken where they do not fit.
-        while capturing(batch) > usable and batch > length:
+    most = max(length, (recipe.capture.batch_tokens or MAX_BATCH_TOKENS["cuda"]) // length * length)
+
+    def fitting(needed: Callable[[int], float]) -> tuple[int, float]:
+        """Tokens of a forward pass, fewer where they do not fit, and what it then takes."""
+        batch = most
+        while needed(batch) > usable and batch > length:
             batch = max(length, batch // 2 // length * length)
-        stages["capture"] = capturing(batch)
-        found["capture_batch_tokens"] = batch
+        return batch, needed(batch)
+
+    if routes:
+        found["capture_batch_tokens"], stages["capture"] = fitting(capturing)
     if teacher is not None and isinstance(recipe.student, ShrinkStudent):
         sample = min(tokens, recipe.student.importance.tokens)
         stages["shrink"] = shrink_bytes(teacher, student, sample, length)
@@ -340,11 +385,30 @@ def card_plan(
     stages["distill"] = distill_bytes(
         student, micro * length, chunk, state, checkpointing, micro < rows, precise, adapters
     )
+    # The teacher's passes come when no student is there: before training, and between two rounds of it.
+    passes = ([entropy_bytes] if measures_entropy else []) + ([capture_bytes] if config.rounds is not None else [])
+    if teacher is not None and passes:
+        own, keep = teacher, stored(OWN, HALF_BYTES, card.memory_bytes, "distill")
+        for taken in passes:
+            needed = fitting(lambda batch, taken=taken: taken(own, batch, length, keep))[1]  # type: ignore[misc]
+            stages["distill"] = max(stages["distill"], needed)
+    evaluating = [
+        original_bytes(
+            quantized,
+            first,
+            length,
+            stored(name, FLOAT_BYTES, card.memory_bytes, "evaluate", quantized),
+            stored(f"the original of {name}", FLOAT_BYTES, card.memory_bytes, "evaluate", first),
+        )
+        for name, (quantized, first) in originals.items()
+    ]
     if teacher is not None and not any_endpoint(recipe):
         # With several, all stay in memory, beside the recipe's own.
         more = FLOAT_BYTES * sum(model.parameters for model in others.values())
         keep = stored(OWN, FLOAT_BYTES, card.memory_bytes, "evaluate")
-        stages["evaluate"] = evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length, keep) + more
+        evaluating.append(evaluate_bytes(teacher, [student] * STUDENTS_AT_ONCE, length, keep) + more)
+    if evaluating:
+        stages["evaluate"] = max(evaluating)
     for name, needed in stages.items():
         if needed > usable:
             raise OutOfMemory(
@@ -369,7 +433,8 @@ _ADVICE = {
     "(`write.by`).",
     "shrink": "Make the student on the CPU first: stillroom shrink RECIPE --set compute.device=cpu; or take a smaller "
     "teacher or a larger GPU.",
-    "distill": "Lower `distill.micro_batch_tokens`, or make the student smaller.",
+    "distill": "Lower `distill.micro_batch_tokens`, or make the student smaller; with a trimmed vocabulary or `distill.rounds` "
+    "the teacher is on the GPU in this stage too: take a smaller one, or a larger GPU.",
     "evaluate": "Evaluate on the CPU: stillroom evaluate RUN --set compute.device=cpu; or take a larger GPU.",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,7 @@ def make_plan(
         ),
         adapter_parameters=student.adapters["trained_parameters"] if student.adapters is not None else None,
         writer_parameters=_writer_parameters(recipe),
-        merges_ids=isinstance(student.vocabulary, VocabularyMap) and student.vocabulary.merges,
+        merges_ids=_merges_ids(student),
     )
     costs = stage_costs(recipe, counts, profile)
     baseline = costs.get("baseline", StageCost(0, 0))
@@ -277,6 +277,7 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
     """The GPU, and what the stages take of it; None where nothing runs there."""
     from stillroom.models.compute import choose_device
     from stillroom.models.load import stored_in_half, teacher_config
+    from stillroom.training.stage_cost import measures_entropy
 
     card = card_of(recipe, choose_device(recipe.compute).type)
     if card is None:
@@ -296,8 +297,34 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
     if by is not None and not isinstance(by, EndpointTeacher):
         writer = Model.of(teacher_config(by), config_parameters(by))
     trained = student.adapters["trained_parameters"] if student.adapters is not None else None
+    # Quantizing leaves a model's size as it is.
+    quantized = {
+        name: Model.of(teacher_config(config), config_parameters(config))
+        for name, config in recipe.every_teacher.items()
+        if name in recipe.originals
+    }
+    originals = {
+        name: (model, replace(model, half=stored_in_half(recipe.originals[name]))) for name, model in quantized.items()
+    }
     tokens, length = text.row_tokens["train"], text.train.length
-    return card, card_plan(recipe, card, teacher, pupil, tokens, length, others, trained, writer)
+    return card, card_plan(
+        recipe,
+        card,
+        teacher,
+        pupil,
+        tokens,
+        length,
+        others,
+        trained,
+        writer,
+        originals,
+        measures_entropy=measures_entropy(recipe, merges_ids=_merges_ids(student)),
+    )
+
+
+def _merges_ids(student: Planned) -> bool:
+    """Whether several of the teacher's ids begin with the same one of the student's."""
+    return isinstance(student.vocabulary, VocabularyMap) and student.vocabulary.merges
 
 
 def _writer_parameters(recipe: Recipe) -> int | None:

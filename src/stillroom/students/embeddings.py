@@ -6,7 +6,7 @@ Legend: S student rows, H hidden width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,11 @@ def lost_words(model: CausalModel, kept: list[int] | None) -> str:
     rehearsal: Any = SimpleNamespace(
         config=copy.deepcopy(model.config), generation_config=copy.deepcopy(model.generation_config)
     )
-    lost = renumber_config(rehearsal, kept)
+    return words_of_lost(renumber_config(rehearsal, kept))
+
+
+def words_of_lost(lost: Mapping[str, list[Any]]) -> str:
+    """What :func:`renumber_config` dropped, in words; empty where that is nothing."""
     named = [
         f"{key} {', '.join(map(str, items[:NAMED]))}{f' and {more} more' if (more := len(items) - NAMED) > 0 else ''}"
         for key, items in lost.items()

@@ -27,13 +27,14 @@ from stillroom.models.load import (
     save_model,
     teacher_config,
 )
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
 from stillroom.signals.alignment import Alignment, describe, words_of
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.dense import densify
-from stillroom.students.embeddings import keep_rows, lost_words, renumber_config
+from stillroom.students.embeddings import keep_rows, lost_words, renumber_config, words_of_lost
 from stillroom.students.experts import expected_loss, repair_note
 from stillroom.students.importance import Sample, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
@@ -46,6 +47,7 @@ from stillroom.students.solver import Choice, require_pruned
 from stillroom.students.trim import trim, whole
 from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
+from stillroom.teachers.several import other_token
 from stillroom.teachers.teacher import weights_of
 
 if TYPE_CHECKING:
@@ -372,9 +374,8 @@ def _fresh(
             f"The family `{teacher.config.model_type}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
             "Mind that heads divide the width, and key/value heads divide the heads.",
         ) from None
-    _say_lost(model, kept, progress)
-    if kept is not None:
-        renumber_config(model, kept)
+    if kept is not None and (lost := words_of_lost(renumber_config(model, kept))):
+        progress.say(f"  {lost}")
     return model, tokenizer, vocabulary, {"config": config.config}
 
 
@@ -387,14 +388,8 @@ def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, To
             # Chats are rendered by the teacher's template, and the prompt has the form it was taught.
             tokenizer.chat_template = teacher.tokenizer.chat_template
         return model, tokenizer, alignment, {"name": config.name, "tokenizer": "own"}
-    mine, theirs = tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if mine != theirs:
-        different = next((token for token in theirs if mine.get(token) != theirs[token]), None)
-        example = (
-            f"the token {different!r} is {theirs[different]} there and {mine.get(different, 'missing')} here"
-            if different is not None
-            else f"it has {len(mine) - len(theirs)} tokens that the teacher lacks"
-        )
+    theirs = teacher.tokenizer.get_vocab()
+    if (example := other_token(theirs, tokenizer.get_vocab(), OWN, "student")) is not None:
         raise VocabularyMismatch(
             f"The student {config.name} and the teacher have different vocabularies: {example}.",
             "Say `student.tokenizer: own` if it has another tokenizer and is to keep it. Otherwise use a student with the "

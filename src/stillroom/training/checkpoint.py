@@ -13,6 +13,7 @@ from torch import nn
 
 from stillroom.core import files
 from stillroom.core.errors import RunError, StillroomError
+from stillroom.training.lean import taken_over
 
 STATE = "state.json"
 """The file of a checkpoint that is written last."""
@@ -158,8 +159,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         prefix = f"optimizer.{name}."
         entries = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if entries:
-            # A fused optimizer's kernel reads the number of steps too, where the parameter is.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}
+            optimizer.state[parameter] = taken_over(optimizer, parameter, entries)
     torch.set_rng_state(tensors["random.cpu"])
     device = next(iter(parameters.values())).device
     if "random.device" in tensors and device.type != "cpu":

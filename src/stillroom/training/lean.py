@@ -14,7 +14,7 @@ Where a step has several micro-batches, their gradients are added in float32: 4 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -125,6 +125,36 @@ class LeanAdamW(torch.optim.AdamW):
         """Forget the gradients."""
         self.gradients.clear()
         super().zero_grad(set_to_none=set_to_none)
+
+
+@torch.no_grad()
+def taken_over(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, state: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """A parameter's state from a checkpoint, as this optimizer stores it: another one may have written it, where `state: auto`
+    chose otherwise on another card. What has the format already stays as it is, to the bit.
+
+    Args:
+        optimizer: AdamW, or a lean one.
+        parameter: The parameter.
+        state: Its number of steps, and its averages.
+    """
+    found: dict[str, Any] = {"step": state["step"]}
+    if isinstance(optimizer, LeanAdamW):
+        optimizer._begin(parameter, found)
+    else:
+        found |= {name: torch.zeros_like(parameter) for name in NAMES}
+    for name in NAMES:
+        if found[name].dtype == state[name].dtype:
+            found |= {key: state[key].to(parameter.device) for key in (name, name + SCALE) if key in state}
+            continue
+        exact = LeanAdamW._float({key: value.to(parameter.device) for key, value in state.items()}, name, parameter)
+        if name + SCALE in found:
+            found[name], found[name + SCALE] = encode(exact, signed=name == NAMES[0])
+        else:
+            found[name].copy_(exact)
+    # A fused optimizer's kernel reads the number of steps too, where the parameter is.
+    return found | {"step": state["step"].to(parameter.device)}
 
 
 def rounded_at_random(values: torch.Tensor) -> torch.Tensor:

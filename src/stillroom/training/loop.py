@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from stillroom import switch
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, EnvironmentProblem, Terminated, TrainingDiverged, UsageError
 from stillroom.core.memory import Trimmer, release_memory
@@ -216,7 +217,7 @@ class Training:
         saved, took = time.monotonic(), 0.0
         validations = math.ceil(steps / every) - state.step // every
         with (
-            self.progress.task(self.title, total=tokens[-1], beside=validations * validation) as task,
+            self.progress.task(self.title, tokens[-1], beside=validations * validation, asks_itself=True) as task,
             _termination() as terminated,
         ):
             task.skip(tokens[state.step])
@@ -253,7 +254,7 @@ class Training:
                         task.did_beside(validation)
                     if not self.group.many:
                         due = time.monotonic() - saved >= pause
-                        stop = bool(terminated)
+                        stop = bool(terminated) or not switch.is_on()
                     else:
                         due, stop = done.due, done.stop
                     saves = validated or due or stop or state.step in (fall, last)
@@ -269,6 +270,9 @@ class Training:
                         self.copies.begin(state.step)
                     if stop and state.step < steps:
                         copied = self.copies is not None and self.copies.wait()
+                        if not terminated:
+                            switch.require_on()
+                            continue  # it is on again
                         raise Terminated(
                             f"Stopped by SIGTERM after step {state.step} of the stage `{self.title}`.",
                             f"A checkpoint was written{' and copied' if copied else ''}; the same command goes on.",

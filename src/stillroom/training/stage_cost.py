@@ -102,14 +102,21 @@ def distill_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     )
 
 
+def measures_entropy(recipe: Recipe, *, merges_ids: bool) -> bool:
+    """Whether the entropy of a teacher on this machine over its student's ids is measured before training: where those do not
+    tell all of the teacher's apart (``merges_ids``), and the signal is a sample, which does not tell it.
+    """
+    sampled = signal_kind(recipe.capture.codec) is SignalKind.SAMPLED
+    return merges_ids and sampled and set(recipe.learned_from) == {OWN}
+
+
 def projected_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     """Seconds of the pass that measures the teacher's entropy over its student's ids (:mod:`stillroom.teachers.projected`);
     0 where it is not needed or not possible.
 
     It goes about as fast as capture: each position's distribution is carried over to the student's ids instead of encoded.
     """
-    sampled = signal_kind(recipe.capture.codec) is SignalKind.SAMPLED
-    if not (counts.merges_ids and counts.teacher_is_here and sampled and set(recipe.learned_from) == {OWN}):
+    if not (counts.teacher_is_here and measures_entropy(recipe, merges_ids=counts.merges_ids)):
         return 0.0
     return profile.load_seconds + counts.validation_tokens / profile.capture_rate
 

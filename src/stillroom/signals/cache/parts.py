@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
-from stillroom.core.store import LocalStore, Store
+from stillroom.core.store import LocalStore, Store, is_url, open_store
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.index import FROM_SEQUENCES, Index
 from stillroom.signals.cache.manifest import JOURNAL, MODEL, NAME, VERSION, FileEntry, Manifest, ModelEntry, ShardEntry
-from stillroom.signals.cache.reader import QUARANTINE, Damage, held_against
+from stillroom.signals.cache.reader import QUARANTINE, Damage, Difference, damage_in, held_against
 from stillroom.signals.cache.shard import ShardReader
 
 PARTS = "parts/"
@@ -212,11 +212,15 @@ def _set_aside(store: Store, name: str) -> None:
     store.remove(shard_key(name))
 
 
-def verify(store: Store) -> tuple[Manifest, list[Damage]]:
+def verify(store: Store, difference: Difference | None = None) -> tuple[Manifest, list[Damage]]:
     """Compare every object of a cache in an object store with its manifest, as ``TeacherCache.verify_folder`` does with files.
 
     A damaged shard is set aside with its note and taken out of the manifest, so that its unit is captured again. Without the
     codec's model no shard can be read: all of them go with it.
+
+    Args:
+        store: The cache.
+        difference: As in :func:`stillroom.signals.cache.reader.held_against`; None looks at one object after another here.
 
     Returns:
         The manifest as it is now, and what was wrong.
@@ -225,7 +229,7 @@ def verify(store: Store) -> tuple[Manifest, list[Damage]]:
         SignalError: There is no cache.
         CacheDamaged: The manifest is damaged.
     """
-    whole, damaged = held_against(_manifest(store), lambda entry: _difference(store, entry))
+    whole, damaged = held_against(_manifest(store), difference or (lambda entry: _difference(store, entry)))
     for entry, _ in damaged:
         if isinstance(entry, ShardEntry):
             _set_aside(store, Path(entry.name).name.removesuffix(".safetensors"))
@@ -234,6 +238,22 @@ def verify(store: Store) -> tuple[Manifest, list[Damage]]:
     if damaged:
         store.put(NAME, whole.dump())
     return whole, [damage for _, damage in damaged]
+
+
+def looked_at(where: str) -> tuple[Manifest, Difference]:
+    """The manifest of a cache, and what looks at one file of it from this machine. Changes nothing.
+
+    Args:
+        where: Its folder, or its URL.
+
+    Raises:
+        SignalError: There is no cache.
+        CacheDamaged: The manifest is damaged.
+    """
+    if is_url(where):
+        store = open_store(where)
+        return _manifest(store), lambda entry: _difference(store, entry)
+    return Manifest.load(Path(where)), lambda entry: damage_in(Path(where), entry)
 
 
 def _difference(store: Store, entry: FileEntry) -> str | None:

@@ -36,6 +36,8 @@ class Damage:
     sequences: int
 
 
+Difference = Callable[[FileEntry], str | None]
+"""How a file of a cache differs from its entry, or None."""
 OPEN_SHARDS = 256
 """Shards that are held open at the same time."""
 
@@ -223,19 +225,23 @@ class TeacherCache:
         return shard, row
 
     @staticmethod
-    def verify_folder(folder: str | Path) -> list[Damage]:
+    def verify_folder(folder: str | Path, difference: Difference | None = None) -> list[Damage]:
         """Compare every file with the manifest: presence, size, SHA-256.
 
         A damaged shard is moved to ``quarantine/`` and taken out of the manifest, so that the next capture makes its
         sequences again. Without the codec's model no shard can be read: all of them go with it. Shards that the manifest
         does not name are left by a kill and removed.
 
+        Args:
+            folder: The cache.
+            difference: As in :func:`held_against`; None looks at the files here, one after another.
+
         Returns:
             What was wrong.
         """
         folder = Path(folder)
         manifest = Manifest.load(folder)
-        whole, damaged = held_against(manifest, lambda entry: _damage(folder, entry))
+        whole, damaged = held_against(manifest, difference or (lambda entry: damage_in(folder, entry)))
         for entry, _ in damaged:
             _quarantine(folder, entry.name)
         if damaged:
@@ -250,9 +256,7 @@ class TeacherCache:
         return [damage for _, damage in damaged]
 
 
-def held_against(
-    manifest: Manifest, difference: Callable[[FileEntry], str | None]
-) -> tuple[Manifest, list[tuple[FileEntry, Damage]]]:
+def held_against(manifest: Manifest, difference: Difference) -> tuple[Manifest, list[tuple[FileEntry, Damage]]]:
     """A manifest without what is damaged, and each file that is. Changes nothing.
 
     Args:
@@ -289,10 +293,10 @@ def damages_of(folder: Path, digest: Callable[[Path], str] = files.digest_file) 
     """
     manifest = Manifest.load(folder)
     entries: list[FileEntry] = [*([manifest.model] if manifest.model is not None else []), *manifest.shards]
-    return [f"{entry.name} {reason}" for entry in entries if (reason := _damage(folder, entry, digest)) is not None]
+    return [f"{entry.name} {reason}" for entry in entries if (reason := damage_in(folder, entry, digest)) is not None]
 
 
-def _damage(folder: Path, entry: FileEntry, digest: Callable[[Path], str] = files.digest_file) -> str | None:
+def damage_in(folder: Path, entry: FileEntry, digest: Callable[[Path], str] = files.digest_file) -> str | None:
     """How a file differs from what the manifest says, or None."""
     path = folder / entry.name
     return entry.difference(path.stat().st_size if path.is_file() else None, lambda: digest(path))

@@ -220,8 +220,10 @@ def _write(
         with progress.task(what, total=len(asks), unit="texts") as task:
             task.skip(before)
             for item, text in writer.write(asks, lambda key: key in journal.texts):
-                task.advance(item.key not in journal.texts)
+                new = item.key not in journal.texts
+                # First, because to report progress may end the work.
                 journal.add(item, text)
+                task.advance(new)
         return [journal.texts[item.key] for item in asks]
 
     draws = [(chunk, draw) for chunk in chunks for draw in range(config.per_chunk)]
