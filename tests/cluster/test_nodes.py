@@ -203,9 +203,10 @@ def test_a_node_that_ends_is_noticed_while_node_0_does_what_comes_before_its_sta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], ends: bool
 ) -> None:
     monkeypatch.setattr(pipeline.switch, "require_on", lambda: None)
-    gone = threading.Event()
+    met, gone = threading.Event(), threading.Event()
 
     def lead(nodes: Nodes) -> None:
+        met.set()
         assert gone.wait(10)
         specs: Any = [SimpleNamespace(name=name) for name in stages]
         with Progress(True, pipeline._asking(Cluster(nodes=nodes), specs)).task(stages[0], total=2) as task:
@@ -213,6 +214,7 @@ def test_a_node_that_ends_is_noticed_while_node_0_does_what_comes_before_its_sta
                 task.advance(1)
 
     def refuse() -> None:
+        assert met.wait(10)
         try:
             raise SwitchedOff("It is off.", "Turn it on.")
         finally:
