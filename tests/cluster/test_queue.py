@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,14 @@ from hypothesis import strategies as st
 from stillroom.cluster import ray_capture
 from stillroom.cluster.cluster import Cluster, cluster_of
 from stillroom.cluster.ray_capture import AHEAD, TRIES, Queue, connected
-from stillroom.core.errors import EnvironmentProblem, MissingDependency, SignalError, SwitchedOff, UsageError
+from stillroom.core.errors import (
+    EnvironmentProblem,
+    MissingDependency,
+    SignalError,
+    SwitchedOff,
+    Terminated,
+    UsageError,
+)
 from stillroom.core.progress import Progress
 from stillroom.teachers.units import Unit
 from tests.cluster.made_up_ray import ActorDied, MadeUpRay, RayError, TaskFailed
@@ -174,6 +183,31 @@ def test_a_cluster_that_is_slow_to_start_is_started_again(tmp_path: Path) -> Non
         with pytest.raises(RuntimeError, match=ray.words):
             ray_capture._start(ray, 2, str(tmp_path))
         assert ray.started == (ray_capture.STARTS if ray.fails == 9 else 1)
+
+
+def test_sigterm_ends_what_ray_has_and_means_afterwards_what_it_did(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    events: list[str] = []
+
+    def init(**_: object) -> None:
+        # As Ray does, which does not take it back.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        events.append("init")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: events.append("shutdown")))
+    monkeypatch.setattr(ray_capture, "require", lambda *_: None)
+    monkeypatch.setattr(ray_capture.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(ray_capture, "_clear", lambda folder: events.append(f"clear {folder}"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = signal.getsignal(signal.SIGTERM)
+    for address, cleared in (("auto", []), ("local", [f"clear {tmp_path}"])):
+        events.clear()
+        with pytest.raises(Terminated, match="SIGTERM"), connected(address, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        assert events == ["init", "shutdown", *cleared]
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_only_processes_of_the_cluster_are_ended(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.cluster.node import Node
+from stillroom.cluster.sigterm import raised_by_sigterm
 from stillroom.core import files
 from stillroom.core.errors import (
     EnvironmentProblem,
@@ -340,19 +340,9 @@ class Nodes:
             ) from None
 
 
-@contextlib.contextmanager
-def _sigterm(who: str) -> Iterator[None]:
+def _sigterm(who: str) -> contextlib.AbstractContextManager[None]:
     """Have SIGTERM raise, so that others hear of it."""
-
-    def stop(*_: Any) -> None:
-        raise Terminated(f"Stopped by SIGTERM on {who}.", "The same command on all nodes goes on.")
-
-    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    return raised_by_sigterm(Terminated(f"Stopped by SIGTERM on {who}.", "The same command on all nodes goes on."))
 
 
 def _known(error: BaseException, who: str) -> StillroomError:

@@ -17,8 +17,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stillroom import switch
-from stillroom.core.errors import EnvironmentProblem, SignalError, StillroomError, UsageError
+from stillroom.cluster.sigterm import raised_by_sigterm
+from stillroom.core.errors import EnvironmentProblem, SignalError, StillroomError, Terminated, UsageError
 from stillroom.core.extras import require
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, Task
@@ -136,6 +139,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     Raises:
         UsageError: Authentication of Ray was turned off.
         EnvironmentProblem: There is no cluster at the address.
+        Terminated: SIGTERM, while the body runs.
     """
     require("cluster", "--ray needs {}, which is not installed.")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -156,26 +160,36 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
         folder = tempfile.mkdtemp(prefix="sr-ray-")
     import ray
 
-    try:
+    with contextlib.ExitStack() as stack:
         if folder is not None:
-            _start(ray, workers or os.cpu_count() or 1, folder)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        if folder is not None:
-            _clear(folder)
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise EnvironmentProblem(
-            f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
-            "Check the address and the token (RAY_AUTH_TOKEN_PATH), or use --ray local.",
-        ) from None
-    try:
-        yield ray
-    finally:
+            stack.callback(_clear, folder)
+        try:
+            with _own_sigterm():
+                if folder is not None:
+                    _start(ray, workers or os.cpu_count() or 1, folder)
+                else:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise EnvironmentProblem(
+                f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
+                "Check the address and the token (RAY_AUTH_TOKEN_PATH), or use --ray local.",
+            ) from None
         # Actors belong to their driver: they end with it, on every node.
-        ray.shutdown()
-        if folder is not None:
-            _clear(folder)
+        stack.callback(ray.shutdown)
+        stack.enter_context(raised_by_sigterm(Terminated("Stopped by SIGTERM.", "The same command goes on.")))
+        yield ray
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What SIGTERM means before the body runs, it means afterwards: Ray gives it a handler of its own, which would stay."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start(ray: Any, cores: int, folder: str) -> None:
