@@ -208,8 +208,8 @@ def other_token(known: Mapping[str, int], vocabulary: Mapping[str, int], own: st
         (token for token in sorted(known, key=lambda item: known[item]) if vocabulary.get(token) != known[token]), None
     )
     if token is None:
-        return f"`{name}`'s has {len(vocabulary) - len(known):,} tokens more"
-    return f"{token!r} is id {known[token]} of `{own}`'s and {vocabulary.get(token, 'no token')} of `{name}`'s"
+        return f"`{name}` has {len(vocabulary) - len(known):,} tokens that `{own}` lacks"
+    return f"the token {token!r} has id {known[token]} in `{own}` and {vocabulary.get(token, 'none')} in `{name}`"
 
 
 def _size(config: TeacherConfig, tokens: int) -> int:
