@@ -61,10 +61,13 @@ def test_what_a_folder_has_besides_is_counted_by_ending(tmp_path: Path) -> None:
     for name in ("a.md", "B.MD", "c.html", "d.html", "e", "f.jsonl.gz"):
         (tmp_path / name).write_bytes(b"words")
     (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "gone.md").symlink_to("nowhere")
+    (tmp_path / "itself.md").symlink_to("itself.md")
     tally = Tally()
     assert len(list(read_source(TextSource(path=tmp_path), tally))) == 2
     assert sentences(tally.as_dict()) == [
-        "took 2 of 7 files; passed over 2 .html, 1 without an ending, 1 .jsonl.gz, 1 links to folders and special files"
+        "took 2 of 9 files; passed over 2 .html, 2 broken links, 1 without an ending, 1 .jsonl.gz, 1 links to folders and "
+        "special files"
     ]
 
 

@@ -17,8 +17,10 @@ from benchmarks.chat_templates import GEMMA, LLAMA, MISTRAL, PYTHON_ARGUMENTS, Q
 from stillroom.core.errors import CorpusError
 from stillroom.corpus.documents import Document, common_end, common_start
 from stillroom.corpus.rows import document_of
+from stillroom.corpus.sources import read_source
 from stillroom.corpus.tally import Tally, sentences
 from stillroom.corpus.tokens import Encoder
+from stillroom.recipe.corpus import JsonlSource
 
 
 def encoded(row: dict[str, Any], template: str | None = QWEN, **keys: Any) -> tuple[str, str]:
@@ -156,6 +158,15 @@ def test_a_chat_under_a_key_of_ones_own_is_named_in_the_hint(written: bool, besi
         "Name the right one as `text_key` or `messages_key` in the recipe, here `messages_key: data`."
     )
     assert encoded(row, messages_key="data", ignore=("title",)) == encoded({"messages": turns})
+
+
+def test_a_list_of_rows_in_one_object_is_told_how_to_become_a_file_of_rows(tmp_path: Path) -> None:
+    rows = [{"text": "A valve."}, {"text": "A coil."}]
+    assert "write that list alone, from its `[` to its `]`" in refusal({"version": 1, "data": rows})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = read_source(JsonlSource(path=tmp_path / "rows.json"))
+    assert [document.text for document in found] == ["A valve.", "A coil."]
+    assert 'each as a row of its own, {"text": "…"}' in refusal({"data": ["A valve.", "A coil."]})
 
 
 def test_what_is_not_used_is_counted_by_key() -> None:

@@ -529,6 +529,8 @@ def test_an_encoding_that_does_not_fit_is_refused_by_name(
         ("a.csv", "text;more\na;b\n", {"text_key": "text;more"}, ["a;b"]),
         ("a.csv", "text;more\na;b\n", {"text_key": "text;more", "delimiter": ","}, ["a;b"]),
         ("a.csv", "text;more\na;b\n", {}, ["a"]),
+        ("a.csv", "\r\n \n\ntext;more\na;b\n", {}, ["a"]),
+        ("a.csv", "\n\n", {}, []),
         ("a.csv", "id;body\n1;b\n", {"text_key": "body"}, ["b"]),
         ("a.csv", "id\tbody\n1\tb\n", {"text_key": "body", "delimiter": "\t"}, ["b"]),
         ("a.csv", "id|body\n1|b\n", {"text_key": "body", "delimiter": "|"}, ["b"]),

@@ -104,14 +104,14 @@ def _chosen(
     wanted = re.compile("|".join(_expression(pattern) for pattern in patterns), re.IGNORECASE)
     taken = 0
     passed: Tally = Tally() if tally is None else tally
-    for name in _walk(str(folder), ""):
-        if not name.endswith("/") and (wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name)):
+    for name, no_file in _walk(str(folder), ""):
+        if not no_file and (wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name)):
             taken += 1
             passed.files += 1
             yield folder / name
         elif shown is None:
             # With a pattern in `path` the user has chosen among the files already.
-            passed.passed_over[ending(name)] += 1
+            passed.passed_over[no_file or ending(name)] += 1
     if not taken:
         there = ", ".join(f"{count:,} {suffix}" for suffix, count in passed.passed_over.most_common(5))
         suffix = next((suffix for suffix in passed.passed_over if suffix.startswith(".")), None)
@@ -123,8 +123,8 @@ def _chosen(
         )
 
 
-def _walk(folder: str, below: str) -> Iterator[str]:
-    """Names of files under a folder, relative to it, in order; what is neither file nor folder ends in a slash."""
+def _walk(folder: str, below: str) -> Iterator[tuple[str, str]]:
+    """Names of files under a folder, relative to it, in order; each with what it is instead, where it is no file."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
@@ -135,7 +135,14 @@ def _walk(folder: str, below: str) -> Iterator[str]:
         if is_folder:
             yield from _walk(f"{folder}/{name}", f"{below}{name}/")
         else:
-            yield f"{below}{name}" + ("" if Path(folder, name).is_file() else "/")
+            yield f"{below}{name}", _instead_of_a_file(Path(folder, name))
+
+
+def _instead_of_a_file(path: Path) -> str:
+    """What something is that is no folder, in words; nothing for a file."""
+    if path.is_file():
+        return ""
+    return "broken links" if path.is_symlink() and not path.exists() else "links to folders and special files"
 
 
 def _expression(pattern: str) -> str:
@@ -161,8 +168,6 @@ def _unpacked(name: str) -> str:
 
 def ending(name: str) -> str:
     """The ending of a file's name in lower case, ``.jsonl.gz`` for packed ones; what to call files without one."""
-    if name.endswith("/"):
-        return "links to folders and special files"
     inner = PurePath(_unpacked(name)).suffix.lower()
     outer = PurePath(name).suffix.lower()
     found = inner + outer if outer in PACKED else inner

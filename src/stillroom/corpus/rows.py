@@ -358,6 +358,19 @@ def _refuse_unread(reading: _Reading, keys: Collection[str]) -> None:
 
 def _no_key(reading: _Reading, key: str) -> CorpusError:
     row = reading.row
+    missing = f"{reading.where}: no key `{key}`; there are: {', '.join(map(str, row)) or 'none'}."
+    lists = {str(name): value for name, value in row.items() if isinstance(value, (list, tuple)) and value}
+    table = next(iter(lists)) if len(lists) == 1 else ""
+    if table and all(_is_row(entry) for entry in lists[table]):
+        return CorpusError(
+            missing,
+            f"`{table}` holds a list of rows: write that list alone, from its `[` to its `]`, into a file that ends in "
+            "`.json`, and name it as `path`.",
+        )
+    if table and all(isinstance(entry, str) for entry in lists[table]):
+        return CorpusError(
+            missing, f'`{table}` holds a list of texts: write each as a row of its own, {{"text": "…"}}.'
+        )
     chats = [str(name) for name in row if reading.is_chat(str(name)) or _written_chat(row[name])]
     texts = [
         str(name) for name, value in row.items() if isinstance(value, str) and len(value) > 0 and str(name) not in chats
@@ -365,9 +378,14 @@ def _no_key(reading: _Reading, key: str) -> CorpusError:
     line = f"messages_key: {chats[0]}" if chats else f"text_key: {texts[0]}" if len(texts) == 1 else ""
     example = f", here `{line}`" if line else ""
     return CorpusError(
-        f"{reading.where}: no key `{key}`; there are: {', '.join(map(str, row)) or 'none'}.",
+        missing,
         f"Name the right one as `text_key` or `messages_key` in the recipe{example}.",
     )
+
+
+def _is_row(entry: Any) -> bool:
+    """Whether an entry of a list is a row, and no message of a chat."""
+    return isinstance(entry, Mapping) and not {"role", "from"}.intersection(entry)
 
 
 def _written_chat(value: Any) -> bool:

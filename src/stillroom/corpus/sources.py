@@ -361,12 +361,14 @@ def _shown(delimiter: str) -> str:
 
 
 def _csv(stream: IO[bytes], path: Path, codec: str, kind: str, source: JsonlSource) -> Rows:
-    """The rows of a table whose first line names its columns."""
+    """The rows of a table whose first line that is not blank names its columns."""
     text = io.TextIOWrapper(stream, codec, newline="")
     csv.field_size_limit(LONGEST)
-    header = text.readline(LONGEST + 1)
+    blank = 0
+    while not (header := text.readline(LONGEST + 1)).strip() and header:
+        blank += 1
     if len(header) > LONGEST:
-        raise too_long(f"{path}, line 1", text=False)
+        raise too_long(f"{path}, line {blank + 1}", text=False)
     lines = itertools.chain([header], text)
     reader = csv.reader(lines, delimiter=_delimiter(header, path, kind, source), strict=True)
     try:
@@ -387,7 +389,8 @@ def _csv(stream: IO[bytes], path: Path, codec: str, kind: str, source: JsonlSour
                 )
             yield dict(zip(names, row, strict=True)), where
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {reader.line_num}: not a CSV row: {error}.", "Write the file again.") from None
+        line = blank + reader.line_num
+        raise CorpusError(f"{path}, line {line}: not a CSV row: {error}.", "Write the file again.") from None
 
 
 def _without_nulls(value: Any) -> Any:
