@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from students.tiny_families import tiny_sequences
 from tiny_models import tiny_model
 
 from stillroom import pipeline
 from stillroom.core import files
 from stillroom.core.errors import SwitchedOff
+from stillroom.core.progress import Progress
+from stillroom.formats.gguf_file import write_gguf
+from stillroom.models.families.registry import family_of
+from stillroom.models.load import load_teacher
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.runs.run import Run
+from stillroom.students.importance import Sample
+from stillroom.students.measured import Measured
 from stillroom.switch import Places, Switch
 from stillroom.training.checkpoint import newest
 from stillroom.training.loop import Training
@@ -120,3 +129,33 @@ def test_a_switch_that_is_on_again_by_the_time_of_the_checkpoint_stops_nothing(
         on_step=lambda _, numbers: own.write(False) if numbers.get("step") == 2 else None,
     )
     assert made.stage("distill").record is not None
+
+
+@pytest.mark.parametrize("stored", ["folder", "file"])
+def test_loading_a_teacher_and_measuring_it_ask_too(original: Path, tmp_path: Path, stored: str) -> None:
+    config: HuggingFaceTeacher | GgufTeacher = HuggingFaceTeacher(name=str(original))
+    if stored == "file":
+        write_gguf(original, tmp_path / "teacher.gguf", "F32", name="tiny", licence="MIT")
+        config = GgufTeacher(path=str(tmp_path / "teacher.gguf"))
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == ends:
+            raise SwitchedOff("The switch is off: ", "Turn it on: stillroom on")
+
+    ends = 0
+    with Progress(quiet=True, ask=ask).at_work():
+        loaded = load_teacher(config, "cpu", torch.float32)
+        assert asked >= (3 if stored == "folder" else 2 + loaded.model.config.num_hidden_layers)
+        text = tiny_sequences(8, 32)
+        before = asked
+        Measured.of(loaded.model, family_of(loaded.model), Sample.of(text, 256), leave_one_out=True)
+        assert asked - before > 8
+        ends = asked + (asked - before) // 2
+        with pytest.raises(SwitchedOff):
+            Measured.of(loaded.model, family_of(loaded.model), Sample.of(text, 256), leave_one_out=True)
+    ends = asked + 1
+    load_teacher(config, "cpu", torch.float32)
+    assert asked == ends - 1, "nothing is asked once the run is not at work"

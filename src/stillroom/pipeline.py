@@ -444,7 +444,8 @@ def _do_stage(
             inputs, made.recipe.public_seed, spec.keeps, sections=sections, made_from=found, beside=spec.beside
         ):
             function = spec.load() if cluster is None else cluster.function(spec)
-            function(made, stage, progress)
+            with progress.at_work():
+                function(made, stage, progress)
     except KeyboardInterrupt:
         # What the user is told; see `stillroom.cli`.
         steps = [event["step"] for event in made.events(spec.name) if "step" in event]

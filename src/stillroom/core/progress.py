@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,14 @@ SMOOTH_SECONDS = 10.0
 """About so long it takes until what is shown follows a new estimate of the time left."""
 HALF_SECONDS = 20.0
 """Work that is so old weighs half in the rate; in long tasks, work that is a quarter of their age."""
+
+_ASKED: ContextVar[Callable[[], None] | None] = ContextVar("asked", default=None)
+
+
+def ask() -> None:
+    """Ask what the ``Progress`` at work asks, such as the switch: for work that is no task. What it raises ends the work."""
+    if (asked := _ASKED.get()) is not None:
+        asked()
 
 
 @dataclass
@@ -139,6 +148,15 @@ class Progress:
     def __init__(self, quiet: bool = False, ask: Callable[[], None] | None = None) -> None:
         self.quiet = quiet
         self.ask = ask
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let :func:`ask` ask what this asks while the body runs."""
+        before = _ASKED.set(self.ask)
+        try:
+            yield
+        finally:
+            _ASKED.reset(before)
 
     @contextlib.contextmanager
     def task(

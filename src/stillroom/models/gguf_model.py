@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stillroom.core import progress
 from stillroom.core.errors import TeacherError, UnsupportedModel
 from stillroom.models.checkpoint import require_numbers, require_whole
 from stillroom.models.families.registry import families
@@ -416,6 +417,7 @@ def _fill(where: str, model: CausalModel, reader: GGUFReader) -> None:
     }
     missing, mismatched = [], []
     for key, parameter in model.named_parameters():  # tied ones once
+        progress.ask()
         name = str(names.get_name(key, try_suffixes=(".weight", ".bias")))
         tensor = stored.pop(name, None)
         if tensor is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.core import files
+from stillroom.core import files, progress
 from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
 from stillroom.inspection.inspect import require_safe
 from stillroom.models.at_hand import Keep, hold
@@ -112,6 +112,7 @@ def load_teacher(
         VerificationFailed: It is inside a package that cannot prove what it claims.
         UnsupportedModel: Its family is not a causal language model that transformers knows.
     """
+    progress.ask()
     notes: tuple[str, ...] = ()
     quantization: str | None = None
     if isinstance(config, EndpointTeacher):
@@ -133,9 +134,14 @@ def load_teacher(
         tokenizer = open_tokenizer(folder)
         name = Path(config.name).name if Path(config.name).exists() else config.name
         weights = sorted(folder.glob("*.safetensors"))
-        digest = files.digest_json({file.name: files.digest_file(file) for file in weights})
+        digests = {}
+        for file in weights:
+            progress.ask()
+            digests[file.name] = files.digest_file(file)
+        digest = files.digest_json(digests)
         stored = sum(file.stat().st_size for file in weights)
     config_digest = None if isinstance(config, GgufTeacher) else digest_of_config(folder)
+    progress.ask()
     model.eval().requires_grad_(requires_grad=False)
     hold(model, device, dtype, keep)
     require_rows(name, model, tokenizer)

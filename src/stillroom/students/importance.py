@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stillroom.core import progress
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.compute import widest
 from stillroom.models.families.family import Family
@@ -132,6 +133,7 @@ def texts(model: CausalModel, sample: Sequences) -> Iterator[tuple[torch.Tensor,
     packed = way_of(model).packed
     device = next(model.parameters()).device
     for index in range(len(sample)):
+        progress.ask()
         one = slice(index, index + 1)
         segments = sample.segments[index]
         real = (segments >= 0).nonzero().squeeze(1)
@@ -199,11 +201,13 @@ def leave_one_out_kl(model: CausalModel, family: Family, sample: Sequences) -> l
 
     kept = []
     for _ in range(count):
+        progress.ask()
         kept.append(walk.states)
         walk.move(walk.run()[0])
     whole = logprobs(walk.states)
     found = []
     for index in range(count):
+        progress.ask()
         walk.states, walk.place = kept[index], index + 1
         walk.advance(count)
         found.append(float((whole.exp() * (whole - logprobs(walk.states))).sum(1).mean()))
@@ -230,12 +234,11 @@ def judged_kl(teacher: torch.Tensor, model: CausalModel, sample: Sequences) -> f
 
 def _judged_parts(model: CausalModel, sample: Sequences) -> Iterator[torch.Tensor]:
     """Log-probabilities of the positions for evaluation, a few rows at a time."""
-    hidden = torch.cat(
-        [
-            hidden_states(model, sample.ids[one : one + 1], sample.positions[one : one + 1]).flatten(0, 1)
-            for one in range(len(sample))
-        ]
-    )
+    rows = []
+    for one in range(len(sample)):
+        progress.ask()
+        rows.append(hidden_states(model, sample.ids[one : one + 1], sample.positions[one : one + 1]).flatten(0, 1))
+    hidden = torch.cat(rows)
     chosen = (sample.targets.flatten() != IGNORED).nonzero().squeeze(1)
     chosen = chosen[:: max(1, len(chosen) // POSITIONS)][:POSITIONS].to(hidden.device)
     for begin in range(0, len(chosen), JUDGED_AT_ONCE):
