@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import UnsupportedModel
+from stillroom.core.sizes import in_words
 from stillroom.models.load import config_parameters
 from stillroom.models.stored_size import stored_size
 from stillroom.planning import plan as planning
@@ -30,8 +31,8 @@ def test_scales_are_no_parameters(original: Path, fp8: Path) -> None:
     assert size.stored_bytes == (fp8 / "model.safetensors").stat().st_size
     assert size.dequantized_bytes == {"float32": 4 * first, "bfloat16": 2 * first}
     assert size.words == (
-        f"quantized: {WORDS}; {size.stored_bytes / 1e6:.1f} MB on disk, {4 * first / 1e6:.1f} MB once dequantized to float32 "
-        f"({2 * first / 1e6:.1f} MB in bfloat16)"
+        f"quantized: {WORDS}; {in_words(size.stored_bytes)} on disk, {in_words(4 * first)} once dequantized to float32 "
+        f"({in_words(2 * first)} in bfloat16)"
     )
     assert stored_size(HuggingFaceTeacher(name=str(original))) is None
     assert stored_size(GgufTeacher(path="model.gguf")) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stillroom.core import sizes
 from stillroom.models.load import AnyTeacher, config_parameters, model_folder, quantization_words
 from stillroom.recipe.teacher import HuggingFaceTeacher
 
@@ -33,8 +34,9 @@ class StoredSize:
         """One line for people."""
         floats = self.dequantized_bytes
         return (
-            f"quantized: {self.quantization}; {_bytes(self.stored_bytes)} on disk, {_bytes(floats['float32'])} once "
-            f"dequantized to float32 ({_bytes(floats['bfloat16'])} in bfloat16)"
+            f"quantized: {self.quantization}; {sizes.in_words(self.stored_bytes)} on disk, "
+            f"{sizes.in_words(floats['float32'])} once dequantized to float32 "
+            f"({sizes.in_words(floats['bfloat16'])} in bfloat16)"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,7 +64,3 @@ def stored_size(config: AnyTeacher) -> StoredSize | None:
         return None
     weights = model_folder(config.name, config.revision).glob("*.safetensors")
     return StoredSize(quantization, config_parameters(config), sum(file.stat().st_size for file in weights))
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

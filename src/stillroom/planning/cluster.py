@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.core import sizes
 from stillroom.core.progress import clock, say
 
 if TYPE_CHECKING:
@@ -236,8 +237,8 @@ def paper_table() -> str:
         few, many = (estimate(paper_job(tokens), rates, count, PRICE) for count in (64, 512))
         lines.append(
             f"| {words} | {_range(few['capture_hours'])} | {_range(few['train_hours'])} | {_range(few['dollars'])} "
-            f"| {_days(few['hours'])} | {_days(many['hours'])} | {_bytes(few['cache_bytes'])} | {few['objects']:,} "
-            f"| {_short(few['store_month_dollars'])} $ | {_short(few['egress_dollars'])} $ |"
+            f"| {_days(few['hours'])} | {_days(many['hours'])} | {sizes.in_words(few['cache_bytes'])} | {few['objects']:,} "
+            f"| {sizes.short(few['store_month_dollars'])} $ | {sizes.short(few['egress_dollars'])} $ |"
         )
     return "\n".join(lines)
 
@@ -257,30 +258,14 @@ def structures_table() -> str:
             120 / PIECE_TOKENS,
         ),
     ):
-        lines.append(f"| {name} | {words} | {_bytes(1e8 * per_token)} | {_bytes(1e12 * per_token)} |")
+        lines.append(f"| {name} | {words} | {sizes.in_words(1e8 * per_token)} | {sizes.in_words(1e12 * per_token)} |")
     return "\n".join(lines)
 
 
-def _short(value: float) -> str:
-    """Two digits that count."""
-    if value == 0:
-        return "0"
-    digits = 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, digits)
-    return f"{rounded:,.{max(0, digits)}f}"
-
-
 def _range(values: list[float]) -> str:
-    return f"{_short(values[1])} ({_short(values[0])}–{_short(values[2])})"
+    return f"{sizes.short(values[1])} ({sizes.short(values[0])}–{sizes.short(values[2])})"
 
 
 def _days(hours: list[float]) -> str:
     unit, words = (24.0, "d") if hours[1] >= 48 else (1.0, "h") if hours[1] >= 1 else (1 / 60, "min")
     return _range([value / unit for value in hours]) + f" {words}"
-
-
-def _bytes(value: float) -> str:
-    for size, words in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if value >= size:
-            return f"{_short(value / size)} {words}"
-    return f"{_short(value / 1e3)} kB"
