@@ -33,18 +33,26 @@ def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -
         assert server.ask("POST", "/v1/chat/completions", streamed, headers)[0] == 200
         assert server.ask("POST", "/v1/chat/completions", b"{nonsense", headers)[0] == 400
         assert server.ask("POST", "/v1/chat/completions", body)[0] == 401
+        wrong = {"Authorization": "Bearer sk-of-elsewhere"}
+        assert server.ask("POST", "/v1/chat/completions", body, wrong)[0] == 401
         assert server.ask("GET", "/v1/models", None, headers)[0] == 200
     log.close()
     found = lines(log.path)
-    assert [line["status"] for line in found] == [200, 200, 400]
+    assert [line["status"] for line in found] == [200, 200, 400, 401, 401]
+    assert all("key" in line for line in found[:3])
+    assert not any({"key", "account"} & line.keys() for line in found[3:])
+    assert all(line["ip"] == "127.0.0.0" and line["time"] for line in found[3:])
     assert all(line["completion_tokens"] == 4 and line["turns"] == 1 and line["seeded"] for line in found[:2])
-    assert [line["stream"] for line in found] == [False, True, False]
+    assert [line["stream"] for line in found[:3]] == [False, True, False]
     text = log.path.read_text()
-    assert not any(word in text for word in ("Xylophone", "sk-own", "ann", "tool/1"))
+    assert not any(
+        word in text for word in ("Xylophone", "sk-own", "elsewhere", log.digest("sk-of-elsewhere"), "ann", "tool/1")
+    )
     assert "127.0.0.0" in text
     report = intake([log.path], create_store(tmp_path / "store"))
     assert report.rows == 3
-    assert report.formats == {"stillroom": 3}
+    assert report.formats == {"stillroom": 5}
+    assert report.skipped == {"names no account (see --account)": 2}
 
 
 def test_texts_are_logged_where_asked(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -696,7 +696,8 @@ def make_app(service: Service) -> Starlette:
 
     return _Served(
         routes=[Route(path, _caught(endpoint, service), methods=methods) for path, endpoint, methods in routes],
-        middleware=[guard, *logged],
+        # The log first: what the guard refuses is in it, too.
+        middleware=[*logged, guard],
         lifespan=lifespan,
         exception_handlers={404: not_found, 405: not_found},
     )

@@ -1,8 +1,9 @@
 """A log of requests, only where the owner asks for one: metadata, in a file of bounded size on this machine.
 
 `stillroom guard intake` reads it. A line says when, from which network, under which key, and what was asked for in numbers.
-Keys, end users and clients' names are digests under a secret beside the file; addresses are reduced to their network. Texts are
-in it only where the owner asked for that too.
+Of a request that is refused before a model sees it, such as one without a valid key, it says when, from which network, and the
+status. Keys, end users and clients' names are digests under a secret beside the file; addresses are reduced to their network.
+Texts are in it only where the owner asked for that too.
 """
 
 from __future__ import annotations
@@ -199,7 +200,9 @@ class LoggedRequests:
 
 def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[str, Any]:
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    key = headers.get(b"authorization", "").partition(" ")[2].strip()
+    admitted = "owner" in scope.get("state", {})
+    # What the guard refused is no account's, and a key that is not valid here may be one of somewhere else.
+    key = headers.get(b"authorization", "").partition(" ")[2].strip() if admitted else ""
     client = scope.get("client")
     record: dict[str, Any] = {"log": "stillroom", "path": scope["path"]}
     if key:
@@ -207,7 +210,7 @@ def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[s
     network = _network(client[0]) if client else None
     if network:
         record["ip"] = network
-        if not key:
+        if admitted and not key:
             # Without keys, a client's network is the nearest thing to an account.
             record["account"] = f"network {log.digest(network)}"
     if headers.get(b"user-agent"):
