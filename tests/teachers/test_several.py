@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from stillroom.recipe.reading import dump_recipe, parse_recipe, recipe_of
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import routes_of
 from stillroom.recipe.teacher import HuggingFaceTeacher
+from stillroom.recipe.terms import Decision
 from stillroom.runs.run import Run
 from stillroom.teachers.several import mean_logprobs, open_signals, route_of_pieces
 from stillroom.terms.gate import verdict_of_recipe
+from stillroom.terms.statements import Subject
 
 OWN = {"kind": "own", "decided_by": "A. Tester", "decided_at": "2026-11-26T00:00:00Z"}
 
@@ -225,6 +228,7 @@ def test_one_that_is_forbidden_forbids_all(settings: dict[str, Any], tmp_path: P
     ("change", "message"),
     [
         ({"teachers": {"teacher": {"kind": "huggingface", "name": "x"}}}, "no name for a teacher"),
+        ({"teachers": {"student": {"kind": "huggingface", "name": "x"}}}, "no name for a teacher"),
         (
             {"teachers": {"idle": {"kind": "huggingface", "name": "x"}, "code": {"kind": "huggingface", "name": "x"}}},
             "idle",
@@ -235,3 +239,16 @@ def test_one_that_is_forbidden_forbids_all(settings: dict[str, Any], tmp_path: P
 def test_names_have_to_fit(settings: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe_of(settings | change)
+
+
+def test_a_decision_about_the_own_teacher_is_not_about_one_in_a_folder_of_that_name() -> None:
+    own = Subject("teacher", "teacher")
+    other = Subject("teacher", "teacher", called="b")
+    text = Subject("text", "student")
+    assert own.decided_as == ("teacher",)
+    assert other.decided_as == ("b",)
+    assert text.decided_as == ("text",)
+    # A name of one letter can be decided about.
+    assert (
+        Decision(subject="b", kind="own", decided_by="Jo", decided_at=datetime(2026, 11, 24, tzinfo=UTC)).subject == "b"
+    )

@@ -22,6 +22,8 @@ from stillroom.recipe.write import WriteConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a teacher may be called."""
+TAKEN = (OWN, "student", "text")
+"""What none may be called: a decision under `terms` that says it is about something else."""
 
 
 class LimitsConfig(Section):
@@ -102,10 +104,10 @@ class Recipe(Section):
     def _taught(self) -> Recipe:
         names = {OWN, *self.teachers}
         for name in self.teachers:
-            if name == OWN or not NAME.fullmatch(name):
+            if name in TAKEN or not NAME.fullmatch(name):
                 raise ValueError(
                     f"{name!r} under `teachers` is no name for a teacher: letters, digits, `-` and `_`, and not `{OWN}`, "
-                    "which is the recipe's own"
+                    "which is the recipe's own, nor `student` or `text`, which decisions in `terms` are about"
                 )
         used: set[str] = set()
         for index, source in enumerate(self.corpus.sources):

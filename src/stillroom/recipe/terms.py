@@ -17,7 +17,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max
 class Decision(Section):
     """What a person decided about a model or text whose terms no one knows; kept in the run's ``terms.json``."""
 
-    subject: Text = "teacher"
+    subject: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)] = "teacher"
     """``teacher``, ``teacher.original``, ``student`` (a student that exists already), or the name of what it is about."""
     kind: Literal["own", "licence"]
     """``own``: it belongs to the one who decides; ``licence``: its terms were read and allow it."""

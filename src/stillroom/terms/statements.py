@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 KIND = "stillroom-terms"
 """What a document of terms calls itself."""
@@ -31,6 +31,7 @@ class Statement:
 
 Role = Literal["teacher", "student", "text"]
 """What a subject is in a recipe; a student is one that exists already."""
+ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Subject:
     @property
     def decided_as(self) -> tuple[str, ...]:
         """What a decision about it may say as its subject."""
-        return (self.role, self.name) if self.called is None else (self.called, self.name)
+        called = self.role if self.called is None else self.called
+        # A folder that is called `teacher` is not what a decision about `teacher` means.
+        return (called,) if self.name in ROLES else (called, self.name)
 
 
 @dataclass(frozen=True)
