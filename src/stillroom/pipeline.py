@@ -327,6 +327,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _require_objective(made, wanted)
     _require_packages(made, wanted)
     _require_copies(made, wanted)
+    _require_keys(made, wanted)
     if cluster is not None:
         cluster.meet(made)
     here = wanted if cluster is None else cluster.here(wanted)
@@ -504,15 +505,26 @@ def _require_packages(made: Run, wanted: list[StageSpec]) -> None:
     from stillroom.planning.needs import missing_needs, require_needs
 
     needs = missing_needs(made.recipe)
-    if not needs:
-        return
-    todo = {"run"}
+    todo = _still_to_do(made, wanted) if needs else set()
+    if todo:
+        require_needs(need for need in needs if need.stage in todo | {"run"})
+
+
+def _still_to_do(made: Run, wanted: list[StageSpec]) -> set[str]:
+    """Stages that are not finished, by name. What a stage depends on can be told as far as those before it are done."""
+    todo: set[str] = set()
     for spec in wanted:
-        # What a stage depends on can be told as far as the stages before it are done.
-        if len(todo) > 1 or not made.stage(spec.name).holds(inputs_of(made, spec)):
+        if todo or not made.stage(spec.name).holds(inputs_of(made, spec)):
             todo.add(spec.name)
-    if len(todo) > 1:
-        require_needs(need for need in needs if need.stage in todo)
+    return todo
+
+
+def _require_keys(made: Run, wanted: list[StageSpec]) -> None:
+    """Refuse to begin without the key of an endpoint that is still to be asked."""
+    from stillroom.teachers.endpoint.stage import require_keys
+
+    if any(getattr(teacher, "key_env", None) for teacher in made.recipe.every_teacher.values()):
+        require_keys(made.recipe, _still_to_do(made, wanted))
 
 
 def _require_copies(made: Run, wanted: list[StageSpec]) -> None:

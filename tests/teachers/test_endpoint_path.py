@@ -169,6 +169,7 @@ def test_a_student_that_exists(small_recipe: Any, served: tuple[str, Path], tmp_
         ({"capture": {"codec": {"kind": "observed", "k": 10}}}, "Give both the same value"),
         ({"capture": {"codec": {"kind": "observed", "k": 20}, "temperature": 2.0}}, "at temperature 1"),
         ({"capture": {"codec": {"kind": "observed", "k": 20}, "path": "s3://bucket/cache"}}, "is in an object store"),
+        ({"server": "fireworks"}, "Set `teacher.top: 5`, and `capture: {codec: {kind: observed, k: 5}}`"),
     ],
 )
 def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_sent(
@@ -176,8 +177,11 @@ def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_sent(
 ) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=1, hidden=16)
     # Nobody listens there: a request would be another error.
+    server = {"server": sections["server"]} if "server" in sections else {}
+    sections = {key: value for key, value in sections.items() if key != "server"}
     settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher, **sections)
-    with pytest.raises(RecipeError) as failed:
+    settings["teacher"] |= server
+    with pytest.raises((RecipeError, TeacherError)) as failed:
         run(Recipe.model_validate(settings), tmp_path, quiet=True)
     assert words in str(failed.value)
 

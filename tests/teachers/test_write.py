@@ -110,6 +110,9 @@ class _Chat(BaseHTTPRequestHandler):
             self.end_headers()
             return
         prompt = body["messages"][0]["content"]
+        if server.thinks:
+            self._answer({"choices": [{"message": {"content": None}, "finish_reason": "length"}], "usage": {}})
+            return
         passage = prompt.split("\n\n")[1]
         number = files.digest_json(prompt)[:6]
         if prompt.startswith("Read this passage.") and "Write one question" in prompt:
@@ -120,6 +123,9 @@ class _Chat(BaseHTTPRequestHandler):
             "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 20},
         }
+        self._answer(answer)
+
+    def _answer(self, answer: dict[str, Any]) -> None:
         data = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -134,7 +140,7 @@ class _Chat(BaseHTTPRequestHandler):
 @pytest.fixture
 def chat() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
-    server.asked, server.fail_after = [], None
+    server.asked, server.fail_after, server.thinks = [], None, False
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -231,6 +237,36 @@ def test_the_cap_holds(settings: dict[str, Any], chat: Any, tmp_path: Path) -> N
     assert Ledger(tmp_path / "small" / "spending-writer.jsonl", Price(1, 2, 0.002)).spent <= 0.002
 
 
+def test_a_writer_that_only_thought_is_paid_once_and_left_out(
+    settings: dict[str, Any], chat: Any, tmp_path: Path
+) -> None:
+    chat.thinks = True
+    settings["write"] |= {"forms": ["rephrase"], "limit": 3}
+    for _ in range(2):
+        with pytest.raises(CorpusError, match=r"Nothing of what was written is kept: .*: 3"):
+            run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+    assert len(chat.asked) == 3
+
+
+def test_a_key_that_is_not_set_is_told_before_anything_is_read(
+    settings: dict[str, Any], chat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WRITER_KEY", raising=False)
+    settings["teachers"]["writer"]["key_env"] = "WRITER_KEY"
+    with pytest.raises(TeacherError, match="`WRITER_KEY`, which has the endpoint's key, is not set"):
+        run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    assert not (tmp_path / "small").exists()
+    monkeypatch.setenv("WRITER_KEY", "key-of-the-writer")
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True, until="corpus")
+    count = len(chat.asked)
+    assert count > 0
+    # What is finished needs no key.
+    monkeypatch.delenv("WRITER_KEY")
+    run(Recipe.model_validate(settings), tmp_path, quiet=True, until="corpus")
+    assert len(chat.asked) == count
+    assert made.path.is_dir()
+
+
 def test_a_chat_endpoint_cannot_be_learned_from(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["corpus"]["sources"][0]["teacher"] = "writer"
     with pytest.raises(RecipeError, match=r"`teachers.writer` is learned from"):
@@ -257,3 +293,9 @@ def test_what_was_written_about_a_withdrawn_document_is_gone(tmp_path: Path) -> 
     assert Journal(path, {"a", "b"}).texts == journal.texts
     assert set(Journal(path, {"a"}).texts) == {"1"}
     assert b"about b" not in path.read_bytes()
+
+
+def test_the_same_question_is_not_asked_for_twice(small_recipe: Any) -> None:
+    with pytest.raises(RecipeError, match="per_chunk: 1"):
+        recipe_of(small_recipe("teacher", write={"temperature": 0, "per_chunk": 2}))
+    assert recipe_of(small_recipe("teacher", write={"temperature": 0, "per_chunk": 3, "forms": ["rephrase"]})).write

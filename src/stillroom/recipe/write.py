@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.recipe.section import Section
 
@@ -34,3 +34,12 @@ class WriteConfig(Section):
     """A text in which fewer of its four-word sequences are distinct is left out as repeating itself."""
     support: float = Field(default=0.3, ge=0, le=1)
     """An answer of which fewer content words are in its chunk is left out as not supported."""
+
+    @model_validator(mode="after")
+    def _differs(self) -> WriteConfig:
+        if self.temperature == 0 and self.per_chunk > 1 and self.forms != ("rephrase",):
+            raise ValueError(
+                f"with `temperature: 0` a chunk's question is the same each of the {self.per_chunk} times that it is asked "
+                "for it: write `per_chunk: 1`, or a `temperature` above 0"
+            )
+        return self

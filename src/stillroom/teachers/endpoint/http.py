@@ -97,6 +97,25 @@ class Slots:
             self.limit = max(1.0, self.limit / 2)
 
 
+def key_of(name: str | None) -> str | None:
+    """The key in an environment variable; None where the recipe names no variable.
+
+    Raises:
+        TeacherError: The variable is not set, or its value cannot be a key.
+    """
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise TeacherError(
+            f"The environment variable `{name}`, which has the endpoint's key, is not set.",
+            f"Set it in the shell that gives the command: export {name}=…",
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise TeacherError(f"The environment variable `{name}` has characters that no key has.", "Set it again.")
+    return key
+
+
 @dataclass
 class Client:
     """Talks to one server.
@@ -259,7 +278,7 @@ class Client:
             TeacherError: A redirect.
         """
         headers = {"User-Agent": f"stillroom/{tool_version()}", "Accept": "application/json"}
-        key = self._key()
+        key = key_of(self.key_env)
         if key:
             headers["Authorization"] = f"Bearer {key}"
         content = None
@@ -317,26 +336,6 @@ class Client:
         if not isinstance(value, dict):
             raise TeacherError(f"{self.base_url}: the answer is not a JSON object.", "Check `teacher.base_url`.")
         return value
-
-    def _key(self) -> str | None:
-        """The key, from the environment.
-
-        Raises:
-            TeacherError: The variable is not set, or its value cannot be a key.
-        """
-        if self.key_env is None:
-            return None
-        key = os.environ.get(self.key_env, "").strip()
-        if not key:
-            raise TeacherError(
-                f"The environment variable `{self.key_env}`, which has the endpoint's key, is not set.",
-                f"Set it in the shell that gives the command: export {self.key_env}=…",
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise TeacherError(
-                f"The environment variable `{self.key_env}` has characters that no key has.", "Set it again."
-            )
-        return key
 
     def _words(self, data: bytes) -> str:
         """What a server says, short, on one line, and without the key."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import cache_identity, open_writer
 from stillroom.teachers.endpoint import ledger, received
 from stillroom.teachers.endpoint.capture import FINGERPRINT, Piece, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.http import key_of
 from stillroom.teachers.endpoint.servers import TEXT_ONLY
-from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
+from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint, require_most
 from stillroom.teachers.original import require_originals
 from stillroom.teachers.several import require_fitting
 
@@ -62,6 +63,8 @@ def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None
             f"`{key}` is learned from, and {TEXT_ONLY[teacher.server]}.",
             "Let it write instead (`write: {by: NAME}`), and learn from a teacher that can be scored.",
         )
+    if teacher.server != "auto":
+        require_most(teacher.server, teacher.top, key)
     if not isinstance(recipe.capture.codec, ObservedCodec):
         raise RecipeError(
             f"`capture.codec: {{kind: {recipe.capture.codec.kind}}}` needs the teacher's whole distribution, and an endpoint "
@@ -85,6 +88,24 @@ def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None
             "by unit; what an endpoint lists is written into a folder.",
             "Name a folder as `capture.path`, or leave it out.",
         )
+
+
+def require_keys(recipe: Recipe, stages: Container[str]) -> None:
+    """Refuse, before anything is spent, to begin without the key of an endpoint that is still to be asked.
+
+    Args:
+        recipe: The run's.
+        stages: Names of those that are still to be done.
+
+    Raises:
+        TeacherError: Names the environment variable.
+    """
+    asked = set(recipe.learned_from) if "capture" in stages else set()
+    if "write" in stages and recipe.write is not None:
+        asked.add(recipe.write.by)
+    for name, config in recipe.every_teacher.items():
+        if isinstance(config, EndpointConfig) and name in asked:
+            key_of(config.key_env)
 
 
 def require_no_units(recipe: Recipe, what: str) -> None:

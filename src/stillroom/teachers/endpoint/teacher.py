@@ -12,6 +12,7 @@ from stillroom.core.errors import TeacherError
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.load import config_parameters, load_tokenizer, stated_licence, teacher_config
 from stillroom.models.tokenizer import tokenizer_digest
+from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.teachers.endpoint.http import Client, Clock, Slots, SystemClock
 from stillroom.teachers.endpoint.ledger import Ledger, Price
@@ -164,12 +165,30 @@ def open_endpoint(
             "Serve the model with llama.cpp, vLLM or SGLang; or have text written by it and train on that as a source with "
             "`generated_by`.",
         )
-    cls = KINDS[kind]
     asked = config.top if top is None else top
-    if cls.most is not None and asked > cls.most:
+    try:
+        require_most(kind, asked)
+    except TeacherError:
         client.close()
-        raise TeacherError(
-            f"A server of the kind `{kind}` lists at most {cls.most} ids per position, and the recipe asks for {asked}.",
-            f"Set `teacher.top: {cls.most}`.",
-        )
+        raise
+    cls = KINDS[kind]
     return EndpointTeacher(config, cls(client, config.model, tokenizer, size, asked), tokenizer)
+
+
+def require_most(kind: str, asked: int, key: str = OWN) -> None:
+    """Refuse to ask for more ids per position than a kind of server lists.
+
+    Args:
+        kind: Of server, such as ``fireworks``.
+        asked: Ids.
+        key: What the recipe calls the teacher.
+
+    Raises:
+        TeacherError: It lists fewer.
+    """
+    most = KINDS[kind].most
+    if most is not None and asked > most:
+        raise TeacherError(
+            f"A server of the kind `{kind}` lists at most {most} ids per position, and the recipe asks for {asked}.",
+            f"Set `{key}.top: {most}`, and `capture: {{codec: {{kind: observed, k: {most}}}}}`.",
+        )

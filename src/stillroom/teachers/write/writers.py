@@ -217,6 +217,9 @@ class ChatWriter:
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (KeyError, IndexError, TypeError):
             text, reason = None, None
+        if text is None and isinstance(reason, str):
+            # It thought until the limit, or would not answer: paid for, and a text that is left out.
+            return Text("", ended=False)
         if not isinstance(text, str):
             raise TeacherError(
                 f"{self.client.base_url}: the server's answer has no text (`choices[0].message.content`).",
