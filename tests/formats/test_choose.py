@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,9 @@ from pydantic import ValidationError
 
 from stillroom.core.errors import RecipeError
 from stillroom.formats.choose import byte_limit, cache_bytes, candidates
+from stillroom.planning.counting import check_student
 from stillroom.recipe.export import MAX_KL, ChooseConfig, ExportConfig
+from stillroom.recipe.reading import recipe_of
 from stillroom.students.limits import load_profiles
 
 CONFIG = SimpleNamespace(
@@ -53,3 +56,12 @@ def test_a_choice_needs_a_limit_and_limits_keep_their_defaults() -> None:
     with pytest.raises(ValidationError, match="at least one type"):
         ChooseConfig(file_bytes=1, among=())
     assert ExportConfig(max_kl={"F16": 0.5}).max_kl == MAX_KL | {"F16": 0.5}
+
+
+def test_a_device_that_is_not_known_is_refused_before_the_text_is_read(small_recipe: Any) -> None:
+    choose = {"device": "no-such"}
+    recipe = recipe_of(small_recipe("nowhere", student={"kind": "shrink"}, export={"gguf": [], "choose": choose}))
+    with pytest.raises(RecipeError, match=r"`export\.choose\.device`: 'no-such' is not a known device"):
+        check_student(recipe)
+    assert recipe.export.writes_gguf
+    assert not ExportConfig(gguf=()).writes_gguf

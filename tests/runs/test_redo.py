@@ -18,7 +18,8 @@ from tiny_models import tiny_model
 
 from stillroom import pipeline
 from stillroom.core.errors import CorpusError, RunError, StillroomError
-from stillroom.runs.known import Known, difference
+from stillroom.recipe.reading import recipe_of
+from stillroom.runs.known import Known, difference, made_from
 from stillroom.runs.run import Run
 from stillroom.training import extension
 from tests.conftest import OWN
@@ -261,6 +262,23 @@ def test_a_wrong_stage_lists_the_stages(project: Path) -> None:
 )
 def test_differences_in_words(before: Mapping[str, str], after: Mapping[str, str], words: str) -> None:
     assert difference(dict(before), dict(after)) == words
+
+
+def test_device_profiles_of_ones_own_count_by_content(tmp_path: Path, small_recipe: Any) -> None:
+    own = tmp_path / "own.yaml"
+    target = {"device": "tiny", "profiles": str(own)}
+    recipe = recipe_of(
+        small_recipe("teacher", student={"kind": "shrink", "target": target}, export={"gguf": [], "choose": target})
+    )
+    found = []
+    for words in ("tiny: {memory_bytes: 1}", "tiny: {memory_bytes: 20}"):
+        own.write_text(words)
+        found.append([made_from(recipe, stage, Known.open(tmp_path)) for stage in ("shrink", "export", "distill")])
+    (shrink, export, distill), after = found
+    assert list(shrink) == list(export) == [str(own)]
+    assert distill == after[2] == {}
+    assert shrink != after[0]
+    assert export != after[1]
 
 
 def test_known_digests_follow_the_file(tmp_path: Path) -> None:

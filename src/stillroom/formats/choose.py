@@ -9,6 +9,7 @@ from stillroom.recipe.export import ChooseConfig
 
 if TYPE_CHECKING:
     from stillroom.models.types import ModelConfig
+    from stillroom.students.limits import Profile
 
 CACHE_BYTES = 2
 """Bytes of one number in the runtime's KV cache."""
@@ -25,19 +26,27 @@ def byte_limit(choice: ChooseConfig, config: ModelConfig) -> int | None:
         RecipeError: The device or the file of profiles is not known.
     """
     limits = [choice.file_bytes] if choice.file_bytes is not None else []
-    if choice.device is not None or choice.profiles is not None:
-        from stillroom.students.limits import load_profiles
-
-        known = load_profiles(choice.profiles)
-        if choice.device is not None:
-            if choice.device not in known:
-                raise RecipeError(
-                    f"`export.choose.device`: {choice.device!r} is not a known device.",
-                    f"Known: {', '.join(sorted(known))}.",
-                )
-            profile = known[choice.device]
-            limits += [profile.file_bytes, profile.memory_bytes - cache_bytes(config, profile.context)]
+    profile = device_of(choice)
+    if profile is not None:
+        limits += [profile.file_bytes, profile.memory_bytes - cache_bytes(config, profile.context)]
     return min(limits) if limits else None
+
+
+def device_of(choice: ChooseConfig) -> Profile | None:
+    """The profile of the device that the recipe names. Errors as in :func:`byte_limit`."""
+    if choice.device is None and choice.profiles is None:
+        return None
+    from stillroom.students.limits import load_profiles
+
+    known = load_profiles(choice.profiles)
+    if choice.device is None:
+        return None
+    if choice.device not in known:
+        raise RecipeError(
+            f"`export.choose.device`: {choice.device!r} is not a known device.",
+            f"Known: {', '.join(sorted(known))}.",
+        )
+    return known[choice.device]
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:

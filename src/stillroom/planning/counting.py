@@ -110,25 +110,29 @@ def check_student(recipe: Recipe) -> None:
     """Refuse a student that no text could make possible, before the text is read: sizes that the teacher does not have.
 
     Raises:
-        RecipeError: A size is larger than the teacher's, or one that transformers or llama.cpp would not load.
+        RecipeError: A size is larger than the teacher's, or one that transformers or llama.cpp would not load; or the device
+            that a file is chosen for is not known.
         UnsupportedModel: The teacher's architecture cannot be pruned.
         TeacherError: There is no such teacher.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from stillroom.formats.choose import device_of
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import teacher_config
     from stillroom.students.planning import given_sizes, kept_layers
     from stillroom.students.shape import Anatomy
 
+    if recipe.export.choose is not None:
+        device_of(recipe.export.choose)
     student = recipe.student
     if not isinstance(student, ShrinkStudent):
         return
     with torch.device("meta"):
         teacher: CausalModel = AutoModelForCausalLM.from_config(teacher_config(recipe.teacher))
     teacher.tie_weights()
-    anatomy = Anatomy.of(teacher, family_of(teacher), exported=bool(recipe.export.gguf))
+    anatomy = Anatomy.of(teacher, family_of(teacher), exported=recipe.export.writes_gguf)
     anatomy.require_no_more(given_sizes(student))
     kept_layers(student, anatomy.teacher.layers)
     if student.target is None:
@@ -165,7 +169,7 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     whole = Shape(config.num_hidden_layers, channels, groups, config.hidden_size, rows)
     if isinstance(student, ShrinkStudent):
         family = family_of(teacher)
-        anatomy = Anatomy.of(teacher, family, tokenizer_bytes(tokenizer), bool(recipe.export.gguf))
+        anatomy = Anatomy.of(teacher, family, tokenizer_bytes(tokenizer), recipe.export.writes_gguf)
         whole = anatomy.teacher
         shape, exact, note = _shape(student, anatomy, vocabulary.student_size)
         note = " ".join(filter(None, (note, _notes(student, anatomy, shape, text.tokens["train"]))))

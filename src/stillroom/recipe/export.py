@@ -76,6 +76,11 @@ class ExportConfig(Section):
     onnx: bool = False
     """Write ONNX too, with a KV cache, for ONNX Runtime (extra ``onnx``)."""
 
+    @property
+    def writes_gguf(self) -> bool:
+        """Whether any GGUF file is written."""
+        return bool(self.gguf) or self.choose is not None
+
     @field_validator("max_kl", mode="after")
     @classmethod
     def _all_types(cls, value: dict[GgufType, float], info: ValidationInfo) -> dict[GgufType, float]:

@@ -20,7 +20,7 @@ from stillroom.core.extras import version_of
 from stillroom.recipe.corpus import DatasetSource, PythonDocsSource, ReasoningGymSource
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import Section
-from stillroom.recipe.student import ExistingStudent
+from stillroom.recipe.student import ExistingStudent, ShrinkStudent
 from stillroom.recipe.task_data import files_of
 
 NAME = ".known.json"
@@ -174,6 +174,13 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
     elif stage == "shrink" and isinstance(recipe.student, ExistingStudent):
         if Path(recipe.student.name).exists():
             found |= _digests(Path(recipe.student.name), known)
+    elif stage == "shrink" and isinstance(recipe.student, ShrinkStudent):
+        if recipe.student.target is not None:
+            for path in _paths(recipe.student.target):
+                found |= _digests(path, known)
+    elif stage == "export":
+        for path in _paths(recipe.export):
+            found |= _digests(path, known)
     elif stage == "evaluate":
         of_tasks = (part for path in recipe.evaluate.tasks.files for part in files_of(path))
         for path in (*_paths(recipe.evaluate), *of_tasks):

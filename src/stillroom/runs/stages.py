@@ -29,6 +29,8 @@ BY_CONTENT = (
     ("capture", "path"),
     ("student", "name"),
     ("student", "importance", "path"),
+    ("student", "target", "profiles"),
+    ("export", "choose", "profiles"),
     ("evaluate",),
 )
 """Keys of a recipe whose paths are compared by what is there, besides by name: see :func:`inputs_of`."""

@@ -86,7 +86,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     if isinstance(student, DenseStudent):
         model, tokenizer, vocabulary, facts = _dense(student, teacher, train, stage, progress)
     elif isinstance(student, ShrinkStudent):
-        exported = bool(recipe.export.gguf)
+        exported = recipe.export.writes_gguf
         model, tokenizer, vocabulary, facts = _shrink(student, teacher, train, stage, progress, exported)
     elif isinstance(student, FreshStudent):
         model, tokenizer, vocabulary, facts = _fresh(student, basis, train, progress)
