@@ -242,6 +242,17 @@ def run_stage(
     return made
 
 
+def measure_only(
+    source: AnyRecipe, names: list[str], root: AnyPath | None = None, *, quiet: bool = False
+) -> tuple[Run, dict[str, Any]]:
+    """Do some metrics of a run whose student is made: :func:`stillroom.evaluation.stage.measure_only`."""
+    from stillroom.evaluation.stage import measure_only as measure
+
+    made = opened(source, root)
+    with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
+        return made, measure(made, names, Progress(quiet, switch.require_on))
+
+
 def capture_part(
     source: AnyRecipe,
     part: str,
@@ -297,6 +308,7 @@ def finish(made: Run) -> dict[str, Any]:
 
 def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | None = None) -> bool:
     """Do the stages that are wanted; returns whether none of them is left to other machines."""
+    from stillroom.evaluation.floors import require_measurable
     from stillroom.evaluation.registry import check_names
 
     for notice in made.notices:
@@ -307,6 +319,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     made.draw_secret()
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
+    require_measurable(made.recipe)
     _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
     from stillroom.training.refusals import require_group, require_rounds

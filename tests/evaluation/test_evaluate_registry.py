@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.core.errors import EnvironmentProblem, RecipeError
+from stillroom import pipeline
+from stillroom.core.errors import EnvironmentProblem, RecipeError, RunError, UsageError
 from stillroom.evaluation import registry
+from stillroom.evaluation.floors import require_measurable
 from stillroom.evaluation.metric import Beside, Metric, Result, beside
 from stillroom.evaluation.metrics import fidelity
 from stillroom.evaluation.sections import Section
+from stillroom.recipe.reading import recipe_of
 from stillroom.reporting.report import sections, weaknesses
 from stillroom.reporting.summary import brief
 
@@ -158,3 +162,31 @@ def test_the_registry_needs_no_heavy_library() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_bound_that_will_not_be_measured_is_refused_before_anything_is_sent(
+    small_recipe: Any, tmp_path: Path
+) -> None:
+    teacher = {
+        "kind": "endpoint",
+        "base_url": "http://127.0.0.1:9",
+        "model": "m",
+        "tokenizer": "nowhere",
+        "sends_text": True,
+    }
+    bound = {"floors": {"languages.en.retention": 0.5}, "ceilings": {"fidelity.kl_to_teacher": 1.0}}
+    recipe = recipe_of(small_recipe("nowhere", teacher=teacher, evaluate=bound))
+    with pytest.raises(RecipeError, match=r"`languages\.en\.retention` will not be measured"):
+        pipeline.run(recipe, tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+    # Of a teacher that is here everything is measured.
+    require_measurable(recipe_of(small_recipe("nowhere", evaluate=bound)))
+
+
+def test_single_metrics_of_what_is_no_run_leave_nothing(small_recipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the student is not trained yet"):
+        pipeline.measure_only(small_recipe("nowhere"), ["fidelity"], tmp_path, quiet=True)
+    own = {"kind": "existing", "name": "nowhere", "tokenizer": "own"}
+    with pytest.raises(UsageError, match="`drafter` needs a student with the teacher's tokenizer"):
+        pipeline.measure_only(small_recipe("nowhere", student=own), ["fidelity", "drafter"], tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())

@@ -47,17 +47,11 @@ def evaluate(
         return
     import json
 
-    from stillroom import switch
-    from stillroom.core.progress import Progress
-    from stillroom.evaluation.stage import measure_only
-
     names = [name.strip() for name in only.split(",") if name.strip()]
     if not names:
         raise UsageError("--only names no metric.", "Such as: --only fidelity,tasks")
-    run = pipeline.opened(folder, runs)
+    run, found = pipeline.measure_only(folder, names, runs, quiet=quiet)
     folder = run.path
-    with run.locked():
-        found = measure_only(run, names, Progress(quiet, switch.require_on))
     done = run.stage("evaluate").record is not None and run.stage("export").record is not None
     if done:
         pipeline.finish(run)

@@ -7,7 +7,10 @@ from typing import Any, TypedDict
 
 from stillroom.core.errors import FloorMissed, RecipeError
 from stillroom.evaluation.metric import Result
+from stillroom.evaluation.registry import require_metrics
 from stillroom.recipe.evaluation import EvaluateConfig
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import EndpointTeacher
 
 
 class Bound(TypedDict):
@@ -53,6 +56,24 @@ def check_bounds(config: EvaluateConfig, results: dict[str, Result]) -> list[Bou
                 }
             )
     return found
+
+
+def require_measurable(recipe: Recipe) -> None:
+    """Refuse, before anything is spent, a bound on a number that will not be measured.
+
+    Raises:
+        RecipeError: The metric needs the teacher itself, which is behind an endpoint.
+    """
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        return
+    for name in (*recipe.evaluate.floors, *recipe.evaluate.ceilings):
+        (metric,) = require_metrics([name.partition(".")[0]])
+        if not metric.with_endpoint:
+            raise RecipeError(
+                f"`evaluate.floors` or `ceilings`: `{name}` will not be measured: `{metric.name}` needs the teacher itself, "
+                "and that is behind an endpoint.",
+                "Leave the bound out, or take one of `fidelity` or `cost`.",
+            )
 
 
 def require_bounds(summary: dict[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.core import files
-from stillroom.core.errors import RunError
+from stillroom.core.errors import RunError, UsageError
 from stillroom.core.progress import Progress
 from stillroom.evaluation.bench import Bench, bench_of
 from stillroom.evaluation.floors import check_bounds
@@ -18,6 +18,7 @@ from stillroom.evaluation.metric import Result
 from stillroom.evaluation.original import kl_to_originals
 from stillroom.evaluation.registry import require_metrics
 from stillroom.models.compute import prepare
+from stillroom.recipe.student import ExistingStudent
 from stillroom.runs.run import Run, Stage
 
 
@@ -36,10 +37,16 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
     """Do some metrics of a run whose student is made, whatever its recipe asks for.
 
     Raises:
-        UsageError: A name is not a metric's.
+        UsageError: A name is not a metric's, or the metric is not for such a student.
         RunError: The student is not made yet.
     """
     require_metrics(names)
+    student = run.recipe.student
+    if "drafter" in names and isinstance(student, ExistingStudent) and student.tokenizer == "own":
+        raise UsageError(
+            "The metric `drafter` needs a student with the teacher's tokenizer, and this one has its own.",
+            "Leave it out of --only.",
+        )
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))

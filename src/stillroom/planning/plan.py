@@ -18,6 +18,7 @@ from stillroom.core.errors import DiskFull, OutOfMemory, RunError, UsageError
 from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
+from stillroom.evaluation.floors import require_measurable
 from stillroom.evaluation.registry import check_names
 from stillroom.models.compute import require_device
 from stillroom.models.load import config_parameters
@@ -256,6 +257,7 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
 def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text, Planned]:
     """What a plan knows without a pilot: packages that are missing, text and student. Errors as in :func:`make_plan`."""
     check_names(recipe.evaluate.measures)
+    require_measurable(recipe)
     require_possible(recipe)
     require_rounds(recipe)
     require_device(recipe.compute)
