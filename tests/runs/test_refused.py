@@ -39,6 +39,11 @@ def recipe(teacher: Path, small_recipe: Any, tmp_path: Path) -> Path:
         ({"student.kv_heads": 7}, r"`student\.kv_heads` is 7, and the teacher has 2"),
         ({"student.hidden_size": 33}, r"`student\.hidden_size` is 33"),
         ({"student.remove_layers": [2]}, r"`student\.remove_layers` names layer 2, and the teacher has 2"),
+        (
+            {"student": {"kind": "fresh", "config": {"layers": 1}}},
+            r"`student\.config\.layers` is not a key of the family",
+        ),
+        ({"student": {"kind": "fresh", "config": {"hidden_size": -3}}}, r"cannot be built from `student\.config`"),
         ({"student.experts": 3}, r"`student\.experts` is 3, and the teacher is no mixture"),
         ({"student.target": {"parameters": 1000}, "student.layers": 99}, r"`student\.layers` is 99"),
         ({"distill.learning_rate": 3.0}, r"`distill\.learning_rate` is 3"),

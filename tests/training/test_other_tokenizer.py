@@ -101,4 +101,5 @@ def test_what_it_cannot_learn_from_is_refused_first(small_recipe: Any, tmp_path:
     plain["student"] = {"kind": "existing", "name": str(student)}
     with pytest.raises(VocabularyMismatch, match="different vocabularies") as raised:
         run(Recipe.model_validate(plain), tmp_path / "runs", quiet=True, until="shrink")
+    assert not (tmp_path / "runs" / "plain").exists(), "refused before the text is read"
     assert "student.tokenizer: own" in raised.value.todo

@@ -110,9 +110,10 @@ def check_student(recipe: Recipe) -> None:
     """Refuse a student that no text could make possible, before the text is read: sizes that the teacher does not have.
 
     Raises:
+        VocabularyMismatch: It exists, and has another vocabulary than the teacher.
         RecipeError: A size is larger than the teacher's, or one that transformers or llama.cpp would not load; or the device
             that a file is chosen for is not known.
-        UnsupportedModel: The teacher's architecture cannot be pruned.
+        UnsupportedModel: The teacher's architecture cannot be pruned, or none can be built from a fresh student's config.
         TeacherError: There is no such teacher.
     """
     import torch
@@ -120,13 +121,22 @@ def check_student(recipe: Recipe) -> None:
 
     from stillroom.formats.choose import device_of
     from stillroom.models.families.registry import family_of
-    from stillroom.models.load import teacher_config
+    from stillroom.models.load import load_tokenizer, model_folder, teacher_config
+    from stillroom.models.tokenizer import open_tokenizer
+    from stillroom.students.given import fresh_model, require_vocabulary
     from stillroom.students.planning import given_sizes, kept_layers
     from stillroom.students.shape import Anatomy
 
     if recipe.export.choose is not None:
         device_of(recipe.export.choose)
     student = recipe.student
+    if isinstance(student, FreshStudent):
+        config = teacher_config(recipe.teacher)
+        with torch.device("meta"):
+            fresh_model(student, config, int(config.vocab_size))
+    if isinstance(student, ExistingStudent):
+        own = open_tokenizer(model_folder(student.name, student.revision))
+        require_vocabulary(student, load_tokenizer(recipe.teacher), own)
     if not isinstance(student, ShrinkStudent):
         return
     with torch.device("meta"):
@@ -146,11 +156,11 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stillroom.models.families.family import fit_layer_lists
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import count_parameters, model_folder, teacher_config
     from stillroom.models.tokenizer import open_tokenizer, quietly
     from stillroom.signals.alignment import Alignment, describe, words_of
+    from stillroom.students.given import fresh_model
     from stillroom.students.shape import Anatomy, Shape, shaped_config, tokenizer_bytes
     from stillroom.students.stage import choose_vocabulary, pieces_a_token
 
@@ -180,11 +190,8 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
         if isinstance(student, DenseStudent):
             changed, note = _dense(student, config, vocabulary.student_size, text.tokens["train"])
         elif isinstance(student, FreshStudent):
-            changed = copy.deepcopy(config)
-            changed.vocab_size = vocabulary.student_size
-            for key, value in student.config.items():
-                setattr(changed, key, value)
-            fit_layer_lists(changed, changed.num_hidden_layers, student.config)
+            with torch.device("meta"):
+                changed = fresh_model(student, config, vocabulary.student_size).config
         else:
             assert isinstance(student, ExistingStudent)
             with quietly():

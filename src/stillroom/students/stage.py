@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import RecipeError, UnsupportedModel, VocabularyMismatch
+from stillroom.core.errors import RecipeError
 from stillroom.core.progress import Progress
 from stillroom.core.secret import Secret, library_seed
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.at_hand import Keep
 from stillroom.models.compute import prepare
-from stillroom.models.families.family import Family, fit_layer_lists
+from stillroom.models.families.family import Family
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import (
     LoadedTeacher,
@@ -27,7 +27,6 @@ from stillroom.models.load import (
     save_model,
     teacher_config,
 )
-from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run, Stage
@@ -36,6 +35,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.dense import densify
 from stillroom.students.embeddings import keep_rows, lost_words, renumber_config, words_of_lost
 from stillroom.students.experts import expected_loss, repair_note
+from stillroom.students.given import fresh_model, require_vocabulary
 from stillroom.students.importance import Sample, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
@@ -47,7 +47,6 @@ from stillroom.students.solver import Choice, require_pruned
 from stillroom.students.trim import trim, whole
 from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
-from stillroom.teachers.several import other_token
 from stillroom.teachers.teacher import weights_of
 
 if TYPE_CHECKING:
@@ -351,29 +350,8 @@ def _shape(
 def _fresh(
     config: FreshStudent, teacher: _Basis, train: Sequences, progress: Progress
 ) -> tuple[CausalModel, Tokenizer, VocabularyMap, dict[str, Any]]:
-    import copy
-
-    from transformers import AutoModelForCausalLM
-
-    changed = copy.deepcopy(teacher.config)
-    unknown = [key for key in config.config if not hasattr(changed, key)]
-    if unknown:
-        raise UnsupportedModel(
-            f"`student.config.{unknown[0]}` is not a key of the family `{teacher.config.model_type}`.",
-            "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
-        )
-    fit_layer_lists(changed, config.config.get("num_hidden_layers", changed.num_hidden_layers), config.config)
     tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, teacher.rows, train)
-    try:
-        for key, value in config.config.items():
-            setattr(changed, key, value)
-        changed.vocab_size = vocabulary.student_size
-        model: CausalModel = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UnsupportedModel(
-            f"The family `{teacher.config.model_type}` cannot be built from `student.config`: {str(error).splitlines()[0]}",
-            "Mind that heads divide the width, and key/value heads divide the heads.",
-        ) from None
+    model = fresh_model(config, teacher.config, vocabulary.student_size)
     if kept is not None and (lost := words_of_lost(renumber_config(model, kept))):
         progress.say(f"  {lost}")
     return model, tokenizer, vocabulary, {"config": config.config}
@@ -388,16 +366,10 @@ def _existing(config: ExistingStudent, teacher: _Basis) -> tuple[CausalModel, To
             # Chats are rendered by the teacher's template, and the prompt has the form it was taught.
             tokenizer.chat_template = teacher.tokenizer.chat_template
         return model, tokenizer, alignment, {"name": config.name, "tokenizer": "own"}
-    theirs = teacher.tokenizer.get_vocab()
-    if (example := other_token(theirs, tokenizer.get_vocab(), OWN, "student")) is not None:
-        raise VocabularyMismatch(
-            f"The student {config.name} and the teacher have different vocabularies: {example}.",
-            "Say `student.tokenizer: own` if it has another tokenizer and is to keep it. Otherwise use a student with the "
-            "teacher's tokenizer, or `student: {kind: shrink}`.",
-        )
+    require_vocabulary(config, teacher.tokenizer, tokenizer)
     rows = model.get_output_embeddings().weight.shape[0]
     # Rows behind the tokenizer's ids are padding, and models of one family are padded differently.
-    used = max(theirs.values()) + 1
+    used = max(teacher.tokenizer.get_vocab().values()) + 1
     pieces = [[index] if index < used else [] for index in range(teacher.rows)]
     return model, tokenizer, VocabularyMap.from_pieces(pieces, rows, used), {"name": config.name}
 

@@ -1,0 +1,72 @@
+"""Students that the recipe gives, fresh or existing: what has to hold of them, found out from configs and tokenizers alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from stillroom.core.errors import UnsupportedModel, VocabularyMismatch, first_line
+from stillroom.models.families.family import fit_layer_lists
+from stillroom.recipe.routes import OWN
+from stillroom.recipe.student import ExistingStudent, FreshStudent
+from stillroom.teachers.several import other_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from stillroom.models.types import CausalModel, ModelConfig
+
+
+def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> CausalModel:
+    """A network of the teacher's family, float32, with random weights; on the meta device none.
+
+    Args:
+        student: The recipe's section.
+        teacher: The teacher's config.
+        rows: Of the embedding.
+
+    Raises:
+        UnsupportedModel: The family has no key of a name, or cannot be built so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    changed = copy.deepcopy(teacher)
+    unknown = [key for key in student.config if not hasattr(changed, key)]
+    if unknown:
+        raise UnsupportedModel(
+            f"`student.config.{unknown[0]}` is not a key of the family `{teacher.model_type}`.",
+            "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
+        )
+    try:
+        fit_layer_lists(changed, student.config.get("num_hidden_layers", changed.num_hidden_layers), student.config)
+        for key, value in student.config.items():
+            setattr(changed, key, value)
+        changed.vocab_size = rows
+        model: CausalModel = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
+    except (ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise UnsupportedModel(
+            f"The family `{teacher.model_type}` cannot be built from `student.config`: {first_line(error)}",
+            "Mind that heads divide the width, and key/value heads divide the heads.",
+        ) from None
+    return model
+
+
+def require_vocabulary(
+    student: ExistingStudent, teacher: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Refuse a student with another vocabulary than the teacher's, unless it is to keep it.
+
+    Raises:
+        VocabularyMismatch: Names a token.
+    """
+    if student.tokenizer == "own":
+        return
+    example = other_token(teacher.get_vocab(), tokenizer.get_vocab(), OWN, "student")
+    if example is not None:
+        raise VocabularyMismatch(
+            f"The student {student.name} and the teacher have different vocabularies: {example}.",
+            "Say `student.tokenizer: own` if it has another tokenizer and is to keep it. Otherwise use a student with the "
+            "teacher's tokenizer, or `student: {kind: shrink}`.",
+        )
