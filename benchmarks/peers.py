@@ -195,6 +195,8 @@ class Bench:
         epochs = -(-tokens // available)
         recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         recipe |= {"name": name, "seed": seed, "baseline": False, "export": {"gguf": []}}
+        # The file is written elsewhere: what the recipe names by its own folder is named whole.
+        recipe["terms"] = self.config.terms.model_dump(mode="json", exclude_defaults=True)
         # A document's split depends on its content alone, so that training and validation text stay what they are; of
         # held-out text, which is measured outside, the recipe gets one document.
         texts = [

@@ -1,6 +1,6 @@
 """Two teachers, each for its own domain: whether one student of both is as near to each as a student of that one alone.
 
-    .venv/bin/python -m benchmarks.several [--quick] [--json FILE]
+    .venv/bin/python -m benchmarks.several [--quick] [--json FILE] [--work FOLDER]
 
 Two small teachers with SmolLM2's tokenizer are trained here by cross-entropy, one on Python's language reference, the other on
 the standard library's docstrings. Then the same fresh student is distilled three times from recipes: from both, each domain
@@ -9,13 +9,16 @@ from its own teacher (`teachers`), and from each alone, on the same documents of
 that domain, to that domain's teacher; the mean over seeds, with Student's interval in the details. The bar is 1.05. Two
 domains share one student's capacity, and each also teaches it what both have in common: either may be the larger effect.
 ``swapped_ratio`` is what a student of both loses if the two teachers are exchanged: near 1, the teachers hardly differ and the
-figures above say little. ``--quick`` takes a few documents and one seed.
+figures above say little. ``--quick`` takes a few documents and one seed. ``--work`` names a folder that keeps both teachers and
+every finished seed, so that an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -103,49 +106,65 @@ def kls(made: Any) -> list[float]:
     return [float(entry["kl_to_teacher"]) for entry in fidelity["slices"]["source"]["student"]]
 
 
+def teachers_of(folder: Path, documents: int, steps: int) -> dict[str, Path]:
+    """A teacher for each domain, trained on its text; ``folder`` keeps them."""
+    loaded = material.teacher(torch.float32)
+    teachers = {}
+    for number, domain in enumerate(DOMAINS):
+        teachers[domain] = folder / domain
+        if teachers[domain].is_dir():
+            continue
+        words = {domain: _tokenizer(loaded, folder / "words")}
+        first = recipe(f"text-{domain}", words, {domain: domain}, documents, 1, 0)
+        made = run(first, folder, quiet=True, until="corpus")
+        text = Sequences.load(made.path / "corpus" / "train.safetensors")
+        train_teacher(text, steps, teachers[domain], number)
+    return teachers
+
+
+def one_seed(teachers: dict[str, Path], folder: Path, documents: int, epochs: int, seed: int) -> dict[str, Any]:
+    """The held-out KL of the students of a seed, by domain."""
+
+    def distilled(name: str, routes: dict[str, str]) -> list[float]:
+        made = recipe(f"{name}-{seed}", teachers, routes, documents, epochs, seed)
+        shutil.rmtree(folder / made.name, ignore_errors=True)
+        return kls(run(made, folder, quiet=True, until="evaluate"))
+
+    both = {domain: domain for domain in DOMAINS}
+    swapped = dict(zip(DOMAINS, reversed(DOMAINS), strict=True))
+    return {
+        "seed": seed,
+        "both": dict(zip(DOMAINS, distilled("both", both), strict=True)),
+        "alone": {domain: distilled(f"only-{domain}", {domain: domain})[0] for domain in DOMAINS},
+        "swapped": dict(zip(DOMAINS, distilled("swapped", swapped), strict=True)),
+    }
+
+
 def main() -> None:
     """Make teachers and students, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path, help="folder that keeps teachers and finished seeds")
     arguments = parser.parse_args()
     documents, steps, epochs = (
         (QUICK_DOCUMENTS, QUICK_STEPS, QUICK_EPOCHS) if arguments.quick else (DOCUMENTS, STEPS, EPOCHS)
     )
     seeds = SEEDS[:1] if arguments.quick else SEEDS
-    ratios: dict[str, list[float]] = {name: [] for name in (*DOMAINS, "swapped")}
-    found: list[dict[str, Any]] = []
+    asked = {"documents": documents, "steps": steps, "epochs": epochs}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        loaded = material.teacher(torch.float32)
-        teachers = {}
-        for number, domain in enumerate(DOMAINS):
-            made = run(
-                recipe(
-                    f"text-{domain}", {domain: _tokenizer(loaded, folder / "words")}, {domain: domain}, documents, 1, 0
-                ),
-                folder,
-                quiet=True,
-                until="corpus",
-            )
-            text = Sequences.load(made.path / "corpus" / "train.safetensors")
-            teachers[domain] = train_teacher(text, steps, folder / domain, number)
-        del loaded
-        both = {domain: domain for domain in DOMAINS}
-        swapped = dict(zip(DOMAINS, reversed(DOMAINS), strict=True))
-        for seed in seeds:
-
-            def distilled(name: str, routes: dict[str, str], seed: int = seed) -> list[float]:
-                made = recipe(f"{name}-{seed}", teachers, routes, documents, epochs, seed)
-                return kls(run(made, folder, quiet=True, until="evaluate"))
-
-            together = dict(zip(DOMAINS, distilled("both", both), strict=True))
-            alone = {domain: distilled(f"only-{domain}", {domain: domain})[0] for domain in DOMAINS}
-            exchanged = dict(zip(DOMAINS, distilled("swapped", swapped), strict=True))
-            for domain in DOMAINS:
-                ratios[domain].append(together[domain] / alone[domain])
-            ratios["swapped"].append(statistics.mean(exchanged.values()) / statistics.mean(together.values()))
-            found.append({"seed": seed, "both": together, "alone": alone, "swapped": exchanged})
+        folder: Path = arguments.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = report.Kept(folder / "seeds.json", asked)
+        teachers = teachers_of(folder, documents, steps)
+        found = [
+            kept.cell(str(seed), functools.partial(one_seed, teachers, folder, documents, epochs, seed))
+            for seed in seeds
+        ]
+    ratios = {domain: [entry["both"][domain] / entry["alone"][domain] for entry in found] for domain in DOMAINS}
+    ratios["swapped"] = [
+        statistics.mean(entry["swapped"].values()) / statistics.mean(entry["both"].values()) for entry in found
+    ]
     figures = {f"{name}_ratio": statistics.mean(values) for name, values in ratios.items()}
     details = {
         "bar": 1.05,

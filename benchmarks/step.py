@@ -5,9 +5,9 @@
 The quickstart's student (16 of SmolLM2-135M-Instruct's 30 layers, vocabulary cut to the text) on 4 sequences of 512 tokens, in
 bfloat16 over float32 weights, AdamW and gradient clipping in every step. Peers: the plain transformers step
 (`model(input_ids, labels)` under autocast), TRL's GKD trainer and Liger's chunked loss, the last two in `.venvs/trl`
-(`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it they are left out and
-the reason is printed. Utilisation counts the products of the model (causal pairs only in attention), over the
-matrix-product rate measured between the rounds.
+(`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it their figures are null,
+and `left_out` in the details has the reason. Utilisation counts the products of the model (causal pairs only in attention),
+over the matrix-product rate measured between the rounds.
 
 `busy_over_free` is what is left of our step's speed beside a program that computes on one core all the time: rounds with and
 without it alternate. It says little on a machine that other programs use as well, so the load before is written beside it.
@@ -326,7 +326,7 @@ def main() -> None:
         "decode_share_of_step": decoding / statistics.median(seconds["ours_cached"]),
     }
     sys.stderr.write(f"The processor has AMX: {'yes' if matrix_instructions()['amx_bf16'] else 'no'}\n")
-    report.write({name: value for name, value in figures.items() if value is not None}, details, arguments.json)
+    report.write(figures, details, arguments.json)
 
 
 def ratio(seconds: dict[str, list[float]], peer: str) -> float:
