@@ -498,9 +498,9 @@ def label(minutes: int, name: str, seed: int) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
+    """The last lines of a log that say something: a message's last one is what to do."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " ".join(lines[-3:])[:800] if lines else "it said nothing"
 
 
 def only_tokenizer(_folder: str, names: list[str]) -> list[str]:
