@@ -18,8 +18,9 @@ that lack some of their runs are in no figure; `settings` counts the others.
 
 `--work` keeps finished trainings and the teachers, so that an interrupted benchmark goes on; `--minutes` begins no training
 after so many. `--quick` takes shorter runs of all eight settings, with five rates at first and two seeds, whose intervals are
-wide. `--only` takes the settings whose name contains a text. `--jobs` is how many teachers are worked on at a time, each with its share of the threads. `--tiny`
-shows in a minute or two that the benchmark works, and measures nothing: two settings and one seed.
+wide. `--only` takes the settings whose name contains a text. `--jobs` is how many teachers are worked on at a time, each with
+its share of the threads. `--tiny` shows in a minute or two that the benchmark works, and measures nothing: two settings and
+one seed.
 """
 
 from __future__ import annotations

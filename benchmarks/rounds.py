@@ -384,6 +384,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps the teacher, the run before training and finished seeds"
+    )
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     torch.set_num_threads(1)
