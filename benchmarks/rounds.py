@@ -203,8 +203,8 @@ def by_rounds(size: Size, teacher: dict[str, Any], folder: Path) -> tuple[Any, f
     return model, times["finished"] - times["begun"], record["notes"]
 
 
-def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, int]:
-    """The same start trained on the corpus alone; its CPU seconds, and its steps.
+def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, float, int]:
+    """The same start trained on the corpus alone; its CPU seconds, those of them before the first step, and its steps.
 
     Args:
         made: A run whose student is pruned and whose corpus is captured.
@@ -237,8 +237,9 @@ def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, int
             event=lambda **_: None,
             stretch=Stretch(order, rows, len(order)),
         )
+        opened = time.process_time() - begun
         training.run()
-    return training.model, time.process_time() - begun, len(order)
+    return training.model, time.process_time() - begun, opened, len(order)
 
 
 class Judge:
@@ -337,14 +338,15 @@ def one_seed(prepared: Run, teacher: dict[str, Any], size: Size, folder: Path, s
 
     if seed == SEEDS[0]:
         judge("start", load_student(made.path / "shrink" / "model", torch.float32)[0])
-    model, seconds["corpus"], steps = on_corpus(made, size, None)
+    model, seconds["corpus"], opened, steps = on_corpus(made, size, None)
     judge("corpus", model)
     del model
     model, seconds["rounds"], notes = by_rounds(size, teacher, folder)
     judge("rounds", model)
     del model
-    more = round(steps * seconds["rounds"] / seconds["corpus"])
-    model, seconds["corpus_longer"], longer = on_corpus(made, size, more)
+    # Opening takes its seconds once, however many the steps.
+    more = round(steps * (seconds["rounds"] - opened) / (seconds["corpus"] - opened))
+    model, seconds["corpus_longer"], _, longer = on_corpus(made, size, more)
     judge("corpus_longer", model)
     del model
     own = {
