@@ -64,11 +64,12 @@ class Peer:
     """The process that makes the peers' steps."""
 
     def __init__(self, folder: Path) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [PEER, "benchmarks/teaching_peer.py", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
             env=os.environ
             | {
@@ -82,15 +83,23 @@ class Peer:
         """The answer to a line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(words + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "the peer's process ended"}
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(words + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": f"the peer's process ended: {self._last_line()}"}
+
+    def _last_line(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:500] if lines else "it said nothing"
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        self._said.close()
 
 
 @contextlib.contextmanager
