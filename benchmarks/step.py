@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.step [--quick] [--json FILE]
 
 The quickstart's student (16 of SmolLM2-135M-Instruct's 30 layers, vocabulary cut to the text) on 4 sequences of 512 tokens, in
-bfloat16 over float32 weights (float32 alone where the processor only emulates bfloat16, as a run would choose), AdamW and
+bfloat16 over float32 weights (float32 alone where the CPU only emulates bfloat16, as a run would choose), AdamW and
 gradient clipping in every step. Peers: the plain transformers step
 (`model(input_ids, labels)` under autocast), TRL's GKD trainer and Liger's chunked loss, the last two in `.venvs/trl`
 (`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it their figures are null,
