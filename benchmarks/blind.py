@@ -1,11 +1,14 @@
 """Answers of student and baseline for a reader who does not know which is whose.
 
     .venv/bin/python -m benchmarks.blind runs/quickstart                    # writes blind/pairs.txt and blind/key.json
-    .venv/bin/python -m benchmarks.blind runs/quickstart --choices FILE     # counts what the reader chose
+    .venv/bin/python -m benchmarks.blind runs/quickstart --choices FILE --json FILE     # counts what the reader chose
 
 `pairs.txt` has each prompt with answers A and B in an order drawn by chance. The reader writes a line for each pair: its
 number, and `A`, `B` or `=`. `key.json` is for counting. Pairs of equal answers are left out, and counted. The answers are those
 of the metric `samples`: measure it first (`stillroom evaluate RUN --only samples`).
+
+`student_preferred_share` is of the pairs in which one was preferred, with Wilson's 95 % interval and the sign test's p-value;
+null where none was. A folder with a key is not written again: choices that were made by it would be counted by another.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
 from stillroom.core import files
+from stillroom.evaluation.paired import share, sign_test
 
 PAIR = ("student", "baseline")
 
@@ -29,12 +34,20 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--out", type=Path, help="folder for the two files; blind/ in the run's folder without it")
     parser.add_argument("--choices", type=Path, help="the reader's choices, to count them by key.json")
+    parser.add_argument("--json", type=Path, help="with --choices: a file for the counts")
     arguments = parser.parse_args()
     folder = arguments.out or arguments.run / "blind"
     if arguments.choices is not None:
+        if not (folder / "key.json").is_file():
+            raise SystemExit(
+                f"{folder / 'key.json'} is missing: write the pairs first, by the same command without --choices."
+            )
         key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
-        sys.stdout.write(json.dumps(count(arguments.choices.read_text(encoding="utf-8"), key), indent=2) + "\n")
+        counts = count(arguments.choices.read_text(encoding="utf-8"), key)
+        report.write(figures_of(counts), {"counts": counts, "pairs": len(key["pairs"])}, arguments.json)
         return
+    if (folder / "key.json").exists():
+        raise SystemExit(f"{folder / 'key.json'} is there: choices are counted by it. Name another folder as --out.")
     pairs, key = shuffled(answers_of(arguments.run), random.Random(secrets.randbits(64)))
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "pairs.txt", pairs)
@@ -95,6 +108,20 @@ def count(choices: str, key: dict[str, Any]) -> dict[str, int]:
         seen.add(words[0])
         found[key["pairs"][words[0]].get(words[1].upper(), "no difference")] += 1
     return found | {"equal answers, not shown": key["equal"], "not chosen": len(key["pairs"]) - len(seen)}
+
+
+def figures_of(counts: dict[str, int]) -> dict[str, Any]:
+    """The share of pairs in which the student was preferred, of those in which one was."""
+    student, baseline = (counts[name] for name in PAIR)
+    found = share(student, student + baseline)
+    return {
+        "student_preferred_share": found["value"],
+        "student_preferred_share_interval": found["interval"],
+        "sign_test_p_value": sign_test(student, baseline),
+        "student_preferred": student,
+        "baseline_preferred": baseline,
+        "no_difference": counts["no difference"],
+    }
 
 
 if __name__ == "__main__":

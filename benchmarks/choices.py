@@ -330,8 +330,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     size = SIZES["tiny" if arguments.tiny else "quick"]
-    seconds = {"smollm2": 45.0, "llama": 12.0} if not arguments.quick else {"smollm2": 14.0, "llama": 5.0}
+    seconds = {"smollm2": 45.0, "llama": 12.0} if not arguments.quick else {"smollm2": 10.0, "llama": 4.0}
     names = [name for name in RATES if arguments.only in name]
+    if not names:
+        parser.error(f"--only {arguments.only!r}: no student has that in its name; there are {', '.join(RATES)}")
     if arguments.tiny:
         seconds, names = {"llama": 0.3}, ["llama"]
     seeds = SEEDS[:2] if arguments.tiny else SEEDS

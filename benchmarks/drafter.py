@@ -35,6 +35,8 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 LAYERS, PROMPT, DRAFTS = 27, 32, 4
 TEXTS, WRITTEN = 32, 96
 QUICK_TEXTS, QUICK_WRITTEN = 2, 16
+BAR = 0.02
+"""Of the difference in acceptance, to either side."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def main() -> None:
         "refused": refused,
     }
     details = {
+        "bars": {"acceptance_difference": BAR},
         "drafted": drafted.drafted,
         "accepted": drafted.accepted,
         "expected_acceptance": expected,

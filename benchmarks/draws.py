@@ -35,7 +35,6 @@ import torch
 
 from benchmarks import material, report
 from benchmarks.quality import LAYERS, LENGTH, SEEDS, dense_signals, heldout_kl, sampled, train
-from stillroom.core import files
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import ThresholdCodec
 from stillroom.signals.signal import DenseSignal, Signal
@@ -147,8 +146,7 @@ def main() -> None:
     begun = time.monotonic()
     # Results of another size are not taken for these.
     asked = {"size": "tiny" if options.tiny else "quick" if options.quick else "full", "epochs": EPOCHS, "tau": TAU}
-    kept = files.read_json(options.work) if options.work and options.work.is_file() else {}
-    results: dict[str, Any] = kept.get("results", {}) if kept.get("asked") == asked else {}
+    kept = report.Kept(options.work, asked)
     seeds = SEEDS[:1] if options.quick or options.tiny else SEEDS
     if options.tiny:
         with tempfile.TemporaryDirectory() as folder:
@@ -159,15 +157,18 @@ def main() -> None:
     for seed in seeds:
         for method in METHODS:
             name = f"{method}/{seed}"
-            if name in results or time.monotonic() - begun > 60 * options.minutes:
+            if name in kept.cells or time.monotonic() - begun > 60 * options.minutes:
                 continue
-            results[name] = measured(world, method, seed)
-            sys.stderr.write(f"{name}: {results[name]['kl']:.4f} nats, {time.monotonic() - begun:.0f} s\n")
-            if options.work:
-                files.write_json(options.work, {"asked": asked, "results": results})
-    table = summary(results, seeds)
-    figures = {f"{method}_over_dense": row["over_dense"] for method, row in table.items() if method != "dense"}
-    settings = asked | {"train_tokens": world.train.tokens, "heldout_tokens": world.heldout.tokens}
+            kept.add(name, measured(world, method, seed))
+            sys.stderr.write(f"{name}: {kept.cells[name]['kl']:.4f} nats, {time.monotonic() - begun:.0f} s\n")
+    table = summary(kept.cells, seeds)
+    # What was not trained for want of minutes is null.
+    figures = {f"{method}_over_dense": table.get(method, {}).get("over_dense") for method in METHODS[1:]}
+    settings = asked | {
+        "seeds": list(seeds),
+        "train_tokens": world.train.tokens,
+        "heldout_tokens": world.heldout.tokens,
+    }
     report.write(figures, {"methods": table, "settings": settings}, options.json)
 
 

@@ -17,9 +17,10 @@ third of a step's), `cost_share_cpu` the same in CPU seconds. `swept` counts the
 that lack some of their runs are in no figure; `settings` counts the others.
 
 `--work` keeps finished trainings and the teachers, so that an interrupted benchmark goes on; `--minutes` begins no training
-after so many. `--quick` takes shorter runs of all eight settings, with the same rates and seeds. `--only` takes the settings
-whose name contains a text. `--jobs` is how many teachers are worked on at a time, each with its share of the threads. `--tiny`
-shows in a minute or two that the benchmark works, and measures nothing: two settings and one seed.
+after so many. `--quick` takes shorter runs of all eight settings, with five rates at first and two seeds, whose intervals are
+wide. `--only` takes the settings whose name contains a text. `--jobs` is how many teachers are worked on at a time, each with
+its share of the threads. `--tiny` shows in a minute or two that the benchmark works, and measures nothing: two settings and
+one seed.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Size:
 
 SIZES = {
     "full": Size(teacher_steps=1500, long=1600, short=160, smollm2=48, validation_tokens=8192),
-    "quick": Size(teacher_steps=600, long=640, short=60, smollm2=8, validation_tokens=2048),
+    "quick": Size(teacher_steps=600, long=640, short=60, smollm2=8, validation_tokens=2048, rates=5, seeds=SEEDS[:2]),
     "tiny": Size(teacher_steps=40, long=640, short=20, smollm2=2, validation_tokens=512, rates=3, seeds=SEEDS[:1]),
 }
 

@@ -168,10 +168,13 @@ class Bench:
             [loaded.tokenizer.apply_chat_template(list(chat), tokenize=False) for chat in splits["train"]],
             add_special_tokens=False,
         ).input_ids
+        longest = self.config.corpus.skip_longer_than or LONGEST
         self.kept["material"] = {
             "chats": {name: len(chats) for name, chats in splits.items()},
             "longest_tokens": LONGEST,
             "train_tokens": sum(map(len, ids)),
+            # Our recipe leaves longer chats out.
+            "train_tokens_of_ours": sum(len(row) for row in ids if len(row) <= longest),
             "teacher_parameters": count_parameters(loaded.model),
         }
         (self.folder / "tasks" / "whole").touch()
@@ -191,10 +194,12 @@ class Bench:
 
     def run_ours(self, name: str, tokens: int, seed: int) -> tuple[Path, budget.Spent]:
         """One run of the recipe on so many tokens, up to the trained student."""
-        available = int(0.95 * self.kept["material"]["train_tokens"]) // 1024 * 1024
+        available = int(0.95 * self.kept["material"]["train_tokens_of_ours"]) // 1024 * 1024
         epochs = -(-tokens // available)
         recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         recipe |= {"name": name, "seed": seed, "baseline": False, "export": {"gguf": []}}
+        # The file is written elsewhere: what the recipe names by its own folder is named whole.
+        recipe["terms"] = self.config.terms.model_dump(mode="json", exclude_defaults=True)
         # A document's split depends on its content alone, so that training and validation text stay what they are; of
         # held-out text, which is measured outside, the recipe gets one document.
         texts = [
@@ -496,9 +501,9 @@ def label(minutes: int, name: str, seed: int) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
+    """The last lines of a log that say something: a message's last one is what to do."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " ".join(lines[-3:])[:800] if lines else "it said nothing"
 
 
 def only_tokenizer(_folder: str, names: list[str]) -> list[str]:

@@ -349,7 +349,13 @@ def coarse_part(
             "over_dense_interval": report.interval(ratios),
         }
     figures = {f"{method}_over_dense": table[method]["over_dense"] for method in COARSE_METHODS[1:]}
-    settings = {"layers": layers, "train_tokens": tokens, "start_kl": results[f"{prefix}/start"]["kl"]}
+    settings = {
+        "layers": layers,
+        "train_tokens": original[0].tokens,
+        "heldout_tokens": original[1].tokens,
+        "seeds": list(seeds),
+        "start_kl": results[f"{prefix}/start"]["kl"],
+    }
     return figures, {"methods": table, "settings": settings}
 
 
@@ -447,8 +453,9 @@ def sampled_part(
     }
     settings = {
         "layers": LAYERS,
-        "train_tokens": TRAIN_TOKENS,
-        "heldout_tokens": HELDOUT_TOKENS,
+        "train_tokens": train_text.tokens,
+        "heldout_tokens": heldout.tokens,
+        "seeds": list(seeds),
         "batch": BATCH * LENGTH,
     }
     return figures, {"methods": table, "settings": settings}

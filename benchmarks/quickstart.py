@@ -3,17 +3,23 @@
     .venv/bin/python -m benchmarks.quickstart [--runs 3] [--quick] [--work FOLDER] [--json FILE]
 
 ``stillroom run recipes/quickstart.yaml`` in a fresh folder, so many times, as a process of its own on two threads; its CPU
-seconds are those of the whole process tree. Figures are medians over the runs. ``--quick`` is one run.
+seconds are those of the whole process tree. Figures are medians over the runs. A run that ended is kept in the work folder, and
+an interrupted benchmark goes on behind it; with other code or another recipe it is made again.
 
 The same student is then compared with the one of commit b8e6c2e, whose recipe is cut in tokens so that its command takes the
 same CPU seconds (one calibration tells how many), on a *fixed second set*: the whole chats that that commit holds out, of at
 most 512 tokens. That commit's code is taken out of the repository's history and run with this environment's packages; its
-student is kept in the work folder for later. Chats that the measured run trained on are left out, and counted.
+student is kept in the work folder for later. Where all tokens of its recipe take fewer CPU seconds, it has all of them, and
+the details say how many seconds each had. Chats that the measured run trained on are left out, and counted. A figure that
+cannot be had is null, with the reason in the details.
+
+``--quick`` is one run, and trains no student of the earlier commit: it compares with one that an earlier call kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -28,7 +34,7 @@ import yaml
 
 from benchmarks import budget, judge, report
 from benchmarks.peers import LINEAR, ROOT, stage_seconds, tail
-from stillroom.core.files import digest_file, read_json, write_json
+from stillroom.core.files import digest_file, digest_json, read_json, write_json
 from stillroom.evaluation.intervals import effective_number
 from stillroom.models.load import load_teacher
 from stillroom.recipe.reading import load_recipe
@@ -76,6 +82,21 @@ def run_once(recipe: Path, folder: Path) -> tuple[Path, budget.Spent]:
     if spent.returncode not in (0, 1) or not runs:
         raise SystemExit(f"`stillroom run {recipe}` failed with exit code {spent.returncode}: {tail(folder / 'log')}")
     return runs[0], spent
+
+
+def kept_run(recipe: Path, folder: Path) -> tuple[Path, budget.Spent]:
+    """A run that ended here with this code and this recipe; one that is made now where there is none."""
+    kept = folder / "spent.json"
+    sources = sorted((ROOT / "src").rglob("*.py"))
+    asked = digest_json([digest_file(path) for path in (recipe, *sources)])
+    if kept.is_file() and (found := read_json(kept))["of"] == asked:
+        sys.stderr.write(
+            f"{folder} holds a finished run of this code: it is measured. Remove the folder for a new one.\n"
+        )
+        return Path(found["run"]), budget.Spent(**found["spent"])
+    run, spent = run_once(recipe, folder)
+    write_json(kept, {"of": asked, "run": str(run), "spent": dataclasses.asdict(spent)})
+    return run, spent
 
 
 def measured(run: Path, spent: budget.Spent) -> dict[str, Any]:
@@ -237,8 +258,12 @@ class Before:
             raise NotThere(f"its run failed with exit code {spent.returncode}: {tail(log)}")
         return runs / name, spent
 
-    def student(self, seconds: float) -> tuple[Path, dict[str, Any]]:
+    def student(self, seconds: float, *, make: bool = True) -> tuple[Path, dict[str, Any]]:
         """Its run whose command takes so many CPU seconds; made once, and used again while it is close to them.
+
+        Args:
+            seconds: CPU seconds of our command.
+            make: Whether one is trained where none is kept.
 
         Raises:
             NotThere: It cannot be had.
@@ -253,8 +278,7 @@ class Before:
             if close:
                 best = min(close, key=lambda one: abs(one["cpu_seconds"] - seconds))
                 return Path(best["folder"]), best
-            tokens = self._tokens(runs, seconds)
-            if tokens in (one["tokens"] for one in runs):
+            if not make or (tokens := self._tokens(runs, seconds)) in (one["tokens"] for one in runs):
                 break
             folder, spent = self._run(f"before-{tokens}", tokens)
             runs.append(
@@ -268,14 +292,21 @@ class Before:
                 }
             )
             write_json(kept, facts)
-        nearest = min(runs, key=lambda one: abs(one["cpu_seconds"] - seconds))
-        if nearest["cpu_seconds"] < seconds:
+        most = max(runs, key=lambda one: one["tokens"], default=None)
+        if most is not None and most["tokens"] == self._whole() and most["cpu_seconds"] < CLOSE[0] * seconds:
             # Its recipe has no use for more: all of its tokens take fewer CPU seconds.
-            return Path(nearest["folder"]), nearest
-        raise NotThere(
-            f"its recipe takes at least {nearest['cpu_seconds']:.0f} CPU seconds, however few its tokens; ours took "
-            f"{seconds:.0f}"
-        )
+            return Path(most["folder"]), most
+        if not make:
+            raise NotThere(
+                "no student of it at equal CPU seconds is kept, and none is trained with --quick: run without it once"
+            )
+        tried = ", ".join(f"{one['cpu_seconds']:.0f} with {one['tokens']:,} tokens" for one in runs)
+        raise NotThere(f"none of its runs is close to our {seconds:.0f} CPU seconds; they took {tried}")
+
+    def _whole(self) -> int:
+        """Training tokens of its recipe, uncut."""
+        whole: int = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))["corpus"]["train_tokens"]
+        return whole
 
     def _tokens(self, runs: list[dict[str, Any]], seconds: float) -> int:
         """How many training tokens are tried next."""
@@ -289,8 +320,7 @@ class Before:
         else:
             near = sorted(runs, key=lambda one: abs(one["cpu_seconds"] - seconds))[:2]
             cost = budget.Cost.through(*((one["tokens"], one["cpu_seconds"]) for one in near))
-        whole: int = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))["corpus"]["train_tokens"]
-        return min(cost.tokens(seconds, length), whole)
+        return min(cost.tokens(seconds, length), self._whole())
 
 
 def tail_of(done: subprocess.CompletedProcess[str]) -> str:
@@ -319,7 +349,9 @@ def unseen(chats: list[judge.Chat], run: Path, tokenizer: Any) -> list[judge.Cha
     return [chat for chat in chats if not seen(chat)]
 
 
-def against_before(recipe: Any, run: Path, seconds: float, before: Before) -> tuple[dict[str, Any], dict[str, Any]]:
+def against_before(
+    recipe: Any, run: Path, seconds: float, before: Before, *, make: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures and details of the fixed second set."""
     from stillroom.corpus.documents import Document
 
@@ -327,7 +359,7 @@ def against_before(recipe: Any, run: Path, seconds: float, before: Before) -> tu
     figures: dict[str, Any] = dict.fromkeys(names)
     try:
         before.fetch()
-        made, facts = before.student(seconds)
+        made, facts = before.student(seconds, make=make)
         loaded = load_teacher(recipe.teacher, "cpu", torch.float32)
         chats = before.chats()
         fits = judge.within([Document("", chat) for chat in chats], loaded.tokenizer, LONGEST)
@@ -389,16 +421,18 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     runs = []
     for number in range(1 if options.quick else options.runs):
-        folder, spent = run_once(options.recipe.resolve(), (options.work / f"run{number}").resolve())
+        folder, spent = kept_run(options.recipe.resolve(), (options.work / f"run{number}").resolve())
         runs.append(measured(folder, spent))
         sys.stderr.write(f"run {number}: {spent.cpu_seconds:.0f} CPU seconds, KL {runs[-1]['kl_student']:.4f}\n")
     said = written(recipe, folder)
     seconds = statistics.median(one["cpu_seconds_half"] for one in runs) * 2
-    ratio, details = against_before(recipe, folder, seconds, Before(options.work / "before", options.before_recipe))
+    before = Before(options.work / "before", options.before_recipe)
+    ratio, details = against_before(recipe, folder, seconds, before, make=not options.quick)
     apart = ("stages", "exit_code", "load", "heldout_documents")
     figures = {name: median([one[name] for one in runs]) for name in runs[0] if name not in apart}
     figures |= {
         "answers_degenerate_over_teacher": said["degenerate"]["student"] - said["degenerate"]["teacher"],
+        "median_length": said["median_length"]["student"],
         "median_length_over_teacher": said["median_length"]["student"] / max(1, said["median_length"]["teacher"]),
         **ratio,
     }

@@ -1,6 +1,6 @@
 """On-policy distillation in rounds against the corpus alone: at equal sequences, and at equal CPU seconds of everything.
 
-    .venv/bin/python -m benchmarks.rounds [--quick] [--json FILE]
+    .venv/bin/python -m benchmarks.rounds [--quick] [--json FILE] [--work FOLDER]
 
 The teacher is SmolLM2-135M-Instruct, the student half of its layers, pruned and repaired by the stage `shrink`; with
 ``--quick`` the teacher is a model of 350,000 parameters that is trained here on the same documentation for seconds, so that
@@ -17,12 +17,14 @@ reverse KL (``own_kl``, ``own_reverse_kl``), the teacher's nats per token of it 
 teacher finds likelier), and the share of distinct 3-grams in it (``distinct_3grams``). Figures are means over three seeds:
 ``…_over_corpus`` is ``rounds`` over ``corpus``, ``…_over_longer`` is ``rounds`` over ``corpus_longer``, paired by seed;
 ``own_teacher_nats_…`` are differences. The bar for turning rounds on by default, all at equal seconds: ``own_reverse_kl`` at
-most 0.90 with an interval clear of 1, ``own_teacher_nats`` not up, ``natural_kl`` at most 1.02.
+most 0.90 with an interval clear of 1, ``own_teacher_nats`` not up, ``natural_kl`` at most 1.02. ``--work`` names a folder that
+keeps the teacher, the run before training and every finished seed, so that an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import hashlib
 import shutil
@@ -143,6 +145,9 @@ def recipe_of(size: Size, teacher: dict[str, Any], *, rounds: bool, layers: int 
 
 def small_teacher(size: Size, folder: Path) -> dict[str, Any]:
     """A teacher of a million parameters, trained on the corpus that it will teach; as a recipe's section."""
+    kept = folder / "teacher"
+    if kept.is_dir():
+        return {"kind": "huggingface", "name": str(kept), "dtype": "float32"}
     section = {
         "kind": "huggingface",
         "name": str(tiny_model("llama", folder / "words", vocabulary_size=1024, layers=3, hidden=96)),
@@ -169,10 +174,9 @@ def small_teacher(size: Size, folder: Path) -> dict[str, Any]:
         torch.autograd.backward(loss)
         optimizer.step()
     sys.stderr.write(f"teacher: {loss.item():.2f} nats after {TEACHER_STEPS} steps\n")
-    shutil.rmtree(folder / "teacher", ignore_errors=True)
-    save_model(model.eval(), tokenizer, folder / "teacher")
+    save_model(model.eval(), tokenizer, kept)
     shutil.rmtree(made.path)
-    return section | {"name": str(folder / "teacher")}
+    return section | {"name": str(kept)}
 
 
 def with_secret(prepared: Run, folder: Path, seed: int) -> Run:
@@ -199,8 +203,8 @@ def by_rounds(size: Size, teacher: dict[str, Any], folder: Path) -> tuple[Any, f
     return model, times["finished"] - times["begun"], record["notes"]
 
 
-def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, int]:
-    """The same start trained on the corpus alone; its CPU seconds, and its steps.
+def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, float, int]:
+    """The same start trained on the corpus alone; its CPU seconds, those of them before the first step, and its steps.
 
     Args:
         made: A run whose student is pruned and whose corpus is captured.
@@ -233,8 +237,9 @@ def on_corpus(made: Run, size: Size, steps: int | None) -> tuple[Any, float, int
             event=lambda **_: None,
             stretch=Stretch(order, rows, len(order)),
         )
+        opened = time.process_time() - begun
         training.run()
-    return training.model, time.process_time() - begun, len(order)
+    return training.model, time.process_time() - begun, opened, len(order)
 
 
 class Judge:
@@ -320,7 +325,7 @@ class Judge:
         return {"kl": kl / count, "reverse_kl": reverse / count, "teacher_nats": nats / count, "positions": positions}
 
 
-def one_seed(prepared: Run, size: Size, teacher: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
+def one_seed(prepared: Run, teacher: dict[str, Any], size: Size, folder: Path, seed: int) -> dict[str, Any]:
     """The three students of a seed, judged."""
     made = with_secret(prepared, folder, seed)
     judged: dict[str, Any] = {}
@@ -333,14 +338,15 @@ def one_seed(prepared: Run, size: Size, teacher: dict[str, Any], folder: Path, s
 
     if seed == SEEDS[0]:
         judge("start", load_student(made.path / "shrink" / "model", torch.float32)[0])
-    model, seconds["corpus"], steps = on_corpus(made, size, None)
+    model, seconds["corpus"], opened, steps = on_corpus(made, size, None)
     judge("corpus", model)
     del model
     model, seconds["rounds"], notes = by_rounds(size, teacher, folder)
     judge("rounds", model)
     del model
-    more = round(steps * seconds["rounds"] / seconds["corpus"])
-    model, seconds["corpus_longer"], longer = on_corpus(made, size, more)
+    # Opening takes its seconds once, however many the steps.
+    more = round(steps * (seconds["rounds"] - opened) / (seconds["corpus"] - opened))
+    model, seconds["corpus_longer"], _, longer = on_corpus(made, size, more)
     judge("corpus_longer", model)
     del model
     own = {
@@ -380,20 +386,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps the teacher, the run before training and finished seeds"
+    )
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        teacher = small_teacher(size, folder) if arguments.quick else material.TEACHER.model_dump(mode="json")
-        first = recipe_of(size, teacher, rounds=False)
-        run_recipe(first, folder / "start", quiet=True, until="capture")
-        prepared = run_recipe(first, folder / "start", quiet=True, until="shrink")
-        for seed in SEEDS:
-            found.append(one_seed(prepared, size, teacher, folder / f"seed-{seed}", seed))
+        folder: Path = arguments.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = report.Kept(folder / "seeds.json", vars(size))
+
+        @functools.cache
+        def prepared() -> tuple[Run, dict[str, Any]]:
+            teacher = small_teacher(size, folder) if arguments.quick else material.TEACHER.model_dump(mode="json")
+            first = recipe_of(size, teacher, rounds=False)
+            run_recipe(first, folder / "start", quiet=True, until="capture")
+            return run_recipe(first, folder / "start", quiet=True, until="shrink"), teacher
+
+        def made(seed: int) -> dict[str, Any]:
+            shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+            return one_seed(*prepared(), size, folder / f"seed-{seed}", seed)
+
+        found = [kept.cell(str(seed), functools.partial(made, seed)) for seed in SEEDS]
     figures, intervals = summary(found)
-    figures["cpu_seconds"] = time.process_time()
+    figures["cpu_seconds"] = sum(sum(entry["cpu_seconds"].values()) for entry in found)
     details = {
         "bar": {
             "own_reverse_kl_over_longer": 0.9,

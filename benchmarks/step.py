@@ -3,11 +3,12 @@
     .venv/bin/python -m benchmarks.step [--quick] [--json FILE]
 
 The quickstart's student (16 of SmolLM2-135M-Instruct's 30 layers, vocabulary cut to the text) on 4 sequences of 512 tokens, in
-bfloat16 over float32 weights, AdamW and gradient clipping in every step. Peers: the plain transformers step
+bfloat16 over float32 weights (float32 alone where the CPU only emulates bfloat16, as a run would choose), AdamW and
+gradient clipping in every step. Peers: the plain transformers step
 (`model(input_ids, labels)` under autocast), TRL's GKD trainer and Liger's chunked loss, the last two in `.venvs/trl`
-(`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it they are left out and
-the reason is printed. Utilisation counts the products of the model (causal pairs only in attention), over the
-matrix-product rate measured between the rounds.
+(`python -m venv .venvs/trl && .venvs/trl/bin/pip install torch==2.13.0 trl liger-kernel`); without it their figures are null,
+and `left_out` in the details has the reason. Utilisation counts the products of the model (causal pairs only in attention),
+over the matrix-product rate measured between the rounds.
 
 `busy_over_free` is what is left of our step's speed beside a program that computes on one core all the time: rounds with and
 without it alternate. It says little on a machine that other programs use as well, so the load before is written beside it.
@@ -63,34 +64,48 @@ class Peer:
     """The process that makes the peers' steps."""
 
     def __init__(self, folder: Path) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [PEER, "benchmarks/teaching_peer.py", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"},
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": str(torch.get_num_threads()),
+                "HF_HUB_OFFLINE": "1",
+                "STEP_DTYPE": str(material.fastest()).removeprefix("torch."),
+            },
         )
 
     def ask(self, words: str) -> dict[str, Any]:
         """The answer to a line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(words + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "the peer's process ended"}
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(words + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": f"the peer's process ended: {self._last_line()}"}
+
+    def _last_line(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:500] if lines else "it said nothing"
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        self._said.close()
 
 
 @contextlib.contextmanager
 def setting() -> Iterator[tuple[Any, Batch, Callable[[], Batch], Any, Sequences, Path]]:
     """The student, a batch with its cached signal, what decodes it again, a teacher of the student's ids, and a folder."""
-    loaded = material.teacher(torch.bfloat16)
+    loaded = material.teacher(material.fastest())
     train, _ = material.corpus(loaded, LENGTH, 16 * LENGTH, LENGTH)
     student, vocabulary = material.student(loaded, LAYERS, train)
     with tempfile.TemporaryDirectory() as name:
@@ -106,7 +121,7 @@ def setting() -> Iterator[tuple[Any, Batch, Callable[[], Batch], Any, Sequences,
         source = BatchSource(train, vocabulary, TeacherCache.open(folder / "cache"))
         batch = source.batch(list(range(BATCH)))
         same, _ = material.student(loaded, len(loaded.model.base_model.layers), train)
-        same = material.as_dtype(same, torch.bfloat16).eval().requires_grad_(requires_grad=False)
+        same = material.as_dtype(same, material.fastest()).eval().requires_grad_(requires_grad=False)
         texts = material.renumbered(train, vocabulary)
         save_peer(folder, student, same, loaded.tokenizer, batch)
         yield student, batch, lambda: source.batch(list(range(BATCH))), same, texts, folder
@@ -127,7 +142,7 @@ def stock_step(student: Any, batch: Batch) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=material.fastest() == torch.bfloat16):
             value = model(input_ids=batch.ids, labels=batch.ids).loss
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -140,7 +155,7 @@ def stock_step(student: Any, batch: Batch) -> Callable[[], None]:
 def our_step(student: Any, make: Callable[[], Batch], loss: FusedLoss) -> Callable[[], None]:
     """Our step as the training loop makes it; the batch is made in the step."""
     model = copy.deepcopy(student)
-    network = LossNetwork(model, torch.bfloat16)
+    network = LossNetwork(model, material.fastest())
     optimizer = make_optimizer(model, CONFIG)
 
     def step() -> None:
@@ -167,8 +182,8 @@ def live(teacher: Any, batch: Batch) -> Callable[[], Batch]:
 
 
 def matrix_rate() -> float:
-    """Operations a second of bfloat16 products of the student's shapes, the median of a few."""
-    left, right = torch.randn(BATCH * LENGTH, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    """Operations a second of products of the student's shapes and dtype, the median of a few."""
+    left, right = (torch.randn(rows, 576, dtype=material.fastest()) for rows in (BATCH * LENGTH, 1536))
     rates = []
     for _ in range(12):
         begun = time.perf_counter()
@@ -195,8 +210,9 @@ def loss_peak(positions: int) -> None:
     from stillroom.models.forward import Head
     from stillroom.signals.signal import SparseSignal
 
-    hidden = torch.randn(positions, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    matrix = torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    hidden, matrix = (
+        torch.randn(rows, WIDTH, dtype=material.fastest(), requires_grad=True) for rows in (positions, VOCABULARY)
+    )
     signal = SparseSignal(torch.randint(VOCABULARY, (positions, 16)), torch.full((positions, 16), 1 / 16))
     FusedLoss(make_objective("forward_kl"))(hidden, Head(matrix), None, signal).value.backward()  # type: ignore[no-untyped-call]
     sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
@@ -215,7 +231,7 @@ def loss_memory(quick: bool) -> tuple[float, dict[str, Any]]:
         )
         for count in (FEW, MANY)
     }
-    carried = (MANY - FEW) * (2 * WIDTH * 2 + 16 * 12)
+    carried = (MANY - FEW) * (2 * WIDTH * material.fastest().itemsize + 16 * 12)
     details: dict[str, Any] = {"vocabulary": VOCABULARY, "width": WIDTH, "ours_peak_bytes": peaks}
     if PEER.is_file() and not quick:
         found = {}
@@ -314,7 +330,13 @@ def main() -> None:
         "making_a_batch_seconds": decoding,
         "busy_core": {"seconds": busy_seconds, "load_before": load, "threads": torch.get_num_threads()},
         "processor": matrix_instructions(),
-        "settings": {"layers": LAYERS, "tokens_a_step": tokens, "tau": TAU, "ignored": IGNORED},
+        "settings": {
+            "dtype": str(material.fastest()),
+            "layers": LAYERS,
+            "tokens_a_step": tokens,
+            "tau": TAU,
+            "ignored": IGNORED,
+        },
     }
     figures = {
         "cached_over_stock_cross_entropy": ratio(seconds, "stock_cross_entropy"),
@@ -326,7 +348,7 @@ def main() -> None:
         "decode_share_of_step": decoding / statistics.median(seconds["ours_cached"]),
     }
     sys.stderr.write(f"The processor has AMX: {'yes' if matrix_instructions()['amx_bf16'] else 'no'}\n")
-    report.write({name: value for name, value in figures.items() if value is not None}, details, arguments.json)
+    report.write(figures, details, arguments.json)
 
 
 def ratio(seconds: dict[str, list[float]], peer: str) -> float:

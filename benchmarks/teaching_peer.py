@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/, whose names are common words
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 FOLDER = Path(sys.argv[1])
 VOCABULARY, WIDTH = 151_936, 256
+DTYPE = getattr(torch, os.environ.get("STEP_DTYPE", "bfloat16"))
+"""What is computed in; weights of the student are float32."""
 
 
 def make_gkd() -> Callable[[], None]:
@@ -28,7 +32,7 @@ def make_gkd() -> Callable[[], None]:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     student = AutoModelForCausalLM.from_pretrained(FOLDER / "student", dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(FOLDER / "teacher", dtype=torch.bfloat16)
+    teacher = AutoModelForCausalLM.from_pretrained(FOLDER / "teacher", dtype=DTYPE)
     words = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     trainer = GKDTrainer(
         model=student,
@@ -39,7 +43,7 @@ def make_gkd() -> Callable[[], None]:
             beta=0.0,
             temperature=1.0,
             use_cpu=True,
-            bf16=True,
+            bf16=torch.bfloat16 == DTYPE,
             gradient_checkpointing=False,
             report_to=[],
             per_device_train_batch_size=4,
@@ -74,20 +78,20 @@ def make_liger() -> Callable[[], None]:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     student = AutoModelForCausalLM.from_pretrained(FOLDER / "student", dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(FOLDER / "teacher", dtype=torch.bfloat16)
+    teacher = AutoModelForCausalLM.from_pretrained(FOLDER / "teacher", dtype=DTYPE)
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     batch = load_file(FOLDER / "batch.safetensors")
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == DTYPE):
             with torch.no_grad():
                 taught = teacher.base_model(input_ids=batch["ids"]).last_hidden_state[:, :-1].flatten(0, 1)
             hidden = student.base_model(input_ids=batch["ids"]).last_hidden_state[:, :-1].flatten(0, 1)
             value = loss(
-                hidden.bfloat16(),
-                student.lm_head.weight.bfloat16(),
-                taught.bfloat16(),
+                hidden.to(DTYPE),
+                student.lm_head.weight.to(DTYPE),
+                taught.to(DTYPE),
                 teacher.lm_head.weight,
                 batch["labels"][:, 1:].flatten(),
             )
@@ -104,9 +108,9 @@ def loss_memory(positions: int) -> None:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
-    hidden = torch.randn(positions, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    matrix = torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    taught = torch.randn(positions, WIDTH, dtype=torch.bfloat16)
+    hidden = torch.randn(positions, WIDTH, dtype=DTYPE, requires_grad=True)
+    matrix = torch.randn(VOCABULARY, WIDTH, dtype=DTYPE, requires_grad=True)
+    taught = torch.randn(positions, WIDTH, dtype=DTYPE)
     targets = torch.randint(VOCABULARY, (positions,))
     loss(hidden, matrix, taught, matrix.detach(), targets).backward()
 

@@ -1,6 +1,7 @@
 """Parts of the comparison with peers that need no training."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,13 @@ def test_a_work_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     other.write_text(peers.RECIPE.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"another other\.yaml"):
         peers.Bench(tmp_path, other, {}, quick=True)
+
+
+@pytest.mark.parametrize("name", ["harness_side", "peer_training", "teaching_peer"])
+def test_a_program_that_is_started_by_its_path_finds_the_libraries(name: str) -> None:
+    """Python puts the program's folder first, where `tokenizers.py` would hide the library."""
+    lines = (peers.ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    put = next(number for number, line in enumerate(lines) if line.startswith("sys.path[0] = "))
+    assert not [
+        line for line in lines[:put] if re.match(r"(import|from) (torch|transformers|safetensors|lm_eval)", line)
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.blind import answers_of, count, shuffled
+from benchmarks.blind import answers_of, count, figures_of, shuffled
 
 
 def items(number: int = 20, equal: int = 2) -> list[dict[str, Any]]:
@@ -52,6 +52,15 @@ def test_choices_are_counted() -> None:
     for wrong in ("3 A", "1 C", "1", "1 A\n1 B"):
         with pytest.raises(SystemExit, match="line"):
             count(wrong, key)
+
+
+def test_the_share_is_of_the_pairs_in_which_one_was_preferred() -> None:
+    found = figures_of({"student": 9, "baseline": 1, "no difference": 4})
+    assert found["student_preferred_share"] == 0.9
+    low, high = found["student_preferred_share_interval"]
+    assert low < 0.9 < high
+    assert found["sign_test_p_value"] == pytest.approx(22 / 1024)
+    assert figures_of({"student": 0, "baseline": 0, "no difference": 4})["student_preferred_share"] is None
 
 
 def test_a_run_without_answers_is_told_what_to_do(tmp_path: Path) -> None:
