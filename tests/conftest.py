@@ -16,7 +16,18 @@ settings.load_profile("untimed")
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
 """A decision about models that the tests write themselves, for a recipe's section `terms`."""
 
-LONGEST = ("test_path.py", "test_kill.py", "test_plan.py", "test_errors.py", "test_gpu.py", "test_group.py")
+LONGEST = (
+    "test_devices.py",
+    "test_path.py",
+    "test_kill.py",
+    "test_api_types.py",
+    "test_plan.py",
+    "test_errors.py",
+    "test_gpu.py",
+    "test_group.py",
+    "test_guide_family.py",
+    "test_serve_switch.py",
+)
 """Files that take longest, in tests' seconds: they begin first, so that no worker is alone with one at the end."""
 
 
@@ -70,6 +81,19 @@ def small_recipe(text: Path) -> Any:
         } | sections
 
     return make
+
+
+@pytest.fixture
+def every_stage(small_recipe: Any, tmp_path: Path) -> dict[str, Any]:
+    """The settings of a brief run with every stage, whose teacher is in the test's own folder."""
+    from tiny_models import tiny_model
+
+    settings: dict[str, Any] = small_recipe(
+        tiny_model("llama", tmp_path / "teacher", layers=3), seed=1, export={"gguf": ["F16"], "check_tokens": 16}
+    )
+    settings["corpus"] |= {"train_tokens": 1024, "heldout_tokens": 128}
+    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+    return settings
 
 
 @pytest.fixture(scope="session")

@@ -57,13 +57,8 @@ def again_or_refused(again: Callable[[], Run]) -> Run | None:
     return None
 
 
-def test_off_in_every_stage(small_recipe: Any, tmp_path: Path, own: Switch) -> None:
-    settings = small_recipe(
-        tiny_model("llama", tmp_path / "teacher", layers=3), seed=1, export={"gguf": ["F16"], "check_tokens": 16}
-    )
-    settings["corpus"] |= {"train_tokens": 1024, "heldout_tokens": 128}
-    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
-    recipe = Recipe.model_validate(settings)
+def test_off_in_every_stage(every_stage: dict[str, Any], tmp_path: Path, own: Switch) -> None:
+    recipe = Recipe.model_validate(every_stage)
     pipeline.run(recipe, tmp_path / "never", quiet=True)
     turned: list[str] = []
 

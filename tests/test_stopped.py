@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import tiny_model
 
 from stillroom.cli import app
 from stillroom.core import files
@@ -33,14 +32,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 def test_stopped_at_every_stage(
-    small_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    every_stage: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    teacher = tiny_model("llama", tmp_path / "teacher", layers=3)
     recipe = tmp_path / "small.yaml"
-    settings = small_recipe(teacher, seed=1, export={"gguf": ["F16"], "check_tokens": 16})
-    settings["corpus"] |= {"train_tokens": 1024, "heldout_tokens": 128}
-    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
-    recipe.write_text(yaml.safe_dump(settings))
+    recipe.write_text(yaml.safe_dump(every_stage))
     load = StageSpec.load
     pressed: list[str] = []
 

@@ -32,16 +32,7 @@ from stillroom.core.progress import Progress
 from stillroom.runs.run import Run
 from stillroom.runs.stages import STAGES
 from tests.cluster.cluster_material import recipe_in
-
-
-class RayError(Exception):
-    pass
-
-
-class TaskFailed(RayError):
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+from tests.cluster.made_up_ray import RayError, TaskFailed
 
 
 class Hangs:
