@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tiny_models import tiny_model
 
 
@@ -29,3 +31,15 @@ def recipe_in(folder: Path, documents: int = 40, layers: int = 4, hidden: int = 
         "distill": {"learning_rate": 1e-3, "precision": "float32", "checkpoint_seconds": 0},
         "terms": {"decisions": [{"subject": subject, **decided} for subject in ("teacher", "student")]},
     }
+
+
+def children_with(word: str, pid: int | None = None) -> list[psutil.Process]:
+    """Children of a process (this one, without a number), and theirs, whose command line has a word; one that ends meanwhile
+    is none of them."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(word in part for part in process.cmdline()):
+                    found.append(process)
+    return found

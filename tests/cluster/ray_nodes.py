@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from stillroom.cluster.ray_capture import processes_in
+from tests.cluster.cluster_material import children_with
 
 TOKEN = {
     "RAY_AUTH_MODE": "token",
@@ -148,18 +149,7 @@ def driver(run: Path, address: str, workers: int = 2) -> subprocess.Popen[str]:
 
 def capturers(pid: int) -> list[psutil.Process]:
     """Workers of captures among the processes that a process has started."""
-    found = []
-    try:
-        family = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-    for process in family:
-        try:
-            if any("Capturer" in part for part in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    return children_with("Capturer", pid)
 
 
 def until(true: Callable[[], bool], seconds: float) -> None:

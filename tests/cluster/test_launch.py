@@ -19,19 +19,21 @@ from benchmarks.s3_server import s3_server
 from stillroom import pipeline
 from stillroom.cluster import agent, launch
 from stillroom.cluster.cluster import Cluster
-from stillroom.core.errors import DiskFull, SwitchedOff
+from stillroom.core.errors import DiskFull, EnvironmentProblem, SwitchedOff
 from stillroom.core.progress import Progress
 from stillroom.runs.run import Run
 from stillroom.switch import Places, Switch
 from stillroom.switch.stopping import Receipt, off, on
 from stillroom.training import stage
 from stillroom.training.group import Group
-from tests.cluster.cluster_material import recipe_in
+from tests.cluster.cluster_material import children_with, recipe_in
 
 pytestmark = pytest.mark.cluster
 
 
-def test_a_process_that_is_killed_has_all_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_killed_has_all_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     values = recipe_in(tmp_path)
     run = pipeline.run({"name": "killed", **values}, tmp_path / "runs", until="shrink", quiet=True)
@@ -41,10 +43,7 @@ def test_a_process_that_is_killed_has_all_started_again(tmp_path: Path, monkeypa
 
     def kill() -> None:
         while not killed and not over.is_set():
-            workers = [
-                process for process in psutil.Process().children(recursive=True)
-                if any("spawn_main" in part for part in process.cmdline())
-            ]  # fmt: skip
+            workers = children_with("spawn_main")
             if len(workers) == 2 and list(scratch.glob("step-*/state.json")):
                 workers[1].kill()
                 killed.append(workers[1].pid)
@@ -58,10 +57,41 @@ def test_a_process_that_is_killed_has_all_started_again(tmp_path: Path, monkeypa
         over.set()
         thread.join()
     assert killed
+    assert "Traceback" not in capfd.readouterr().err
     one = pipeline.run({"name": "whole", **values}, tmp_path / "runs", until="distill", quiet=True)
     files = [load_file(each.path / "distill" / "model" / "model.safetensors") for each in (one, made)]
     for name, tensor in files[0].items():
         torch.testing.assert_close(files[1][name], tensor, rtol=0, atol=5e-6)
+
+
+def with_a_fault(*arguments: Any) -> None:
+    """What a process does whose second rank has an error that is not ours."""
+
+    def train(_run: Any, _stage: Any, _progress: Any, group: Group) -> None:
+        if group.rank == 1:
+            raise ValueError("not of this kind")
+        group.barrier()
+
+    setattr(stage, "run_in_group", train)  # noqa: B010 - of this process alone
+    setattr(Run, "open", lambda _: SimpleNamespace(stage=str))  # noqa: B010
+    launch.work(*arguments)
+
+
+def test_a_fault_is_tried_again_and_then_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    places = Places.under(tmp_path / "switch")
+    monkeypatch.setattr(Places, "of_user", lambda: places)
+    monkeypatch.setattr(launch, "RESTARTS", 1)
+    monkeypatch.setattr(launch, "work", with_a_fault)
+    made: Any = SimpleNamespace(path=tmp_path)
+    begun: Any = SimpleNamespace(name="distill", scratch=tmp_path / "scratch", notes={})
+    with pytest.raises(EnvironmentProblem, match=r"ended with code 1, and again after 1 new starts: \S.*: "):
+        launch.train_together(made, begun, 2, Progress(), "replicate")
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert said.out.count("all are started again") + said.err.count("all are started again") == 1
 
 
 def test_two_workers_make_the_student_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,4 +209,4 @@ def test_an_error_of_ours_in_one_process_ends_all_at_once(
         launch.train_together(made, begun, 2, Progress(quiet=True), "replicate")
     assert starts == [1]
     assert "Traceback" not in capfd.readouterr().err
-    assert not [line for line in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(line.cmdline())]
+    assert not children_with("spawn_main")

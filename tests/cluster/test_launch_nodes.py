@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from stillroom import pipeline
 from stillroom.runs.run import Run
 from stillroom.switch import Places, Switch
 from stillroom.switch.stopping import off
-from tests.cluster.cluster_material import recipe_in
+from tests.cluster.cluster_material import children_with, recipe_in
 from tests.cluster.test_nodes import free_port
 
 pytestmark = pytest.mark.cluster
@@ -152,10 +151,7 @@ def test_a_process_that_dies_on_one_node_has_all_started_again(ready: Path, alon
 
     def kill() -> None:
         until_a_checkpoint(path)
-        (worker,) = (
-            process for process in psutil.Process(nodes[1].pid).children(recursive=True)
-            if any("spawn_main" in part for part in process.cmdline())
-        )  # fmt: skip
+        (worker,) = children_with("spawn_main", nodes[1].pid)
         worker.kill()
 
     found = ended(nodes, kill)

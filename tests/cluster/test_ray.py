@@ -26,7 +26,7 @@ from stillroom.runs.run import Run
 from stillroom.runs.stages import CACHE
 from stillroom.signals.cache import parts
 from stillroom.signals.cache.reader import TeacherCache
-from tests.cluster.cluster_material import recipe_in
+from tests.cluster.cluster_material import children_with, recipe_in
 from tests.cluster.ray_nodes import TOKEN, Nodes, driver, until
 from tests.teachers.test_units import equal_to_the_bit
 
@@ -76,10 +76,7 @@ def test_the_whole_stage_with_a_worker_that_is_killed_twice(material: Any, alone
         seen: set[int] = set()
         while len(killed) < 2 and time.monotonic() < deadline:
             if noted(run) > 2 * len(killed):
-                workers = [
-                    process for process in psutil.Process().children(recursive=True)
-                    if process.pid not in seen and any("Capturer" in part for part in process.cmdline())
-                ]  # fmt: skip
+                workers = [process for process in children_with("Capturer") if process.pid not in seen]
                 for process in workers[:1]:
                     seen.add(process.pid)
                     killed.append(process.pid)
@@ -201,7 +198,7 @@ def test_off_stops_the_workers(material: Any, monkeypatch: pytest.MonkeyPatch) -
         capture_on_ray(run, "local", 2, Progress(quiet=True))
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = [process for process in psutil.Process().children(recursive=True) if "Capturer" in words(process)]
+        left = children_with("Capturer")
         if not left:
             break
         time.sleep(0.1)

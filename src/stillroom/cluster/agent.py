@@ -42,12 +42,13 @@ class Agent(LocalElasticAgent):
     Args:
         check: Is asked several times per second, and raises what ends all processes at once; `Terminated`, of another machine,
             leaves them the time for their checkpoint.
+        died: Is told the number and the code of a process that ended, before all are started again because of it.
         values: Those of the base class.
     """
 
-    def __init__(self, check: Callable[[], None], **values: Any) -> None:
+    def __init__(self, check: Callable[[], None], died: Callable[[int, int], None], **values: Any) -> None:
         super().__init__(**values)
-        self._check = check
+        self._check, self._died = check, died
         seconds = values.get("shutdown_timeout")
         self._patience = {} if seconds is None else {"timeout": seconds}
 
@@ -62,6 +63,9 @@ class Agent(LocalElasticAgent):
         except BaseException:
             self._shutdown(signal.SIGKILL)
             raise
+        if result.failures and self._remaining_restarts > 0:
+            rank, failure = min(result.failures.items())
+            self._died(rank, failure.exitcode)
         return result
 
 
@@ -132,6 +136,7 @@ def launch(
     entry: Callable[..., Any],
     arguments: tuple[Any, ...],
     check: Callable[[], None],
+    died: Callable[[int, int], None],
     meeting: RendezvousHandler | None = None,
 ) -> dict[int, Any]:
     """As ``elastic_launch``: what each process returns, by its number.
@@ -141,6 +146,7 @@ def launch(
         entry: What each process does.
         arguments: Its arguments.
         check: Of the agent.
+        died: Of the agent.
         meeting: How several machines meet; None makes what ``config`` asks for.
 
     Raises:
@@ -170,6 +176,7 @@ def launch(
     more = {"shutdown_timeout": config.shutdown_timeout} if hasattr(config, "shutdown_timeout") else {}
     agent = Agent(
         check,
+        died,
         spec=spec,
         logs_specs=config.logs_specs,
         start_method=config.start_method,

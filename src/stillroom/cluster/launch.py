@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ END_SECONDS = 30
 """How long a process that has said its error waits for its end: the agent looks several times per second."""
 TERMINATED_SECONDS = 1
 """The same where all of them stop after a checkpoint: an agent that sent SIGTERM waits until they have ended."""
+ELASTIC_LOGGERS = tuple(
+    f"torch.distributed.elastic.{name}"
+    for name in ("multiprocessing.api", "agent.server.api", "multiprocessing.redirects")
+)
 NOTES = "notes.json"
 """In the stage's scratch folder: what rank 0 wants in the stage's record."""
 
@@ -131,13 +137,22 @@ def train_together(
             logs_specs=_logs(Path(logs), Std.ALL),
             **more,
         )
+
+        def died(rank: int, code: int) -> None:
+            why = _last_line(Path(logs))
+            progress.say(
+                f"  process {rank} ended with code {code}{f' ({why})' if why else ''}: all are started again from the newest "
+                "checkpoint"
+            )
+
         try:
             arguments = (str(run.path.absolute()), stage.name, sharding, progress.quiet, words, places)
             meeting = None
             if nodes is not None:
                 name = f"{stage.name}-{nodes.stages}"
                 meeting = agent.NodesRendezvous(nodes.connect(), name, nodes.node, check)
-            agent.launch(config, work, arguments, check, meeting)
+            with _quiet_elastic():
+                agent.launch(config, work, arguments, check, died, meeting)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -227,8 +242,9 @@ def work(path: str, name: str, sharding: Sharding, quiet: bool, words: Any, plac
         named = isinstance(error, OSError) and error.filename
         known = translate(error, "" if named else path)
         if known is None:
-            # Of another process that is gone, or a fault: all are started again.
-            traceback.print_exc()
+            # Of another process that is gone, or a fault: all are started again. Which of the two, the agent hears; what is
+            # written to stderr would be shown before that.
+            _fault_file().write_text(traceback.format_exc(), encoding="utf-8")
             end_process(1)
         words.put((type(known).__name__, known.what, known.todo))
         # What others wait for from this process must not fail before the agent has heard why.
@@ -257,10 +273,35 @@ def _logs(folder: Path, std: Any) -> Any:
     return DefaultLogsSpecs(log_dir=str(folder), redirects=std, tee={0: Std.ERR})
 
 
+FAULT = "fault.txt"
+"""Beside the file into which torch elastic has a process write its error: the traceback of an error that is not ours."""
+
+
+def _fault_file() -> Path:
+    return Path(os.environ["TORCHELASTIC_ERROR_FILE"]).with_name(FAULT)
+
+
 def _last_line(folder: Path) -> str:
-    """The last line that a process wrote to stderr."""
-    for path in sorted(folder.rglob("stderr.log"), key=lambda path: -path.stat().st_mtime):
-        lines = path.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1][:300]
+    """The last line of the newest error that a process had, or that it wrote to stderr."""
+    for name in (FAULT, "stderr.log"):
+        for path in sorted(folder.rglob(name), key=lambda path: -path.stat().st_mtime):
+            lines = path.read_text(errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1][:300]
     return ""
+
+
+@contextlib.contextmanager
+def _quiet_elastic() -> Iterator[None]:
+    """Torch elastic says of a process that ended, with a traceback of its own, what is said here in a line; with the
+    environment variable LOGLEVEL, which is PyTorch's, it says all.
+    """
+    loggers = [] if "LOGLEVEL" in os.environ else [logging.getLogger(name) for name in ELASTIC_LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -170,7 +170,12 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
                 else:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+            if folder is not None:
+                raise EnvironmentProblem(
+                    f"--ray local: Ray did not start on this machine: {first[:300]}",
+                    "A busy machine is hard on it: give the same command again, or leave --ray out.",
+                ) from None
             raise EnvironmentProblem(
                 f"--ray {address}: there is no Ray cluster that answers: {first[:300]}",
                 "Check the address and the token (RAY_AUTH_TOKEN_PATH), or use --ray local.",
@@ -192,6 +197,10 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+SLOW = ("timed out", "Failed to start GCS")
+"""What Ray says where its processes did not come up in time."""
+
+
 def _start(ray: Any, cores: int, folder: str) -> None:
     """A cluster on this machine, tried several times: Ray's node waits 15 seconds for its agents and no longer (ray#65983)."""
     for left in reversed(range(STARTS)):
@@ -207,7 +216,7 @@ def _start(ray: Any, cores: int, folder: str) -> None:
         except Exception as error:
             ray.shutdown()
             _end(folder)
-            if not left or "timed out" not in str(error):
+            if not left or not any(sign in str(error) for sign in SLOW):
                 raise
         else:
             return
