@@ -19,7 +19,7 @@ from stillroom.switch import Places
 def test_signals_mean_afterwards_what_they_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     configs: list[Any] = []
 
-    def elastic(config: Any, _work: Any, arguments: tuple[Any, ...], check: Any, _meeting: Any) -> None:
+    def elastic(config: Any, _work: Any, arguments: tuple[Any, ...], check: Any, *_: Any) -> None:
         from torch.distributed.elastic.multiprocessing import SignalException
 
         configs.append(config)
