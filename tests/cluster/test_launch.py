@@ -64,17 +64,22 @@ def test_a_process_that_is_killed_has_all_started_again(
         torch.testing.assert_close(files[1][name], tensor, rtol=0, atol=5e-6)
 
 
-def with_a_fault(*arguments: Any) -> None:
-    """What a process does whose second rank has an error that is not ours."""
+def work_that_ends(error: Exception, *arguments: Any) -> None:
+    """What a process does whose second rank has an error, while the first waits for it."""
 
     def train(_run: Any, _stage: Any, _progress: Any, group: Group) -> None:
         if group.rank == 1:
-            raise ValueError("not of this kind")
+            raise error
         group.barrier()
 
     setattr(stage, "run_in_group", train)  # noqa: B010 - of this process alone
     setattr(Run, "open", lambda _: SimpleNamespace(stage=str))  # noqa: B010
     launch.work(*arguments)
+
+
+def with_a_fault(*arguments: Any) -> None:
+    """What a process does whose second rank has an error that is not ours."""
+    work_that_ends(ValueError("not of this kind"), *arguments)
 
 
 def test_a_fault_is_tried_again_and_then_said_in_one_line(
@@ -177,15 +182,7 @@ def test_two_workers_go_on_from_the_copy_of_two_that_are_gone(tmp_path: Path, mo
 
 def on_a_full_disk(*arguments: Any) -> None:
     """What a process does whose second rank finds no room, while the first waits for it."""
-
-    def train(_run: Any, _stage: Any, _progress: Any, group: Group) -> None:
-        if group.rank == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        group.barrier()
-
-    setattr(stage, "run_in_group", train)  # noqa: B010 - of this process alone
-    setattr(Run, "open", lambda _: SimpleNamespace(stage=str))  # noqa: B010
-    launch.work(*arguments)
+    work_that_ends(OSError(errno.ENOSPC, "No space left on device"), *arguments)
 
 
 def test_an_error_of_ours_in_one_process_ends_all_at_once(
