@@ -325,7 +325,7 @@ def planned(case: Case) -> dict[str, float]:
     accumulates = case.micros > 1
     return {
         "capture": card.capture_bytes(teacher, case.capture_tokens, case.length),
-        "shrink": card.shrink_bytes(teacher, student, case.sample_tokens, case.length),
+        "shrink": card.shrink_bytes(teacher, student, case.sample_tokens, case.sample_tokens * 5 // 6, case.length),
         "distill": card.distill_bytes(student, case.micro_tokens, chunk, case.state, case.checkpointing, accumulates),
         "evaluate": card.evaluate_bytes(teacher, [student], case.length),
         "entropy": card.entropy_bytes(teacher, case.capture_tokens, case.length),

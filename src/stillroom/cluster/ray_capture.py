@@ -160,6 +160,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
         folder = tempfile.mkdtemp(prefix="sr-ray-")
     import ray
 
+    _read_token_again()
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.callback(_clear, folder)
@@ -184,6 +185,14 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         stack.enter_context(raised_by_sigterm(Terminated("Stopped by SIGTERM.", "The same command goes on.")))
         yield ray
+
+
+def _read_token_again() -> None:
+    """Ray keeps the first token that a process read, and its servers take the environment's: after a change none answered."""
+    with contextlib.suppress(ImportError, AttributeError):  # it is internal to Ray
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

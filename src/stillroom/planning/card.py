@@ -25,7 +25,7 @@ from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ShrinkStudent
 from stillroom.runs.costs import FLOAT_BYTES
 from stillroom.signals.device_draw import positions_at_once
-from stillroom.students.importance import POSITIONS
+from stillroom.students.importance import POSITIONS, repaired_on
 from stillroom.teachers.local import MAX_BATCH_TOKENS
 from stillroom.teachers.several import any_endpoint
 from stillroom.teachers.write.stage_cost import CHARACTERS_PER_TOKEN
@@ -148,7 +148,7 @@ def original_bytes(
     )
 
 
-def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> float:
+def shrink_bytes(teacher: Model, student: Model, tokens: int, repaired: int, length: int) -> float:
     """The teacher (in 16 bits where its files are), the student before and after its repair in float32, and what the repair of
     a layer holds.
 
@@ -156,13 +156,14 @@ def shrink_bytes(teacher: Model, student: Model, tokens: int, length: int) -> fl
         teacher: The teacher.
         student: The student.
         tokens: Of the sample.
+        repaired: Tokens that the repair is fitted on.
         length: Tokens of a sequence.
     """
     models = teacher.weight_bytes(FLOAT_BYTES, "half" if teacher.half else "device")
     models += FLOAT_BYTES * 2 * student.parameters
     reference = FLOAT_BYTES * min(POSITIONS, max(length, tokens // 6)) * teacher.sizes.rows
     # States of both, targets, and the inputs of the fitted matrix twice.
-    fitted = tokens * 5 / 6 * FLOAT_BYTES * (6 * teacher.sizes.hidden + 2 * student.sizes.inner)
+    fitted = repaired * FLOAT_BYTES * (6 * teacher.sizes.hidden + 2 * student.sizes.inner)
     gram = student.sizes.inner**2 * (FLOAT_BYTES + 2 * 8)
     return models + reference + max(fitted + gram, teacher.inside_bytes(length, FLOAT_BYTES))
 
@@ -364,8 +365,8 @@ def card_plan(
     if routes:
         found["capture_batch_tokens"], stages["capture"] = fitting(capturing)
     if teacher is not None and isinstance(recipe.student, ShrinkStudent):
-        sample = min(tokens, recipe.student.importance.tokens)
-        stages["shrink"] = shrink_bytes(teacher, student, sample, length)
+        sample, repaired = recipe.student.importance.tokens, repaired_on(recipe.student.importance, tokens)
+        stages["shrink"] = shrink_bytes(teacher, student, min(tokens, sample), repaired, length)
     rows = step_rows(config, tokens, length)
     micro = micro_rows(config, rows, length)
     chunk = loss_chunk(config, "cuda", student.sizes.rows)

@@ -32,6 +32,9 @@ class ImportanceConfig(Section):
 
     tokens: int = Field(default=12_288, ge=64)
     """Tokens of the sample; a sixth of them is held out for evaluation."""
+    repair_tokens: int | None = Field(default=None, ge=64, json_schema_extra={SINCE: "0.2.0"})
+    """Tokens that the least-squares repair is fitted on; without it, those of the sample that are not held out. More of them
+    repair more, and cost what two to three times as many trained tokens do."""
     leave_one_out: bool = True
     """Measure layers by the KL without each single one, besides block influence; both kinds of choices are evaluated."""
     path: Path | None = None

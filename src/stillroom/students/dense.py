@@ -176,7 +176,7 @@ def densify(
     sibling, parts = sibling_of(teacher.config), Parts.of(teacher.config)
     count, size = parts.kept(student.intermediate_size)
     family = families()[sibling.family]
-    sample = Sample.of(train, student.importance.tokens)
+    sample = Sample.of(train, student.importance.tokens, student.importance.repair_tokens)
     use = measure_use(teacher, sibling, sample.fit)
     model, kept = join(teacher, sibling, use, count, size)
     require_same(teacher, model, sibling, sample.judge)
@@ -187,7 +187,7 @@ def densify(
     repaired = copy.deepcopy(model)
     layers = len(family.layers(model))
     everything = Widths(channels=[torch.arange(size)] * layers)
-    heal(repaired, teacher, family, list(range(layers)), sample.fit, everything, moved)
+    heal(repaired, teacher, family, list(range(layers)), sample.repair, everything, moved)
     healed_kl = judged_kl(reference, repaired, sample.judge)
     if healed_kl >= kl:
         return Densified(model, None, kept, use, kl, healed_kl)

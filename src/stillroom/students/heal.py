@@ -16,6 +16,7 @@ Legend: N tokens of the sample, F inputs of the matrix, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ RIDGE = 0.3
 """Ridge penalty on the change of a matrix, as a share of the mean square of its inputs."""
 
 
+AT_ONCE = 8192
+"""Tokens whose products are computed at a time."""
 POWER = 0.5
 """A token weighs one over its mean square to this power."""
 
@@ -69,7 +72,6 @@ def heal(
     everywhere = everywhere and not family.norm_after and len(kept) < len(teacher_pass.layers)
     fit_feed_forward = widths.channels is not None or widths.hidden is not None or everywhere
     fit_attention = widths.groups is not None or widths.hidden is not None or everywhere
-    hidden = widths.hidden
     # Student layer i has to do what the teacher's layers kept[i] to ends[i] − 1 do.
     ends = [*kept[1:], len(teacher_pass.layers)]
     fitted = 0
@@ -78,62 +80,103 @@ def heal(
         # Below the first run of removed layers the student is the teacher.
         teacher_pass.advance(first)
         student_pass.states, student_pass.place = list(teacher_pass.states), first
+    repair = _Repair(student_pass, teacher_pass, family, widths.hidden, residual_scale)
     for number, (index, end) in enumerate(zip(kept, ends, strict=True)):
         if not first <= number <= last:
             continue
-        layer = student_pass.layers[number]
-
-        # 1. The teacher's layer of the same index, with the outputs that are targets.
         teacher_pass.advance(index)
-        teacher_input = teacher_pass.stream if fit_attention else None
-        teacher_results, teacher_seen = teacher_pass.run(outputs=_outputs(family, fit_attention, fit_feed_forward))
-
-        # 2. Attention's output matrix. Where the residual stream is still the teacher's, there is nothing to repair.
-        if fit_attention and (widths.narrows or number > first or kept[0] != 0):
-            name = family.attention_output
-            _, seen = student_pass.run(inputs=[name], outputs=[name])
-            target_output = _cut(teacher_seen[f"out:{name}"], hidden)
-            if family.norm_after:
-                # The norm is between the matrix and the stream: the target is the teacher's output itself.
-                target, missing = target_output, target_output - seen[f"out:{name}"]
-                weights = _normed_weights(target, _cut(teacher_input, hidden))  # type: ignore[arg-type]
-            else:
-                # The target is the teacher's stream behind attention, whatever the student's own stream lacks before it.
-                target = _cut(teacher_input, hidden) + residual_scale * target_output  # type: ignore[arg-type]
-                missing = (target - student_pass.stream) / residual_scale - seen[f"out:{name}"]
-                weights = _weights(target)
-            _fit(family.attention_matrix(layer), seen[f"in:{name}"], missing, weights)
-            fitted += 1
-
-        # 3. The teacher goes on to the next layer that the student has, through those that were removed.
-        teacher_pass.move(teacher_results)
+        # Where the residual stream is still the teacher's, there is nothing to repair of attention.
+        attention = fit_attention and (widths.narrows or number > first or kept[0] != 0)
+        feed_forward = fit_feed_forward or (end > index + 1 and not family.norm_after)
+        output = repair.attention(attention, feed_forward)
+        # The teacher goes on to the next layer that the student has, through those that were removed.
         teacher_pass.advance(end)
-
-        # 4. The feed-forward output matrix, with the removed layers behind it folded in.
-        layers_removed_behind = end > index + 1 and not family.norm_after
-        if layers_removed_behind or fit_feed_forward:
-            name = family.feed_forward_output
-            student_results, seen = student_pass.run(inputs=[name], outputs=[name])
-            if family.norm_after:
-                target = _cut(teacher_seen[f"out:{name}"], hidden)
-                missing = target - seen[f"out:{name}"]
-                weights = _normed_weights(target, _cut(teacher_pass.stream, hidden))
-            else:
-                target = _cut(teacher_pass.stream, hidden)
-                missing = (target - student_pass.pick(student_results)) / residual_scale
-                weights = _weights(target)
-            change = _fit(family.feed_forward_matrix(layer), seen[f"in:{name}"], missing, weights)
-            fitted += 1
-            # The layer's new output follows from the matrix's inputs; behind a norm it has to be run again.
-            if family.norm_after:
-                student_results = student_pass.run()[0]
-            else:
-                student_results = student_pass.add(residual_scale * seen[f"in:{name}"] @ change.T, student_results)
+        if feed_forward:
+            repair.feed_forward(output)
         else:
-            student_results = student_pass.run()[0]
-        student_pass.move(student_results)
+            student_pass.move(student_pass.run()[0])
+        fitted += attention + feed_forward
         moved()
     return fitted
+
+
+@dataclass
+class _Repair:
+    """The repair of one layer after the other. Each method lets go of the sample's activations when it returns.
+
+    Attributes:
+        student: Before the layer that is repaired.
+        teacher: At the place whose stream is aimed at.
+        family: Theirs.
+        hidden: Entries of the hidden width that the student has; None is all.
+        scale: What a layer's outputs are multiplied by before they are added to the stream.
+    """
+
+    student: Layerwise
+    teacher: Layerwise
+    family: Family
+    hidden: torch.Tensor | None
+    scale: float
+
+    def attention(self, fit: bool, feed_forward: bool) -> torch.Tensor | None:
+        """Run the teacher's layer and, with ``fit``, fit attention's output matrix to it.
+
+        Returns:
+            What the teacher's feed-forward part adds, where it is aimed at itself; None where the stream is.
+        """
+        family, name, feed = self.family, self.family.attention_output, self.family.feed_forward_output
+        output = feed_forward and family.norm_after
+        before = _cut(self.teacher.stream, self.hidden) if fit else None
+        wanted = ([name] if fit else []) + ([feed] if output else [])
+        results, caught = self.teacher.run(outputs=wanted)
+        self.teacher.move(results)
+        if before is not None:
+            aim = _cut(caught.pop(f"out:{name}"), self.hidden)
+            _, seen = self.student.run(inputs=[name], outputs=[name], upto=name)
+            missing = seen.pop(f"out:{name}").neg_()
+            if family.norm_after:
+                # The norm is between the matrix and the stream: the target is the teacher's output itself.
+                weights = _normed_weights(aim, before)
+                missing += aim
+            else:
+                # The target is the teacher's stream behind attention, whatever the student's own stream lacks before it.
+                target = before.add_(aim, alpha=self.scale)
+                weights = _weights(target)
+                missing += target.sub_(self.student.stream).div_(self.scale)
+            del before, aim
+            _fit(family.attention_matrix(self.layer), seen.pop(f"in:{name}"), missing, weights)
+        return _cut(caught[f"out:{feed}"], self.hidden) if output else None
+
+    def feed_forward(self, output: torch.Tensor | None) -> None:
+        """Fit the feed-forward output matrix, with the removed layers behind it folded in, and move on.
+
+        Args:
+            output: What the teacher's adds, [N, H], where a norm is behind it.
+        """
+        family, name = self.family, self.family.feed_forward_output
+        results, seen = self.student.run(inputs=[name], outputs=[name] if output is not None else [])
+        target = _cut(self.teacher.stream, self.hidden)
+        if output is not None:
+            weights = _normed_weights(output, target)
+            missing = output - seen.pop(f"out:{name}")
+        else:
+            weights = _weights(target)
+            missing = target.sub_(self.student.pick(results)).div_(self.scale)
+        del target
+        inputs = seen.pop(f"in:{name}")
+        change = _fit(family.feed_forward_matrix(self.layer), inputs, missing, weights)
+        del missing
+        # The layer's new output follows from the matrix's inputs; behind a norm it has to be run again.
+        if output is not None:
+            results = self.student.run()[0]
+        else:
+            results = self.student.add(inputs @ change.T, results, self.scale)
+        self.student.move(results)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The student's layer at hand."""
+        return self.student.layers[self.student.place]
 
 
 def _to_fit(kept: list[int], ends: list[int], narrowed: bool, everywhere: bool, family: Family) -> tuple[int, int]:
@@ -145,12 +188,6 @@ def _to_fit(kept: list[int], ends: list[int], narrowed: bool, everywhere: bool, 
         return 0, -1
     # Where the first layer was removed, nothing below is the teacher's.
     return (gaps[0] if kept[0] == 0 else 0), (len(kept) - 1 if everywhere else gaps[-1])
-
-
-def _outputs(family: Family, attention: bool, feed_forward: bool) -> list[str]:
-    """Modules of the teacher whose own output is a target."""
-    wanted = [family.attention_output] if attention else []
-    return wanted + ([family.feed_forward_output] if feed_forward and family.norm_after else [])
 
 
 def _cut(values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -206,10 +243,19 @@ def ridge_change(
         weights: w, [N].
         ridge: Share of the inputs' weighted mean square.
     """
-    weighted_inputs = inputs * weights[:, None]
-    gram = exact(inputs.T @ weighted_inputs)  # Xᵀ W X, [F, F]
-    cross = exact(weighted_inputs.T @ missing)  # Xᵀ W missing, [F, H]
+    gram, cross = _moments(inputs, missing, weights)
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
     change: torch.Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(inputs)
     return change
+
+
+def _moments(inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Xᵀ W X, [F, F], and Xᵀ W missing, [F, H], added up over parts of the sample: a weighted copy of it is never whole."""
+    width = inputs.shape[1]
+    gram, cross = exact(inputs.new_zeros(width, width)), exact(inputs.new_zeros(width, missing.shape[1]))
+    for part, lacks, share in zip(*(torch.split(rows, AT_ONCE) for rows in (inputs, missing, weights)), strict=True):
+        weighted = part * share[:, None]
+        gram += exact(part.T @ weighted)
+        cross += exact(weighted.T @ lacks)
+    return gram, cross

@@ -20,7 +20,7 @@ from stillroom.models.forward import hidden_states, logits_from_hidden, way_of
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
-    from stillroom.recipe.student import ShrinkStudent
+    from stillroom.recipe.student import ImportanceConfig, ShrinkStudent
     from stillroom.students.shape import Shape
 
 POSITIONS = 1024
@@ -39,21 +39,34 @@ class Sample:
 
     Attributes:
         fit: Measures and fits.
-        judge: Evaluates what was fitted; none of it is in ``fit``.
+        judge: Evaluates what was fitted; none of it is in ``fit`` or ``repair``.
+        repair: What the repair of the chosen shape is fitted on: ``fit``, and what comes after ``judge``.
     """
 
     fit: Sequences
     judge: Sequences
+    repair: Sequences
 
     @classmethod
-    def of(cls, sequences: Sequences, tokens: int) -> Sample:
-        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them is held out for evaluation."""
+    def of(cls, sequences: Sequences, tokens: int, repair_tokens: int | None = None) -> Sample:
+        """The first sequences of a split, about ``tokens`` tokens; the last sixth of them is held out for evaluation.
+
+        Args:
+            sequences: The split.
+            tokens: Of the sample.
+            repair_tokens: For the repair; None takes what is not held out.
+        """
         count = max(2, min(len(sequences), round(tokens / sequences.length)))
         part = sequences.take(count)
         if len(part) < 2:
-            return cls(part, part)
+            return cls(part, part, part)
         middle = len(part) - max(1, len(part) // 6)
-        return cls(part.take(middle), between(part, middle, len(part)))
+        fit, judge = part.take(middle), between(part, middle, len(part))
+        if repair_tokens is None:
+            return cls(fit, judge, fit)
+        wanted = max(1, round(repair_tokens / sequences.length))
+        behind = range(len(part), min(len(sequences), len(part) + max(0, wanted - middle)))
+        return cls(fit, judge, sequences.part([*range(min(wanted, middle)), *behind]))
 
     @property
     def digests(self) -> list[str]:
@@ -77,15 +90,24 @@ def few_tokens(student: ShrinkStudent, tokens: int, teacher: Shape, shape: Shape
         teacher: The unpruned shape.
         shape: The student's.
     """
-    fitted, inputs = min(tokens, student.importance.tokens) * 5 // 6, shape.channels
+    fitted, inputs = repaired_on(student.importance, tokens), shape.channels
     pruned = replace(shape, vocabulary=teacher.vocabulary) != teacher
     if not student.heal or not pruned or inputs == 0 or fitted >= TOKENS_PER_INPUT * inputs:
         return ""
-    wanted = -(-TOKENS_PER_INPUT * inputs * 6 // 5)
     return (
         f"the least-squares repair is fitted on {fitted:,} tokens, {fitted / inputs:.1f} for each of a matrix's {inputs:,} "
-        f"inputs: `student.importance.tokens: {wanted}` (and as much text) would give {TOKENS_PER_INPUT}"
+        f"inputs: `student.importance.repair_tokens: {TOKENS_PER_INPUT * inputs}` (and as much text) would give "
+        f"{TOKENS_PER_INPUT}"
     )
+
+
+def repaired_on(importance: ImportanceConfig, tokens: int) -> int:
+    """About how many tokens the repair is fitted on, of ``tokens`` of training text."""
+    sample = min(tokens, importance.tokens)
+    fitted = sample * 5 // 6
+    if importance.repair_tokens is None:
+        return fitted
+    return min(importance.repair_tokens, tokens - (sample - fitted))
 
 
 def between(sequences: Sequences, begin: int, end: int) -> Sequences:

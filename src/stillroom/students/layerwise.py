@@ -6,7 +6,7 @@ Legend: L tokens of a sequence, N real tokens of a sample, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,13 +59,14 @@ class Layerwise:
         return torch.cat([part.flatten(0, -2)[rows] for part, rows in zip(parts, self.real, strict=True)]).float()
 
     def run(
-        self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+        self, inputs: Sequence[str] = (), outputs: Sequence[str] = (), upto: str | None = None
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """Run the next layer without moving on.
 
         Args:
             inputs: Modules inside the layer whose input is wanted.
             outputs: Modules whose output is wanted.
+            upto: The last module that has to run; what is computed behind it is left out, and there is no output.
 
         Returns:
             The layer's output a sequence, and what was caught as ``{"in:NAME" or "out:NAME": [N, width]}``.
@@ -74,12 +75,12 @@ class Layerwise:
         results = []
         caught: dict[str, list[torch.Tensor]] = {f"in:{name}": [] for name in inputs}
         caught.update({f"out:{name}": [] for name in outputs})
-        with _catching(layer, caught):
+        with _catching(layer, caught), _ending_behind(layer, upto):
             for state, arguments in zip(self.states, self._arguments, strict=True):
                 more, named = arguments[self.place]
-                with attention_of(self.model, named):
+                with attention_of(self.model, named), suppress(_Enough):
                     result = layer(state, *more, **named)
-                results.append(result[0] if isinstance(result, tuple) else result)
+                    results.append(result[0] if isinstance(result, tuple) else result)
         return results, {name: self.pick(parts) for name, parts in caught.items()}
 
     def move(self, results: list[torch.Tensor]) -> None:
@@ -92,13 +93,13 @@ class Layerwise:
         while self.place < upto:
             self.move(self.run()[0])
 
-    def add(self, parts: torch.Tensor, results: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Layer outputs with [N, H] added at the real tokens."""
+    def add(self, parts: torch.Tensor, results: list[torch.Tensor], scale: float = 1.0) -> list[torch.Tensor]:
+        """Layer outputs with ``scale`` times [N, H] added at the real tokens."""
         changed = []
         begin = 0
         for result, rows in zip(results, self.real, strict=True):
             result = result.clone()
-            result[0, rows] += parts[begin : begin + len(rows)].to(result.dtype)
+            result[0, rows] += scale * parts[begin : begin + len(rows)].to(result.dtype)
             begin += len(rows)
             changed.append(result)
         return changed
@@ -125,6 +126,27 @@ def _enter(
         for layer in layers:
             del layer.forward  # the class's own comes back
     return states[0], arguments
+
+
+class _Enough(Exception):
+    """Everything that was wanted of a layer has been computed."""
+
+
+@contextmanager
+def _ending_behind(layer: nn.Module, name: str | None) -> Iterator[None]:
+    """Leave out what a layer computes behind a module."""
+    if name is None:
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _Enough
+
+    handle = layer.get_submodule(name).register_forward_hook(end)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def shrink(
     healed_kl, healed, unrepaired = None, False, None
     if foldable:
         repaired = copy.deepcopy(model)
-        part = sample.screen if screen_only else sample.fit
+        part = sample.screen if screen_only else sample.repair
         healed_kl = _heal(repaired, teacher, family, best.kept, measured, shape, part, moved, not screen_only)
         if healed_kl < kl:
             model, unrepaired, healed = repaired, model, True

@@ -149,7 +149,7 @@ def _shrink(
         if note:
             progress.say(f"  {note}")
     given = kept_layers(config, count)
-    sample = Sample.of(train, config.importance.tokens)
+    sample = Sample.of(train, config.importance.tokens, config.importance.repair_tokens)
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
         teacher.model,

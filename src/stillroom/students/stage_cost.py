@@ -15,7 +15,7 @@ from stillroom.runs.costs import (
     StageCost,
     loaded_teacher_bytes,
 )
-from stillroom.students.importance import POSITIONS
+from stillroom.students.importance import POSITIONS, repaired_on
 
 REPAIR_COPIES = 5
 """Copies of a layer's inputs and outputs that are in memory while the layer is repaired."""
@@ -29,7 +29,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     untrimmed = FLOAT_BYTES * counts.untrimmed_parameters
     memory = loaded_teacher_bytes(counts, profile) + 2 * untrimmed + judged
     if isinstance(recipe.student, (ShrinkStudent, DenseStudent)) and recipe.student.heal:
-        sample = min(recipe.student.importance.tokens, counts.train_tokens)
+        sample = repaired_on(recipe.student.importance, counts.train_tokens)
         width = counts.teacher_shape.channels + counts.teacher_shape.hidden
         memory += REPAIR_COPIES * FLOAT_BYTES * sample * width
     return StageCost(
@@ -43,7 +43,9 @@ def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     student = recipe.student
     if isinstance(student, DenseStudent):
         # The mixture three times (experts, the proof, what is evaluated) and twice more with the student while it is repaired.
-        return min(student.importance.tokens, counts.train_tokens) * (5 if student.heal else 3) / profile.exact_rate
+        passes = 3 * min(student.importance.tokens, counts.train_tokens)
+        passes += 2 * repaired_on(student.importance, counts.train_tokens) if student.heal else 0
+        return passes / profile.exact_rate
     if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
         return OPEN_STUDENT_SECONDS
     work = _Pruning(student, counts, counts.teacher_shape, counts.student_shape)
@@ -55,7 +57,7 @@ class _Pruning:
     """The work of pruning and repair.
 
     The sample is split as :class:`stillroom.students.importance.Sample` does it: the last sixth is held out, the rest is fitted
-    to, and candidates are fitted to a third of that (the screening part).
+    to with what more the repair is given, and candidates are fitted to a third of that rest (the screening part).
     """
 
     student: ShrinkStudent
@@ -75,8 +77,13 @@ class _Pruning:
 
     @property
     def fit(self) -> float:
-        """Tokens that the repair is fitted to."""
+        """Tokens of the sample that are not held out."""
         return max(self.counts.sequence_length, self.sample - self.judge)
+
+    @property
+    def repair(self) -> float:
+        """Tokens that the repair of the chosen shape is fitted to."""
+        return max(self.counts.sequence_length, repaired_on(self.student.importance, int(self.counts.train_tokens)))
 
     @property
     def screen(self) -> float:
@@ -123,7 +130,7 @@ class _Pruning:
             tokens += self.candidates * self.judge * self.ratio
             if self.student.heal:
                 # The teacher once, the student about twice: once to record inputs, once to go on with what was repaired.
-                tokens += (self.candidates * self.screen + self.fit) * (1 + 2 * self.ratio)
+                tokens += (self.candidates * self.screen + self.repair) * (1 + 2 * self.ratio)
             if self.narrower:
                 tokens += self.fit
         if self.student.target is not None:
@@ -139,7 +146,7 @@ class _Pruning:
             return 0.0
         operations = 0.0
         if self.student.heal:
-            tokens = self.fit + self.candidates * self.screen
+            tokens = self.repair + self.candidates * self.screen
             operations = self.student_shape.layers * tokens * _repair_operations(self.student_shape)
         if self.narrower:
             operations += self.teacher_shape.layers * self.fit * _repair_operations(self.teacher_shape)
