@@ -92,8 +92,11 @@ def test_a_fault_is_tried_again_and_then_said_in_one_line(
     monkeypatch.setattr(launch, "work", with_a_fault)
     made: Any = SimpleNamespace(path=tmp_path)
     begun: Any = SimpleNamespace(name="distill", scratch=tmp_path / "scratch", notes={})
-    with pytest.raises(EnvironmentProblem, match=r"ended with code 1, and again after 1 new starts: \S.*: "):
+    with pytest.raises(EnvironmentProblem, match=r"ended with code 1, and again after 1 new starts: \S.*: ") as raised:
         launch.train_together(made, begun, 2, Progress(), "replicate")
+    (kept,) = begun.scratch.glob("process-*.txt")
+    assert f"All that it said is in {kept}." in raised.value.todo
+    assert kept.read_text().startswith("Traceback")
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
     assert said.out.count("all are started again") + said.err.count("all are started again") == 1

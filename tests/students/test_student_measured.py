@@ -11,8 +11,10 @@ import torch
 from tiny_families import FAMILIES, LAYERS, tiny, tiny_sequences
 
 from stillroom.models.families.registry import family_of
+from stillroom.recipe.student import ImportanceConfig
 from stillroom.students import measured as module
-from stillroom.students.importance import Sample, judged_kl, judged_logprobs, leave_one_out_kl
+from stillroom.students.importance import Sample, judged_kl, judged_logprobs, leave_one_out_kl, repaired_on
+from stillroom.students.layerwise import Layerwise
 from stillroom.students.measured import Measured
 
 SAMPLE = Sample.of(tiny_sequences(6), 144)
@@ -80,3 +82,37 @@ def test_a_cut_off_file_is_measured_anew(tmp_path: Path) -> None:
     again = Measured.of(model, family_of(model), SAMPLE, file=file, digest="a")
     assert again.influence == first.influence
     assert file.read_bytes() == whole
+
+
+def test_the_repair_takes_more_text_and_never_what_judges_it() -> None:
+    text = tiny_sequences(24)
+    length = text.length
+    alone = Sample.of(text, 12 * length)
+    assert alone.repair is alone.fit
+    for wanted, there in ((4, 4), (10, 10), (15, 15), (100, 22)):
+        sample = Sample.of(text, 12 * length, wanted * length)
+        # What is measured is the same, so that it is measured once.
+        assert sample.digests == alone.digests
+        assert len(sample.repair) == there
+        assert (
+            repaired_on(ImportanceConfig(tokens=12 * length, repair_tokens=wanted * length), 24 * length)
+            == there * length
+        )
+        assert not set(sample.repair.digests) & set(sample.judge.digests)
+        assert set(sample.fit.digests) & set(sample.repair.digests)
+    assert repaired_on(ImportanceConfig(tokens=12 * length), 24 * length) == 10 * length
+
+
+def test_what_is_behind_the_last_wanted_module_is_not_run() -> None:
+    model = tiny("llama")
+    adapter = family_of(model)
+    walk = Layerwise(model, adapter, tiny_sequences(3))
+    name = adapter.attention_output
+    with torch.no_grad():
+        results, whole = walk.run(inputs=[name], outputs=[name])
+        walk.layers[0].mlp.register_forward_hook(lambda *_: pytest.fail("the feed-forward layer was run"))
+        none, part = walk.run(inputs=[name], outputs=[name], upto=name)
+    assert len(results) == 3
+    assert none == []
+    assert whole.keys() == part.keys()
+    assert all(torch.equal(whole[key], part[key]) for key in whole)

@@ -164,10 +164,12 @@ def train_together(
             ) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            kept = _kept(Path(logs), stage.scratch / f"process-{rank}.txt")
             raise EnvironmentProblem(
                 f"{run.path}: process {rank} of the stage `{stage.name}` ended with code {failure.exitcode}, and again after "
                 f"{RESTARTS} new starts: {_last_line(Path(logs)) or failure.message}",
-                "The same command goes on from the newest checkpoint; --workers 1 trains in one process.",
+                (f"All that it said is in {kept}. " if kept else "")
+                + "The same command goes on from the newest checkpoint; --workers 1 trains in one process.",
             ) from None
         finally:
             for number, handler in handlers.items():
@@ -281,14 +283,30 @@ def _fault_file() -> Path:
     return Path(os.environ["TORCHELASTIC_ERROR_FILE"]).with_name(FAULT)
 
 
-def _last_line(folder: Path) -> str:
-    """The last line of the newest error that a process had, or that it wrote to stderr."""
+def _last_words(folder: Path) -> str:
+    """The newest error that a process had, or what it wrote to stderr."""
     for name in (FAULT, "stderr.log"):
         for path in sorted(folder.rglob(name), key=lambda path: -path.stat().st_mtime):
-            lines = path.read_text(errors="replace").strip().splitlines()
-            if lines:
-                return lines[-1][:300]
+            if text := path.read_text(encoding="utf-8", errors="replace").strip():
+                return text
     return ""
+
+
+def _last_line(folder: Path) -> str:
+    """The last line of that."""
+    return _last_words(folder).rpartition("\n")[2][:300]
+
+
+def _kept(folder: Path, file: Path) -> Path | None:
+    """The file, with all of that in it; None where there is nothing to write, or no room for it."""
+    words = _last_words(folder)
+    if not words:
+        return None
+    try:
+        files.write_text(file, words + "\n")
+    except OSError:
+        return None
+    return file
 
 
 @contextlib.contextmanager

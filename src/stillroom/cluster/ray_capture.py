@@ -189,10 +189,11 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
 
 def _read_token_again() -> None:
     """Ray keeps the first token that a process read, and its servers take the environment's: after a change none answered."""
-    with contextlib.suppress(ImportError, AttributeError):  # it is internal to Ray
-        from ray._raylet import AuthenticationTokenLoader
+    from ray import _raylet
 
-        AuthenticationTokenLoader.instance().reset_cache()
+    loader: Any = getattr(_raylet, "AuthenticationTokenLoader", None)  # internal to Ray, and not in every release
+    if loader is not None:
+        loader.instance().reset_cache()
 
 
 @contextlib.contextmanager
