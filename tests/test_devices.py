@@ -375,7 +375,14 @@ def test_training_in_fewer_bytes(caches, tmp_path, state, checkpointing, monkeyp
     """A student learns in every layout, on the processor and on a GPU, and is float32 in the end."""
     monkeypatch.setattr("stillroom.training.lean.LEAST", 256)
     config = CONFIG.model_copy(
-        update={"state": state, "gradient_checkpointing": checkpointing, "precision": "bfloat16", "epochs": 4}
+        update={
+            "state": state,
+            "gradient_checkpointing": checkpointing,
+            "precision": "bfloat16",
+            "epochs": 2,
+            "evaluate_every": 8,
+            "checkpoint_seconds": 3600,
+        }
     )
     here, _ = trained(tmp_path / "here", caches["threshold"], config)
     device = Device("cuda:0")

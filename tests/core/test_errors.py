@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -165,48 +166,82 @@ def test_a_busy_run_keeps_others_out(said: Any, small_recipe: Any, teacher: Path
     assert "another process" in error
 
 
-SMALL_DISK = """
-mount -t tmpfs -o size={size} none {disk} || exit 99
-{python} -c 'import stillroom.pipeline as p; p.SPARE_BYTES = {spare}; from stillroom.cli.app import main; main()' \
-    run {recipe} --runs {disk} -q
-echo "CODE $?"
-ls {disk}/small/*/stage.json 2>/dev/null
-mount -o remount,size=400m {disk}
-{python} -m stillroom run {recipe} --runs {disk} -q
-echo "AGAIN $?"
-find {disk} -name '*.partial'
-sha256sum {disk}/small/distill/model/model.safetensors
+SMALL_DISKS = """
+import json, os, subprocess, sys
+from pathlib import Path
+
+import stillroom.pipeline as pipeline
+import stillroom.evaluation.stage, stillroom.training.stage, transformers
+from stillroom.cli.app import main
+
+
+def told(recipe, disk, spare):
+    # A run in a child with everything imported: its exit code, and what it says.
+    with (Path(recipe).parent / "said").open("w+") as said:
+        child = os.fork()
+        if not child:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            pipeline.SPARE_BYTES = spare
+            sys.argv = ["stillroom", "run", recipe, "--runs", disk, "-q"]
+            main()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read()
+
+
+found, usual = {}, pipeline.SPARE_BYTES
+for size, recipe, spare in json.loads(sys.argv[1]):
+    disk = str(Path(recipe).parent / "disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], check=True)
+    first = told(recipe, disk, spare)
+    subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
+    again = told(recipe, disk, usual)
+    partial = [str(path) for path in Path(disk).rglob("*.partial")]
+    made = (Path(disk) / "small/distill/model/model.safetensors").is_file()
+    found[size] = {"first": first, "again": again, "partial": partial, "made": made}
+print(json.dumps(found))
 """
+FULL = ("400k", "900k", "1500k")
 
 
-@needs_mount
-@pytest.mark.parametrize("size", ["400k", "900k", "1500k"])
-def test_a_disk_that_fills_up(small_recipe: Any, teacher: Path, tmp_path: Path, size: str) -> None:
+@pytest.fixture(scope="module")
+def disks(small_recipe: Any, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """For each size of disk: what the command said, what it said when the disk was larger, and what was there then."""
     settings = small_recipe(teacher, baseline=False, export={"gguf": ["F16"], "check_tokens": 16})
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    recipe = write(tmp_path, settings)
-    script = SMALL_DISK.format(size=size, disk=disk, python=sys.executable, recipe=recipe, spare=0)
-    shown = subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, text=True, check=False)
-    assert "Traceback" not in shown.stderr, shown.stderr
-    assert "CODE 3" in shown.stdout, shown
-    assert "the disk is full" in shown.stderr
-    assert "Free some disk space" in shown.stderr
-    assert "AGAIN 0" in shown.stdout, shown
-    assert ".partial" not in shown.stdout
-    assert shown.stdout.split()[-1].endswith("model.safetensors")
+    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+    given = []
+    for size, spare in [*((size, 0) for size in FULL), ("20m", 64 << 20)]:
+        folder = tmp_path_factory.mktemp(size)
+        (folder / "disk").mkdir()
+        given.append((size, str(write(folder, settings)), spare))
+    command = [*NAMESPACE, sys.executable, "-c", SMALL_DISKS, json.dumps(given)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 @needs_mount
-def test_too_small_a_disk_is_refused_before_a_stage(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    recipe = write(tmp_path, small_recipe(teacher, baseline=False, export={"gguf": []}))
-    script = SMALL_DISK.format(size="20m", disk=disk, python=sys.executable, recipe=recipe, spare=64 << 20)
-    shown = subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True, text=True, check=False)
-    assert "CODE 3" in shown.stdout, shown
-    assert "too little to begin the stage `corpus`" in shown.stderr
-    assert "AGAIN 0" in shown.stdout
+@pytest.mark.parametrize("size", FULL)
+def test_a_disk_that_fills_up(disks: dict[str, Any], size: str) -> None:
+    code, said = disks[size]["first"]
+    assert "Traceback" not in said, said
+    assert code == 3, said
+    assert "the disk is full" in said
+    assert "Free some disk space" in said
+    assert disks[size]["again"][0] == 0, disks[size]["again"]
+    assert not disks[size]["partial"]
+    assert disks[size]["made"]
+
+
+@needs_mount
+def test_too_small_a_disk_is_refused_before_a_stage(disks: dict[str, Any]) -> None:
+    code, said = disks["20m"]["first"]
+    assert code == 3, said
+    assert "too little to begin the stage `corpus`" in said
+    assert disks["20m"]["again"][0] == 0, disks["20m"]["again"]
 
 
 @needs_mount

@@ -40,6 +40,7 @@ def prune_and_export(guide: Guide, small_recipe: Any, where: str) -> None:
     assert 0 <= file["kl_to_pytorch"] < 1e-2
 
 
+@pytest.mark.longer
 def test_one_file_in_the_source_tree(guide: Guide, small_recipe: Any) -> None:
     assert guide.follow() == [FILE]
     prune_and_export(guide, small_recipe, "src")

@@ -46,11 +46,13 @@ def train_two_steps(guide: Guide, small_recipe: Any, where: str) -> None:
     assert validated[-1] < validated[0]
 
 
+@pytest.mark.longer
 def test_two_files_in_the_source_tree(guide: Guide, small_recipe: Any) -> None:
     assert guide.follow() == [ROW, FILE]
     train_two_steps(guide, small_recipe, "src")
 
 
+@pytest.mark.longer
 def test_the_tests_of_objectives_take_it_up(guide: Guide) -> None:
     guide.follow()
     shown = guide.pytest()

@@ -109,6 +109,7 @@ def test_recipes_take_it_and_earlier_runs_stay_as_they_were(guide: Guide, recipe
         assert record["inputs"]["recipe"] == digest, stage
 
 
+@pytest.mark.longer
 def test_solver_plan_and_exporter_take_it(guide: Guide, recipe: Path) -> None:
     plan = json.loads(guide.python("-m", "stillroom", "plan", "guide.yaml", "--json", cwd=recipe.parent))
     assert 0.5 * TARGET_BYTES < plan["file_bytes"]["Q5_0"] <= TARGET_BYTES

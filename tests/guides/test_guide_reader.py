@@ -56,6 +56,7 @@ def build(guide: Guide, recipe: Path, where: str) -> None:
     assert 1024 <= ledger["splits"]["train"]["tokens"] < 1024 + 64
 
 
+@pytest.mark.longer
 def test_one_file_in_the_source_tree(guide: Guide, recipe: Path) -> None:
     assert guide.follow() == [FILE]
     build(guide, recipe, "src")
