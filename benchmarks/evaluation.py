@@ -147,7 +147,9 @@ def harness_python() -> Path | None:
     """The Python of an environment with lm-evaluation-harness."""
     named = os.environ.get("LM_EVAL_PYTHON")
     path = Path(named) if named else ROOT / ".venvs" / "lm-eval" / "bin" / "python"
-    return path if path.is_file() else None
+    # An installation that was cut off leaves a Python without it.
+    asked = [str(path), "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('lm_eval') is None)"]
+    return path if path.is_file() and subprocess.run(asked, capture_output=True).returncode == 0 else None
 
 
 def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:

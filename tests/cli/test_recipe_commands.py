@@ -114,6 +114,7 @@ def test_runs_are_listed(tiny_run: Path) -> None:
         entry for entry in json.loads(command("runs", tiny_run.parent, "--json")) if entry["path"] == str(tiny_run)
     ]
     assert entry["bytes"] > 100_000
+    assert json.loads(command("runs", tiny_run, "--json")) == [entry]
     assert "no such folder" in command("runs", tiny_run / "nowhere", fails=UsageError)
 
 

@@ -261,13 +261,14 @@ def _path(value: str, folder: Path) -> str:
 
 
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds runs, or a run.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List runs: how far they are, how large, and their headline numbers."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder.", "Give the folder that holds runs, such as recipes/runs.")
-    found = [_entry(path) for path in sorted(folder.iterdir()) if (path / "recipe.yaml").is_file()]
+    # A run by itself is one, too.
+    found = [_entry(path) for path in (folder, *sorted(folder.iterdir())) if (path / "recipe.yaml").is_file()]
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
