@@ -49,9 +49,15 @@ def cut(teacher: Path, target: Path, width_ratio: float = WIDTH_RATIO) -> float 
     if folder is None:
         return None
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher), str(target), str(width_ratio)]
+    command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher.absolute()), str(target.absolute())]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True, timeout=LONGEST
+        [*command, str(width_ratio)],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=Path(__file__).parents[1],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LONGEST,
     )
     return float(done.stdout.split()[-1])
 

@@ -261,7 +261,9 @@ def _path(value: str, folder: Path) -> str:
 
 
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds runs, or a run.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds runs, or a run.")] = Path(
+        "runs"
+    ),
     as_json: Json = False,
 ) -> None:
     """List runs: how far they are, how large, and their headline numbers."""
