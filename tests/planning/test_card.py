@@ -220,8 +220,8 @@ def test_a_sample_that_is_small_for_the_repair_is_named() -> None:
     shape = dataclasses.replace(teacher, channels=9216, vocabulary=100_000)
     said = few_tokens(ShrinkStudent(), 10**8, teacher, shape)
     assert "10,240 tokens, 1.1 for each of a matrix's 9,216 inputs" in said
-    wanted = int(said.partition("importance.tokens: ")[2].partition("`")[0])
-    enough = ShrinkStudent(importance=ImportanceConfig(tokens=wanted))
+    wanted = int(said.partition("repair_tokens: ")[2].partition("`")[0])
+    enough = ShrinkStudent(importance=ImportanceConfig(repair_tokens=wanted))
     assert few_tokens(enough, 10**8, teacher, shape) == ""
     assert few_tokens(enough, 12_288, teacher, shape) != "", "there is less text than that"
     assert few_tokens(ShrinkStudent(heal=False), 10**8, teacher, shape) == ""

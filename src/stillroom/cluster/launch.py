@@ -298,7 +298,7 @@ def _last_line(folder: Path) -> str:
 
 
 def _kept(folder: Path, file: Path) -> Path | None:
-    """The file, with all of that in it; None where there is nothing to write, or no room for it."""
+    """The file, with all of that in it; None where there is nothing to write, or it cannot be written."""
     words = _last_words(folder)
     if not words:
         return None

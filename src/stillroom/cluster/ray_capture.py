@@ -189,11 +189,12 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
 
 def _read_token_again() -> None:
     """Ray keeps the first token that a process read, and its servers take the environment's: after a change none answered."""
-    from ray import _raylet
+    with contextlib.suppress(ImportError):  # internal to Ray, and not in every release
+        from ray import _raylet
 
-    loader: Any = getattr(_raylet, "AuthenticationTokenLoader", None)  # internal to Ray, and not in every release
-    if loader is not None:
-        loader.instance().reset_cache()
+        loader: Any = getattr(_raylet, "AuthenticationTokenLoader", None)
+        if loader is not None:
+            loader.instance().reset_cache()
 
 
 @contextlib.contextmanager

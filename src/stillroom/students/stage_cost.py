@@ -29,7 +29,8 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     untrimmed = FLOAT_BYTES * counts.untrimmed_parameters
     memory = loaded_teacher_bytes(counts, profile) + 2 * untrimmed + judged
     if isinstance(recipe.student, (ShrinkStudent, DenseStudent)) and recipe.student.heal:
-        sample = repaired_on(recipe.student.importance, counts.train_tokens)
+        sample = min(recipe.student.importance.tokens, counts.train_tokens)
+        sample = max(sample, repaired_on(recipe.student.importance, counts.train_tokens))
         width = counts.teacher_shape.channels + counts.teacher_shape.hidden
         memory += REPAIR_COPIES * FLOAT_BYTES * sample * width
     return StageCost(
