@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors.torch import load_file
 from tiny_models import tiny_model
+
+from stillroom.runs.run import Run
 
 
 def recipe_in(folder: Path, documents: int = 40, layers: int = 4, hidden: int = 64) -> dict[str, Any]:
@@ -42,4 +45,18 @@ def children_with(word: str, pid: int | None = None) -> list[psutil.Process]:
             with contextlib.suppress(psutil.Error):
                 if any(word in part for part in process.cmdline()):
                     found.append(process)
+    return found
+
+
+def weights_difference(made: Run, alone: Run) -> float:
+    """Relative norm of the difference of two trained students. A single entry whose gradient is next to nothing says less: what
+    AdamW adds to it is of the rate's size, whatever the sign is made of.
+    """
+    weights = [load_file(each.path / "distill" / "model" / "model.safetensors") for each in (made, alone)]
+    assert weights[0].keys() == weights[1].keys()
+    apart, whole = (
+        sum(float(values.double().square().sum()) for values in found)
+        for found in ((weights[0][name] - tensor for name, tensor in weights[1].items()), weights[1].values())
+    )
+    found: float = (apart / whole) ** 0.5
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_models import tiny_model
 
 from stillroom import pipeline
@@ -18,8 +19,8 @@ from stillroom.planning import pilot, plan
 from stillroom.planning.card import Card, Model, card_plan, entropy_bytes, original_bytes, price_of
 from stillroom.planning.plan import _endpoint, teacher_shares
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ImportanceConfig, ShrinkStudent
-from stillroom.students.importance import few_tokens
+from stillroom.recipe.student import DenseStudent, ImportanceConfig, ShrinkStudent
+from stillroom.students.importance import cut_short, few_tokens
 from stillroom.students.shape import Shape
 from stillroom.training.memory import Sizes
 
@@ -227,6 +228,20 @@ def test_a_sample_that_is_small_for_the_repair_is_named() -> None:
     assert few_tokens(ShrinkStudent(heal=False), 10**8, teacher, shape) == ""
     only_vocabulary = dataclasses.replace(teacher, vocabulary=100_000)
     assert few_tokens(ShrinkStudent(), 10**8, teacher, only_vocabulary) == ""
+
+
+def test_a_sample_that_is_larger_than_the_text_is_named() -> None:
+    assert cut_short(ImportanceConfig(), 1000) == [], "nobody asked for a number"
+    asked = ImportanceConfig(tokens=2000, repair_tokens=5000)
+    assert [words.split("`")[1] for words in cut_short(asked, 3000)] == ["student.importance.repair_tokens"]
+    assert len(cut_short(asked, 1000)) == 2
+    assert cut_short(asked, 5000) == []
+
+
+@pytest.mark.parametrize("student", [ShrinkStudent, DenseStudent])
+def test_text_for_a_repair_that_is_left_out_is_refused(student: type[ShrinkStudent | DenseStudent]) -> None:
+    with pytest.raises(ValidationError, match=r"repair_tokens.*would do nothing"):
+        student(heal=False, importance=ImportanceConfig(repair_tokens=2000))
 
 
 def test_prices_come_from_the_recipe_or_from_the_table_with_its_source() -> None:

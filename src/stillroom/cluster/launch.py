@@ -139,7 +139,7 @@ def train_together(
         )
 
         def died(rank: int, code: int) -> None:
-            why = _last_line(Path(logs))
+            why = _last_line(_last_words(Path(logs)))
             progress.say(
                 f"  process {rank} ended with code {code}{f' ({why})' if why else ''}: all are started again from the newest "
                 "checkpoint"
@@ -164,10 +164,11 @@ def train_together(
             ) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            kept = _kept(Path(logs), stage.scratch / f"process-{rank}.txt")
+            words = _last_words(Path(logs))
+            kept = _kept(words, stage.scratch / f"process-{rank}.txt")
             raise EnvironmentProblem(
                 f"{run.path}: process {rank} of the stage `{stage.name}` ended with code {failure.exitcode}, and again after "
-                f"{RESTARTS} new starts: {_last_line(Path(logs)) or failure.message}",
+                f"{RESTARTS} new starts: {_last_line(words) or failure.message}",
                 (f"All that it said is in {kept}. " if kept else "")
                 + "The same command goes on from the newest checkpoint; --workers 1 trains in one process.",
             ) from None
@@ -292,14 +293,13 @@ def _last_words(folder: Path) -> str:
     return ""
 
 
-def _last_line(folder: Path) -> str:
+def _last_line(words: str) -> str:
     """The last line of that."""
-    return _last_words(folder).rpartition("\n")[2][:300]
+    return words.rpartition("\n")[2][:300]
 
 
-def _kept(folder: Path, file: Path) -> Path | None:
+def _kept(words: str, file: Path) -> Path | None:
     """The file, with all of that in it; None where there is nothing to write, or it cannot be written."""
-    words = _last_words(folder)
     if not words:
         return None
     try:

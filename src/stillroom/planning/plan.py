@@ -30,13 +30,13 @@ from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
-from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.student import DenseStudent, ShrinkStudent
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.students.importance import few_tokens
+from stillroom.students.importance import cut_short, few_tokens
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.training.losses.registry import require_fit
 from stillroom.training.refusals import require_rounds, require_rounds_fit
@@ -248,6 +248,8 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
             f"`distill.learning_rate` is {config.learning_rate:g}: AdamW seldom learns above {HIGH_LEARNING_RATE:g}; `auto` "
             "measures one"
         )
+    if isinstance(recipe.student, (ShrinkStudent, DenseStudent)):
+        notes += cut_short(recipe.student.importance, text.row_tokens["train"])
     if isinstance(recipe.student, ShrinkStudent) and student.shape is not None:
         few = few_tokens(recipe.student, text.row_tokens["train"], student.teacher_shape, student.shape)
         notes += [few] if few else []

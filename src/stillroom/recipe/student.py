@@ -41,6 +41,13 @@ class ImportanceConfig(Section):
     """File that keeps what was measured; without it, in the run's folder. Students of one teacher and sample share it."""
 
 
+def _require_repair(heal: bool, importance: ImportanceConfig) -> None:
+    if importance.repair_tokens is not None and not heal:
+        raise ValueError(
+            "`heal: false` leaves the repair out, so that `importance.repair_tokens` would do nothing: leave out one"
+        )
+
+
 class Target(Section):
     """What the device allows. The shape of least predicted loss within all of it is chosen."""
 
@@ -137,7 +144,8 @@ class ShrinkStudent(Section):
         return _for_drafting(value)
 
     @model_validator(mode="after")
-    def _removed_once(self) -> ShrinkStudent:
+    def _consistent(self) -> ShrinkStudent:
+        _require_repair(self.heal, self.importance)
         if self.remove_layers is None:
             return self
         if self.layers is None:
@@ -169,6 +177,11 @@ class DenseStudent(Section):
     @classmethod
     def _whole_vocabulary(cls, value: Any) -> Any:
         return _for_drafting(value)
+
+    @model_validator(mode="after")
+    def _repaired(self) -> DenseStudent:
+        _require_repair(self.heal, self.importance)
+        return self
 
 
 class ExistingStudent(Section):

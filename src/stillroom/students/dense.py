@@ -144,6 +144,7 @@ class Densified:
         use: What was measured.
         kl: KL to the teacher before the repair, nats per token.
         healed_kl: After it; None where there was none.
+        repair_tokens: Tokens that the repair was fitted on.
     """
 
     model: CausalModel
@@ -152,6 +153,7 @@ class Densified:
     use: Use
     kl: float
     healed_kl: float | None
+    repair_tokens: int
 
 
 @torch.no_grad()
@@ -183,15 +185,15 @@ def densify(
     reference = judged_logprobs(teacher, sample.judge)
     kl = judged_kl(reference, model, sample.judge)
     if not student.heal:
-        return Densified(model, None, kept, use, kl, None)
+        return Densified(model, None, kept, use, kl, None, 0)
     repaired = copy.deepcopy(model)
     layers = len(family.layers(model))
     everything = Widths(channels=[torch.arange(size)] * layers)
     heal(repaired, teacher, family, list(range(layers)), sample.repair, everything, moved)
     healed_kl = judged_kl(reference, repaired, sample.judge)
     if healed_kl >= kl:
-        return Densified(model, None, kept, use, kl, healed_kl)
-    return Densified(repaired, model, kept, use, kl, healed_kl)
+        return Densified(model, None, kept, use, kl, healed_kl, sample.repair.tokens)
+    return Densified(repaired, model, kept, use, kl, healed_kl, sample.repair.tokens)
 
 
 @torch.no_grad()

@@ -33,12 +33,10 @@ if TYPE_CHECKING:
 
 RIDGE = 0.3
 """Ridge penalty on the change of a matrix, as a share of the mean square of its inputs."""
-
-
-AT_ONCE = 8192
-"""Tokens whose products are computed at a time."""
 POWER = 0.5
 """A token weighs one over its mean square to this power."""
+AT_ONCE = 8192
+"""Tokens whose products are computed at a time."""
 
 
 @torch.no_grad()

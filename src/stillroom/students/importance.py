@@ -101,6 +101,16 @@ def few_tokens(student: ShrinkStudent, tokens: int, teacher: Shape, shape: Shape
     )
 
 
+def cut_short(importance: ImportanceConfig, tokens: int) -> list[str]:
+    """What is to be said where the recipe asks for a larger sample than the training text, of ``tokens`` tokens, has."""
+    keys = [key for key in ("tokens", "repair_tokens") if key in importance.model_fields_set]
+    return [
+        f"`student.importance.{key}` is {asked:,}, and the training text has {tokens:,} tokens: all of them are taken"
+        for key in keys
+        if (asked := getattr(importance, key)) is not None and asked > tokens
+    ]
+
+
 def repaired_on(importance: ImportanceConfig, tokens: int) -> int:
     """About how many tokens the repair is fitted on, of ``tokens`` of training text."""
     sample = min(tokens, importance.tokens)

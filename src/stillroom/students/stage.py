@@ -36,7 +36,7 @@ from stillroom.students.dense import densify
 from stillroom.students.embeddings import keep_rows, lost_words, renumber_config, words_of_lost
 from stillroom.students.experts import expected_loss, repair_note
 from stillroom.students.given import fresh_model, require_vocabulary
-from stillroom.students.importance import Sample, few_tokens
+from stillroom.students.importance import Sample, cut_short, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
 from stillroom.students.order import order_channels
@@ -150,6 +150,8 @@ def _shrink(
             progress.say(f"  {note}")
     given = kept_layers(config, count)
     sample = Sample.of(train, config.importance.tokens, config.importance.repair_tokens)
+    for words in cut_short(config.importance, train.tokens):
+        progress.say(f"  {words}")
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
         teacher.model,
@@ -190,6 +192,7 @@ def _shrink(
             "healed": cut.healed,
             "kl": cut.kl,
             "healed_kl": cut.healed_kl,
+            "repair_tokens": sample.repair.tokens if cut.healed_kl is not None else 0,
             "note": note,
             "block_influence": measured.influence,
             "leave_one_out_kl": measured.leave_one_out,
@@ -232,6 +235,8 @@ def _dense(
     rows = teacher.model.get_output_embeddings().weight.shape[0]
     tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, rows, train)
     _say_lost(teacher.model, kept, progress)
+    for words in cut_short(config.importance, train.tokens):
+        progress.say(f"  {words}")
     progress.say("  measuring experts, and joining those that add most")
     with progress.task("repairing", total=layers if config.heal else 0, unit="layers") as task:
         made = densify(teacher.model, config, train, lambda: task.advance(1))
@@ -255,7 +260,12 @@ def _dense(
         vocabulary,
         {
             "intermediate_size": int(made.model.config.intermediate_size),
-            "layers": {"kl": made.kl, "healed_kl": made.healed_kl, "healed": made.unrepaired is not None},
+            "layers": {
+                "kl": made.kl,
+                "healed_kl": made.healed_kl,
+                "healed": made.unrepaired is not None,
+                "repair_tokens": made.repair_tokens,
+            },
             "experts": {
                 "teacher": count,
                 "kept": {str(index): made.kept[index] for index in routed},
