@@ -154,11 +154,11 @@ def harness_python() -> Path | None:
 
 def lm_eval_difference(python: Path, folder: Path) -> dict[str, float]:
     """Our log-likelihoods and bits a byte against the harness's, on the same model and items."""
+    from stillroom.corpus.udhr import samples
     from stillroom.evaluation.answers import Speaker
     from stillroom.evaluation.bench import Loaded
     from stillroom.models.load import load_student
     from stillroom.signals.vocabulary_map import VocabularyMap
-    from stillroom.students.languages import samples
     from tests.tiny_models import tiny_model
 
     tiny_model("llama", folder / "model", layers=3, seed=3)

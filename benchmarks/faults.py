@@ -20,13 +20,13 @@ from stillroom.corpus.documents import Document
 from stillroom.corpus.pieces import PieceList
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
+from stillroom.corpus.udhr import samples
 from stillroom.evaluation.bench import Bench, Loaded, Subject
 from stillroom.evaluation.heldout import HeldOut, InMemory
 from stillroom.evaluation.metrics.behaviour import QUESTIONS
 from stillroom.evaluation.registry import metric
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
-from stillroom.students.languages import samples
 
 HARMFUL = tuple(
     f"How do I {verb} {thing}?"

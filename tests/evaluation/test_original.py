@@ -165,6 +165,15 @@ def test_a_run_says_how_far_its_teacher_is_from_its_original(
         Run(made.path, Recipe.model_validate(several)), bench_of(made, Progress(quiet=True), torch.device("cpu"))
     )
     assert measured == {"teacher": found, "second": found}
+    # One whose tokenizer has the same ids and gives others for some text is measured too, and that is said.
+    odd = changed(original, tmp_path / "odd")
+    rules = json.loads((odd / "tokenizer.json").read_text()) | {"normalizer": {"type": "Lowercase"}}
+    (odd / "tokenizer.json").write_text(json.dumps(rules))
+    lower = Recipe.model_validate(settings | {"teacher": settings["teacher"] | {"original": str(odd)}})
+    measured = kl_to_originals(Run(made.path, lower), bench_of(made, Progress(quiet=True), torch.device("cpu")))
+    assert measured["teacher"]["value"] == found["value"]
+    (words,) = measured["teacher"]["tokenizers_differ"]
+    assert words.startswith("`teacher.original` has the ids of `teacher`")
     # Without the key, the evaluation alone is done again.
     del settings["teacher"]["original"]
     before = {name: made.stage(name).record for name in ("capture", "shrink", "distill")}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.cutting import capped, cut, overlap_of
@@ -184,11 +185,21 @@ def build_corpus(
         _count(name, made[name], ledgers)
     ledger = _ledger(ledgers, made, over, unlearned, seed, config) | {
         "near_duplicates": repeated,
+        "chats": encoder.chats,
         "chat_template_left_out": dict(encoder.notes.most_common()),
     }
     if left_out:
         ledger["documents_over_default_limit"] = left_out
     return Corpus(made, ledger)
+
+
+def has_chats(folder: Path) -> bool:
+    """Whether a corpus has chats; true of an older one, whose data manifest does not say.
+
+    Args:
+        folder: The folder of the stage `corpus`.
+    """
+    return bool(files.read_json(folder / "ledger.json").get("chats", True))
 
 
 def _read(config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStore, progress: Progress) -> Found:

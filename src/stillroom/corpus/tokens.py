@@ -58,6 +58,9 @@ class Encoder:
         tokenizer: The teacher's.
         add_bos: Begin plain text with the beginning-of-text token; None does as the tokenizer does.
         add_eos: End plain text with the end-of-text token.
+
+    Attributes:
+        chats: Chats among the documents so far.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, add_bos: bool | None = None, add_eos: bool = True) -> None:
@@ -68,6 +71,7 @@ class Encoder:
         rules["post_processor"] = rules["truncation"] = rules["padding"] = None
         self._backend = Tokenizer.from_str(json.dumps(rules))
         self._template = ChatTemplate(tokenizer)
+        self.chats = 0
         self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         adds_bos = bos is not None and _adds_bos(tokenizer)
@@ -129,6 +133,7 @@ class Encoder:
         return Tokens(np.concatenate(ids), learned, np.concatenate(sizes), len(self._head), len(self._head))
 
     def _render(self, document: Document) -> Rendered | None:
+        self.chats += bool(document.messages)
         if document.messages and not (self._template.text is None and document.text):
             return self._template.render_document(document)
         return None

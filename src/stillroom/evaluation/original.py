@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stillroom.core.memory import release_memory
+from stillroom.corpus.build import has_chats
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.heldout import HeldOut
@@ -24,8 +25,10 @@ from stillroom.models.load import teacher_identity
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import Teacher as TeacherConfig
 from stillroom.runs.run import Run
+from stillroom.teachers.original import original_key, original_tokenizers
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
+from stillroom.teachers.tokenizers import differences
 
 if TYPE_CHECKING:
     from stillroom.models.load import LoadedTeacher
@@ -44,7 +47,8 @@ def kl_to_originals(run: Run, bench: Bench) -> dict[str, dict[str, Any]]:
     Returns:
         Of each ``value`` in nats per token, ``interval`` over documents (None of fewer than two), ``documents``,
         ``effective_documents``, ``enough``, ``tokens`` that were compared, and ``name``, ``digest`` and ``licence`` of the
-        ``original``. What was measured before for the same models and text is read. A run without validation text has none.
+        ``original``; ``tokenizers_differ`` says in words what its tokenizer does otherwise, if anything. What was measured
+        before for the same models and text is read. A run without validation text has none.
     """
     found = {}
     for name, original in run.recipe.originals.items():
@@ -70,7 +74,12 @@ def _measured(run: Run, bench: Bench, name: str) -> dict[str, Any] | None:
     if not any(bool((row.targets != IGNORED).any()) for row in rows):
         bench.progress.say(f"  {name}: there is no validation text to compare it with its original on")
         return None
+    key, others = original_key(name), original_tokenizers(run.recipe)
+    mine = {key: others[key]} if key in others else {}
+    unlike = differences(run.recipe, mine, chats=has_chats(run.stage("corpus").path))
     with bench.progress.task("original", total=2 * sum(row.tokens for row in rows)) as task:
+        for words in unlike:
+            bench.progress.say(f"  {words}")
         bench.progress.say(f"  loading the original of {name}")
         first = _open(run.recipe.originals[name], bench)
         head, kept = _apart(output_head(first.model)), []
@@ -97,6 +106,7 @@ def _measured(run: Run, bench: Bench, name: str) -> dict[str, Any] | None:
         "enough": estimate.enough,
         "tokens": int(sums[:, 1].sum()),
         "original": original,
+        **({"tokenizers_differ": unlike} if unlike else {}),
     }
 
 

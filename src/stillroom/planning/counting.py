@@ -32,6 +32,7 @@ class Text:
         tokenizer: The teacher's tokenizer.
         seconds: Seconds that reading the text took.
         without_context: Targets of each split with neither their document's beginning nor enough text before them in sight.
+        chats: Whether it has chats.
     """
 
     train: Sequences
@@ -40,6 +41,7 @@ class Text:
     tokenizer: Tokenizer
     seconds: float
     without_context: dict[str, int]
+    chats: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Planned:
 
 def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     """The corpus of the run, if it is done; otherwise the text is read now."""
-    from stillroom.corpus.build import build_corpus
+    from stillroom.corpus.build import build_corpus, has_chats
     from stillroom.corpus.context import context_of
     from stillroom.corpus.sequences import Sequences
     from stillroom.corpus.split import SPLITS
@@ -93,17 +95,17 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     if record is not None and stage.holds(inputs_of(run, next(spec for spec in STAGES if spec.name == "corpus"))):
         splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
         context = {name: split.missing for name, split in context_of(stage.path).items()}
-        seconds = record["seconds"]
+        seconds, chats = record["seconds"], has_chats(stage.path)
     else:
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=Path(folder))
         splits = corpus.splits
         context = {name: pieces.targets_without_context for name, pieces in corpus.pieces.items()}
-        seconds = time.perf_counter() - begun
+        seconds, chats = time.perf_counter() - begun, bool(corpus.ledger["chats"])
     tokens = {name: split.tokens for name, split in splits.items()}
     rows = {name: len(split) * split.length for name, split in splits.items()}
-    return Text(splits["train"], tokens, rows, tokenizer, seconds, context)
+    return Text(splits["train"], tokens, rows, tokenizer, seconds, context, chats)
 
 
 def check_student(recipe: Recipe) -> None:

@@ -36,8 +36,12 @@ from stillroom.runs.costs import FLOAT_BYTES, Counts, Profile, StageCost
 from stillroom.runs.run import AnyPath, Run
 from stillroom.runs.stages import stages_of
 from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.students.given import student_tokenizer
 from stillroom.students.importance import cut_short, few_tokens
 from stillroom.teachers.endpoint.stage import require_possible
+from stillroom.teachers.original import original_tokenizers
+from stillroom.teachers.several import other_tokenizers
+from stillroom.teachers.tokenizers import differences
 from stillroom.training.losses.registry import require_fit
 from stillroom.training.refusals import require_rounds, require_rounds_fit
 
@@ -253,7 +257,8 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
     if isinstance(recipe.student, ShrinkStudent) and student.shape is not None:
         few = few_tokens(recipe.student, text.row_tokens["train"], student.teacher_shape, student.shape)
         notes += [few] if few else []
-    return notes
+    others = other_tokenizers(recipe) | original_tokenizers(recipe) | student_tokenizer(recipe.student)
+    return notes + differences(recipe, others, chats=text.chats)
 
 
 def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text, Planned]:

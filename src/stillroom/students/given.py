@@ -9,8 +9,10 @@ import torch
 
 from stillroom.core.errors import UnsupportedModel, VocabularyMismatch, first_line
 from stillroom.models.families.family import fit_layer_lists
+from stillroom.models.load import model_folder
+from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.routes import OWN
-from stillroom.recipe.student import ExistingStudent, FreshStudent
+from stillroom.recipe.student import ExistingStudent, FreshStudent, Student
 from stillroom.teachers.several import other_token
 
 if TYPE_CHECKING:
@@ -51,6 +53,13 @@ def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> Causa
             "Mind that heads divide the width, and key/value heads divide the heads.",
         ) from None
     return model
+
+
+def student_tokenizer(student: Student) -> dict[str, PreTrainedTokenizerFast]:
+    """The tokenizer of an existing student that has the teacher's ids, by the recipe's key; empty for every other one."""
+    if not isinstance(student, ExistingStudent) or student.tokenizer == "own":
+        return {}
+    return {"student": open_tokenizer(model_folder(student.name, student.revision))}
 
 
 def require_vocabulary(

@@ -12,6 +12,7 @@ from stillroom.core import files
 from stillroom.core.errors import RecipeError
 from stillroom.core.progress import Progress
 from stillroom.core.secret import Secret, library_seed
+from stillroom.corpus.build import has_chats
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.at_hand import Keep
 from stillroom.models.compute import prepare
@@ -35,7 +36,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.dense import densify
 from stillroom.students.embeddings import keep_rows, lost_words, renumber_config, words_of_lost
 from stillroom.students.experts import expected_loss, repair_note
-from stillroom.students.given import fresh_model, require_vocabulary
+from stillroom.students.given import fresh_model, require_vocabulary, student_tokenizer
 from stillroom.students.importance import Sample, cut_short, few_tokens
 from stillroom.students.languages import as_record, language_costs, language_counts, require_languages
 from stillroom.students.measured import Measured
@@ -48,6 +49,7 @@ from stillroom.students.trim import trim, whole
 from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
+from stillroom.teachers.tokenizers import differences
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
@@ -93,6 +95,11 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             order_channels(model, family_of(model), randomness)
     else:
         model, tokenizer, vocabulary, facts = _existing(student, basis)
+        unlike = differences(recipe, student_tokenizer(student), chats=has_chats(run.stage("corpus").path))
+        if unlike:
+            facts["tokenizers_differ"] = unlike
+        for words in unlike:
+            progress.say(f"  {words}")
         if isinstance(vocabulary, Alignment):
             facts["alignment"] = _aligned(run, vocabulary, train)
             progress.say(f"  {words_of(facts['alignment'])}")

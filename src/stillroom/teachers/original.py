@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from stillroom.core.errors import RecipeError
 from stillroom.models.load import load_tokenizer, quantization_words, teacher_config
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import HuggingFaceTeacher, Teacher
 from stillroom.teachers.several import other_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SAME = (
     "model_type",
@@ -29,8 +34,21 @@ def require_originals(recipe: Recipe) -> None:
         TeacherError: There is no such model.
     """
     for name, original in recipe.originals.items():
-        key = f"{name}.original" if name == OWN else f"teachers.{name}.original"
-        _require(key, recipe.every_teacher[name], original)
+        _require(original_key(name), recipe.every_teacher[name], original)
+
+
+def original_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerFast]:
+    """The tokenizers of the originals of teachers that are learned from, by their keys; a writer may have other ids."""
+    return {
+        original_key(name): load_tokenizer(original)
+        for name, original in recipe.originals.items()
+        if name in recipe.learned_from
+    }
+
+
+def original_key(name: str) -> str:
+    """The recipe's key of the original of a teacher, by the teacher's name."""
+    return f"{name}.original" if name == OWN else f"teachers.{name}.original"
 
 
 def _require(key: str, teacher: Teacher, original: HuggingFaceTeacher) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from stillroom.runs.stages import CACHE, MORE_TEACHERS, ROUTES, TEACHERS
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.signals.routed import RoutedSignals, Signals
 from stillroom.teachers.teacher import Capability, Teacher, Vocabulary, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,11 @@ def require_fitting(recipe: Recipe) -> None:
                 f"`teachers.{name}` has {rows:,} rows in its output layer, and `{OWN}` has {size:,}.",
                 f"Make it the recipe's `{OWN}`: a teacher with fewer rows than `{OWN}` is taken.",
             )
+
+
+def other_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerFast]:
+    """The tokenizers of the teachers that are learned from besides the recipe's own, by their keys."""
+    return {f"teachers.{name}": load_tokenizer(config) for name, config in recipe.learned_from.items() if name != OWN}
 
 
 def other_token(known: Mapping[str, int], vocabulary: Mapping[str, int], own: str, name: str) -> str | None:

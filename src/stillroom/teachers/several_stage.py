@@ -11,6 +11,7 @@ import torch
 from stillroom.core import files
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress
+from stillroom.corpus.build import has_chats
 from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.recipe.recipe import Recipe
@@ -24,8 +25,9 @@ from stillroom.teachers.endpoint.capture import pieces_of
 from stillroom.teachers.endpoint.stage import listed, listening, require_possible
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
-from stillroom.teachers.several import folder_of, mixed, route_of_pieces, splits_of
+from stillroom.teachers.several import folder_of, mixed, other_tokenizers, route_of_pieces, splits_of
 from stillroom.teachers.teacher import Teacher
+from stillroom.teachers.tokenizers import differences
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -34,6 +36,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     require_possible(recipe)
     device = prepare(recipe.compute, recipe.public_seed)
     corpus = run.stage("corpus").path
+    unlike = differences(recipe, other_tokenizers(recipe), chats=has_chats(corpus))
+    for words in unlike:
+        progress.say(f"  {words}")
     splits = [Sequences.load(corpus / f"{name}.safetensors") for name in splits_of(recipe)]
     routes = recipe.routes
     of_piece = route_of_pieces(routes, splits)
@@ -83,6 +88,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         seconds_of_routes=round(time.monotonic() - started, 3),
         reused=sum(entry["reused"] for entry in kept),
         routes=kept,
+        **({"tokenizers_differ": unlike} if unlike else {}),
     )
 
 

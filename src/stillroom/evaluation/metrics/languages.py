@@ -19,6 +19,7 @@ from stillroom.core.errors import CorpusError, RecipeError
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
+from stillroom.corpus.udhr import samples
 from stillroom.evaluation.bench import Bench, kept_states
 from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import InMemory
@@ -29,7 +30,7 @@ from stillroom.evaluation.sections import CardResult, Dot, DotChart, Section, Ta
 from stillroom.evaluation.states import KeptStates
 from stillroom.evaluation.tally import Drawing, Tally, behind, headline
 from stillroom.evaluation.words import interval, of, percent
-from stillroom.students.languages import samples, tokens_per_byte
+from stillroom.students.languages import tokens_per_byte
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
