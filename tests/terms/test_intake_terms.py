@@ -315,6 +315,40 @@ def test_a_decision_may_be_bound_to_weights() -> None:
     assert verdict(Subject("teacher", "m", digest="b" * 64), decisions=[decided])["verdict"] == REFUSED
 
 
+def test_a_decision_about_other_weights_is_named_where_it_would_be_needed() -> None:
+    decided = Decided("teacher", "own", "Jane", "2026-11-24T00:00:00Z", sha256="a" * 64)
+    (reason,) = verdict(Subject("teacher", "m", digest="b" * 64), decisions=[decided])["reasons"]
+    assert f"Jane about it is for weights with the SHA-256 {'a' * 64}, and these have {'b' * 64}" in reason
+
+
+def test_a_decision_restricts_where_the_table_knows_the_terms_too() -> None:
+    decided = Decided(
+        "teacher", "own", "Jane", "2026-11-24T00:00:00Z", name_prefix="Ours", notices=("Ask us.",), non_commercial=True
+    )
+    found = verdict(teacher("mit"), decisions=[decided], purpose="non_commercial")
+    assert found["non_commercial"]
+    assert found["obligations"]["name_prefix"] == "Ours"
+    assert "Ask us." in found["obligations"]["notices"]
+    assert [entry["decided_by"] for entry in found["decisions"]] == ["Jane"]
+    assert verdict(teacher("mit"), decisions=[decided])["verdict"] == REFUSED
+    text = Subject("text", "the text", (Statement("licence", "mit", "recipe"),))
+    about = Decided("the text", "own", "Jane", "2026-11-24T00:00:00Z", non_commercial=True)
+    assert judge([teacher("mit")], [text], TABLE, decisions=[about]).as_dict()["verdict"] == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"valid_until": "2025-01-01"}, "it was valid until 2025-01-01"),
+        ({"purpose": "non_commercial"}, "it is for non-commercial use, and `terms.purpose` is not"),
+    ],
+)
+def test_a_permission_that_does_not_hold_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = _model.permission(tmp_path, **changes)
+    with pytest.raises(TermsRefused, match=re.escape(f"The permission {path.name} does not hold here: {words}.")):
+        _model.gate(tmp_path, _model.llama_2(tmp_path), terms={"permissions": [str(path)]})
+
+
 def test_the_table_is_dated_versioned_and_keeps_its_schema() -> None:
     import yaml
 

@@ -178,7 +178,7 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
         permitted = _permission_for(case, subject, row, generation)
         if row.outputs == "forbidden":
             if permitted is None:
-                case.refusals.append(f"{subject.name}: {row.reason()}")
+                case.refusals.append(f"{subject.name}: {row.reason()}{_without_force(case, subject, row, generation)}")
                 case.todos.append(_how_to_permit(row))
                 continue
             lifted.append(permitted.sha256)
@@ -186,7 +186,8 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
         elif row.outputs == "non_commercial" and permitted is None:
             case.non_commercial = True
             if case.purpose != "non_commercial":
-                _refuse_commercial(case, f"{subject.name}: {row.reason()}")
+                why_not = _without_force(case, subject, row, generation)
+                _refuse_commercial(case, f"{subject.name}: {row.reason()}{why_not}")
         elif row.outputs == "non_commercial" and permitted is not None:
             lifted.append(permitted.sha256)
             case.conditions.append(_permitted_words(subject, permitted))
@@ -205,7 +206,7 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
             )
         else:
             said = unknown[0] if unknown else "it says nothing of its licence"
-            case.refusals.append(f"{subject.name}: its terms are not known: {said}.")
+            case.refusals.append(f"{subject.name}: its terms are not known: {said}.{_of_other_weights(case, subject)}")
             whose = subject.decided_as[0] if generation == 1 else subject.name
             case.todos.append(
                 "Read its licence and add a decision to the recipe (docs/terms.md). For a model of your own:\n"
@@ -214,6 +215,8 @@ def _judge_model(case: _Case, subject: Subject, generation: int, former: dict[st
                 f"      - {{subject: {whose}, kind: own, decided_by: YOUR NAME, decided_at: YYYY-MM-DDT00:00:00Z}}\n"
                 "  Under a licence: `kind: licence, licence: ITS NAME, licence_text: FILE` in place of `kind: own`."
             )
+    elif decided is not None:
+        _restrict(case, subject, decided)
     return {
         "name": subject.name,
         "role": subject.role,
@@ -233,7 +236,7 @@ def _judge_text(case: _Case, subject: Subject) -> dict[str, Any]:
     for row in rows:
         permitted = _permission_for(case, subject, row, 1)
         if row.outputs == "forbidden" and permitted is None:
-            case.refusals.append(f"The text {subject.name}: {row.reason()}")
+            case.refusals.append(f"The text {subject.name}: {row.reason()}{_without_force(case, subject, row, 1)}")
             case.todos.append(_how_to_permit(row))
             continue
         if permitted is not None and row.outputs != "allowed":
@@ -248,8 +251,11 @@ def _judge_text(case: _Case, subject: Subject) -> dict[str, Any]:
             case.owed.notices.add(f"Trained on text of {subject.name} ({row.title}).")
         if row.text.holds is None:
             _owe(case, subject, row)
-    decided = _decision_for(case, subject) if unknown or not rows else None
-    if decided is not None:
+    decided = _decision_for(case, subject)
+    if decided is not None and rows and not unknown:
+        _restrict(case, subject, decided)
+        decided = None
+    elif decided is not None:
         _apply(case, subject, decided)
     elif unknown or not rows:
         said = unknown[0] if unknown else "no licence is stated"
@@ -339,6 +345,13 @@ def _apply(case: _Case, subject: Subject, decided: Decided) -> None:
         case.conditions.append(f"{subject.name}: rests on the decision of {decided.decided_by}, not on the table.")
         case.owed.add_licence(str(decided.licence), decided.text)
         case.owed.notices.add(f"Distilled from {subject.name} ({decided.licence}).")
+    _restrict(case, subject, decided)
+
+
+def _restrict(case: _Case, subject: Subject, decided: Decided) -> None:
+    """What a decision asks for besides: it holds where a table knows the terms, too, for it is only stricter."""
+    if decided.name_prefix or decided.notices or decided.non_commercial:
+        case.used[subject.name] = decided
     if decided.name_prefix:
         case.owed.prefixes.add(decided.name_prefix)
     case.owed.notices.update(decided.notices)
@@ -358,20 +371,50 @@ def _decision_for(case: _Case, subject: Subject) -> Decided | None:
     return None
 
 
+def _of_other_weights(case: _Case, subject: Subject) -> str:
+    """A sentence about a decision that names a subject and other weights; empty where there is none."""
+    for decided in case.decisions:
+        if decided.subject in subject.decided_as and decided.sha256 not in (None, subject.digest):
+            return (
+                f" The decision of {decided.decided_by} about it is for weights with the SHA-256 {decided.sha256}, and these "
+                f"have {subject.digest or 'none that is known'}."
+            )
+    return ""
+
+
+def _without_force(case: _Case, subject: Subject, row: Row, generation: int) -> str:
+    """A sentence about a permission that covers a subject and does not hold here; empty where there is none."""
+    for permitted in case.permissions:
+        if _covers(permitted, subject, row) and (fault := _fault(case, permitted, generation)):
+            return f" The permission {permitted.file} does not hold here: {fault}."
+    return ""
+
+
+def _covers(permitted: Permitted, subject: Subject, row: Row) -> bool:
+    names = {normal(name) for name in permitted.content.covers}
+    return bool(names & {normal(row.id), normal(subject.name)})
+
+
+def _fault(case: _Case, permitted: Permitted, generation: int) -> str:
+    """Why a permission that covers a subject does not hold; empty where it does."""
+    content = permitted.content
+    if generation > 1 and not content.descendants:
+        return "it is not for models made from models of it (`descendants`)"
+    if content.granted_on > case.today:
+        return f"it is granted on {content.granted_on}"
+    if content.valid_until is not None and content.valid_until < case.today:
+        return f"it was valid until {content.valid_until}"
+    if content.purpose == "non_commercial" and case.purpose != "non_commercial":
+        return "it is for non-commercial use, and `terms.purpose` is not"
+    return ""
+
+
 def _permission_for(case: _Case, subject: Subject, row: Row, generation: int) -> Permitted | None:
     for permitted in case.permissions:
-        content = permitted.content
-        names = {normal(name) for name in content.covers}
-        if not names & {normal(row.id), normal(subject.name)}:
+        if not _covers(permitted, subject, row) or _fault(case, permitted, generation):
             continue
-        if generation > 1 and not content.descendants:
-            continue
-        if content.granted_on > case.today or (content.valid_until is not None and content.valid_until < case.today):
-            continue
-        if content.purpose == "non_commercial":
+        if permitted.content.purpose == "non_commercial":
             case.non_commercial = True
-            if case.purpose != "non_commercial":
-                continue
         case.permitted[permitted.sha256] = permitted
         return permitted
     return None
