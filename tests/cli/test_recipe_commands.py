@@ -238,3 +238,19 @@ def test_ctrl_c_says_where_it_stopped_and_that_the_same_command_goes_on(
     assert "of the stage `distill`" in said
     assert "The same command goes on." in said
     assert "Traceback" not in said
+
+
+def test_a_file_that_was_chosen_answers_the_recipes_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    from stillroom.cli.app import _show_run
+    from stillroom.recipe.export import ChatConfig, ExportConfig
+
+    monkeypatch.setattr("stillroom.reporting.terminal.print_table", lambda _summary: None)
+    monkeypatch.setattr("stillroom.serving.ask.answer", lambda _path, prompt, _tokens: f"answered {prompt}")
+    for export, asked in (({"gguf": [], "choose": {"file_bytes": 9}}, True), ({"gguf": []}, False)):
+        recipe = SimpleNamespace(chat=ChatConfig(prompt="Why?"), export=ExportConfig.model_validate(export))
+        _show_run(SimpleNamespace(path=tmp_path, summary={}, recipe=recipe), False)
+        assert ("answered Why?" in capsys.readouterr().out) is asked

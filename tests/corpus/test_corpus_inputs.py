@@ -57,6 +57,15 @@ def test_documents_that_are_too_long_are_refused(tmp_path: Path, monkeypatch: py
         list(read_source(TextSource(path=packed)))
 
 
+def test_a_separator_where_no_file_is_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<p>one</p>")
+    source = TextSource(path=tmp_path, pattern=("*.html", "*.md"), separator="\n\n")
+    with pytest.raises(CorpusError, match="`separator` is what is between the documents of a file of plain text"):
+        list(read_source(source))
+    (tmp_path / "note.md").write_text("two\n\nthree")
+    assert [document.text.strip() for document in read_source(source)] == ["two", "three", "one"]
+
+
 def test_what_a_folder_has_besides_is_counted_by_ending(tmp_path: Path) -> None:
     for name in ("a.md", "B.MD", "c.html", "d.html", "e", "f.jsonl.gz"):
         (tmp_path / name).write_bytes(b"words")

@@ -280,7 +280,7 @@ def _show_run(made: Any, as_json: bool) -> None:
         return
     print_table(summary)
     prompt = made.recipe.chat.prompt
-    if prompt and made.recipe.export.gguf:
+    if prompt and made.recipe.export.writes_gguf:
         from stillroom.serving.ask import answer
 
         typer.echo(f"\nAsked: {prompt}")

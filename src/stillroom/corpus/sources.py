@@ -99,6 +99,7 @@ def name_of(source: Source) -> str:
 
 
 def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
+    plain = 0
     for path in find_files(source.path, source.pattern, "`path` and `pattern`", tally):
         require_known(path)
         kind = inner_suffix(path)
@@ -106,6 +107,7 @@ def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
             right = "parquet" if kind == ".parquet" else "jsonl"
             raise CorpusError(f"{path}: holds rows, not plain text.", f"Write `kind: {right}` for this source.")
         reader = reader_of(Path(f"file{kind}"))
+        plain += reader is PLAIN
         if source.separator is not None and reader is PLAIN:
             yield from _separated(path, source.separator, source.encoding, tally)
             continue
@@ -137,6 +139,11 @@ def _text(source: TextSource, tally: Tally) -> Iterator[Document]:
                     f"{path}: not a whole {kind or 'text'} file: {first_line(error)}",
                     "Copy or write it again, or leave it out by `pattern`.",
                 ) from error
+    if source.separator is not None and not plain:
+        raise CorpusError(
+            f"{source.path}: `separator` is what is between the documents of a file of plain text, and there is none here.",
+            "Leave out `separator`.",
+        )
 
 
 def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Iterator[Document]:

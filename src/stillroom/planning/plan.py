@@ -26,6 +26,7 @@ from stillroom.models.stored_size import stored_size
 from stillroom.planning.card import Card, Model, card_of, card_plan, price_of
 from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluster
 from stillroom.planning.counting import Planned, Text, check_student, count_student, count_text
+from stillroom.planning.idle import idle_keys
 from stillroom.planning.needs import Need, install, missing_needs, require_needs
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
@@ -242,7 +243,10 @@ def _lora(recipe: Recipe, student: Planned) -> dict[str, Any]:
 def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
     """What the recipe asks for and does not get, and what is unlikely to be meant."""
     config, length = recipe.distill, text.train.length
-    notes = [
+    notes = idle_keys(recipe)
+    if recipe.corpus.add_bos and text.tokenizer.bos_token_id is None:
+        notes.append("`corpus.add_bos` does nothing: the teacher's tokenizer has no beginning-of-text token")
+    notes += [
         f"`distill.{key}` is {asked:,}, and one sequence has {length:,}: whole sequences are taken"
         for key in ("batch_tokens", "micro_batch_tokens")
         if isinstance(asked := getattr(config, key), int) and asked < length
