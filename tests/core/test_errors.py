@@ -287,3 +287,56 @@ def test_what_another_process_told_is_one_of_our_errors(kind: str, found: type) 
     error = told(kind, "What.", "Do.")
     assert type(error) is found
     assert (error.what, error.todo) == ("What.", "Do.")
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    """A folder of what is no run and no cache: a file, a folder of something else, and numbers that no run wrote."""
+    (tmp_path / "file").write_text("x")
+    for name, summary in (("cut", '{"name'), ("other", "{}"), ("list", "[]")):
+        (tmp_path / name / "measures").mkdir(parents=True)
+        (tmp_path / name / "summary.json").write_text(summary)
+        (tmp_path / name / "measures" / "fidelity.json").write_text(summary)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["missing", "file", "file/inside", "other", "a" * 300])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cache info",
+        "cache verify",
+        "cache seal",
+        "runs",
+        "report",
+        "compare",
+        "ladder",
+        "package",
+        "plan",
+        "capture --part 1/2",
+        "evaluate --only cost",
+    ],
+)
+def test_a_folder_that_is_none_is_one_message(command: str, place: str, wrong: Path, said: Any) -> None:
+    if command == "runs":
+        # A folder in which there is no run is an answer.
+        shutil.rmtree(wrong / "other")
+    places = [wrong / place] * (2 if command == "compare" else 1)
+    code, error = said(*command.split(), *places)
+    assert code in (1, 2, 3)
+    assert place in error
+    assert not list(wrong.rglob("*.lock"))
+
+
+@pytest.mark.parametrize("name", ["cut", "other", "list"])
+def test_numbers_that_no_run_wrote_are_named(name: str, wrong: Path, said: Any) -> None:
+    code, error = said("compare", wrong / name, wrong / name)
+    assert code == 2
+    assert str(wrong / name) in error
+
+
+def test_runs_are_not_made_inside_a_file(small_recipe: Any, teacher: Path, wrong: Path, said: Any) -> None:
+    recipe = write(wrong, small_recipe(teacher))
+    code, error = said("run", recipe, "--runs", wrong / "file", "-q")
+    assert code == 2
+    assert "a part of this path is a file and no folder" in error

@@ -198,6 +198,27 @@ class Terminated(Interrupted):
     exit_code = 143
 
 
+class NotJson(ValueError):
+    """A file is not the JSON that it should be: cut off, damaged, or of something else.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {reason}")
+
+
+NO_PATH = {
+    errno.ENOTDIR: "a part of this path is a file and no folder",
+    errno.EISDIR: "a folder, and a file is needed",
+    errno.ENAMETOOLONG: "a longer name than the system takes",
+    errno.ELOOP: "a link that leads back to itself",
+}
+"""What is wrong with a path that the system refuses, by the number of its error."""
+
+
 def translate(error: BaseException, where: str = "") -> StillroomError | None:
     """The Stillroom error that says what a low-level failure means to a user.
 
@@ -214,6 +235,11 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
         return Interrupted("Stopped.", "The same command goes on from the last checkpoint.")
     if isinstance(error, MemoryError):
         return OutOfMemory(_at("memory ran out", where), "Lower the batch size or the sequence length in the recipe.")
+    if isinstance(error, NotJson):
+        return UsageError(
+            f"{error.path} is damaged: it is not the JSON that it should be.",
+            "Take a whole copy of it. What `stillroom run` wrote it writes again where the file is removed.",
+        )
     text = str(error)
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and error.filename and not where:
@@ -226,6 +252,8 @@ def translate(error: BaseException, where: str = "") -> StillroomError | None:
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Read-only file system" in text:
         return NotWritable(_at("may not be read or written", where), "Check its permissions, or choose another folder.")
+    if code in NO_PATH and where:
+        return UsageError(f"{where}: {NO_PATH[code]}.", "Check the path.")
     # Of an allocator ("CUDA out of memory", "HIP out of memory", "MPS backend out of memory") or of a driver ("CUDA error: …").
     if "can't allocate memory" in text or (isinstance(error, RuntimeError) and "out of memory" in text):
         return OutOfMemory(_at("memory ran out", where), "Lower the batch size or the sequence length in the recipe.")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stillroom.core.errors import NotJson
+
 CHUNK = 1 << 20
 
 
@@ -111,8 +113,15 @@ def settle(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        NotJson: It is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(path), str(error)) from None
 
 
 def make_way(path: Path, *, folder: bool = False) -> None:

@@ -57,9 +57,22 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file() or not (folder / "measures" / "fidelity.json").is_file():
         raise RunError(f"{folder}: this is not a finished run.", "Finish it with `stillroom run`, or measure it anew.")
-    summary = files.read_json(path)
+    try:
+        return _numbers_of(folder, files.read_json(path))
+    except (KeyError, TypeError, AttributeError):
+        raise RunError(
+            f"{folder}: summary.json or measures/ holds something else than the numbers of a finished run.",
+            f"Write them again: stillroom evaluate {folder}",
+        ) from None
+
+
+def _numbers_of(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a comparison takes from a finished run."""
     measures = folder / "measures"
     tasks = measures / "tasks.json"
+    fidelity = files.read_json(measures / "fidelity.json")["result"]
+    # What the first pair would miss is missed here, where it is known whose it is.
+    _ = fidelity["sums"]["student"]["text_bytes"]
     return {
         "name": summary["name"],
         "folder": str(folder),
@@ -70,7 +83,7 @@ def _read(folder: Path) -> dict[str, Any]:
             for code, entry in summary.get("measures", {}).get("languages", {}).get("languages", {}).items()
         },
         "bounds": summary.get("bounds", []),
-        "_fidelity": files.read_json(measures / "fidelity.json")["result"],
+        "_fidelity": fidelity,
         "_tasks": files.read_json(tasks)["result"]["tasks"] if tasks.is_file() else {},
     }
 
