@@ -40,9 +40,15 @@ OTHERS = r"^(?!stillroom\.).*"
 """Names of Python's own and of other libraries: their references are not on this machine."""
 nitpick_ignore_regex = [("py:.*", OTHERS)]
 nitpick_ignore = [
-    ("py:class", f"stillroom.verification.{name}") for name in ("manifest.Manifest", "claims.Claims", "client.View")
+    ("py:class", f"stillroom.{name}")
+    for name in (
+        "verification.manifest.Manifest",
+        "verification.claims.Claims",
+        "verification.client.View",
+        "signals.cache.manifest.FileEntry",
+    )
 ]
-"""What a verified package holds of the package's own files; docs/packages.md describes those."""
+"""What packages and caches hold of their own files; docs/packages.md and docs/cache-format.md describe those."""
 
 html_theme = "furo"
 html_title = f"Stillroom {release}"
