@@ -28,6 +28,7 @@ def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -
     with running([tiny_gguf], tmp_path, limits=Limits(keys=["sk-own"]), request_log=log) as server:
         headers = {"Authorization": "Bearer sk-own", "User-Agent": "tool/1"}
         body = {"messages": [{"role": "user", "content": "Xylophone"}], "max_tokens": 4, "user": "ann", "seed": 1}
+        body["logit_bias"] = {"2": -100}  # Not the end: four tokens are said.
         assert server.ask("POST", "/v1/chat/completions", body, headers)[0] == 200
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         assert server.ask("POST", "/v1/chat/completions", streamed, headers)[0] == 200
