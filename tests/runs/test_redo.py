@@ -442,3 +442,58 @@ def test_a_record_from_before_merges_counted_holds(project: Path) -> None:
     assert inputs_of(run, spec)["teacher"] != held["inputs"]["teacher"]
     path.write_text(json.dumps({key: value for key, value in held.items() if key not in ("sections", "digest")}))
     assert inputs_of(run, spec)["teacher"] == held["inputs"]["teacher"]
+
+
+def test_how_often_checkpoints_are_written_changes_no_result(project: Path) -> None:
+    go(project, "distill")
+    change(project, "distill.checkpoint_seconds", 5.0)
+    run, said = go(project, "distill")
+    assert run.done == [], said
+    change(project, "distill.checkpoint_seconds", 60.0)
+    assert go(project, "distill")[0].done == []
+    change(project, "distill.weight_decay", 0.5)
+    assert go(project, "distill")[0].done == ["distill"]
+
+
+def test_a_training_that_was_stopped_goes_on_with_other_times_of_checkpoints(project: Path) -> None:
+    change(project, "distill.checkpoint_seconds", 0)
+    change(project, "distill.learning_rate", 1e-3)
+
+    def stop(_stage: str, values: Mapping[str, Any]) -> None:
+        if values["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(project / "tiny.yaml", until="distill", quiet=True, on_step=stop)
+    change(project, "distill.checkpoint_seconds", 1000)
+    run, said = go(project, "distill")
+    assert "distill: going on" in said
+    steps = [event["step"] for event in run.metrics if event["stage"] == "distill" and "loss" in event]
+    assert steps.count(2) == 1, "it began at its first step"
+    assert go(project, "distill")[0].done == []
+
+
+def test_a_stated_licence_makes_no_new_student_and_is_in_the_file(project: Path) -> None:
+    from stillroom.models.gguf_source import gguf_facts
+
+    change(project, "export", {"gguf": ["F16"], "check_tokens": 16})
+    run, _ = go(project, "export")
+    assert run.stage("distill").record is not None
+    change(project, "teacher.licence", "Apache-2.0")
+    run, said = go(project, "export")
+    assert run.done == ["capture", "export"], said
+    assert "export: the teacher's licence changed: exporting again" in said
+    assert gguf_facts(run.path / "export" / "tiny-F16.gguf", 0)["general.license"] == "Apache-2.0"
+    assert go(project, "export")[0].done == []
+
+
+def test_a_width_that_was_solved_for_no_file_is_solved_again_for_one(project: Path) -> None:
+    change(project, "student", {"kind": "shrink", "target": {"parameters": 100_000, "axes": ["hidden_size"]}})
+    change(project, "export", {"gguf": []})
+    go(project)
+    assert go(project)[0].done == []
+    change(project, "export", {"gguf": ["F16"]})
+    run, said = go(project)
+    assert run.done == ["shrink"]
+    assert "shrink: whether `export` writes a GGUF file changed: pruning again" in said
+    assert go(project)[0].done == []

@@ -61,6 +61,10 @@ USES_SECRET = ("distill", "baseline", "shrink")
 """Stages whose records may name the secret's commitment."""
 ORIGIN = ".recipe.json"
 """In a run's folder: the recipe as it was last given, and the file that it came from."""
+LICENCE = "licence"
+"""The input of a stage that writes the licences of teachers into files."""
+FILES_WRITTEN = "files written"
+"""The input of a stage whose choices are others where a GGUF file is written."""
 TEXT_OF = {"corpus": ("*.safetensors", "tokenizer"), "write": ("*.jsonl",)}
 """What ``history`` does not keep of these stages: text that was withdrawn has to be gone."""
 
@@ -553,9 +557,13 @@ class Stage:
             reasons.append(words or "files that it reads changed")
         if "teacher" in inputs and before.get("teacher") != inputs["teacher"]:
             reasons.append("the teacher's files changed")
+        if before.get(LICENCE) != inputs.get(LICENCE):
+            reasons.append("the teacher's licence changed")
+        if before.get(FILES_WRITTEN) != inputs.get(FILES_WRITTEN):
+            reasons.append("whether `export` writes a GGUF file changed")
         if before.get("method") != inputs.get("method"):
             reasons.append("this version of Stillroom does it in another way")
-        others = ("recipe", "files", "teacher", "method")
+        others = ("recipe", "files", "teacher", "method", LICENCE, FILES_WRITTEN)
         needs = [name for name in {**before, **inputs} if name not in others and before.get(name) != inputs.get(name)]
         reasons += [f"the files of `{name}` changed" for name in needs if "." in name and name in before]
         needs = [name for name in needs if "." not in name]
@@ -571,10 +579,16 @@ class Stage:
         """Where in the run's folder a finished result goes when the stage is done again."""
         return _next(self.run.path / HISTORY, self.name).relative_to(self.run.path).as_posix()
 
+    @property
+    def begun(self) -> dict[str, Any] | None:
+        """What a stage that was interrupted keeps of what it is made from: ``inputs`` and ``sections``; or None."""
+        found = _begun(self.path / BEGUN)
+        return found if found is not None and isinstance(found.get("inputs"), dict) else None
+
     def is_begun(self, inputs: Mapping[str, str]) -> bool:
         """Whether it was interrupted, and goes on."""
-        begun = _begun(self.path / BEGUN)
-        return begun is not None and begun.get("inputs") == inputs
+        begun = self.begun
+        return begun is not None and begun["inputs"] == inputs
 
     def set_aside(self, keeps: Sequence[str] = ()) -> Path | None:
         """Move a finished result to ``history``; returns the folder there, None where there is no result.
@@ -640,7 +654,8 @@ class Stage:
                 if entry.name in keeps:
                     continue
                 _remove(entry)
-        files.write_json(begun, {"inputs": inputs, "seconds": spent})
+        state = {"inputs": inputs, "sections": self.sections}
+        files.write_json(begun, {**state, "seconds": spent})
         self.scratch.mkdir(exist_ok=True)
         self.run.event(self.name, event="begun", resumed=previous is not None)
         started = time.monotonic()
@@ -650,7 +665,7 @@ class Stage:
                 yield self
             except BaseException:
                 with contextlib.suppress(OSError):
-                    files.write_json(begun, {"inputs": inputs, "seconds": spent + time.monotonic() - started})
+                    files.write_json(begun, {**state, "seconds": spent + time.monotonic() - started})
                 raise
         seconds = spent + time.monotonic() - started
         outputs = {}

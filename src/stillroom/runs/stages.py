@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import for_digest
+from stillroom.recipe.student import ShrinkStudent
+from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.known import SourceMissing, carried, made_from, moved_paths
-from stillroom.runs.run import Run, Stage
+from stillroom.runs.run import FILES_WRITTEN, LICENCE, Run, Stage
 
 if TYPE_CHECKING:
     from stillroom.models.load import AnyTeacher
@@ -34,6 +36,18 @@ BY_CONTENT = (
     ("evaluate",),
 )
 """Keys of a recipe whose paths are compared by what is there, besides by name: see :func:`inputs_of`."""
+CHANGES_NOTHING: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    # It takes weights, config and tokenizer, in float32: the digest of their files is an input of its own.
+    "shrink": tuple(
+        ("teacher", key)
+        for model in (HuggingFaceTeacher, GgufTeacher, EndpointTeacher)
+        for key in model.model_fields
+        if key not in ("kind", "name", "path", "revision", "model", "tokenizer", "original")
+    ),
+    "distill": (("distill", "checkpoint_seconds"),),
+    "baseline": (("distill", "checkpoint_seconds"),),
+}
+"""Keys of a stage's sections that change nothing in its result: it stays finished, and goes on, with another value of them."""
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
 TEXTS = "texts"
@@ -229,6 +243,14 @@ def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
     return found | {"seed": made.seed_of(spec.name)}
 
 
+def _solves_width_for_no_file(recipe: Recipe) -> bool:
+    """Whether a target decides the width of a student of which no GGUF file is written."""
+    student = recipe.student
+    if recipe.export.writes_gguf or not isinstance(student, ShrinkStudent) or student.target is None:
+        return False
+    return "hidden_size" in student.target.axes and student.hidden_size is None
+
+
 def recipe_digest(made: Run, spec: StageSpec) -> str:
     """SHA-256 of the parts of a run's recipe that a stage reads."""
     return files.digest_json(sections_of(made, spec))
@@ -266,6 +288,7 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     if spec.version > 1:
         inputs["method"] = str(spec.version)
     record = made.stage(spec.name).record
+    earlier = record if record is not None else made.stage(spec.name).begun
     try:
         found = made_from_of(made, spec)
     except CorpusError:
@@ -274,11 +297,11 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
         found = {}
     if found:
         inputs["files"] = files.digest_json(found)
-    held = {} if record is None else record["inputs"]
+    held = {} if earlier is None else earlier["inputs"]
     # Records of 0.1.0, which have no sections, were written before the files of slow tokenizers counted.
     old = held if record is not None and "sections" not in record else {}
-    if record is not None and "sections" in record and _only_moved(made, spec, record, inputs, found):
-        # Everything it was made from is the same, in another place: it is still the result of these inputs.
+    if earlier is not None and "sections" in earlier and _same_result(made, spec, earlier, inputs, found):
+        # Everything that its result depends on is the same, perhaps in another place: it is still that of these inputs.
         inputs |= {key: held[key] for key in ("recipe", "files") if key in held}
     if spec.teacher:
         inputs["teacher"] = _teacher(made, made.recipe.teacher, old.get("teacher"), written=False)
@@ -294,7 +317,23 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     for need in spec.needs:
         if _asked(made.recipe, need):
             inputs[need] = made.stage(need).output_digest
+    if spec.name == "shrink" and _solves_width_for_no_file(made.recipe):
+        # Widths that the runtime does not load are among its choices, and are none once a file is written.
+        inputs[FILES_WRITTEN] = "none"
+    if spec.name == "export" and (record is None or LICENCE in held):
+        # What earlier versions exported was exported again with each student, which a licence made a new one of.
+        inputs[LICENCE] = files.digest_json(_licences(made))
     return inputs
+
+
+def _licences(made: Run) -> list[Any]:
+    """The licences that a run keeps of its teachers, which are written into files."""
+    capture = made.stage("capture").path
+    for name in (TEACHERS, "teacher.json"):
+        if (capture / name).is_file():
+            found = files.read_json(capture / name)
+            return [record.get("licence") for record in (found if isinstance(found, list) else [found])]
+    return []
 
 
 def _teacher(made: Run, config: AnyTeacher, held: str | None, written: bool) -> str:
@@ -317,20 +356,35 @@ def _teacher(made: Run, config: AnyTeacher, held: str | None, written: bool) -> 
     return held if held is not None and held != now and held == digest(slow=False) else now
 
 
-def _only_moved(
-    made: Run, spec: StageSpec, record: Mapping[str, Any], inputs: Mapping[str, str], found: Mapping[str, str]
+def _same_result(
+    made: Run, spec: StageSpec, earlier: Mapping[str, Any], inputs: Mapping[str, str], found: Mapping[str, str]
 ) -> bool:
-    """Whether a finished stage read the same as now from other places: the run was moved together with what it reads.
+    """Whether a stage that was finished or begun with another recipe has the same result with this one.
 
-    Paths may differ where what is there is compared by content: files of sources and tests by what the run kept of them, a
-    teacher by its digest, a cache by its own. Nothing else of the recipe may.
+    Keys that change nothing (:data:`CHANGES_NOTHING`) may differ. So may paths, where the run was moved together with what it
+    reads and what is there is compared by content: files of sources and tests by what the run kept of them, a teacher by its
+    digest, a cache by its own. Nothing else of the recipe may.
     """
-    held = record["inputs"]
+    held = earlier["inputs"]
     if held.get("recipe") == inputs["recipe"] and held.get("files") == inputs.get("files"):
         return False
-    pairs = moved_paths(record["sections"], sections_of(made, spec), BY_CONTENT)
-    if not pairs:
+    idle = CHANGES_NOTHING.get(spec.name, ())
+    pairs = moved_paths(without(earlier["sections"], idle), without(sections_of(made, spec), idle), BY_CONTENT)
+    if pairs is None:
         return False
+    if not pairs:
+        return bool(held.get("files") == inputs.get("files"))
     before = made.known.made_from.get(spec.name, {})
     kept = files.digest_json(before) if before else None
     return kept == held.get("files") and carried(before, pairs) == found
+
+
+def without(sections: Mapping[str, Any], keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """Sections of a recipe without some keys of theirs, each given by the names that lead to it."""
+    return {
+        name: without(value, [key[1:] for key in keys if key[0] == name and len(key) > 1])
+        if isinstance(value, Mapping)
+        else value
+        for name, value in sections.items()
+        if (name,) not in keys
+    }

@@ -26,7 +26,7 @@ from stillroom.teachers.endpoint.stage import listed, listening, require_possibl
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.several import folder_of, mixed, other_tokenizers, route_of_pieces, splits_of
-from stillroom.teachers.teacher import Teacher
+from stillroom.teachers.teacher import Teacher, learned_from
 from stillroom.teachers.tokenizers import differences
 
 
@@ -78,7 +78,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     files.write_json(stage.path / "teacher.json", records[OWN])
     files.write_json(stage.path / TEACHERS, everyone)
     files.write_json(stage.path / ROUTES, {"vocabulary_size": max(sizes), "routes": kept})
-    stage.result = files.digest_json([results, everyone])
+    stage.result = files.digest_json([results, [learned_from(record) for record in everyone]])
     caches = [TeacherCache.open(base / entry["folder"]) for entry in kept]
     positions = sum(cache.positions for cache in caches)
     stage.notes.update(

@@ -22,7 +22,7 @@ from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import BEGUN, cache_identity, capture, held_before, open_writer
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
-from stillroom.teachers.teacher import Teacher
+from stillroom.teachers.teacher import Teacher, learned_from
 from stillroom.teachers.units import Units
 
 
@@ -65,7 +65,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     cache = TeacherCache.open(folder)
     files.write_json(stage.path / "teacher.json", teacher.record())
     # Signals are addressed by content: in which shards they are stored, and when, is no part of the result.
-    stage.result = files.digest_json([identity.model_dump(mode="json"), sorted(set(wanted)), teacher.record()])
+    stage.result = files.digest_json(
+        [identity.model_dump(mode="json"), sorted(set(wanted)), learned_from(teacher.record())]
+    )
     kept = len(before.intersection(wanted))
     if kept:
         progress.say(f"  {kept:,} of {len(set(wanted)):,} pieces stood in the cache")
@@ -110,7 +112,7 @@ def _capture_units(
     cache = TeacherCache.open(where, stage.scratch / CACHE)
     files.write_json(stage.path / "teacher.json", teacher.record())
     wanted = sorted({address for split in splits for address in split.digests})
-    stage.result = files.digest_json([units.identity.model_dump(mode="json"), wanted, teacher.record()])
+    stage.result = files.digest_json([units.identity.model_dump(mode="json"), wanted, learned_from(teacher.record())])
     stage.notes.update(
         bytes_per_position=cache.bytes_per_position,
         codec=run.recipe.capture.codec.model_dump(mode="json"),

@@ -28,6 +28,15 @@ MEANING: dict[Capability, str] = {
     "generate": "continuations of prompts",
 }
 """Capabilities as messages name them."""
+LABELS = ("name", "licence", "served_by", "claim")
+"""Keys of :meth:`Teacher.record` of which nothing that is learned depends."""
+
+
+def learned_from(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a teacher's record that counts in the result of a capture: another licence, or another name for the same
+    weights, makes no new student.
+    """
+    return {key: value for key, value in record.items() if key not in LABELS}
 
 
 @dataclass(frozen=True)

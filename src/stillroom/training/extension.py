@@ -16,6 +16,7 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.runs.run import HISTORY, Run, Stage, earlier_results
+from stillroom.runs.stages import CHANGES_NOTHING, without
 from stillroom.training.checkpoint import STATE, TENSORS, best_weights, newest
 from stillroom.training.sweep import SWEEP
 
@@ -122,7 +123,8 @@ def _same_but_longer(record: Mapping[str, Any], inputs: Mapping[str, str], secti
     before, now = dict(record["inputs"]), dict(inputs)
     before.pop("recipe", None)
     now.pop("recipe", None)
-    old, new = dict(record.get("sections", {})), dict(sections)
+    idle = CHANGES_NOTHING["distill"]
+    old, new = without(record.get("sections", {}), idle), without(sections, idle)
     old_distill, new_distill = dict(old.pop("distill", {})), dict(new.pop("distill", {}))
     fewer, more = old_distill.pop("epochs", 1), new_distill.pop("epochs", 1)
     return before == now and old == new and old_distill == new_distill and fewer < more

@@ -30,6 +30,7 @@ from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint, require_most
 from stillroom.teachers.original import require_originals
 from stillroom.teachers.several import require_fitting
+from stillroom.teachers.teacher import learned_from
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -142,7 +143,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     with listening(run, recipe.teacher, OWN, folder, progress) as teacher:
         found = listed(run, teacher, pieces, folder, OWN, progress)
     files.write_json(stage.path / "teacher.json", found.record)
-    stage.result = files.digest_json([found.identity, sorted({piece.address for piece in pieces}), found.record])
+    wanted = sorted({piece.address for piece in pieces})
+    stage.result = files.digest_json([found.identity, wanted, learned_from(found.record)])
     stage.notes.update(found.notes)
 
 
