@@ -497,3 +497,44 @@ def test_a_width_that_was_solved_for_no_file_is_solved_again_for_one(project: Pa
     assert run.done == ["shrink"]
     assert "shrink: whether `export` writes a GGUF file changed: pruning again" in said
     assert go(project)[0].done == []
+
+
+def test_numbers_of_an_earlier_student_are_told_for_no_other(project: Path) -> None:
+    from typer.testing import CliRunner
+
+    from stillroom.cli.app import app
+    from stillroom.packages.pack import pack
+
+    change(project, "export", {"gguf": ["F16"], "check_tokens": 16})
+    change(project, "baseline", False)
+    change(project, "evaluate", {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100})
+    run = pipeline.run(project / "tiny.yaml", quiet=True)
+    assert "finished; " in CliRunner().invoke(app, ["runs", str(run.path)]).stdout
+    pipeline.run_stage(run, "distill", overrides={"distill.weight_decay": 0.5}, quiet=True)
+    listed = CliRunner().invoke(app, ["runs", str(run.path)]).stdout
+    assert "not finished: export is next" in listed
+    assert "KL to the teacher" not in listed
+    words = "stage `export` was done with an earlier result of `distill`"
+    with pytest.raises(RunError, match=words):
+        pipeline.finish(Run.open(run.path))
+    with pytest.raises(RunError, match=words):
+        pack(Run.open(run.path))
+    for stage in ("export", "evaluate"):
+        pipeline.run_stage(run, stage, quiet=True)
+    with pytest.raises(RunError, match="summary is of an earlier student"):
+        pack(Run.open(run.path))
+    pipeline.finish(Run.open(run.path))
+    assert pack(Run.open(run.path)).is_dir()
+
+
+def test_a_student_is_not_measured_by_the_vocabulary_of_another(project: Path) -> None:
+    from stillroom.formats.ladder import ladder
+
+    change(project, "baseline", False)
+    run, _ = go(project, "distill")
+    pipeline.run_stage(run, "shrink", overrides={"student.vocabulary.multiple_of": 1}, quiet=True)
+    words = "stage `distill` was done with an earlier result of `shrink`"
+    with pytest.raises(RunError, match=words):
+        pipeline.measure_only(run.path, ["fidelity"], quiet=True)
+    with pytest.raises(RunError, match=words):
+        ladder(run.path, ("F16",), quiet=True)

@@ -47,12 +47,14 @@ def evaluate(
         return
     import json
 
+    from stillroom.runs.stages import unfinished
+
     names = [name.strip() for name in only.split(",") if name.strip()]
     if not names:
         raise UsageError("--only names no metric.", "Such as: --only fidelity,tasks")
     run, found = pipeline.measure_only(folder, names, runs, quiet=quiet)
     folder = run.path
-    done = run.stage("evaluate").record is not None and run.stage("export").record is not None
+    done = not unfinished(run)
     if done:
         pipeline.finish(run)
     if as_json:

@@ -287,16 +287,15 @@ def _entry(path: Path) -> dict[str, Any]:
     from stillroom.core.errors import StillroomError
     from stillroom.core.files import folder_bytes
     from stillroom.runs.run import Run
-    from stillroom.runs.stages import stages_of
+    from stillroom.runs.stages import stages_of, unfinished
 
     entry: dict[str, Any] = {"path": str(path), "bytes": folder_bytes(path), "finished": [], "numbers": []}
     try:
         run = Run.open(path)
     except StillroomError as error:
         return entry | {"state": f"cannot be opened: {error.what}"}
-    names = [spec.name for spec in stages_of(run.recipe)]
-    entry["finished"] = [name for name in names if run.stage(name).record is not None]
-    left = [name for name in names if name not in entry["finished"]]
+    left = [name for name, _ in unfinished(run)]
+    entry["finished"] = [spec.name for spec in stages_of(run.recipe) if spec.name not in left]
     entry["state"] = f"not finished: {left[0]} is next" if left else "finished"
     try:
         summary = {} if left else run.summary

@@ -20,6 +20,7 @@ from stillroom.evaluation.registry import require_metrics
 from stillroom.models.compute import prepare
 from stillroom.recipe.student import ExistingStudent
 from stillroom.runs.run import Run, Stage
+from stillroom.runs.stages import require_one_result
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -38,7 +39,7 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
 
     Raises:
         UsageError: A name is not a metric's, or the metric is not for such a student.
-        RunError: The student is not made yet.
+        RunError: The student is not made yet, or of an earlier result of another stage.
     """
     require_metrics(names)
     student = run.recipe.student
@@ -49,6 +50,8 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
         )
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
+    for name in ("distill", "baseline") if run.recipe.baseline else ("distill",):
+        require_one_result(run, name)
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))
     return do_measures(bench, names)
 

@@ -24,6 +24,7 @@ from stillroom.formats.exporter import Exporter
 from stillroom.models.compute import prepare
 from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.runs.run import AnyPath, Run
+from stillroom.runs.stages import require_one_result
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.registry import open_teacher
@@ -59,11 +60,12 @@ def ladder(
         What ``ladder.json`` holds: ``rungs``, one per file, with the PyTorch student first.
 
     Raises:
-        RunError: The run is not finished as far as its student.
+        RunError: The run is not finished as far as its student, or the student is of an earlier result of another stage.
     """
     run, progress = Run.open(folder), Progress(quiet, switch.require_on)
     for needed in ("corpus", "shrink", "distill"):
         _ = run.stage(needed).output_digest
+    require_one_result(run, "distill")
     target = run.path / "ladder"
     with run.locked():
         device = prepare(run.recipe.compute, run.recipe.public_seed)

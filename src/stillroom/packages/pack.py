@@ -18,6 +18,7 @@ from stillroom.packages.bom import bill_of_materials
 from stillroom.packages.provenance import operations, statement, student_digests
 from stillroom.packages.worksheet import screen, worksheet
 from stillroom.runs.run import Run
+from stillroom.runs.stages import require_finished
 from stillroom.verification.claims import (
     BOM,
     CARD,
@@ -83,7 +84,7 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
     Raises:
         TermsRefused: The terms of a teacher or of a text forbid it, or a destination is denied.
         FloorMissed: The student misses a bound of its recipe.
-        RunError: The run is not finished.
+        RunError: The run is not finished, or was changed since its summary was written.
     """
     from stillroom.terms.gate import require_packable, run_verdict
 
@@ -93,6 +94,7 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
     if not (run.path / "summary.json").is_file():
         raise RunError(f"{run.path}: the run is not finished.", "Finish it: stillroom run RECIPE.")
     summary = files.read_json(run.path / "summary.json")
+    _require_of_this_student(run, summary)
     verdict = run_verdict(run)
     name = package_name(run.recipe.name, verdict.obligations.name_prefix)
     require_packable(verdict, name)
@@ -141,6 +143,22 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
         files.write_text(beside / CARD, _card(name, options.sequence, summary, provenance, terms, beside))
         _readable(beside)
     return target
+
+
+def _require_of_this_student(run: Run, summary: dict[str, Any]) -> None:
+    """Refuse numbers of another student than the one that is packed: a stage may have been done again since.
+
+    Raises:
+        RunError: They are.
+    """
+    require_finished(run)
+    measured = files.read_json(run.stage("evaluate").path / "evaluation.json")["models"]["student"]
+    told = summary.get("student", {}) if isinstance(summary, dict) else {}
+    if any(told.get(key) != value for key, value in measured.items()):
+        raise RunError(
+            f"{run.path}: its summary is of an earlier student than the one that is here.",
+            f"Write it again: stillroom report {run.path}",
+        )
 
 
 def package_name(name: str, prefix: str | None) -> str:

@@ -15,6 +15,7 @@ from stillroom.evaluation.registry import find
 from stillroom.evaluation.stage import extras
 from stillroom.recipe.routes import OWN
 from stillroom.runs.run import MODELS, SUMMARY, Run
+from stillroom.runs.stages import require_finished, stages_of
 from stillroom.teachers.several import records_of
 
 FORMAT = 1
@@ -37,8 +38,9 @@ def write_summary(run: Run) -> dict[str, Any]:
     """Gather the records of a finished run into ``summary.json``; returns them.
 
     Raises:
-        RunError: A stage is not finished.
+        RunError: A stage is not finished, or was finished with an earlier result of another one.
     """
+    require_finished(run)
     evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
     originals = evaluation.get("kl_to_original", {})
     corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
@@ -190,8 +192,6 @@ def _processor() -> str:
 
 
 def _names(run: Run) -> list[str]:
-    from stillroom.runs.stages import stages_of
-
     return [spec.name for spec in stages_of(run.recipe)]
 
 

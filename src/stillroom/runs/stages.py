@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
-from stillroom.core.errors import CorpusError
+from stillroom.core.errors import CorpusError, RunError
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import for_digest
@@ -222,6 +222,55 @@ def with_needs(specs: list[StageSpec], name: str) -> list[StageSpec]:
                 wanted.add(need)
                 queue.append(need)
     return [spec for spec in specs if spec.name in wanted]
+
+
+def unfinished(made: Run) -> list[tuple[str, str | None]]:
+    """Stages that a recipe asks for and that are not finished, in order; with the name of another stage, where they were
+    finished with an earlier result of that one.
+    """
+    records = {spec.name: made.stage(spec.name).record for spec in stages_of(made.recipe)}
+    found: list[tuple[str, str | None]] = []
+    for spec in stages_of(made.recipe):
+        record = records[spec.name]
+        if record is None:
+            found.append((spec.name, None))
+            continue
+        needs = [need for need in spec.needs if records.get(need) is not None]
+        other = [need for need in needs if record["inputs"].get(need) != made.stage(need).output_digest]
+        found += [(spec.name, other[0])] if other else []
+    return found
+
+
+def require_finished(made: Run) -> None:
+    """Refuse to say of a run what belongs to different results of it.
+
+    Raises:
+        RunError: A stage is not finished, or was finished with an earlier result of another one.
+    """
+    for name, other in unfinished(made):
+        if other is None:
+            raise RunError(f"{made.path}: the stage `{name}` is not finished.", f"Finish it: stillroom run {made.path}")
+        raise _of_earlier(made, name, other)
+
+
+def require_one_result(made: Run, name: str) -> None:
+    """Refuse a stage that was done with an earlier result of one that it needs, directly or not: a student whose vocabulary
+    was chosen anew since would be measured by another one's.
+
+    Raises:
+        RunError: It was.
+    """
+    chain = {spec.name for spec in with_needs(stages_of(made.recipe), name)}
+    for found, other in unfinished(made):
+        if found in chain and other is not None:
+            raise _of_earlier(made, found, other)
+
+
+def _of_earlier(made: Run, name: str, other: str) -> RunError:
+    return RunError(
+        f"{made.path}: the stage `{name}` was done with an earlier result of `{other}`.",
+        f"Do it again: stillroom run {made.path}",
+    )
 
 
 def sections_of(made: Run, spec: StageSpec) -> dict[str, Any]:
