@@ -260,6 +260,7 @@ def finished_run(
         "name": name,
         "corpus": {"sources": [{"kind": "python_docs"}]},
         "teacher": {"kind": "huggingface", "name": str(_teacher(root))},
+        "baseline": False,
         "chat": {"prompt": None},
     } | recipe
     run = Run.create(parse_recipe(json.dumps(settings)), root)
@@ -299,6 +300,15 @@ def finished_run(
     files.write_json(run.path / "capture" / "teacher.json", facts)
     splits = {"train": {"tokens": 4096}, "validation": {"tokens": 128}, "heldout": {"tokens": 512}}
     files.write_json(run.path / "corpus" / "ledger.json", {"sources": [source], "splits": splits})
+    student = {
+        "parameters": 1_000_000,
+        "bytes": 4_000_000,
+        "kl_to_teacher": 0.42,
+        "kl_to_teacher_interval": [0.4, 0.44],
+        "top1_agreement": 0.71,
+        "bits_per_byte": 1.1,
+    }
+    files.write_json(run.path / "evaluate" / "evaluation.json", {"models": {"student": student}})
     stages = ("corpus", "capture", "shrink", "distill", "export", "evaluate")
     for stage in stages:
         record = {
@@ -320,14 +330,7 @@ def finished_run(
             "format": 1,
             "name": name,
             "teacher": facts | {"bits_per_byte": 0.9},
-            "student": {
-                "parameters": 1_000_000,
-                "bytes": 4_000_000,
-                "kl_to_teacher": 0.42,
-                "kl_to_teacher_interval": [0.4, 0.44],
-                "top1_agreement": 0.71,
-                "bits_per_byte": 1.1,
-            },
+            "student": student,
             "compared": {},
             "bounds": [
                 {"name": "fidelity.kl_to_teacher", "kind": "ceiling", "bound": 1.0, "value": 0.42, "met": True},

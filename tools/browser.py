@@ -58,8 +58,13 @@ class Browser:
 
     def open(self, address: str) -> None:
         """Load a page, and wait until it is complete."""
+        # The page that was shown before is complete, too, until the new one is there.
+        left = self.do("performance.timeOrigin")
         self._call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete'")
+        self.wait(
+            "document.readyState === 'complete' && document.documentElement !== null "
+            f"&& performance.timeOrigin !== {left}"
+        )
 
     def do(self, script: str) -> Any:
         """The value of a JavaScript expression in the page.

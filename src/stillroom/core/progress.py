@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -208,6 +208,11 @@ class Progress:
         """A line on stderr, unless quiet."""
         if not self.quiet:
             say(text)
+
+    def say_each(self, sentences: Iterable[str]) -> None:
+        """A line on stderr for each, indented as what belongs to a stage, unless quiet."""
+        for sentence in sentences:
+            self.say(f"  {sentence}")
 
 
 def say(text: str) -> None:

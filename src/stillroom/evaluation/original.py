@@ -25,7 +25,7 @@ from stillroom.models.load import teacher_identity
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.teacher import Teacher as TeacherConfig
 from stillroom.runs.run import Run
-from stillroom.teachers.original import original_key, original_tokenizers
+from stillroom.teachers.original import original_tokenizers
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
 from stillroom.teachers.tokenizers import differences
@@ -74,12 +74,10 @@ def _measured(run: Run, bench: Bench, name: str) -> dict[str, Any] | None:
     if not any(bool((row.targets != IGNORED).any()) for row in rows):
         bench.progress.say(f"  {name}: there is no validation text to compare it with its original on")
         return None
-    key, others = original_key(name), original_tokenizers(run.recipe)
-    mine = {key: others[key]} if key in others else {}
-    unlike = differences(run.recipe, mine, chats=has_chats(run.stage("corpus").path))
+    own = original_tokenizers(run.recipe, name)
+    unlike = differences(run.recipe, own, chats=has_chats(run.stage("corpus").path))
     with bench.progress.task("original", total=2 * sum(row.tokens for row in rows)) as task:
-        for words in unlike:
-            bench.progress.say(f"  {words}")
+        bench.progress.say_each(unlike)
         bench.progress.say(f"  loading the original of {name}")
         first = _open(run.recipe.originals[name], bench)
         head, kept = _apart(output_head(first.model)), []

@@ -18,7 +18,7 @@ from stillroom.packages.bom import bill_of_materials
 from stillroom.packages.provenance import operations, statement, student_digests
 from stillroom.packages.worksheet import screen, worksheet
 from stillroom.runs.run import Run
-from stillroom.runs.stages import unfinished
+from stillroom.runs.stages import require_finished
 from stillroom.verification.claims import (
     BOM,
     CARD,
@@ -151,12 +151,7 @@ def _require_of_this_student(run: Run, summary: dict[str, Any]) -> None:
     Raises:
         RunError: They are.
     """
-    for name, other in unfinished(run):
-        if other == "distill":
-            raise RunError(
-                f"{run.path}: the stage `{name}` was done with an earlier result of `{other}`.",
-                f"Do it again: stillroom run {run.path}",
-            )
+    require_finished(run)
     measured = files.read_json(run.stage("evaluate").path / "evaluation.json")["models"]["student"]
     told = summary.get("student", {}) if isinstance(summary, dict) else {}
     if any(told.get(key) != value for key, value in measured.items()):

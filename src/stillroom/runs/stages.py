@@ -13,7 +13,6 @@ from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import for_digest
 from stillroom.recipe.student import ShrinkStudent
-from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.known import SourceMissing, carried, made_from, moved_paths
 from stillroom.runs.run import FILES_WRITTEN, LICENCE, Run, Stage
@@ -38,15 +37,13 @@ BY_CONTENT = (
 """Keys of a recipe whose paths are compared by what is there, besides by name: see :func:`inputs_of`."""
 CHANGES_NOTHING: Mapping[str, tuple[tuple[str, ...], ...]] = {
     # It takes weights, config and tokenizer, in float32: the digest of their files is an input of its own.
-    "shrink": tuple(
-        ("teacher", key)
-        for model in (HuggingFaceTeacher, GgufTeacher, EndpointTeacher)
-        for key in model.model_fields
-        if key not in ("kind", "name", "path", "revision", "model", "tokenizer", "original")
-    ),
+    "shrink": tuple(("teacher", key) for key in (
+        "dtype", "licence", "base_url", "server", "key_env", "top", "service", "sends_text", "concurrency", "attempts",
+        "timeout_seconds", "check_every", "price",
+    )),
     "distill": (("distill", "checkpoint_seconds"),),
     "baseline": (("distill", "checkpoint_seconds"),),
-}
+}  # fmt: skip
 """Keys of a stage's sections that change nothing in its result: it stays finished, and goes on, with another value of them."""
 CACHE = "cache"
 """The folder of the teacher cache inside the stage `capture`."""
@@ -235,8 +232,9 @@ def unfinished(made: Run) -> list[tuple[str, str | None]]:
         if record is None:
             found.append((spec.name, None))
             continue
-        needs = [need for need in spec.needs if records.get(need) is not None]
-        other = [need for need in needs if record["inputs"].get(need) != made.stage(need).output_digest]
+        # A record names what it needed when it was written; an earlier version's may name less.
+        needed = {need: record["inputs"].get(need) for need in spec.needs if records.get(need) is not None}
+        other = [need for need, digest in needed.items() if digest not in (None, made.stage(need).output_digest)]
         found += [(spec.name, other[0])] if other else []
     return found
 

@@ -98,8 +98,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         unlike = differences(recipe, student_tokenizer(student), chats=has_chats(run.stage("corpus").path))
         if unlike:
             facts["tokenizers_differ"] = unlike
-        for words in unlike:
-            progress.say(f"  {words}")
+        progress.say_each(unlike)
         if isinstance(vocabulary, Alignment):
             facts["alignment"] = _aligned(run, vocabulary, train)
             progress.say(f"  {words_of(facts['alignment'])}")
@@ -157,8 +156,7 @@ def _shrink(
             progress.say(f"  {note}")
     given = kept_layers(config, count)
     sample = Sample.of(train, config.importance.tokens, config.importance.repair_tokens)
-    for words in cut_short(config.importance, train.tokens):
-        progress.say(f"  {words}")
+    progress.say_each(cut_short(config.importance, train.tokens))
     progress.say(f"  measuring {count} layers on {sample.fit.tokens + sample.judge.tokens:,} tokens")
     measured = Measured.of(
         teacher.model,
@@ -242,8 +240,7 @@ def _dense(
     rows = teacher.model.get_output_embeddings().weight.shape[0]
     tokenizer, vocabulary, kept = choose_vocabulary(config.vocabulary, teacher.tokenizer, rows, train)
     _say_lost(teacher.model, kept, progress)
-    for words in cut_short(config.importance, train.tokens):
-        progress.say(f"  {words}")
+    progress.say_each(cut_short(config.importance, train.tokens))
     progress.say("  measuring experts, and joining those that add most")
     with progress.task("repairing", total=layers if config.heal else 0, unit="layers") as task:
         made = densify(teacher.model, config, train, lambda: task.advance(1))

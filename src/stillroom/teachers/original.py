@@ -37,12 +37,17 @@ def require_originals(recipe: Recipe) -> None:
         _require(original_key(name), recipe.every_teacher[name], original)
 
 
-def original_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerFast]:
-    """The tokenizers of the originals of teachers that are learned from, by their keys; a writer may have other ids."""
+def original_tokenizers(recipe: Recipe, of: str | None = None) -> dict[str, PreTrainedTokenizerFast]:
+    """The tokenizers of the originals of teachers that are learned from, by their keys; a writer may have other ids.
+
+    Args:
+        recipe: The recipe.
+        of: One teacher's name; its original alone.
+    """
     return {
         original_key(name): load_tokenizer(original)
         for name, original in recipe.originals.items()
-        if name in recipe.learned_from
+        if name in recipe.learned_from and of in (None, name)
     }
 
 

@@ -177,21 +177,19 @@ def require_fitting(recipe: Recipe) -> None:
             )
     own = load_tokenizer(recipe.teacher)
     known, size = own.get_vocab(), _size(recipe.teacher, len(own))
-    for name, config in recipe.learned_from.items():
-        if name == OWN:
-            continue
-        theirs = load_tokenizer(config)
+    for key, theirs in other_tokenizers(recipe).items():
+        name = key.removeprefix("teachers.")
         other = other_token(known, theirs.get_vocab(), OWN, name)
         if other is not None:
             raise RecipeError(
-                f"`teachers.{name}` has another tokenizer than `{OWN}`: {other}. Distributions over other vocabularies can "
+                f"`{key}` has another tokenizer than `{OWN}`: {other}. Distributions over other vocabularies can "
                 "be neither mixed nor put into one student's training.",
                 "Use teachers of one vocabulary.",
             )
-        rows = _size(config, len(theirs))
+        rows = _size(everyone[name], len(theirs))
         if rows > size:
             raise RecipeError(
-                f"`teachers.{name}` has {rows:,} rows in its output layer, and `{OWN}` has {size:,}.",
+                f"`{key}` has {rows:,} rows in its output layer, and `{OWN}` has {size:,}.",
                 f"Make it the recipe's `{OWN}`: a teacher with fewer rows than `{OWN}` is taken.",
             )
 

@@ -37,8 +37,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     device = prepare(recipe.compute, recipe.public_seed)
     corpus = run.stage("corpus").path
     unlike = differences(recipe, other_tokenizers(recipe), chats=has_chats(corpus))
-    for words in unlike:
-        progress.say(f"  {words}")
+    progress.say_each(unlike)
     splits = [Sequences.load(corpus / f"{name}.safetensors") for name in splits_of(recipe)]
     routes = recipe.routes
     of_piece = route_of_pieces(routes, splits)
