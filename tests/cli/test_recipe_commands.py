@@ -107,7 +107,7 @@ def test_only_without_a_name_is_refused(tmp_path: Path) -> None:
     assert "names no metric" in command("evaluate", tmp_path, "--only", " , ", fails=UsageError)
 
 
-def test_runs_are_listed(tiny_run: Path) -> None:
+def test_runs_are_listed(tiny_run: Path, tmp_path: Path) -> None:
     said = command("runs", tiny_run.parent)
     assert f"{tiny_run}: not finished: evaluate is next" in said
     (entry,) = [
@@ -116,6 +116,8 @@ def test_runs_are_listed(tiny_run: Path) -> None:
     assert entry["bytes"] > 100_000
     assert json.loads(command("runs", tiny_run, "--json")) == [entry]
     assert "no such folder" in command("runs", tiny_run / "nowhere", fails=UsageError)
+    (tmp_path / "recipe.yaml").write_bytes((tiny_run / "recipe.yaml").read_bytes())
+    assert "no runs" in command("runs", tmp_path), "a recipe of the user's is no run"
 
 
 def test_inspect_says_what_a_run_and_its_files_are(tiny_run: Path, tiny_gguf: Path) -> None:

@@ -76,6 +76,9 @@ def test_a_report_names_every_finding_with_its_offset(tmp_path: Path) -> None:
     assert json.dumps(found)
     with pytest.raises(InspectionRefused, match="no such file"):
         report(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InspectionRefused, match="empty folder"):
+        report(tmp_path / "empty")
 
 
 def test_torch_files_are_pickles_whatever_they_are_called(tmp_path: Path) -> None:

@@ -138,8 +138,9 @@ def inspect(
     else:
         from stillroom.inspection.facts import facts_in_words, model_facts
         from stillroom.inspection.inspect import report
+        from stillroom.runs.run import Run
 
-        if (path / "recipe.yaml").is_file() and (path / "events.jsonl").is_file():
+        if Run.is_at(path):
             _inspect_run(path, as_json)
             return
         found: dict[str, Any] = report(path)

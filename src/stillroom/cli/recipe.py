@@ -269,8 +269,10 @@ def list_runs(
     """List runs: how far they are, how large, and their headline numbers."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder.", "Give the folder that holds runs, such as recipes/runs.")
+    from stillroom.runs.run import Run
+
     # A run by itself is one, too.
-    found = [_entry(path) for path in (folder, *sorted(folder.iterdir())) if (path / "recipe.yaml").is_file()]
+    found = [_entry(path) for path in (folder, *sorted(folder.iterdir())) if Run.is_at(path)]
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return

@@ -67,13 +67,17 @@ def report(path: Path) -> dict[str, Any]:
         ``templates`` (place and SHA-256 of every chat template).
 
     Raises:
-        InspectionRefused: There is nothing at this path.
+        InspectionRefused: There is nothing at this path, or nothing in it.
     """
     from stillroom.core import files
 
     if not path.exists() and not path.is_symlink():
         raise InspectionRefused(
             f"{path}: no such file or folder.", "Give a model's folder, or a GGUF or safetensors file."
+        )
+    if path.is_dir() and os.access(path, os.R_OK) and not any(path.iterdir()):
+        raise InspectionRefused(
+            f"{path}: an empty folder, of which nothing can be said.", "Give a model's folder, or a file."
         )
     look = _Look(path, None)
     refused = [_as_entry(error, path) for error in _findings(look)]

@@ -188,6 +188,11 @@ class Run:
         return value
 
     @classmethod
+    def is_at(cls, path: Path) -> bool:
+        """Whether a folder is a run's: not one of the user's with a ``recipe.yaml`` that was never run there."""
+        return (path / "recipe.yaml").is_file() and ((path / ORIGIN).is_file() or (path / "events.jsonl").is_file())
+
+    @classmethod
     def open(cls, path: AnyPath) -> Run:
         """Open an existing run.
 
