@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tiny_models import make_tokenizer, tiny_model
+from transformers import AutoTokenizer
 
 from stillroom.core import files
 from stillroom.corpus.build import has_chats
@@ -112,6 +113,12 @@ def chats_of(text: Path, folder: Path) -> dict[str, Any]:
     return {"kind": "jsonl", "path": str(folder / "chats.jsonl"), "licence": "PSF-2.0"}
 
 
+def template_of(run_folder: Path) -> str | None:
+    """The chat template of a run's start."""
+    found: str | None = AutoTokenizer.from_pretrained(run_folder / "shrink" / "model").chat_template
+    return found
+
+
 def test_plan_and_stage_say_it_of_an_existing_student(
     small_recipe: Any, teacher: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,10 +129,34 @@ def test_plan_and_stage_say_it_of_an_existing_student(
     tokenized, rendered = files.read_json(made.path / "plan.json")["notes"]
     assert tokenized.startswith("`student` has the ids of `teacher`")
     assert rendered.startswith("`student` renders chats otherwise")
+    assert rendered.endswith("and takes the chat template of `teacher`")
+    assert template_of(made.path) == make_tokenizer("bpe").chat_template
     assert has_chats(made.path / "corpus")
     assert files.read_json(made.path / "shrink" / "shrink.json")["tokenizers_differ"] == [tokenized, rendered]
     shown = capsys.readouterr().err
     assert shown.count(tokenized) == shown.count(rendered) == 2, "in the plan, and by the stage"
+
+
+@pytest.mark.parametrize(("chats", "own"), [(True, OTHER_CHATS), (True, None), (False, OTHER_CHATS)])
+def test_a_student_with_another_tokenizer_is_asked_as_it_was_taught(
+    small_recipe: Any, teacher: Path, text: Path, tmp_path: Path, chats: bool, own: str | None
+) -> None:
+    """Its own chat template stays where the corpus has no chats."""
+    settings = small_recipe(teacher, capture={"codec": {"kind": "hidden"}}, export={"gguf": []}, baseline=False)
+    student = tiny_model("llama", tmp_path / "student", layers=1, hidden=32, vocabulary_size=400)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(student)
+    if own is None:
+        (student / "chat_template.jinja").unlink(missing_ok=True)
+    settings["student"] = {"kind": "existing", "name": str(student), "tokenizer": "own"}
+    settings["corpus"] |= {"train_tokens": 512} | ({"sources": [chats_of(text, tmp_path)]} if chats else {})
+    made = run(Recipe.model_validate(settings), tmp_path / "runs", until="shrink")
+    template = make_tokenizer("bpe").chat_template
+    assert template_of(made.path) == (template if chats else own)
+    said = [note for note in files.read_json(made.path / "plan.json")["notes"] if "takes the chat template" in note]
+    assert len(said) == chats
+    assert files.read_json(made.path / "shrink" / "shrink.json").get("tokenizers_differ", []) == said
 
 
 def test_the_capture_of_several_teachers_says_it(

@@ -14,6 +14,7 @@ from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ExistingStudent, FreshStudent, Student
 from stillroom.teachers.several import other_token
+from stillroom.teachers.tokenizers import STUDENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,10 +57,10 @@ def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> Causa
 
 
 def student_tokenizer(student: Student) -> dict[str, PreTrainedTokenizerFast]:
-    """The tokenizer of an existing student that has the teacher's ids, by the recipe's key; empty for every other one."""
-    if not isinstance(student, ExistingStudent) or student.tokenizer == "own":
+    """The tokenizer of an existing student, by the recipe's key; empty for every other one."""
+    if not isinstance(student, ExistingStudent):
         return {}
-    return {"student": open_tokenizer(model_folder(student.name, student.revision))}
+    return {STUDENT: open_tokenizer(model_folder(student.name, student.revision))}
 
 
 def require_vocabulary(

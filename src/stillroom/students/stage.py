@@ -49,7 +49,7 @@ from stillroom.students.trim import trim, whole
 from stillroom.students.widths import choose_widths
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
-from stillroom.teachers.tokenizers import differences
+from stillroom.teachers.tokenizers import differences, renders_alike
 
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
@@ -95,7 +95,11 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             order_channels(model, family_of(model), randomness)
     else:
         model, tokenizer, vocabulary, facts = _existing(student, basis)
-        unlike = differences(recipe, student_tokenizer(student), chats=has_chats(run.stage("corpus").path))
+        chats = has_chats(run.stage("corpus").path)
+        unlike = differences(recipe, student_tokenizer(student), chats=chats)
+        if chats and basis.tokenizer.chat_template is not None and not renders_alike(basis.tokenizer, tokenizer):
+            # A prompt has the form that the student was taught.
+            tokenizer.chat_template = basis.tokenizer.chat_template
         if unlike:
             facts["tokenizers_differ"] = unlike
         progress.say_each(unlike)

@@ -2,7 +2,7 @@
 
 The corpus is tokenized and its chats are rendered once, by the recipe's `teacher`. Another teacher, an original or an existing
 student with the same ids then reads text that its own tokenizer would have written otherwise. That is said and not refused: a
-tokenizer rebuilt from a GGUF file may differ in rare text alone.
+tokenizer rebuilt from a GGUF file may differ in rare text alone. A student is saved with the chat template that wrote its text.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _WRITTEN = {
 }
 PROBES = _WRITTEN | {name: text[:240] for name, text in samples().values()}
 """Short texts by what they are of: such as tokenizers differ in, and the beginning of one in each language."""
+STUDENT = "student"
+"""What a user calls the student."""
 CHATS: tuple[Messages, ...] = (
     ({"role": "user", "content": "How many legs has a spider?"}, {"role": "assistant", "content": "Eight."}),
     (
@@ -54,7 +56,7 @@ def differences(recipe: Recipe, others: Mapping[str, PreTrainedTokenizerFast], *
 
     Args:
         recipe: Its `teacher` tokenizes the corpus, and its `corpus` says what is put around a text.
-        others: Tokenizers with the same ids, by what a user calls their model.
+        others: Tokenizers by what a user calls their model. Of one with other ids, a student's, the chat template alone counts.
         chats: Whether the corpus has chats: without, chat templates do not matter.
     """
     if not others:
@@ -64,16 +66,22 @@ def differences(recipe: Recipe, others: Mapping[str, PreTrainedTokenizerFast], *
     mine = _encoded(recipe, own, probes)
     found: list[str] = []
     for name, tokenizer in others.items():
-        theirs = _encoded(recipe, tokenizer, probes)
-        found += _otherwise(probes, mine, theirs, name)
-        frames = _frame(own, mine[0]), _frame(tokenizer, theirs[0])
-        if frames[0] != frames[1]:
-            found.append(
-                f"`{name}` puts other tokens around a text than `{OWN}`: {frames[1]}, and the corpus has {frames[0]}"
-            )
+        if tokenizer.get_vocab() == own.get_vocab():
+            theirs = _encoded(recipe, tokenizer, probes)
+            found += _otherwise(probes, mine, theirs, name)
+            frames = _frame(own, mine[0]), _frame(tokenizer, theirs[0])
+            if frames[0] != frames[1]:
+                found.append(
+                    f"`{name}` puts other tokens around a text than `{OWN}`: {frames[1]}, and the corpus has {frames[0]}"
+                )
         if chats:
             found += _rendered_otherwise(own, tokenizer, name)
     return found
+
+
+def renders_alike(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether two tokenizers' chat templates write the same conversations."""
+    return _rendered(one) == _rendered(other)
 
 
 def _encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, probes: Mapping[str, str]) -> list[Tokens]:
@@ -116,7 +124,8 @@ def _rendered_otherwise(own: PreTrainedTokenizerFast, other: PreTrainedTokenizer
         how = f"has a chat template, and `{OWN}` has none"
     else:
         how = f"renders chats otherwise than `{OWN}`"
-    yield f"`{name}` {how}: it reads the corpus's chats as `{OWN}` has them"
+    takes = f", and takes the chat template of `{OWN}`" if name == STUDENT and mine is not None else ""
+    yield f"`{name}` {how}: it reads the corpus's chats as `{OWN}` has them{takes}"
 
 
 def _rendered(tokenizer: PreTrainedTokenizerFast) -> list[str | None] | None:
