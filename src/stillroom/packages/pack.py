@@ -152,7 +152,13 @@ def _require_of_this_student(run: Run, summary: dict[str, Any]) -> None:
         RunError: They are.
     """
     require_finished(run)
-    measured = files.read_json(run.stage("evaluate").path / "evaluation.json")["models"]["student"]
+    path = run.stage("evaluate").path / "evaluation.json"
+    try:
+        measured = dict(files.read_json(path)["models"]["student"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path}: the student's numbers cannot be read.", f"Measure again: stillroom run {run.path}"
+        ) from None
     told = summary.get("student", {}) if isinstance(summary, dict) else {}
     if any(told.get(key) != value for key, value in measured.items()):
         raise RunError(
