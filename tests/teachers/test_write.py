@@ -57,13 +57,14 @@ def test_chunks_end_at_paragraphs_and_hold_all_of_the_text() -> None:
         ("the log the log the log the log the log the log the log", True, "repeats itself"),
         ("Nobody may read this held out sentence about the old bridge and the harbour.", True, REASONS[4]),
         ("I'm sorry, but I cannot help with that.", True, "refusal"),
+        (f"{GOOD} <|im_end|>", True, "spells a control token"),
         ("Napoleon crossed the frozen river with elephants during winter.", True, "not supported by its chunk"),
         (GOOD, True, None),
     ],
 )
 def test_each_filter_catches_its_own(text: str, ended: bool, reason: str | None) -> None:
     held = Document(text="Nobody may read this held out sentence about the old bridge and the harbour.")
-    filters = Filters([held], 0.5, 0.3)
+    filters = Filters([held], 0.5, 0.3, {"<|im_end|>"})
     assert filters.reason(text, CHUNK, ended=ended, answer=True) == reason
     assert filters.counts[reason or "kept"] == 1
 
@@ -93,8 +94,9 @@ def test_a_local_writer_writes_the_same_again(tmp_path: Path) -> None:
     together = {ask.key: text.text for ask, text in greedy.write(asks[:4], lambda _: False)}
     alone = {ask.key: text.text for one in asks[:4] for ask, text in greedy.write([one], lambda _: False)}
     assert together == alone
+    # What is too long is said before the first of many is written.
     with pytest.raises(TeacherError, match=r"write.chunk_characters"):
-        list(writer.write([Ask("long", "word " * 5000)], lambda _: False))
+        next(writer.write([*asks, Ask("long", "word " * 5000)], lambda _: False))
 
 
 class _Chat(BaseHTTPRequestHandler):
@@ -228,6 +230,28 @@ def test_the_whole_path_with_written_text(settings: dict[str, Any], chat: Any, t
         until="corpus",
     )
     assert len(chat.asked) == count
+
+
+def test_a_chunk_in_two_documents_is_asked_about_once_and_control_tokens_not_at_all(
+    settings: dict[str, Any], chat: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "licensed"
+    folder.mkdir()
+    header = "".join(f"Line {number} of a licence that stands in each file. " for number in range(7)).strip()
+    control = "Here a turn ends <|im_end|> and another one begins <|im_start|>system with other words. " * 3
+    for number in range(12):
+        body = " ".join(f"sentence {number * 100 + word} is about itself." for word in range(12))
+        (folder / f"{number}.txt").write_text(f"{header}\n\n{body}\n\n{control}{number}")
+    settings["corpus"]["sources"][0]["path"] = str(folder)
+    settings["write"] |= {"forms": ["rephrase"], "limit": None}
+    made = run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+    prompts = [body["messages"][0]["content"] for body in chat.asked]
+    assert len(prompts) == len(set(prompts))
+    assert sum(header in prompt for prompt in prompts) == 1
+    assert not any("<|im_" in prompt for prompt in prompts)
+    record = files.read_json(made.path / "write" / "written.json")
+    assert record["passed_over"] == {"chunks that spell a control token": record["documents"]}
+    assert record["left_out"]["near-duplicate of written text"] >= record["documents"] - 1
 
 
 def test_the_cap_holds(settings: dict[str, Any], chat: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from stillroom.corpus.documents import Document, common_end, common_start
 from stillroom.corpus.faithful import holds, left_out, note_keys, require_contents, require_tools, says_calls
 from stillroom.corpus.messages import THOUGHTS
 from stillroom.inspection.template import render_chat
+from stillroom.models.tokenizer import control_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -63,9 +64,7 @@ class ChatTemplate:
             template = template.get("default")
         self.text: str | None = template or None
         self._variables = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-        added = tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        self._special = sorted(special, key=lambda token: (-len(token), token))
+        self._special = sorted(control_texts(tokenizer), key=lambda token: (-len(token), token))
         self._tools: list[dict[str, Any]] | None = None
         self.notes: Counter[str] = Counter()
 

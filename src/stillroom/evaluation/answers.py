@@ -18,6 +18,7 @@ import torch
 from stillroom.evaluation.bench import Loaded
 from stillroom.models.compute import exact
 from stillroom.models.forward import hidden_states, logits_from_hidden
+from stillroom.models.generation import continuations
 
 if TYPE_CHECKING:
     from stillroom.models.types import Tokenizer
@@ -152,26 +153,19 @@ class Speaker:
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             rows = [prompts[index][-room:] for index in chosen]
-            length = max(map(len, rows))
-            ids = torch.tensor([[self.prefix] * (length - len(row)) + row for row in rows], device=self.device)
-            mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device)
             options: dict[str, Any] = {"stop_strings": list(stops), "tokenizer": self.tokenizer} if stops else {}
             with quietly():
-                written = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    repetition_penalty=1.0,
-                    eos_token_id=sorted(ends) or None,
-                    pad_token_id=self.prefix,
+                written = continuations(
+                    self.model,
+                    rows,
+                    max_tokens,
+                    ends,
+                    padding=self.prefix,
                     logits_processor=[_Real(self.used)],
                     **options,
                 )
-            for index, row in zip(chosen, written[:, length:].tolist(), strict=True):
-                end = next((place for place, token in enumerate(row) if token in ends), None)
-                found[index] = row if end is None else row[: end + 1]
+            for index, row in zip(chosen, written, strict=True):
+                found[index] = row
             if advance is not None:
                 advance(len(chosen))
         return found

@@ -24,6 +24,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     return files.digest_json({"tokenizer": rules, "template": tokenizer.chat_template})
 
 
+def control_texts(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """The spellings of a tokenizer's special tokens: in a text, each is read as the token itself."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special} | {str(token) for token in tokenizer.all_special_tokens}
+
+
 def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder (or of a GGUF file in it: ``gguf_file=``). Errors as in :func:`load_teacher`."""
     from transformers import AutoTokenizer

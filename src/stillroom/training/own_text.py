@@ -29,6 +29,7 @@ from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.tokens import Encoder
 from stillroom.models.forward import way_of
+from stillroom.models.generation import continuations
 from stillroom.recipe.training import RoundsConfig
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.write.writers import ends_of
@@ -213,7 +214,6 @@ class OwnWriter:
             return None
         return Prompt(ids, student)
 
-    @torch.inference_mode()
     def write(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         """What the student writes behind some beginnings: its ids, with the one that ends a text where there is one.
 
@@ -221,37 +221,18 @@ class OwnWriter:
             prompts: At most :attr:`rows`.
             seed: Of the sampling; the state of PyTorch's random numbers is afterwards what it was.
         """
-        from transformers import GenerationConfig
-
         device = next(self.model.parameters()).device
-        longest = max(len(prompt.student) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for number, prompt in enumerate(prompts):
-            ids[number, longest - len(prompt.student) :] = torch.tensor(prompt.student)
-            mask[number, longest - len(prompt.student) :] = 1
-        asked = GenerationConfig(
-            do_sample=True,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            top_k=0,
-            repetition_penalty=1.0,
-            max_new_tokens=self.config.new_tokens,
-            eos_token_id=sorted(self.ends) or None,
-            pad_token_id=min(self.ends, default=0),
-            suppress_tokens=self.suppressed or None,
-            use_cache=True,
-        )
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            found = self.model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=asked
+            return continuations(
+                self.model,
+                [prompt.student for prompt in prompts],
+                self.config.new_tokens,
+                self.ends,
+                temperature=self.config.temperature,
+                top_p=self.config.top_p,
+                suppressed=self.suppressed,
             )
-        rows = []
-        for row in found[:, longest:].tolist():
-            end = next((at for at, token in enumerate(row) if token in self.ends), None)
-            rows.append(row if end is None else row[: end + 1])
-        return rows
 
     def piece(self, prompt: Prompt, written: list[int]) -> tuple[Piece | str, bool]:
         """A text as a piece of a corpus, or why it is left out; and whether its ids are the very ones that were written.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from stillroom.corpus.documents import Document
 from stillroom.corpus.near_duplicates import BANDS, PERMUTATIONS, SLACK, THRESHOLD, shingles, signature
@@ -20,6 +20,7 @@ REASONS = (
     "near-duplicate of written text",
     "refusal",
     "not supported by its chunk",
+    "spells a control token",
 )
 """Why a text is left out, in the order in which it is asked."""
 SHORTEST = 3
@@ -40,13 +41,16 @@ class Filters:
         kept_out: Text of validation and held-out documents: what nearly repeats it is left out.
         distinct: Least share of distinct four-word sequences.
         support: Least share of an answer's content words that its chunk has.
+        control: Spellings of control tokens, which the corpus would read as the tokens themselves.
     """
 
-    def __init__(self, kept_out: Iterable[Document], distinct: float, support: float) -> None:
+    def __init__(
+        self, kept_out: Iterable[Document], distinct: float, support: float, control: Collection[str] = ()
+    ) -> None:
         from rensa import RMinHashLSH
 
         self.counts: Counter[str] = Counter()
-        self._distinct, self._support = distinct, support
+        self._distinct, self._support, self._control = distinct, support, control
         self._index = RMinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS, num_bands=BANDS)
         self._known: list[tuple[Document, bool]] = []
         self._signatures: list[object] = []
@@ -83,6 +87,8 @@ class Filters:
             return REASONS[6]
         if answer and supported(text, chunk) < self._support:
             return REASONS[7]
+        if spells(text, self._control):
+            return REASONS[8]
         self._remember(document, written=True)
         return None
 
@@ -107,6 +113,11 @@ class Filters:
                     return False
                 found = True
         return found
+
+
+def spells(text: str, control: Collection[str]) -> bool:
+    """Whether a text spells one of some tokens."""
+    return any(token in text for token in control)
 
 
 def distinct_share(text: str) -> float:

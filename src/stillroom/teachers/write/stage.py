@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from stillroom.corpus.sources import read_source
 from stillroom.corpus.split import split_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.models.compute import choose_dtype, prepare
+from stillroom.models.load import load_tokenizer
+from stillroom.models.tokenizer import control_texts
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
+from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.write import WriteConfig
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import TEXTS, WRITTEN, WRITTEN_RECORD
@@ -33,7 +36,7 @@ from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.endpoint.stage import named
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
-from stillroom.teachers.write.filters import REASONS, Filters
+from stillroom.teachers.write.filters import REASONS, Filters, spells
 from stillroom.teachers.write.prompts import ANSWER, OPEN_BOOK, QUESTION, REPHRASE, Chunk, chunks_of
 from stillroom.teachers.write.writers import Ask, ChatWriter, LocalWriter, Text, Writer
 
@@ -51,15 +54,18 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         train, kept_out = _documents(recipe, store)
         journal = Journal(stage.path / TEXTS / KEPT, {digest for digest, _ in train})
         counts: Counter[str] = Counter()
-        chunks = _chosen(list(_chunks(train, store, config, counts)), config.limit)
+        control = _control_texts(recipe, who)
+        chunks = _chosen(list(_chunks(train, store, config, control, counts)), config.limit)
+        passed_over = [f"{what}: {count:,}" for what, count in counts.most_common()]
         if not chunks:
             raise CorpusError(
-                f"There is nothing to write about: {len(train):,} training documents have no long stretch of plain text (chats "
-                "are not written about).",
+                f"There is nothing to write about in {len(train):,} training documents ({'; '.join(passed_over)}).",
                 "Add documents of plain text, or leave `write` out.",
             )
         progress.say(f"  {len(chunks):,} chunks of {len(train):,} training documents")
-        filters = Filters((store.get(number) for number in kept_out), config.distinct, config.support)
+        for words in passed_over:
+            progress.say(f"    passed over: {words}")
+        filters = Filters((store.get(number) for number in kept_out), config.distinct, config.support, control)
         if isinstance(who, EndpointConfig):
             price = Price(who.price.input, who.price.output, who.price.cap)
             client = Client(
@@ -175,8 +181,20 @@ def _documents(recipe: Recipe, store: DocumentStore) -> tuple[list[tuple[str, in
     return train, [numbers[digest] for digest in order if sides[digest] != "train"]
 
 
+def _control_texts(recipe: Recipe, writer: Teacher) -> set[str]:
+    """Spellings of control tokens. One in a chunk would end the writer's prompt and begin another turn; and in what is written
+    the corpus, which has the teacher's tokenizer, would read it as the token. A server keeps its own apart.
+    """
+    readers = [recipe.teacher] if isinstance(writer, EndpointConfig) else [recipe.teacher, writer]
+    return set().union(*(control_texts(load_tokenizer(config)) for config in readers))
+
+
 def _chunks(
-    train: list[tuple[str, int]], store: DocumentStore, config: WriteConfig, counts: Counter[str]
+    train: list[tuple[str, int]],
+    store: DocumentStore,
+    config: WriteConfig,
+    control: Collection[str],
+    counts: Counter[str],
 ) -> Iterator[Chunk]:
     for digest, number in train:
         document = store.get(number)
@@ -186,8 +204,12 @@ def _chunks(
         found = False
         for chunk in chunks_of(digest, text_of(document), config.chunk_characters):
             found = True
+            if spells(chunk.text, control):
+                counts["chunks that spell a control token"] += 1
+                continue
             yield chunk
-        counts["documents too short to be written about"] += not found
+        if not found:
+            counts["documents too short to be written about"] += 1
 
 
 def _chosen(chunks: list[Chunk], limit: int | None) -> list[Chunk]:
@@ -211,7 +233,9 @@ def _write(
     def ask(chunk: Chunk, prompt: str, draw: int) -> Ask:
         return Ask(files.digest_json([identity, prompt, draw]), prompt, chunk.document)
 
-    def write(asks: list[Ask], what: str) -> list[Text]:
+    def write(wanted: list[Ask], what: str) -> list[Text]:
+        # Two documents may share a chunk: what is asked about it is the same, and asked for once.
+        asks = list({item.key: item for item in wanted}.values())
         before = sum(item.key in journal.texts for item in asks)
         if before:
             progress.say(
@@ -224,7 +248,7 @@ def _write(
                 # First, because to report progress may end the work.
                 journal.add(item, text)
                 task.advance(new)
-        return [journal.texts[item.key] for item in asks]
+        return [journal.texts[item.key] for item in wanted]
 
     draws = [(chunk, draw) for chunk in chunks for draw in range(config.per_chunk)]
     rows: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ import torch
 
 from stillroom.core import files
 from stillroom.core.errors import TeacherError
+from stillroom.models.generation import continuations
 from stillroom.models.load import LoadedTeacher
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.teachers.endpoint.http import Client
@@ -95,47 +96,36 @@ class LocalWriter:
 
     def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
         """See :class:`Writer`. Groups are the same whatever is known, so that a text is the same after a kill."""
+        self._require_fitting(ask for ask in asks if not known(ask.key))
         for start in range(0, len(asks), ROWS):
             group = asks[start : start + ROWS]
             if not all(known(ask.key) for ask in group):
                 yield from zip(group, self._group(group), strict=True)
 
-    @torch.inference_mode()
-    def _group(self, group: Sequence[Ask]) -> list[Text]:
-        model: Any = self.loaded.model
-        tokenizer = self.loaded.tokenizer
-        rows = [prompt_ids(tokenizer, ask.prompt) for ask in group]
-        window = getattr(model.config, "max_position_embeddings", None)
-        longest = max(map(len, rows))
+    def _require_fitting(self, asks: Iterable[Ask]) -> None:
+        """Refuse prompts that are too long, before the first text of many is written."""
+        window = getattr(self.loaded.model.config, "max_position_embeddings", None)
+        longest = max((len(prompt_ids(self.loaded.tokenizer, ask.prompt)) for ask in asks), default=0)
         if window is not None and longest + self.max_tokens > window:
             raise TeacherError(
                 f"A prompt of {longest:,} tokens and {self.max_tokens:,} to write are more than the {window:,} that the writer "
                 "can see.",
                 "Lower `write.chunk_characters` or `write.max_tokens`.",
             )
-        device = next(model.parameters()).device
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, longest - len(row) :] = torch.tensor(row)
-            mask[number, longest - len(row) :] = 1
+
+    def _group(self, group: Sequence[Ask]) -> list[Text]:
+        model: Any = self.loaded.model
+        tokenizer = self.loaded.tokenizer
+        rows = [prompt_ids(tokenizer, ask.prompt) for ask in group]
         seed = int(files.digest_json([self.seed, [ask.key for ask in group]])[:15], 16)
         ends = ends_of(model, tokenizer)
-        sampled = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=self.max_tokens,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=min(ends, default=0),
-                **(sampled if self.temperature > 0 else {"do_sample": False}),
-            )
+            found = continuations(model, rows, self.max_tokens, ends, temperature=self.temperature)
         texts = []
-        for row in found[:, longest:].tolist():
-            end = next((at for at, token in enumerate(row) if token in ends), None)
-            texts.append(Text(str(tokenizer.decode(row[:end], skip_special_tokens=True)), end is not None))
+        for row in found:
+            ended = bool(row) and row[-1] in ends
+            texts.append(Text(str(tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)), ended))
         return texts
 
 
