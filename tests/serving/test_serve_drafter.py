@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,22 @@ def test_a_drafter_of_another_vocabulary_is_refused(tiny_gguf: Path, tmp_path: P
     write_gguf(folder, tmp_path / "other.gguf", "F16", name="other", licence=None)
     with pytest.raises(UsageError, match=r"other\.gguf cannot draft for"):
         require_drafter(tiny_gguf, tmp_path / "other.gguf")
+
+
+def test_a_drafter_that_begins_texts_otherwise_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp drafts nothing with it, and its answers tell nothing of that."""
+    import gguf
+
+    other = tmp_path / "begins.gguf"
+    shutil.copy(tiny_gguf, other)
+    reader = gguf.GGUFReader(str(other), "r+")
+    field = reader.fields["tokenizer.ggml.add_bos_token"]
+    field.parts[field.data[0]][0] = True
+    reader.data.flush()
+    del reader
+    with pytest.raises(UsageError, match="it puts before a text the token 1, and the model's none"):
+        require_drafter(tiny_gguf, other)
+    require_drafter(other, other)
 
 
 def test_what_is_served_is_the_same_with_a_drafter(tiny_gguf: Path, tmp_path: Path) -> None:

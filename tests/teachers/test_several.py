@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_model
+from typer.testing import CliRunner
 
+from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import RecipeError, TermsRefused
 from stillroom.corpus.sequences import Sequences
@@ -164,6 +167,21 @@ def test_the_whole_path_with_routing_and_a_mixture(
 
     assert {entry.name for entry in ancestors(made) if entry.kind == "teacher"} == {"first", "second"}
     assert {"teacher/first", "teacher/second"} <= {entry["name"] for entry in dependencies(made, summary)}
+    # Its cache is looked at with those of the others below it.
+    cache = made.path / "capture" / "cache"
+    held = CliRunner().invoke(app, ["cache", "info", str(cache), "--json"], catch_exceptions=False)
+    below = json.loads(held.stdout)["below"]
+    assert len(below) == 2
+    assert {facts["positions"] for facts in below.values()} <= {found.positions for found in signals.caches}  # type: ignore[union-attr]
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    assert CliRunner().invoke(app, ["cache", "verify", str(copy)]).exit_code == 0
+    name = sorted(below)[0]
+    damaged = next((copy / name).glob("shard-*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    checked = CliRunner().invoke(app, ["cache", "verify", str(copy), "--json"])
+    assert [entry["shard"] for entry in json.loads(checked.stdout)["damaged"]] == [f"{name}/{damaged.name}"]
+    assert checked.exit_code != 0
     # Nothing is done again; another routing asks only for what was not asked before.
     before = {name: made.stage(name).record for name in summary["stages"]}
     again = run(recipe, tmp_path, quiet=True)
@@ -206,6 +224,19 @@ def test_another_vocabulary_is_refused_by_name(
     hidden = settings | {"capture": {"codec": {"kind": "hidden"}}}
     with pytest.raises(RecipeError, match="is a mixture"):
         make_plan(Recipe.model_validate(hidden), tmp_path)
+
+
+def test_an_endpoint_of_the_recipe_s_own_that_is_asked_for_nothing_is_refused(
+    settings: dict[str, Any], teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    served = {"kind": "endpoint", "base_url": "http://127.0.0.1:9", "model": "m", "sends_text": True}
+    settings |= {
+        "teacher": served | {"server": "llamacpp", "tokenizer": str(teachers["teacher"])},
+        "capture": {"codec": {"kind": "observed", "k": 20}},
+    }
+    settings["corpus"]["sources"] = [source | {"teacher": "code"} for source in settings["corpus"]["sources"]]
+    with pytest.raises(RecipeError, match="no source is learned from it"):
+        make_plan(Recipe.model_validate(settings), tmp_path)
 
 
 def test_one_that_is_forbidden_forbids_all(settings: dict[str, Any], tmp_path: Path) -> None:

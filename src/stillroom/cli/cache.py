@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillroom.core.errors import CacheDamaged, UsageError
 
 if TYPE_CHECKING:
-    from stillroom.signals.cache.reader import Difference
+    from stillroom.signals.cache.manifest import Manifest
+    from stillroom.signals.cache.reader import Damage, Difference, TeacherCache
 
 Where = Annotated[
     str,
@@ -40,53 +41,83 @@ def register(app: typer.Typer) -> None:
 
 
 def info(folder: Where, as_json: Json = False) -> None:
-    """Say what a cache holds."""
+    """Say what a cache holds; with several teachers, also those of the others, below it."""
     from stillroom.signals.cache.reader import TeacherCache
 
-    cache = TeacherCache.open(folder)
-    facts = {
+    found = {name: _facts(TeacherCache.open(where)) for name, where in _caches(folder).items()}
+    if as_json:
+        below = {name: facts for name, facts in found.items() if name}
+        typer.echo(json.dumps(found.get("", {}) | ({"below": below} if below else {}), indent=2))
+        return
+    for name, facts in found.items():
+        if name:
+            typer.echo(f"{name}:")
+        for key, value in facts.items():
+            typer.echo(f"{key:<20} {value}")
+
+
+def _facts(cache: TeacherCache) -> dict[str, Any]:
+    return {
         "sequences": len(cache),
         "positions": cache.positions,
         "shards": len(cache.manifest.shards),
         "bytes_per_position": round(cache.bytes_per_position, 3),
         **cache.identity.model_dump(mode="json"),
     }
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-    else:
-        for key, value in facts.items():
-            typer.echo(f"{key:<20} {value}")
+
+
+def _caches(folder: str) -> dict[str, str]:
+    """A cache, by the name "", and the caches of more teachers below its folder, by their own paths there."""
+    from stillroom.core.store import is_url
+    from stillroom.runs.stages import MORE_TEACHERS
+    from stillroom.signals.cache.manifest import is_cache
+
+    if is_url(folder):
+        return {"": folder}
+    base = Path(folder)
+    below = {
+        str(path.relative_to(base)): str(path) for path in sorted(base.glob(f"{MORE_TEACHERS}/*")) if is_cache(path)
+    }
+    # A recipe's own teacher that no source is learned from has no cache: what is no cache at all is refused when it is opened.
+    return below if below and not is_cache(base) else {"": folder} | below
 
 
 def verify(folder: Where, ray: Ray = None, workers: Workers = None, as_json: Json = False) -> None:
-    """Check every shard; what is damaged is named and quarantined, and the next capture makes it again."""
+    """Check every shard; what is damaged is named and quarantined, and the next capture makes it again. With several teachers,
+    the caches of the others, below it, are checked, too.
+    """
+    shards = positions = 0
+    damages: list[dict[str, Any]] = []
+    caches = _caches(folder)
+    for name, where in caches.items():
+        manifest, found = _verified(where, _on_ray(where, ray, workers, quiet=as_json))
+        shards += len(manifest.shards)
+        positions += sum(entry.positions for entry in manifest.shards)
+        damages += [vars(damage) | ({"shard": f"{name}/{damage.shard}"} if name else {}) for damage in found]
+    if as_json:
+        typer.echo(json.dumps({"whole": shards, "positions": positions, "damaged": damages}, indent=2))
+    else:
+        in_all = f" in {len(caches)} caches" if len(caches) > 1 else ""
+        typer.echo(f"{shards} shards with {positions:,} positions{in_all} are whole.")
+    if damages:
+        words = "; ".join(f"{damage['shard']} {damage['reason']}" for damage in damages)
+        raise CacheDamaged(
+            f"{folder}: {len(damages)} damaged: {words}.",
+            "They were moved to quarantine/; the next capture makes them again.",
+        )
+
+
+def _verified(where: str, difference: Difference | None) -> tuple[Manifest, list[Damage]]:
+    """What is whole of a cache, and what is not."""
     from stillroom.core.store import is_url, open_store
     from stillroom.signals.cache import parts
     from stillroom.signals.cache.manifest import Manifest
     from stillroom.signals.cache.reader import TeacherCache
 
-    difference = _on_ray(folder, ray, workers, quiet=as_json)
-    if is_url(folder):
-        manifest, damages = parts.verify(open_store(folder), difference)
-    else:
-        damages = TeacherCache.verify_folder(folder, difference)
-        manifest = Manifest.load(Path(folder))
-    shards, positions = len(manifest.shards), sum(entry.positions for entry in manifest.shards)
-    if as_json:
-        report = {
-            "whole": shards,
-            "positions": positions,
-            "damaged": [vars(damage) for damage in damages],
-        }
-        typer.echo(json.dumps(report, indent=2))
-    else:
-        typer.echo(f"{shards} shards with {positions:,} positions are whole.")
-    if damages:
-        words = "; ".join(f"{damage.shard} {damage.reason}" for damage in damages)
-        raise CacheDamaged(
-            f"{folder}: {len(damages)} damaged: {words}.",
-            "They were moved to quarantine/; the next capture makes them again.",
-        )
+    if is_url(where):
+        return parts.verify(open_store(where), difference)
+    damages = TeacherCache.verify_folder(where, difference)
+    return Manifest.load(Path(where)), damages
 
 
 def _on_ray(folder: str, ray: str | None, workers: int | None, *, quiet: bool) -> Difference | None:

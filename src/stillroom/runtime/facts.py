@@ -103,35 +103,48 @@ def byte_decoder() -> dict[str, int]:
 
 
 def require_drafter(target: Path, drafter: Path) -> None:
-    """Refuse a drafter whose vocabulary is not its target's; llama.cpp would leave it out, and say so in its log alone.
+    """Refuse a drafter whose vocabulary is not its target's, or whose texts begin or end with other tokens; llama.cpp would
+    leave it out, and say so in its log alone.
 
     Raises:
         UsageError: Tokens differ; names the first.
         InspectionRefused: One of them is not a whole GGUF file.
     """
-    theirs, mine = _vocabulary(target), _vocabulary(drafter)
-    if theirs == mine:
-        return
-    kinds = theirs[0], mine[0]
-    different = next((n for n, (a, b) in enumerate(zip(theirs[1], mine[1], strict=False)) if a != b), None)
-    if kinds[0] != kinds[1]:
-        why = f"its tokenizer is of the kind {kinds[1]}, the model's of the kind {kinds[0]}"
+    (kind, tokens, around), (mine, my_tokens, my_around) = _vocabulary(target), _vocabulary(drafter)
+    different = next((n for n, (a, b) in enumerate(zip(tokens, my_tokens, strict=False)) if a != b), None)
+    added = next((key for key in around if key in my_around and around[key] != my_around[key]), None)
+    if kind != mine:
+        why = f"its tokenizer is of the kind {mine}, the model's of the kind {kind}"
     elif different is not None:
-        why = f"its token {different} is {mine[1][different]!r}, the model's is {theirs[1][different]!r}"
+        why = f"its token {different} is {my_tokens[different]!r}, the model's is {tokens[different]!r}"
+    elif len(tokens) != len(my_tokens):
+        why = f"it has {len(my_tokens):,} tokens, and the model has {len(tokens):,}"
+    elif added is not None:
+        why = f"{added} {_in_words(my_around[added])}, and the model's {_in_words(around[added])}"
     else:
-        why = f"it has {len(mine[1]):,} tokens, and the model has {len(theirs[1]):,}"
+        return
     raise UsageError(
         f"{drafter.name} cannot draft for {target.name}: {why}.",
         "A drafter needs its target's vocabulary: make one with `student: {drafter: true}`.",
     )
 
 
-def _vocabulary(path: Path) -> tuple[str, list[str]]:
-    """The kind of a file's tokenizer, and its tokens."""
+def _in_words(token: object) -> str:
+    return "none" if token is False else f"the token {token}"
+
+
+def _vocabulary(path: Path) -> tuple[str, list[str], dict[str, object]]:
+    """The kind of a file's tokenizer, its tokens, and what it puts around a text, where it says so: an id, or False."""
     header = read_gguf(path)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     found: list[str] = []
     if isinstance(tokens, dict) and tokens["type"] == 8:
         with open(path, "rb") as stream:
             found = list(read_texts(stream, tokens))
-    return str(header.metadata.get("tokenizer.ggml.model")), found
+    around: dict[str, object] = {}
+    for key, words in (("bos", "it puts before a text"), ("eos", "it puts behind a text")):
+        adds = header.metadata.get(f"tokenizer.ggml.add_{key}_token")
+        token = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if adds is False or (adds is True and token is not None):
+            around[words] = adds and token
+    return str(header.metadata.get("tokenizer.ggml.model")), found, around

@@ -200,3 +200,8 @@ def read_model(folder: Path, entry: ModelEntry) -> bytes:
             f"Run `stillroom cache verify {folder}`, then the same command again: the cache is captured again.",
         )
     return data
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder holds a cache."""
+    return (folder / NAME).is_file() or (folder / JOURNAL).is_file()

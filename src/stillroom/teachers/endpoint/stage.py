@@ -53,6 +53,12 @@ def require_possible(recipe: Recipe) -> None:
     for name, config in recipe.every_teacher.items():
         if isinstance(config, EndpointConfig) and (name in learned_from or name == OWN):
             _require_possible(recipe, config, name if name == OWN else f"teachers.{name}")
+    if isinstance(recipe.teacher, EndpointConfig) and OWN not in learned_from:
+        raise RecipeError(
+            f"`{OWN}` is behind an endpoint, and no source is learned from it: it is asked for nothing, and nothing of it "
+            "is here to make or evaluate a student by.",
+            f"Make a teacher that is learned from the recipe's `{OWN}`, or have a source learned from it.",
+        )
     require_fitting(recipe)
     require_originals(recipe)
 
