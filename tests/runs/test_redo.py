@@ -148,6 +148,12 @@ def test_the_key_that_changed_is_named_and_the_result_kept(project: Path) -> Non
     assert (run.path / "history" / "shrink-1" / "model" / "model.safetensors").is_file()
 
 
+def test_what_changed_in_a_list_of_sections_is_named(project: Path) -> None:
+    change(project, "corpus.sources", [{"kind": "text", "path": "text", "licence": "PSF-2.0", "limit": 999}])
+    _, said = go(project)
+    assert "corpus: `corpus.sources.0.limit` changed from nothing to 999" in said
+
+
 def test_three_results_are_kept(project: Path) -> None:
     for number in range(5):
         change(project, "seed", number + 1)

@@ -778,7 +778,17 @@ def keep_summary(run: Run) -> None:
 
 
 def _changed_keys(before: Any, after: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys that differ between two parts of recipes, with what they were and what they are."""
+    """Dotted keys that differ between two parts of recipes, with what they were and what they are; sections in a list that is
+    as long as before have their number.
+    """
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = list(zip(before, after, strict=True))
+        if all(isinstance(one, dict) and isinstance(other, dict) for one, other in pairs):
+            return [
+                change
+                for number, (one, other) in enumerate(pairs)
+                for change in _changed_keys(one, other, f"{name}.{number}")
+            ]
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             change
