@@ -13,6 +13,7 @@ from tiny_models import tiny_model
 
 import stillroom
 from stillroom.packages.provenance import statement
+from stillroom.planning.plan import make_plan
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 
@@ -118,3 +119,13 @@ def test_the_rate_is_that_of_adapters_and_a_mixture_says_what_stays(
     assert notes["learning_rate"] == pytest.approx(
         min(faster(64, run.recipe.distill.lora) * table_rate(64, distance), HIGHEST / 3)
     )
+
+
+def test_adapters_larger_than_the_student_are_named(settings_of: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=3, tied=True)
+    said = {
+        rank: make_plan(Recipe.model_validate(settings_of(teacher, lora={"rank": rank})), tmp_path)["notes"]
+        for rank in (4, 4096)
+    }
+    assert not any("without it" in note for note in said[4])
+    assert any(note.startswith("`distill.lora` trains") and "without it" in note for note in said[4096])

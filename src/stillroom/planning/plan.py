@@ -261,6 +261,11 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
     if isinstance(recipe.student, ShrinkStudent) and student.shape is not None:
         few = few_tokens(recipe.student, text.row_tokens["train"], student.teacher_shape, student.shape)
         notes += [few] if few else []
+    if student.adapters is not None and student.adapters["trained_parameters"] >= student.parameters:
+        notes.append(
+            f"`distill.lora` trains {student.adapters['trained_parameters']:,} parameters, and the whole student has "
+            f"{student.parameters:,}: without it, or with a smaller `rank`, less is trained"
+        )
     others = other_tokenizers(recipe) | original_tokenizers(recipe) | student_tokenizer(recipe.student)
     return notes + differences(recipe, others, chats=text.chats)
 
