@@ -92,7 +92,9 @@ def test_help_imports_nothing_heavy(arguments: list[str], heavy: set[str]) -> No
 
 
 def test_a_run_by_its_verbs(small_recipe: Any, tmp_path: Path) -> None:
-    recipe = st.Recipe.model_validate(small_recipe(tiny_model("llama", tmp_path / "teacher", layers=3)))
+    brief = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+    settings = small_recipe(tiny_model("llama", tmp_path / "teacher", layers=3), evaluate=brief)
+    recipe = st.Recipe.model_validate(settings)
     assert st.plan(recipe, tmp_path)["teacher_parameters"] > 0
     made = st.run(recipe, tmp_path, until="capture", quiet=True)
     assert isinstance(made, st.Run)

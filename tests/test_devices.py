@@ -72,6 +72,19 @@ def identity(codec):
     )
 
 
+@pytest.fixture(scope="module")
+def once():
+    """Gives what the processor says, computed for the first device that asks: ``once(key, compute)``."""
+    known = {}
+
+    def found(key, compute):
+        if key not in known:
+            known[key] = compute()
+        return known[key]
+
+    return found
+
+
 def captured(model, text, folder, codec):
     writer = CacheWriter.open(folder, identity(codec))
     with Progress(quiet=True).task("x", total=1) as task:
@@ -82,9 +95,11 @@ def captured(model, text, folder, codec):
 @pytest.mark.parametrize(
     "codec", [ThresholdCodec(tau=1 / 16), ThresholdCodec(tau=1 / 16, draws=2, head=3), DenseCodec(), TopKCodec(k=8)]
 )
-def test_capture(device, tmp_path, codec):
+def test_capture(device, once, tmp_path, codec):
     text = tiny_sequences(4)
-    expected = captured(teacher_of(), text, tmp_path / "here", codec).read(text.digests)[0]
+    expected = once(
+        ("captured", codec), lambda: captured(teacher_of(), text, tmp_path / "here", codec).read(text.digests)[0]
+    )
     with device:
         captured(move(teacher_of(), device), text, tmp_path / "there", codec)
     found = TeacherCache.open(tmp_path / "there").read(text.digests)[0]
@@ -102,13 +117,13 @@ def cut(model, text, shape, family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_shrink(device, family):
+def test_shrink(device, once, family):
     text = tiny_sequences(6)
     model = tiny(family, dtype=torch.float32)
     whole = Anatomy.of(model, family_of(model), 0).teacher
     for sizes in ({"layers": 4}, {"layers": 5, "channels": 32, "groups": 1, "hidden": 24}):
         shape = dataclasses.replace(whole, **sizes)
-        measured, expected = cut(model, text, shape, family_of(model))
+        measured, expected = once((family, shape), lambda shape=shape: cut(model, text, shape, family_of(model)))
         with device:
             there = move(copy.deepcopy(model), device)
             found_measured, found = cut(there, text, shape, family_of(there))
@@ -178,26 +193,30 @@ def trained(folder, cache, config, device=None, vocabulary=None, distill=True):
     return events, training
 
 
+@pytest.fixture(scope="module")
+def on_the_processor(caches, once, tmp_path_factory):
+    """A training's events there."""
+
+    def found(cache, config, vocabulary=None):
+        key = (cache, config.model_dump_json(), vocabulary is None)
+        folder = tmp_path_factory.mktemp("here")
+        return once(key, lambda: trained(folder, caches[cache], config, None, vocabulary)[0])
+
+    return found
+
+
 def steps_of(events):
     return [(event["loss"], event["gradient_norm"]) for event in events if "gradient_norm" in event]
 
 
+SELDOM = {"checkpoint_seconds": 3600, "evaluate_every": 8}
+"""Of a training whose steps are what is compared."""
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_training_with_every_objective(device, caches, tmp_path, objective):
-    config = CONFIG.model_copy(update={"objective": objective, "cross_entropy_weight": 0.2})
-    cache = caches["dense"]
-    expected, _ = trained(tmp_path / "here", cache, config)
-    with device:
-        found, training = trained(tmp_path / "there", cache, config, device)
-        assert all(isinstance(parameter, There) for parameter in training.model.parameters())
-    assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
-        [value for pair in steps_of(expected) for value in pair], rel=2e-3
-    )
-
-
-def test_training_adapters(device, caches, tmp_path):
-    config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
-    expected, _ = trained(tmp_path / "here", caches["dense"], config)
+def test_training_with_every_objective(device, caches, on_the_processor, tmp_path, objective):
+    config = CONFIG.model_copy(update={"objective": objective, "cross_entropy_weight": 0.2} | SELDOM)
+    expected = on_the_processor("dense", config)
     with device:
         found, training = trained(tmp_path / "there", caches["dense"], config, device)
         assert all(isinstance(parameter, There) for parameter in training.model.parameters())
@@ -206,10 +225,21 @@ def test_training_adapters(device, caches, tmp_path):
     )
 
 
-def test_training_with_pieces_that_the_student_lacks(device, caches, tmp_path):
+def test_training_adapters(device, caches, on_the_processor, tmp_path):
+    config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
+    expected = on_the_processor("dense", config)
+    with device:
+        found, training = trained(tmp_path / "there", caches["dense"], config, device)
+        assert all(isinstance(parameter, There) for parameter in training.model.parameters())
+    assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
+        [value for pair in steps_of(expected) for value in pair], rel=2e-3
+    )
+
+
+def test_training_with_pieces_that_the_student_lacks(device, caches, on_the_processor, tmp_path):
     """Where a teacher's id is two of the student's, the text teaches the second."""
     vocabulary = VocabularyMap.from_pieces([[i] if i < 90 else [i - 50, i - 60] for i in range(IDS)], IDS, 90)
-    expected, _ = trained(tmp_path / "here", caches["threshold"], CONFIG, None, vocabulary)
+    expected = on_the_processor("threshold", CONFIG, vocabulary)
     with device:
         found, _ = trained(tmp_path / "there", caches["threshold"], CONFIG, device, vocabulary)
     assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
@@ -368,8 +398,16 @@ def test_fidelity(device):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
 
 
+LAYOUTS = {(8, "off"), (10, "on"), (12, "on"), (16, "off")}
+"""Those of `make test`: every one once, with and without checkpoints of gradients; `make test-all` takes all."""
+
+
 @pytest.mark.parametrize(
-    ("state", "checkpointing"), [*itertools.product((16, 12, 8), ("on", "off")), (10, "on")], ids=str
+    ("state", "checkpointing"),
+    [
+        pytest.param(*layout, marks=[] if layout in LAYOUTS else pytest.mark.longer)
+        for layout in (*itertools.product((16, 12, 8), ("on", "off")), (10, "on"))
+    ],
 )
 def test_training_in_fewer_bytes(caches, tmp_path, state, checkpointing, monkeypatch):
     """A student learns in every layout, on the processor and on a GPU, and is float32 in the end."""

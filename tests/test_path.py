@@ -52,18 +52,25 @@ def require_planned(plan: dict[str, Any], made: Run) -> None:
 
 BRIEF = ("llama", "qwen3", "phi3", "gemma3_text")
 """Those of `make test`: plain, with norms in attention, with joined matrices, with windows; `make test-all` takes all."""
+QUICK = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+"""Of the stage `evaluate`, where another family of `make test` has every measure."""
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in BRIEF else pytest.mark.longer) for name in FAMILIES]
+    ("family", "evaluate"),
+    [pytest.param(name, {}, id=name, marks=[] if name == BRIEF[0] else pytest.mark.longer) for name in FAMILIES]
+    + [pytest.param(name, QUICK, id=f"{name}-quick") for name in BRIEF[1:]],
 )
-def test_every_family_goes_the_whole_path(family: str, small_recipe: Any, tmp_path: Path) -> None:
+def test_every_family_goes_the_whole_path(
+    family: str, evaluate: dict[str, Any], small_recipe: Any, tmp_path: Path
+) -> None:
     teacher = tiny_model(family, tmp_path / "teacher", layers=4, padding_rows=3)
     # llama.cpp takes the order of unlike layers for granted, so that those students are cut in width.
     student = {"intermediate_size": 64} if family in (*WINDOWED, "smollm3") else {"layers": 2}
     settings = small_recipe(
         teacher, student={"kind": "shrink", **student}, export={"gguf": ["F16", "Q8_0"], "check_tokens": 64}
     )
+    settings["evaluate"] |= evaluate
     plan = make_plan(Recipe.model_validate(settings), tmp_path)
     made = run(Recipe.model_validate(settings), tmp_path, quiet=True)
     summary = json.loads((made.path / "summary.json").read_text())
@@ -106,7 +113,8 @@ def test_commands_say_the_same_as_the_library(small_recipe: Any, tmp_path: Path)
     from stillroom.cli.app import app
 
     teacher = tiny_model("llama", tmp_path / "teacher", layers=3)
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_recipe(teacher, chat={"prompt": "Say it."})))
+    settings = small_recipe(teacher, chat={"prompt": "Say it."}, evaluate=QUICK)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     runner = CliRunner()
     shown = runner.invoke(app, ["run", str(tmp_path / "small.yaml"), "--runs", str(tmp_path)], catch_exceptions=False)
     assert shown.exit_code == 0

@@ -171,11 +171,13 @@ import json, os, subprocess, sys
 from pathlib import Path
 
 import stillroom.pipeline as pipeline
-import stillroom.evaluation.stage, stillroom.training.stage, transformers
+import stillroom.evaluation.stage, stillroom.students.stage, stillroom.training.stage
+import transformers.models.auto.modeling_auto, transformers.models.auto.tokenization_auto
+import transformers.models.llama.modeling_llama
 from stillroom.cli.app import main
 
 
-def told(recipe, disk, spare):
+def told(recipe, disk, spare, until):
     # A run in a child with everything imported: its exit code, and what it says.
     with (Path(recipe).parent / "said").open("w+") as said:
         child = os.fork()
@@ -183,7 +185,7 @@ def told(recipe, disk, spare):
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             pipeline.SPARE_BYTES = spare
-            sys.argv = ["stillroom", "run", recipe, "--runs", disk, "-q"]
+            sys.argv = ["stillroom", "run", recipe, "--runs", disk, "--until", until, "-q"]
             main()
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -192,30 +194,33 @@ def told(recipe, disk, spare):
 
 
 found, usual = {}, pipeline.SPARE_BYTES
-for size, recipe, spare in json.loads(sys.argv[1]):
+for size, recipe, spare, until in json.loads(sys.argv[1]):
     disk = str(Path(recipe).parent / "disk")
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], check=True)
-    first = told(recipe, disk, spare)
+    first = told(recipe, disk, spare, "evaluate")
+    done = [path.parent.name for path in Path(disk).glob("small/*/stage.json")]
     subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
-    again = told(recipe, disk, usual)
+    again = told(recipe, disk, usual, until)
     partial = [str(path) for path in Path(disk).rglob("*.partial")]
     made = (Path(disk) / "small/distill/model/model.safetensors").is_file()
-    found[size] = {"first": first, "again": again, "partial": partial, "made": made}
+    found[size] = {"first": first, "done": done, "again": again, "partial": partial, "made": made}
 print(json.dumps(found))
 """
-FULL = ("400k", "900k", "1500k")
+FULL = {"400k": "distill", "900k": "distill", "1500k": "evaluate"}
+"""Sizes of a disk that fills up, and how far the run goes once it is larger: as far as it was stopped, and one to its end."""
 
 
 @pytest.fixture(scope="module")
 def disks(small_recipe: Any, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """For each size of disk: what the command said, what it said when the disk was larger, and what was there then."""
     settings = small_recipe(teacher, baseline=False, export={"gguf": ["F16"], "check_tokens": 16})
+    settings["corpus"] |= {"train_tokens": 1024, "heldout_tokens": 128}
     settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
     given = []
-    for size, spare in [*((size, 0) for size in FULL), ("20m", 64 << 20)]:
+    for size, spare, until in [*((size, 0, until) for size, until in FULL.items()), ("20m", 64 << 20, "corpus")]:
         folder = tmp_path_factory.mktemp(size)
         (folder / "disk").mkdir()
-        given.append((size, str(write(folder, settings)), spare))
+        given.append((size, str(write(folder, settings)), spare, until))
     command = [*NAMESPACE, sys.executable, "-c", SMALL_DISKS, json.dumps(given)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
@@ -231,6 +236,7 @@ def test_a_disk_that_fills_up(disks: dict[str, Any], size: str) -> None:
     assert code == 3, said
     assert "the disk is full" in said
     assert "Free some disk space" in said
+    assert FULL[size] not in disks[size]["done"]
     assert disks[size]["again"][0] == 0, disks[size]["again"]
     assert not disks[size]["partial"]
     assert disks[size]["made"]

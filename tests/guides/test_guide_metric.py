@@ -58,6 +58,7 @@ def test_the_page_s_metric_in_one_file(site: Path, tmp_path: Path, small_recipe:
     recipe = small_recipe(
         teacher, student={"kind": "shrink", "layers": 1}, baseline=False, export={"gguf": []}, evaluate=asked
     )
+    recipe["corpus"] |= {"train_tokens": 256, "heldout_tokens": 128}
     (tmp_path / "small.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     run = tmp_path / "small"
 

@@ -52,6 +52,7 @@ print("TELEMETRY OFF", constants.HF_HUB_DISABLE_TELEMETRY, os.environ["DO_NOT_TR
 def test_the_whole_path_without_a_network_and_without_pickles(small_recipe: Any, tmp_path: Path) -> None:
     teacher = tiny_model("llama", tmp_path / "teacher", layers=3)
     settings = small_recipe(teacher, export={"gguf": ["F16"], "check_tokens": 16})
+    settings["corpus"] |= {"train_tokens": 512, "heldout_tokens": 128}
     settings["corpus"]["sources"].append({"kind": "python_docs", "parts": ["topics"], "form": "chat", "limit": 20})
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(settings))

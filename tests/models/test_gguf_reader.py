@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from stillroom.models.gguf_reader import QuickReader
+from stillroom.formats.gguf_file import write_gguf
+from stillroom.models.gguf_reader import QuickReader, read_quickly
 
 
 @pytest.fixture
@@ -43,6 +45,28 @@ def test_it_reads_what_the_package_reads(file: Path) -> None:
         assert [part.dtype for part in found.parts] == [part.dtype for part in field.parts], name
     assert [tensor.name for tensor in mine.tensors] == ["token_embd.weight"]
     assert np.array_equal(mine.tensors[0].data, theirs.tensors[0].data)
+
+
+def test_transformers_reads_with_it_and_only_while_it_is_to(original: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    found: list[Path] = []
+
+    class Counted(QuickReader):
+        def __init__(self, path: Path) -> None:
+            found.append(path)
+            super().__init__(path)
+
+    write_gguf(original, tmp_path / "tiny.gguf", "F32", name="tiny", licence="MIT")
+    expected = AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf").to_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stillroom.models.gguf_reader.QuickReader", Counted)
+        with read_quickly():
+            assert AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf").to_dict() == expected
+    assert found
+    with pytest.raises(KeyError), read_quickly():
+        raise KeyError
+    assert gguf.GGUFReader is GGUFReader
 
 
 def test_a_file_that_ends_early_is_an_error_at_every_length(file: Path, tmp_path: Path) -> None:

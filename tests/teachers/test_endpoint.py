@@ -251,7 +251,7 @@ def _capture_in_a_child(address: str, folder: str, where: str) -> None:
 
 def test_killed_at_any_moment_nothing_received_is_paid_for_twice(folder: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     texts = {tuple(piece.ids): piece.address for piece in pieces(30)}
     with serving(FakeServer(SIZE, pause=0.005)) as server:
         kills = 0

@@ -15,7 +15,7 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -23,7 +23,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 HERE = torch.device("cpu")
 META = torch.device("meta")
@@ -122,14 +121,14 @@ class _Functions(TorchFunctionMode):
             hollow = self.to.hollow and target == self.to.where
             kwargs["device"] = META if hollow else HERE
             with torch._C.DisableTorchFunction(), self.to.silent():
-                made = func(*tree_map(_held, args), **kwargs)
+                made = func(*_mapped(_held, args), **kwargs)
             self.to.possible(made, func)
             if hollow:
                 self.to.weigh(made)
             return There.put(made, target).requires_grad_(made.requires_grad)
         if device is not None and torch.device(device) == HERE and isinstance(tensor, There):
             with torch._C.DisableTorchFunction(), self.to.silent():
-                return func(*tree_map(_held, args), **kwargs)
+                return func(*_mapped(_held, args), **kwargs)
         return func(*args, **kwargs)
 
     def move(self, tensor: torch.Tensor, rest: Any, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -252,7 +251,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
         if name == "aten::equal":
             return True
-        args, kwargs = tree_map(_shape, args), tree_map(_shape, kwargs)
+        args, kwargs = _mapped(_shape, args), _mapped(_shape, kwargs)
         if name == "aten::nonzero":
             (whole,) = args
             rows = whole.shape[0] if whole.dim() else 1
@@ -267,7 +266,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": META}
         out = func(*args, **kwargs)
-        tree_map(self.weigh, out)
+        _mapped(self.weigh, out)
         return out
 
     def possible(self, tensor: Any, func: Any) -> None:
@@ -280,9 +279,8 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation, by the rules, on what the tensors hold."""
-        flat = tree_flatten((args, kwargs))[0]
         name = func.name().split(".")[0] if not func.name().startswith("aten::set_") else func.name()
-        tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+        tensors = [*_tensors(args), *_tensors(kwargs)]
         there = any(isinstance(value, There) for value in tensors)
         target: torch.device | None = kwargs.get("device")
         if name == "aten::_to_copy" and there and not self._asked:
@@ -295,7 +293,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if there and (name in WAITS or (name in INDEXING and _by_mask(args))):
             self.waited(name)
         with self.silent(), torch._C._DisableTorchDispatch():
-            held, named = tree_map(_held, args), tree_map(_held, kwargs)
+            held, named = _mapped(_held, args), _mapped(_held, kwargs)
             comes = target is not None and target.type == self.where.type
             if self.hollow and (there or comes):
                 leaves = target is not None and not comes and name == "aten::_to_copy"
@@ -325,7 +323,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0]
         if "out" in kwargs and isinstance(kwargs["out"], torch.Tensor):
             return kwargs["out"]
-        return tree_map(label, out)
+        return _mapped(label, out)
 
     def _agree(self, name: str, args: Any, tensors: list[torch.Tensor]) -> None:
         if name in BETWEEN:
@@ -340,6 +338,28 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
         devices = {value.device for value in strict}
         if len(devices) > 1:
             raise DeviceMismatch(f"{name}: operands on {' and '.join(sorted(map(str, devices)))}")
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """What an operation is given or gives, with every part changed: PyTorch's trees take longer than the operations."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_mapped(change, part) for part in value])
+    if kind is dict:
+        return {name: _mapped(change, part) for name, part in value.items()}
+    return change(value)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those that an operation is given, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
 
 
 def _shape(value: Any) -> Any:

@@ -155,10 +155,10 @@ def _safetensors(file: Path, name: str, start: int, stop: int) -> Reader:
 
 
 def _of_gguf(path: Path) -> list[Block]:
-    from gguf import GGUFReader
+    from stillroom.models.gguf_reader import QuickReader
 
     found: dict[int, dict[str, Any]] = {}
-    for tensor in GGUFReader(path).tensors:
+    for tensor in QuickReader(path).tensors:
         match = _GGUF.fullmatch(tensor.name)
         if match is not None:
             found.setdefault(int(match["layer"]), {})[match["part"]] = tensor

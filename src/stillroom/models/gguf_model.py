@@ -134,13 +134,13 @@ def open_gguf(path: Path, dtype: torch.dtype) -> CausalModel:
     import transformers
     from transformers.initialization import no_init_weights
 
-    from stillroom.models.gguf_reader import QuickReader
+    from stillroom.models.gguf_reader import QuickReader, read_quickly
 
     opener: Any = transformers.AutoModelForCausalLM
     reader = QuickReader(path)
     config = _config(path, reader)
     if str(reader.fields["general.architecture"].contents()) not in FAMILY_OF:
-        with quietly():
+        with quietly(), read_quickly():
             found: Any
             info: dict[str, Any]
             found, info = opener.from_pretrained(
@@ -210,6 +210,8 @@ def _by_transformers(path: Path, reader: GGUFReader, keys: _Keys) -> PreTrainedC
     """The config of an architecture that transformers reads, if it reads all of the file's keys."""
     from transformers import AutoConfig
 
+    from stillroom.models.gguf_reader import read_quickly
+
     stretched = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
     keys.left -= _READ_BY_TRANSFORMERS
     if keys.arch == "gpt-oss":
@@ -220,7 +222,7 @@ def _by_transformers(path: Path, reader: GGUFReader, keys: _Keys) -> PreTrainedC
             "Use the model's Hugging Face folder.",
         )
     try:
-        with quietly():
+        with quietly(), read_quickly():
             config: PreTrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except ValueError:
         raise UnsupportedModel(

@@ -72,6 +72,8 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 @functools.lru_cache(maxsize=2)
 def _converted_tokenizer(path: Path, _changed: int) -> PreTrainedTokenizerFast:
+    from stillroom.models.gguf_reader import read_quickly
+
     facts = gguf_facts(path, path.stat().st_mtime_ns)
     kind = str(facts.get("tokenizer.ggml.model"))
     pre = str(facts.get("tokenizer.ggml.pre", "default"))
@@ -81,7 +83,8 @@ def _converted_tokenizer(path: Path, _changed: int) -> PreTrainedTokenizerFast:
             f"Use the model's Hugging Face folder. Known: {', '.join(sorted(_PRE_TOKENIZERS))}.",
         )
     tokenizer: PreTrainedTokenizerFast | None = None
-    with contextlib.suppress(TeacherError):  # an architecture that transformers does not read from GGUF
+    # An architecture that transformers does not read from GGUF is an error.
+    with contextlib.suppress(TeacherError), read_quickly():
         tokenizer = open_tokenizer(path.parent, gguf_file=path.name)
     if tokenizer is None or len(tokenizer) > facts["tokens"]:  # it adds special tokens by their usual names
         return _own_tokenizer(path, kind, pre)

@@ -323,8 +323,18 @@ class Anatomy:
         """Bytes of the tensors of a GGUF file: those that the exporter writes, with or without an importance matrix,
         whichever are more.
         """
-        sizes = self._sizes(shape)
-        return sum(self._bytes(term, sizes, shape.layers, quantisation) for term in self.terms)
+        known = self._weights
+        if (shape, quantisation) not in known:
+            sizes = self._sizes(shape)
+            known[shape, quantisation] = sum(
+                self._bytes(term, sizes, shape.layers, quantisation) for term in self.terms
+            )
+        return known[shape, quantisation]
+
+    @functools.cached_property
+    def _weights(self) -> dict[tuple[Shape, str], int]:
+        """What :meth:`weight_bytes` counted: a solver asks thrice for each of thousands of shapes."""
+        return {}
 
     def file_bytes(self, shape: Shape, quantisation: str) -> int:
         """Bytes of a GGUF file, tokenizer included: no less than the exporter writes, and more by the unused part of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class LossModel:
         whole = getattr(self.teacher, axis)
         if size >= whole:
             return 0.0
-        points = monotone([*self.curves.get(axis, []), (whole, 0.0)])
+        points = self._monotone[axis]
         if len(points) == 1:
             # Nothing was measured: as bad as it is large.
             return float(10.0 * (1 - size / whole))
@@ -46,6 +47,10 @@ class LossModel:
             if size <= right:
                 return max(0.0, low + (high - low) * (right - size) / (right - left))
         return 0.0
+
+    @functools.cached_property
+    def _monotone(self) -> dict[str, list[tuple[int, float]]]:
+        return {axis: monotone([*self.curves.get(axis, []), (getattr(self.teacher, axis), 0.0)]) for axis in AXES}
 
 
 def monotone(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -127,14 +132,14 @@ def solve(anatomy: Anatomy, limits: Limits, model: LossModel, shapes: list[Shape
         return (choice.loss, -choice.measured["parameters"])
 
     chosen = min(fitting, key=rank)
+    others = [choice for choice in fitting if choice is not chosen]
     alternatives = {}
     for axis in AXES:
-        only = [choice for choice in fitting if _cuts(choice.shape, anatomy.teacher) <= {axis} and choice is not chosen]
+        only = [choice for choice in others if _cuts_only(axis, choice.shape, anatomy.teacher)]
         if only:
             alternatives[f"{axis} only"] = min(only, key=rank)
-    others = sorted((choice for choice in fitting if choice is not chosen), key=rank)
     if others:
-        alternatives["next best"] = others[0]
+        alternatives["next best"] = min(others, key=rank)
     return Solution(chosen, alternatives)
 
 
@@ -187,8 +192,8 @@ def shortlist(solution: Solution, count: int) -> list[Choice]:
     return found[:count]
 
 
-def _cuts(shape: Shape, teacher: Shape) -> set[str]:
-    return {axis for axis in AXES if getattr(shape, axis) < getattr(teacher, axis)}
+def _cuts_only(axis: str, shape: Shape, teacher: Shape) -> bool:
+    return all(getattr(shape, other) >= getattr(teacher, other) for other in AXES if other != axis)
 
 
 def _infeasible(limits: Limits, choices: list[Choice]) -> RecipeError:
