@@ -22,6 +22,8 @@ import psutil
 THREADS = 2
 """Threads of everything that is compared; ten minutes are 10 · 60 · 2 CPU seconds."""
 SAMPLE_SECONDS = 0.25
+SAMPLE_SHARE = 0.02
+"""Of one core, at most, for looking at a tree of processes: more would slow the command that is measured."""
 
 
 def cpu_seconds(minutes: float) -> float:
@@ -128,7 +130,8 @@ class Spent:
     Attributes:
         cpu_seconds: Of its process tree.
         wall_seconds: By the clock.
-        peak_bytes: Greatest sum of the tree's proportional (elsewhere resident) memory, sampled four times a second.
+        peak_bytes: Greatest sum of the tree's proportional (elsewhere resident) memory, sampled four times a second, or as
+            often as takes 2 % of one core.
         load: Mean of the machine's load average over one minute, at the same samples.
         returncode: Its exit code.
     """
@@ -185,11 +188,12 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
                 usage = found
                 process.returncode = os.waitstatus_to_exitcode(status)
                 break
+            looking = time.thread_time()
             peak = max(peak, tree_bytes(process.pid))
             with contextlib.suppress(psutil.Error):
                 seen = max(seen, tree_seconds(process.pid))
             loads.append(os.getloadavg()[0])
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(max(SAMPLE_SECONDS, (time.thread_time() - looking) / SAMPLE_SHARE))
     except BaseException:
         process.kill()
         process.wait()

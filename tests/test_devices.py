@@ -1,4 +1,4 @@
-"""Every stage's function on a GPU that is not there (:mod:`devices`): none of it stays on the processor; it says the same."""
+"""Every stage's function on a GPU that is not there (:mod:`devices`): none of it stays on the CPU; it says the same."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def identity(codec):
 
 @pytest.fixture(scope="module")
 def once():
-    """Gives what the processor says, computed for the first device that asks: ``once(key, compute)``."""
+    """Gives what the CPU gives, computed for the first device that asks: ``once(key, compute)``."""
     known = {}
 
     def found(key, compute):
@@ -136,7 +136,7 @@ def test_shrink(device, once, family):
         assert found_measured.leave_one_out == pytest.approx(measured.leave_one_out, rel=1e-3, abs=1e-6)
 
 
-def test_an_index_that_stays_on_the_processor_is_seen(device):
+def test_an_index_that_stays_on_the_cpu_is_seen(device):
     text = tiny_sequences(2)
     with device:
         model = move(teacher_of(), device)
@@ -194,7 +194,7 @@ def trained(folder, cache, config, device=None, vocabulary=None, distill=True):
 
 
 @pytest.fixture(scope="module")
-def on_the_processor(caches, once, tmp_path_factory):
+def on_the_cpu(caches, once, tmp_path_factory):
     """A training's events there."""
 
     def found(cache, config, vocabulary=None):
@@ -214,9 +214,9 @@ SELDOM = {"checkpoint_seconds": 3600, "evaluate_every": 8}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_training_with_every_objective(device, caches, on_the_processor, tmp_path, objective):
+def test_training_with_every_objective(device, caches, on_the_cpu, tmp_path, objective):
     config = CONFIG.model_copy(update={"objective": objective, "cross_entropy_weight": 0.2} | SELDOM)
-    expected = on_the_processor("dense", config)
+    expected = on_the_cpu("dense", config)
     with device:
         found, training = trained(tmp_path / "there", caches["dense"], config, device)
         assert all(isinstance(parameter, There) for parameter in training.model.parameters())
@@ -225,9 +225,9 @@ def test_training_with_every_objective(device, caches, on_the_processor, tmp_pat
     )
 
 
-def test_training_adapters(device, caches, on_the_processor, tmp_path):
+def test_training_adapters(device, caches, on_the_cpu, tmp_path):
     config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
-    expected = on_the_processor("dense", config)
+    expected = on_the_cpu("dense", config)
     with device:
         found, training = trained(tmp_path / "there", caches["dense"], config, device)
         assert all(isinstance(parameter, There) for parameter in training.model.parameters())
@@ -236,10 +236,10 @@ def test_training_adapters(device, caches, on_the_processor, tmp_path):
     )
 
 
-def test_training_with_pieces_that_the_student_lacks(device, caches, on_the_processor, tmp_path):
+def test_training_with_pieces_that_the_student_lacks(device, caches, on_the_cpu, tmp_path):
     """Where a teacher's id is two of the student's, the text teaches the second."""
     vocabulary = VocabularyMap.from_pieces([[i] if i < 90 else [i - 50, i - 60] for i in range(IDS)], IDS, 90)
-    expected = on_the_processor("threshold", CONFIG, vocabulary)
+    expected = on_the_cpu("threshold", CONFIG, vocabulary)
     with device:
         found, _ = trained(tmp_path / "there", caches["threshold"], CONFIG, device, vocabulary)
     assert [value for pair in steps_of(found) for value in pair] == pytest.approx(
@@ -514,7 +514,7 @@ def test_batches_for_a_gpu_are_pinned_and_made_ahead(caches, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_index_that_stays_on_the_processor_fails_training(kind, caches, tmp_path, monkeypatch):
+def test_a_planted_index_that_stays_on_the_cpu_fails_training(kind, caches, tmp_path, monkeypatch):
     whole = Batch.to
     monkeypatch.setattr(Batch, "to", lambda self, device: dataclasses.replace(whole(self, device), rows=self.rows))
     text = tiny_sequences(8)

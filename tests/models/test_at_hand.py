@@ -105,7 +105,7 @@ def test_a_student_of_a_teacher_in_sixteen_bits_is_that_of_one_in_float32(family
 
 
 def test_a_teacher_larger_than_the_gpu_stays_in_the_host_s_memory() -> None:
-    """Its layers are carried to the device one at a time; what they give is what they give on the processor."""
+    """Its layers are carried to the device one at a time; what they give is what they give on the CPU."""
     model, text = halved("llama"), tiny_sequences(2)
     expected = logits(model, text)
     with Device("cuda:0") as device:

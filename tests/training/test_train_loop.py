@@ -453,7 +453,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_spent(taught
 
 
 def test_compiled_layers_learn_the_same_and_are_compiled_once(taught, tmp_path, monkeypatch):
-    """With rows of two lengths, on the fake GPU's processor code: few graphs for all layers, and a resumed run to the bit."""
+    """With rows of two lengths, on the fake GPU's CPU code: few graphs for all layers, and a resumed run to the bit."""
     graphs = []
 
     def counted(graph, inputs):

@@ -41,14 +41,14 @@ def write_summary(run: Run) -> dict[str, Any]:
         RunError: A stage is not finished, or was finished with an earlier result of another one.
     """
     require_finished(run)
-    evaluation = files.read_json(_finished(run, "evaluate") / "evaluation.json")
+    evaluation = files.read_json(run.stage("evaluate").path / "evaluation.json")
     originals = evaluation.get("kl_to_original", {})
-    corpus = files.read_json(_finished(run, "corpus") / "ledger.json")
+    corpus = files.read_json(run.stage("corpus").path / "ledger.json")
     context = context_of(run.stage("corpus").path)
-    teacher = files.read_json(_finished(run, "capture") / "teacher.json")
-    exported = files.read_json(_finished(run, "export") / "export.json")["files"]
+    teacher = files.read_json(run.stage("capture").path / "teacher.json")
+    exported = files.read_json(run.stage("export").path / "export.json")["files"]
     capture = run.stage("capture").record or {}
-    stages = {name: run.stage(name).record for name in _names(run)}
+    stages = {spec.name: run.stage(spec.name).record for spec in stages_of(run.recipe)}
     models: dict[str, dict[str, Any]] = evaluation["models"]
     summary: dict[str, Any] = {
         "format": FORMAT,
@@ -189,13 +189,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _names(run: Run) -> list[str]:
-    return [spec.name for spec in stages_of(run.recipe)]
-
-
-def _finished(run: Run, name: str) -> Path:
-    stage = run.stage(name)
-    _ = stage.output_digest  # raises where the stage is not finished
-    return stage.path
