@@ -167,6 +167,21 @@ def test_half_precision_is_judged_by_its_own_measure() -> None:
         assert prove(model, again=True).way.packed == packed
 
 
+def test_in_sixteen_bits_a_single_position_tells_nothing_and_several_do() -> None:
+    """Rounding changed one position of 40 by 1.2 standard deviations, on one CPU, and nothing else; a packed student was then
+    run document by document, at half the speed."""
+
+    def error(*changed: float) -> float:
+        expected = torch.zeros(40, 16)
+        found = expected.clone()
+        found[: len(changed)] = torch.tensor(changed)[:, None]
+        return proofs.position_error(found, expected, 1.0, routed=False, coarse=True)
+
+    assert error(1.2) == 0.0
+    assert error(0.2, 0.2, 0.2) > proofs._SAME_COARSE  # what a short convolution leaks from the document before
+    assert error(*[0.1] * 40) == pytest.approx(0.1)
+
+
 def test_blocks_are_used_only_for_plain_attention() -> None:
     assert way_of(make_model("llama", rows=300)).blocks
     for family in ("doge", "stablelm", "gpt_oss", "deepseek_v2", "nemotron"):

@@ -62,6 +62,8 @@ class LossNetwork(nn.Module):
         own = list(model.parameters())
         worker = model
         if any(parameter.dtype != dtype for parameter in own):
+            if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in own):
+                way_of(model)  # proved in float32, where rounding hides nothing; the copy is run in the same way
             shared = {id(held): held for held in own if not held.requires_grad and held.dtype == dtype}
             worker = copy.deepcopy(model, shared)
             # Buffers, such as the frequencies of rotary embeddings, keep their format.
