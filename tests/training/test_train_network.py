@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
+from stillroom.models import proof
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch
 from stillroom.signals.signal import DenseSignal, SparseSignal
@@ -191,6 +192,22 @@ def test_threads_do_not_make_results_depend_on_timing():
             network.refresh()
         found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_what_sixteen_bits_round_says_nothing_of_how_a_student_is_run(monkeypatch):
+    """One student's rounded copy seemed to be run wrongly by hand on one CPU: it was trained at half the speed, and no one knew."""
+    torch.set_num_threads(2)
+    proved, prove = [], proof._prove
+
+    def noted(model):
+        proved.append(next(model.parameters()).dtype)
+        return prove(model)
+
+    monkeypatch.setattr(proof, "_PROVED", {})
+    monkeypatch.setattr(proof, "_prove", noted)
+    assert LossNetwork(make_model("llama", rows=64, layers=2), torch.bfloat16).by_hand
+    assert proved == [torch.float32]
 
 
 @pytest.mark.usefixtures("own_threads")
