@@ -196,7 +196,7 @@ def test_threads_do_not_make_results_depend_on_timing():
 
 @pytest.mark.usefixtures("own_threads")
 def test_what_sixteen_bits_round_says_nothing_of_how_a_student_is_run(monkeypatch):
-    """One student's rounded copy seemed to be run wrongly by hand on one CPU: it was trained at half the speed, and no one knew."""
+    """One student's rounded copy seemed to be run wrongly by hand on one CPU: it was trained at half the speed, unsaid."""
     torch.set_num_threads(2)
     proved, prove = [], proof._prove
 

@@ -174,9 +174,9 @@ def position_error(
 ) -> float:
     """Difference of logits [L, C] by position, in units of ``sigma``: the largest, or with ``routed`` a robust one.
 
-    With ``coarse`` (16 bits) it is the root mean square over positions, of the first eight or of all, whichever is more, without
-    the worst eighth of them: after 27 layers rounding may change everything at one position of random text, on one CPU and not
-    on another, and what a wrong way changes is not at single positions.
+    With ``coarse`` (16 bits) it is the root mean square over positions, of the first eight or of all, whichever is more,
+    without the worst eighth of them: after 27 layers rounding may change everything at one position of random text, on one CPU
+    and not on another, and what a wrong way changes is not at single positions.
     """
     difference = (found.float() - expected.float()).square().mean(-1).sqrt() / sigma
     if not bool(torch.isfinite(difference).all()):
