@@ -65,7 +65,7 @@ def heal(
             compensates more of the errors that propagate.
     """
     widths = widths or Widths()
-    student_pass, teacher_pass = Layerwise(student, family, sample), Layerwise(teacher, family, sample)
+    student_pass, teacher_pass = (Layerwise(model, family, sample, rounded=True) for model in (student, teacher))
     residual_scale = float(getattr(student.config, "residual_multiplier", None) or 1.0)
     everywhere = everywhere and not family.norm_after and len(kept) < len(teacher_pass.layers)
     fit_feed_forward = widths.channels is not None or widths.hidden is not None or everywhere

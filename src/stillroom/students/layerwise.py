@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import fast_bfloat16
 from stillroom.models.families.family import Family
 from stillroom.models.forward import hidden_states
 from stillroom.models.passes import attention_of
@@ -31,12 +32,15 @@ class Layerwise:
         model: A causal language model.
         family: Its family.
         sample: Sequences; each is run by itself, so that memory holds one sequence's activations.
+        rounded: Compute the matrix products of a float32 model's layers in bfloat16, where a CPU has instructions for that: it
+            takes a quarter of their time. The stream between layers stays float32.
     """
 
-    def __init__(self, model: CausalModel, family: Family, sample: Sequences) -> None:
+    def __init__(self, model: CausalModel, family: Family, sample: Sequences, *, rounded: bool = False) -> None:
         self.model = model
         self.layers = family.layers(model)
         device = next(model.parameters()).device
+        self._rounded = rounded and device.type == "cpu" and fast_bfloat16(device.type)
         self.real = [row.nonzero().squeeze(1).to(device) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""
@@ -78,7 +82,11 @@ class Layerwise:
         with _catching(layer, caught), _ending_behind(layer, upto):
             for state, arguments in zip(self.states, self._arguments, strict=True):
                 more, named = arguments[self.place]
-                with attention_of(self.model, named), suppress(_Enough):
+                with (
+                    torch.autocast("cpu", torch.bfloat16, enabled=self._rounded),
+                    attention_of(self.model, named),
+                    suppress(_Enough),
+                ):
                     result = layer(state, *more, **named)
                     results.append(result[0] if isinstance(result, tuple) else result)
         return results, {name: self.pick(parts) for name, parts in caught.items()}
