@@ -9,6 +9,7 @@ from tiny_families import CHANNELS, FAMILIES, GROUPS, IDS, LAYERS, WIDTH, tiny, 
 from benchmarks.material import evenly_spaced
 from stillroom.models.families.registry import families, family_of
 from stillroom.models.forward import hidden_states
+from stillroom.students import layerwise
 from stillroom.students.heal import _normed_weights, _weights, heal, ridge_change
 from stillroom.students.importance import Sample, judged_kl, judged_logprobs
 from stillroom.students.layerwise import Layerwise
@@ -19,6 +20,8 @@ from stillroom.students.shrink import layer_choices, shrink
 from stillroom.students.widths import measure_orders, measure_widths, removal_order
 
 SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)
+HEALED = 0.605
+"""What the repair of the test below leaves of the KL of pruning."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,6 +35,35 @@ def test_the_walk_gives_what_the_whole_model_gives(family: str) -> None:
         assert torch.allclose(normed, hidden_states(model, part.ids, part.positions), atol=1e-6)
     # The model is as it was.
     assert all("forward" not in vars(layer) for layer in family_of(model).layers(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_walk_in_bfloat16_keeps_its_stream_in_float32(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repair walks so, where a CPU has instructions for it; nothing else does."""
+    model, part = tiny(family).float(), tiny_sequences(3)
+    monkeypatch.setattr(layerwise, "fast_bfloat16", lambda _device: True)
+    streams = {}
+    with torch.no_grad():
+        for rounded in (False, True):
+            walk = Layerwise(model, family_of(model), part, rounded=rounded)
+            walk.advance(LAYERS)
+            streams[rounded] = walk.stream
+            assert {state.dtype for state in walk.states} == {torch.float32}
+    error = float((streams[True] - streams[False]).norm() / streams[False].norm())
+    assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_repair_is_as_good_in_bfloat16(rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "fast_bfloat16", lambda _device: rounded)
+    model = tiny("llama", seed=3).float()
+    adapter, kept = family_of(model), [0, 1, 4, 5]
+    reference = judged_logprobs(model, SAMPLE.judge)
+    student = shrink_plainly(model, kept)
+    before = judged_kl(reference, student, SAMPLE.judge)
+    heal(student, model, adapter, kept, SAMPLE.fit, everywhere=True)
+    assert judged_kl(reference, student, SAMPLE.judge) / before == pytest.approx(HEALED, rel=0.02)
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
 
 
 def test_ridge_change_is_the_minimum() -> None:
