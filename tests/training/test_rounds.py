@@ -134,6 +134,7 @@ def test_rounds_divide_the_steps_and_keep_the_share(count: int, share: float, si
 
 def test_the_student_learns_from_its_own_text_and_everything_is_counted(whole: Run, settings_of: Any) -> None:
     notes = whole.stage("distill").record["notes"]
+    assert notes["passes"] in ("by hand", "packed")  # by the number of threads
     found = notes["rounds"]
     assert [entry["round"] for entry in found["rounds"]] == [2, 3]
     assert [entry["after_step"] for entry in found["rounds"]] == Division.of(

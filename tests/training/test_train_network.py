@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
 from stillroom.models import proof
+from stillroom.models.passes import WAY, Way
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import Batch
 from stillroom.signals.signal import DenseSignal, SparseSignal
@@ -206,8 +207,12 @@ def test_what_sixteen_bits_round_says_nothing_of_how_a_student_is_run(monkeypatc
 
     monkeypatch.setattr(proof, "_PROVED", {})
     monkeypatch.setattr(proof, "_prove", noted)
-    assert LossNetwork(make_model("llama", rows=64, layers=2), torch.bfloat16).by_hand
+    assert LossNetwork(make_model("llama", rows=64, layers=2), torch.bfloat16).passes == "by hand"
     assert proved == [torch.float32]
+    alone = make_model("llama", rows=64, layers=2)
+    for way, passes in ((Way(packed=True, blocks=True), "packed"), (Way(packed=False, blocks=False), "by row")):
+        setattr(alone, WAY, way)
+        assert LossNetwork(alone, torch.bfloat16).passes == passes
 
 
 @pytest.mark.usefixtures("own_threads")

@@ -125,6 +125,8 @@ class Training:
     """How weights and averages are stored."""
     checkpointing: bool = False
     """Whether activations are computed twice."""
+    passes: str = ""
+    """How the student's layers are computed (:attr:`LossNetwork.passes`), once it is known."""
     step_tokens: int = 0
     """Tokens of a full step."""
     untouched: list[str] = field(default_factory=list)
@@ -189,6 +191,7 @@ class Training:
             self.model, torch.float32 if divided else dtype, straight=lean, checkpointing=self.checkpointing
         )
         network.train()
+        self.passes = network.passes
         if divided:
             shard(network, self.model, self.group, dtype)
         if config.compile == "on":

@@ -99,6 +99,15 @@ class LossNetwork(nn.Module):
             value.backward()  # type: ignore[no-untyped-call]
 
     @property
+    def passes(self) -> str:
+        """How the layers are computed, for a run's record: ``by hand``, or by the model's own code with documents ``packed`` or
+        ``by row``, each in a row of its own.
+        """
+        if self.by_hand:
+            return "by hand"
+        return "packed" if way_of(self.worker).packed else "by row"
+
+    @property
     def by_hand(self) -> bool:
         """Whether :mod:`stillroom.models.stack` computes this model, where batches allow it."""
         return self._by_hand_layers() is not None

@@ -164,6 +164,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         **({"silent_positions": silent} if silent else {}),
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
+        passes=training.passes,
         **({"lora": lora} if lora is not None else {}),
         **({"rounds": in_rounds.record()} if in_rounds is not None else {}),
         **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
