@@ -171,13 +171,14 @@ def test_in_sixteen_bits_a_single_position_tells_nothing_and_several_do() -> Non
     """Rounding changed one position of 40 by 1.2 standard deviations, on one CPU, and nothing else; a packed student was then
     run document by document, at half the speed."""
 
-    def error(*changed: float) -> float:
+    def error(*changed: float, single: bool = False) -> float:
         expected = torch.zeros(40, 16)
         found = expected.clone()
         found[: len(changed)] = torch.tensor(changed)[:, None]
-        return proofs.position_error(found, expected, 1.0, routed=False, coarse=True)
+        return proofs.position_error(found, expected, 1.0, routed=False, coarse=True, single=single)
 
     assert error(1.2) == 0.0
+    assert error(1.2, single=True) > proofs._SAME_COARSE  # a token that is seen too early changes single positions
     assert error(0.2, 0.2, 0.2) > proofs._SAME_COARSE  # what a short convolution leaks from the document before
     assert error(*[0.1] * 40) == pytest.approx(0.1)
 
