@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from stillroom.models import compute
 from stillroom.planning.plan import stage_costs
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
@@ -162,6 +164,18 @@ def test_costs_are_the_ones_of_the_first_release(name: str) -> None:
     }
     assert found == EXPECTED[name]
     assert list(found) == list(EXPECTED[name])
+
+
+def test_the_repair_walks_as_fast_as_capturing_where_a_cpu_computes_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, fast = Recipe.model_validate(BASE), replace(PROFILE, capture_rate=6000.0)
+    found = {}
+    for rounded in (False, True):
+        monkeypatch.setattr(compute, "fast_bfloat16", lambda _device, rounded=rounded: rounded)
+        found[rounded] = stage_costs(recipe, counts("layers"), fast)["shrink"].seconds
+    assert found[False] == stage_costs(recipe, counts("layers"), PROFILE)["shrink"].seconds
+    assert 0.3 * found[False] < found[True] < found[False]
 
 
 def test_text_known_by_heart_is_one_pass_over_its_passages() -> None:

@@ -50,7 +50,18 @@ def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
         return OPEN_STUDENT_SECONDS
     work = _Pruning(student, counts, counts.teacher_shape, counts.student_shape)
-    return work.tokens / profile.exact_rate + work.operations / profile.matrix_rate
+    walked = work.walked / _walk_rate(recipe, profile)
+    return (work.tokens - work.walked) / profile.exact_rate + walked + work.operations / profile.matrix_rate
+
+
+def _walk_rate(recipe: Recipe, profile: Profile) -> float:
+    """Tokens per second through the teacher's layers where the repair walks them: in bfloat16 on a CPU that has instructions
+    for it, where capturing, which does the output layer too, is at most as fast.
+    """
+    from stillroom.models.compute import choose_device, fast_bfloat16
+
+    rounded = choose_device(recipe.compute).type == "cpu" and fast_bfloat16("cpu")
+    return max(profile.exact_rate, profile.capture_rate) if rounded else profile.exact_rate
 
 
 @dataclass(frozen=True)
@@ -129,16 +140,26 @@ class _Pruning:
             if self.candidates and self.student.importance.leave_one_out:
                 tokens += self.counts.sequence_length * self.teacher_shape.layers / 2
             tokens += self.candidates * self.judge * self.ratio
-            if self.student.heal:
-                # The teacher once, the student about twice: once to record inputs, once to go on with what was repaired.
-                tokens += (self.candidates * self.screen + self.repair) * (1 + 2 * self.ratio)
             if self.narrower:
                 tokens += self.fit
         if self.student.target is not None:
-            # Two sizes of each axis and the shortlist are pruned, repaired and evaluated on the screening part.
-            tried = 2 * len(self.student.target.axes) + 3
-            tokens += tried * 4 * (self.screen * (1 + 2 * self.ratio) + self.judge)
-        return tokens
+            tokens += self.tried * self.judge
+        return tokens + self.walked
+
+    @property
+    def tried(self) -> int:
+        """Shapes that the search prunes, repairs and evaluates on the screening part: two sizes of each axis, a shortlist."""
+        return 4 * (2 * len(self.student.target.axes) + 3) if self.student.target is not None else 0
+
+    @property
+    def walked(self) -> float:
+        """Those of the tokens that the repair takes through the layers: the teacher's once, the student's about twice, to
+        record inputs, and to go on with what was repaired.
+        """
+        repaired = self.tried * self.screen
+        if self.student.heal and not self.only_vocabulary:
+            repaired += self.candidates * self.screen + self.repair
+        return repaired * (1 + 2 * self.ratio)
 
     @property
     def operations(self) -> float:
