@@ -236,6 +236,19 @@ def test_no_ratio_to_a_baseline_that_had_less() -> None:
     assert not baseline_comparison({"distill": spent(1, 1.0), "baseline": None})["claimed"]
 
 
+def test_a_baseline_is_compared_by_the_seconds_of_its_steps():
+    """The student's stage measures the teacher's entropy too: seven seconds in which nothing is trained."""
+
+    def spent(seconds, training):
+        return {"seconds": seconds, "notes": {"tokens": 1000, "training_seconds": training}}
+
+    fair = baseline_comparison({"distill": spent(148.0, 131.7), "baseline": spent(139.0, 131.3)})
+    assert fair["claimed"]
+    assert fair["seconds"] == {"student": 131.7, "baseline": 131.3}
+    less = baseline_comparison({"distill": spent(148.0, 131.7), "baseline": spent(160.0, 120.0)})
+    assert less["reason"] == "the baseline had 120 seconds of training, the student 132"
+
+
 def test_a_measure_alone_and_nothing_again(finished: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (finished / "measures").glob("*.json")}
     shown = CliRunner().invoke(

@@ -109,7 +109,9 @@ def test_the_rate_is_that_of_adapters_and_a_mixture_says_what_stays(
     settings["export"]["gguf"] = []
     run = stillroom.run(Recipe.model_validate(settings), tmp_path, until="distill")
     assert "without adapters: " in capsys.readouterr().err
-    notes = run.stage("distill").record["notes"]
+    record = run.stage("distill").record
+    notes = record["notes"]
+    assert 0 < notes["training_seconds"] < record["seconds"]
     assert any("experts" in name for name in notes["lora"]["matrices_without"])
     from stillroom.training.adapters import faster
     from stillroom.training.sweep import HIGHEST, table_rate

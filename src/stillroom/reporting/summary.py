@@ -126,7 +126,9 @@ def baseline_comparison(stages: dict[str, dict[str, Any] | None]) -> dict[str, A
     """
     records = {name: stages.get(stage) or {} for name, stage in (("student", "distill"), ("baseline", "baseline"))}
     tokens = {name: record.get("notes", {}).get("tokens") for name, record in records.items()}
-    seconds = {name: record.get("seconds") for name, record in records.items()}
+    seconds = {name: record.get("notes", {}).get("training_seconds") for name, record in records.items()}
+    if not all(seconds.values()):  # of releases that counted whole stages: the student's also measures the teacher
+        seconds = {name: record.get("seconds") for name, record in records.items()}
     reasons = []
     for spent, words, least in ((tokens, "tokens", 1.0), (seconds, "seconds of training", SAME_SECONDS)):
         mine, theirs = spent["student"], spent["baseline"]

@@ -129,6 +129,8 @@ class Training:
     """How the student's layers are computed (:attr:`LossNetwork.passes`), once it is known."""
     step_tokens: int = 0
     """Tokens of a full step."""
+    step_seconds: float = 0.0
+    """Seconds of the steps that this process made, without validations and checkpoints."""
     untouched: list[str] = field(default_factory=list)
     """Trained parameters that no step had a gradient for, by name."""
     silent: int = 0
@@ -234,10 +236,12 @@ class Training:
                     rate = learning_rate(config, state.step, steps, peak)
                     # 0 asks for a checkpoint after every step. In a group rank 0's clock counts.
                     pause = config.checkpoint_seconds and max(config.checkpoint_seconds, took / CHECKPOINT_SHARE)
-                    due = self.group.first and time.monotonic() - saved >= pause
+                    started = time.monotonic()
+                    due = self.group.first and started - saved >= pause
                     batches = [next(stream) for _ in range(group)]
                     self.silent += sum(batch.silent for batch in batches)
                     done = run_step(batches, rate, state.step, (due, bool(terminated)))
+                    self.step_seconds += time.monotonic() - started
                     state.step += 1
                     state.clipped += done.gradient_norm > config.gradient_clip
                     self.losses.append(done.loss)

@@ -26,7 +26,7 @@ from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.projected import FILE, needed, projected_entropy
 from stillroom.teachers.several import open_signals
 from stillroom.training import adapters, extension
-from stillroom.training.checkpoint import best_weights
+from stillroom.training.checkpoint import State, best_weights
 from stillroom.training.checkpoint_copy import CheckpointCopy
 from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Stretch, Training, require_alone
@@ -165,6 +165,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         passes=training.passes,
+        **({"training_seconds": seconds} if in_rounds is None and (seconds := _seconds(training, state)) else {}),
         **({"lora": lora} if lora is not None else {}),
         **({"rounds": in_rounds.record()} if in_rounds is not None else {}),
         **({"state": training.state, "gradient_checkpointing": True} if training.checkpointing else {})
@@ -172,6 +173,12 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         threads=torch.get_num_threads(),
         **({"extends": {"result": begin.came_from, "from_step": begin.step}} if begin is not None else {}),
     )
+
+
+def _seconds(training: Training, state: State) -> float:
+    """Seconds of all steps, by those that this process made; 0 where it made none."""
+    made = len(training.losses)
+    return round(training.step_seconds / made * state.step, 3) if made else 0.0
 
 
 def _copies(run: Run, stage: Stage, progress: Progress) -> CheckpointCopy | None:
