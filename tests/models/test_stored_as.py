@@ -59,6 +59,14 @@ def test_an_fp8_teacher_is_what_its_dequantized_weights_make(fp8: Path, original
     assert (first.quantization, first.notes) == (None, ())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_of_it_is_in_the_dtype_that_was_asked_for(fp8: Path, dtype: torch.dtype) -> None:
+    """transformers leaves norms and embeddings as the file has them; then nothing computes where bfloat16 is fast."""
+    loaded = load_teacher(HuggingFaceTeacher(name=str(fp8)), "cpu", dtype)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
+    assert bool(torch.isfinite(loaded.model(input_ids=IDS).logits).all())
+
+
 def test_its_identity_and_record_say_so(fp8: Path, original: Path) -> None:
     def opened(folder: Path) -> LocalTeacher:
         return LocalTeacher.open(HuggingFaceTeacher(name=str(folder)), torch.device("cpu"), torch.float32)

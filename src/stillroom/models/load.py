@@ -369,7 +369,7 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
                 f"its language model (`{model.config.model_type}`) is taken from a `{kind.config.model_type}` model",
             )
     if quantization is not None:
-        _require_dequantized(str(folder), whole)
+        _require_dequantized(str(folder), whole, dtype)
     require_whole(str(folder), info, stored)
     require_stored(str(folder), whole, stored, quantized=quantization is not None)
     require_tied(str(folder), model)
@@ -384,6 +384,8 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> tuple[CausalModel, tuple[s
             options |= as_floats(said)
             again: Any = opener.from_pretrained(folder, **options)[0] if kind.inside is None else None
         if again is not None:
+            if quantization is not None:
+                _require_dequantized(str(folder), again, dtype)
             require_same(str(folder), model, again)
     return _plain(model), notes
 
@@ -422,11 +424,12 @@ def _plain(model: Any) -> CausalModel:
     return loaded
 
 
-def _require_dequantized(where: str, model: Any) -> None:
-    """Have a model that was quantized saved as the floats it is, and refuse one that is not floats.
+def _require_dequantized(where: str, model: Any, dtype: torch.dtype) -> None:
+    """Have a model that was quantized computed in one dtype and saved as the floats it is, and refuse one that is not floats.
 
     transformers keeps how it read the files and does the reverse when the model is saved: the weights would be quantized
-    again, all of them, without a word of it in the config.
+    again, all of them, without a word of it in the config. And the tensors that were not quantized stay as the file has them,
+    whatever dtype was asked for: matrices in bfloat16 behind norms in float32 cannot be computed.
 
     Raises:
         UnsupportedModel: A tensor is not floats; names it.
@@ -444,6 +447,8 @@ def _require_dequantized(where: str, model: Any) -> None:
                 f"{where}: transformers left the tensor {name} quantized ({str(parameter.dtype).removeprefix('torch.')}).",
                 "Give the folder it was made from, or a GGUF file of it.",
             )
+        if not any(part in name for part in getattr(model, "_keep_in_fp32_modules_strict", None) or ()):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _card_licence(folder: Path) -> str | None:
