@@ -119,9 +119,8 @@ def cut(model, text, shape, family):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_shrink(device, once, family, monkeypatch):
-    monkeypatch.setattr(
-        layerwise, "fast_bfloat16", lambda _: False
-    )  # the repair rounds on some CPUs, and not elsewhere
+    # On some CPUs the repair rounds, and nowhere else.
+    monkeypatch.setattr(layerwise, "fast_bfloat16", lambda _: False)
     text = tiny_sequences(6)
     model = tiny(family, dtype=torch.float32)
     whole = Anatomy.of(model, family_of(model), 0).teacher

@@ -193,12 +193,12 @@ class Training:
             self.model, torch.float32 if divided else dtype, straight=lean, checkpointing=self.checkpointing
         )
         network.train()
-        self.passes = network.passes
         if divided:
             shard(network, self.model, self.group, dtype)
         if config.compile == "on":
             require_compiler(self.device)
             compile_layers(network.worker)
+        self.passes = network.passes
         optimizer = (
             make_optimizer(self.model, config)
             if self.state == "plain"
