@@ -99,6 +99,8 @@ def test_documents_that_are_too_long_are_left_out_and_counted(tmp_path: Path) ->
     assert corpus.ledger["too_long"] == corpus.ledger["sources"][0]["too_long"] == 7
     with pytest.raises(CorpusError, match="skip_longer_than"):
         build(write(tmp_path / "b.jsonl", *short, *long), skip_longer_than=150, train_tokens=10_000)
+    with pytest.raises(CorpusError, match=r"Nothing is left for the train split(.|\n)*raise `corpus.skip_longer_than`"):
+        build(write(tmp_path / "c.jsonl", *long), skip_longer_than=150)
 
 
 def test_the_ledger_adds_up(tmp_path: Path) -> None:

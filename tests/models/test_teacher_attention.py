@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, make_model
 from torch.nn import functional
 
-from stillroom.models.attention import applies, blocks_of, packed_attention
+from stillroom.models.attention import BLOCK, applies, blocks_of, packed_attention
 from stillroom.models.forward import hidden_states
 
 
@@ -69,6 +69,32 @@ def test_models_compute_the_same(family):
     for ours, theirs in zip(*found, strict=True):
         assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
     assert model.config._attn_implementation in ("sdpa", "eager")
+
+
+def test_few_shapes_of_products_whatever_the_documents():
+    """For each shape that is new to it, oneDNN makes code first."""
+    torch.manual_seed(0)
+    shapes = set()
+    for _ in range(30):
+        positions = packed_positions([*torch.randint(1, 200, (30,)).tolist(), 512], 512)[None]
+        shapes |= {(block.end - block.begin, block.end - block.first) for block in blocks_of(positions, torch.float32)}
+    assert len(shapes) <= 512 // BLOCK
+
+
+def test_under_autocast_outputs_and_gradients_are_those_of_float32_but_for_rounding():
+    model = make_model("llama", rows=64, layers=2)
+    ids = torch.randint(64, (2, 150), generator=torch.Generator().manual_seed(0))
+    positions = torch.stack([packed_positions([70, 80], 150), packed_positions([10, 120, 20], 150)])
+    found = []
+    for rounds in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            hidden = hidden_states(model, ids, positions).float()
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view(hidden.shape)).sum().backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((hidden.detach(), torch.cat(grads)))
+    for exact, rounded in zip(*found, strict=True):
+        assert 0 < float((rounded - exact).norm()) <= 2e-2 * float(exact.norm())
 
 
 def test_a_document_does_not_see_the_one_before():

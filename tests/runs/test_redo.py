@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from stillroom.core.errors import CorpusError, RunError, StillroomError
 from stillroom.recipe.reading import recipe_of
 from stillroom.runs.known import Known, difference, made_from
 from stillroom.runs.run import Run
+from stillroom.runs.stages import stages_of
 from stillroom.training import extension
 from tests.conftest import OWN
 
@@ -531,6 +533,37 @@ def test_numbers_of_an_earlier_student_are_told_for_no_other(project: Path) -> N
         pack(Run.open(run.path))
     pipeline.finish(Run.open(run.path))
     assert pack(Run.open(run.path)).is_dir()
+
+
+def test_a_result_that_was_changed_by_hand_is_told_to_nobody(project: Path) -> None:
+    from stillroom.packages.pack import pack
+
+    change(project, "export", {"gguf": ["F16"], "check_tokens": 16})
+    change(project, "baseline", False)
+    change(project, "evaluate", {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100})
+    run = pipeline.run(project / "tiny.yaml", quiet=True)
+    tried = 0
+    for spec in stages_of(run.recipe):
+        for name in (run.stage(spec.name).record or {})["outputs"]:
+            path = run.stage(spec.name).path / name
+            kept, times = path.read_bytes(), path.stat()
+            changed = bytearray(kept)
+            changed[len(kept) // 2] ^= 1
+            # The same bytes in number, and the file's own times, as far as they can be set.
+            path.write_bytes(changed)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            words = re.escape(f"a file of the stage `{spec.name}` is not what the stage wrote: {name} ")
+            for told in (pipeline.finish, pack):
+                with pytest.raises(RunError, match=words):
+                    told(Run.open(run.path))
+            path.write_bytes(kept)
+            tried += 1
+    assert tried > 15
+    shards = [*(run.path / "capture").rglob("*.safetensors")]
+    assert shards
+    for shard in shards:  # what only training reads takes room, and may be deleted
+        shard.unlink()
+    pipeline.finish(Run.open(run.path))
 
 
 def test_a_student_is_not_measured_by_the_vocabulary_of_another(project: Path) -> None:

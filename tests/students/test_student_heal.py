@@ -82,6 +82,18 @@ def test_ridge_change_is_the_minimum() -> None:
         assert loss(change + nudge) > loss(change)
 
 
+def test_a_change_from_rounded_moments_is_nearly_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, wanted = torch.randn(3000, 24, generator=generator), torch.randn(16, 24, generator=generator)
+    inputs[:, 1::2] += inputs[:, ::2]  # inputs go together, as channels do
+    missing = inputs @ wanted.T + torch.randn(3000, 16, generator=generator)
+    weights = torch.rand(3000, generator=generator) * 4
+    exact, rounded = (ridge_change(inputs, missing, weights, rounded=rounded) for rounded in (False, True))
+    assert float((rounded - exact).norm() / exact.norm()) < 5e-3
+    assert not torch.equal(rounded, exact)
+    assert rounded.dtype == torch.float32
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_redundant_channels_and_heads_are_made_up_for(family: str) -> None:
     """Every removed channel is a copy of a kept one, and every removed group too: the repair finds that out exactly."""

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 GRADIENT_BARS = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 """Of the gradient's relative error; float32 gives about 1e-6, bfloat16 about 1e-2."""
 APART = 0.25
-"""Nats between teacher and student that no entry falls below: nearer ones change their sign by rounding alone, and the gradients of
-total variation and of acceptance are made of signs."""
+"""Nats between teacher and student that no entry falls below: nearer ones change their sign by rounding alone, and the
+gradients of total variation and of acceptance are made of signs."""
 TAU = 1 / 24
 
 

@@ -282,6 +282,8 @@ def _count(name: str, pieces: Pieces, ledgers: list[SourceLedger]) -> None:
 def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: int, config: CorpusConfig) -> None:
     there = f"{documents:,} document{'s' * (documents != 1)}"
     share = "" if name == "train" else f" or raise `corpus.{name}_share`"
+    if config.skip_longer_than is not None:
+        share += ", or raise `corpus.skip_longer_than`"
     if int(pieces.targets.sum()) == 0:
         raise CorpusError(
             f"Nothing is left for the {name} split: the corpus has {there} without empty ones and duplicates.",
@@ -289,8 +291,6 @@ def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: 
             "Training, validation and held-out text each need one with two tokens or more.",
         )
     if limit is not None and pieces.tokens < limit:
-        if config.skip_longer_than is not None:
-            share += ", raise `corpus.skip_longer_than`"
         capped_ = (
             f" `corpus.max_document_tokens` leaves out {over:,} more of long documents: raising it takes them in."
             if over

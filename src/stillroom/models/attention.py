@@ -52,7 +52,9 @@ def blocks_of(positions: torch.Tensor, dtype: torch.dtype) -> list[Block]:
     found = []
     for begin in range(0, length, BLOCK):
         end = min(begin + BLOCK, length)
-        first = int(starts[:, begin].min())
+        # Few different numbers of keys: for every shape that is new to it, oneDNN makes code first, which takes as long as
+        # the product.
+        first = int(starts[:, begin].min()) // BLOCK * BLOCK
         keys = index[first:end]
         allowed = (keys <= index[begin:end, None]) & (keys >= starts[:, begin:end, None])
         # Keys up to the first one that somebody may not see need no mask.
@@ -205,5 +207,9 @@ def _interface(
     ):
         raise NotImplementedError(f"not plain attention: {asked or 'a mask or window of its own'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Rotary embeddings may have raised queries and keys to another format than values have.
-    return packed_attention(query, key.to(query.dtype), value.to(query.dtype), blocks, scale), None
+    # Rotary embeddings may have raised queries and keys to another format than values have; under autocast each product of
+    # each block would be given its own rounded copies.
+    rounds = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if rounds else query.dtype
+    with torch.autocast("cpu", enabled=False) if rounds else contextlib.nullcontext():
+        return packed_attention(query.to(dtype), key.to(dtype), value.to(dtype), blocks, scale), None

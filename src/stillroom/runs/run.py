@@ -518,13 +518,19 @@ class Stage:
             return now is None or since is None or files.digest_json(since) == now
         return bool(now == before)
 
-    def damaged(self) -> list[str]:
-        """Outputs of a finished stage that are missing or not what they were, and how."""
+    def damaged(self, *, missing: bool = True) -> list[str]:
+        """Outputs of a finished stage that are missing or not what they were, and how.
+
+        Args:
+            missing: Whether one that is missing counts.
+        """
         record = self.record
         found = []
         for name, entry in record["outputs"].items() if record is not None else ():
             path = self.path / name
             try:
+                if not missing and not path.exists():
+                    continue
                 if not path.is_file():
                     found.append(f"{name} is {'a folder' if path.is_dir() else 'missing'}")
                 elif path.stat().st_size != entry["bytes"]:

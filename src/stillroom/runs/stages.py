@@ -240,28 +240,45 @@ def unfinished(made: Run) -> list[tuple[str, str | None]]:
 
 
 def require_finished(made: Run) -> None:
-    """Refuse to say of a run what belongs to different results of it.
+    """Refuse to say of a run what belongs to different results of it, or what none of its stages wrote.
+
+    A file that is gone is left to who reads it: what a stage keeps for others takes room, and may be deleted.
 
     Raises:
-        RunError: A stage is not finished, or was finished with an earlier result of another one.
+        RunError: A stage is not finished, or was finished with an earlier result of another one, or a file of it was
+            changed since.
     """
     for name, other in unfinished(made):
         if other is None:
             raise RunError(f"{made.path}: the stage `{name}` is not finished.", f"Finish it: stillroom run {made.path}")
         raise _of_earlier(made, name, other)
+    _require_unchanged(made, stages_of(made.recipe))
 
 
 def require_one_result(made: Run, name: str) -> None:
     """Refuse a stage that was done with an earlier result of one that it needs, directly or not: a student whose vocabulary
-    was chosen anew since would be measured by another one's.
+    was chosen anew since would be measured by another one's. Nor may a file of one of them have been changed since.
 
     Raises:
         RunError: It was.
     """
-    chain = {spec.name for spec in with_needs(stages_of(made.recipe), name)}
+    chain = with_needs(stages_of(made.recipe), name)
     for found, other in unfinished(made):
-        if found in chain and other is not None:
+        if found in {spec.name for spec in chain} and other is not None:
             raise _of_earlier(made, found, other)
+    _require_unchanged(made, chain)
+
+
+def _require_unchanged(made: Run, specs: Sequence[StageSpec]) -> None:
+    """Refuse files that are not what the stages wrote. One that is gone is left to who reads it."""
+    for spec in specs:
+        changed = made.stage(spec.name).damaged(missing=False)
+        if changed:
+            raise RunError(
+                f"{made.path}: a file of the stage `{spec.name}` is not what the stage wrote: {changed[0]}.",
+                f"Put it back as it was, or do the stage again: stillroom run {made.path}",
+            )
+    made.known.save()
 
 
 def _of_earlier(made: Run, name: str, other: str) -> RunError:

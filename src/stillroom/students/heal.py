@@ -35,8 +35,8 @@ RIDGE = 0.3
 """Ridge penalty on the change of a matrix, as a share of the mean square of its inputs."""
 POWER = 0.5
 """A token weighs one over its mean square to this power."""
-AT_ONCE = 8192
-"""Tokens whose products are computed at a time."""
+AT_ONCE, ROUNDED_AT_ONCE = 8192, 1024
+"""Tokens whose products are computed at a time; in bfloat16 fewer, because each sum over them is rounded once."""
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ class _Repair:
                 weights = _weights(target)
                 missing += target.sub_(self.student.stream).div_(self.scale)
             del before, aim
-            _fit(family.attention_matrix(self.layer), seen.pop(f"in:{name}"), missing, weights)
+            _fit(family.attention_matrix(self.layer), seen.pop(f"in:{name}"), missing, weights, self.student.rounded)
         return _cut(caught[f"out:{feed}"], self.hidden) if output else None
 
     def feed_forward(self, output: torch.Tensor | None) -> None:
@@ -162,13 +162,15 @@ class _Repair:
             missing = target.sub_(self.student.pick(results)).div_(self.scale)
         del target
         inputs = seen.pop(f"in:{name}")
-        change = _fit(family.feed_forward_matrix(self.layer), inputs, missing, weights)
+        change = _fit(family.feed_forward_matrix(self.layer), inputs, missing, weights, self.student.rounded)
         del missing
         # The layer's new output follows from the matrix's inputs; behind a norm it has to be run again.
         if output is not None:
             results = self.student.run()[0]
         else:
-            results = self.student.add(inputs @ change.T, results, self.scale)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.student.rounded):
+                added = inputs @ change.T
+            results = self.student.add(added, results, self.scale)
         self.student.move(results)
 
     @property
@@ -213,7 +215,9 @@ def _normed_weights(output: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     return _weights(stream) / output.square().mean(1).clamp_min(1e-12)
 
 
-def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _fit(
+    module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, rounded: bool
+) -> torch.Tensor:
     """Change a linear layer's matrix so that it adds what its output lacks; returns the change [H, F].
 
     Args:
@@ -221,14 +225,15 @@ def _fit(module: nn.Linear, inputs: torch.Tensor, missing: torch.Tensor, weights
         inputs: Its inputs, [N, F].
         missing: What its output lacks, [N, H].
         weights: What an error weighs at each token, [N].
+        rounded: As in :func:`ridge_change`.
     """
-    change = ridge_change(inputs, missing, weights / weights.mean())
+    change = ridge_change(inputs, missing, weights / weights.mean(), rounded=rounded)
     matrix_of(module).add_(change.to(module.weight.dtype))
     return change
 
 
 def ridge_change(
-    inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE
+    inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE, *, rounded: bool = False
 ) -> torch.Tensor:
     """Weighted ridge regression: the matrix M [H, F] that minimizes ``Σ w |M x − missing|² + λ |M|²``.
 
@@ -240,20 +245,25 @@ def ridge_change(
         missing: [N, H].
         weights: w, [N].
         ridge: Share of the inputs' weighted mean square.
+        rounded: Compute the sums of products over a thousand tokens in bfloat16; what they add up to stays exact.
     """
-    gram, cross = _moments(inputs, missing, weights)
+    gram, cross = _moments(inputs, missing, weights, rounded)
     diagonal = gram.diagonal()
     diagonal.add_(ridge * diagonal.mean() + 1e-12)
     change: torch.Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(inputs)
     return change
 
 
-def _moments(inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(
+    inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, rounded: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Xᵀ W X, [F, F], and Xᵀ W missing, [F, H], added up over parts of the sample: a weighted copy of it is never whole."""
     width = inputs.shape[1]
     gram, cross = exact(inputs.new_zeros(width, width)), exact(inputs.new_zeros(width, missing.shape[1]))
-    for part, lacks, share in zip(*(torch.split(rows, AT_ONCE) for rows in (inputs, missing, weights)), strict=True):
-        weighted = part * share[:, None]
-        gram += exact(part.T @ weighted)
-        cross += exact(weighted.T @ lacks)
+    dtype, at_once = (torch.bfloat16, ROUNDED_AT_ONCE) if rounded else (inputs.dtype, AT_ONCE)
+    roots = weights.sqrt()
+    for part, lacks, root in zip(*(torch.split(rows, at_once) for rows in (inputs, missing, roots)), strict=True):
+        weighted = (part * root[:, None]).to(dtype)
+        gram += exact(weighted.T @ weighted)
+        cross += exact(weighted.T @ (lacks * root[:, None]).to(dtype))
     return gram, cross

@@ -40,7 +40,8 @@ class Layerwise:
         self.model = model
         self.layers = family.layers(model)
         device = next(model.parameters()).device
-        self._rounded = rounded and device.type == "cpu" and fast_bfloat16(device.type)
+        self.rounded = rounded and device.type == "cpu" and fast_bfloat16(device.type)
+        """Whether products are computed in bfloat16."""
         self.real = [row.nonzero().squeeze(1).to(device) for row in sample.segments >= 0]
         self.states: list[torch.Tensor] = []
         """Input of the next layer, [1, L, H] a sequence."""
@@ -83,7 +84,7 @@ class Layerwise:
             for state, arguments in zip(self.states, self._arguments, strict=True):
                 more, named = arguments[self.place]
                 with (
-                    torch.autocast("cpu", torch.bfloat16, enabled=self._rounded),
+                    torch.autocast("cpu", torch.bfloat16, enabled=self.rounded),
                     attention_of(self.model, named),
                     suppress(_Enough),
                 ):
