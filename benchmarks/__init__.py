@@ -1,1 +1,22 @@
 """Programs that measure, and print what they measured as JSON. Never part of a test."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from stillroom.core.errors import StillroomError
+
+_trace = sys.excepthook
+
+
+def _tell(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """What a user can mend is told in its own words; anything else is a fault here, with all that Python knows of it."""
+    if isinstance(error, StillroomError):
+        sys.stderr.write(f"{error}\n")
+    else:
+        _trace(kind, error, where)
+
+
+if sys.argv[0] == "-m":  # so it is while Python looks for the program that is asked for
+    sys.excepthook = _tell

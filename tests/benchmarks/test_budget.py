@@ -1,7 +1,9 @@
 """Budgets in CPU seconds: the arithmetic, and that a process tree is counted whole."""
 
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,12 @@ def test_this_process_has_spent_what_it_says() -> None:
     while time.process_time() < end:
         pass
     assert budget.tree_seconds() - begun >= 0.15
+
+
+def test_a_mistake_is_told_in_its_own_words_and_not_as_a_traceback(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.yaml")
+    command = [sys.executable, "-m", "benchmarks.quickstart", "--recipe", missing]
+    found = subprocess.run(command, cwd=Path(budget.__file__).parents[1], capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert f"{missing}: no such recipe." in found.stderr
+    assert "Traceback" not in found.stderr

@@ -239,6 +239,9 @@ def test_targets_are_linear_layers_by_the_end_of_their_names() -> None:
     assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert adapters.record(model, LORA)["matrices_without"] == []
     assert LoraConfig(targets="q_proj").targets == ("q_proj",)
+    for names in ([], [""], "", ["q_proj", " "]):
+        with pytest.raises(ValueError, match="an empty name stands for no layer"):
+            LoraConfig(targets=names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

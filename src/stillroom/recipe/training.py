@@ -30,7 +30,7 @@ class LoraConfig(Section):
     """Inner size of an adapter (`r` in peft): it has `rank` times the sum of its layer's two sizes in parameters."""
     alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
     """An adapter's product counts `alpha / rank` times."""
-    targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
+    targets: Literal["auto"] | tuple[str, ...] = "auto"
     """Linear layers that get an adapter, by the end of their names, such as `[q_proj, v_proj]`. `auto` takes every linear
     layer but the output layer (`all-linear` in peft)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -42,8 +42,13 @@ class LoraConfig(Section):
     @field_validator("targets", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:
-        """One name may be written without brackets."""
-        return (value,) if isinstance(value, str) and value != "auto" else value
+        """One name may be written without brackets; none is empty."""
+        names = (value,) if isinstance(value, str) and value != "auto" else value
+        if isinstance(names, (list, tuple)) and (not names or "" in [str(name).strip() for name in names]):
+            raise ValueError(
+                "an empty name stands for no layer: name some, such as `[q_proj, v_proj]`, or write `auto`"
+            )
+        return names
 
 
 class RoundsConfig(Section):
