@@ -561,7 +561,7 @@ def test_a_result_that_was_changed_by_hand_is_told_to_nobody(project: Path) -> N
     assert tried > 15
     shards = [*(run.path / "capture").rglob("*.safetensors")]
     assert shards
-    for shard in shards:  # what only training reads takes room, and may be deleted
+    for shard in shards:  # what only training reads can be large, and may be deleted
         shard.unlink()
     pipeline.finish(Run.open(run.path))
 

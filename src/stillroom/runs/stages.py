@@ -242,7 +242,7 @@ def unfinished(made: Run) -> list[tuple[str, str | None]]:
 def require_finished(made: Run) -> None:
     """Refuse to say of a run what belongs to different results of it, or what none of its stages wrote.
 
-    A file that is gone is left to who reads it: what a stage keeps for others takes room, and may be deleted.
+    A file that is gone is left to who reads it: what a stage keeps for others can be large, and may be deleted.
 
     Raises:
         RunError: A stage is not finished, or was finished with an earlier result of another one, or a file of it was
