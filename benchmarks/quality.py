@@ -54,7 +54,7 @@ from stillroom.teachers.local import LocalTeacher
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
-from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.optimizer import OBSERVED_SHARE, clip_gradients, make_optimizer, set_rate
 from stillroom.training.schedule import batch_order, learning_rate
 
 LAYERS, LENGTH, BATCH = 8, 256, 4
@@ -176,6 +176,7 @@ def train(
     epochs: int = 1,
     dtype: torch.dtype | None = None,
     order: list[list[int]] | None = None,
+    output_share: float = 1.0,
 ) -> Any:
     """A student trained from the start; returns it.
 
@@ -188,21 +189,21 @@ def train(
         epochs: Passes over the text.
         dtype: Number format of the network, if not the fastest of this processor.
         order: Sequences of each step, if not so many passes in the order of the seed.
+        output_share: Share of the learning rate that the output layer takes.
     """
     model = copy.deepcopy(start)
     source = BatchSource(text, vocabulary, None)
     objective = None if signals is None else make_objective("forward_kl")
     loss = FusedLoss(objective, 0.0 if objective else 1.0, 1.0, vocabulary.student_used, biased=True)
     network = LossNetwork(model, dtype or material.fastest())
-    optimizer = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model, CONFIG, output_share)
     order = order or batch_order(len(text), BATCH, epochs, seed)
     for step, indices in enumerate(order):
         if signals is not None and step % (len(order) // epochs) == 0:
             now = signals(step * epochs // len(order))
             cache: Any = Signals(dict(zip(text.digests, now, strict=True)))
             source.cache = cache
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(CONFIG, step, len(order), RATE)
+        set_rate(optimizer, learning_rate(CONFIG, step, len(order), RATE))
         batch = source.batch(indices)
         network(batch, loss, float(len(batch.targets))).value.backward()
         network.collect()
@@ -307,7 +308,7 @@ def coarse_part(
 
     states_folder = None if work is None else work.with_name(f"{work.stem}-states")
     original = material.corpus(loaded, LENGTH, tokens, HELDOUT_TOKENS if tokens >= HELDOUT_TOKENS else LENGTH)
-    prefix = f"repaired-{layers}-{tokens}-{str(material.fastest()).removeprefix('torch.')}"
+    prefix = f"repaired-{layers}-{tokens}-{str(material.fastest()).removeprefix('torch.')}-{OBSERVED_SHARE}"
     names = [f"{prefix}/{method}/{seed}" for seed in seeds for method in COARSE_METHODS]
     if any(name not in results for name in [*names, f"{prefix}/start"]):
         start, to_student = repaired_start(loaded, layers, *original)
@@ -333,7 +334,8 @@ def coarse_part(
             _, method, seed = name.split("/")
             taught: Any = lazily if method == "dense" else [listed(method, make()) for make in lazily]
             begun = time.monotonic()
-            network = train(start, train_text, vocabulary, always(taught), int(seed))
+            share = 1.0 if method == "dense" else OBSERVED_SHARE  # as a run takes it
+            network = train(start, train_text, vocabulary, always(taught), int(seed), output_share=share)
             kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
             results[name] = {"kl": kl}
             sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")

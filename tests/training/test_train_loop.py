@@ -6,6 +6,8 @@ import dataclasses
 import math
 import re
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ from torch import nn
 from stillroom.core.errors import CorpusError, EnvironmentProblem, TrainingDiverged
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
-from stillroom.recipe.capture import DenseCodec, ThresholdCodec
+from stillroom.recipe.capture import DenseCodec, ObservedCodec, ThresholdCodec
+from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent
 from stillroom.recipe.training import DistillConfig
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.identity import CacheIdentity
@@ -28,9 +31,11 @@ from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.training import compiled, loop
 from stillroom.training.checkpoint import State, load_checkpoint, save_checkpoint, unique_tensors
+from stillroom.training.lean import LeanAdamW
 from stillroom.training.loop import Training
-from stillroom.training.optimizer import clip_gradients, make_optimizer
+from stillroom.training.optimizer import OBSERVED_SHARE, clip_gradients, make_optimizer, set_rate
 from stillroom.training.schedule import batch_order, learning_rate, stable_steps, warmup_steps
+from stillroom.training.stage import output_share
 from stillroom.training.sweep import table_rate
 
 ROWS, LENGTH, CPU = 48, 16, torch.device("cpu")
@@ -212,6 +217,61 @@ def test_nothing_to_train_on_is_refused(taught, tmp_path):
     training = a_training(([texts[0].take(0), texts[1]], caches), tmp_path)
     with pytest.raises(CorpusError, match="no training sequence"):
         training.run()
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma"]
+)  # with an output layer of its own, and with the embedding for one
+def test_the_output_layer_takes_its_share_of_the_learning_rate(taught, tmp_path, family):
+    moved = {}
+    for share in (1.0, 0.1, 0.0):
+        model = make_model(family, rows=ROWS, layers=2, seed=9)
+        before = {name: held.detach().clone() for name, held in model.named_parameters()}
+        output = {id(held) for held in model.get_output_embeddings().parameters()}
+        training = dataclasses.replace(
+            a_training(taught, tmp_path / f"{share}", CONFIG.model_copy(update={"epochs": 1}), model=model),
+            output_share=share,
+        )
+        training.run()
+        of_output, others = [], []
+        for name, held in training.model.named_parameters():
+            change = float((held.detach() - before[name]).norm())
+            (of_output if id(held) in output else others).append(change)
+        assert min(others) > 0
+        moved[share] = sum(of_output)
+    assert moved[0.0] == 0
+    assert 0.02 < moved[0.1] / moved[1.0] < 0.3
+
+
+def test_of_what_an_endpoint_lists_the_output_layer_learns_slowly():
+    observed, dense = ObservedCodec(), DenseCodec()
+    begun = ExistingStudent(name="student")
+    own = ExistingStudent(name="student", tokenizer="own")
+    fresh = FreshStudent(config={})
+    for asked, student, codec, expected in (
+        ("auto", begun, observed, OBSERVED_SHARE),
+        ("auto", ShrinkStudent(layers=2), observed, OBSERVED_SHARE),
+        ("auto", begun, dense, 1.0),
+        ("auto", own, observed, 1.0),
+        ("auto", fresh, observed, 1.0),
+        (0.5, fresh, observed, 0.5),
+        (0.0, begun, dense, 0.0),
+    ):
+        recipe: Any = SimpleNamespace(distill=DistillConfig(output_layer_rate=asked), student=student)
+        assert output_share(recipe, codec) == expected
+
+
+@pytest.mark.parametrize("optimizer_of", [make_optimizer, lambda *a: LeanAdamW(a[0], a[1], torch.bfloat16, *a[2:])])
+def test_rates_of_the_groups_of_parameters(optimizer_of):
+    model = make_model("llama", rows=ROWS, layers=2)
+    optimizer = optimizer_of(model, CONFIG, 0.25)
+    set_rate(optimizer, 0.5)
+    rates = {id(held): group["lr"] for group in optimizer.param_groups for held in group["params"]}
+    assert rates.keys() == {id(held) for held in model.parameters()}
+    output = id(model.get_output_embeddings().weight)
+    assert {rate for held, rate in rates.items() if held != output} == {0.5}
+    assert rates[output] == 0.125
+    assert len(optimizer_of(model, CONFIG).param_groups) == 2
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):

@@ -108,6 +108,12 @@ class DistillConfig(Section):
     most 5 % of the run's steps, for student and baseline each. A run that is too short for that takes it from a table
     by the distance to the teacher and the hidden size. What was chosen, and why, is in the stage's notes, the summary
     and the report."""
+    output_layer_rate: Annotated[Annotated[float, Field(ge=0, le=1)] | Literal["auto"], NumberOrAuto("a number")] = (
+        Field(default="auto", json_schema_extra={SINCE: "0.2.0"})
+    )
+    """Learning rate of the output layer (in many models the embedding as well) as a share of the others'; 0 keeps it as it is.
+    ``auto`` is 1, but 0.1 where the signal is what an endpoint lists and the student does not begin at random: how
+    the rest is spread is not said there, and it is the output layer that loses it (docs/endpoint-teacher.md)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay; norms and biases have none."""
     betas: tuple[float, float] = (0.9, 0.95)

@@ -41,10 +41,13 @@ class LeanAdamW(torch.optim.AdamW):
         model: What is trained; float32 or bfloat16.
         config: The recipe's section.
         averages: Format of the two averages: of :data:`AVERAGES`.
+        output_share: As :func:`stillroom.training.optimizer.make_optimizer` takes it.
     """
 
-    def __init__(self, model: nn.Module, config: DistillConfig, averages: torch.dtype) -> None:
-        groups, rate = parameter_groups(model, config)
+    def __init__(
+        self, model: nn.Module, config: DistillConfig, averages: torch.dtype, output_share: float = 1.0
+    ) -> None:
+        groups, rate = parameter_groups(model, config, output_share)
         super().__init__(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
         self.averages = averages
         self.gradients: dict[int, torch.Tensor] = {}

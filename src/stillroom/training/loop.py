@@ -49,7 +49,7 @@ from stillroom.training.losses.registry import make_objective
 from stillroom.training.memory import Sizes, choose_layout
 from stillroom.training.memory import State as MemoryState
 from stillroom.training.network import LossNetwork
-from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer
+from stillroom.training.optimizer import clip_gradients, clip_on_device, make_optimizer, set_rate
 from stillroom.training.schedule import batch_order, learning_rate, stable_steps, warmup_steps
 from stillroom.training.shard import fill, part_again, shard, whole
 from stillroom.training.sharded_checkpoint import load_sharded, save_sharded
@@ -100,6 +100,7 @@ class Training:
         base: Identity of the weights that adapters belong to; empty where all weights are trained.
         stretch: The part to do of a training in rounds; None does all of it.
         copies: Where checkpoints are copied to; None copies none, as in every process of a group but the first.
+        output_share: Share of the learning rate that the output layer takes.
     """
 
     title: str
@@ -118,6 +119,7 @@ class Training:
     base: str = ""
     stretch: Stretch | None = None
     copies: CheckpointCopy | None = None
+    output_share: float = 1.0
     losses: list[float] = field(default_factory=list)
     chosen: Chosen | None = None
     """The learning rate, once it is known."""
@@ -200,9 +202,9 @@ class Training:
             compile_layers(network.worker)
         self.passes = network.passes
         optimizer = (
-            make_optimizer(self.model, config)
+            make_optimizer(self.model, config, self.output_share)
             if self.state == "plain"
-            else LeanAdamW(self.model, config, AVERAGES[self.state])
+            else LeanAdamW(self.model, config, AVERAGES[self.state], self.output_share)
         )
         state = load_sharded(self.folder, self.model, optimizer, self.group, self.base)
         network.refresh()
@@ -578,8 +580,7 @@ class _Stepper:
         training = self.training
         device = training.device
         training._rate = rate
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+        set_rate(self.optimizer, rate)
         if training.config.lora is not None and training.config.lora.dropout > 0:
             torch.manual_seed((library_seed(training.seed, "dropout of adapters") << 31) + step)
         positions = sum(batch.targets.shape[0] for batch in batches)
@@ -626,8 +627,7 @@ class _Stepper:
         """
         training, group = self.training, self.training.group
         training._rate = rate
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+        set_rate(self.optimizer, rate)
         # The loss is divided by the positions of the whole step, so that gradients are summed.
         (positions,) = group.sum([sum(batch.targets.shape[0] for batch in batches)])
         denominator = max(1.0, positions)

@@ -11,26 +11,49 @@ from torch import nn
 from stillroom.models.threads import run_together
 from stillroom.recipe.training import DistillConfig
 
+SHARE = "share"
+"""The key of a group of parameters that says what share of the learning rate it takes; without it, all."""
 
-def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:
+OBSERVED_SHARE = 0.1
+"""Of the output layer, where the signal is what an endpoint lists (docs/benchmarks/teachers.md)."""
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group of parameters the learning rate, or its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(SHARE, 1.0)
+
+
+def make_optimizer(model: nn.Module, config: DistillConfig, output_share: float = 1.0) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in one fused pass; vectors (norms, biases) do not decay.
 
     Where the recipe leaves the learning rate to ``auto``, it is 0 until a step sets it.
+
+    Args:
+        model: What is trained.
+        config: The recipe's section.
+        output_share: Share of the learning rate that the output layer takes (:func:`set_rate`).
     """
-    groups, rate = parameter_groups(model, config)
+    groups, rate = parameter_groups(model, config, output_share)
     return SharedAdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True)
 
 
-def parameter_groups(model: nn.Module, config: DistillConfig) -> tuple[list[dict[str, Any]], float]:
-    """Matrices, which decay, and vectors, which do not, as an optimizer takes them; and the learning rate to begin with."""
+def parameter_groups(
+    model: nn.Module, config: DistillConfig, output_share: float = 1.0
+) -> tuple[list[dict[str, Any]], float]:
+    """Matrices, which decay, and vectors, which do not, as an optimizer takes them, those of the output layer apart where it
+    takes a share of the learning rate; and the learning rate to begin with.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((matrices, config.weight_decay), (vectors, 0.0))
-        if group
-    ]
+    whole: Any = model
+    slow = {id(parameter) for parameter in whole.get_output_embeddings().parameters()} if output_share != 1.0 else set()
+    groups: list[dict[str, Any]] = []
+    for ids_of_output in (False, True) if slow else (False,):
+        chosen = [parameter for parameter in parameters if (id(parameter) in slow) == ids_of_output]
+        share = {SHARE: output_share} if ids_of_output else {}
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            group = [parameter for parameter in chosen if (parameter.ndim >= 2) == matrices]
+            groups += [{"params": group, "weight_decay": decay, **share}] if group else []
     rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
     return groups, rate
 

@@ -15,6 +15,8 @@ from stillroom.corpus.sequences import Sequences
 from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
+from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.student import ExistingStudent, FreshStudent
 from stillroom.runs.run import BEGUN, Run, Stage
 from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
@@ -30,6 +32,7 @@ from stillroom.training.checkpoint import State, best_weights
 from stillroom.training.checkpoint_copy import CheckpointCopy
 from stillroom.training.group import ALONE, Group
 from stillroom.training.loop import Stretch, Training, require_alone
+from stillroom.training.optimizer import OBSERVED_SHARE
 from stillroom.training.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -77,6 +80,10 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         lora = adapters.record(model, config.lora)
         progress.say(f"  {adapters.words_of(lora)}")
 
+    share = output_share(recipe, cache.identity.codec) if distill else 1.0
+    if share != 1.0:
+        progress.say(f"  output layer: {share:g} of the learning rate")
+
     def training_of(train: BatchSource, model: CausalModel, stretch: Stretch | None = None) -> Training:
         return Training(
             title=stage.name,
@@ -95,6 +102,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
             base=_identity(run) if lora is not None else "",
             stretch=stretch,
             copies=copies,
+            output_share=share,
         )
 
     begin: extension.Begin | None = None
@@ -165,6 +173,7 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         **(chosen.record() if chosen is not None else {}),
         precision=config.precision,
         passes=training.passes,
+        **({"output_layer_rate": share} if share != 1.0 else {}),
         **({"training_seconds": seconds} if in_rounds is None and (seconds := _seconds(training, state)) else {}),
         **({"lora": lora} if lora is not None else {}),
         **({"rounds": in_rounds.record()} if in_rounds is not None else {}),
@@ -173,6 +182,17 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
         threads=torch.get_num_threads(),
         **({"extends": {"result": begin.came_from, "from_step": begin.step}} if begin is not None else {}),
     )
+
+
+def output_share(recipe: Recipe, codec: Codec) -> float:
+    """Share of the learning rate that a student's output layer takes while it learns from such a signal."""
+    asked, student = recipe.distill.output_layer_rate, recipe.student
+    if asked != "auto":
+        return asked
+    own = isinstance(student, ExistingStudent) and student.tokenizer == "own"
+    begins_at_random = isinstance(student, FreshStudent)
+    coarse = signal_kind(codec) is SignalKind.COARSE
+    return OBSERVED_SHARE if coarse and not own and not begins_at_random else 1.0
 
 
 def _seconds(training: Training, state: State) -> float:
