@@ -23,7 +23,7 @@ from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import DenseCodec, ObservedCodec, ThresholdCodec
 from stillroom.recipe.student import ExistingStudent, FreshStudent, ShrinkStudent
-from stillroom.recipe.training import DistillConfig
+from stillroom.recipe.training import DistillConfig, LoraConfig
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.reader import TeacherCache
@@ -259,6 +259,10 @@ def test_of_what_an_endpoint_lists_the_output_layer_learns_slowly():
     ):
         recipe: Any = SimpleNamespace(distill=DistillConfig(output_layer_rate=asked), student=student)
         assert output_share(recipe, codec) == expected
+    adapted: Any = SimpleNamespace(distill=DistillConfig(lora=LoraConfig()), student=begun)
+    assert output_share(adapted, observed) == 1.0
+    with pytest.raises(ValueError, match="with `lora` the output layer is not trained"):
+        DistillConfig(lora=LoraConfig(), output_layer_rate=0.5)
 
 
 @pytest.mark.parametrize("optimizer_of", [make_optimizer, lambda *a: LeanAdamW(a[0], a[1], torch.bfloat16, *a[2:])])

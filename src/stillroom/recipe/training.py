@@ -175,6 +175,8 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _layouts(self) -> DistillConfig:
+        if self.lora is not None and self.output_layer_rate != "auto":
+            raise ValueError("with `lora` the output layer is not trained: leave `output_layer_rate` out")
         if self.lora is not None and self.state != "auto":
             raise ValueError(
                 f"`state: {self.state}` is how weights that are trained are stored, and with `lora` they are not trained: "

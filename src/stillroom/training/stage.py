@@ -187,6 +187,8 @@ def _run(run: Run, stage: Stage, progress: Progress, distill: bool, group: Group
 def output_share(recipe: Recipe, codec: Codec) -> float:
     """Share of the learning rate that a student's output layer takes while it learns from such a signal."""
     asked, student = recipe.distill.output_layer_rate, recipe.student
+    if recipe.distill.lora is not None:
+        return 1.0  # it gets no adapter
     if asked != "auto":
         return asked
     own = isinstance(student, ExistingStudent) and student.tokenizer == "own"
