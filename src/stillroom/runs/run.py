@@ -683,7 +683,7 @@ class Stage:
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path).as_posix()
             if file.is_file() and file != begun and not file.is_relative_to(self.scratch):
-                outputs[name] = {"bytes": file.stat().st_size, "sha256": files.digest_file(file)}
+                outputs[name] = {"bytes": file.stat().st_size, "sha256": self.run.known.digest(file)}
         record = {
             "format": FORMAT,
             "stage": self.name,

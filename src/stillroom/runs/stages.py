@@ -263,8 +263,9 @@ def require_one_result(made: Run, name: str) -> None:
         RunError: It was.
     """
     chain = with_needs(stages_of(made.recipe), name)
+    names = {spec.name for spec in chain}
     for found, other in unfinished(made):
-        if found in {spec.name for spec in chain} and other is not None:
+        if found in names and other is not None:
             raise _of_earlier(made, found, other)
     _require_unchanged(made, chain)
 
