@@ -65,7 +65,7 @@ CONFIG = DistillConfig(learning_rate=RATE)
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
-COARSE_TOKENS, QUICK_COARSE_TOKENS, REPAIR_TOKENS = 102_400, 8192, 8192
+COARSE_TOKENS, QUICK_COARSE_TOKENS, REPAIR_TOKENS = 122_000, 8192, 8192
 COARSE = {"coarse20": 20, "coarse5": 5}
 """Ids that are listed."""
 STORED = 20
