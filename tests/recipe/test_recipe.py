@@ -246,3 +246,14 @@ def test_a_size_beside_auto(key: str, size: str, expected: Any) -> None:
             DistillConfig.model_validate({key: size})
     else:
         assert getattr(DistillConfig.model_validate({key: size}), key) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(2, "less than or equal to 1"), (-0.1, "greater than or equal to 0"), ("fast", "a number or 'auto'")],
+)
+def test_a_number_beside_auto_that_is_out_of_its_bounds_is_told_which(value: Any, words: str) -> None:
+    from stillroom.recipe.training import DistillConfig
+
+    with pytest.raises(ValueError, match=words):
+        DistillConfig.model_validate({"output_layer_rate": value})

@@ -209,7 +209,11 @@ class NumberOrAuto:
         try:
             return read(value)
         except ValidationError as error:
-            rules = [item["msg"] for item in error.errors(include_url=False) if item["type"].startswith("greater_than")]
+            rules = [
+                item["msg"]
+                for item in error.errors(include_url=False)
+                if item["type"].startswith(("greater_than", "less_than"))
+            ]
             message = rules[0] if rules else f"Input should be {self.words} or 'auto'"
         raise ValueError(message.removeprefix("Input "))
 
