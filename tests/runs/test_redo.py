@@ -556,6 +556,10 @@ def test_a_result_that_was_changed_by_hand_is_told_to_nobody(project: Path) -> N
             for told in (pipeline.finish, pack):
                 with pytest.raises(RunError, match=words):
                     told(Run.open(run.path))
+            if path.parent == run.stage(spec.name).path and path.suffix == ".json":
+                path.unlink()
+                with pytest.raises(RunError, match=words + "is missing"):
+                    pipeline.finish(Run.open(run.path))
             path.write_bytes(kept)
             tried += 1
     assert tried > 15

@@ -518,18 +518,19 @@ class Stage:
             return now is None or since is None or files.digest_json(since) == now
         return bool(now == before)
 
-    def damaged(self, *, missing: bool = True) -> list[str]:
+    def damaged(self, *, data: bool = True) -> list[str]:
         """Outputs of a finished stage that are missing or not what they were, and how.
 
         Args:
-            missing: Whether one that is missing counts.
+            data: Whether data that is missing counts: everything but the JSON files that the stage tells its result in.
         """
         record = self.record
         found = []
         for name, entry in record["outputs"].items() if record is not None else ():
             path = self.path / name
             try:
-                if not missing and not path.exists():
+                told = "/" not in name and name.endswith(".json")
+                if not data and not told and not path.exists():
                     continue
                 if not path.is_file():
                     found.append(f"{name} is {'a folder' if path.is_dir() else 'missing'}")

@@ -242,7 +242,7 @@ def unfinished(made: Run) -> list[tuple[str, str | None]]:
 def require_finished(made: Run) -> None:
     """Refuse to say of a run what belongs to different results of it, or what none of its stages wrote.
 
-    A file that is gone is left to who reads it: what a stage keeps for others can be large, and may be deleted.
+    Data that is gone is left to who reads it: what a stage keeps for others can be large, and may be deleted.
 
     Raises:
         RunError: A stage is not finished, or was finished with an earlier result of another one, or a file of it was
@@ -271,9 +271,9 @@ def require_one_result(made: Run, name: str) -> None:
 
 
 def _require_unchanged(made: Run, specs: Sequence[StageSpec]) -> None:
-    """Refuse files that are not what the stages wrote. One that is gone is left to who reads it."""
+    """Refuse files that are not what the stages wrote. Data that is gone is left to who reads it."""
     for spec in specs:
-        changed = made.stage(spec.name).damaged(missing=False)
+        changed = made.stage(spec.name).damaged(data=False)
         if changed:
             raise RunError(
                 f"{made.path}: a file of the stage `{spec.name}` is not what the stage wrote: {changed[0]}.",
