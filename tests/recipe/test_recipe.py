@@ -257,3 +257,25 @@ def test_a_number_beside_auto_that_is_out_of_its_bounds_is_told_which(value: Any
 
     with pytest.raises(ValueError, match=words):
         DistillConfig.model_validate({"output_layer_rate": value})
+
+
+def test_true_is_no_number_whatever_the_key() -> None:
+    import json
+
+    from pydantic import ValidationError
+
+    from stillroom.recipe.reading import _all_sections
+
+    found = 0
+    for section in _all_sections(Recipe):
+        for name, schema in section.model_json_schema()["properties"].items():
+            text = json.dumps(schema)
+            if ('"integer"' not in text and '"number"' not in text) or '"boolean"' in text:
+                continue
+            for value in (True, [False], {"a": True}):
+                with pytest.raises(ValidationError) as refused:
+                    section.model_validate({name: value})
+                assert any(mistake["loc"][:1] == (name,) for mistake in refused.value.errors()), f"{section}.{name}"
+            found += 1
+    assert found > 100
+    assert "`distill.epochs`: found 'true'." in refuse(GOOD + "distill:\n  epochs: yes\n")

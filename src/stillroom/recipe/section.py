@@ -30,7 +30,9 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, value: Any) -> Any:
-        """Keys and values may have their former names; integers may be written as people write sizes (:func:`integer_of`)."""
+        """Keys and values may have their former names; integers may be written as people write sizes (:func:`integer_of`);
+        true and false are no numbers.
+        """
         if not isinstance(value, dict):
             return value
         found = _renamed(cls, value)
@@ -40,6 +42,8 @@ class Section(BaseModel):
                 number = integer_of(held)
                 if number is not None:
                     found[name] = number
+            elif field is not None and _takes_numbers(field.annotation) and not _text_instead(held, field.annotation):
+                found[name] = _truth_as_words(held)
         return found
 
 
@@ -145,6 +149,42 @@ def _is_integer(annotation: Any) -> bool:
         kinds = [member for member in members if member is not type(None) and not _is_words(member)]
         return bool(kinds) and all(_is_integer(kind) for kind in kinds)
     return annotation is int
+
+
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether a key takes numbers and neither true nor false, alone or in lists and mappings."""
+    kinds = set(_kinds(annotation))
+    return bool(kinds & {int, float}) and not kinds & {bool, Any}
+
+
+def _text_instead(value: Any, annotation: Any) -> bool:
+    """Whether a value is true or false for a key that also takes any text, which neither is."""
+    return isinstance(value, bool) and str in (annotation, *typing.get_args(annotation))
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types inside an annotation; of a choice of words, the words' types."""
+    members = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        members = members[:1]
+    if _is_words(annotation):
+        yield from map(type, members)
+    elif members:
+        for member in members:
+            yield from _kinds(member)
+    else:
+        yield annotation
+
+
+def _truth_as_words(value: Any) -> Any:
+    """A value with true and false as the words that they are in a file: pydantic would read them as 1 and 0."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return [_truth_as_words(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _truth_as_words(item) for key, item in value.items()}
+    return value
 
 
 def _is_words(annotation: Any) -> bool:
