@@ -2,15 +2,15 @@
 
     .venv/bin/python -m benchmarks.several [--quick] [--json FILE] [--work FOLDER]
 
-Two small teachers with SmolLM2's tokenizer are trained here by cross-entropy, one on Python's language reference, the other on
-the standard library's docstrings. Then the same fresh student is distilled three times from recipes: from both, each domain
-from its own teacher (`teachers`), and from each alone, on the same documents of that domain for the same epochs.
-``reference_ratio`` and ``docstrings_ratio`` are the held-out KL of the student of both over that of the student of one, on
-that domain, to that domain's teacher; the mean over seeds, with Student's interval in the details. The bar is 1.05. Two
-domains share one student's capacity, and each also teaches it what both have in common: either may be the larger effect.
-``swapped_ratio`` is the held-out KL of the student of both to each domain's other teacher, over that to its own: near 1, the
-teachers hardly differ and the figures above say little. ``--quick`` takes a few documents and one seed. ``--work`` names a
-folder that keeps both teachers and every finished seed, so that an interrupted benchmark goes on.
+Two teachers are made here of SmolLM2-135M-Instruct by cross-entropy, one on Python's language reference, the other on the
+standard library's docstrings. The student is half of SmolLM2's layers, pruned and repaired once on both texts, and distilled
+three times from recipes: from both teachers, each domain from its own (`teachers`), and from each alone, on the same documents
+of that domain for the same epochs. ``reference_ratio`` and ``docstrings_ratio`` are the held-out KL of the student of both
+over that of the student of one, on that domain, to that domain's teacher; the mean over seeds, with Student's interval in the
+details. The bar is 1.05. Two domains share one student's capacity, and each also teaches it what both have in common: either
+may be the larger effect. ``swapped_ratio`` is the held-out KL of the student of both to each domain's other teacher, over that
+to its own: near 1, the teachers hardly differ and the figures above say little. ``--quick`` takes a few documents and one
+seed. ``--work`` names a folder that keeps teachers, start and every finished seed, so that an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import shutil
 import statistics
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,72 +37,119 @@ from stillroom.recipe.teacher import HuggingFaceTeacher
 from stillroom.signals.batches import BatchSource
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.teachers.local import LocalTeacher
+from stillroom.training.schedule import batch_order
 
 DOMAINS = {"reference": "topics", "docstrings": "docstrings"}
-DOCUMENTS, STEPS, EPOCHS, SEEDS = 60, 300, 8, (0, 1, 2)
-QUICK_DOCUMENTS, QUICK_STEPS, QUICK_EPOCHS = 8, 2, 1
-HIDDEN, LAYERS, LENGTH, ROWS = 64, 2, 128, 8
+LENGTH, LAYERS, BATCH_TOKENS, SEEDS = 512, 15, 1024, (0, 1, 2)
+TEACHER_RATE = 1e-4
 OWN = {"kind": "own", "decided_by": "the benchmark", "decided_at": "2026-11-27T00:00:00Z"}
 
 
-def source(domain: str, documents: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+        documents: Of each domain, in the order of ``DOMAINS``.
+        steps: Of a teacher's training.
+        epochs: Of a student's.
+        layers: Of the student.
+    """
+
+    documents: tuple[int, int]
+    steps: int
+    epochs: int
+    layers: int = LAYERS
+
+
+WHOLE = Size((45, 100), 48, 2)
+QUICK = Size((10, 16), 2, 1, 4)
+
+
+def source(domain: str, size: Size) -> dict[str, Any]:
     """The recipe's source of a domain."""
+    documents = size.documents[list(DOMAINS).index(domain)]
     return {"kind": "python_docs", "parts": [DOMAINS[domain]], "limit": documents}
 
 
 def recipe(
-    name: str, teachers: dict[str, Path], routes: dict[str, str], documents: int, epochs: int, seed: int
+    name: str,
+    teachers: dict[str, dict[str, Any]],
+    routes: dict[str, str],
+    student: dict[str, Any],
+    size: Size,
+    seed: int,
 ) -> Recipe:
     """A recipe that learns each domain from the teacher that ``routes`` names for it; the first is the recipe's own."""
     first, *others = dict.fromkeys(routes.values())
-    sources = [source(domain, documents) | ({} if who == first else {"teacher": who}) for domain, who in routes.items()]
+    sources = [source(domain, size) | ({} if who == first else {"teacher": who}) for domain, who in routes.items()]
     return Recipe.model_validate(
         {
             "name": name,
             "seed": seed,
             "compute": {"device": "cpu", "threads": 1},
-            "corpus": {"sources": sources, "sequence_length": LENGTH, "heldout_tokens": None},
-            "teacher": {"kind": "huggingface", "name": str(teachers[first]), "dtype": "float32"},
-            "teachers": {
-                who: {"kind": "huggingface", "name": str(teachers[who]), "dtype": "float32"} for who in others
+            "corpus": {
+                "sources": sources,
+                "sequence_length": LENGTH,
+                "heldout_share": 0.25,
+                "heldout_tokens": None,
             },
-            "student": {"kind": "fresh", "config": {"num_hidden_layers": 1}},
-            "distill": {"batch_tokens": 1024, "learning_rate": 2e-3, "epochs": epochs, "precision": "float32"},
+            "teacher": teachers[first],
+            "teachers": {who: teachers[who] for who in others},
+            "student": student,
+            "distill": {"batch_tokens": BATCH_TOKENS, "learning_rate": 2e-4, "epochs": size.epochs},
             "baseline": False,
             "evaluate": {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 200},
-            "terms": {"decisions": [OWN | {"subject": name} for name in ("teacher", *others)]},
+            "terms": {"decisions": [OWN | {"subject": name} for name in ("teacher", "student", *others)]},
         }
     )
 
 
-def train_teacher(text: Sequences, steps: int, folder: Path, seed: int) -> Path:
-    """A small model with SmolLM2's tokenizer, trained on a text by cross-entropy."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def base() -> dict[str, dict[str, Any]]:
+    """SmolLM2-135M-Instruct under the name of both domains: what the teachers are made of."""
+    return dict.fromkeys(DOMAINS, material.TEACHER.model_dump(mode="json"))
 
+
+def pruned(size: Size) -> dict[str, Any]:
+    """The student's start as a recipe has it: evenly spaced layers, the whole vocabulary, as an existing student needs it."""
+    every = list(range(30))
+    kept = material.evenly_spaced(len(every), size.layers)
+    removed = [layer for layer in every if layer not in kept]
+    return {"kind": "shrink", "layers": size.layers, "remove_layers": removed, "vocabulary": {"keep": "all"}}
+
+
+def start_of(folder: Path, size: Size) -> Path:
+    """The student before it is distilled, pruned and repaired on the text of both domains."""
+    target = folder / "start"
+    if not target.is_dir():
+        one = dict.fromkeys(DOMAINS, "reference")
+        made = run(recipe("start-run", base(), one, pruned(size), size, 0), folder, quiet=True, until="shrink")
+        shutil.copytree(made.path / "shrink" / "model", target)
+        shutil.rmtree(made.path)
+    return target
+
+
+def train_teacher(text: Sequences, steps: int, folder: Path, seed: int) -> Path:
+    """SmolLM2-135M-Instruct, trained on a text by cross-entropy."""
     loaded = material.teacher(torch.float32)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=loaded.model.get_output_embeddings().weight.shape[0],
-        hidden_size=HIDDEN,
-        intermediate_size=3 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    model: Any = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(steps):
-        rows = [(step * ROWS + number) % len(text) for number in range(ROWS)]
-        logits = model(text.ids[rows]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), text.targets[rows].flatten(), ignore_index=IGNORED
-        )
+    model = loaded.model.requires_grad_(requires_grad=True).train()
+    rows = BATCH_TOKENS // LENGTH
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TEACHER_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    order = batch_order(len(text), rows, steps, seed)[:steps]
+    rounded = material.fastest() == torch.bfloat16
+    for step, chosen in enumerate(order):
+        for group in optimizer.param_groups:
+            group["lr"] = TEACHER_RATE * min(1.0, (step + 1) / 5, 2 * (1 - step / steps))
+        targets = text.targets[chosen]
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            states = hidden_states(model, text.ids[chosen], text.positions[chosen])[targets != IGNORED]
+            logits = logits_from_hidden(model, states)
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets[targets != IGNORED])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    save_model(model.eval(), loaded.tokenizer, folder)
+    save_model(material.as_dtype(model.eval(), torch.bfloat16), loaded.tokenizer, folder)
     return folder
 
 
@@ -136,38 +184,43 @@ def kl_by_source(made: Any, teacher: Path) -> list[float]:
     return [float(value) for value in sums[0] / sums[1]]
 
 
-def teachers_of(folder: Path, documents: int, steps: int) -> dict[str, Path]:
-    """A teacher for each domain, trained on its text; ``folder`` keeps them."""
-    loaded = material.teacher(torch.float32)
-    teachers = {}
+def teachers_of(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
+    """A teacher for each domain, trained on its text, as a recipe's section; ``folder`` keeps them."""
     for number, domain in enumerate(DOMAINS):
-        teachers[domain] = folder / domain
-        if teachers[domain].is_dir():
+        if (folder / domain).is_dir():
             continue
-        words = {domain: _tokenizer(loaded, folder / "words")}
-        first = recipe(f"text-{domain}", words, {domain: domain}, documents, 1, 0)
+        first = recipe(f"text-{domain}", base(), {domain: domain}, pruned(size), size, 0)
         made = run(first, folder, quiet=True, until="corpus")
         text = Sequences.load(made.path / "corpus" / "train.safetensors")
-        train_teacher(text, steps, teachers[domain], number)
-    return teachers
+        train_teacher(text, size.steps, folder / domain, number)
+        shutil.rmtree(made.path)
+    return {domain: {"kind": "huggingface", "name": str(folder / domain)} for domain in DOMAINS}
 
 
-def one_seed(teachers: dict[str, Path], folder: Path, documents: int, epochs: int, seed: int) -> dict[str, Any]:
+def one_seed(teachers: dict[str, dict[str, Any]], start: Path, folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """The students of a seed: what they were measured on, and the KL of the student of both to both teachers, by domain."""
+    student = {"kind": "existing", "name": str(start)}
 
     def distilled(name: str, *domains: str) -> Any:
-        made = recipe(f"{name}-{seed}", teachers, {domain: domain for domain in domains}, documents, epochs, seed)
+        made = recipe(f"{name}-{seed}", teachers, {domain: domain for domain in domains}, student, size, seed)
         shutil.rmtree(folder / made.name, ignore_errors=True)
         return run(made, folder, quiet=True, until="evaluate")
 
     both = distilled("both", *DOMAINS)
-    to_teacher = {name: dict(zip(DOMAINS, kl_by_source(both, path), strict=True)) for name, path in teachers.items()}
-    return {
+    to_teacher = {
+        name: dict(zip(DOMAINS, kl_by_source(both, Path(section["name"])), strict=True))
+        for name, section in teachers.items()
+    }
+    made = [both, *(distilled(f"only-{domain}", domain) for domain in DOMAINS)]
+    found = {
         "seed": seed,
         "both": dict(zip(DOMAINS, measured(both), strict=True)),
-        "alone": {domain: measured(distilled(f"only-{domain}", domain))[0] for domain in DOMAINS},
+        "alone": {domain: measured(one)[0] for domain, one in zip(DOMAINS, made[1:], strict=True)},
         "of_both_to_teacher": to_teacher,
     }
+    for one in made:
+        shutil.rmtree(one.path)
+    return found
 
 
 def swapped(to_teacher: dict[str, dict[str, float]]) -> float:
@@ -185,20 +238,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, help="folder that keeps teachers and finished seeds")
     arguments = parser.parse_args()
-    documents, steps, epochs = (
-        (QUICK_DOCUMENTS, QUICK_STEPS, QUICK_EPOCHS) if arguments.quick else (DOCUMENTS, STEPS, EPOCHS)
-    )
+    size = QUICK if arguments.quick else WHOLE
     seeds = SEEDS[:1] if arguments.quick else SEEDS
-    asked = {"documents": documents, "steps": steps, "epochs": epochs}
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = report.Kept(folder / "seeds.json", asked)
-        teachers = teachers_of(folder, documents, steps)
-        found = [
-            kept.cell(str(seed), functools.partial(one_seed, teachers, folder, documents, epochs, seed))
-            for seed in seeds
-        ]
+        kept = report.Kept(folder / "seeds.json", asdict(size))
+
+        @functools.cache
+        def prepared() -> tuple[dict[str, dict[str, Any]], Path]:
+            return teachers_of(folder, size), start_of(folder, size)
+
+        def made(seed: int) -> dict[str, Any]:
+            return one_seed(*prepared(), folder, size, seed)
+
+        found = [kept.cell(str(seed), functools.partial(made, seed)) for seed in seeds]
     ratios = {
         domain: [entry["both"][domain]["kl"] / entry["alone"][domain]["kl"] for entry in found] for domain in DOMAINS
     }
@@ -209,31 +264,9 @@ def main() -> None:
         "intervals": {name: report.interval(values) for name, values in ratios.items()},
         "intervals_are": "Student's, over seeds of training, on the same held-out documents and teachers",
         "seeds": found,
-        "documents_per_domain": documents,
-        "epochs": epochs,
+        "size": asdict(size),
     }
     report.write(figures, details, arguments.json)
-
-
-def _tokenizer(loaded: Any, folder: Path) -> Path:
-    """A folder with SmolLM2's tokenizer and a model of its vocabulary, so that text can be made into tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    if not folder.exists():
-        rows = loaded.model.get_output_embeddings().weight.shape[0]
-        model: Any = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=rows,
-                hidden_size=8,
-                intermediate_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                tie_word_embeddings=True,
-            )
-        )
-        save_model(model, loaded.tokenizer, folder)
-    return folder
 
 
 if __name__ == "__main__":

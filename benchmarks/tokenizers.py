@@ -20,7 +20,7 @@ token, with half of cross-entropy). ULD alone says nothing about which token is 
 the mean over seeds, with Student's 95 % interval. ``distribution`` and ``chunks`` are the shares of the student's tokens that
 are learned from the teacher's distribution and as parts of whole chunks. Where a pair is not ``own``, its name begins its
 figures. ``--quick`` takes one seed, one rate and less text; ``--tokens`` says how many training tokens, ``--rate`` which
-learning rate alone. ``--work`` keeps finished trainings.
+learning rate alone, ``--seeds`` how many seeds. ``--work`` keeps finished trainings.
 """
 
 from __future__ import annotations
@@ -251,8 +251,8 @@ def compared(pair: str, arguments: argparse.Namespace, folder: Path, kept: Path 
     whole = (LARGE_TOKENS, LARGE_HELDOUT) if large else (TOKENS, HELDOUT)
     tokens, heldout_tokens = (QUICK_TOKENS, QUICK_HELDOUT) if arguments.quick else whole
     tokens = arguments.tokens or tokens
-    rates, seeds = (RATES[1:2], SEEDS[:1]) if arguments.quick else (RATES, SEEDS)
-    rates = (arguments.rate,) if arguments.rate else rates
+    rates = (arguments.rate,) if arguments.rate else RATES[1:2] if arguments.quick else RATES
+    seeds = SEEDS[: arguments.seeds or (1 if arguments.quick else len(SEEDS))]
     asked = {"pair": pair, "tokens": tokens, "heldout": heldout_tokens, "batch": batch_of(pair)}
     asked |= {"dtype": str(material.fastest())}
     cells = report.Kept(kept, asked)
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--gemma", type=Path, help="Gemma 3 270M as a GGUF file")
     parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--rate", type=float, default=None, help="this learning rate alone")
+    parser.add_argument("--seeds", type=int, choices=range(1, len(SEEDS) + 1), help="so many of the three")
     arguments = parser.parse_args()
     pairs = arguments.pair or ["own"]
     if any(pair != "own" for pair in pairs) and arguments.gemma is None:
