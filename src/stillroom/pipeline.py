@@ -537,7 +537,7 @@ def _require_keys(made: Run, wanted: list[StageSpec]) -> None:
     from stillroom.teachers.endpoint.stage import require_keys
 
     if any(getattr(teacher, "key_env", None) for teacher in made.recipe.every_teacher.values()):
-        require_keys(made.recipe, _still_to_do(made, wanted))
+        require_keys(made, _still_to_do(made, wanted))
 
 
 def _require_copies(made: Run, wanted: list[StageSpec]) -> None:

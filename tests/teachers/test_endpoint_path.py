@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,86 @@ def test_the_whole_path_from_one_recipe(
     for path in made.path.rglob("*"):
         if path.is_file():
             assert b"sk-Stillroom-path" not in path.read_bytes(), path
+
+
+def test_what_a_cache_has_is_not_asked_for_again(
+    small_recipe: Any, served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    url, folder = served
+    monkeypatch.setenv("STILLROOM_TEST_KEY", "sk-Stillroom-path-0123456789")
+    keyed = endpoint(url, folder, key_env="STILLROOM_TEST_KEY")
+    settings = settings_of(small_recipe, url, folder, teacher=keyed)
+
+    def captured(top: int = 20, **teacher: Any) -> int:
+        """Requests of the run, after the stage with another recipe."""
+        changed = settings | {
+            "teacher": keyed | {"top": top} | teacher,
+            "capture": {"codec": {"kind": "observed", "k": top}},
+        }
+        made = run(Recipe.model_validate(changed), tmp_path, quiet=True, until="capture")
+        assert made.stage("capture").record is not None
+        return Ledger(made.path / "spending.jsonl", Price()).totals.requests
+
+    first = captured()
+    # Another list is another cache; the first is kept, and serves again.
+    second = captured(10)
+    assert second > first
+    assert captured() == second
+    assert captured(10) == second
+    # Nothing is asked for where everything is there: the server may be gone, and the key with it.
+    monkeypatch.delenv("STILLROOM_TEST_KEY")
+    assert captured(concurrency=4, base_url="http://127.0.0.1:9") == second
+    assert captured(10, licence="MIT", base_url="http://127.0.0.1:9", attempts=1) == second
+    record = json.loads((tmp_path / settings["name"] / "capture" / "teacher.json").read_text())
+    assert record["licence"] == "MIT"
+    with pytest.raises(TeacherError, match="STILLROOM_TEST_KEY"):
+        captured(5)
+
+
+def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
+    from stillroom.recipe.capture import ObservedCodec
+    from stillroom.signals.cache.identity import CacheIdentity
+    from stillroom.signals.cache.manifest import Manifest
+    from stillroom.teachers.endpoint.capture import EARLIER, FINGERPRINT, set_aside
+
+    def begin(k: int) -> None:
+        identity = CacheIdentity(
+            teacher_digest=f"{k:064x}", tokenizer_digest="0" * 64, vocabulary_size=9, temperature=1.0,
+            codec=ObservedCodec(k=k), codec_version=1, seed=0, dtype="stated",
+        )  # fmt: skip
+        Manifest(identity=identity).save(cache)
+        known = {
+            "format": 1,
+            "model": "m",
+            "text": [1],
+            "ids": [list(range(k))],
+            "logprobs": [[-1.0] * k],
+            "noise": 0.0,
+        }
+        (cache / FINGERPRINT).write_text(json.dumps(known))
+        (cache / "shard-0.bin").write_bytes(bytes([k]))
+
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    begin(3)
+    assert not set_aside(cache, "m", ObservedCodec(k=3), 0)
+    for cut in range(3):
+        # A kill after so many files were moved.
+        moving = cache / EARLIER / "moving"
+        moving.mkdir(parents=True)
+        for path in sorted(
+            (path for path in cache.iterdir() if path.is_file()), key=lambda path: "manifest" in path.name
+        )[:cut]:
+            path.rename(moving / path.name)
+        set_aside(cache, "m", ObservedCodec(k=4), 0)
+        assert not (cache / "shard-0.bin").exists()
+        begin(4)
+        assert set_aside(cache, "m", ObservedCodec(k=3), 0)
+        assert (cache / "shard-0.bin").read_bytes() == b"\3"
+        assert set_aside(cache, "m", ObservedCodec(k=4), 0)
+        assert (cache / "shard-0.bin").read_bytes() == b"\4"
+        assert set_aside(cache, "m", ObservedCodec(k=3), 0)
+        shutil.rmtree(cache / EARLIER)
 
 
 def test_an_endpoint_beside_a_teacher_that_is_here(

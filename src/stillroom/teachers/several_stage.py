@@ -158,8 +158,9 @@ class _Route:
         # What an endpoint is told apart by is known once it answers; the folder goes by what it is asked for.
         asked = {"model": config.model, "name": name}
         self.folder = folder_of(self.base, self.route, asked)
-        with listening(self.run, config, name, self.folder, self.progress) as teacher:
-            found = listed(self.run, teacher, pieces_of(splits), self.folder, name, self.progress)
+        pieces = pieces_of(splits)
+        with listening(self.run, config, name, self.folder, pieces, self.progress) as teacher:
+            found = listed(self.run, teacher, pieces, self.folder, name, self.progress)
             sizes.append(teacher.vocabulary.size)
         records[name] = found.record
         self.identity = found.identity

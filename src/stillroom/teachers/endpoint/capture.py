@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -11,9 +12,13 @@ from pathlib import Path
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import TeacherError
+from stillroom.core.errors import StillroomError, TeacherError
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
+from stillroom.recipe.capture import ObservedCodec
+from stillroom.runs.stages import MORE_TEACHERS
+from stillroom.signals.cache.manifest import NAME as MANIFEST
+from stillroom.signals.cache.manifest import Manifest
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import CoarseSignal
@@ -70,12 +75,64 @@ def known_teacher(teacher: EndpointTeacher, folder: Path) -> EndpointTeacher:
     Raises:
         TeacherError: Another model answers than the cache is of; or the probe failed.
     """
-    path = folder / FINGERPRINT
-    known = Fingerprint.from_dict(files.read_json(path)) if path.is_file() else None
-    if known is None or known.model != teacher.config.model or len(known.ids[0]) != teacher.server.top:
-        raise LookupError(path)
+    known = begun_with(folder, teacher.config.model, teacher.server.top)
+    if known is None:
+        raise LookupError(folder)
     require_same(teacher.server, known)
     return EndpointTeacher(teacher.config, teacher.server, teacher.tokenizer, known)
+
+
+def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
+    """The fingerprint that a cache was begun with, where it is of this model and of so many ids per position."""
+    path = folder / FINGERPRINT
+    known = Fingerprint.from_dict(files.read_json(path)) if path.is_file() else None
+    return known if known is not None and known.model == model and len(known.ids[0]) == top else None
+
+
+EARLIER = "earlier"
+"""Inside the folder of a run's own cache: caches of other models or settings. What was paid for is never deleted."""
+
+
+def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool:
+    """Put a run's own cache of another model or other settings aside, and take one of these up again if there is one.
+
+    Args:
+        folder: The cache's.
+        model: That is asked for.
+        codec: What is kept of each distribution.
+        seed: Of the cache.
+
+    Returns:
+        Whether another cache was there, and is set aside now.
+    """
+
+    def fits(cache: Path) -> bool:
+        try:
+            identity = Manifest.load(cache).identity
+        except StillroomError:
+            return False
+        return begun_with(cache, model, codec.k) is not None and identity.codec == codec and identity.seed == seed
+
+    aside, moving = folder / EARLIER, folder / EARLIER / "moving"
+    other = (folder / MANIFEST).is_file() and not fits(folder)
+    if other or moving.is_dir():
+        # A kill in between is gone on with: nothing was begun in the folder since.
+        _move(folder, moving)
+        moving.rename(next(path for n in itertools.count() if not (path := aside / str(n)).exists()))
+    if not (folder / MANIFEST).is_file() and aside.is_dir():
+        found = next((cache for cache in sorted(aside.iterdir()) if fits(cache)), None)
+        if found is not None:
+            _move(found, folder)
+            found.rmdir()
+    return other
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a cache's files, the manifest last: what has one is whole, or was."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.name not in (MORE_TEACHERS, EARLIER):
+            path.rename(target / path.name)
 
 
 def capture_listed(

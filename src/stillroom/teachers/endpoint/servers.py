@@ -159,6 +159,16 @@ class Server(ABC):
         return found
 
 
+class Unasked(Server):
+    """In place of a server that has nothing to be asked for: everything that is wanted of it is in a cache."""
+
+    kind = "not asked"
+
+    def lists(self, ids: list[int], what: str) -> list[Listed]:  # noqa: ARG002
+        """See :meth:`Server.lists`."""
+        raise self.fault("it was opened for what its cache has, and is asked for something")
+
+
 class LlamaCpp(Server):
     """llama.cpp's server. It scores no prompts; but a grammar of token literals forces it to write the text, and it lists the
     probabilities of what it writes. They are those of the plain softmax, whatever samplers and grammar do.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
-from stillroom.core.errors import RecipeError, UsageError
+from stillroom.core.errors import CacheDamaged, RecipeError, SignalError, UsageError
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import ObservedCodec
@@ -24,7 +24,16 @@ from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import cache_identity, open_writer
 from stillroom.teachers.endpoint import ledger, received
-from stillroom.teachers.endpoint.capture import FINGERPRINT, Piece, capture_listed, known_teacher, pieces_of
+from stillroom.teachers.endpoint.capture import (
+    EARLIER,
+    FINGERPRINT,
+    Piece,
+    begun_with,
+    capture_listed,
+    known_teacher,
+    pieces_of,
+    set_aside,
+)
 from stillroom.teachers.endpoint.http import key_of
 from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint, require_most
@@ -97,22 +106,43 @@ def _require_possible(recipe: Recipe, teacher: EndpointConfig, key: str) -> None
         )
 
 
-def require_keys(recipe: Recipe, stages: Container[str]) -> None:
+def require_keys(run: Run, stages: Container[str]) -> None:
     """Refuse, before anything is spent, to begin without the key of an endpoint that is still to be asked.
 
     Args:
-        recipe: The run's.
+        run: The run.
         stages: Names of those that are still to be done.
 
     Raises:
         TeacherError: Names the environment variable.
     """
-    asked = set(recipe.learned_from) if "capture" in stages else set()
+    recipe = run.recipe
+    asked = set(recipe.learned_from) if "capture" in stages and not _asks_nothing(run, stages) else set()
     if "write" in stages and recipe.write is not None:
         asked.add(recipe.write.by)
     for name, config in recipe.every_teacher.items():
         if isinstance(config, EndpointConfig) and name in asked:
             key_of(config.key_env)
+
+
+def _asks_nothing(run: Run, stages: Container[str]) -> bool:
+    """Whether the corpus is as it was and the cache of a run's only teacher has all of it."""
+    config, stage = run.recipe.teacher, run.stage("capture")
+    folder = run.recipe.capture.path or stage.path / CACHE
+    if "corpus" in stages or run.recipe.teachers or not isinstance(config, EndpointConfig):
+        return False
+    if not isinstance(folder, Path):
+        return False
+    pieces = _pieces(run)
+    return any(
+        _of_cache(run, config, OWN, cache, pieces) is not None for cache in (folder, *folder.glob(f"{EARLIER}/*"))
+    )
+
+
+def _pieces(run: Run) -> list[Piece]:
+    """All that is captured of a run's corpus."""
+    corpus = run.stage("corpus").path
+    return pieces_of(Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS)
 
 
 def require_no_units(recipe: Recipe, what: str) -> None:
@@ -142,11 +172,10 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     recipe = run.recipe
     assert isinstance(recipe.teacher, EndpointConfig)
     require_possible(recipe)
-    corpus = run.stage("corpus").path
-    pieces = pieces_of(Sequences.load(corpus / f"{name}.safetensors") for name in SPLITS)
+    pieces = _pieces(run)
     folder = recipe.capture.path or stage.path / CACHE
     assert isinstance(folder, Path)
-    with listening(run, recipe.teacher, OWN, folder, progress) as teacher:
+    with listening(run, recipe.teacher, OWN, folder, pieces, progress) as teacher:
         found = listed(run, teacher, pieces, folder, OWN, progress)
     files.write_json(stage.path / "teacher.json", found.record)
     wanted = sorted({piece.address for piece in pieces})
@@ -156,26 +185,58 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def listening(
-    run: Run, config: EndpointConfig, name: str, folder: Path, progress: Progress
+    run: Run, config: EndpointConfig, name: str, folder: Path, pieces: list[Piece], progress: Progress
 ) -> Iterator[EndpointTeacher]:
-    """An endpoint, open and recognised.
+    """An endpoint, open and recognised; where its cache has everything, it is asked for nothing.
 
     Args:
         run: The run, in whose folder the record of spending is.
         config: The endpoint.
         name: What the recipe calls it.
         folder: Where its cache is or will be.
+        pieces: What is wanted.
         progress: Tells what is found.
 
     Yields:
         The teacher with its fingerprint.
     """
-    progress.say("  asking the endpoint" if name == OWN else f"  asking the endpoint `{name}`")
-    teacher = open_endpoint(config, run.path / named(ledger.NAME, name))
+    capture = run.recipe.capture
+    assert isinstance(capture.codec, ObservedCodec)
+    if capture.path is None and folder.is_dir() and set_aside(folder, config.model, capture.codec, capture.seed):
+        progress.say("  the cache of an earlier capture does not serve this one: it is set aside, and kept")
+    teacher = _of_cache(run, config, name, folder, pieces)
     try:
+        if teacher is not None:
+            progress.say("  the cache has every piece: the endpoint is asked for nothing")
+            yield teacher
+            return
+        progress.say("  asking the endpoint" if name == OWN else f"  asking the endpoint `{name}`")
+        teacher = open_endpoint(config, run.path / named(ledger.NAME, name))
         yield _recognised(teacher, folder, progress)
     finally:
-        teacher.close()
+        if teacher is not None:
+            teacher.close()
+
+
+def _of_cache(run: Run, config: EndpointConfig, name: str, folder: Path, pieces: list[Piece]) -> EndpointTeacher | None:
+    """An endpoint as its cache knows it, where the cache has every piece; otherwise None."""
+    known = begun_with(folder, config.model, config.top)
+    if known is None:
+        return None
+    teacher = open_endpoint(config, run.path / named(ledger.NAME, name), known=known)
+    capture = run.recipe.capture
+    try:
+        cache = TeacherCache.open(folder)
+        wanted = cache_identity(teacher, capture.codec, 1.0, capture.seed)
+        if cache.identity.difference(wanted, cache.manifest.version) is None:
+            TeacherCache.verify_folder(folder)
+            cache = TeacherCache.open(folder)
+            if all(piece.address in cache for piece in pieces):
+                return teacher
+    except (SignalError, CacheDamaged):
+        pass
+    teacher.close()
+    return None
 
 
 @dataclass(frozen=True)

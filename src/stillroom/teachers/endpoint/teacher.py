@@ -17,7 +17,7 @@ from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.teachers.endpoint.http import Client, Clock, Slots, SystemClock
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.endpoint.probe import Fingerprint, Probe, probe
-from stillroom.teachers.endpoint.servers import KINDS, TEXT_ONLY, Server, kind_at
+from stillroom.teachers.endpoint.servers import KINDS, TEXT_ONLY, Server, Unasked, kind_at
 from stillroom.teachers.teacher import Capability, Vocabulary
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def open_endpoint(
     transport: httpx2.BaseTransport | None = None,
     jitter: Callable[[], float] | None = None,
     top: int | None = None,
+    known: Fingerprint | None = None,
 ) -> EndpointTeacher:
     """Open an endpoint: its tokenizer is loaded, and the kind of server is found out. Nothing is paid for.
 
@@ -137,6 +138,7 @@ def open_endpoint(
         transport: Of HTTP, for tests.
         jitter: Random numbers from 0 to 1 for waits, for tests.
         top: Ids to ask for per position; None: ``config.top``.
+        known: The fingerprint of a cache that has all that is wanted: nothing is sent, and the server need not be there.
 
     Raises:
         TeacherError: The server cannot be reached, or cannot score a text; or the tokenizer cannot be loaded.
@@ -157,6 +159,8 @@ def open_endpoint(
         transport=transport,
         **({"jitter": jitter} if jitter is not None else {}),
     )
+    if known is not None:
+        return EndpointTeacher(config, Unasked(client, config.model, tokenizer, size, config.top), tokenizer, known)
     kind = kind_at(client) if config.server == "auto" else config.server
     if kind in TEXT_ONLY:
         client.close()
