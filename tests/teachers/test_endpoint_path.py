@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 from stillroom import pipeline
 from stillroom.cluster.cluster import Cluster
-from stillroom.core.errors import RecipeError, TeacherError, TermsRefused, UsageError
+from stillroom.core.errors import RecipeError, RunError, TeacherError, TermsRefused, UsageError
 from stillroom.models.load import load_teacher
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.recipe.teacher import HuggingFaceTeacher
+from stillroom.runs.run import Run
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.endpoint.teacher import open_endpoint
 
@@ -82,6 +83,17 @@ def test_lists_are_those_of_the_model_itself(served: tuple[str, Path]) -> None:
         wrong.probed()
 
 
+def history_of(made: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made.path / "distill" / "history.json").read_text())
+    return found
+
+
+def measured_without_capture(made: Run, folder: Path) -> None:
+    shutil.copytree(made.path, folder / "begun" / made.path.name)
+    (folder / "begun" / made.path.name / "capture" / "stage.json").unlink()
+    pipeline.measure_only(folder / "begun" / made.path.name, ["fidelity"], quiet=True)
+
+
 def test_the_whole_path_from_one_recipe(
     small_recipe: Any, served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +112,9 @@ def test_the_whole_path_from_one_recipe(
     assert any("at least" in warning for warning in summary["measures"]["fidelity"]["warnings"])
     page = (made.path / "report.html").read_text(encoding="utf-8")
     assert "at least" in page
+    assert history_of(made)["kl_is"].endswith("at least")
+    with pytest.raises(RunError, match="the stage `capture` is not finished"):
+        measured_without_capture(made, tmp_path)
     history = json.loads((made.path / "distill" / "history.json").read_text())["validations"]
     assert min(entry["kl"] for entry in history) < history[0]["kl"]
     ledger = Ledger(made.path / "spending.jsonl", Price(1, 2, 10))
@@ -250,6 +265,7 @@ def test_a_student_that_exists(small_recipe: Any, served: tuple[str, Path], tmp_
         ({"capture": {"codec": {"kind": "observed", "k": 10}}}, "Give both the same value"),
         ({"capture": {"codec": {"kind": "observed", "k": 20}, "temperature": 2.0}}, "at temperature 1"),
         ({"capture": {"codec": {"kind": "observed", "k": 20}, "path": "s3://bucket/cache"}}, "is in an object store"),
+        ({"evaluate": {"ceilings": {"fidelity.kl_to_teacher": 1.5}}}, "is a lower bound where an endpoint lists"),
         ({"server": "fireworks"}, "Set `teacher.top: 5`, and `capture: {codec: {kind: observed, k: 5}}`"),
     ],
 )
@@ -307,6 +323,25 @@ def test_the_plan_says_what_is_sent_and_asks_for_nothing(small_recipe: Any, tmp_
     assert asked["cost"] == pytest.approx((asked["tokens_in"] * 1000 + asked["tokens_out"] * 2000) / 1e6)
     assert plan["stages"]["capture"]["disk_bytes"] > 0
     show_plan(plan)
+
+
+def test_the_plan_of_a_student_with_fewer_ids_than_the_teacher(small_recipe: Any, tmp_path: Path) -> None:
+    from stillroom.planning.plan import make_plan
+
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=1)
+    student = {"kind": "fresh", "config": {"num_hidden_layers": 1}, "vocabulary": {"keep": "corpus", "size": 420}}
+    settings = settings_of(small_recipe, "http://127.0.0.1:9", teacher, student=student)
+    settings["teacher"] |= {"server": "vllm"}
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
+    assert plan["stages"]["distill"]["seconds"] > 0
+
+
+def test_what_another_name_spent_counts(tmp_path: Path) -> None:
+    first = Ledger(tmp_path / "spending-far.jsonl", Price(1, 2, 10))
+    first.book(first.reserve(1000, 10, "a piece"), "200", 1000, 10)
+    renamed = Ledger(tmp_path / "spending-remote.jsonl", Price(1, 2, 10), [tmp_path / "spending-far.jsonl"])
+    assert renamed.spent == first.spent > 0
+    assert renamed.totals.requests == 1
 
 
 def test_probe_on_the_command_line(served: tuple[str, Path]) -> None:

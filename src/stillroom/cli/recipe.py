@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.core.bounded import least
 from stillroom.core.errors import CorpusError, RecipeError, UsageError
 
 recipe_app = typer.Typer(help="The recipe's own format.", no_args_is_help=True)
@@ -307,7 +308,9 @@ def _entry(path: Path) -> dict[str, Any]:
         if isinstance(student.get("parameters"), int):
             entry["numbers"].append(f"{student['parameters'] / 1e6:,.1f} M parameters")
         if isinstance(student.get("kl_to_teacher"), (int, float)):
-            entry["numbers"].append(f"KL to the teacher {student['kl_to_teacher']:.3f}")
+            entry["numbers"].append(
+                f"KL to the teacher {least(student, 'kl_to_teacher')}{student['kl_to_teacher']:.3f}"
+            )
         if isinstance(student.get("top1_agreement"), (int, float)):
             entry["numbers"].append(f"same next token {student['top1_agreement']:.0%}")
     except (StillroomError, OSError, ValueError, AttributeError):

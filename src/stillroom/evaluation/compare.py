@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.core import files
+from stillroom.core.bounded import least
 from stillroom.core.errors import RunError
 from stillroom.core.plain import guard_tables
 from stillroom.evaluation.intervals import TOO_FEW
@@ -96,7 +97,10 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         for name, (value, weight, factor) in MEASURES.items():
             a, b = mine["sums"]["student"], theirs["sums"]["student"]
             # What is measured against the teacher compares nothing where the teachers are two.
-            if a[weight] == b[weight] and (weight != "compared" or first["teacher"] == other["teacher"]):
+            comparable = weight != "compared" or first["teacher"] == other["teacher"]
+            if comparable and least(first["student"], name) != least(other["student"], name):
+                found["kl_not_paired"] = "One run's KL is a lower bound, the other's is exact: they are not compared."
+            elif comparable and a[weight] == b[weight]:
                 mine_, theirs_, weights = (
                     np.asarray(column, dtype=np.float64) for column in (a[value], b[value], a[weight])
                 )
@@ -133,7 +137,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for title, key, digits, factor, unit in ROWS:
         cells = []
         for run in result["runs"]:
-            cells.append(of(run["student"], key, digits, factor, unit))
+            cells.append(least(run["student"], key) + of(run["student"], key, digits, factor, unit))
         table.add_row(title, *cells)
     for code in sorted({code for run in result["runs"] for code in run["retention"]}):
         kept = [run["retention"].get(code) for run in result["runs"]]
@@ -143,6 +147,8 @@ def print_comparison(result: dict[str, Any]) -> None:
         console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")
         if "not_paired" in entry:
             console.print(f"  {entry['not_paired']} What they differ by cannot be told from their intervals.")
+        if "kl_not_paired" in entry:
+            console.print(f"  {entry['kl_not_paired']}")
         for title, key, digits, factor, unit in ROWS:
             if key in entry["fidelity"]:
                 found = entry["fidelity"][key]

@@ -50,6 +50,12 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
         )
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
+    for name in ("corpus", "capture", "shrink"):
+        if run.stage(name).record is None:
+            raise RunError(
+                f"{run.path}: the stage `{name}` is not finished; it was begun anew after the student was trained.",
+                f"Finish it: stillroom run {run.path}",
+            )
     for name in ("distill", "baseline") if run.recipe.baseline else ("distill",):
         require_one_result(run, name)
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))

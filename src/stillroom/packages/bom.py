@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
+from stillroom.core.bounded import least
 from stillroom.core.extras import version_of
 from stillroom.core.version import tool_version
 from stillroom.verification.claims import weights_of
@@ -134,7 +135,8 @@ def _metrics(student: dict[str, Any]) -> list[dict[str, Any]]:
     for name in sorted(student):
         value, interval = student[name], student.get(f"{name}_interval")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            metric: dict[str, Any] = {"type": name, "value": repr(value)}
+            kind = f"{name}, at least" if least(student, name) else name
+            metric: dict[str, Any] = {"type": kind, "value": repr(value)}
             if isinstance(interval, list) and len(interval) == 2:
                 metric["confidenceInterval"] = {"lowerBound": repr(interval[0]), "upperBound": repr(interval[1])}
             found.append(metric)

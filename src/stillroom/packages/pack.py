@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.core import files
+from stillroom.core.bounded import least
 from stillroom.core.errors import RunError
 from stillroom.core.version import tool_version
 from stillroom.packages.bom import bill_of_materials
@@ -289,7 +290,7 @@ def taught_by(summary: dict[str, Any]) -> str:
 
 def _cell(model: dict[str, Any], key: str) -> str:
     value = model.get(key)
-    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+    return f"{least(model, key)}{value:.4g}" if isinstance(value, int | float) else "–"
 
 
 def _readable(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import plain
+from stillroom.core.bounded import least
 from stillroom.verification.claims import read_claims
 from stillroom.verification.closed import read_bytes
 from stillroom.verification.envelope import parse_envelope
@@ -83,7 +84,7 @@ def lines(passport: dict[str, Any]) -> list[str]:
             interval = passport["scores"].get(f"{name}_interval")
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
             between = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if isinstance(interval, list) else ""
-            found.append(f"  {name:<11} {shown}{between}")
+            found.append(f"  {name:<11} {least(passport['scores'], name)}{shown}{between}")
     for bound in passport["bounds"]:
         met = "met" if bound["met"] else "MISSED"
         found.append(f"  {bound['kind']:<11} {bound['name']}: {bound['bound']:.4g}, found {bound['value']:.4g}: {met}")

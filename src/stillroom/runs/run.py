@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
+from stillroom.core.bounded import least
 from stillroom.core.errors import RecipeError, RunError, UsageError
 from stillroom.core.memory import MemoryMeter
 from stillroom.core.secret import Secret, read_secret, write_secret
@@ -116,7 +117,7 @@ class Run:
         for model in MODELS:
             numbers = self.summary.get(model)
             if numbers is not None:
-                cells = "".join(f"<td>{_cell(numbers.get(key))}</td>" for key in COLUMNS.values())
+                cells = "".join(f"<td>{least(numbers, key)}{_cell(numbers.get(key))}</td>" for key in COLUMNS.values())
                 rows.append(f"<tr><td>{model}</td>{cells}</tr>")
         return f"<table>{''.join(rows)}</table>"
 

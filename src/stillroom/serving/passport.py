@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
+from stillroom.core.bounded import BOUNDED
 from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runs.run import Run
 
@@ -42,7 +43,7 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "teacher": {name: teacher.get(name) for name in ("name", "family", "licence", "parameters", "digest")},
         **({"teachers": teachers} if teachers else {}),
         "student": {"parameters": student.get("parameters")},
-        "scores": {name: student.get(name) for name in MEASURES if name in student},
+        "scores": {name: student.get(name) for name in (*MEASURES, *BOUNDED.values()) if name in student},
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
         "terms": {"teacher_licence": teacher.get("licence"), **_judged(record)},

@@ -258,6 +258,8 @@ def meaning_of_kl(codec: Codec, temperature: float, *, aligned: bool = False, bo
         )
     if signal_kind(codec) is SignalKind.PARTIAL:
         words += ", of the kept ids and all others as one"
+    if signal_kind(codec) is SignalKind.COARSE:
+        words += ", of the listed ids and all others as one: at least"
     if bound:
         words += ", a lower bound: the teacher's entropy over the student's ids is estimated from the sample"
     return words if temperature == 1 else f"{words}, at temperature {temperature:g}"

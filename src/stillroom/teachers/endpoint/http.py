@@ -256,19 +256,20 @@ class Client:
         return None
 
     def _send(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
-        """A request that costs nothing, tried more than once where the connection breaks."""
+        """A request that costs nothing, tried more than once where the connection breaks or the server is not ready yet."""
+        problem = ""
         for attempt in range(self.attempts):
+            wait = None
             try:
-                status, data, _ = self._exchange(method, path, body)
+                status, data, headers = self._exchange(method, path, body)
+                if status not in RETRIED:
+                    return status, data
+                problem, wait = self._refused(status, data, headers, path)
             except _Broken as error:
-                if attempt + 1 == self.attempts:
-                    raise TeacherError(
-                        f"{self.base_url}{path}: {error}.", "Check `teacher.base_url`, and that the server runs."
-                    ) from None
-                self.clock.sleep(self._wait(attempt, None))
-                continue
-            return status, data
-        raise AssertionError
+                problem = str(error)
+            if attempt + 1 < self.attempts:
+                self.clock.sleep(self._wait(attempt, wait))
+        raise TeacherError(f"{self.base_url}{path}: {problem}.", "Check `teacher.base_url`, and that the server runs.")
 
     def _exchange(self, method: str, path: str, body: Any) -> tuple[int, bytes, httpx2.Headers]:
         """One request and its whole answer.

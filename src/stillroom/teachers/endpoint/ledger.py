@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,18 @@ class Ledger:
     Args:
         path: The file; None keeps nothing (a probe outside any run).
         price: Prices and cap.
+        earlier: Files of the same run, of teachers that its recipe calls otherwise now: what they spent counts too.
     """
 
-    def __init__(self, path: Path | None, price: Price) -> None:
+    def __init__(self, path: Path | None, price: Price, earlier: Sequence[Path] = ()) -> None:
         self.path = path
         self.price = price
         self.totals = Totals()
         self._lock = threading.Lock()
         self._reserved: dict[int, tuple[int, int]] = {}
         self._next = 0
+        for other in earlier:
+            self._read(other)
         if path is not None:
             self._read(path)
 

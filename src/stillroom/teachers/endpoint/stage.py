@@ -211,7 +211,7 @@ def listening(
             yield teacher
             return
         progress.say("  asking the endpoint" if name == OWN else f"  asking the endpoint `{name}`")
-        teacher = open_endpoint(config, run.path / named(ledger.NAME, name))
+        teacher = open_endpoint(config, run.path / named(ledger.NAME, name), earlier=spent_before(run))
         yield _recognised(teacher, folder, progress)
     finally:
         if teacher is not None:
@@ -315,6 +315,17 @@ def named(file: str, name: str) -> str:
     """A file of a run that belongs to one teacher; the recipe's own has the plain name."""
     path = Path(file)
     return file if name == OWN else f"{path.stem}-{name}{path.suffix}"
+
+
+def spent_before(run: Run) -> list[Path]:
+    """Files of what was spent under names that the run's recipe does not have any more: the cap is for all of it."""
+    now = {
+        named(ledger.NAME, name)
+        for name, config in run.recipe.every_teacher.items()
+        if isinstance(config, EndpointConfig)
+    }
+    pattern = Path(ledger.NAME)
+    return [path for path in sorted(run.path.glob(f"{pattern.stem}*{pattern.suffix}")) if path.name not in now]
 
 
 def missing_mass(cache: TeacherCache, addresses: list[str]) -> float:

@@ -127,6 +127,7 @@ def open_endpoint(
     transport: httpx2.BaseTransport | None = None,
     jitter: Callable[[], float] | None = None,
     top: int | None = None,
+    earlier: Sequence[Path] = (),
     known: Fingerprint | None = None,
 ) -> EndpointTeacher:
     """Open an endpoint: its tokenizer is loaded, and the kind of server is found out. Nothing is paid for.
@@ -138,6 +139,7 @@ def open_endpoint(
         transport: Of HTTP, for tests.
         jitter: Random numbers from 0 to 1 for waits, for tests.
         top: Ids to ask for per position; None: ``config.top``.
+        earlier: The run's files of what was spent under names that its recipe does not have any more.
         known: The fingerprint of a cache that has all that is wanted: nothing is sent, and the server need not be there.
 
     Raises:
@@ -151,7 +153,7 @@ def open_endpoint(
     client = Client(
         base_url=config.base_url,
         key_env=config.key_env,
-        ledger=Ledger(ledger, price),
+        ledger=Ledger(ledger, price, earlier),
         timeout=config.timeout_seconds,
         attempts=config.attempts,
         slots=Slots(config.concurrency),

@@ -33,7 +33,7 @@ from stillroom.runs.stages import TEXTS, WRITTEN, WRITTEN_RECORD
 from stillroom.teachers.endpoint import ledger
 from stillroom.teachers.endpoint.http import Client, Slots
 from stillroom.teachers.endpoint.ledger import Ledger, Price
-from stillroom.teachers.endpoint.stage import named
+from stillroom.teachers.endpoint.stage import named, spent_before
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
 from stillroom.teachers.write.filters import REASONS, Filters, spells
@@ -52,7 +52,8 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     who = recipe.every_teacher[config.by]
     with DocumentStore(stage.path) as store:
         train, kept_out = _documents(recipe, store)
-        journal = Journal(stage.path / TEXTS / KEPT, {digest for digest, _ in train})
+        everything = all(source.limit is None for source in recipe.corpus.sources)
+        journal = Journal(stage.path / TEXTS / KEPT, {digest for digest, _ in train}, whole=everything)
         counts: Counter[str] = Counter()
         control = _control_texts(recipe, who)
         chunks = _chosen(list(_chunks(train, store, config, control, counts)), config.limit)
@@ -71,7 +72,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             client = Client(
                 base_url=who.base_url,
                 key_env=who.key_env,
-                ledger=Ledger(run.path / named(ledger.NAME, config.by), price),
+                ledger=Ledger(run.path / named(ledger.NAME, config.by), price, spent_before(run)),
                 timeout=who.timeout_seconds,
                 attempts=who.attempts,
                 slots=Slots(who.concurrency),
@@ -133,27 +134,34 @@ class Journal:
 
     Args:
         path: The file.
-        documents: Digests of the documents that may be written about. What was written about others is removed: their text was
-            withdrawn, or is no training text any more.
+        documents: Digests of the documents that may be written about. What was written about others is not used.
+        whole: These are all that the sources have, so that what was written about others is removed: their text was withdrawn,
+            or is no training text any more. Where a source has a limit, others may come back with another limit.
     """
 
-    def __init__(self, path: Path, documents: Container[str]) -> None:
+    def __init__(self, path: Path, documents: Container[str], *, whole: bool = True) -> None:
         self.path = path
         self.texts: dict[str, Text] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = []
+        kept = []
         data = path.read_bytes() if path.is_file() else b""
         for line in data.split(b"\n"):
             try:
                 entry = json.loads(line)
-                if entry["document"] not in documents:
-                    continue
-                self.texts[str(entry["key"])] = Text(str(entry["text"]), bool(entry["ended"]))
+                key, document, text = (
+                    str(entry["key"]),
+                    entry["document"],
+                    Text(str(entry["text"]), bool(entry["ended"])),
+                )
             except (ValueError, KeyError, TypeError):
                 continue
-            whole.append(line + b"\n")
-        if data != b"".join(whole):
-            files.write_bytes(path, b"".join(whole))
+            if document in documents:
+                self.texts[key] = text
+            elif whole:
+                continue
+            kept.append(line + b"\n")
+        if data != b"".join(kept):
+            files.write_bytes(path, b"".join(kept))
 
     def add(self, ask: Ask, text: Text) -> None:
         """Keep a text."""
