@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Kind, make_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from stillroom.core.errors import VocabularyMismatch
 from stillroom.corpus.sequences import IGNORED, Sequences
@@ -193,3 +196,51 @@ def test_half_a_character_is_left_out() -> None:
     assert mine.decode(found.ids.tolist()) == "a"
     later = alignment.tokenize(ids[2:])
     assert mine.decode(later.ids.tolist()) == "b"
+
+
+def test_what_no_text_has_is_taught_as_impossible() -> None:
+    theirs, mine = make_tokenizer("bpe", 500), make_tokenizer("bpe", 500)
+    mine.add_special_tokens({"additional_special_tokens": ["<|reserved_7|>"]})
+    reserved = int(mine.convert_tokens_to_ids("<|reserved_7|>"))
+    alignment = Alignment.of(theirs, mine, len(theirs), len(mine))
+    logprobs = torch.log_softmax(torch.randn(4, len(theirs)), dim=1)
+    listed, ids = logprobs.topk(20, dim=1)
+    rest = logprobs.exp().scatter(1, ids, 0.0).sum(1)
+    # What the teacher says and the student has no id for is no reason to say what no text has.
+    for said in (DenseSignal(logprobs), CoarseSignal(ids, listed, rest)):
+        coarse = alignment.coarse(said)
+        assert coarse.fault(len(mine)) is None
+        place = coarse.ids == reserved
+        assert bool((coarse.logprobs[place] < -60).all())
+        assert int((place & coarse.listed).sum()) == len(coarse)
+    student = torch.zeros(4, len(mine))
+    student[:, reserved] = 5.0
+    student.requires_grad_()
+    coarse = alignment.coarse(DenseSignal(logprobs))
+    torch.autograd.backward(-(coarse.logprobs.exp() * coarse.listed_of(student.log_softmax(1))).sum())
+    assert student.grad is not None
+    assert bool((student.grad[:, reserved] > 0.1).all())
+
+
+def test_without_others_nothing_is_left_for_them() -> None:
+    theirs, _, alignment = alignment_of("bpe", "bpe", (700, 400))
+    assert alignment._no_others
+    logprobs = torch.log_softmax(torch.randn(4, len(theirs) + 3), dim=1)
+    coarse = alignment.coarse(DenseSignal(logprobs))
+    assert float(coarse.rest.max()) == 0
+    assert torch.allclose(coarse.logprobs.exp().sum(1), torch.ones(4), atol=1e-5)
+
+
+def test_a_role_begins_and_ends_a_text_and_does_not_mark_a_turn() -> None:
+    theirs, like_it = make_tokenizer("bpe", 500), make_tokenizer("bpe", 400)
+    ends = str(theirs.eos_token)
+    rules = like_it.backend_tokenizer.to_str().replace(json.dumps(ends), '"</s>"')
+    mine = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(rules), eos_token="</s>")
+    alignment, text = Alignment.of(theirs, mine, len(theirs), len(mine)), theirs("for x in y").input_ids
+    by_role = sorted(alignment.by_role)
+    assert theirs.eos_token_id in by_role
+    whole = torch.tensor([*text, theirs.eos_token_id])
+    assert len(alignment.tokenize(whole).ids) > 0
+    with pytest.raises(VocabularyMismatch) as refused:
+        alignment.tokenize(torch.tensor([*text, theirs.eos_token_id, *text]))
+    assert f"`{ends}`" in str(refused.value)

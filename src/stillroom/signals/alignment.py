@@ -13,10 +13,12 @@ Legend: L teacher's tokens, S student's tokens, N positions with a target, V_t t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 LEFT_OUT = -1
 """The student has no token for one of the teacher's special tokens, and does without."""
+IMPOSSIBLE = -69.0
+"""Log-probability, nats, of what no text has: -inf would be an entry that fills a list."""
 MARK = b"\xff"
 """Stands for a special token among the bytes of a text; it never occurs in UTF-8."""
 
@@ -111,6 +115,8 @@ class Alignment(VocabularyMap):
         specials: The student's id for each of the teacher's special ids that it has one for, or ``LEFT_OUT``.
         rules: The student's tokenizer, as JSON, without what it puts around a text.
         student_bytes: What each student's id stands for.
+        by_role: The teacher's special ids that the student has by their role alone (or does without), not by their text.
+        names: The texts of the teacher's special ids, where they are known, for messages.
     """
 
     same: torch.Tensor
@@ -119,6 +125,8 @@ class Alignment(VocabularyMap):
     specials: dict[int, int]
     rules: str
     student_bytes: tuple[bytes | None, ...]
+    by_role: frozenset[int] = frozenset()
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -152,8 +160,10 @@ class Alignment(VocabularyMap):
         used = max(student.get_vocab().values()) + 1
         base = VocabularyMap.from_pieces(pieces, student_rows, used)
         return cls(
-            base.offsets, base.pieces, student_rows, used, column, occurs, tuple(theirs), specials, rules, tuple(mine)
-        )
+            base.offsets, base.pieces, student_rows, used, column, occurs, tuple(theirs), specials, rules, tuple(mine),
+            frozenset(there for text, there in their_specials.items() if there in specials and text not in my_specials),
+            {index: text for text, index in their_specials.items()},
+        )  # fmt: skip
 
     @functools.cached_property
     def is_identity(self) -> bool:
@@ -175,6 +185,36 @@ class Alignment(VocabularyMap):
         mapped = (self.same != NEVER) & self.occurs
         return mapped.nonzero().squeeze(1), self.same[mapped], (self.occurs & ~mapped).nonzero().squeeze(1)
 
+    @functools.cached_property
+    def _impossible(self) -> torch.Tensor:
+        """Student's ids that no text has and the teacher's are none of, int64: special tokens of its own, rows that are no
+        token, and bytes beside a token of the same text, which its tokenizer never makes.
+        """
+        mapped = set(self._mapped[1].tolist())
+        texts = Counter(self.student_bytes[: self.student_used])
+        found = [
+            index
+            for index, data in enumerate(self.student_bytes[: self.student_used])
+            if index not in mapped and (data is None or (len(data) == 1 and data < b"\x80" and texts[data] > 1))
+        ]
+        found += range(len(self.student_bytes), self.student_used)
+        return torch.tensor(found, dtype=torch.int64)
+
+    @functools.cached_property
+    def _no_others(self) -> bool:
+        """Whether the student has no ids besides those that the teacher has too, and those that no text has."""
+        return len(self._mapped[1]) + len(self._impossible) >= self.student_used
+
+    def _with_impossible(self, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Entries [N, K] and, behind them, the ids that no text has, as good as impossible."""
+        never = self._impossible.to(ids.device)
+        count = len(logprobs)
+        least = logprobs.new_full((1, 1), IMPOSSIBLE).expand(count, len(never))
+        behind = torch.where(logprobs.isneginf().all(1, keepdim=True), float("-inf"), least)
+        shared = ids.stride(0) == 0 and count > 0
+        row = torch.cat([ids[:1] if shared else ids, never.expand(1 if shared else count, len(never))], 1)
+        return row.expand(count, -1) if shared else row, torch.cat([logprobs, behind], 1)
+
     def tokenize(self, ids: torch.Tensor) -> Tokenized:
         """One text, given in the teacher's ids [L], in the student's.
 
@@ -186,12 +226,14 @@ class Alignment(VocabularyMap):
         parts: list[bytes] = []
         marks: dict[int, int] = {}
         place = 0
-        for index in ids.tolist():
+        for number, index in enumerate(ids.tolist()):
             part = self.teacher_bytes[index] if 0 <= index < len(self.teacher_bytes) else None
             if part is None:
-                if index not in self.specials:
+                # What a student has by role begins and ends texts; in between a chat would be asked in other words later.
+                if index not in self.specials or (index in self.by_role and 0 < number < len(ids) - 1):
                     raise VocabularyMismatch(
-                        f"The text has the teacher's special token {index}, and the student's tokenizer has none like it.",
+                        f"The text has the teacher's special token `{self.names.get(index, index)}`, and the student's "
+                        "tokenizer has none like it.",
                         "Add it to the student's tokenizer, or leave out the chats (plain text needs none).",
                     )
                 marks[place], part = self.specials[index], MARK
@@ -337,13 +379,16 @@ class Alignment(VocabularyMap):
             if len(others)
             else torch.full_like(listed[:, 0], float("-inf"))
         )
+        if self._no_others:
+            rest = torch.full_like(rest, float("-inf"))
         total = torch.logaddexp(listed.logsumexp(1), rest)
         # A teacher that rules out all that occurs says "any id", and asks for nothing.
         silent = says_nothing(total, self.teacher_size)
         total = total.masked_fill(silent, float("inf"))
         others = (rest - total).exp().masked_fill(silent, 1.0)
         # One row of ids for all positions: it takes no memory.
-        return CoarseSignal(ids.expand(len(listed), len(ids)), listed - total[:, None], others)
+        row, logprobs = self._with_impossible(ids.expand(len(listed), len(ids)), listed - total[:, None])
+        return CoarseSignal(row, logprobs, others)
 
     def project_coarse(self, signal: CoarseSignal) -> CoarseSignal:
         """Lists of an endpoint: see :meth:`coarse`."""
@@ -356,11 +401,13 @@ class Alignment(VocabularyMap):
         rest = signal.rest.double() + torch.where(~known & occurs & signal.listed, mass, 0.0).sum(1)
         listed = torch.where(known, mass, 0.0)
         # As in `coarse`.
+        rest = torch.where(self._no_others & (listed.sum(1) > 0), 0.0, rest)
         silent = says_nothing((listed.sum(1) + rest).log(), self.teacher_size)
         listed, rest = listed.masked_fill(silent[:, None], 0.0), rest.masked_fill(silent, 1.0)
         total = listed.sum(1) + rest
         logprobs = torch.where(known, (listed / total[:, None]).log(), float("-inf")).to(signal.logprobs.dtype)
-        return CoarseSignal(torch.where(known, same, 0), logprobs, (rest / total).to(signal.rest.dtype), signal.certain)
+        ids, logprobs = self._with_impossible(torch.where(known, same, 0), logprobs)
+        return CoarseSignal(ids, logprobs, (rest / total).to(signal.rest.dtype), signal.certain)
 
     def project_dense(self, logprobs: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Not possible: the student's tokens are not parts of the teacher's.
