@@ -337,6 +337,10 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
         from stillroom.terms.gate import pass_gate
 
         pass_gate(made)
+    if made.recipe.write is not None:
+        from stillroom.students.turns import require_turns
+
+        require_turns(made.recipe)
     _require_objective(made, wanted)
     _require_packages(made, wanted)
     _require_copies(made, wanted)

@@ -103,3 +103,16 @@ def test_what_it_cannot_learn_from_is_refused_first(small_recipe: Any, tmp_path:
         run(Recipe.model_validate(plain), tmp_path / "runs", quiet=True, until="shrink")
     assert not (tmp_path / "runs" / "plain").exists(), "refused before the text is read"
     assert "student.tokenizer: own" in raised.value.todo
+
+
+def test_chats_that_it_has_no_turns_for_are_refused_before_they_are_written(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=1)
+    student = tiny_model("llama", tmp_path / "student", layers=1, vocabulary_size=400)
+    for path in (*student.glob("*.json"), *student.glob("*.jinja")):
+        words = path.read_text(encoding="utf-8").replace("<|im_start|>", "<turn>").replace("<|im_end|>", "</turn>")
+        path.write_text(words, encoding="utf-8")
+    settings = settings_of(small_recipe, teacher, student, write={"forms": ["question_answer"], "max_tokens": 8})
+    for act in (make_plan, run):
+        with pytest.raises(VocabularyMismatch, match=r"special token `<\|im_"):
+            act(Recipe.model_validate(settings), tmp_path / "runs")
+    assert not (tmp_path / "runs" / settings["name"] / "write").exists()

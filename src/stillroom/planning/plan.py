@@ -39,6 +39,7 @@ from stillroom.runs.stages import stages_of
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.given import student_tokenizer
 from stillroom.students.importance import cut_short, few_tokens
+from stillroom.students.turns import require_turns
 from stillroom.teachers.endpoint.stage import require_possible
 from stillroom.teachers.original import original_tokenizers
 from stillroom.teachers.several import other_tokenizers
@@ -282,6 +283,8 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
         # Without the text, or what the pilot trains with, there is nothing to plan with.
         require_needs(needs)
     check_student(recipe)
+    if recipe.write is not None:
+        require_turns(recipe)
     text = count_text(recipe, runs, Progress(quiet))
     require_rounds_fit(recipe, text.row_tokens["train"], text.train.length)
     if recipe.distill.rounds is not None:
