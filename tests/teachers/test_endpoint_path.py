@@ -239,6 +239,10 @@ def test_an_endpoint_beside_a_teacher_that_is_here(
     assert [entry["called"] for entry in summary["teachers"]] == ["teacher", "far"]
     assert Ledger(made.path / "spending-far.jsonl", Price()).totals.requests > 0
     assert not (made.path / "spending.jsonl").exists()
+    # Under another name nothing is paid for again, where the same model answers.
+    renamed = json.loads(json.dumps(settings).replace('"far"', '"remote"'))
+    run(Recipe.model_validate(renamed), tmp_path, quiet=True, until="capture")
+    assert 0 < Ledger(made.path / "spending-remote.jsonl", Price()).totals.requests <= 2
     mixed = settings | {
         "corpus": settings["corpus"] | {"sources": [sources[0] | {"teacher": {"far": 1, "teacher": 1}}]}
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from stillroom.core import files
+from stillroom.core.errors import TeacherError
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import has_chats
@@ -18,11 +20,13 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN, Route
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.runs.run import Run, Stage
-from stillroom.runs.stages import CACHE, ROUTES, TEACHERS, WRITTEN_RECORD
+from stillroom.runs.stages import CACHE, MORE_TEACHERS, ROUTES, TEACHERS, WRITTEN_RECORD
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import BEGUN, cache_identity, capture, held_before, open_writer
-from stillroom.teachers.endpoint.capture import pieces_of
-from stillroom.teachers.endpoint.stage import listed, listening, require_possible
+from stillroom.teachers.endpoint import ledger
+from stillroom.teachers.endpoint.capture import begun_with, known_teacher, pieces_of
+from stillroom.teachers.endpoint.stage import listed, listening, named, require_possible, spent_before
+from stillroom.teachers.endpoint.teacher import open_endpoint
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.several import folder_of, mixed, other_tokenizers, route_of_pieces, splits_of
@@ -158,6 +162,7 @@ class _Route:
         # What an endpoint is told apart by is known once it answers; the folder goes by what it is asked for.
         asked = {"model": config.model, "name": name}
         self.folder = folder_of(self.base, self.route, asked)
+        self._take_over(config, name)
         pieces = pieces_of(splits)
         with listening(self.run, config, name, self.folder, pieces, self.progress) as teacher:
             found = listed(self.run, teacher, pieces, self.folder, name, self.progress)
@@ -165,6 +170,31 @@ class _Route:
         records[name] = found.record
         self.identity = found.identity
         return {"reused": found.notes["reused"], "spent": found.notes["spent"]}
+
+    def _take_over(self, config: EndpointConfig, name: str) -> None:
+        """Take the cache of an endpoint that the recipe called otherwise before, where the same model answers."""
+        run, caches = self.run, self.base / MORE_TEACHERS
+        if self.folder.exists() or run.recipe.capture.path is not None:
+            return
+        now = {
+            folder_of(self.base, Route(((other, 1.0),), ()), {"model": known.model, "name": other})
+            for other, known in run.recipe.every_teacher.items()
+            if isinstance(known, EndpointConfig)
+        }
+        orphans = [cache for cache in sorted(caches.glob("*")) if cache not in now]
+        orphans = [cache for cache in orphans if begun_with(cache, config.model, config.top) is not None]
+        if not orphans:
+            return
+        teacher = open_endpoint(config, run.path / named(ledger.NAME, name), earlier=spent_before(run))
+        try:
+            for cache in orphans:
+                with contextlib.suppress(TeacherError):
+                    known_teacher(teacher, cache)
+                    cache.rename(self.folder)
+                    self.progress.say(f"  the same model was captured under another name: `{name}` takes its cache")
+                    return
+        finally:
+            teacher.close()
 
 
 def _writer(run: Run, name: str) -> dict[str, Any]:
