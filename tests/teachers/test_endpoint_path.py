@@ -163,13 +163,22 @@ def test_what_a_cache_has_is_not_asked_for_again(
     assert record["licence"] == "MIT"
     with pytest.raises(TeacherError, match="STILLROOM_TEST_KEY"):
         captured(5)
+    # A teacher on this machine takes the folder, and what was paid for stays.
+    local = settings | {
+        "teacher": {"kind": "huggingface", "name": str(folder)},
+        "capture": {"codec": {"kind": "threshold"}},
+    }
+    made = run(Recipe.model_validate(local), tmp_path, quiet=True, until="capture")
+    assert len(list((made.path / "capture" / "cache" / "earlier").iterdir())) == 2
+    assert captured(10, base_url="http://127.0.0.1:9", key_env=None) == second
 
 
 def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
     from stillroom.recipe.capture import ObservedCodec
     from stillroom.signals.cache.identity import CacheIdentity
     from stillroom.signals.cache.manifest import Manifest
-    from stillroom.teachers.endpoint.capture import EARLIER, FINGERPRINT, set_aside
+    from stillroom.teachers.aside import EARLIER, FINGERPRINT
+    from stillroom.teachers.endpoint.capture import set_aside
 
     def begin(k: int) -> None:
         identity = CacheIdentity(

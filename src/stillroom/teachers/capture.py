@@ -24,6 +24,7 @@ from stillroom.signals.cache.registry import VERSIONS
 from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
 from stillroom.signals.device_draw import draw, draws_on
+from stillroom.teachers.aside import EARLIER, is_moving, is_paid, put_aside
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
 
@@ -75,9 +76,13 @@ def open_writer(
                 "Name another folder as `capture.path`; a cache of format 2 serves runs whose corpus was made by the "
                 "release that wrote it.",
             )
-    progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
+    if is_moving(folder) or is_paid(folder):
+        progress.say("  the cache of an earlier capture does not serve this one: it is set aside, and kept")
+        put_aside(folder)
+    else:
+        progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
     for path in folder.iterdir():
-        if path.name == MORE_TEACHERS:
+        if path.name in (MORE_TEACHERS, EARLIER):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

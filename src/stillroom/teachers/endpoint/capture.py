@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -16,18 +15,15 @@ from stillroom.core.errors import StillroomError, TeacherError
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.recipe.capture import ObservedCodec
-from stillroom.runs.stages import MORE_TEACHERS
 from stillroom.signals.cache.manifest import NAME as MANIFEST
 from stillroom.signals.cache.manifest import Manifest
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import CoarseSignal
+from stillroom.teachers.aside import FINGERPRINT, earlier, is_moving, put_aside, take_up
 from stillroom.teachers.endpoint.probe import Fingerprint, require_same
 from stillroom.teachers.endpoint.received import Received
 from stillroom.teachers.endpoint.teacher import EndpointTeacher
-
-FINGERPRINT = "fingerprint.json"
-"""Beside a cache's manifest: by which its teacher is known again."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,6 @@ def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
     return known if known is not None and known.model == model and len(known.ids[0]) == top else None
 
 
-EARLIER = "earlier"
-"""Inside the folder of a run's own cache: caches of other models or settings. What was paid for is never deleted."""
-
-
 def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool:
     """Put a run's own cache of another model or other settings aside, and take one of these up again if there is one.
 
@@ -113,26 +105,14 @@ def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool
             return False
         return begun_with(cache, model, codec.k) is not None and identity.codec == codec and identity.seed == seed
 
-    aside, moving = folder / EARLIER, folder / EARLIER / "moving"
     other = (folder / MANIFEST).is_file() and not fits(folder)
-    if other or moving.is_dir():
-        # A kill in between is gone on with: nothing was begun in the folder since.
-        _move(folder, moving)
-        moving.rename(next(path for n in itertools.count() if not (path := aside / str(n)).exists()))
-    if not (folder / MANIFEST).is_file() and aside.is_dir():
-        found = next((cache for cache in sorted(aside.iterdir()) if fits(cache)), None)
+    if other or is_moving(folder):
+        put_aside(folder)
+    if not (folder / MANIFEST).is_file():
+        found = next((cache for cache in earlier(folder) if fits(cache)), None)
         if found is not None:
-            _move(found, folder)
-            found.rmdir()
+            take_up(found, folder)
     return other
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move a cache's files, the manifest last: what has one is whole, or was."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir(), key=lambda path: path.name == MANIFEST):
-        if path.name not in (MORE_TEACHERS, EARLIER):
-            path.rename(target / path.name)
 
 
 def capture_listed(

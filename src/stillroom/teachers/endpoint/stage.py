@@ -22,11 +22,10 @@ from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import CACHE
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.reader import TeacherCache
+from stillroom.teachers.aside import FINGERPRINT, earlier
 from stillroom.teachers.capture import cache_identity, open_writer
 from stillroom.teachers.endpoint import ledger, received
 from stillroom.teachers.endpoint.capture import (
-    EARLIER,
-    FINGERPRINT,
     Piece,
     begun_with,
     capture_listed,
@@ -134,9 +133,7 @@ def _asks_nothing(run: Run, stages: Container[str]) -> bool:
     if not isinstance(folder, Path):
         return False
     pieces = _pieces(run)
-    return any(
-        _of_cache(run, config, OWN, cache, pieces) is not None for cache in (folder, *folder.glob(f"{EARLIER}/*"))
-    )
+    return any(_of_cache(run, config, OWN, cache, pieces) is not None for cache in (folder, *earlier(folder)))
 
 
 def _pieces(run: Run) -> list[Piece]:
