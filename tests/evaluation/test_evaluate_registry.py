@@ -175,9 +175,13 @@ def test_a_bound_that_will_not_be_measured_is_refused_before_anything_is_sent(
         "sends_text": True,
     }
     bound = {"floors": {"languages.en.retention": 0.5}, "ceilings": {"fidelity.kl_to_teacher": 1.0}}
-    recipe = recipe_of(small_recipe("nowhere", teacher=teacher, evaluate=bound))
-    with pytest.raises(RecipeError, match=r"`languages\.en\.retention` will not be measured"):
-        pipeline.run(recipe, tmp_path, quiet=True)
+    for kind, words in (
+        ("floors", r"`languages\.en\.retention` will not be measured"),
+        ("ceilings", "is a lower bound"),
+    ):
+        recipe = recipe_of(small_recipe("nowhere", teacher=teacher, evaluate={kind: bound[kind]}))
+        with pytest.raises(RecipeError, match=words):
+            pipeline.run(recipe, tmp_path, quiet=True)
     assert not list(tmp_path.iterdir())
     # Of a teacher that is here everything is measured.
     require_measurable(recipe_of(small_recipe("nowhere", evaluate=bound)))
