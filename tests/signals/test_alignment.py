@@ -170,6 +170,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids = torch.tensor(theirs("def f(x): return '你好'", add_special_tokens=False).input_ids)
     assert [part.tolist() for part in again.expand(ids)] == [part.tolist() for part in alignment.expand(ids)]
     assert again.specials == alignment.specials
+    assert again.by_role == alignment.by_role
     assert torch.equal(again.same, alignment.same)
 
 
@@ -231,7 +232,7 @@ def test_without_others_nothing_is_left_for_them() -> None:
     assert torch.allclose(coarse.logprobs.exp().sum(1), torch.ones(4), atol=1e-5)
 
 
-def test_a_role_begins_and_ends_a_text_and_does_not_mark_a_turn() -> None:
+def test_a_role_begins_and_ends_a_text_and_does_not_mark_a_turn(tmp_path: Path) -> None:
     theirs, like_it = make_tokenizer("bpe", 500), make_tokenizer("bpe", 400)
     ends = str(theirs.eos_token)
     rules = like_it.backend_tokenizer.to_str().replace(json.dumps(ends), '"</s>"')
@@ -244,3 +245,9 @@ def test_a_role_begins_and_ends_a_text_and_does_not_mark_a_turn() -> None:
     with pytest.raises(VocabularyMismatch) as refused:
         alignment.tokenize(torch.tensor([*text, theirs.eos_token_id, *text]))
     assert f"`{ends}`" in str(refused.value)
+    # So is what the stage `shrink` wrote, by which later stages tokenize.
+    alignment.save(tmp_path / "vocabulary.safetensors")
+    again = load_vocabulary(tmp_path / "vocabulary.safetensors")
+    assert isinstance(again, Alignment)
+    with pytest.raises(VocabularyMismatch, match="special token"):
+        again.tokenize(torch.tensor([*text, theirs.eos_token_id, *text]))

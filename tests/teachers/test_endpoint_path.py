@@ -132,7 +132,7 @@ def test_the_whole_path_from_one_recipe(
 
 
 def test_what_a_cache_has_is_not_asked_for_again(
-    small_recipe: Any, served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    small_recipe: Any, served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, folder = served
     monkeypatch.setenv("STILLROOM_TEST_KEY", "sk-Stillroom-path-0123456789")
@@ -173,33 +173,37 @@ def test_what_a_cache_has_is_not_asked_for_again(
     assert captured(10, base_url="http://127.0.0.1:9", key_env=None) == second
 
 
-def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
+def begin_cache(cache: Path, k: int) -> None:
+    """An endpoint's cache with lists of ``k`` ids, and one shard."""
     from stillroom.recipe.capture import ObservedCodec
     from stillroom.signals.cache.identity import CacheIdentity
     from stillroom.signals.cache.manifest import Manifest
-    from stillroom.teachers.aside import EARLIER, FINGERPRINT
-    from stillroom.teachers.endpoint.capture import set_aside
+    from stillroom.teachers.aside import FINGERPRINT
 
-    def begin(k: int) -> None:
-        identity = CacheIdentity(
-            teacher_digest=f"{k:064x}", tokenizer_digest="0" * 64, vocabulary_size=9, temperature=1.0,
-            codec=ObservedCodec(k=k), codec_version=1, seed=0, dtype="stated",
-        )  # fmt: skip
-        Manifest(identity=identity).save(cache)
-        known = {
-            "format": 1,
-            "model": "m",
-            "text": [1],
-            "ids": [list(range(k))],
-            "logprobs": [[-1.0] * k],
-            "noise": 0.0,
-        }
-        (cache / FINGERPRINT).write_text(json.dumps(known))
-        (cache / "shard-0.bin").write_bytes(bytes([k]))
+    identity = CacheIdentity(
+        teacher_digest=f"{k:064x}",
+        tokenizer_digest="0" * 64,
+        vocabulary_size=9,
+        temperature=1.0,
+        codec=ObservedCodec(k=k),
+        codec_version=1,
+        seed=0,
+        dtype="stated",
+    )
+    Manifest(identity=identity).save(cache)
+    known = {"format": 1, "model": "m", "text": [1], "ids": [list(range(k))], "logprobs": [[-1.0] * k], "noise": 0.0}
+    (cache / FINGERPRINT).write_text(json.dumps(known))
+    (cache / "shard-0.bin").write_bytes(bytes([k]))
+
+
+def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
+    from stillroom.recipe.capture import ObservedCodec
+    from stillroom.teachers.aside import EARLIER
+    from stillroom.teachers.endpoint.capture import set_aside
 
     cache = tmp_path / "cache"
     cache.mkdir()
-    begin(3)
+    begin_cache(cache, 3)
     assert not set_aside(cache, "m", ObservedCodec(k=3), 0)
     for cut in range(3):
         # A kill after so many files were moved.
@@ -211,13 +215,36 @@ def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
             path.rename(moving / path.name)
         set_aside(cache, "m", ObservedCodec(k=4), 0)
         assert not (cache / "shard-0.bin").exists()
-        begin(4)
+        begin_cache(cache, 4)
         assert set_aside(cache, "m", ObservedCodec(k=3), 0)
         assert (cache / "shard-0.bin").read_bytes() == b"\3"
         assert set_aside(cache, "m", ObservedCodec(k=4), 0)
         assert (cache / "shard-0.bin").read_bytes() == b"\4"
         assert set_aside(cache, "m", ObservedCodec(k=3), 0)
         shutil.rmtree(cache / EARLIER)
+
+
+def test_a_cache_that_is_taken_up_again_survives_a_kill(tmp_path: Path) -> None:
+    from stillroom.recipe.capture import ObservedCodec
+    from stillroom.teachers.aside import EARLIER
+    from stillroom.teachers.endpoint.capture import set_aside
+
+    for cut in range(4):
+        cache = tmp_path / str(cut)
+        taken = cache / EARLIER / "taken"
+        cache.mkdir()
+        begin_cache(cache, 3)
+        taken.mkdir(parents=True)
+        # So many of its files are back already, the manifest last; and what comes next asks for something else.
+        files = sorted((path for path in cache.iterdir() if path.is_file()), key=lambda path: "manifest" in path.name)
+        assert len(files) == 3
+        for path in files[cut:]:
+            path.rename(taken / path.name)
+        assert set_aside(cache, "m", ObservedCodec(k=5), 0)
+        assert not (cache / "shard-0.bin").exists()
+        assert set_aside(cache, "m", ObservedCodec(k=3), 0) is None
+        assert (cache / "shard-0.bin").read_bytes() == b"\3"
+        assert [path.name for path in cache.iterdir() if "manifest" in path.name]
 
 
 def test_an_endpoint_beside_a_teacher_that_is_here(

@@ -10,7 +10,6 @@ from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import require_metrics
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.teachers.several import any_endpoint
 
@@ -67,18 +66,17 @@ def require_measurable(recipe: Recipe) -> None:
         RecipeError: The metric needs the teacher itself, which is behind an endpoint; or the number is a lower bound, and its
             maximum is asked for.
     """
-    own = isinstance(recipe.student, ExistingStudent) and recipe.student.tokenizer == "own"
-    for name in recipe.evaluate.ceilings:
-        if name.rpartition(".")[2] == "kl_to_teacher" and (own or any_endpoint(recipe)):
-            why = (
-                "the student has another tokenizer"
-                if own
-                else "an endpoint lists only a teacher's most probable tokens"
-            )
-            raise RecipeError(
-                f"`evaluate.ceilings`: `{name}` is a lower bound where {why}: no run could tell that the KL is below it.",
-                "Leave it out, or set a minimum of the same next token: `evaluate.floors: {fidelity.top1_agreement: …}`.",
-            )
+    why = None
+    if recipe.student_with_own_tokenizer is not None:
+        why = "the student has another tokenizer"
+    elif any_endpoint(recipe):
+        why = "an endpoint lists only a teacher's most probable tokens"
+    bounded = [name for name in recipe.evaluate.ceilings if name.rpartition(".")[2] == "kl_to_teacher"]
+    if why is not None and bounded:
+        raise RecipeError(
+            f"`evaluate.ceilings`: `{bounded[0]}` is a lower bound where {why}: no run could tell that the KL is below it.",
+            "Leave it out, or set a minimum of the same next token: `evaluate.floors: {fidelity.top1_agreement: …}`.",
+        )
     if not isinstance(recipe.teacher, EndpointTeacher):
         return
     for name in (*recipe.evaluate.floors, *recipe.evaluate.ceilings):

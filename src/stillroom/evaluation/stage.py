@@ -18,9 +18,9 @@ from stillroom.evaluation.metric import Result
 from stillroom.evaluation.original import kl_to_originals
 from stillroom.evaluation.registry import require_metrics
 from stillroom.models.compute import prepare
-from stillroom.recipe.student import ExistingStudent
 from stillroom.runs.run import Run, Stage
-from stillroom.runs.stages import require_one_result
+from stillroom.runs.stages import not_finished, require_one_result
+from stillroom.teachers.several import any_endpoint
 
 
 def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
@@ -42,20 +42,17 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
         RunError: The student is not made yet, or of an earlier result of another stage.
     """
     require_metrics(names)
-    student = run.recipe.student
-    if "drafter" in names and isinstance(student, ExistingStudent) and student.tokenizer == "own":
+    if "drafter" in names and run.recipe.student_with_own_tokenizer is not None:
         raise UsageError(
             "The metric `drafter` needs a student with the teacher's tokenizer, and this one has its own.",
             "Leave it out of --only.",
         )
     if run.stage("distill").record is None:
         raise RunError(f"{run.path}: the student is not trained yet.", f"Do it: stillroom distill {run.path}")
-    for name in ("corpus", "capture", "shrink"):
+    # An endpoint's lists are evaluated from; a teacher that is here is opened again, whatever became of its cache.
+    for name in ("corpus", "shrink", *(("capture",) if any_endpoint(run.recipe) else ())):
         if run.stage(name).record is None:
-            raise RunError(
-                f"{run.path}: the stage `{name}` is not finished; it was begun anew after the student was trained.",
-                f"Finish it: stillroom run {run.path}",
-            )
+            raise not_finished(run, name)
     for name in ("distill", "baseline") if run.recipe.baseline else ("distill",):
         require_one_result(run, name)
     bench = bench_of(run, progress, prepare(run.recipe.compute, run.recipe.public_seed))

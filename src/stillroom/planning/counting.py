@@ -207,8 +207,9 @@ def count_student(recipe: Recipe, text: Text) -> Planned:
             untrimmed += tables * (rows - vocabulary.student_size) * int(config.hidden_size)
     aligned = None
     expansion = None
-    if isinstance(student, ExistingStudent) and student.tokenizer == "own":
-        tokenizer = open_tokenizer(model_folder(student.name, student.revision))
+    own = recipe.student_with_own_tokenizer
+    if own is not None:
+        tokenizer = open_tokenizer(model_folder(own.name, own.revision))
         vocabulary = Alignment.of(text.tokenizer, tokenizer, rows, int(changed.vocab_size))
         aligned = describe(vocabulary, text.train)
         note, expansion = words_of(aligned), aligned["student_tokens_per_teacher_token"]

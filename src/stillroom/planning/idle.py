@@ -93,7 +93,7 @@ def _axes_are_given(recipe: Recipe) -> bool:
 
 
 def _own_tokenizer(recipe: Recipe) -> bool:
-    return isinstance(recipe.student, ExistingStudent) and recipe.student.tokenizer == "own"
+    return recipe.student_with_own_tokenizer is not None
 
 
 def _keeps_all_ids(recipe: Recipe) -> bool:

@@ -283,8 +283,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
         # Without the text, or what the pilot trains with, there is nothing to plan with.
         require_needs(needs)
     check_student(recipe)
-    if recipe.write is not None:
-        require_turns(recipe)
+    require_turns(recipe)
     text = count_text(recipe, runs, Progress(quiet))
     require_rounds_fit(recipe, text.row_tokens["train"], text.train.length)
     if recipe.distill.rounds is not None:

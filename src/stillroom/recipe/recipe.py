@@ -86,8 +86,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _comparable(self) -> Recipe:
-        own = isinstance(self.student, ExistingStudent) and self.student.tokenizer == "own"
-        if own and "drafter" in self.evaluate.measures:
+        if self.student_with_own_tokenizer is not None and "drafter" in self.evaluate.measures:
             raise ValueError("the metric `drafter` needs a student with the teacher's tokenizer, not `tokenizer: own`")
         return self
 
@@ -142,6 +141,12 @@ class Recipe(Section):
                 "share"
             )
         return self
+
+    @property
+    def student_with_own_tokenizer(self) -> ExistingStudent | None:
+        """The student, where it has another tokenizer than the teacher and keeps it."""
+        student = self.student
+        return student if isinstance(student, ExistingStudent) and student.tokenizer == "own" else None
 
     @property
     def every_teacher(self) -> dict[str, Teacher]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from stillroom.core.bounded import least
 from stillroom.evaluation.intervals import ENOUGH, TOO_FEW
 from stillroom.evaluation.words import percent
 
@@ -194,7 +195,7 @@ def rate(summary: Summary, ratio: tuple[float, float | None, float | None] | Non
         ),
         Check(
             "KL to the teacher, nats per token",
-            ("≥ " if at_least else "") + _with(divergence, student.get("kl_to_teacher_interval"), 3),
+            least(student, "kl_to_teacher") + _with(divergence, student.get("kl_to_teacher_interval"), 3),
             # A lower bound can be too large, and never small enough.
             "unknown" if at_least and rated != "poor" else rated,
             f"good up to {DIVERGENCE[0]:g}, fair up to {DIVERGENCE[1]:g}",

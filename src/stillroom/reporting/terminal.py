@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stillroom.core.bounded import least
 from stillroom.core.plain import guard_tables
 from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.intervals import TOO_FEW
@@ -124,9 +125,9 @@ def cells(model: Mapping[str, Any], *, own: bool) -> list[str]:
     speed = model.get("decode_tokens_per_second")
     return [
         f"{model['parameters'] / 1e6:,.1f} M",
-        "0" if own else ("≥ " if model.get("kl_is") else "") + with_interval(model, "kl_to_teacher", 3),
+        "0" if own else least(model, "kl_to_teacher") + with_interval(model, "kl_to_teacher", 3),
         "100 %" if own else with_interval(model, "top1_agreement", 1, percent=True),
-        ("≥ " if model.get("bits_are") else "") + with_interval(model, "bits_per_byte", 3),
+        least(model, "bits_per_byte") + with_interval(model, "bits_per_byte", 3),
         f"{speed:,.0f} tok/s" if speed else "",
     ]
 

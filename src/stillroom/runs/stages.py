@@ -250,7 +250,7 @@ def require_finished(made: Run) -> None:
     """
     for name, other in unfinished(made):
         if other is None:
-            raise RunError(f"{made.path}: the stage `{name}` is not finished.", f"Finish it: stillroom run {made.path}")
+            raise not_finished(made, name)
         raise _of_earlier(made, name, other)
     _require_unchanged(made, stages_of(made.recipe))
 
@@ -280,6 +280,11 @@ def _require_unchanged(made: Run, specs: Sequence[StageSpec]) -> None:
                 f"Put it back as it was, or do the stage again: stillroom run {made.path}",
             )
     made.known.save()
+
+
+def not_finished(made: Run, name: str) -> RunError:
+    """The error of a stage that was never finished, or was begun anew."""
+    return RunError(f"{made.path}: the stage `{name}` is not finished.", f"Finish it: stillroom run {made.path}")
 
 
 def _of_earlier(made: Run, name: str, other: str) -> RunError:

@@ -208,6 +208,8 @@ class Alignment(VocabularyMap):
     def _with_impossible(self, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Entries [N, K] and, behind them, the ids that no text has, as good as impossible."""
         never = self._impossible.to(ids.device)
+        if not len(never):
+            return ids, logprobs
         count = len(logprobs)
         least = logprobs.new_full((1, 1), IMPOSSIBLE).expand(count, len(never))
         behind = torch.where(logprobs.isneginf().all(1, keepdim=True), float("-inf"), least)
@@ -437,6 +439,7 @@ class Alignment(VocabularyMap):
             "sizes": torch.tensor([self.teacher_size, self.student_size, self.student_used]),
             "same": self.same,
             "occurs": self.occurs.to(torch.uint8),
+            "by_role": torch.tensor(sorted(self.by_role), dtype=torch.int64),
             "specials": torch.tensor(sorted(self.specials.items()), dtype=torch.int64).reshape(-1, 2),
             "rules": torch.tensor(list(self.rules.encode()), dtype=torch.uint8),
         }
@@ -460,6 +463,8 @@ class Alignment(VocabularyMap):
             {int(there): int(here) for there, here in tensors["specials"].tolist()},
             tensors["rules"].numpy().tobytes().decode(),
             _unpack(tensors["student_lengths"], tensors["student_bytes"]),
+            # Files of before have none.
+            frozenset(tensors["by_role"].tolist()) if "by_role" in tensors else frozenset(),
         )
 
 

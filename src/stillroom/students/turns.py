@@ -8,7 +8,6 @@ from stillroom.corpus.chat import ChatTemplate
 from stillroom.models.load import load_tokenizer, model_folder
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ExistingStudent
 from stillroom.signals.alignment import Alignment
 
 CHAT = ({"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "This."})
@@ -21,11 +20,9 @@ def require_turns(recipe: Recipe) -> None:
         VocabularyMismatch: It has none; names the token.
         CorpusError: The teacher has no chat template.
     """
-    student, write = recipe.student, recipe.write
-    own = isinstance(student, ExistingStudent) and student.tokenizer == "own"
-    if not own or write is None or set(write.forms) <= {"rephrase"}:
+    student, write = recipe.student_with_own_tokenizer, recipe.write
+    if student is None or write is None or set(write.forms) <= {"rephrase"}:
         return
-    assert isinstance(student, ExistingStudent)
     teacher = load_tokenizer(recipe.teacher)
     mine = open_tokenizer(model_folder(student.name, student.revision))
     text, _ = ChatTemplate(teacher).render(CHAT, "`write.forms`")

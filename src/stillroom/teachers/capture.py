@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,6 @@ from stillroom.core.progress import Progress, Task
 from stillroom.corpus.mapped import MappedSequences
 from stillroom.corpus.sequences import Sequences
 from stillroom.recipe.capture import Codec, HiddenCodec
-from stillroom.runs.stages import MORE_TEACHERS
 from stillroom.signals.cache.hidden import OutputLayer
 from stillroom.signals.cache.identity import CacheIdentity
 from stillroom.signals.cache.manifest import VERSION
@@ -24,7 +22,7 @@ from stillroom.signals.cache.registry import VERSIONS
 from stillroom.signals.cache.threshold import Threshold
 from stillroom.signals.cache.writer import CHUNK, CacheWriter
 from stillroom.signals.device_draw import draw, draws_on
-from stillroom.teachers.aside import EARLIER, is_moving, is_paid, put_aside
+from stillroom.teachers.aside import make_way, settle
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.teacher import Teacher, require
 
@@ -60,6 +58,8 @@ def open_writer(
 ) -> CacheWriter:
     """The cache, to be gone on with. One in the run's folder that does not fit is begun anew; a shared one is refused."""
     writer: CacheWriter | None = None
+    if own:
+        settle(folder)
     try:
         writer = CacheWriter.open(folder, identity)
     except (SignalError, CacheDamaged):
@@ -76,18 +76,7 @@ def open_writer(
                 "Name another folder as `capture.path`; a cache of format 2 serves runs whose corpus was made by the "
                 "release that wrote it.",
             )
-    if is_moving(folder) or is_paid(folder):
-        progress.say("  the cache of an earlier capture does not serve this one: it is set aside, and kept")
-        put_aside(folder)
-    else:
-        progress.say("  the cache of an earlier capture does not serve this one: beginning anew")
-    for path in folder.iterdir():
-        if path.name in (MORE_TEACHERS, EARLIER):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    progress.say(make_way(folder))
     return CacheWriter.open(folder, identity)
 
 

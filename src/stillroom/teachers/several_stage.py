@@ -23,10 +23,8 @@ from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import CACHE, MORE_TEACHERS, ROUTES, TEACHERS, WRITTEN_RECORD
 from stillroom.signals.cache.reader import TeacherCache
 from stillroom.teachers.capture import BEGUN, cache_identity, capture, held_before, open_writer
-from stillroom.teachers.endpoint import ledger
 from stillroom.teachers.endpoint.capture import begun_with, known_teacher, pieces_of
-from stillroom.teachers.endpoint.stage import listed, listening, named, require_possible, spent_before
-from stillroom.teachers.endpoint.teacher import open_endpoint
+from stillroom.teachers.endpoint.stage import listed, listening, opened, require_possible
 from stillroom.teachers.local import LocalTeacher
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.several import folder_of, mixed, other_tokenizers, route_of_pieces, splits_of
@@ -173,7 +171,7 @@ class _Route:
 
     def _take_over(self, config: EndpointConfig, name: str) -> None:
         """Take the cache of an endpoint that the recipe called otherwise before, where the same model answers."""
-        run, caches = self.run, self.base / MORE_TEACHERS
+        run = self.run
         if self.folder.exists() or run.recipe.capture.path is not None:
             return
         now = {
@@ -181,11 +179,14 @@ class _Route:
             for other, known in run.recipe.every_teacher.items()
             if isinstance(known, EndpointConfig)
         }
-        orphans = [cache for cache in sorted(caches.glob("*")) if cache not in now]
-        orphans = [cache for cache in orphans if begun_with(cache, config.model, config.top) is not None]
+        orphans = [
+            cache
+            for cache in sorted((self.base / MORE_TEACHERS).glob("*"))
+            if cache not in now and begun_with(cache, config.model, config.top) is not None
+        ]
         if not orphans:
             return
-        teacher = open_endpoint(config, run.path / named(ledger.NAME, name), earlier=spent_before(run))
+        teacher = opened(run, config, name)
         try:
             for cache in orphans:
                 with contextlib.suppress(TeacherError):

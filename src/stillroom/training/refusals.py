@@ -6,7 +6,6 @@ from pathlib import Path
 
 from stillroom.core.errors import RecipeError, UsageError
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.recipe.training import RoundsConfig
 from stillroom.training.batch_size import step_rows
@@ -36,7 +35,7 @@ def require_rounds(recipe: Recipe) -> None:
             "asked in the stage `capture` alone.",
             "Leave `rounds` out, or take a teacher on this machine.",
         )
-    if isinstance(recipe.student, ExistingStudent) and recipe.student.tokenizer == "own":
+    if recipe.student_with_own_tokenizer is not None:
         raise RecipeError(
             "`distill.rounds` with `student.tokenizer: own`: text that the student writes is put into the teacher's tokens "
             "through their common vocabulary, and there is none.",

@@ -20,7 +20,7 @@ from stillroom.signals.cache.manifest import Manifest
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.cache.writer import CacheWriter
 from stillroom.signals.signal import CoarseSignal
-from stillroom.teachers.aside import FINGERPRINT, earlier, is_moving, put_aside, take_up
+from stillroom.teachers.aside import FINGERPRINT, earlier, make_way, settle, take_up
 from stillroom.teachers.endpoint.probe import Fingerprint, require_same
 from stillroom.teachers.endpoint.received import Received
 from stillroom.teachers.endpoint.teacher import EndpointTeacher
@@ -85,8 +85,9 @@ def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
     return known if known is not None and known.model == model and len(known.ids[0]) == top else None
 
 
-def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool:
-    """Put a run's own cache of another model or other settings aside, and take one of these up again if there is one.
+def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> str | None:
+    """Make way in the folder of a run's own cache that is of another model or other settings, and take up the one of these
+    again if it was set aside before.
 
     Args:
         folder: The cache's.
@@ -95,7 +96,7 @@ def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool
         seed: Of the cache.
 
     Returns:
-        Whether another cache was there, and is set aside now.
+        What became of another cache that was there, for the user; None where there was none.
     """
 
     def fits(cache: Path) -> bool:
@@ -105,14 +106,13 @@ def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> bool
             return False
         return begun_with(cache, model, codec.k) is not None and identity.codec == codec and identity.seed == seed
 
-    other = (folder / MANIFEST).is_file() and not fits(folder)
-    if other or is_moving(folder):
-        put_aside(folder)
+    settle(folder)
+    found = make_way(folder) if (folder / MANIFEST).is_file() and not fits(folder) else None
     if not (folder / MANIFEST).is_file():
-        found = next((cache for cache in earlier(folder) if fits(cache)), None)
-        if found is not None:
-            take_up(found, folder)
-    return other
+        before = next((cache for cache in earlier(folder) if fits(cache)), None)
+        if before is not None:
+            take_up(before, folder)
+    return found
 
 
 def capture_listed(

@@ -34,6 +34,7 @@ from stillroom.teachers.endpoint.capture import (
     set_aside,
 )
 from stillroom.teachers.endpoint.http import key_of
+from stillroom.teachers.endpoint.probe import Fingerprint
 from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint, require_most
 from stillroom.teachers.original import require_originals
@@ -199,20 +200,29 @@ def listening(
     """
     capture = run.recipe.capture
     assert isinstance(capture.codec, ObservedCodec)
-    if capture.path is None and folder.is_dir() and set_aside(folder, config.model, capture.codec, capture.seed):
-        progress.say("  the cache of an earlier capture does not serve this one: it is set aside, and kept")
+    if capture.path is None and folder.is_dir():
+        found = set_aside(folder, config.model, capture.codec, capture.seed)
+        if found is not None:
+            progress.say(found)
+    with contextlib.suppress(SignalError, CacheDamaged):
+        TeacherCache.verify_folder(folder)
     teacher = _of_cache(run, config, name, folder, pieces)
-    try:
-        if teacher is not None:
-            progress.say("  the cache has every piece: the endpoint is asked for nothing")
-            yield teacher
-            return
+    known = teacher is not None
+    if teacher is None:
         progress.say("  asking the endpoint" if name == OWN else f"  asking the endpoint `{name}`")
-        teacher = open_endpoint(config, run.path / named(ledger.NAME, name), earlier=spent_before(run))
-        yield _recognised(teacher, folder, progress)
+        teacher = opened(run, config, name)
+    else:
+        progress.say("  the cache has every piece: the endpoint is asked for nothing")
+    try:
+        yield teacher if known else _recognised(teacher, folder, progress)
     finally:
-        if teacher is not None:
-            teacher.close()
+        teacher.close()
+
+
+def opened(run: Run, config: EndpointConfig, name: str, known: Fingerprint | None = None) -> EndpointTeacher:
+    """An endpoint of a run, whose record of spending is in the run's folder; see :func:`open_endpoint`."""
+    spent = run.path / named(ledger.NAME, name)
+    return open_endpoint(config, spent, earlier=spent_before(run), known=known)
 
 
 def _of_cache(run: Run, config: EndpointConfig, name: str, folder: Path, pieces: list[Piece]) -> EndpointTeacher | None:
@@ -220,18 +230,17 @@ def _of_cache(run: Run, config: EndpointConfig, name: str, folder: Path, pieces:
     known = begun_with(folder, config.model, config.top)
     if known is None:
         return None
-    teacher = open_endpoint(config, run.path / named(ledger.NAME, name), known=known)
+    teacher = opened(run, config, name, known)
     capture = run.recipe.capture
     try:
         cache = TeacherCache.open(folder)
-        wanted = cache_identity(teacher, capture.codec, 1.0, capture.seed)
-        if cache.identity.difference(wanted, cache.manifest.version) is None:
-            TeacherCache.verify_folder(folder)
-            cache = TeacherCache.open(folder)
-            if all(piece.address in cache for piece in pieces):
-                return teacher
     except (SignalError, CacheDamaged):
-        pass
+        teacher.close()
+        return None
+    wanted = cache_identity(teacher, capture.codec, 1.0, capture.seed)
+    fits = cache.identity.difference(wanted, cache.manifest.version) is None
+    if fits and all(piece.address in cache for piece in pieces):
+        return teacher
     teacher.close()
     return None
 
