@@ -49,6 +49,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     first = runs[0]
     compared = [_against(first, other) for other in runs[1:]]
     for run in runs:
+        run.pop("_measured_by")
         run.pop("_fidelity")
         run.pop("_tasks")
     return {"runs": runs, "compared": compared}
@@ -84,6 +85,10 @@ def _numbers_of(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
             for code, entry in summary.get("measures", {}).get("languages", {}).get("languages", {}).items()
         },
         "bounds": summary.get("bounds", []),
+        "_measured_by": [
+            [record.get(key) for key in ("digest", "sources", "learned_from")]
+            for record in summary.get("teachers") or ()
+        ],
         "_fidelity": fidelity,
         "_tasks": files.read_json(tasks)["result"]["tasks"] if tasks.is_file() else {},
     }
@@ -97,10 +102,12 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         for name, (value, weight, factor) in MEASURES.items():
             a, b = mine["sums"]["student"], theirs["sums"]["student"]
             # What is measured against the teacher compares nothing where the teachers are two.
-            comparable = weight != "compared" or first["teacher"] == other["teacher"]
-            if comparable and least(first["student"], name) != least(other["student"], name):
+            one = all(first[key] == other[key] for key in ("teacher", "_measured_by"))
+            if weight == "compared" and not one:
+                found["kl_not_paired"] = "KL and the same next token are to different teachers: they are not compared."
+            elif least(first["student"], name) != least(other["student"], name):
                 found["kl_not_paired"] = "One run's KL is a lower bound, the other's is exact: they are not compared."
-            elif comparable and a[weight] == b[weight]:
+            elif a[weight] == b[weight]:
                 mine_, theirs_, weights = (
                     np.asarray(column, dtype=np.float64) for column in (a[value], b[value], a[weight])
                 )
@@ -110,7 +117,9 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
                 bounds = None if test["low"] is None else [test["low"], test["high"]]
                 found["fidelity"][name] = {"difference": test.pop("value"), "interval": bounds} | test
     else:
-        found["not_paired"] = "The runs were measured on different held-out text."
+        found["not_paired"] = (
+            "The runs were measured on different held-out text, or with another `seed` in another order."
+        )
     for name, entry in other["_tasks"].items():
         against = first["_tasks"].get(name)
         if against and entry["digest"] == against["digest"] and "right" in entry:

@@ -98,9 +98,10 @@ def require_bounds(summary: dict[str, Any], where: str) -> None:
     missed = [entry for entry in summary.get("bounds", ()) if not entry["met"]]
     if missed:
         words = "; ".join(sentence(entry) for entry in missed)
+        sections = " and ".join(sorted({f"`evaluate.{entry['kind']}s`" for entry in missed}))
         raise FloorMissed(
             f"The student misses {len(missed)} of {len(summary['bounds'])} bounds of its recipe: {words}.",
-            f"Everything was written: see {where}. Train longer, prune less, or change `evaluate.floors` knowingly.",
+            f"Everything was written: see {where}. Train longer, prune less, or change {sections} knowingly.",
         )
 
 

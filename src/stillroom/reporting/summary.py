@@ -102,6 +102,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     if run.recipe.teachers:
         summary["teachers"] = [
             {key: record[key] for key in ("called", "name", "family", "digest", "licence", "parameters", "sources")}
+            | {"learned_from": record.get("learned_from")}
             | (
                 {"quantization": record["quantization"], "kl_to_original": originals.get(record["called"])}
                 if "quantization" in record
