@@ -301,7 +301,15 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
             )
         )
     wanting = level in ("fair", "poor", "unknown")
-    if learning == "overfit":
+    if learning == "worse":
+        found.append(
+            Step(
+                f"No step of training was better than its beginning: the student is the one of before all {record['steps']:,}.",
+                "Try a third of the learning rate, or `auto`:",
+                ("distill.learning_rate",),
+            )
+        )
+    elif learning == "overfit":
         found.append(
             Step(
                 f"Validation was best at step {record['best_step']:,} of {record['steps']:,}: it overfits after that.",
@@ -347,11 +355,13 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
 
 
 def _learning(record: Summary) -> str:
-    """``overfit``, ``falling`` or an empty text: how training ended."""
+    """``worse`` (than where it began), ``overfit``, ``falling`` or an empty text: how training ended."""
     steps, best = record.get("steps"), record.get("best_step")
     validations = [entry["kl"] for entry in record.get("validations", []) if entry.get("kl") is not None]
     if not steps or best is None:
         return ""
+    if best == 0 and len(validations) >= 2:
+        return "worse"
     if best < EARLY * steps and len(validations) >= 4:
         return "overfit"
     if len(validations) >= 3 and best == steps and validations[-1] < (1 - STILL_FALLING) * validations[-2]:
