@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from stillroom import pipeline
 from stillroom.cluster.cluster import Cluster
-from stillroom.core.errors import RecipeError, RunError, TeacherError, TermsRefused, UsageError
+from stillroom.core.errors import CacheDamaged, RecipeError, RunError, TeacherError, TermsRefused, UsageError
 from stillroom.models.load import load_teacher
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
@@ -222,6 +222,23 @@ def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
         assert (cache / "shard-0.bin").read_bytes() == b"\4"
         assert set_aside(cache, "m", ObservedCodec(k=3), 0)
         shutil.rmtree(cache / EARLIER)
+
+
+@pytest.mark.parametrize(
+    "words", ["{", "[]", '{"format": 1, "model": "m", "text": [], "ids": [], "logprobs": [], "noise": 0}']
+)
+def test_a_fingerprint_that_cannot_be_read_is_named_and_nothing_is_paid_for_again(tmp_path: Path, words: str) -> None:
+    from stillroom.recipe.capture import ObservedCodec
+    from stillroom.teachers.endpoint.capture import set_aside
+
+    begin_cache(tmp_path, 3)
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / ".DS_Store").write_text("of a file manager")
+    assert set_aside(tmp_path, "m", ObservedCodec(k=3), 0) is None
+    (tmp_path / "fingerprint.json").write_text(words)
+    with pytest.raises(CacheDamaged, match=r"fingerprint\.json cannot be read"):
+        set_aside(tmp_path, "m", ObservedCodec(k=3), 0)
+    assert (tmp_path / "shard-0.bin").is_file()
 
 
 def test_a_cache_that_is_taken_up_again_survives_a_kill(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def settle(folder: Path) -> None:
 
 def earlier(folder: Path) -> list[Path]:
     """The caches that are set aside in a cache's folder."""
-    return sorted((folder / EARLIER).iterdir()) if (folder / EARLIER).is_dir() else []
+    return sorted(path for path in (folder / EARLIER).glob("*") if path.is_dir())
 
 
 def make_way(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import StillroomError, TeacherError
+from stillroom.core.errors import CacheDamaged, StillroomError, TeacherError
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.recipe.capture import ObservedCodec
@@ -79,10 +79,24 @@ def known_teacher(teacher: EndpointTeacher, folder: Path) -> EndpointTeacher:
 
 
 def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
-    """The fingerprint that a cache was begun with, where it is of this model and of so many ids per position."""
+    """The fingerprint that a cache was begun with, where it is of this model and of so many ids per position.
+
+    Raises:
+        CacheDamaged: It cannot be read. Without it what was paid for is no one's, and would be paid for again.
+    """
     path = folder / FINGERPRINT
-    known = Fingerprint.from_dict(files.read_json(path)) if path.is_file() else None
-    return known if known is not None and known.model == model and len(known.ids[0]) == top else None
+    if not path.is_file():
+        return None
+    try:
+        known = Fingerprint.from_dict(files.read_json(path))
+    except ValueError:
+        known = None
+    if known is None or not known.ids:
+        raise CacheDamaged(
+            f"{path} cannot be read: by it the endpoint's model is known again.",
+            "Put it back from a copy; or move the cache away, to ask and pay for everything again.",
+        )
+    return known if known.model == model and len(known.ids[0]) == top else None
 
 
 def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> str | None:
@@ -97,14 +111,18 @@ def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> str 
 
     Returns:
         What became of another cache that was there, for the user; None where there was none.
+
+    Raises:
+        CacheDamaged: A fingerprint cannot be read.
     """
 
     def fits(cache: Path) -> bool:
+        known = begun_with(cache, model, codec.k)
         try:
             identity = Manifest.load(cache).identity
         except StillroomError:
             return False
-        return begun_with(cache, model, codec.k) is not None and identity.codec == codec and identity.seed == seed
+        return known is not None and identity.codec == codec and identity.seed == seed
 
     settle(folder)
     found = make_way(folder) if (folder / MANIFEST).is_file() and not fits(folder) else None
