@@ -304,8 +304,8 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
     if learning == "worse":
         found.append(
             Step(
-                f"No step of training was better than its beginning: the student is the one of before all {record['steps']:,}.",
-                "Try a third of the learning rate, or `auto`:",
+                f"None of the {record['steps']:,} steps made the student better: it has the weights from before training.",
+                "Try a third of the learning rate, or leave it to be chosen:",
                 ("distill.learning_rate",),
             )
         )
