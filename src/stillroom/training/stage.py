@@ -16,7 +16,7 @@ from stillroom.models.compute import choose_dtype, prepare
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.capture import Codec
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.student import FreshStudent
+from stillroom.recipe.student import ExistingStudent, FreshStudent
 from stillroom.runs.run import BEGUN, Run, Stage
 from stillroom.signals.alignment import Alignment, load_vocabulary
 from stillroom.signals.batches import BatchSource
@@ -191,7 +191,7 @@ def output_share(recipe: Recipe, codec: Codec) -> float:
         return 1.0  # it gets no adapter
     if asked != "auto":
         return asked
-    own = recipe.student_with_own_tokenizer is not None
+    own = isinstance(student, ExistingStudent) and student.tokenizer == "own"
     begins_at_random = isinstance(student, FreshStudent)
     coarse = signal_kind(codec) is SignalKind.COARSE
     return OBSERVED_SHARE if coarse and not own and not begins_at_random else 1.0
