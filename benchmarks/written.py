@@ -10,8 +10,8 @@ tokens on the same schedule, with three seeds of order. The text is written once
 
 Each figure is the trained-on-written student over the trained-on-repeated one, mean over seeds:
 
-- ``answers_bits_over_repeated``: bits per byte on answers that the teacher wrote about *held-out* documents, without the
-  document in sight. Bar: 0.95. They are in the written text's own style, which favours it.
+- ``answers_bits_over_repeated``: bits per byte on answers that the teacher wrote about *other* documents of the same source,
+  without the document in sight. Bar: 0.95. They are in the written text's own style, which favours it.
 - ``original_bits_over_repeated``, ``original_kl_over_repeated``: bits per byte of held-out documents, and KL to the teacher
   on them. Bar: 1.02.
 - ``planted_caught``: share of planted texts (near-duplicates of held-out and of written text, refusals, repetitions,
@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import statistics
@@ -84,7 +83,8 @@ class Size:
 
     Attributes:
         documents: Of the owner.
-        chunks: That are written about, and held-out ones.
+        chunks: That are written about.
+        heldout_chunks: Documents after the owner's, of which the first chunk is written about to ask the students.
         per_chunk: Texts of each form.
         max_tokens: Of a written text.
         learned: Tokens that a training learns.
@@ -100,18 +100,22 @@ class Size:
     layers: int = quality.LAYERS
 
 
-WHOLE = Size(160, 96, 48, 2, 160, 49_152)
-QUICK = Size(40, 24, 16, 1, 96, 8192)
+WHOLE = Size(160, 96, 240, 2, 160, 49_152)
+QUICK = Size(40, 24, 64, 1, 96, 8192)
 
 
 def owned(size: Size, folder: Path) -> Path:
     """The owner's documents, as JSON Lines."""
     path = folder / f"owner-{size.documents}.jsonl"
-    found = read_source(PythonDocsSource(parts=("docstrings",)))
-    chosen = (document.text for document in found if SHORTEST <= len(document.text) <= LONGEST)
-    rows = [json.dumps({"text": text}) + "\n" for text in itertools.islice(chosen, size.documents)]
-    files.write_text(path, "".join(rows))
+    files.write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in docstrings(0, size.documents)))
     return path
+
+
+def docstrings(start: int, stop: int) -> list[str]:
+    """Different texts of the source, of those that are neither short nor long."""
+    found = read_source(PythonDocsSource(parts=("docstrings",)))
+    chosen = dict.fromkeys(document.text for document in found if SHORTEST <= len(document.text) <= LONGEST)
+    return [*chosen][start:stop]
 
 
 def recipe(size: Size, folder: Path, *, written: bool) -> Recipe:
@@ -146,13 +150,15 @@ def split(folder: Path, name: str) -> Sequences:
 
 
 def heldout_answers(loaded: LoadedTeacher, size: Size, folder: Path) -> tuple[Sequences, dict[str, int]]:
-    """Questions and answers about held-out documents, written and filtered as the stage does it, and the filters' counts."""
+    """Questions and answers about documents that the owner does not have, and the filters' counts.
+
+    They are written and filtered as the stage does it.
+    """
     file = folder / "heldout.jsonl"
     counts = folder / "heldout-counts.json"
     if not counts.is_file():
-        _, kept_out = documents(size, folder)
-        chunks = [chunk for digest, text in kept_out for chunk in chunks_of(digest, text, 1000)]
-        chunks = [chunks[n * len(chunks) // size.heldout_chunks] for n in range(min(size.heldout_chunks, len(chunks)))]
+        others = docstrings(size.documents, size.documents + size.heldout_chunks)
+        chunks = [next(iter(chunks_of(files.digest_json(text), text, 1000))) for text in others]
         writer = LocalWriter(loaded, "the benchmark's", size.max_tokens, 0.7, 1)
         filters = Filters((), DISTINCT, SUPPORT)
 

@@ -124,6 +124,7 @@ def test_no_ratio_is_claimed_to_a_baseline_that_got_less() -> None:
     assert (shown.value, shown.level) == ("not compared", "unknown")
     assert reason in shown.why
     assert "equal budget" in told(found)
+    assert any("rm -r RUN/distill RUN/baseline" in step.codes for step in found.steps)
     fair = summary(baseline_comparison={"claimed": True, "reason": None})
     assert unequal(fair) == ""
     assert against_baseline(fair) is not None

@@ -296,8 +296,8 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
         found.append(
             Step(
                 f"Student and baseline had no equal budget: {reason}.",
-                "Train both again on a machine that is free, so that they can be compared:",
-                ("stillroom run RECIPE",),
+                "What is finished is not trained again. On a machine that does nothing else, remove both and run again:",
+                ("rm -r RUN/distill RUN/baseline", "stillroom run RECIPE"),
             )
         )
     wanting = level in ("fair", "poor", "unknown")
