@@ -102,7 +102,7 @@ def test_what_to_do_next_is_about_what_was_found() -> None:
     assert "distill.epochs" in overfit
     ruined = {"steps": 110, "best_step": 0, "validations": [{"kl": 0.7}, {"kl": 1.3}, {"kl": 1.1}, {"kl": 1.1}]}
     lost = told(make_headline(summary(agreement=0.6), SURE, ruined))
-    assert "None of the 110 steps" in lost
+    assert "Not one of the 110 steps" in lost
     assert "distill.learning_rate" in lost
     assert "overfits" not in lost
     assert "still improving" in told(make_headline(summary(agreement=0.6), SURE, FALLING))

@@ -304,7 +304,7 @@ def next_steps(summary: Summary, checks: list[Check], level: str, record: Summar
     if learning == "worse":
         found.append(
             Step(
-                f"None of the {record['steps']:,} steps made the student better: it has the weights from before training.",
+                f"Not one of the {record['steps']:,} steps made the student better: it has the weights from before training.",
                 "Try a third of the learning rate, or leave it to be chosen:",
                 ("distill.learning_rate",),
             )
