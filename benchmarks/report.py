@@ -53,11 +53,11 @@ class Kept:
 
     def __init__(self, path: Path | None, asked: dict[str, Any]) -> None:
         self.path = path
-        self._asked = asked
+        self._asked = json.loads(json.dumps(asked))  # as a file has it: a tuple is a list there
         self.cells: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
             kept = files.read_json(path)
-            if kept["asked"] != asked:
+            if kept["asked"] != self._asked:
                 raise SystemExit(
                     f"{path} holds results of other sizes than these. Name another folder as --work, or remove it."
                 )
