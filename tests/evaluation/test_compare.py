@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tiny_models import tiny_model
+from typer.testing import CliRunner
+
+from stillroom.cli.app import app
+from stillroom.evaluation import compare
 from stillroom.evaluation.compare import compare_runs
 from stillroom.evaluation.tally import COLUMNS
+from stillroom.pipeline import run
+from stillroom.recipe.recipe import Recipe
 
 
 def finished_run(folder: Path, teacher: str, **more: Any) -> Path:
@@ -42,3 +50,45 @@ def test_nor_is_closeness_to_other_teachers_of_some_sources(tmp_path: Path) -> N
     for entry in unlike:
         assert set(entry["fidelity"]) == {"cross_entropy", "bits_per_byte"}
         assert "different teachers" in entry["kl_not_paired"]
+
+
+@pytest.fixture(scope="module")
+def seeds(small_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Runs of two seeds, whose held-out texts are capped: some documents are in both, in another order."""
+    folder = tmp_path_factory.mktemp("seeds")
+    teacher = tiny_model("llama", folder / "teacher", layers=2)
+    settings = small_recipe(teacher, baseline=False, export={"gguf": []}, student={"kind": "shrink", "layers": 1})
+    settings["corpus"] |= {"heldout_share": 0.49, "heldout_tokens": 3500}
+    settings["evaluate"] = {"measures": ["fidelity", "cost"], "speed_tokens": 0, "bootstrap_samples": 100}
+    one, two = (Recipe.model_validate(settings | {"name": f"seed-{seed}", "seed": seed}) for seed in (1, 2))
+    return run(one, folder, quiet=True).path, run(two, folder, quiet=True).path
+
+
+def test_two_seeds_are_paired_on_the_documents_that_both_held_out(seeds: tuple[Path, Path]) -> None:
+    first, other = (compare._read(folder) for folder in seeds)
+    places = compare._places(other, first)
+    assert places is not None
+    mine, theirs = places
+    both = len(set(first["_documents"]) & set(other["_documents"]))
+    assert 0 < both == len(mine) < min(len(first["_documents"]), len(other["_documents"]))
+    # What the same teacher says of a document does not depend on the run: these are the same documents.
+    of, against = (read["_fidelity"]["sums"]["teacher"] for read in (other, first))
+    for column in ("nats", "text_bytes", "tokens"):
+        assert [of[column][place] for place in mine] == pytest.approx([against[column][place] for place in theirs])
+    (found,) = compare_runs([*seeds])["compared"]
+    assert found["documents"] == {"both": both, "run": len(other["_documents"]), "minus": len(first["_documents"])}
+    assert found["fidelity"]["kl_to_teacher"]["n"] == both
+    students = [read["_fidelity"]["sums"]["student"] for read in (other, first)]
+    sums = [
+        sum(sums["kl"][place] for place in there) / sum(sums["compared"][place] for place in there)
+        for sums, there in zip(students, places, strict=True)
+    ]
+    assert found["fidelity"]["kl_to_teacher"]["difference"] == pytest.approx(sums[0] - sums[1])
+    said = CliRunner().invoke(app, ["compare", *map(str, seeds)], catch_exceptions=False).output
+    assert f"Paired on the {both} documents that both held out" in " ".join(said.split())
+
+
+def test_a_text_that_was_made_again_names_no_document(seeds: tuple[Path, Path]) -> None:
+    fidelity = compare._read(seeds[0])["_fidelity"]
+    assert compare._documents(seeds[0], fidelity) != []
+    assert compare._documents(seeds[0], fidelity | {"text": "of another corpus"}) == []

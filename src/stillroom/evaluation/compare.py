@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from stillroom.core import files
 from stillroom.core.bounded import least
-from stillroom.core.errors import RunError
+from stillroom.core.errors import CorpusError, RunError
 from stillroom.core.plain import guard_tables
+from stillroom.corpus.pieces import PieceFile
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.paired import mcnemar, paired_difference
 from stillroom.evaluation.tally import MEASURES, MORE_IS_BETTER
 from stillroom.evaluation.words import of, percent
+from stillroom.runs.run import Run
 
 CONFIDENCE = 0.95
 
@@ -34,8 +37,9 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
 
     Returns:
         ``runs`` (a list of name, folder, student, measures) and ``compared`` with the first: for each measure of fidelity
-        the difference with its interval where both have the same held-out text, for each task McNemar's test where
-        both have the same items. ``not_paired`` says why where there is none. The differences are those of
+        the difference with its interval on the held-out documents that both have, for each task McNemar's test where
+        both have the same items. ``documents`` has ``both`` and how many ``run`` and ``minus`` held out, where not all are
+        the same. ``not_paired`` says why where there is none. The differences are those of
         :func:`stillroom.evaluation.paired.paired_difference`.
 
     Raises:
@@ -52,6 +56,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
         run.pop("_measured_by")
         run.pop("_fidelity")
         run.pop("_tasks")
+        run.pop("_documents")
     return {"runs": runs, "compared": compared}
 
 
@@ -90,36 +95,77 @@ def _numbers_of(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
             for record in summary.get("teachers") or ()
         ],
         "_fidelity": fidelity,
+        "_documents": _documents(folder, fidelity),
         "_tasks": files.read_json(tasks)["result"]["tasks"] if tasks.is_file() else {},
     }
 
 
+def _documents(folder: Path, fidelity: dict[str, Any]) -> list[str]:
+    """A name of each document that was measured, from its pieces' addresses, in the order of the sums.
+
+    Empty where the text is no longer there, where documents were put together into groups, and where a document is read
+    behind another one of its row.
+    """
+    try:
+        corpus = Run.open(folder).stage("corpus")
+        if corpus.output_digest != fidelity.get("text"):
+            return []
+        pieces = PieceFile(corpus.path / "heldout.safetensors")
+    except (RunError, CorpusError):
+        return []
+    if pieces.cross_documents:
+        return []
+    addresses: list[list[str]] = [[] for _ in pieces.document_sources]
+    for number, document in enumerate(pieces.documents.tolist()):
+        addresses[document].append(pieces.address(number))
+    names = [hashlib.sha256("".join(sorted(found)).encode()).hexdigest() for found in addresses]
+    return names if len(names) == len(fidelity["sums"]["student"]["text_bytes"]) == len(set(names)) else []
+
+
+def _places(other: dict[str, Any], first: dict[str, Any]) -> tuple[list[int], list[int]] | None:
+    """Where each run's sums have the documents that both held out; None: it is not known of any."""
+    mine, theirs = (run["_fidelity"]["sums"]["student"]["text_bytes"] for run in (other, first))
+    names = {name: place for place, name in enumerate(other["_documents"])}
+    pairs = [(names[name], place) for place, name in enumerate(first["_documents"]) if name in names]
+    if pairs:
+        return [mine_ for mine_, _ in pairs], [theirs_ for _, theirs_ in pairs]
+    # Equal texts have the same bytes in the same documents; the names are of ids, which another tokenizer has not.
+    return ([*range(len(mine))], [*range(len(mine))]) if mine == theirs else None
+
+
 def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"run": other["name"], "minus": first["name"], "fidelity": {}, "tasks": {}}
-    mine, theirs = other["_fidelity"], first["_fidelity"]
-    # Equal texts have the same bytes in the same documents; the corpus's digest holds tokenizer files too.
-    if mine["sums"]["student"]["text_bytes"] == theirs["sums"]["student"]["text_bytes"]:
+    a, b = (run["_fidelity"]["sums"]["student"] for run in (other, first))
+    places = _places(other, first)
+    if places is None:
+        found["not_paired"] = (
+            "The runs have no held-out document in common."
+            if other["_documents"] and first["_documents"]
+            else "The runs were measured on different held-out text, or with another `seed` in another order."
+        )
+    else:
+        held_out = {"both": len(places[0]), "run": len(a["text_bytes"]), "minus": len(b["text_bytes"])}
+        if len(set(held_out.values())) > 1:
+            found["documents"] = held_out
         for name, (value, weight, factor) in MEASURES.items():
-            a, b = mine["sums"]["student"], theirs["sums"]["student"]
             # What is measured against the teacher compares nothing where the teachers are two.
             one = all(first[key] == other[key] for key in ("teacher", "_measured_by"))
             if weight == "compared" and not one:
                 found["kl_not_paired"] = "KL and the same next token are to different teachers: they are not compared."
-            elif least(first["student"], name) != least(other["student"], name):
+                continue
+            if least(first["student"], name) != least(other["student"], name):
                 found["kl_not_paired"] = "One run's KL is a lower bound, the other's is exact: they are not compared."
-            elif a[weight] == b[weight]:
-                mine_, theirs_, weights = (
-                    np.asarray(column, dtype=np.float64) for column in (a[value], b[value], a[weight])
-                )
+                continue
+            (mine, weights), (theirs, same) = (
+                (np.asarray(sums[value], dtype=np.float64)[there], np.asarray(sums[weight], dtype=np.float64)[there])
+                for sums, there in zip((a, b), places, strict=True)
+            )
+            if np.array_equal(weights, same):
                 test = paired_difference(
-                    mine_ * factor, theirs_ * factor, weights, CONFIDENCE, less=name not in MORE_IS_BETTER
+                    mine * factor, theirs * factor, weights, CONFIDENCE, less=name not in MORE_IS_BETTER
                 )
                 bounds = None if test["low"] is None else [test["low"], test["high"]]
                 found["fidelity"][name] = {"difference": test.pop("value"), "interval": bounds} | test
-    else:
-        found["not_paired"] = (
-            "The runs were measured on different held-out text, or with another `seed` in another order."
-        )
     for name, entry in other["_tasks"].items():
         against = first["_tasks"].get(name)
         if against and entry["digest"] == against["digest"] and "right" in entry:
@@ -156,6 +202,9 @@ def print_comparison(result: dict[str, Any]) -> None:
         console.print(f"{entry['run']} minus {entry['minus']}:", style="bold")
         if "not_paired" in entry:
             console.print(f"  {entry['not_paired']} What they differ by cannot be told from their intervals.")
+        if "documents" in entry:
+            both, mine, theirs = (entry["documents"][key] for key in ("both", "run", "minus"))
+            console.print(f"  Paired on the {both:,} documents that both held out, of {mine:,} and {theirs:,}.")
         if "kl_not_paired" in entry:
             console.print(f"  {entry['kl_not_paired']}")
         for title, key, digits, factor, unit in ROWS:
