@@ -122,6 +122,39 @@ def test_an_earlier_thought_that_the_template_leaves_out_is_counted_and_its_answ
     assert "thoughts in earlier turns" in next(iter(encoder.notes))
 
 
+@pytest.mark.parametrize("tools", [{}, {"tools": TOOLS}])
+def test_a_thought_inside_the_words_is_one_by_its_key(tools: dict[str, Any]) -> None:
+    def inside(thought: str) -> dict[str, Any]:
+        return {**SAID, "content": f"<think>\n{thought}\n</think>\n\n{SAID['content']}"}
+
+    def by_key(thought: str) -> dict[str, Any]:
+        return {**SAID, "reasoning_content": thought}
+
+    def read(answer: Any) -> tuple[Any, ...]:
+        tokenizer = make_tokenizer("bpe")
+        tokenizer.chat_template = QWEN
+        encoder = Encoder(tokenizer)
+        messages = [USER, answer("One."), {"role": "user", "content": "And?"}, answer("Two.")]
+        tokens = encoder.encode([document_of({**tools, "messages": messages}, None, None, "here")])[0]
+        return tokens.ids.tolist(), tokens.learned.tolist(), dict(encoder.notes)
+
+    assert read(inside) == read(by_key)
+    assert list(read(inside)[2].values()) == [1]
+
+
+def test_an_answer_whose_inside_thought_is_dropped_by_any_template_is_not_learned() -> None:
+    tokenizer = make_tokenizer("bpe")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Encoder(tokenizer)
+    messages = [USER, {**SAID, "content": f"<think>Hm.</think>{SAID['content']}"}, USER, SAID]
+    tokens = encoder.encode([document_of({"messages": messages}, None, None, "here")])[0]
+    assert tokenizer.decode(tokens.ids[tokens.learned]) == f"{SAID['content']}<|im_end|>"
+    assert list(encoder.notes.values()) == [1]
+
+
 def test_weights_say_what_is_learned() -> None:
     messages = [USER, {**SAID, "content": "No.", "weight": 0}, {"role": "user", "content": "And?"}, SAID]
     text, learned = encoded({"messages": messages})

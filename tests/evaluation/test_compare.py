@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
+from stillroom import distill
 from stillroom.cli.app import app
+from stillroom.core.errors import RunError
 from stillroom.evaluation import compare
 from stillroom.evaluation.compare import compare_runs
 from stillroom.evaluation.tally import COLUMNS
@@ -92,3 +95,11 @@ def test_a_text_that_was_made_again_names_no_document(seeds: tuple[Path, Path]) 
     fidelity = compare._read(seeds[0])["_fidelity"]
     assert compare._documents(seeds[0], fidelity) != []
     assert compare._documents(seeds[0], fidelity | {"text": "of another corpus"}) == []
+
+
+def test_numbers_of_an_earlier_student_are_not_compared(seeds: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(seeds[1], changed)
+    distill(changed, overrides={"distill.learning_rate": 5e-4}, quiet=True)
+    with pytest.raises(RunError, match="changed"):
+        compare_runs([seeds[0], changed])

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from stillroom.training.sweep import (
     FACTOR,
+    HIGHEST,
     LARGEST_SHARE,
+    LOWEST,
     TRIALS,
     Budget,
     Chosen,
@@ -80,11 +82,42 @@ def test_the_table_goes_by_width_and_distance():
     assert table_rate(576, 0.1) < table_rate(576, 0.9) < table_rate(576, 6.0)
     assert table_rate(4096, 0.9) == pytest.approx(2e-4 * 576 / 4096)
     assert table_rate(192, 6.0) == pytest.approx(2e-3 * 3**0.5)
-    assert for_whole_run(1e-4, 0.9, 2e-4) > 1e-4
+
+
+def after(rate, *trials):
+    """What trials chose: of each a rate and a value."""
+    return Chosen(rate, "sweep", list(trials), 8, 0.04)
+
+
+def test_a_run_is_longer_than_its_trials():
+    seen = (1e-4, 1.0), (3e-4, 1.1), (3.3e-5, 1.2)
+    assert for_whole_run(after(1e-4, *seen), 0.9, 2e-4) == pytest.approx(1.4e-4)
     # From random weights a few steps favour rates that are far too large for a run.
-    assert for_whole_run(0.03, 6.0, 4e-3) == pytest.approx(3e-3)
-    assert for_whole_run(0.09, 6.0, 4e-3) == pytest.approx(8e-3)
-    assert for_whole_run(0.003, 6.0, 4e-3) == pytest.approx(2e-3)
+    assert for_whole_run(after(0.03), 6.0, 4e-3) == pytest.approx(3e-3)
+    assert for_whole_run(after(0.09), 6.0, 4e-3) == pytest.approx(8e-3)
+    assert for_whole_run(after(0.003), 6.0, 4e-3) == pytest.approx(2e-3)
+
+
+def test_trials_that_only_got_better_are_those_of_a_long_way():
+    """Of a baseline near its teacher and far from the text: four rates up to the largest, each better than the last."""
+    rates = [0.0036, 0.0108, 0.0324, 0.0972]
+    rate, points = search(lambda rate: 7.1 - 10 * rate, rates[0])
+    assert [rate for rate, _ in points] == pytest.approx(rates)
+    chosen = Chosen(rate, "sweep", points)
+    assert chosen.open
+    assert chosen.record()["sweep_open"] is True
+    assert 0.0018 <= for_whole_run(chosen, 0.5, 0.0036) <= 0.0072
+
+
+def test_where_it_diverged_the_edge_was_seen():
+    seen = (1e-3, 2.0), (3e-3, None), (3.3e-4, 2.5)
+    assert not after(1e-3, *seen).open
+    assert not after(1e-3).open
+
+
+@given(st.floats(LOWEST, HIGHEST), st.floats(0, 12), st.floats(LOWEST, HIGHEST / FACTOR))
+def test_no_rate_is_above_the_largest(rate, distance, table):
+    assert for_whole_run(after(rate), distance, table) <= HIGHEST
 
 
 def test_what_was_chosen_is_kept(tmp_path):

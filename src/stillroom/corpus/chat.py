@@ -11,9 +11,11 @@ What a chat holds and the template leaves out is refused by name (:mod:`stillroo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 TODAY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 """The date that templates are told: a corpus is the same on every day."""
+
+THOUGHTLESS = "answers that are not learned, since the chat template leaves out their thoughts"
+_INSIDE = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
@@ -84,6 +89,7 @@ class ChatTemplate:
         ]
         self._tools = [dict(tool) for tool in document.tools] or None
         try:
+            messages = self._with_keys(messages, where)
             if any(key in message for message in messages for key in ("tool_calls", *THOUGHTS)):
                 messages, thoughtless = self._readable(messages, where)
                 text, spans = self._rich(messages, where)
@@ -92,6 +98,7 @@ class ChatTemplate:
             else:
                 text, spans = self.render(messages, where)
                 spans = self._with_spaces(messages, text, spans)
+            learned = self._with_thoughts(messages, text, spans, learned)
             require_contents(messages, text, lambda changed: self._apply(changed, where), where)
             note_keys(messages, text, lambda changed: self._apply(changed, where), where, self.notes)
             if self._tools is not None:
@@ -100,6 +107,36 @@ class ChatTemplate:
         finally:
             self._tools = None
         return Rendered(text, spans, learned)
+
+    def _with_keys(self, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+        """Thoughts that are written inside the words, under the key by which the template writes the same text."""
+        parts = [_thought(message) for message in messages]
+        if self.text is None or not any(parts):
+            return messages
+        last = max(index for index, part in enumerate(parts) if part)
+        with contextlib.suppress(CorpusError):
+            whole = self._apply(messages, where)
+            for key in THOUGHTS:
+                changed = [
+                    message | {key: part[0], "content": part[1]} if part else message
+                    for message, part in zip(messages, parts, strict=True)
+                ]
+                read = holds(self._apply(changed[: last + 1], where), str(changed[last][key]))
+                if read and self._apply(changed, where) == whole:
+                    return changed
+        return messages
+
+    def _with_thoughts(self, messages: Messages, text: str, spans: list[Span], learned: list[bool]) -> list[bool]:
+        """What is learned, without answers of which the template left out the thought that is written inside them."""
+        turns = [message for message in messages if message["role"] == "assistant"]
+        found = []
+        for message, (begin, end), known in zip(turns, spans, learned, strict=True):
+            part = _thought(message)
+            lost = part is not None and not holds(text[begin:end], part[0])
+            if lost:
+                self.notes[THOUGHTLESS] += 1
+            found.append(known and not lost)
+        return found
 
     def _with_spaces(self, messages: Messages, text: str, spans: list[Span]) -> list[Span]:
         """Spans with the space before them, where the template has no prompt for an answer: the model has to say it."""
@@ -180,9 +217,7 @@ class ChatTemplate:
                 raise left_out(where, f"what the assistant thinks (`{own}`)", own)
             renamed = without
             lost.add(index)
-            self.notes[
-                "answers that are not learned, since the chat template leaves out their thoughts in earlier turns"
-            ] += 1
+            self.notes[THOUGHTLESS + " in earlier turns"] += 1
         return renamed, lost
 
     def _with_arguments(self, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -355,6 +390,14 @@ class ChatTemplate:
             tools=self._tools,
             **self._variables,
         )
+
+
+def _thought(message: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The thought that is written inside an answer, as models write it, and the words behind it; None without one."""
+    if message["role"] != "assistant" or any(message.get(key) for key in THOUGHTS):
+        return None
+    found = _INSIDE.fullmatch(str(message["content"] or ""))
+    return (found[1].strip("\n"), found[2].lstrip("\n")) if found and found[1].strip() else None
 
 
 def _as_text(arguments: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from stillroom.evaluation.paired import mcnemar, paired_difference
 from stillroom.evaluation.tally import MEASURES, MORE_IS_BETTER
 from stillroom.evaluation.words import of, percent
 from stillroom.runs.run import Run
+from stillroom.runs.stages import require_finished
 
 CONFIDENCE = 0.95
 
@@ -43,7 +44,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
         :func:`stillroom.evaluation.paired.paired_difference`.
 
     Raises:
-        RunError: A run is not finished, or fewer than two are given.
+        RunError: A run is not finished, or its numbers are of an earlier result of a stage, or fewer than two are given.
     """
     if len(folders) < 2:
         raise RunError(
@@ -64,6 +65,8 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file() or not (folder / "measures" / "fidelity.json").is_file():
         raise RunError(f"{folder}: this is not a finished run.", "Finish it with `stillroom run`, or measure it anew.")
+    if (folder / "recipe.yaml").is_file():  # else numbers alone, that were copied
+        require_finished(Run.open(folder))
     try:
         return _numbers_of(folder, files.read_json(path))
     except (KeyError, TypeError, AttributeError):

@@ -26,6 +26,7 @@ TRAINING = (
     "learning_rate_from",
     "sweep",
     "sweep_cost_share",
+    "sweep_open",
     "step_tokens",
     "clipped_share",
     "lora",

@@ -360,7 +360,7 @@ class Training:
             chosen = Chosen(centre, "table")
         else:
             chosen = self._sweep(run_step, optimizer, order, micro, budget, centre, kept, known)
-            chosen.rate = sweep.for_whole_run(chosen.rate, distance, centre)
+            chosen.rate = sweep.for_whole_run(chosen, distance, centre)
         kept.chosen(chosen)
         self.event(event="learning_rate", **chosen.record())
         return chosen

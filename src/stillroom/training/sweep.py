@@ -85,6 +85,12 @@ class Chosen:
     steps: int = 0
     cost_share: float = 0.0
 
+    @property
+    def open(self) -> bool:
+        """Whether the best of the trials is the one with the largest rate, so that where it gets worse was not seen."""
+        worth = [(math.inf if value is None else value, rate) for rate, value in self.points]
+        return bool(worth) and min(worth)[1] == max(rate for _, rate in worth)
+
     def record(self) -> dict[str, Any]:
         """What notes and events say of it."""
         return {
@@ -92,6 +98,7 @@ class Chosen:
             "learning_rate_from": self.origin,
             "sweep": [{"learning_rate": rate, "value": value} for rate, value in self.points],
             "sweep_steps": self.steps,
+            "sweep_open": self.open,
             "sweep_cost_share": self.cost_share,
         }
 
@@ -138,17 +145,21 @@ def table_rate(width: int, distance: float) -> float:
     return min(max(base * math.pow(TABLE_WIDTH / width, power), LOWEST), HIGHEST / FACTOR)
 
 
-def for_whole_run(rate: float, distance: float, table: float) -> float:
-    """The rate for the whole run, from the best rate of its trials.
+def for_whole_run(chosen: Chosen, distance: float, table: float) -> float:
+    """The rate for the whole run, from the best rate of its trials; never above :data:`HIGHEST`.
+
+    A student is taken as one that begins far from its end where its KL to the teacher says so, and also where the trials were
+    still getting better at the largest rate: the text can be far away (for the baseline it is all that counts) while the
+    teacher is near.
 
     Args:
-        rate: The best rate of trials of about a hundredth of the run.
+        chosen: The best rate of trials of about a hundredth of the run, with the trials.
         distance: KL to the teacher at the start, nats per token.
         table: What :func:`table_rate` says.
     """
-    if distance <= TABLE[-2][0]:
-        return rate * LONGER
-    return min(max(rate * FROM_RANDOM, table / BOUND), table * BOUND)
+    if distance <= TABLE[-2][0] and not chosen.open:
+        return min(chosen.rate * LONGER, HIGHEST)
+    return min(max(chosen.rate * FROM_RANDOM, table / BOUND), table * BOUND, HIGHEST)
 
 
 def search(
