@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from typer.testing import CliRunner
 import stillroom as st
 from stillroom import pipeline
 from stillroom.cli.app import app
-from stillroom.core.errors import ExportMismatch
+from stillroom.core.errors import ExportMismatch, TeacherError, VocabularyMismatch
+from stillroom.formats.ladder import ladder
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.run import Run
 
@@ -104,11 +107,28 @@ def test_the_ladder(finished: Path) -> None:
     assert json.loads((finished / "ladder" / "ladder.json").read_text()) == result
     assert not list((finished / "ladder").rglob("*.gguf"))
     table = CliRunner().invoke(app, [*command[:2], "--types", "Q8_0", "--no-speed", "-q"], catch_exceptions=False)
-    assert [line.split()[0] for line in table.stdout.splitlines()] == ["type", "PyTorch", "Q8_0"]
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["type", "PyTorch", "Q8_0", "On"]
+    assert f"On {result['positions']} held-out positions, " in table.stdout
     wrong = CliRunner().invoke(app, ["ladder", str(finished), "--types", "Q3_K"])
     assert "Q3_K" in str(wrong.exception)
     # Measuring does not undo what was finished.
     assert Run.open(finished).stage("export").record is not None
+
+
+def test_a_ladder_that_cannot_be_is_refused_at_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = finished / "ladder"
+    shutil.rmtree(kept, ignore_errors=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Recipe, "student_with_own_tokenizer", finished)
+        with pytest.raises(VocabularyMismatch, match="tokenizer of its own"):
+            ladder(finished, quiet=True)
+    # A teacher without weights is known only when it is opened; nothing is left then, either.
+    monkeypatch.setattr(
+        "stillroom.formats.ladder.open_teacher", lambda *_: SimpleNamespace(capabilities=(), name="far away")
+    )
+    with pytest.raises(TeacherError):
+        ladder(finished, quiet=True)
+    assert not kept.exists()
 
 
 def test_recovery_is_kept_only_where_it_helps(finished: Path) -> None:

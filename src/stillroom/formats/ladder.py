@@ -8,6 +8,7 @@ Legend: P positions, V the student's ids.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from stillroom import switch
 from stillroom.core import files
+from stillroom.core.errors import VocabularyMismatch
 from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
 from stillroom.formats.check import MOST_LISTED, Listed, Passage, agreement, file_says
@@ -61,8 +63,15 @@ def ladder(
 
     Raises:
         RunError: The run is not finished as far as its student, or the student is of an earlier result of another stage.
+        VocabularyMismatch: The student has a tokenizer of its own.
+        TeacherError: The teacher has no weights here.
     """
     run, progress = Run.open(folder), Progress(quiet, switch.require_on)
+    if run.recipe.student_with_own_tokenizer is not None:
+        raise VocabularyMismatch(
+            "A ladder compares files with the teacher token by token, and this student has a tokenizer of its own.",
+            "Take a student with the teacher's tokenizer; what this one's files differ from it by is in `export/export.json`.",
+        )
     for needed in ("corpus", "shrink", "distill"):
         _ = run.stage(needed).output_digest
     require_one_result(run, "distill")
@@ -82,6 +91,9 @@ def ladder(
             result = _measure(exporter, said, types, plain, speed, progress)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it has an earlier ladder
+                target.rmdir()
+        target.mkdir(exist_ok=True)
         files.write_json(target / "ladder.json", result)
     return result
 
@@ -194,4 +206,8 @@ def table(result: dict[str, Any]) -> str:
             f"{rung['kl_to_student']:>12.2e}{rung['kl_to_teacher']:>12.4f}{rung['top1_to_student']:>11.1%}"
             f"{f'{rate:.1f}' if rate is not None else '-':>10}"
         )
+    lines.append(
+        f"On {result['positions']:,} held-out positions, {result['positions_with_teacher']:,} of them with the teacher: "
+        "the first of the held-out text (`export.check_tokens`)."
+    )
     return "\n".join(lines)

@@ -81,9 +81,14 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     student, shrunk = summary["student"], summary["shrunk"]
     share = student["parameters"] / summary["teacher"]["parameters"]
     least = "at least " if "kl_is" in student else ""
+    fidelity = summary.get("measures", {}).get("fidelity", {})
+    positions, tokens = fidelity.get("positions"), fidelity.get("tokens", {}).get("teacher")
+    where = "held-out positions"
+    if positions and tokens and positions < tokens:
+        where = f"{positions:,} held-out positions that can be compared, of {tokens:,}"
     found = [
         f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and predicts the same next "
-        f"token in {percent(student['top1_agreement'], 1)} of the held-out positions.",
+        f"token in {percent(student['top1_agreement'], 1)} of the {where}.",
         f"Its KL divergence from the teacher is {least}{student['kl_to_teacher']:.3f} nats per token; right after pruning it "
         f"was {shrunk['kl_to_teacher']:.3f}"
         + (f", after the repair {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),

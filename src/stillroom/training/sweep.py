@@ -148,7 +148,7 @@ def table_rate(width: int, distance: float) -> float:
 def for_whole_run(chosen: Chosen, distance: float, table: float) -> float:
     """The rate for the whole run, from the best rate of its trials; never above :data:`HIGHEST`.
 
-    A student is taken as one that begins far from its end where its KL to the teacher says so, and also where the trials were
+    A student is taken as one that begins far from its end where its KL to the teacher is large, and also where the trials were
     still getting better at the largest rate: the text can be far away (for the baseline it is all that counts) while the
     teacher is near.
 
