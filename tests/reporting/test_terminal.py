@@ -117,3 +117,19 @@ def test_metrics_with_long_names_fit(shown: Any, monkeypatch: pytest.MonkeyPatch
     assert f"{name}.{key}" in first
     for words in ("1.235e+05", "1.235e+06", "0.00012"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("shrink", "shrunk: pruned, neither repaired nor trained."),
+        ("existing", "shrunk: the model that was given, before training."),
+        ("fresh", "shrunk: random weights, before training."),
+    ],
+)
+def test_what_the_beginning_was_is_said_as_it_was(kind: str, says: str, shown: Any) -> None:
+    print_table(summary(student_kind=kind))
+    assert says in " ".join(shown().split())
+    # Of a summary of an earlier release, which does not say it: it was pruned there.
+    print_table(summary())
+    assert "shrunk: pruned" in " ".join(shown().split())

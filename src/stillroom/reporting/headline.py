@@ -32,6 +32,25 @@ STILL_FALLING = 0.01
 
 Summary = Mapping[str, Any]
 
+ROLES = {
+    "teacher": "the large model",
+    "repaired": "after the least-squares repair; where training begins",
+    "baseline": "the same start, trained on the same text without the teacher",
+    "student": "trained on the teacher's predictions",
+}
+
+BEFORE = {
+    "shrink": ("pruned, neither repaired nor trained", "right after pruning"),
+    "existing": ("the model that was given, before training", "before training"),
+    "fresh": ("random weights, before training", "before training"),
+}
+"""What `shrunk` is by the kind of the student, and when it was measured; in summaries of earlier releases it was pruned."""
+
+
+def roles(summary: Summary) -> dict[str, str]:
+    """What each model of a summary is."""
+    return ROLES | {"shrunk": BEFORE[summary.get("student_kind", "shrink")][0]}
+
 
 @dataclass(frozen=True)
 class Check:

@@ -29,7 +29,7 @@ from stillroom.evaluation.words import percent
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import bar_chart, draw, line_chart, number
-from stillroom.reporting.headline import against_baseline, documents, enough, make_headline, unequal
+from stillroom.reporting.headline import BEFORE, against_baseline, documents, enough, make_headline, roles, unequal
 from stillroom.reporting.summary import text_warnings
 from stillroom.reporting.terminal import cells, paired_cell
 from stillroom.runs.run import MODELS, Run
@@ -40,13 +40,6 @@ RESERVED = ("headline", "next", "numbers", "files", "cost", "lineage")
 Curves = dict[str, list[tuple[float, float]]]
 LOSS_POINTS = 24
 """At most this many points of the loss curve."""
-ROLES = {
-    "teacher": "the large model",
-    "shrunk": "pruned, neither repaired nor trained",
-    "repaired": "after the least-squares repair; where training begins",
-    "baseline": "the same start, trained on the same text without the teacher",
-    "student": "trained on the teacher's predictions",
-}
 
 
 def write_report(run: Run, summary: dict[str, Any]) -> None:
@@ -81,6 +74,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     student, shrunk = summary["student"], summary["shrunk"]
     share = student["parameters"] / summary["teacher"]["parameters"]
     least = "at least " if "kl_is" in student else ""
+    when = BEFORE[summary.get("student_kind", "shrink")][1]
     fidelity = summary.get("measures", {}).get("fidelity", {})
     positions, tokens = fidelity.get("positions"), fidelity.get("tokens", {}).get("teacher")
     where = "held-out positions"
@@ -89,7 +83,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     found = [
         f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and predicts the same next "
         f"token in {percent(student['top1_agreement'], 1)} of the {where}.",
-        f"Its KL divergence from the teacher is {least}{student['kl_to_teacher']:.3f} nats per token; right after pruning it "
+        f"Its KL divergence from the teacher is {least}{student['kl_to_teacher']:.3f} nats per token; {when} it "
         f"was {shrunk['kl_to_teacher']:.3f}"
         + (f", after the repair {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
     ]
@@ -225,7 +219,7 @@ def _content(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "summary": summary,
         "verdict": verdict(summary),
         "models": [name for name in MODELS if name in summary],
-        "roles": ROLES,
+        "roles": roles(summary),
         "cells": cells,
         "clock": clock,
         "teacher": teacher | {"name": public_name(teacher["name"])},

@@ -58,6 +58,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "recipe_digest": run.recipe_digest,
         "seed": run.recipe.public_seed,
         "randomness": run.randomness_record(),
+        "student_kind": run.recipe.student.kind,
         **{name: models[name] for name in MODELS if name in models},
         "compared": evaluation["compared"],
         "bounds": evaluation["bounds"],

@@ -11,7 +11,7 @@ from stillroom.evaluation.floors import sentence
 from stillroom.evaluation.intervals import TOO_FEW
 from stillroom.evaluation.metric import Result
 from stillroom.evaluation.registry import metric
-from stillroom.reporting.headline import against_baseline, documents, enough, has_interval, unequal
+from stillroom.reporting.headline import against_baseline, documents, enough, has_interval, roles, unequal
 from stillroom.reporting.summary import text_warnings
 from stillroom.runs.run import MODELS
 
@@ -81,11 +81,8 @@ def print_table(summary: dict[str, Any]) -> None:
             row = [f"{size}\n{speed}".rstrip(), divergence, agreement, bits, paired_cell(summary, name)]
             table.add_row(name, *(cell.replace(TOO_FEW, "too few").replace(" [", "\n[") for cell in row))
     console.print(table)
-    console.print(
-        f"KL in nats per token; {summary['interval']}; {documents(summary)}. shrunk: pruned only. repaired: after the "
-        "least-squares repair, where training begins. baseline: trained on the same text without the teacher.",
-        style="dim",
-    )
+    told = " ".join(f"{name}: {roles(summary)[name]}." for name in MODELS[1:-1] if name in summary)
+    console.print(f"KL in nats per token; {summary['interval']}; {documents(summary)}. {told}", style="dim")
     reason = unequal(summary) if "baseline" in summary else ""
     if reason:
         console.print(f"Student and baseline are not compared: {reason}.")
