@@ -84,7 +84,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         f"The student has {student['parameters']:,} parameters, {percent(share)} of its teacher's, and predicts the same next "
         f"token in {percent(student['top1_agreement'], 1)} of the {where}.",
         f"Its KL divergence from the teacher is {least}{student['kl_to_teacher']:.3f} nats per token; {when} it "
-        f"was {shrunk['kl_to_teacher']:.3f}"
+        f"was {least}{shrunk['kl_to_teacher']:.3f}"
         + (f", after the repair {summary['repaired']['kl_to_teacher']:.3f}." if "repaired" in summary else "."),
     ]
     if "baseline" in summary:
