@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -84,17 +84,17 @@ def test_gradients_equal_autograd(name, positions, chunk, temperature, share, bi
 
     value, plain = autograd(torch.float32)
     exact = autograd(torch.float64)[1]
-    # Where a difference of nearly equal numbers is left, float32 itself has not got five digits, whoever computes it.
-    large = [place for place, one in enumerate(plain) if float(one.norm()) > 1e-4]
-    assume(all(relative(plain[place], exact[place]) <= 2e-6 for place in large))
     hidden, matrix, *offset = made = [leaf.clone().requires_grad_() for leaf in leaves]
     head = Head(matrix, *(offset or [None]), scale, softcap)
     loss = FusedLoss(make_objective(name), share, temperature, rows if padding else None, chunk)
     result = loss(hidden, head, targets, DenseSignal(teacher))
     result.value.backward()
     assert float(result.value.detach()) == pytest.approx(value, rel=1e-5, abs=1e-6)
-    for ours, theirs in zip((leaf.grad for leaf in made), plain, strict=True):
-        if float(theirs.norm()) > 1e-4:
+    for ours, theirs, wanted in zip((leaf.grad for leaf in made), plain, exact, strict=True):
+        if float(theirs.norm()) > 1e-4 and (own := relative(theirs, wanted)) > 2e-6:
+            # A difference of nearly equal numbers: float32 has not got five digits of it, whoever computes it.
+            assert relative(ours, wanted) <= 5 * own
+        elif float(theirs.norm()) > 1e-4:
             assert relative(ours, theirs) <= 1e-5
         else:
             assert float((ours - theirs).abs().max()) <= 1e-6

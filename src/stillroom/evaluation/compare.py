@@ -53,22 +53,19 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     runs = [_read(folder) for folder in folders]
     first = runs[0]
     compared = [_against(first, other) for other in runs[1:]]
-    for run in runs:
-        run.pop("_measured_by")
-        run.pop("_fidelity")
-        run.pop("_tasks")
-        run.pop("_documents")
-    return {"runs": runs, "compared": compared}
+    shown = [{key: value for key, value in run.items() if not key.startswith("_")} for run in runs]
+    return {"runs": shown, "compared": compared}
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file() or not (folder / "measures" / "fidelity.json").is_file():
         raise RunError(f"{folder}: this is not a finished run.", "Finish it with `stillroom run`, or measure it anew.")
-    if (folder / "recipe.yaml").is_file():  # else numbers alone, that were copied
-        require_finished(Run.open(folder))
+    made = Run.open(folder) if (folder / "recipe.yaml").is_file() else None  # else numbers alone, that were copied
+    if made is not None:
+        require_finished(made)
     try:
-        return _numbers_of(folder, files.read_json(path))
+        return _numbers_of(folder, files.read_json(path)) | {"_run": made}
     except (KeyError, TypeError, AttributeError):
         raise RunError(
             f"{folder}: summary.json or measures/ holds something else than the numbers of a finished run.",
@@ -98,20 +95,20 @@ def _numbers_of(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
             for record in summary.get("teachers") or ()
         ],
         "_fidelity": fidelity,
-        "_documents": _documents(folder, fidelity),
         "_tasks": files.read_json(tasks)["result"]["tasks"] if tasks.is_file() else {},
     }
 
 
-def _documents(folder: Path, fidelity: dict[str, Any]) -> list[str]:
+def _documents(read: dict[str, Any]) -> list[str]:
     """A name of each document that was measured, from its pieces' addresses, in the order of the sums.
 
     Empty where the text is no longer there, where documents were put together into groups, and where a document is read
     behind another one of its row.
     """
+    fidelity = read["_fidelity"]
     try:
-        corpus = Run.open(folder).stage("corpus")
-        if corpus.output_digest != fidelity.get("text"):
+        corpus = read["_run"].stage("corpus") if read["_run"] is not None else None
+        if corpus is None or corpus.output_digest != fidelity.get("text"):
             return []
         pieces = PieceFile(corpus.path / "heldout.safetensors")
     except (RunError, CorpusError):
@@ -125,27 +122,30 @@ def _documents(folder: Path, fidelity: dict[str, Any]) -> list[str]:
     return names if len(names) == len(fidelity["sums"]["student"]["text_bytes"]) == len(set(names)) else []
 
 
-def _places(other: dict[str, Any], first: dict[str, Any]) -> tuple[list[int], list[int]] | None:
-    """Where each run's sums have the documents that both held out; None: it is not known of any."""
-    mine, theirs = (run["_fidelity"]["sums"]["student"]["text_bytes"] for run in (other, first))
-    names = {name: place for place, name in enumerate(other["_documents"])}
-    pairs = [(names[name], place) for place, name in enumerate(first["_documents"]) if name in names]
-    if pairs:
-        return [mine_ for mine_, _ in pairs], [theirs_ for _, theirs_ in pairs]
-    # Equal texts have the same bytes in the same documents; the names are of ids, which another tokenizer has not.
-    return ([*range(len(mine))], [*range(len(mine))]) if mine == theirs else None
+def _places(other: dict[str, Any], first: dict[str, Any]) -> tuple[list[int], list[int]] | str:
+    """Where each run's sums have the documents that both held out, or why none is known to be the same."""
+    mine, theirs = (read["_fidelity"]["sums"]["student"]["text_bytes"] for read in (other, first))
+    if mine == theirs:
+        # Equal texts have the same bytes in the same documents; names are of ids and pieces, which may be others.
+        return [*range(len(mine))], [*range(len(mine))]
+    named, wanted = _documents(other), _documents(first)
+    if not named or not wanted:
+        return "The runs were measured on different held-out text, or with another `seed` in another order."
+    places = {name: place for place, name in enumerate(named)}
+    pairs = [(places[name], place) for place, name in enumerate(wanted) if name in places]
+    return (
+        ([one for one, _ in pairs], [two for _, two in pairs])
+        if pairs
+        else ("The runs have no held-out document in common.")
+    )
 
 
 def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"run": other["name"], "minus": first["name"], "fidelity": {}, "tasks": {}}
     a, b = (run["_fidelity"]["sums"]["student"] for run in (other, first))
     places = _places(other, first)
-    if places is None:
-        found["not_paired"] = (
-            "The runs have no held-out document in common."
-            if other["_documents"] and first["_documents"]
-            else "The runs were measured on different held-out text, or with another `seed` in another order."
-        )
+    if isinstance(places, str):
+        found["not_paired"] = places
     else:
         held_out = {"both": len(places[0]), "run": len(a["text_bytes"]), "minus": len(b["text_bytes"])}
         if len(set(held_out.values())) > 1:
