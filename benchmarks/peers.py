@@ -53,13 +53,14 @@ RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LONGEST = 512
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
-CALIBRATION_TOKENS = 8192
+CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 57_344, 8192
+"""Of the run that costs are foretold from; the long one has as much text as the recipe repairs the student on."""
 TRIES = 3
 ROOM = 1.005
 """Peers' students have at least this times the parameters of ours."""
 TASK_ITEMS = 100
 LINEAR = ("capture", "distill")
-"""Stages of Stillroom whose time grows with the training tokens."""
+"""Stages of Stillroom whose time grows with the training tokens; ``capture`` until it has all of the text."""
 PEERS = {
     "trl_pruned": ("gkd", "pruned"),
     "trl_repaired": ("gkd", "repaired"),
@@ -192,10 +193,14 @@ class Bench:
 
     # Stillroom
 
+    @property
+    def available(self) -> int:
+        """Tokens of training text that every try of ours can have."""
+        return int(0.95 * self.kept["material"]["train_tokens_of_ours"]) // 1024 * 1024
+
     def run_ours(self, name: str, tokens: int, seed: int) -> tuple[Path, budget.Spent]:
         """One run of the recipe on so many tokens, up to the trained student."""
-        available = int(0.95 * self.kept["material"]["train_tokens_of_ours"]) // 1024 * 1024
-        epochs = -(-tokens // available)
+        epochs = -(-tokens // self.available)
         recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         recipe |= {"name": name, "seed": seed, "baseline": False, "export": {"gguf": []}}
         # The file is written elsewhere: what the recipe names by its own folder is named whole.
@@ -235,23 +240,33 @@ class Bench:
             raise SystemExit(f"`stillroom run {file}` failed:\n{tail(log)}")
         return runs / name, spent
 
-    def calibration(self) -> budget.Cost:
-        """What our run costs over its tokens, by one short run that is not counted."""
+    def calibration(self) -> None:
+        """One short run that is not counted, for what our run costs over its tokens."""
         if "calibration" not in self.kept:
-            folder, spent = self.run_ours("calibration", CALIBRATION_TOKENS, 1000)
+            tokens = QUICK_CALIBRATION_TOKENS if self.quick else min(CALIBRATION_TOKENS, self.available)
+            folder, spent = self.run_ours("calibration", tokens, 1000)
             self.kept["calibration"] = {
-                "tokens": CALIBRATION_TOKENS,
+                "tokens": tokens,
                 "cpu_seconds": spent.cpu_seconds,
                 "stages": stage_seconds(folder),
             }
             self.keep()
             shutil.rmtree(folder)
+
+    def first_guess(self, minutes: int, seed: int) -> budget.Cost:
+        """What our run costs over its tokens: by another seed's cell where there is one, else by the calibration."""
+        known = [
+            (cell["tokens"], cell["cpu_seconds"], cell["stages"])
+            for key, cell in self.cells.items()
+            if key.startswith(f"{minutes}min/{OURS}/") and key != label(minutes, OURS, seed)
+        ]
         found = self.kept["calibration"]
-        return budget.Cost.of(found["cpu_seconds"], found["stages"], LINEAR, found["tokens"])
+        tokens, spent, stages = known[0] if known else (found["tokens"], found["cpu_seconds"], found["stages"])
+        return foretold(spent, stages, tokens, self.available, self.seconds(minutes))
 
     def ours(self, minutes: int, seed: int) -> tuple[Path, dict[str, Any]]:
         """A run whose whole tree keeps to the budget: up to three tries, the one that uses most of it."""
-        cost = self.calibration()
+        cost = self.first_guess(minutes, seed)
         allowed = self.seconds(minutes)
         tokens = cost.tokens(0.98 * allowed)
         tries: list[tuple[int, float]] = []
@@ -493,6 +508,27 @@ class Bench:
                 del self.cells[key]
                 self.kept.get("tasks", {}).pop(key, None)
         self.keep()
+
+
+def foretold(spent: float, stages: dict[str, float], tokens: int, available: int, seconds: float) -> budget.Cost:
+    """What a run costs over its tokens near so many CPU seconds, by one run.
+
+    Args:
+        spent: CPU seconds of that run.
+        stages: Wall seconds of its stages.
+        tokens: What it was trained on.
+        available: Tokens of text; beyond them only training takes longer.
+        seconds: CPU seconds of the run that is wanted.
+    """
+    each = spent / sum(stages.values())
+    passed = stages.get("capture", 0.0) * each
+    if tokens < available:
+        cost = budget.Cost.of(spent, stages, LINEAR, tokens)
+        if cost.tokens(seconds) <= available:
+            return cost
+    whole = passed * max(1.0, available / tokens)
+    trained = stages.get("distill", 0.0) * each
+    return budget.Cost(spent - passed - trained + whole, trained / tokens)
 
 
 def label(minutes: int, name: str, seed: int) -> str:
