@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import random
 import re
@@ -60,7 +61,7 @@ ROOM = 1.005
 """Peers' students have at least this times the parameters of ours."""
 TASK_ITEMS = 100
 LINEAR = ("capture", "distill")
-"""Stages of Stillroom whose time grows with the training tokens; ``capture`` until it has all of the text."""
+"""Stages of Stillroom whose time grows with the training tokens: the first with those of one epoch, the second with all."""
 PEERS = {
     "trl_pruned": ("gkd", "pruned"),
     "trl_repaired": ("gkd", "repaired"),
@@ -517,18 +518,18 @@ def foretold(spent: float, stages: dict[str, float], tokens: int, available: int
         spent: CPU seconds of that run.
         stages: Wall seconds of its stages.
         tokens: What it was trained on.
-        available: Tokens of text; beyond them only training takes longer.
+        available: Tokens of text; more are trained on in several passes over equally many.
         seconds: CPU seconds of the run that is wanted.
     """
     each = spent / sum(stages.values())
-    passed = stages.get("capture", 0.0) * each
-    if tokens < available:
-        cost = budget.Cost.of(spent, stages, LINEAR, tokens)
-        if cost.tokens(seconds) <= available:
+    passed, trained = (stages.get(name, 0.0) * each for name in LINEAR)
+    captured = tokens / -(-tokens // available)
+    for epochs in itertools.count(1):
+        # So many passes over a part of the text, as long as it is: all of that is captured once.
+        cost = budget.Cost(spent - passed - trained, trained / tokens + passed / captured / epochs)
+        if cost.tokens(seconds) <= epochs * available:
             return cost
-    whole = passed * max(1.0, available / tokens)
-    trained = stages.get("distill", 0.0) * each
-    return budget.Cost(spent - passed - trained + whole, trained / tokens)
+    raise AssertionError
 
 
 def label(minutes: int, name: str, seed: int) -> str:

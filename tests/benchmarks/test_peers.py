@@ -73,15 +73,15 @@ def test_ours_over_the_best_peer() -> None:
 
 def test_what_a_run_will_take_is_foretold_where_its_text_ends_too() -> None:
     def spent(tokens: int) -> tuple[dict[str, float], float]:
-        stages = {"corpus": 4.0, "capture": 0.5e-3 * min(tokens, 150_000), "shrink": 100.0, "distill": 1e-3 * tokens}
+        captured = tokens / -(-tokens // 150_000)
+        stages = {"corpus": 4.0, "capture": 0.5e-3 * captured, "shrink": 100.0, "distill": 1e-3 * tokens}
         return stages, 2 * sum(stages.values())
 
     for known in (50_000, 140_000, 160_000, 400_000):
         stages, seconds = spent(known)
-        for tokens in (60_000, 150_000, 152_000, 500_000):
+        for tokens in (60_000, 150_000, 260_000, 440_000):
             cost = peers.foretold(seconds, stages, known, 150_000, spent(tokens)[1])
-            if known < 150_000 or tokens >= 150_000:
-                assert cost.tokens(spent(tokens)[1] + 1e-6, 1) == pytest.approx(tokens, abs=1), (known, tokens)
+            assert cost.tokens(spent(tokens)[1] + 1e-6, 1) == pytest.approx(tokens, abs=1), (known, tokens)
 
 
 def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:
