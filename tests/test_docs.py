@@ -49,6 +49,16 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert anchor in anchors(there), f"{named(page)}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    width = 0
+    for line in BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines():
+        # A bar ends a cell in code too, unless it is escaped.
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not width or not cells or cells == width, f"{named(page)}: {line[:80]}"
+        width = cells
+
+
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of each call of `stillroom` in a page's blocks, without what follows a pipe or a comment."""
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):

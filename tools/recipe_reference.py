@@ -112,7 +112,7 @@ def _words(annotation: Any) -> str:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return " or ".join(f"`{_cell(value)}`" for value in arguments)
     if origin is tuple:
         return f"list of {_words(arguments[0])}"
     if origin is dict:
@@ -122,6 +122,10 @@ def _words(annotation: Any) -> str:
     if arguments:
         return " or ".join(_words(argument) for argument in arguments)
     return getattr(annotation, "__name__", str(annotation))
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("\t", r"\t").replace("|", r"\|")
 
 
 def main() -> int:
