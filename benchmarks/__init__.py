@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from stillroom.core.errors import StillroomError
-
 _trace = sys.excepthook
 
 
 def _tell(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """What a user can mend is told in its own words; anything else is a fault here, with all that Python knows of it."""
+    # Here, since programs in peers' environments, which have no Stillroom, read this file too.
+    from stillroom.core.errors import StillroomError
+
     if isinstance(error, StillroomError):
         sys.stderr.write(f"{error}\n")
     else:

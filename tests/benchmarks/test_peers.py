@@ -2,6 +2,8 @@
 
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +115,12 @@ def test_a_work_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["harness_side", "peer_training", "teaching_peer"])
 def test_a_program_that_is_started_by_its_path_finds_the_libraries(name: str) -> None:
-    """Python puts the program's folder first, where `tokenizers.py` would hide the library."""
+    """Python puts the program's folder first, where `tokenizers.py` would hide the library; and has no Stillroom there."""
     lines = (peers.ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8").splitlines()
     put = next(number for number, line in enumerate(lines) if line.startswith("sys.path[0] = "))
     assert not [
         line for line in lines[:put] if re.match(r"(import|from) (torch|transformers|safetensors|lm_eval)", line)
     ]
+    ours = "\n".join(line for line in lines[put:] if line.startswith(("from benchmarks", "import benchmarks")))
+    without = f"import sys; sys.modules['stillroom'] = None\n{ours}"
+    subprocess.run([sys.executable, "-c", without], cwd=peers.ROOT, check=True)
