@@ -17,7 +17,9 @@ and training, not imports and loading. A peer's learning rate is the best of fou
 budget, which is free of charge, and falls to zero exactly as its budget ends. Students of peers keep the teacher's whole
 vocabulary and have at least our student's parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over
 our student's ids, which can only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
-Finished cells are kept in ``FOLDER/cells.json``; ``--cell 10min/stillroom/0`` (or ``stillroom``) runs some again.
+``kl_over_best_peer_…`` is against the best of all cells, ``kl_over_best_own_start_…`` against the best of those that do not
+begin with our start. Finished cells are kept in ``FOLDER/cells.json``; ``--cell 10min/stillroom/0`` (or ``stillroom``) runs
+some again.
 """
 
 from __future__ import annotations
@@ -743,16 +745,19 @@ def figures_of(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     figures: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
     for minutes in (10, 30):
-        name = f"kl_over_best_peer_{minutes}min"
         found = compared(bench.cells, minutes)
-        figures[name] = figures[f"{name}_interval"] = None
-        if found is None:
-            ratios[f"{minutes}min"] = f"not measured: run with --minutes {minutes}"
-            continue
-        best = min(found, key=lambda peer: found[peer]["kl"])
-        figures[name] = found[best]["kl_ratio"]["value"]
-        figures[f"{name}_interval"] = found[best]["kl_ratio"]["interval"]
-        ratios[f"{minutes}min"] = {"best_peer": best, "against": found}
+        ratios[f"{minutes}min"] = f"not measured: run with --minutes {minutes}" if found is None else {"against": found}
+        for key, among in (
+            ("best_peer", list(found or ())),
+            ("best_own_start", [name for name in found or () if PEERS[name][1] != "repaired"]),
+        ):
+            name = f"kl_over_{key}_{minutes}min"
+            figures[name] = figures[f"{name}_interval"] = None
+            if found is not None and among:
+                best = min(among, key=lambda peer: found[peer]["kl"])
+                figures[name] = found[best]["kl_ratio"]["value"]
+                figures[f"{name}_interval"] = found[best]["kl_ratio"]["interval"]
+                ratios[f"{minutes}min"][key] = best
     details: dict[str, Any] = {
         "ratios": ratios,
         "cells": {key: {k: v for k, v in cell.items() if k != "sums"} for key, cell in bench.cells.items()},
@@ -760,7 +765,7 @@ def figures_of(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
         "tasks": compared_tasks(bench.kept.get("tasks", {}), bench.cells),
         "sizes": SIZES,
         "left_out": LEFT_OUT | bench.kept.get("left_out", {}),
-        "interval": "95 % bootstrap-t over held-out chats, seeds averaged chat by chat; over seeds beside it",
+        "interval": "95 % over held-out chats (by effective chats), seeds averaged chat by chat; over seeds beside it",
     }
     details |= {name: bench.kept[name] for name in ("material", "calibration", "starts", "rates") if name in bench.kept}
     return figures, details

@@ -73,6 +73,21 @@ def test_ours_over_the_best_peer() -> None:
     assert peers.compared(cells, 30) is None
 
 
+def test_the_best_peer_with_a_start_of_its_own_has_a_figure_too(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    for name, factor in (("stillroom", 0.5), ("trl_pruned", 1.0), ("trl_repaired", 0.8), ("top_k_pruned", 1.25)):
+        bench.cells[peers.label(10, name, 0)] = {"sums": judged(factor)}
+    figures, details = peers.figures_of(bench)
+    assert figures["kl_over_best_peer_10min"] == pytest.approx(0.5 / 0.8)
+    assert figures["kl_over_best_own_start_10min"] == pytest.approx(0.5)
+    assert (details["ratios"]["10min"]["best_peer"], details["ratios"]["10min"]["best_own_start"]) == (
+        "trl_repaired",
+        "trl_pruned",
+    )
+    assert figures["kl_over_best_peer_30min"] is None
+    assert figures["kl_over_best_own_start_30min_interval"] is None
+
+
 def test_what_a_run_will_take_is_foretold_where_its_text_ends_too() -> None:
     def spent(tokens: int) -> tuple[dict[str, float], float]:
         captured = tokens / -(-tokens // 150_000)
