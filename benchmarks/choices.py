@@ -1,12 +1,13 @@
 """What training could do otherwise, at equal CPU seconds: averaged weights, other averaging constants, Muon, hidden states.
 
-    .venv/bin/python -m benchmarks.choices [--quick | --tiny] [--json FILE] [--work FILE] [--only TEXT]
+    .venv/bin/python -m benchmarks.choices [--run FOLDER] [--quick | --tiny] [--json FILE] [--work FILE] [--only TEXT]
 
-Two students: SmolLM2-135M-Instruct without half of its layers (`smollm2`), and the same of a tiny Llama that was trained on the
-text first (`llama`). Every choice has the same CPU seconds for its steps, whatever they do in them, one thread, and three seeds
-(order of the text). Its learning rate is the best of three, a factor of two apart, by a training of the first seed; its fall
-ends with the seconds. The measure is the validation KL to the teacher, nats per token, of the weights that a choice ends
-with; validation costs no seconds.
+Students: SmolLM2-135M-Instruct without half of its layers (`smollm2`), the same of a tiny Llama that was trained on the text
+first (`llama`), and with `--run` that of a finished run of `recipes/quickstart.yaml`, pruned and repaired, on its text and
+signals, in the precision that the run has (`quickstart`). Every choice has the same CPU seconds for its steps, whatever they do
+in them, one thread, and three seeds (order of the text). Its learning rate is the best of three, a factor of two apart, by a
+training of the first seed; its fall ends with the seconds. The measure is the validation KL to the teacher, nats per token, of
+the weights that a choice ends with; validation costs no seconds.
 
 `adamw` is what the product does. `beta2_99` has 0.99 in place of 0.95. `ema` ends with a running mean of the weights whose
 horizon is a twentieth of the training, `lawa` with the plain mean of the last fifth (Kaddour 2022, arXiv 2209.14981); with
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -38,10 +40,20 @@ from torch import nn
 from benchmarks import report
 from benchmarks.learning_rate import BATCH, SIZES, World, make_world, or_infinite
 from benchmarks.material import evenly_spaced
+from stillroom.core.files import read_json
+from stillroom.corpus.mapped import MappedSequences, open_split
+from stillroom.corpus.sequences import Sequences
+from stillroom.models.compute import choose_dtype
 from stillroom.models.families.registry import family_of
-from stillroom.models.forward import hidden_states, output_head
+from stillroom.models.forward import hidden_states, output_head, way_of
+from stillroom.models.load import load_student, load_teacher
 from stillroom.recipe.training import DistillConfig
+from stillroom.runs.run import Run
 from stillroom.signals.batches import Batch, BatchSource
+from stillroom.signals.cache.reader import TeacherCache
+from stillroom.signals.routed import Signals
+from stillroom.signals.vocabulary_map import VocabularyMap
+from stillroom.teachers.several import open_signals
 from stillroom.training.losses.fused import FusedLoss
 from stillroom.training.losses.registry import make_objective
 from stillroom.training.network import LossNetwork
@@ -49,8 +61,11 @@ from stillroom.training.optimizer import clip_gradients, parameter_groups
 from stillroom.training.schedule import batch_order
 
 SEEDS = (0, 1, 2)
-RATES = {"smollm2": 5e-4, "llama": 2e-3}
+RATES = {"quickstart": 2e-4, "smollm2": 5e-4, "llama": 2e-3}
 """The middle one of three, a factor of two apart; each of Muon's updates is scaled to those of AdamW."""
+SECONDS = {"quickstart": 90.0, "smollm2": 45.0, "llama": 12.0}
+QUICK_SECONDS = {"quickstart": 10.0, "smollm2": 10.0, "llama": 4.0}
+"""CPU seconds of a training."""
 WARM_UP, HORIZON, LAST = 0.1, 0.05, 0.2
 """Shares of a training: in which the rate rises, that a running mean looks back, and that a plain mean is of."""
 FLOOR = 0.05
@@ -183,22 +198,81 @@ def distance_of_layers(student: list[torch.Tensor], teacher: list[torch.Tensor],
     return torch.stack(parts).mean()
 
 
-def train(world: World, choice: Choice, rate: float, seed: int, seconds: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Start:
+    """What all trainings of one student share.
+
+    Attributes:
+        student: Before training, float32.
+        vocabulary: From the teacher's ids to its own.
+        teacher: Its teacher.
+        layers: The teacher's layer that each of its own was.
+        train: Training text, in the teacher's ids.
+        validation: Validation text.
+        signals: Of both.
+        rows: Sequences of a step.
+        dtype: What is computed in.
+    """
+
+    student: Any
+    vocabulary: VocabularyMap
+    teacher: Any
+    layers: list[int]
+    train: Sequences | MappedSequences
+    validation: Sequences | MappedSequences
+    signals: Signals | TeacherCache
+    rows: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of_world(cls, world: World) -> Start:
+        """The teacher without half of its layers."""
+        teacher: Any = world.loaded.model
+        student = world.student("pruned", 0)
+        counts = [len(family_of(model).layers(model)) for model in (teacher, student)]
+        kept = evenly_spaced(*counts)
+        return cls(
+            student, world.vocabulary, teacher, kept, world.train, world.validation, world.cache, BATCH, torch.float32
+        )
+
+    @classmethod
+    def of_run(cls, folder: Path) -> Start:
+        """A run's student before training."""
+        run = Run.open(folder)
+        shrunk, corpus = run.stage("shrink").path, run.stage("corpus").path
+        student, _ = load_student(shrunk / "model", torch.float32)
+        way_of(student)  # proved once; copies know it
+        dtype = choose_dtype(run.recipe.distill.precision, "cpu")
+        teacher: Any = load_teacher(run.recipe.teacher, "cpu", dtype).model
+        return cls(
+            student,
+            VocabularyMap.load(shrunk / "vocabulary.safetensors"),
+            teacher,
+            list(read_json(shrunk / "shrink.json")["layers"]["kept"]),
+            open_split(corpus / "train.safetensors"),
+            open_split(corpus / "validation.safetensors"),
+            open_signals(run),
+            1,
+            dtype,
+        )
+
+
+def train(start: Start, choice: Choice, rate: float, seed: int, seconds: float) -> dict[str, Any]:
     """One training.
 
     Returns:
         The validation KL, nats per token (None where it diverged), steps and CPU seconds.
     """
-    model = world.student("pruned", seed)
-    network = LossNetwork(model, torch.float32)
+    model = copy.deepcopy(start.student).requires_grad_(requires_grad=True)
+    network = LossNetwork(model, start.dtype)
     network.train()
-    loss = FusedLoss(make_objective("forward_kl"), used=world.vocabulary.student_used)
-    source = BatchSource(world.train, world.vocabulary, world.cache)
-    validation = BatchSource(world.validation, world.vocabulary, world.cache)
+    loss = FusedLoss(make_objective("forward_kl"), used=start.vocabulary.student_used)
+    source = BatchSource(start.train, start.vocabulary, start.signals)
+    validation = BatchSource(start.validation, start.vocabulary, start.signals)
     tools = optimizers(model, choice)
     mean = Mean(choice.mean, model)
-    pass_over = _hidden_pass(world, model, choice, loss) if choice.hidden else None
-    order = _endless(len(source), seed)
+    pass_over = _hidden_pass(start, network, choice, loss) if choice.hidden else None
+    order = _endless(len(source), start.rows, seed)
     spent, steps = 0.0, 0
     while spent < seconds:
         begun = time.process_time()
@@ -208,49 +282,52 @@ def train(world: World, choice: Choice, rate: float, seed: int, seconds: float) 
         if pass_over is None:
             value = network(batch, loss, denominator).value
         else:
-            value = pass_over(batch, world.train.ids[rows], denominator)
+            value = pass_over(batch, start.train.part(rows).ids, denominator)
         value.backward()
+        network.collect()
         norm = clip_gradients(model, 1.0)
-        if not math.isfinite(float(value)) or not math.isfinite(norm):
+        if not math.isfinite(float(value.detach())) or not math.isfinite(norm):
             return {"kl": None, "steps": steps, "cpu_seconds": spent}
         tools.step(rate * _share(spent / seconds, choice.falls))
+        network.refresh()
         took = time.process_time() - begun
         spent, steps = spent + took, steps + 1
         begun = time.process_time()
         mean.add(min(1.0, spent / seconds), took / seconds)
         spent += time.process_time() - begun
     mean.put()
-    return {"kl": measured(network, validation, loss), "steps": steps, "cpu_seconds": spent}
+    network.refresh()
+    return {"kl": measured(network, validation, loss, start.rows), "steps": steps, "cpu_seconds": spent}
 
 
 def _hidden_pass(
-    world: World, model: Any, choice: Choice, loss: FusedLoss
+    start: Start, network: LossNetwork, choice: Choice, loss: FusedLoss
 ) -> Callable[[Batch, torch.Tensor, float], torch.Tensor]:
-    teacher: Any = world.loaded.model
+    teacher, model = start.teacher, network.worker
     teacher.requires_grad_(requires_grad=False)
-    layers = family_of(model).layers(model)
     of_teacher = family_of(teacher).layers(teacher)
-    kept = evenly_spaced(len(of_teacher), len(layers))
 
     def run(batch: Batch, ids: torch.Tensor, denominator: float) -> torch.Tensor:
         # Without gradients models may be computed by other code, which calls no hooks; the teacher's weights want none.
-        with outputs_of([of_teacher[index] for index in kept]) as theirs:
-            hidden_states(teacher, ids, batch.positions)
-        with outputs_of(list(layers)) as mine:
+        with outputs_of([of_teacher[index] for index in start.layers]) as theirs:
+            hidden_states(teacher, ids[:, : batch.ids.shape[1]], batch.positions)
+        with outputs_of(list(family_of(model).layers(model))) as mine:
             flat = hidden_states(model, batch.ids, batch.positions).flatten(0, 1)
         real = torch.zeros(batch.ids.numel(), dtype=torch.bool)
         real[batch.rows] = True
-        near = distance_of_layers(mine, [one.float() for one in theirs], real.view(batch.ids.shape))
+        near = distance_of_layers(
+            [one.float() for one in mine], [one.float() for one in theirs], real.view(batch.ids.shape)
+        )
         said = loss(flat.index_select(0, batch.rows), output_head(model), batch.targets, batch.signal, denominator)
         return said.value + choice.hidden * near
 
     return run
 
 
-def _endless(count: int, seed: int) -> Iterator[list[int]]:
+def _endless(count: int, size: int, seed: int) -> Iterator[list[int]]:
     turn = 0
     while True:
-        yield from (rows for rows in batch_order(count, BATCH, 1, seed + 1000 * turn) if len(rows) == BATCH)
+        yield from (rows for rows in batch_order(count, size, 1, seed + 1000 * turn) if len(rows) == size)
         turn += 1
 
 
@@ -265,31 +342,31 @@ def _share(progress: float, falls: bool) -> float:
 
 
 @torch.no_grad()
-def measured(network: LossNetwork, validation: BatchSource, loss: FusedLoss) -> float:
+def measured(network: LossNetwork, validation: BatchSource, loss: FusedLoss, rows: int) -> float:
     """Validation KL, nats per token."""
     network.eval()
     total, positions = 0.0, 0
-    for start in range(0, len(validation), BATCH):
-        batch = validation.batch(list(range(start, min(start + BATCH, len(validation)))))
+    for first in range(0, len(validation), rows):
+        batch = validation.batch(list(range(first, min(first + rows, len(validation)))))
         total += float(network(batch, loss, 1.0).distances.sum()) - batch.left_out
         positions += batch.targets.shape[0]
     network.train()
     return total / max(1, positions)
 
 
-def compare(world: World, name: str, seconds: float, seeds: tuple[int, ...], kept: report.Kept) -> dict[str, Any]:
+def compare(start: Start, name: str, seconds: float, seeds: tuple[int, ...], kept: report.Kept) -> dict[str, Any]:
     """Every choice on one student."""
     found: dict[str, Any] = {}
     for choice in CHOICES:
         runs = {}
         for rate in (RATES[name] / 2, RATES[name], RATES[name] * 2):
             runs[rate] = kept.cell(
-                f"{name} {choice.name} {rate:g} 0", functools.partial(train, world, choice, rate, seeds[0], seconds)
+                f"{name} {choice.name} {rate:g} 0", functools.partial(train, start, choice, rate, seeds[0], seconds)
             )
         best = min(runs, key=lambda rate: or_infinite(runs[rate]["kl"]))
         cells = [runs[best]] + [
             kept.cell(
-                f"{name} {choice.name} {best:g} {seed}", functools.partial(train, world, choice, best, seed, seconds)
+                f"{name} {choice.name} {best:g} {seed}", functools.partial(train, start, choice, best, seed, seconds)
             )
             for seed in seeds[1:]
         ]
@@ -324,16 +401,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="shows that it works, and measures nothing")
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="a run up to its stage `shrink`: its student is one more"
+    )
     parser.add_argument("--only", default="", help="students whose name contains this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     size = SIZES["tiny" if arguments.tiny else "quick"]
-    seconds = {"smollm2": 45.0, "llama": 12.0} if not arguments.quick else {"smollm2": 10.0, "llama": 4.0}
-    names = [name for name in RATES if arguments.only in name]
+    seconds = dict(QUICK_SECONDS if arguments.quick else SECONDS)
+    if arguments.run is None:
+        del seconds["quickstart"]
+    names = [name for name in seconds if arguments.only in name]
     if not names:
-        parser.error(f"--only {arguments.only!r}: no student has that in its name; there are {', '.join(RATES)}")
+        parser.error(f"--only {arguments.only!r}: no student has that in its name; there are {', '.join(seconds)}")
     if arguments.tiny:
         seconds, names = {"llama": 0.3}, ["llama"]
     seeds = SEEDS[:2] if arguments.tiny else SEEDS
@@ -341,8 +423,12 @@ def main() -> None:
     students = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            world = make_world(name, dataclasses.replace(size, smollm2=48) if name == "smollm2" else size, Path(folder))
-            students[name] = compare(world, name, seconds[name], seeds, kept)
+            if name == "quickstart":
+                start = Start.of_run(arguments.run)
+            else:
+                world = dataclasses.replace(size, smollm2=48) if name == "smollm2" else size
+                start = Start.of_world(make_world(name, world, Path(folder)))
+            students[name] = compare(start, name, seconds[name], seeds, kept)
     report.write(figures_of(students), {"cpu_seconds": seconds, "students": students}, arguments.json)
 
 
