@@ -11,7 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tools.generated import write_or_check
+from tools.generated import cell, write_or_check
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "architecture.md"
@@ -43,7 +43,7 @@ def purpose(file: Path) -> str:
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     if not text:
         raise ValueError(f"{file}: a package needs a docstring; its first line goes into docs/architecture.md.")
-    return text.splitlines()[0].replace("``", "`").replace("|", "\\|")
+    return cell(text.splitlines()[0]).replace("``", "`")
 
 
 def imports() -> dict[str, set[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from stillroom.cli.app import app
-from tools.generated import write_or_check
+from tools.generated import cell, write_or_check
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# Command line
@@ -89,7 +89,7 @@ def _first(command: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+    return cell(text or "").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 
+def cell(text: str) -> str:
+    """Text for a cell of a table, where a bar would end it: in code, too."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def write_or_check(target: Path, fresh: str) -> int:
     """Write a page, or say with `--check` on the command line that it is stale; returns the exit code."""
     if "--check" in sys.argv:

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from stillroom.recipe.reading import _all_sections, _models, _tag
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import OpenName
-from tools.generated import write_or_check
+from tools.generated import cell, write_or_check
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 HEAD = """# Recipe reference
@@ -48,7 +48,7 @@ def _section(section: type[BaseModel]) -> str:
         if name == "kind":
             continue
         default = _default(field)
-        meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
+        meaning = cell(field.description or "").replace("``", "`")
         lines.append(f"| `{name}` | {_type(field.annotation, field)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
@@ -112,7 +112,8 @@ def _words(annotation: Any) -> str:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " or ".join(f"`{_cell(value)}`" for value in arguments)
+        shown = (cell(str(value).replace("\t", r"\t")) for value in arguments)
+        return " or ".join(f"`{one}`" for one in shown)
     if origin is tuple:
         return f"list of {_words(arguments[0])}"
     if origin is dict:
@@ -122,10 +123,6 @@ def _words(annotation: Any) -> str:
     if arguments:
         return " or ".join(_words(argument) for argument in arguments)
     return getattr(annotation, "__name__", str(annotation))
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("\t", r"\t").replace("|", r"\|")
 
 
 def main() -> int:

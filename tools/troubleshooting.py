@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stillroom.core import errors
 from tools.architecture import layers, module_file, purpose
-from tools.generated import write_or_check
+from tools.generated import cell, write_or_check
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "stillroom"
@@ -124,7 +124,7 @@ def _first_line(kind: type) -> str:
 
 
 def _cell(text: str) -> str:
-    shown = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    shown = cell(text).replace("<", "&lt;")
     while UNKNOWN * 2 in shown:
         shown = shown.replace(UNKNOWN * 2, UNKNOWN)
     return shown

@@ -51,8 +51,8 @@ class JsonlSource(_Source):
     encoding: str = Field(default="utf-8", json_schema_extra={SINCE: "0.2.0"})
     """How bytes become text."""
     delimiter: Literal[",", ";", "\t", "|"] | None = Field(default=None, json_schema_extra={SINCE: "0.2.0"})
-    """What is between the columns of ``.csv`` and ``.tsv`` files. Without it, a comma and a tab; and a semicolon where that
-    makes of a CSV file's first line the columns that are read."""
+    """What is between the columns of ``.csv`` and ``.tsv`` files; a tab is written in double quotes, as ``"\\t"``. Without it,
+    a comma and a tab; and a semicolon where that makes of a CSV file's first line the columns that are read."""
     text_key: str | None = None
     """The key that holds plain text. Give this or ``messages_key``; without either, each row's shape is found."""
     messages_key: str | None = None
