@@ -14,7 +14,8 @@ One teacher (the quickstart's), one text (whole chats of the quickstart's source
 
 What counts: of Stillroom everything that its process does, loading too; of peers tokenization, pruning, the teacher's passes
 and training, not imports and loading. A peer's learning rate is the best of four by validation KL after a tenth of the
-budget, which is free of charge, and falls to zero exactly as its budget ends. Students of peers keep the teacher's whole
+budget, and of others beyond them for as long as the best one is the lowest or the highest; that is free of charge. It falls to
+zero exactly as the budget ends. Students of peers keep the teacher's whole
 vocabulary and have at least our student's parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over
 our student's ids, which can only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
 ``kl_over_best_peer_…`` is against the best of all cells, ``kl_over_best_own_start_…`` against the best of those that do not
@@ -28,6 +29,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import random
 import re
 import shutil
@@ -55,6 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LONGEST = 512
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+MOST_RATES = 8
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 57_344, 8192
 """Of the run that costs are foretold from; the long one has as much text as the recipe repairs the student on."""
@@ -62,8 +65,6 @@ TRIES = 3
 ROOM = 1.005
 """Peers' students have at least this times the parameters of ours."""
 TASK_ITEMS = 100
-LINEAR = ("capture", "distill")
-"""Stages of Stillroom whose time grows with the training tokens: the first with those of one epoch, the second with all."""
 PEERS = {
     "trl_pruned": ("gkd", "pruned"),
     "trl_repaired": ("gkd", "repaired"),
@@ -203,7 +204,7 @@ class Bench:
 
     def run_ours(self, name: str, tokens: int, seed: int) -> tuple[Path, budget.Spent]:
         """One run of the recipe on so many tokens, up to the trained student."""
-        epochs = -(-tokens // self.available)
+        epochs = passes(tokens, self.available)
         recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         recipe |= {"name": name, "seed": seed, "baseline": False, "export": {"gguf": []}}
         # The file is written elsewhere: what the recipe names by its own folder is named whole.
@@ -257,15 +258,15 @@ class Bench:
             shutil.rmtree(folder)
 
     def first_guess(self, minutes: int, seed: int) -> budget.Cost:
-        """What our run costs over its tokens: by another seed's cell where there is one, else by the calibration."""
+        """What our run costs: by the cell of another seed that is nearest to the budget, else by the calibration."""
+        wanted = self.seconds(minutes)
         known = [
-            (cell["tokens"], cell["cpu_seconds"], cell["stages"])
+            cell
             for key, cell in self.cells.items()
             if key.startswith(f"{minutes}min/{OURS}/") and key != label(minutes, OURS, seed)
         ]
-        found = self.kept["calibration"]
-        tokens, spent, stages = known[0] if known else (found["tokens"], found["cpu_seconds"], found["stages"])
-        return foretold(spent, stages, tokens, self.available, self.seconds(minutes))
+        run = min(known, key=lambda cell: abs(cell["cpu_seconds"] - wanted), default=self.kept["calibration"])
+        return foretold(run["cpu_seconds"], run["stages"], run["tokens"], self.available, wanted)
 
     def ours(self, minutes: int, seed: int) -> tuple[Path, dict[str, Any]]:
         """A run whose whole tree keeps to the budget: up to three tries, the one that uses most of it."""
@@ -396,14 +397,13 @@ class Bench:
         allowed = self.seconds(minutes)
         rates = self.kept.setdefault("rates", {}).setdefault(f"{minutes}min/{name}", {})
         ours = Path(self.cell(minutes, OURS, 0)["folder"])
-        for rate in () if self.quick else RATES:
-            if f"{rate:g}" not in rates:
-                spent = allowed * TRIAL_SHARE
-                folder, facts = self._train(python, name, f"trial-{rate:g}", minutes, 0, rate, spent, free=True)
-                found = self._judge(folder, self.text("validation")[:TRIAL_CHATS], name, ours)
-                rates[f"{rate:g}"] = float(found.kl.sum() / found.positions.sum())
-                shutil.rmtree(folder)
-                self.keep()
+        while not self.quick and (rate := next_rate(rates)) is not None:
+            spent = allowed * TRIAL_SHARE
+            folder, facts = self._train(python, name, f"trial-{rate}", minutes, 0, float(rate), spent, free=True)
+            found = self._judge(folder, self.text("validation")[:TRIAL_CHATS], name, ours)
+            rates[rate] = float(found.kl.sum() / found.positions.sum())
+            shutil.rmtree(folder)
+            self.keep()
         rate = float(min(rates, key=rates.__getitem__)) if rates else QUICK_RATE
         folder, facts = self._train(python, name, str(seed), minutes, seed, rate, allowed, free=False)
         return folder, facts | {"learning_rate": rate, "validation_kl_by_rate": rates}
@@ -513,6 +513,35 @@ class Bench:
         self.keep()
 
 
+def next_rate(tried: dict[str, float]) -> str | None:
+    """The next learning rate that a peer is tried at.
+
+    Args:
+        tried: Validation KL by rate, as far as there is any.
+
+    Returns:
+        One of the first four; then one beyond the best, where that is the lowest or the highest. None where no more are tried.
+    """
+    for rate in RATES:
+        if f"{rate:g}" not in tried:
+            return f"{rate:g}"
+    best = min(tried, key=tried.__getitem__)
+    rates = sorted(tried, key=float)
+    if len(tried) >= MOST_RATES or best not in (rates[0], rates[-1]):
+        return None
+    # As the first four: 1 and 3 of each power of ten.
+    power = math.floor(math.log10(float(best)) + 1e-9)
+    three = float(best) / 10**power > 2
+    if best == rates[0]:
+        return f"1e{power}" if three else f"3e{power - 1}"
+    return f"1e{power + 1}" if three else f"3e{power}"
+
+
+def passes(tokens: int, available: int) -> int:
+    """How often the text is passed over for so many training tokens."""
+    return -(-tokens // available)
+
+
 def foretold(spent: float, stages: dict[str, float], tokens: int, available: int, seconds: float) -> budget.Cost:
     """What a run costs over its tokens near so many CPU seconds, by one run.
 
@@ -523,12 +552,14 @@ def foretold(spent: float, stages: dict[str, float], tokens: int, available: int
         available: Tokens of text; more are trained on in several passes over equally many.
         seconds: CPU seconds of the run that is wanted.
     """
-    each = spent / sum(stages.values())
-    passed, trained = (stages.get(name, 0.0) * each for name in LINEAR)
-    captured = tokens / -(-tokens // available)
+    captured = tokens // passes(tokens, available)
+    capture, distill = (
+        budget.Cost.of(spent, stages, [name], of) for name, of in (("capture", captured), ("distill", tokens))
+    )
+    fixed = spent - capture.per_token * captured - distill.per_token * tokens
     for epochs in itertools.count(1):
         # So many passes over a part of the text, as long as it is: all of that is captured once.
-        cost = budget.Cost(spent - passed - trained, trained / tokens + passed / captured / epochs)
+        cost = budget.Cost(fixed, distill.per_token + capture.per_token / epochs)
         if cost.tokens(seconds) <= epochs * available:
             return cost
     raise AssertionError

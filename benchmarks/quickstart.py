@@ -33,7 +33,7 @@ import torch
 import yaml
 
 from benchmarks import budget, judge, report
-from benchmarks.peers import LINEAR, ROOT, stage_seconds, tail
+from benchmarks.peers import ROOT, stage_seconds, tail
 from stillroom.core.files import digest_file, digest_json, read_json, write_json
 from stillroom.evaluation.intervals import effective_number
 from stillroom.models.load import load_teacher
@@ -315,7 +315,7 @@ class Before:
             return CALIBRATION_TOKENS
         if len(runs) == 1:
             first = runs[0]
-            linear = (*LINEAR, "baseline")
+            linear = ("capture", "distill", "baseline")
             cost = budget.Cost.of(first["cpu_seconds"], first["stages"], linear, first["tokens"])
         else:
             near = sorted(runs, key=lambda one: abs(one["cpu_seconds"] - seconds))[:2]

@@ -1,5 +1,6 @@
 """Parts of the comparison with peers that need no training."""
 
+import math
 import random
 import re
 import subprocess
@@ -99,6 +100,33 @@ def test_what_a_run_will_take_is_foretold_where_its_text_ends_too() -> None:
         for tokens in (60_000, 150_000, 260_000, 440_000):
             cost = peers.foretold(seconds, stages, known, 150_000, spent(tokens)[1])
             assert cost.tokens(spent(tokens)[1] + 1e-6, 1) == pytest.approx(tokens, abs=1), (known, tokens)
+
+
+def test_rates_are_tried_beyond_the_best_one_where_it_is_the_last() -> None:
+    def tried(best: float) -> list[str]:
+        found: dict[str, float] = {}
+        while (rate := peers.next_rate(found)) is not None:
+            found[rate] = abs(math.log(float(rate) / best))
+        return list(found)
+
+    first = [f"{rate:g}" for rate in peers.RATES]
+    assert tried(3e-4) == first
+    assert tried(1e-4) == [*first, "3e-5"]
+    assert tried(3e-3) == [*first, "1e-2"]
+    assert tried(1e-5) == [*first, "3e-5", "1e-5", "3e-6"]
+    assert len(tried(1e-9)) == peers.MOST_RATES
+
+
+def test_the_cell_nearest_to_the_budget_foretells_the_next(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {10: 100.0})
+    bench.kept["material"] = {"train_tokens_of_ours": 10**6}
+    stages = {"shrink": 1.0, "capture": 1.0, "distill": 2.0}
+    bench.kept["calibration"] = {"tokens": 1000, "cpu_seconds": 10.0, "stages": stages}
+    assert bench.first_guess(10, 0).fixed == pytest.approx(2.5)
+    for seed, spent in ((0, 60.0), (1, 96.0), (2, 130.0)):
+        bench.cells[peers.label(10, "stillroom", seed)] = {"tokens": 9000, "cpu_seconds": spent, "stages": stages}
+    assert bench.first_guess(10, 3).fixed == pytest.approx(24.0)
+    assert bench.first_guess(10, 1).fixed == pytest.approx(32.5)
 
 
 def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:

@@ -534,6 +534,7 @@ def test_an_encoding_that_does_not_fit_is_refused_by_name(
         ("a.csv", "id;body\n1;b\n", {"text_key": "body"}, ["b"]),
         ("a.csv", "id\tbody\n1\tb\n", {"text_key": "body", "delimiter": "\t"}, ["b"]),
         ("a.csv", "id|body\n1|b\n", {"text_key": "body", "delimiter": "|"}, ["b"]),
+        ("a.csv", "text;more\na;b\n", {"text_key": "text;more", "delimiter": "|"}, ["a;b"]),
         ("a.tsv", "text\na,b\n", {}, ["a,b"]),
         ("a.csv", 'id,"te\nxt"\n1,b\n', {"text_key": "te\nxt"}, ["b"]),
     ],
@@ -549,6 +550,7 @@ def test_columns_of_a_table(tmp_path: Path, name: str, written: str, keys: dict[
         ("a.csv", "what; or that\na;b\n", 'delimiter: ";"'),
         ("a.csv", "text\tmore\na\tb\n", 'delimiter: "\\t"'),
         ("a.tsv", "text,more\na,b\n", 'delimiter: ","'),
+        ("a.csv", "text|more\na|b\n", 'delimiter: "|"'),
     ],
 )
 def test_a_first_line_of_two_meanings_is_refused(tmp_path: Path, name: str, written: str, wanted: str) -> None:
@@ -556,6 +558,13 @@ def test_a_first_line_of_two_meanings_is_refused(tmp_path: Path, name: str, writ
     said = message(JsonlSource(path=tmp_path / name))
     assert "the first line is one column with" in said
     assert wanted in said
+
+
+def test_a_delimiter_that_the_table_does_not_have_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1,b\n")
+    said = message(JsonlSource(path=tmp_path / "a.csv", delimiter="\t"))
+    assert "the first line is one column with tabs between columns, and 2 with `,`" in said
+    assert 'Write `delimiter: ","` beside `path`, or name the column as `text_key`.' in said
 
 
 def test_a_delimiter_without_a_table_is_refused(tmp_path: Path) -> None:

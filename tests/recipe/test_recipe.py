@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
@@ -83,6 +84,24 @@ def test_a_value_out_of_range_says_what_was_found_and_what_is_allowed():
 )
 def test_mistakes_have_one_clear_message(text, words):
     assert words in refuse(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("\\t", r"'\t'"),
+        (r"'\t'", r"'\t'"),
+        (r'"a\nb"', r'"a\nb"'),
+        (r"""'it''s\'""", r""""it's\\" """.strip()),
+        ("x", "'x'"),
+    ],
+)
+def test_values_are_shown_as_yaml_reads_them(written: str, found: str) -> None:
+    """Single quotes keep a backslash as it is; only double ones make a tab of `\\t`."""
+    message = refuse(GOOD.replace("kind: python_docs", f"kind: jsonl\n      path: a.csv\n      delimiter: {written}"))
+    assert f"`corpus.sources[0].delimiter`: found {found}." in message
+    assert yaml.safe_load(found) == yaml.safe_load(written)
+    assert message.endswith("""Should be ',', ';', "\\t" or '|'.""")
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -333,11 +333,10 @@ def _delimiter(header: str, path: Path, kind: str, source: JsonlSource) -> str:
     """What is between the columns of a table: as the recipe says, or as its first line shows.
 
     Raises:
-        CorpusError: The first line is one column by the delimiter of its kind, and several by another one.
+        CorpusError: The first line is one column by the delimiter of the recipe or of its kind, none that is looked for,
+            and several by another one.
     """
-    usual = "\t" if kind == ".tsv" else ","
-    if source.delimiter is not None:
-        return source.delimiter
+    usual = source.delimiter or ("\t" if kind == ".tsv" else ",")
 
     def columns(delimiter: str) -> list[str]:
         try:
@@ -350,15 +349,18 @@ def _delimiter(header: str, path: Path, kind: str, source: JsonlSource) -> str:
     wanted = {source.text_key, source.messages_key} - {None} or KNOWN
     if wanted.issuperset(columns(usual)):
         return usual
-    for other in (";", "\t", ","):
+    for other in (";", "\t", ",", "|"):
         found = columns(other)
-        if len(found) > 1 and other == ";" and wanted.intersection(found):
+        if source.delimiter is None and other == ";" and len(found) > 1 and wanted.intersection(found):
             return other
         if len(found) > 1:
+            remedy = f"Write `delimiter: {json.dumps(other)}` beside `path`"
             raise CorpusError(
                 f"{path}: the first line is one column with {_shown(usual)} between columns, and {len(found)} with "
                 f"{_shown(other)}.",
-                f"Write `delimiter: {json.dumps(other)}` beside `path`, or `delimiter: {json.dumps(usual)}`.",
+                f"{remedy}, or name the column as `text_key`."
+                if source.delimiter
+                else f"{remedy}, or `delimiter: {json.dumps(usual)}`.",
             )
     return usual
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import difflib
 import functools
 import glob
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -25,6 +27,8 @@ from stillroom.recipe.section import british, former_names, former_values, notin
 
 PLACES = ("name", "path", "tokenizer", "original")
 """Keys whose values are paths, or names of a hub or package where there is no such path."""
+LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'")
+"""One of the values that pydantic names, written as Python has it."""
 MOST_MISTAKES = 20
 """Mistakes of a recipe that are shown at once."""
 OTHER_UNITS = {
@@ -307,6 +311,14 @@ def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: b
     """What, where and what to do, of every mistake: the first as the message, the others below it."""
     # An unknown key often explains the missing one.
     mistakes = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    # A list whose entries are wrong counts only the right ones, and would be called too short as well.
+    within = [mistake["loc"] for mistake in mistakes]
+    mistakes = [
+        mistake
+        for mistake in mistakes
+        if mistake["type"] != "too_short"
+        or all(loc == mistake["loc"] or loc[: len(mistake["loc"])] != mistake["loc"] for loc in within)
+    ]
     explained = [_explain_one(mistake, node, name, lines) for mistake in mistakes]
     what, allowed = explained[0]
     others = [f"{place}\n    {todo}" for place, todo in explained[1:MOST_MISTAKES]]
@@ -348,11 +360,18 @@ def _explain_one(mistake: Any, node: yaml.Node | None, name: str, lines: bool) -
     return f"{place}: found {_found(found)}.", _remedy(mistake, found, keys)
 
 
+def _as_yaml(value: Any) -> str:
+    """A value in quotes that YAML reads as the same value: only double ones know escapes such as that of a tab."""
+    if not isinstance(value, str) or "\\" not in repr(value):
+        return repr(value)
+    return f"'{value}'" if value.isprintable() and "'" not in value else json.dumps(value, ensure_ascii=False)
+
+
 def _found(value: Any) -> str:
     """A value of a recipe as its file has it."""
     if value is None:
         return "null"
-    text = value.isoformat() if isinstance(value, datetime.date) else repr(value)
+    text = value.isoformat() if isinstance(value, datetime.date) else _as_yaml(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
@@ -379,6 +398,9 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
         return "Write at least one." if mistake["ctx"]["min_length"] == 1 else _sentence(mistake["msg"])
     if kind == "string_type":
         return f'Write text; a number or date in quotes: "{found}".'
+    if kind == "literal_error":
+        allowed = LITERAL.sub(lambda one: _as_yaml(ast.literal_eval(one.group())), mistake["ctx"]["expected"])
+        return f"Should be {allowed}."
     if kind in ("timezone_aware", "datetime_parsing", "datetime_from_date_parsing"):
         return "Write a day, time and zone, such as 2026-11-24T00:00:00Z."
     return _sentence(mistake["msg"])
