@@ -397,11 +397,13 @@ class Bench:
         allowed = self.seconds(minutes)
         rates = self.kept.setdefault("rates", {}).setdefault(f"{minutes}min/{name}", {})
         ours = Path(self.cell(minutes, OURS, 0)["folder"])
-        while not self.quick and (rate := next_rate(rates)) is not None:
+        while not self.quick and (following := next_rate(rates)) is not None:
             spent = allowed * TRIAL_SHARE
-            folder, facts = self._train(python, name, f"trial-{rate}", minutes, 0, float(rate), spent, free=True)
+            folder, facts = self._train(
+                python, name, f"trial-{following}", minutes, 0, float(following), spent, free=True
+            )
             found = self._judge(folder, self.text("validation")[:TRIAL_CHATS], name, ours)
-            rates[rate] = float(found.kl.sum() / found.positions.sum())
+            rates[following] = float(found.kl.sum() / found.positions.sum())
             shutil.rmtree(folder)
             self.keep()
         rate = float(min(rates, key=rates.__getitem__)) if rates else QUICK_RATE

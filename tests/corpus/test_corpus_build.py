@@ -15,6 +15,7 @@ from tiny_models import make_tokenizer
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import Corpus, build_corpus
+from stillroom.corpus.documents import NO_ANSWER
 from stillroom.corpus.split import SPLITS
 from stillroom.recipe.corpus import CorpusConfig, JsonlSource, TextSource
 
@@ -189,6 +190,7 @@ def test_chats_and_text_together(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = build(JsonlSource(path=path))
     assert corpus.ledger["empty"] == 1
+    assert corpus.ledger["sources"][0]["notes"][NO_ANSWER] == 1
     train = corpus.splits["train"]
     real = train.segments >= 0
     assert 0 < int((real & ~train.loss_mask).sum()) < int(real.sum())
@@ -219,6 +221,23 @@ def test_an_empty_corpus(tmp_path: Path, content: list[str | None], wanted: str)
         build(source)
     name = str(tmp_path / "a.jsonl")
     assert str(caught.value) == f"The corpus is empty: {wanted.format(name)}\nName other sources in the recipe."
+
+
+def test_a_corpus_of_questions_alone(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "What?"}
+    silent = {"role": "assistant", "content": "That.", "train": False}
+    rows = [
+        {"messages": []},
+        {"messages": [asked]},
+        {"messages": [asked, silent]},
+        {"prompt": "What?", "completion": " "},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CorpusError) as caught:
+        build(JsonlSource(path=path))
+    assert "and all were empty (chats and prompts without an answer to learn: 3).\n" in str(caught.value)
+    assert "messages of the role `assistant`, or completions" in str(caught.value)
 
 
 def test_too_few_tokens(tmp_path: Path) -> None:

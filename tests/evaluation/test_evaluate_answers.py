@@ -125,7 +125,8 @@ def test_bounds_are_checked_and_named() -> None:
     ("section", "message"),
     [
         ({"floors": {"speed.decode": 1}}, "begins with none"),
-        ({"measures": ["cost"]}, "needs `fidelity`"),
+        ({"measures": ["cost"]}, "needs `fidelity`: the summary"),
+        ({"measures": ["fidelty", "cost"]}, r"needs `fidelity` \(found `fidelty`\)"),
         ({"measures": ["fidelity", "cost", "tasks"]}, r"needs `tasks\.names`"),
     ],
 )

@@ -18,6 +18,7 @@ from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.cutting import capped, cut, overlap_of
+from stillroom.corpus.documents import NO_ANSWER, Document
 from stillroom.corpus.found import Found
 from stillroom.corpus.near_duplicates import near_duplicates
 from stillroom.corpus.pieces import PieceList, Pieces
@@ -70,6 +71,12 @@ class SourceLedger:
     def note(self, digest: str) -> None:
         """Count a document's digest into the source's."""
         self._digest.update(bytes.fromhex(digest))
+
+    def leave_out(self, document: Document) -> None:
+        """Count a document in which there is nothing to learn."""
+        self.empty += 1
+        if document.lacks_answer:
+            self.tally.notes[NO_ANSWER] += 1
 
     def as_dict(self) -> dict[str, Any]:
         """The data manifest's entry; the digest covers the digests of all documents in order."""
@@ -212,7 +219,7 @@ def _read(config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStor
                 if ledger.documents % 1000 == 0:
                     task.advance(0, note=f"{ledger.name}: {ledger.documents:,} documents")
                 if document.is_empty:
-                    ledger.empty += 1
+                    ledger.leave_out(document)
                     continue
                 digest = document.digest
                 ledger.note(digest)
@@ -225,9 +232,13 @@ def _read(config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStor
         read = sum(ledger.documents for ledger in ledgers)
         names = ", ".join(ledger.name for ledger in ledgers)
         empty = "it was empty" if read == 1 else "all were empty" if read else "none was there"
+        unanswered = sum(ledger.tally.notes[NO_ANSWER] for ledger in ledgers)
+        empty += f" (chats and prompts without an answer to learn: {unanswered})" if unanswered else ""
         raise CorpusError(
             f"The corpus is empty: {read} document{' was' if read == 1 else 's were'} read from {names}, and {empty}.",
-            "Name other sources in the recipe.",
+            "What is learned is what messages of the role `assistant`, or completions, say; name other sources in the recipe."
+            if unanswered
+            else "Name other sources in the recipe.",
         )
     return found
 
@@ -241,7 +252,7 @@ def _read_written(path: Path, ledgers: list[SourceLedger], found: Found, store: 
         digest = document.digest
         ledger.note(digest)
         if document.is_empty:
-            ledger.empty += 1
+            ledger.leave_out(document)
         elif found.add(digest, len(ledgers) - 1):
             store.add(document)
         else:

@@ -14,6 +14,7 @@ from stillroom.corpus.tally import Tally
 LONGEST = 1 << 26
 """Most bytes of one document, of one line and of one unpacked file; longer ones are refused by name."""
 LINE_ENDS = "texts whose line ends \\r\\n became \\n"
+NO_ANSWER = "chats and prompts without an answer to learn, counted as empty"
 OLD_LINE_ENDS = "texts whose line ends \\r became \\n"
 
 
@@ -47,6 +48,12 @@ class Document:
                 for m in self.messages
             )
         return not self.text[self.given :].strip()
+
+    @property
+    def lacks_answer(self) -> bool:
+        """Whether it has words and none of them are to be learned: a chat in which no assistant says any, or a prompt alone."""
+        words = [str(message["content"] or "") for message in self.messages] or [self.text]
+        return self.is_empty and any(map(str.strip, words))
 
     @property
     def digest(self) -> str:

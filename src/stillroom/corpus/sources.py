@@ -354,13 +354,11 @@ def _delimiter(header: str, path: Path, kind: str, source: JsonlSource) -> str:
         if source.delimiter is None and other == ";" and len(found) > 1 and wanted.intersection(found):
             return other
         if len(found) > 1:
-            remedy = f"Write `delimiter: {json.dumps(other)}` beside `path`"
+            instead = "name the column as `text_key`" if source.delimiter else f"`delimiter: {json.dumps(usual)}`"
             raise CorpusError(
                 f"{path}: the first line is one column with {_shown(usual)} between columns, and {len(found)} with "
                 f"{_shown(other)}.",
-                f"{remedy}, or name the column as `text_key`."
-                if source.delimiter
-                else f"{remedy}, or `delimiter: {json.dumps(usual)}`.",
+                f"Write `delimiter: {json.dumps(other)}` beside `path`, or {instead}.",
             )
     return usual
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,7 +125,9 @@ class EvaluateConfig(Section):
     def _whole(self) -> EvaluateConfig:
         for needed in ("fidelity", "cost"):
             if needed not in self.measures:
-                raise ValueError(f"`measures` needs `{needed}`: the summary is made of it")
+                close = difflib.get_close_matches(needed, self.measures, n=1, cutoff=0.8)
+                meant = f" (found `{close[0]}`)" if close else ""
+                raise ValueError(f"`measures` needs `{needed}`{meant}: the summary is made of it")
         for name in (*self.floors, *self.ceilings):
             if name.partition(".")[0] not in self.measures:
                 raise ValueError(f"the bound `{name}` begins with none of the metrics: {', '.join(self.measures)}")
