@@ -371,8 +371,9 @@ class Bench:
                 raise NotToBeHad(f"Torch-Pruning did not finish in {torch_pruning_peer.LONGEST:.0f} seconds") from None
             if found is None:
                 raise NotToBeHad("Torch-Pruning cannot be installed")
+            # A model is opened with its tokenizer, which Torch-Pruning does not write.
+            shutil.copytree(self.folder / "teacher", target, dirs_exist_ok=True, ignore=only_tokenizer)
             if count_parameters(judge.open_model(target)) >= asked:
-                shutil.copytree(self.folder / "teacher", target, dirs_exist_ok=True, ignore=only_tokenizer)
                 return found
             shutil.rmtree(target)
             ratio = round(ratio - 0.01, 2)
