@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import make_model, tiny_model
 
 from benchmarks import judge, peers
 from benchmarks.quickstart import unseen
 from stillroom.evaluation.tasks.task_files import read_task
+from stillroom.models.load import count_parameters
 
 TEXTS = [
     f"shelf.{name}(path)\n\nOpens the {name} of a shelf for reading and writing. The {name} keeps every value that "
@@ -127,6 +129,27 @@ def test_the_cell_nearest_to_the_budget_foretells_the_next(tmp_path: Path) -> No
         bench.cells[peers.label(10, "stillroom", seed)] = {"tokens": 9000, "cpu_seconds": spent, "stages": stages}
     assert bench.first_guess(10, 3).fixed == pytest.approx(24.0)
     assert bench.first_guess(10, 1).fixed == pytest.approx(32.5)
+
+
+def test_torch_prunings_start_is_opened_with_the_teachers_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = peers.Bench(tmp_path / "work", peers.RECIPE, {})
+    tiny_model("llama", bench.folder / "teacher", layers=8)
+    asked = count_parameters(make_model("llama", rows=512, layers=2))
+    ratios = []
+
+    def cut(_teacher: Path, target: Path, ratio: float) -> float:
+        # It writes a model without a tokenizer; the first one is too small.
+        ratios.append(ratio)
+        make_model("llama", rows=512, layers=len(ratios)).save_pretrained(target)
+        return 7.0
+
+    monkeypatch.setattr(peers.torch_pruning_peer, "cut", cut)
+    assert bench._torch_pruned(asked, tmp_path / "start") == 7.0
+    assert len(ratios) == 2
+    assert ratios[0] > ratios[1]
+    assert count_parameters(judge.open_model(tmp_path / "start")) == asked
 
 
 def test_chats_that_were_trained_on_are_found(tmp_path: Path) -> None:
