@@ -355,28 +355,32 @@ def measured(network: LossNetwork, validation: BatchSource, loss: FusedLoss, row
 
 
 def compare(start: Start, name: str, seconds: float, seeds: tuple[int, ...], kept: report.Kept) -> dict[str, Any]:
-    """Every choice on one student."""
-    found: dict[str, Any] = {}
-    for choice in CHOICES:
-        runs = {}
-        for rate in (RATES[name] / 2, RATES[name], RATES[name] * 2):
-            runs[rate] = kept.cell(
-                f"{name} {choice.name} {rate:g} 0", functools.partial(train, start, choice, rate, seeds[0], seconds)
-            )
-        best = min(runs, key=lambda rate: or_infinite(runs[rate]["kl"]))
-        cells = [runs[best]] + [
-            kept.cell(
-                f"{name} {choice.name} {best:g} {seed}", functools.partial(train, start, choice, best, seed, seconds)
-            )
-            for seed in seeds[1:]
-        ]
-        found[choice.name] = {
-            "rate": best,
-            "best_rate_at_an_end": best != RATES[name],
-            "kl": [cell["kl"] for cell in cells],
-            "steps": [cell["steps"] for cell in cells],
-            "kl_by_rate": {f"{rate:g}": runs[rate]["kl"] for rate in runs},
+    """Every choice on one student; they take turns, so that what else the machine does falls on all of them."""
+
+    def trained(choice: Choice, rate: float, seed: int) -> dict[str, Any]:
+        return kept.cell(
+            f"{name} {choice.name} {rate:g} {seed}", functools.partial(train, start, choice, rate, seed, seconds)
+        )
+
+    runs: dict[str, dict[float, dict[str, Any]]] = {choice.name: {} for choice in CHOICES}
+    for rate in (RATES[name] / 2, RATES[name], RATES[name] * 2):
+        for choice in CHOICES:
+            runs[choice.name][rate] = trained(choice, rate, seeds[0])
+    best = {of: min(tried, key=lambda rate: or_infinite(tried[rate]["kl"])) for of, tried in runs.items()}
+    cells = {of: [tried[best[of]]] for of, tried in runs.items()}
+    for seed in seeds[1:]:
+        for choice in CHOICES:
+            cells[choice.name].append(trained(choice, best[choice.name], seed))
+    found: dict[str, Any] = {
+        of: {
+            "rate": best[of],
+            "best_rate_at_an_end": best[of] != RATES[name],
+            "kl": [cell["kl"] for cell in cells[of]],
+            "steps": [cell["steps"] for cell in cells[of]],
+            "kl_by_rate": {f"{rate:g}": cell["kl"] for rate, cell in tried.items()},
         }
+        for of, tried in runs.items()
+    }
     base = found["adamw"]["kl"]
     for entry in found.values():
         if all(kl is not None for kl in [*entry["kl"], *base]):
