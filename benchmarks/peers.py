@@ -15,9 +15,9 @@ One teacher (the quickstart's), one text (whole chats of the quickstart's source
 What counts: of Stillroom everything that its process does, loading too; of peers tokenization, pruning, the teacher's passes
 and training, not imports and loading. A peer's learning rate is the best of four by validation KL after a tenth of the
 budget, and of others beyond them for as long as the best one is the lowest or the highest; that is free of charge. It falls to
-zero exactly as the budget ends. Students of peers keep the teacher's whole
-vocabulary and have at least our student's parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over
-our student's ids, which can only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
+zero exactly as the budget ends. Students of peers keep the teacher's whole vocabulary and have at least our student's
+parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over our student's ids, which can only make a
+peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
 ``kl_over_best_peer_…`` is against the best of all cells, ``kl_over_best_own_start_…`` against the best of those that do not
 begin with our start. Finished cells are kept in ``FOLDER/cells.json``; ``--cell 10min/stillroom/0`` (or ``stillroom``) runs
 some again.
@@ -29,7 +29,6 @@ import argparse
 import copy
 import itertools
 import json
-import math
 import random
 import re
 import shutil
@@ -57,6 +56,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LONGEST = 512
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+LADDER = tuple(f"{digit}e{power}" for power in range(-6, 0) for digit in (1, 3))
+"""Rates beyond the first four, which are on it too."""
 MOST_RATES = 8
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 57_344, 8192
@@ -532,12 +533,8 @@ def next_rate(tried: dict[str, float]) -> str | None:
     rates = sorted(tried, key=float)
     if len(tried) >= MOST_RATES or best not in (rates[0], rates[-1]):
         return None
-    # As the first four: 1 and 3 of each power of ten.
-    power = math.floor(math.log10(float(best)) + 1e-9)
-    three = float(best) / 10**power > 2
-    if best == rates[0]:
-        return f"1e{power}" if three else f"3e{power - 1}"
-    return f"1e{power + 1}" if three else f"3e{power}"
+    at = [float(rate) for rate in LADDER].index(float(best))
+    return LADDER[at - 1 if best == rates[0] else at + 1]
 
 
 def passes(tokens: int, available: int) -> int:

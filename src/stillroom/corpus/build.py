@@ -18,7 +18,7 @@ from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
 from stillroom.corpus.cutting import capped, cut, overlap_of
-from stillroom.corpus.documents import NO_ANSWER, Document
+from stillroom.corpus.documents import NO_ANSWER, UNANSWERED, Document
 from stillroom.corpus.found import Found
 from stillroom.corpus.near_duplicates import near_duplicates
 from stillroom.corpus.pieces import PieceList, Pieces
@@ -233,7 +233,7 @@ def _read(config: CorpusConfig, ledgers: list[SourceLedger], store: DocumentStor
         names = ", ".join(ledger.name for ledger in ledgers)
         empty = "it was empty" if read == 1 else "all were empty" if read else "none was there"
         unanswered = sum(ledger.tally.notes[NO_ANSWER] for ledger in ledgers)
-        empty += f" (chats and prompts without an answer to learn: {unanswered})" if unanswered else ""
+        empty += f" ({UNANSWERED}: {unanswered})" if unanswered else ""
         raise CorpusError(
             f"The corpus is empty: {read} document{' was' if read == 1 else 's were'} read from {names}, and {empty}.",
             "What is learned is what messages of the role `assistant`, or completions, say; name other sources in the recipe."

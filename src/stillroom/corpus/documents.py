@@ -14,7 +14,8 @@ from stillroom.corpus.tally import Tally
 LONGEST = 1 << 26
 """Most bytes of one document, of one line and of one unpacked file; longer ones are refused by name."""
 LINE_ENDS = "texts whose line ends \\r\\n became \\n"
-NO_ANSWER = "chats and prompts without an answer to learn, counted as empty"
+UNANSWERED = "chats and prompts without an answer to learn"
+NO_ANSWER = f"{UNANSWERED}, counted as empty"
 OLD_LINE_ENDS = "texts whose line ends \\r became \\n"
 
 

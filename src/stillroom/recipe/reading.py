@@ -312,13 +312,8 @@ def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: b
     # An unknown key often explains the missing one.
     mistakes = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     # A list whose entries are wrong counts only the right ones, and would be called too short as well.
-    within = [mistake["loc"] for mistake in mistakes]
-    mistakes = [
-        mistake
-        for mistake in mistakes
-        if mistake["type"] != "too_short"
-        or all(loc == mistake["loc"] or loc[: len(mistake["loc"])] != mistake["loc"] for loc in within)
-    ]
+    around = {mistake["loc"][:depth] for mistake in mistakes for depth in range(len(mistake["loc"]))}
+    mistakes = [mistake for mistake in mistakes if mistake["type"] != "too_short" or mistake["loc"] not in around]
     explained = [_explain_one(mistake, node, name, lines) for mistake in mistakes]
     what, allowed = explained[0]
     others = [f"{place}\n    {todo}" for place, todo in explained[1:MOST_MISTAKES]]
@@ -399,8 +394,7 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
     if kind == "string_type":
         return f'Write text; a number or date in quotes: "{found}".'
     if kind == "literal_error":
-        allowed = LITERAL.sub(lambda one: _as_yaml(ast.literal_eval(one.group())), mistake["ctx"]["expected"])
-        return f"Should be {allowed}."
+        return _sentence(LITERAL.sub(lambda one: _as_yaml(ast.literal_eval(one.group())), mistake["msg"]))
     if kind in ("timezone_aware", "datetime_parsing", "datetime_from_date_parsing"):
         return "Write a day, time and zone, such as 2026-11-24T00:00:00Z."
     return _sentence(mistake["msg"])
