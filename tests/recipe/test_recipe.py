@@ -28,6 +28,9 @@ teacher:
 """
 
 
+ONE_TEXT = "Write one text, neither a list nor keys and values."
+
+
 def refuse(text):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, "r.yaml")
@@ -80,6 +83,9 @@ def test_a_value_out_of_range_says_what_was_found_and_what_is_allowed():
         (GOOD.replace("name: small", "name: ../up"), "`name`: found '../up'"),
         (GOOD + "seed: -1\n", "`seed`: found -1"),
         (GOOD.replace("kind: gguf", "kind: openai"), "`kind: openai` is not known"),
+        (GOOD.replace("path: package", "path: [package").replace("x.gguf", "x.gguf]"), ONE_TEXT),
+        (GOOD.replace("kind: python_docs", "kind: jsonl\n      path: [a.jsonl]"), ONE_TEXT),
+        (GOOD.replace("kind: python_docs", "kind: jsonl\n      path: 5"), 'in quotes: "5".'),
     ],
 )
 def test_mistakes_have_one_clear_message(text, words):

@@ -391,7 +391,9 @@ def _remedy(mistake: Any, found: Any, keys: list[int | str]) -> str:
         return "Write true or false."
     if kind in ("too_short", "string_too_short"):
         return "Write at least one." if mistake["ctx"]["min_length"] == 1 else _sentence(mistake["msg"])
-    if kind == "string_type":
+    if kind in ("string_type", "path_type"):
+        if isinstance(found, (list, dict)):
+            return "Write one text, neither a list nor keys and values."
         return f'Write text; a number or date in quotes: "{found}".'
     if kind == "literal_error":
         return _sentence(LITERAL.sub(lambda one: _as_yaml(ast.literal_eval(one.group())), mistake["msg"]))
