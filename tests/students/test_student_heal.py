@@ -10,7 +10,7 @@ from benchmarks.material import evenly_spaced
 from stillroom.models.families.registry import families, family_of
 from stillroom.models.forward import hidden_states
 from stillroom.students import layerwise
-from stillroom.students.heal import _normed_weights, _weights, heal, ridge_change
+from stillroom.students.heal import RIDGE, RIDGES, _normed_weights, _weights, heal, ridge_change
 from stillroom.students.importance import Sample, judged_kl, judged_logprobs
 from stillroom.students.layerwise import Layerwise
 from stillroom.students.measured import Measured
@@ -20,8 +20,6 @@ from stillroom.students.shrink import layer_choices, shrink
 from stillroom.students.widths import measure_orders, measure_widths, removal_order
 
 SAMPLE = Sample.of(tiny_sequences(24, 24), 24 * 24)
-HEALED = 0.605
-"""What the repair of the test below leaves of the KL of pruning."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,17 +51,20 @@ def test_a_walk_in_bfloat16_keeps_its_stream_in_float32(family: str, monkeypatch
     assert 1e-5 < error < 0.05
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_the_repair_is_as_good_in_bfloat16(rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "fast_bfloat16", lambda _device: rounded)
+def test_the_repair_is_as_good_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama", seed=3).float()
     adapter, kept = family_of(model), [0, 1, 4, 5]
     reference = judged_logprobs(model, SAMPLE.judge)
-    student = shrink_plainly(model, kept)
-    before = judged_kl(reference, student, SAMPLE.judge)
-    heal(student, model, adapter, kept, SAMPLE.fit, everywhere=True)
-    assert judged_kl(reference, student, SAMPLE.judge) / before == pytest.approx(HEALED, rel=0.02)
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    before = judged_kl(reference, shrink_plainly(model, kept), SAMPLE.judge)
+    left = {}
+    for rounded in (False, True):
+        monkeypatch.setattr(layerwise, "fast_bfloat16", lambda _device, rounded=rounded: rounded)
+        student = shrink_plainly(model, kept)
+        heal(student, model, adapter, kept, SAMPLE.fit, everywhere=True)
+        left[rounded] = judged_kl(reference, student, SAMPLE.judge) / before
+        assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert left[False] < 0.75
+    assert left[True] == pytest.approx(left[False], rel=0.03)
 
 
 def test_ridge_change_is_the_minimum() -> None:
@@ -80,6 +81,42 @@ def test_ridge_change_is_the_minimum() -> None:
     for _ in range(20):
         nudge = 1e-3 * torch.randn(change.shape, generator=generator, dtype=torch.float64)
         assert loss(change + nudge) > loss(change)
+
+
+def test_how_far_a_matrix_may_move_is_decided_on_tokens_that_it_is_not_fitted_on() -> None:
+    """Little where what is missing is mostly noise, far where it is not, and not at all where it is nothing but noise."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, wanted = torch.randn(400, 40, generator=generator), torch.randn(8, 40, generator=generator) / 40**0.5
+    noise, ones = torch.randn(400, 8, generator=generator), torch.ones(400)
+    chosen = {}
+    for name, missing in {
+        "clear": inputs @ wanted.T + 0.01 * noise,
+        "noisy": inputs @ wanted.T + 2 * noise,
+        "noise": noise,
+    }.items():
+        change = ridge_change(inputs, missing, ones)
+        same = [ridge for ridge in RIDGES if torch.equal(change, ridge_change(inputs, missing, ones, ridge))]
+        chosen[name] = same[0] if same else float(change.abs().max())
+        errors = [float((ridge_change(inputs, missing, ones, ridge) - wanted).norm()) for ridge in RIDGES]
+        if name != "noise":
+            assert float((change - wanted).norm()) < 1.1 * min(errors)
+    assert chosen["clear"] < RIDGE <= chosen["noisy"]
+    assert chosen["noise"] in (0.0, RIDGES[-1])
+
+
+def test_few_tokens_are_all_fitted_on() -> None:
+    inputs, missing, ones = torch.randn(9, 4), torch.randn(9, 3), torch.ones(9)
+    assert torch.equal(ridge_change(inputs, missing, ones), ridge_change(inputs, missing, ones, RIDGE))
+
+
+def test_sums_that_rounding_spoiled_take_the_next_larger_ridge() -> None:
+    """In bfloat16 inputs that say the same can leave sums of products that are not positive definite."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(4000, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
+    missing = inputs @ torch.randn(64, 8, generator=generator)
+    change = ridge_change(inputs, missing, torch.ones(4000), rounded=True)
+    assert torch.isfinite(change).all()
+    assert float((missing - inputs @ change.T).norm() / missing.norm()) < 0.05
 
 
 def test_a_change_from_rounded_moments_is_nearly_the_same() -> None:

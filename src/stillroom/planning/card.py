@@ -164,7 +164,8 @@ def shrink_bytes(teacher: Model, student: Model, tokens: int, repaired: int, len
     reference = FLOAT_BYTES * min(POSITIONS, max(length, tokens // 6)) * teacher.sizes.rows
     # States of both, targets, and the inputs of the fitted matrix twice.
     fitted = repaired * FLOAT_BYTES * (6 * teacher.sizes.hidden + 2 * student.sizes.inner)
-    gram = student.sizes.inner**2 * (FLOAT_BYTES + 2 * 8)
+    # Second moments of what is fitted on and of what is held out, and the factor of either.
+    gram = student.sizes.inner**2 * (FLOAT_BYTES + 3 * 8)
     return models + reference + max(fitted + gram, teacher.inside_bytes(length, FLOAT_BYTES))
 
 

@@ -7,16 +7,19 @@
    form of SparseGPT and SlimGPT (arXiv 2301.00774, 2412.18110).
 
 Layers are repaired from the bottom up. Each is fitted on what the student, repaired so far, really produces, so that a later
-layer also compensates errors of earlier ones. The fit is ridge regression towards the old matrix (:func:`ridge_change`); tokens
-weigh less the larger their residual stream is, because what follows reads it through a norm.
+layer also compensates errors of earlier ones. The fit is ridge regression towards the old matrix (:func:`ridge_change`), and
+how far each may move is decided on tokens that it was not fitted on; tokens weigh less the larger their residual stream is,
+because what follows reads it through a norm.
 
 Legend: N tokens of the sample, F inputs of the matrix, H hidden size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +34,14 @@ from stillroom.students.narrow import Widths
 if TYPE_CHECKING:
     from stillroom.models.types import CausalModel
 
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridge penalties on the change of a matrix that are tried, as shares of the mean square of its inputs."""
 RIDGE = 0.3
-"""Ridge penalty on the change of a matrix, as a share of the mean square of its inputs."""
+"""The one to begin with, and what is taken for fewer than :data:`BLOCKS` tokens."""
+BLOCKS, HELD_OUT = 32, 8
+"""About how many blocks of tokens a sample has at least, and of how many blocks one is held out while ridges are compared."""
+COMPARED = 256
+"""Rows of a matrix on which ridges are compared, at most: what all rows share is the costly part."""
 POWER = 0.5
 """A token weighs one over its mean square to this power."""
 AT_ONCE, ROUNDED_AT_ONCE = 8192, 1024
@@ -233,7 +242,12 @@ def _fit(
 
 
 def ridge_change(
-    inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, ridge: float = RIDGE, *, rounded: bool = False
+    inputs: torch.Tensor,
+    missing: torch.Tensor,
+    weights: torch.Tensor,
+    ridge: float | None = None,
+    *,
+    rounded: bool = False,
 ) -> torch.Tensor:
     """Weighted ridge regression: the matrix M [H, F] that minimizes ``Σ w |M x − missing|² + λ |M|²``.
 
@@ -244,26 +258,89 @@ def ridge_change(
         inputs: x, [N, F].
         missing: [N, H].
         weights: w, [N].
-        ridge: Share of the inputs' weighted mean square.
+        ridge: Share of the inputs' weighted mean square. Without it, the one of :data:`RIDGES` that leaves the least error on
+            an eighth of the tokens when it is fitted to the rest; where none leaves less than no change does, the change is 0.
         rounded: Compute the sums of products over a thousand tokens in bfloat16; what they add up to stays exact.
     """
-    gram, cross = _moments(inputs, missing, weights, rounded)
-    diagonal = gram.diagonal()
-    diagonal.add_(ridge * diagonal.mean() + 1e-12)
-    change: torch.Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(inputs)
-    return change
+    if ridge is None and len(inputs) < BLOCKS:
+        ridge = RIDGE
+    fitted, held = _moments(inputs, missing, weights, rounded)
+    place = _compared(fitted, held) if ridge is None else None
+    total = fitted.add(held)
+    if ridge is not None:
+        change = total.solved(ridge)
+    elif place is not None:
+        # Where rounding left sums that are no second moments of anything, the next larger ridge.
+        change = next((found for larger in RIDGES[place:] if (found := total.solved(larger)) is not None), None)
+    else:
+        change = None
+    return torch.zeros_like(total.cross).T.to(inputs) if change is None else change.T.to(inputs)
+
+
+@dataclass
+class _Moments:
+    """Weighted second moments of a part of the sample.
+
+    Attributes:
+        gram: Xᵀ W X, [F, F].
+        cross: Xᵀ W missing, [F, H].
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+    def add(self, other: _Moments) -> _Moments:
+        """Those of both parts; in place."""
+        self.gram += other.gram
+        self.cross += other.cross
+        return self
+
+    def solved(self, ridge: float, rows: slice = slice(None)) -> torch.Tensor | None:
+        """Mᵀ [F, H] of :func:`ridge_change`; None where the sums with the ridge are not positive definite.
+
+        Args:
+            ridge: Share of the inputs' weighted mean square.
+            rows: Of M, those that are wanted.
+        """
+        diagonal = self.gram.diagonal()
+        before = diagonal.clone()
+        diagonal.add_(ridge * before.mean() + 1e-12)
+        factor, failed = torch.linalg.cholesky_ex(self.gram)
+        diagonal.copy_(before)
+        return None if failed else torch.cholesky_solve(self.cross[:, rows], factor)
+
+
+def _compared(fitted: _Moments, held: _Moments) -> int | None:
+    """Which of :data:`RIDGES` leaves the smallest error on what was held out, from :data:`RIDGE` on in the direction in which
+    the error falls; None where none leaves less than no change.
+    """
+    rows = slice(None, None, -(-fitted.cross.shape[1] // COMPARED))
+    wanted = held.cross[:, rows]
+
+    @cache
+    def error(place: int) -> float:
+        """Σ w |M x − missing|² − Σ w |missing|² over what was held out."""
+        change = fitted.solved(RIDGES[place], rows)
+        return math.inf if change is None else float(((held.gram @ change - 2 * wanted) * change).sum())
+
+    place = RIDGES.index(RIDGE)
+    while (best := min(range(max(0, place - 1), min(len(RIDGES), place + 2)), key=error)) != place:
+        place = best
+    return place if error(place) < 0 else None
 
 
 def _moments(
     inputs: torch.Tensor, missing: torch.Tensor, weights: torch.Tensor, rounded: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Xᵀ W X, [F, F], and Xᵀ W missing, [F, H], added up over parts of the sample: a weighted copy of it is never whole."""
-    width = inputs.shape[1]
-    gram, cross = exact(inputs.new_zeros(width, width)), exact(inputs.new_zeros(width, missing.shape[1]))
+) -> tuple[_Moments, _Moments]:
+    """Of what is fitted on and of what is held out, added up over blocks: a weighted copy of the sample is never whole."""
     dtype, at_once = (torch.bfloat16, ROUNDED_AT_ONCE) if rounded else (inputs.dtype, AT_ONCE)
-    roots = weights.sqrt()
-    for part, lacks, root in zip(*(torch.split(rows, at_once) for rows in (inputs, missing, roots)), strict=True):
+    size = min(at_once, -(-len(inputs) // BLOCKS))
+    shapes = (inputs.shape[1], inputs.shape[1]), (inputs.shape[1], missing.shape[1])
+    fitted, held = (_Moments(*(exact(inputs.new_zeros(shape)) for shape in shapes)) for _part in range(2))
+    blocks = zip(*(torch.split(rows, size) for rows in (inputs, missing, weights.sqrt())), strict=True)
+    for number, (part, lacks, root) in enumerate(blocks):
         weighted = (part * root[:, None]).to(dtype)
-        gram += exact(weighted.T @ weighted)
-        cross += exact(weighted.T @ (lacks * root[:, None]).to(dtype))
-    return gram, cross
+        moments = held if number % HELD_OUT == HELD_OUT - 1 else fitted
+        moments.gram += exact(weighted.T @ weighted)
+        moments.cross += exact(weighted.T @ (lacks * root[:, None]).to(dtype))
+    return fitted, held
