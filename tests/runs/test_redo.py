@@ -19,6 +19,7 @@ from tiny_models import tiny_model
 
 from stillroom import pipeline
 from stillroom.core.errors import CorpusError, RunError, StillroomError
+from stillroom.corpus.inputs import find_files
 from stillroom.recipe.reading import recipe_of
 from stillroom.runs.known import Known, difference, made_from
 from stillroom.runs.run import Run
@@ -287,6 +288,24 @@ def test_device_profiles_of_ones_own_count_by_content(tmp_path: Path, small_reci
     assert distill == after[2] == {}
     assert shrink != after[0]
     assert export != after[1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["texts", "texts/*.md", "texts/**/*.MD", "texts/*", "*/b.md", "texts/.x/*.md", "texts/[ab].md", "texts/a.md"],
+)
+def test_every_file_that_the_corpus_reads_is_digested(path: str, tmp_path: Path, small_recipe: Any) -> None:
+    """Whatever its case, packed, hidden, or deep: a change of one that was not would leave the corpus as it was."""
+    for name in ("a.md", "b.md.gz", "NOTES.MD", "deep/er/c.txt", ".x/n.md", ".hidden.md", ".git/HEAD", "d.bin"):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text("x")
+    source = {"kind": "text", "path": str(tmp_path / path)}
+    recipe = recipe_of(small_recipe("teacher", corpus={"sources": [source], "sequence_length": 64}))
+    read = {str(file) for file in find_files(tmp_path / path, recipe.corpus.sources[0].pattern)}
+    digested = set(made_from(recipe, "corpus", Known.open(tmp_path)))
+    assert read
+    assert read <= digested
+    assert not any(name.endswith("HEAD") for name in digested)
 
 
 def test_known_digests_follow_the_file(tmp_path: Path) -> None:

@@ -198,8 +198,7 @@ def _kind(text: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     """The first kind of source that takes a file of a folder; text where none does, so that the plan says why."""
     from stillroom.corpus.inputs import find_files
-    from stillroom.corpus.sources import TABLES
-    from stillroom.recipe.corpus import JsonlSource, TextSource
+    from stillroom.recipe.corpus import TABLES, JsonlSource, TextSource
 
     patterns: dict[str, tuple[str, ...]] = {
         "text": TextSource.model_fields["pattern"].default,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import fnmatch
-import glob
 import gzip
 import io
 import os
-import re
 import stat
 import tempfile
 import zlib
@@ -18,11 +15,10 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from stillroom.core.errors import CorpusError, NotWritable, StillroomError, translate
+from stillroom.core.patterns import PACKED, divided, matcher, unpacked_name
 from stillroom.corpus.documents import LONGEST
 from stillroom.corpus.tally import Tally
 
-PACKED = (".gz", ".zst")
-"""Endings of packed files; what is before them tells what is inside."""
 OTHER_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".lz4", ".br")
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -66,8 +62,8 @@ def find_files(
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
-        if glob.has_magic(str(path)):
-            yield from _globbed(path, patterns, tally)
+        if (parts := divided(path)) is not None:
+            yield from _globbed(path, *parts, patterns, tally)
             return
         raise CorpusError(
             f"{path}: no such file or folder.", "Check `path`; relative paths start at the recipe's folder."
@@ -87,11 +83,8 @@ def find_files(
     yield from _chosen(path, patterns, f"Check {check}", tally)
 
 
-def _globbed(path: Path, patterns: tuple[str, ...], tally: Tally | None) -> Iterator[Path]:
-    """What a pattern in ``path`` names: files, and folders with the files in them that ``pattern`` takes."""
-    parts = path.parts
-    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    base, own = Path(*parts[:first]), "/".join(parts[first:])
+def _globbed(path: Path, base: Path, own: str, patterns: tuple[str, ...], tally: Tally | None) -> Iterator[Path]:
+    """What a pattern ``own`` in ``path`` names: files, and folders with the files in them that ``patterns`` take."""
     if not base.is_dir():
         raise CorpusError(f"{path}: there is no folder {base}.", "Check `path`.")
     inside = tuple(f"{own}/{pattern}" for pattern in patterns)
@@ -101,11 +94,11 @@ def _globbed(path: Path, patterns: tuple[str, ...], tally: Tally | None) -> Iter
 def _chosen(
     folder: Path, patterns: tuple[str, ...], todo: str, tally: Tally | None, shown: str | None = None
 ) -> Iterator[Path]:
-    wanted = re.compile("|".join(_expression(pattern) for pattern in patterns), re.IGNORECASE)
+    wanted = matcher(patterns)
     taken = 0
     passed: Tally = Tally() if tally is None else tally
     for name, no_file in _walk(str(folder), ""):
-        if not no_file and (wanted.fullmatch(_unpacked(name)) or wanted.fullmatch(name)):
+        if not no_file and wanted(name):
             taken += 1
             passed.files += 1
             yield folder / name
@@ -145,30 +138,9 @@ def _instead_of_a_file(path: Path) -> str:
     return "broken links" if path.is_symlink() and not path.exists() else "links to folders and special files"
 
 
-def _expression(pattern: str) -> str:
-    """A pattern as a regular expression of relative names: ``**/`` is any number of folders."""
-    parts = pattern.split("/")
-    found = ""
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if part == "**":
-            found += ".*" if last else "(?:.*/)?"
-        else:
-            # fnmatch's star reaches over folders; here it stays in one.
-            own = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
-            found += own.replace(".*", "[^/]*") + ("" if last else "/")
-    return f"(?:{found})"
-
-
-def _unpacked(name: str) -> str:
-    """A file's name without ``.gz`` or ``.zst``."""
-    suffix = PurePath(name).suffix
-    return name[: -len(suffix)] if suffix.lower() in PACKED else name
-
-
 def ending(name: str) -> str:
     """The ending of a file's name in lower case, ``.jsonl.gz`` for packed ones; what to call files without one."""
-    inner = PurePath(_unpacked(name)).suffix.lower()
+    inner = PurePath(unpacked_name(name)).suffix.lower()
     outer = PurePath(name).suffix.lower()
     found = inner + outer if outer in PACKED else inner
     return found or "without an ending"
@@ -176,7 +148,7 @@ def ending(name: str) -> str:
 
 def inner_suffix(path: Path) -> str:
     """The ending that tells what is in a file, packed or not, in lower case."""
-    return Path(_unpacked(path.name)).suffix.lower()
+    return Path(unpacked_name(path.name)).suffix.lower()
 
 
 class _Zstandard(io.RawIOBase):

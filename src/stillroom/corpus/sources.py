@@ -33,6 +33,7 @@ from stillroom.corpus.readers.registry import reader_of
 from stillroom.corpus.rows import KNOWN, document_of
 from stillroom.corpus.tally import Tally
 from stillroom.recipe.corpus import (
+    TABLES,
     DatasetSource,
     JsonlSource,
     ParquetSource,
@@ -42,8 +43,6 @@ from stillroom.recipe.corpus import (
     TextSource,
 )
 
-TABLES = ("**/*.parquet",)
-"""Which files of a folder are Parquet tables."""
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
 BLOCK = 1 << 20

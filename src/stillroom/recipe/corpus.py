@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from stillroom.recipe.section import SINCE, Section
 
+TABLES = ("**/*.parquet",)
+"""Which files of a folder are Parquet tables."""
+
 
 class _Source(Section):
     """What every source says of itself."""

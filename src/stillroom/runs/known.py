@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import time
@@ -17,7 +16,8 @@ from typing import Any
 
 from stillroom.core import files
 from stillroom.core.extras import version_of
-from stillroom.recipe.corpus import DatasetSource, PythonDocsSource, ReasoningGymSource
+from stillroom.core.patterns import divided, matcher
+from stillroom.recipe.corpus import TABLES, DatasetSource, ParquetSource, PythonDocsSource, ReasoningGymSource
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import Section
 from stillroom.recipe.student import ExistingStudent, ShrinkStudent
@@ -137,9 +137,8 @@ def carried(made: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]
 
 def _fixed(path: str) -> str:
     """The part of a pattern before its first wildcard; a whole path of another kind."""
-    parts = Path(path).parts
-    wild = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return str(Path(*parts[:wild]))
+    parts = divided(Path(path))
+    return str(Path(path) if parts is None else parts[0])
 
 
 class SourceMissing(Exception):
@@ -167,7 +166,8 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
                 if Path(source.name).exists():
                     found |= _digests(Path(source.name), known)
             else:
-                here = _digests(source.path, known)
+                patterns = TABLES if isinstance(source, ParquetSource) else source.pattern
+                here = _digests(source.path, known, patterns)
                 if not here and not source.path.exists():
                     raise SourceMissing(str(source.path))
                 found |= here
@@ -188,30 +188,39 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
     return found
 
 
-def _digests(path: Path, known: Known) -> dict[str, str]:
-    """Of a file, of all files under a folder (hidden ones left out), or of what a pattern names."""
+def _digests(path: Path, known: Known, patterns: Sequence[str] = ()) -> dict[str, str]:
+    """Of a file, of all files under a folder, or of what a pattern names: files, and all that is in folders.
+
+    Args:
+        path: The file, the folder or the pattern.
+        known: Remembers digests.
+        patterns: Those by which the files of a folder are chosen. Hidden files count where they fit.
+    """
     found: dict[str, str] = {}
-    starts = [path]
-    if not path.exists():
-        # A pattern, such as `texts/*.md`.
-        starts = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  (it is absolute)
-    for start in starts:
-        for file in _walk(start) if start.is_dir() else [start]:
-            # A file that cannot be read is the reader's to refuse: by name, when it is read.
-            try:
-                # What is no file, such as a pipe, would be waited for; it is refused in the same place.
-                found[str(file)] = known.digest(file) if file.is_file() or not file.exists() else "no file"
-            except OSError as error:
-                found[str(file)] = type(error).__name__
+    for file in _files(path, patterns):
+        # A file that cannot be read is the reader's to refuse: by name, when it is read.
+        try:
+            # What is no file, such as a pipe, would be waited for; it is refused in the same place.
+            found[str(file)] = known.digest(file) if file.is_file() or not file.exists() else "no file"
+        except OSError as error:
+            found[str(file)] = type(error).__name__
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _files(path: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    parts = None if path.exists() else divided(path)
+    if parts is None and not path.is_dir():
+        yield from [path] if path.exists() else []
+        return
+    folder, own = parts or (path, "")
+    read = matcher((own, *(f"{own}/{pattern}" for pattern in patterns)) if own else patterns)
+    inside = matcher((own, f"{own}/**") if own else ("**",))
     for here, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            file = Path(here, name)
-            if not name.startswith(".") and file.is_file():
+        folders.sort()
+        for file in (Path(here, name) for name in sorted(names)):
+            name = file.relative_to(folder).as_posix()
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if file.is_file() and (read(name) or (inside(name) and not hidden)):
                 yield file
 
 
