@@ -164,8 +164,10 @@ def heldout_answers(loaded: LoadedTeacher, size: Size, folder: Path) -> tuple[Se
 
         def write(prompts: list[str]) -> list[Any]:
             asks = [Ask(files.digest_json([writer.identity, prompt]), prompt) for prompt in prompts]
-            found = dict(writer.write(asks, lambda _: False))
-            return [found[ask] for ask in asks]
+            found: dict[str, Any] = {}
+            for _ in writer.write(asks, lambda _: False, lambda ask, text: found.update({ask.key: text})):
+                pass
+            return [found[ask.key] for ask in asks]
 
         def kept(text: Any, chunk: Chunk, *, answer: bool) -> bool:
             return filters.reason(text.text, chunk.text, ended=text.ended, answer=answer) is None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ from stillroom.pipeline import run
 from stillroom.planning.plan import make_plan
 from stillroom.recipe.reading import recipe_of
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.teacher import HuggingFaceTeacher
+from stillroom.recipe.teacher import EndpointTeacher, HuggingFaceTeacher
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.write.filters import REASONS, Filters, distinct_share, supported
 from stillroom.teachers.write.prompts import chunks_of
 from stillroom.teachers.write.stage import Journal
-from stillroom.teachers.write.writers import Ask, LocalWriter, Text
+from stillroom.teachers.write.writers import Ask, ChatWriter, LocalWriter, Text
 
 CHUNK = (
     "The harbour master keeps the tide tables in a drawer beside the log. They are printed once a year, and say when the "
@@ -77,26 +77,33 @@ def test_a_text_that_was_kept_is_not_kept_again() -> None:
     assert supported("212 metres", CHUNK) == 1.0
 
 
+def collected(writer: LocalWriter, asks: list[Ask], known: Callable[[str], bool] = lambda _: False) -> dict[str, Text]:
+    kept: dict[str, Text] = {}
+    yielded = [ask.key for ask in writer.write(asks, known, lambda ask, text: kept.update({ask.key: text}))]
+    assert yielded == list(kept)
+    return kept
+
+
 def test_a_local_writer_writes_the_same_again(tmp_path: Path) -> None:
     folder = tiny_model("llama", tmp_path / "writer", layers=1, hidden=32)
     loaded = load_teacher(HuggingFaceTeacher(name=str(folder)), "cpu", torch.float32)
     writer = LocalWriter(loaded, "a" * 64, 8, 0.7, 0)
     asks = [Ask(str(number), f"Say {number}. " * (number + 1)) for number in range(10)]
-    first = {ask.key: text for ask, text in writer.write(asks, lambda _: False)}
+    first = collected(writer, asks)
     assert len(first) == 10
     assert len({text.text for text in first.values()}) > 1
     # After a kill only groups that are not whole are written, and they come out the same.
-    again = {ask.key: text for ask, text in writer.write(asks, lambda key: key != "9")}
-    assert set(again) == {"8", "9"}
+    again = collected(writer, asks, lambda key: key != "9")
+    assert set(again) == {"9"}
     assert all(first[key] == text for key, text in again.items())
     # Left padding changes nothing: greedily, alone or in a group.
     greedy = LocalWriter(loaded, "a" * 64, 8, 0.0, 0)
-    together = {ask.key: text.text for ask, text in greedy.write(asks[:4], lambda _: False)}
-    alone = {ask.key: text.text for one in asks[:4] for ask, text in greedy.write([one], lambda _: False)}
+    together = {key: text.text for key, text in collected(greedy, asks[:4]).items()}
+    alone = {ask.key: collected(greedy, [ask])[ask.key].text for ask in asks[:4]}
     assert together == alone
     # What is too long is said before the first of many is written.
     with pytest.raises(TeacherError, match=r"write.chunk_characters"):
-        next(writer.write([*asks, Ask("long", "word " * 5000)], lambda _: False))
+        collected(writer, [*asks, Ask("long", "word " * 5000)])
 
 
 class _Chat(BaseHTTPRequestHandler):
@@ -305,6 +312,42 @@ def test_a_writer_that_babbles_is_named(small_recipe: Any, tmp_path: Path) -> No
     settings = small_recipe(folder, write={"forms": ["rephrase"], "limit": 2, "chunk_characters": 300, "max_tokens": 8})
     with pytest.raises(CorpusError, match="Nothing of what was written is kept"):
         run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+
+
+def test_texts_of_a_writer_with_another_template_are_written_again(small_recipe: Any, tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "teacher", layers=3, hidden=32)
+    settings = small_recipe(folder, write={"forms": ["rephrase"], "limit": 2, "chunk_characters": 300, "max_tokens": 8})
+    kept = tmp_path / "small" / "write" / "texts" / "texts.jsonl"
+    counts = []
+    for template in ("{{ messages[0].content }}", "{{ messages[0].content }}", "Q: {{ messages[0].content }} A:"):
+        (folder / "chat_template.jinja").write_text(template)
+        with pytest.raises(CorpusError, match="Nothing of what was written is kept"):
+            run(Recipe.model_validate(settings), tmp_path, quiet=True, until="write")
+        counts.append(len(kept.read_text().splitlines()))
+    assert counts == [2, 2, 4]
+
+
+def test_what_is_under_way_when_the_work_is_ended_is_kept() -> None:
+    """Whatever ends it: it is paid for."""
+    under_way = threading.Barrier(3)
+
+    class Slow:
+        base_url = "http://127.0.0.1"
+
+        def post(self, _path: str, body: dict[str, Any], *_: Any) -> dict[str, Any]:
+            under_way.wait(timeout=30)
+            return {"choices": [{"message": {"content": body["messages"][0]["content"]}, "finish_reason": "stop"}]}
+
+    config = EndpointTeacher(
+        base_url="http://127.0.0.1", model="m", tokenizer="t", server="chat", concurrency=3, sends_text=True
+    )
+    writer = ChatWriter(cast(Any, Slow()), config, 8, 0.0, 0)
+    asks = [Ask(str(number), f"say {number}") for number in range(9)]
+    kept: dict[str, Text] = {}
+    with pytest.raises(KeyboardInterrupt):
+        for _ in writer.write(asks, lambda _: False, lambda ask, text: kept.update({ask.key: text})):
+            raise KeyboardInterrupt
+    assert set(kept) == {"0", "1", "2"}
 
 
 def test_what_was_written_about_a_withdrawn_document_is_gone(tmp_path: Path) -> None:

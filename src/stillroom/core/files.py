@@ -68,7 +68,12 @@ def replacing(path: Path, *, settled: bool = True) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.partial")
             if path.exists():
                 os.rename(path, old)
-            os.rename(beside, path)
+            try:
+                os.rename(beside, path)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             if settled:
@@ -104,6 +109,25 @@ def write_text(path: Path, text: str, *, settled: bool = True) -> None:
 def write_json(path: Path, value: Any, *, settled: bool = True) -> None:
     """Replace a file with indented JSON, atomically; ``settled`` as in :func:`replacing`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", settled=settled)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add a record to the end of a file that only its owner may read; whole, or not at all where the disk is full. A kill can
+    only cut off the last record. One writer at a time.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        before = os.fstat(handle).st_size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(handle, view) :]
+        except OSError:
+            # Half a record would take the next one with it.
+            os.ftruncate(handle, before)
+            raise
+    finally:
+        os.close(handle)
 
 
 def settle(path: Path) -> None:

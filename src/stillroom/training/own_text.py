@@ -9,7 +9,6 @@ Legend: L tokens per sequence of the corpus.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -336,11 +335,7 @@ class Journal:
     def add(self, group: int, rows: list[list[int]]) -> None:
         """Keep a group."""
         self.groups[group] = rows
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, (json.dumps({"group": group, "rows": rows}) + "\n").encode())
-        finally:
-            os.close(handle)
+        files.append(self.path, (json.dumps({"group": group, "rows": rows}) + "\n").encode())
 
 
 def write_round(

@@ -7,13 +7,13 @@ worst case: the server may have charged for it.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillroom.core import files
 from stillroom.core.errors import TeacherError
 
 NAME = "spending.jsonl"
@@ -134,12 +134,7 @@ class Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One write to the end of the file: whole, or cut off at its end by a kill.
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, (json.dumps(entry) + "\n").encode())
-        finally:
-            os.close(handle)
+        files.append(self.path, (json.dumps(entry) + "\n").encode())
 
     def _read(self, path: Path) -> None:
         """What an earlier process spent."""

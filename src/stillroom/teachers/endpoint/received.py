@@ -6,11 +6,11 @@ An answer is written here as soon as it came. It goes into the cache once the mo
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import threading
 from pathlib import Path
 
+from stillroom.core import files
 from stillroom.signals.cache.observed import Observed
 from stillroom.signals.signal import CoarseSignal
 
@@ -42,13 +42,7 @@ class Received:
         data = HEAD.pack(self._teacher, bytes.fromhex(address), len(signal), len(record)) + record
         data += hashlib.sha256(data).digest()[:SUM]
         with self._lock:
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(handle, view) :]
-            finally:
-                os.close(handle)
+            files.append(self.path, data)
 
     def read(self) -> dict[str, CoarseSignal]:
         """What was kept, by address. What a kill cut off is cut off the file, too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import threading
 from collections import Counter
 from collections.abc import Collection, Container, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from stillroom.corpus.sources import read_source
 from stillroom.corpus.split import split_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.models.compute import choose_dtype, prepare
-from stillroom.models.load import load_tokenizer
+from stillroom.models.load import load_tokenizer, teacher_identity
 from stillroom.models.tokenizer import control_texts
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
@@ -95,9 +95,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             # Written token by token: layers that are carried over for each would take hours.
             teacher = open_teacher(who, device, choose_dtype(who.dtype, device.type), "device")
             loaded = weights_of(teacher, "The stage `write`")
-            writer = LocalWriter(
-                loaded, teacher.identity["teacher"], config.max_tokens, config.temperature, recipe.public_seed
-            )
+            made_of = [teacher_identity(who, run.known.digest), dict(teacher.identity), str(loaded.model.dtype)]
+            digest = files.digest_json(made_of)
+            writer = LocalWriter(loaded, digest, config.max_tokens, config.temperature, recipe.public_seed)
             rows = _write(config, writer, chunks, journal, filters, progress)
             record = teacher.record()
     files.write_text(stage.path / WRITTEN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -142,6 +142,7 @@ class Journal:
     def __init__(self, path: Path, documents: Container[str], *, whole: bool = True) -> None:
         self.path = path
         self.texts: dict[str, Text] = {}
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         data = path.read_bytes() if path.is_file() else b""
@@ -164,16 +165,12 @@ class Journal:
             files.write_bytes(path, b"".join(kept))
 
     def add(self, ask: Ask, text: Text) -> None:
-        """Keep a text."""
-        if ask.key in self.texts:
-            return
-        self.texts[ask.key] = text
+        """Keep a text. Safe for threads."""
         entry = {"key": ask.key, "document": ask.document, "text": text.text, "ended": text.ended}
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, (json.dumps(entry) + "\n").encode())
-        finally:
-            os.close(handle)
+        with self._lock:
+            if ask.key not in self.texts:
+                files.append(self.path, (json.dumps(entry) + "\n").encode())
+                self.texts[ask.key] = text
 
 
 def _documents(recipe: Recipe, store: DocumentStore) -> tuple[list[tuple[str, int]], list[int]]:
@@ -251,11 +248,8 @@ def _write(
             )
         with progress.task(what, total=len(asks), unit="texts") as task:
             task.skip(before)
-            for item, text in writer.write(asks, lambda key: key in journal.texts):
-                new = item.key not in journal.texts
-                # First, because to report progress may end the work.
-                journal.add(item, text)
-                task.advance(new)
+            for _written in writer.write(asks, set(journal.texts).__contains__, journal.add):
+                task.advance(1)
         return [journal.texts[item.key] for item in wanted]
 
     draws = [(chunk, draw) for chunk in chunks for draw in range(config.per_chunk)]

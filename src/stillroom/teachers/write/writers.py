@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,12 +56,15 @@ class Writer(Protocol):
         """What a text depends on besides its prompt."""
         ...
 
-    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
-        """Write texts, in any order.
+    def write(
+        self, asks: Sequence[Ask], known: Callable[[str], bool], keep: Callable[[Ask, Text], None]
+    ) -> Iterator[Ask]:
+        """Write the texts that are not there yet, in any order; yields what has been written.
 
         Args:
             asks: All that are wanted, in a fixed order.
             known: Whether the text of a key is there already: nothing is paid for twice.
+            keep: Is given each text as soon as it is there, before anything can end the work; by several threads.
         """
         ...
 
@@ -72,7 +75,7 @@ class LocalWriter:
 
     Attributes:
         loaded: The model.
-        digest: Of its weights.
+        digest: Of its files, with chat template and tokenizer, and its dtype.
         max_tokens: Tokens of a text at most.
         temperature: 0 takes the most probable token each time.
         seed: Of the sampling, together with each group's keys.
@@ -94,13 +97,19 @@ class LocalWriter:
             "seed": self.seed,
         }
 
-    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
+    def write(
+        self, asks: Sequence[Ask], known: Callable[[str], bool], keep: Callable[[Ask, Text], None]
+    ) -> Iterator[Ask]:
         """See :class:`Writer`. Groups are the same whatever is known, so that a text is the same after a kill."""
         self._require_fitting(ask for ask in asks if not known(ask.key))
         for start in range(0, len(asks), ROWS):
             group = asks[start : start + ROWS]
-            if not all(known(ask.key) for ask in group):
-                yield from zip(group, self._group(group), strict=True)
+            new = [ask for ask in group if not known(ask.key)]
+            if new:
+                texts = dict(zip((ask.key for ask in group), self._group(group), strict=True))
+                for ask in new:
+                    keep(ask, texts[ask.key])
+                yield from new
 
     def _require_fitting(self, asks: Iterable[Ask]) -> None:
         """Refuse prompts that are too long, before the first text of many is written."""
@@ -173,19 +182,26 @@ class ChatWriter:
             "seed": self.seed,
         }
 
-    def write(self, asks: Sequence[Ask], known: Callable[[str], bool]) -> Iterator[tuple[Ask, Text]]:
-        """See :class:`Writer`. What is under way when a request fails is paid for: it is waited for and kept."""
+    def write(
+        self, asks: Sequence[Ask], known: Callable[[str], bool], keep: Callable[[Ask, Text], None]
+    ) -> Iterator[Ask]:
+        """See :class:`Writer`. What is under way when a request fails, or the work is ended, is paid for: it is waited for and
+        kept.
+        """
+
+        def written(ask: Ask) -> Ask:
+            keep(ask, self._one(ask))
+            return ask
+
         todo = [ask for ask in asks if not known(ask.key)]
         at = self.config.concurrency
         with ThreadPoolExecutor(at, "writer") as pool:
             for start in range(0, len(todo), at):
-                group = todo[start : start + at]
-                futures = [pool.submit(self._one, ask) for ask in group]
                 failure: BaseException | None = None
-                for ask, future in zip(group, futures, strict=True):
+                for future in as_completed([pool.submit(written, ask) for ask in todo[start : start + at]]):
                     error = future.exception()
                     if error is None:
-                        yield ask, future.result()
+                        yield future.result()
                     elif failure is None:
                         failure = error
                 if failure is not None:
