@@ -17,9 +17,12 @@ import stillroom as st
 from stillroom import pipeline
 from stillroom.cli.app import app
 from stillroom.core.errors import ExportMismatch, TeacherError, VocabularyMismatch
+from stillroom.core.progress import Progress
+from stillroom.formats import exporter
+from stillroom.formats.exporter import Exporter
 from stillroom.formats.ladder import ladder
 from stillroom.recipe.recipe import Recipe
-from stillroom.runs.run import Run
+from stillroom.runs.run import Run, Stage
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,27 @@ def test_the_ladder(finished: Path) -> None:
     assert "Q3_K" in str(wrong.exception)
     # Measuring does not undo what was finished.
     assert Run.open(finished).stage("export").record is not None
+
+
+def test_an_importance_matrix_of_another_student_is_not_used(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(finished, gguf=["Q4_0"])
+    measured: list[int] = []
+    monkeypatch.setattr(exporter, "measure_importance", lambda *_args: measured.append(1) or {})
+    run = Run.open(finished)
+
+    def times(name: str, run: Run = run) -> int:
+        (tmp_path / name).mkdir()
+        _ = Exporter(run, tmp_path / name, Progress(quiet=True)).importance
+        return len(measured)
+
+    assert times("same") == 0
+    run.recipe.export.__dict__["importance_tokens"] = 128
+    assert times("fewer tokens") == 1
+    run.recipe.export.__dict__["importance_tokens"] = 256
+    monkeypatch.setattr(Stage, "output_digest", property(lambda _stage: "another"))
+    assert times("another student") == 2
 
 
 def test_a_ladder_that_cannot_be_is_refused_at_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

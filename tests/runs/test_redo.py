@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,45 @@ def test_a_damaged_shard_is_named_and_captured_again(project: Path, outside: boo
     assert "capture" in run.done
     assert shard.name in said
     assert go(project)[0].done == []
+
+
+def test_a_kill_while_a_result_is_moved_aside_loses_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was captured does not move; the rest follows to where its beginning went."""
+    run = Run.open(project / "runs/tiny")
+    cache = {file.name: file.stat().st_ino for file in (run.path / "capture/cache").iterdir()}
+    others = sorted(entry.name for entry in (run.path / "capture").iterdir() if entry.name != "cache")
+    assert len(others) > 1
+    rename = os.rename
+    for allowed in range(len(others)):
+        calls = iter(range(allowed))
+
+        def killed(source: Any, target: Any, calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.stage("capture").set_aside(("cache",))
+        monkeypatch.undo()
+        assert {file.name: file.stat().st_ino for file in (run.path / "capture/cache").iterdir()} == cache
+        if allowed == 1:
+            break
+    assert run.stage("capture").set_aside(("cache",)) == run.path / "history/capture-1"
+    assert sorted(entry.name for entry in (run.path / "history/capture-1").iterdir()) == others
+    assert {file.name: file.stat().st_ino for file in (run.path / "capture/cache").iterdir()} == cache
+    assert run.stage("capture").set_aside(("cache",)) is None
+
+
+def test_a_training_with_other_settings_is_not_told_as_one_that_went_on(project: Path) -> None:
+    def begun(settings: dict[str, Any]) -> bool:
+        with pytest.raises(KeyboardInterrupt), run.stage("distill").working(settings, 0):
+            raise KeyboardInterrupt
+        events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+        return bool([event for event in events if event["stage"] == "distill"][-1]["resumed"])
+
+    run = Run.open(project / "runs/tiny")
+    assert [begun({"rate": "a"}), begun({"rate": "a"}), begun({"rate": "b"})] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["corpus/stage.json", "recipe.yaml", "events.jsonl", ".known.json", ".recipe.json"])

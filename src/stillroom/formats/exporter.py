@@ -117,13 +117,24 @@ class Exporter:
         if tokens == 0:
             return None
         name = "importance.safetensors"
-        found = load_importance(self.folder / name) or load_importance(self.run.stage("export").path / name)
+        found = load_importance(self.folder / name)
+        if found is None and self._exported:
+            found = load_importance(self.run.stage("export").path / name)
         if found is None:
             train = Sequences.load(self.run.stage("corpus").path / "train.safetensors")
             with self.progress.task("importance", total=min(tokens, train.tokens)) as task:
                 found = measure_importance(self.student[0], train, self.vocabulary, tokens, task)
             save_importance(found, self.folder / name)
         return found
+
+    @property
+    def _exported(self) -> bool:
+        """Whether what the stage `export` measured is of this student, and of as many tokens."""
+        record = self.run.stage("export").record
+        if record is None or record["inputs"].get("distill") != self.run.stage("distill").output_digest:
+            return False
+        section = record.get("sections", {}).get("export", {})
+        return bool(section.get("importance_tokens") == self.config.importance_tokens)
 
     def write(self, kind: str, target: Path, weighted: bool = True, source: Path | None = None) -> None:
         """Write a file of the student, or of another ``source``; ``weighted`` uses the importance matrix where the type

@@ -38,3 +38,12 @@ def files_of(path: Path) -> tuple[Path, ...]:
         return (path,)
     data = data_of(described, path) if isinstance(described, dict) else None
     return (path,) if data is None else (path, data)
+
+
+def files_of_folder(folder: Path) -> list[Path]:
+    """The files of a folder of lm-evaluation-harness's tasks, relative to it; and data elsewhere that they name."""
+    inside = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    named = {
+        data for path in inside if path.suffix in (".yaml", ".yml") for data in files_of(path)[1:] if data.is_file()
+    }
+    return [*(path.relative_to(folder) for path in inside), *sorted(named - set(inside))]

@@ -21,7 +21,7 @@ from stillroom.recipe.corpus import TABLES, DatasetSource, ParquetSource, Python
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import Section
 from stillroom.recipe.student import ExistingStudent, ShrinkStudent
-from stillroom.recipe.task_data import files_of
+from stillroom.recipe.task_data import files_of, files_of_folder
 
 NAME = ".known.json"
 SETTLED_SECONDS = 0.1
@@ -182,7 +182,10 @@ def made_from(recipe: Recipe, stage: str, known: Known) -> dict[str, str]:
         for path in _paths(recipe.export):
             found |= _digests(path, known)
     elif stage == "evaluate":
-        of_tasks = (part for path in recipe.evaluate.tasks.files for part in files_of(path))
+        tasks = recipe.evaluate.tasks
+        of_tasks = [part for path in tasks.files for part in files_of(path)]
+        if tasks.include_path is not None:
+            of_tasks += [tasks.include_path / part for part in files_of_folder(tasks.include_path)]
         for path in (*_paths(recipe.evaluate), *of_tasks):
             found |= _digests(path, known)
     return found

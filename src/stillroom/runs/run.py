@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import json
 import os
 import shutil
@@ -519,14 +520,14 @@ class Stage:
             return now is None or since is None or files.digest_json(since) == now
         return bool(now == before)
 
-    def damaged(self, *, data: bool = True) -> list[str]:
-        """Outputs of a finished stage that are missing or not what they were, and how.
+    def damaged(self, *, data: bool = True) -> dict[str, str]:
+        """Outputs of a finished stage that are missing or not what they were, and what they are instead.
 
         Args:
             data: Whether data that is missing counts: everything but the JSON files that the stage tells its result in.
         """
         record = self.record
-        found = []
+        found: dict[str, str] = {}
         for name, entry in record["outputs"].items() if record is not None else ():
             path = self.path / name
             try:
@@ -534,13 +535,13 @@ class Stage:
                 if not data and not told and not path.exists():
                     continue
                 if not path.is_file():
-                    found.append(f"{name} is {'a folder' if path.is_dir() else 'missing'}")
+                    found[name] = f"is {'a folder' if path.is_dir() else 'missing'}"
                 elif path.stat().st_size != entry["bytes"]:
-                    found.append(f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}")
+                    found[name] = f"has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
                 elif self.run.known.digest(path) != entry["sha256"]:
-                    found.append(f"{name} is damaged")
+                    found[name] = "is damaged"
             except OSError as error:
-                found.append(f"{name} cannot be read ({error.strerror})")
+                found[name] = f"cannot be read ({error.strerror})"
         return found
 
     def why_again(
@@ -585,12 +586,19 @@ class Stage:
         reasons = [reason for reason in reasons if reason]
         if not reasons:
             found = self.damaged()
-            reasons = found[:3] + ([f"and {len(found) - 3} more"] if len(found) > 3 else [])
+            reasons = [f"{name} {what}" for name, what in itertools.islice(found.items(), 3)]
+            reasons += [f"and {len(found) - 3} more"] if len(found) > 3 else []
         return ", ".join(reasons)
 
     def next_in_history(self) -> str:
         """Where in the run's folder a finished result goes when the stage is done again."""
-        return _next(self.run.path / HISTORY, self.name).relative_to(self.run.path).as_posix()
+        return self._aside.relative_to(self.run.path).as_posix()
+
+    @property
+    def _aside(self) -> Path:
+        newest = next(iter(earlier_results(self.run.path / HISTORY, self.name)), None)
+        # A kill while a result was moved there left it without its record: the rest follows.
+        return newest if newest and not (newest / RECORD).exists() else _next(self.run.path / HISTORY, self.name)
 
     @property
     def begun(self) -> dict[str, Any] | None:
@@ -610,19 +618,18 @@ class Stage:
         """
         if not (self.path / RECORD).exists():
             return None
-        damaged = [self.path / found.split(" ")[0] for found in self.damaged()]
-        target = _next(self.run.path / HISTORY, self.name)
-        target.parent.mkdir(exist_ok=True)
-        os.rename(self.path, target)
-        self.path.mkdir()
-        for keep in keeps:
-            if (target / keep).is_dir():
-                os.rename(target / keep, self.path / keep)
-        for path in damaged:
+        for name in self.damaged():
             # What is damaged inside a folder that is kept must not be taken for whole.
-            if any(path.is_relative_to(self.path / keep) for keep in keeps) and path.exists():
-                _remove(path)
-        shutil.rmtree(target / SCRATCH, ignore_errors=True)
+            if name.partition("/")[0] in keeps and (self.path / name).exists():
+                _remove(self.path / name)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        target = self._aside
+        target.mkdir(parents=True, exist_ok=True)
+        # The record goes last: after a kill the rest follows at the next start. What is kept does not move, so that no kill can
+        # lose what was paid for.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == RECORD):
+            if not (entry.name in keeps and entry.is_dir()):
+                os.rename(entry, target / entry.name)
         if self.name in TEXT_OF:
             for pattern in TEXT_OF[self.name]:
                 for path in target.glob(pattern):
@@ -670,7 +677,7 @@ class Stage:
         state = {"inputs": inputs, "sections": self.sections}
         files.write_json(begun, {**state, "seconds": spent})
         self.scratch.mkdir(exist_ok=True)
-        self.run.event(self.name, event="begun", resumed=previous is not None)
+        self.run.event(self.name, event="begun", resumed=previous is not None and previous.get("inputs") == inputs)
         started = time.monotonic()
         meter = MemoryMeter()
         with meter:

@@ -273,10 +273,9 @@ def require_one_result(made: Run, name: str) -> None:
 def _require_unchanged(made: Run, specs: Sequence[StageSpec]) -> None:
     """Refuse files that are not what the stages wrote. Data that is gone is left to who reads it."""
     for spec in specs:
-        changed = made.stage(spec.name).damaged(data=False)
-        if changed:
+        for file, what in made.stage(spec.name).damaged(data=False).items():
             raise RunError(
-                f"{made.path}: a file of the stage `{spec.name}` is not what the stage wrote: {changed[0]}.",
+                f"{made.path}: a file of the stage `{spec.name}` is not what the stage wrote: {file} {what}.",
                 f"Put it back as it was, or do the stage again: stillroom run {made.path}",
             )
     made.known.save()

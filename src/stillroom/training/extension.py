@@ -100,7 +100,7 @@ def extend(run: Run, stage: Stage, inputs: Mapping[str, str], sections: Mapping[
             record is None
             or any(name not in record["outputs"] for name in KEPT)
             or not _same_but_longer(record, inputs, sections)
-            or any(found.startswith(STABLE) for found in earlier.damaged())
+            or any(name.startswith(STABLE) for name in earlier.damaged())
         ):
             continue
         kept = path / STABLE

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.core import files
+from stillroom.core.extras import version_of
 from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program, settled
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import Bench
@@ -107,6 +108,8 @@ def _answers(bench: Bench, task: Task | str, name: str) -> Any:
     if isinstance(task, str):
         from stillroom.evaluation.tasks.harness import folder_digest, run_task
 
+        # Its tasks and how it evaluates them are its version's.
+        inputs["harness"] = version_of("lm-eval")
         include = folder_digest(config.include_path) if config.include_path else None
         inputs |= {"items": config.items, "seed": bench.seed, "version": VERSION, "include": include}
 
@@ -165,7 +168,7 @@ def _harness(bench: Bench, by_model: dict[str, dict[str, Any]]) -> dict[str, Any
             "kind": by_model["student"][task]["metric"],
             "source": "lm-evaluation-harness",
             "items": len(answers["student"]),
-            "digest": files.digest_json([task, len(answers["student"])]),
+            "digest": by_model["student"][task]["digest"],
         }
         found[task] = about | compare_answers(answers, bench.config.confidence)
     return found

@@ -6,6 +6,7 @@ The harness makes the requests and evaluates the answers; a thin class of its ki
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stillroom.core import files
 from stillroom.core.errors import RecipeError, translate
 from stillroom.core.extras import require
 from stillroom.evaluation.answers import Speaker
+from stillroom.recipe.task_data import files_of_folder
 
 METRICS = ("exact_match", "pass@1", "acc", "acc_norm", "em", "f1")
 """Which number says whether an item is right, by preference; it must be 0 or 1 for each."""
@@ -40,16 +42,17 @@ def require_names(names: list[str], include: Path | None = None) -> None:
 
 
 def folder_digest(include: Path) -> str:
-    """Changes when a file of the folder does."""
-    found = sorted(path for path in include.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return files.digest_json([[path.relative_to(include).as_posix(), files.digest_file(path)] for path in found])
+    """Changes when a file of the folder does, or data elsewhere that its tasks name."""
+    return files.digest_json(
+        [[path.as_posix(), files.digest_file(include / path)] for path in files_of_folder(include)]
+    )
 
 
 def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include: Path | None = None) -> dict[str, Any]:
     """One of the harness's tasks (or group of them), or one of the folder ``include``.
 
     Returns:
-        By task: ``metric`` and, in the order of the data, ``items`` with ``right``.
+        By task: ``metric``, ``digest`` of what was asked and, in the order of the data, ``items`` with ``right``.
 
     Raises:
         RecipeError: The task has no number that says of each item whether it is right, or its data is not available.
@@ -88,7 +91,12 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
                 f"Tasks with one of these are taken: {', '.join(METRICS)}.",
             )
         ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
-        found[task] = {"metric": metric, "items": [{"right": bool(sample[metric])} for sample in ordered]}
+        asked = json.dumps([[sample["doc"], sample["target"]] for sample in ordered], sort_keys=True, default=str)
+        found[task] = {
+            "metric": metric,
+            "digest": files.digest_bytes(asked.encode()),
+            "items": [{"right": bool(sample[metric])} for sample in ordered],
+        }
     return found
 
 
