@@ -64,6 +64,22 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# Tiny\n", "apache-2.0"),
+        ("\ufeff---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\nlicense: other\nlicense_name: tiny-licence\n---\n", "tiny-licence"),
+        ("# Tiny\n\nIts data:\n\n```yaml\nlicense: mit\n```\n", None),
+        ("---\nlanguage: en\n---\n\nlicense: mit\n", None),
+        ("---\nlicense: [unclosed\n---\n", None),
+    ],
+)
+def test_a_licence_is_read_from_the_front_matter_alone(mine: Path, card: str, licence: str | None) -> None:
+    (mine / "README.md").write_text(card, encoding="utf-8")
+    assert stated_licence(teacher(mine)) == licence
+
+
 def test_a_folder_is_loaded_with_what_it_is(folder: Path) -> None:
     loaded = load_teacher(teacher(folder), "cpu", torch.float32)
     assert (loaded.name, loaded.family, loaded.licence) == ("tiny", "llama", "apache-2.0")

@@ -80,6 +80,29 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert lines(log.path)[-1]["number"] == 99
 
 
+def test_a_file_that_could_not_be_set_aside_stops_no_later_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(request_log, "FILE_BYTES", 60)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    replace, failed = Path.replace, threading.Event()
+
+    def once(path: Path, target: Path) -> Path:
+        if not failed.is_set():
+            failed.set()
+            raise OSError("Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+    for number in range(6):
+        log.write({"number": number, "pad": "x" * 30})
+    log.close()
+    written = [path for path in sorted(tmp_path.glob("requests.jsonl*"), reverse=True) if path.suffix != ".secret"]
+    kept = [line["number"] for path in written for line in lines(path)]
+    assert kept == [0, 2, 3, 4, 5]
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
 def test_a_slow_disk_holds_up_no_answer_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_log, "QUEUED", 3)
     log = RequestLog(tmp_path / "requests.jsonl")

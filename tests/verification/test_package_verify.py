@@ -72,6 +72,7 @@ def test_a_file_inside_is_opened_as_its_package_is(shop: Workshop, monkeypatch: 
     monkeypatch.chdir(shop.package / "weights")
     assert door.package_around(Path("../../alone.gguf")) is None
     assert door.package_around(Path(file.name)) == shop.package
+    identities = set()
     with used_here(shop):
         with door.checked(alone) as path:
             assert path == alone
@@ -83,7 +84,10 @@ def test_a_file_inside_is_opened_as_its_package_is(shop: Workshop, monkeypatch: 
             with open_model(name) as opened:
                 assert opened.passport()["kind"] == "package"
                 opened.recheck()
+                identities.add(opened.identity)
             assert not opened.gguf.exists()
+        # Of each private copy the same, so that what was computed for a conversation is of use after a restart.
+        assert len(identities) == 1
         with pytest.raises(VerificationFailed, match="not on the signed list"), door.checked(shop.package / SIGNATURE):
             pass
         (shop.package / SIGNATURE).unlink()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files, progress
-from stillroom.core.errors import TeacherError, UnsupportedModel, first_line, translate
+from stillroom.core.errors import RecipeError, TeacherError, UnsupportedModel, first_line, translate
+from stillroom.core.model_card import front_matter, licences_of
 from stillroom.inspection.inspect import require_safe
 from stillroom.models.at_hand import Keep, hold
 from stillroom.models.checkpoint import (
@@ -452,12 +452,17 @@ def _require_dequantized(where: str, model: Any, dtype: torch.dtype) -> None:
 
 
 def _card_licence(folder: Path) -> str | None:
-    """The licence in the front matter of a model card."""
+    """The licence in the front matter of a model card; several, one after the other. What cannot be read states none here:
+    the terms gate refuses such a card.
+    """
     card = folder / "README.md"
     if not card.is_file():
         return None
-    found = re.search(r"^license:\s*[\"']?([\w.\-]+)", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return found.group(1) if found else None
+    try:
+        stated = licences_of(front_matter(card.read_text(encoding="utf-8", errors="replace"), str(card)))
+    except RecipeError:
+        return None
+    return ", ".join(stated) or None
 
 
 def _text(value: object) -> str | None:

@@ -43,6 +43,14 @@ class OpenedModel:
             return {"kind": "package", **found}
         return self._passport
 
+    @property
+    def identity(self) -> str:
+        """The same as long as the file is, also after a restart: a package is opened as a new private copy each time."""
+        if self._package is not None:
+            return f"{self._package.digest}-{self.gguf.name}"
+        stat = self.gguf.stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}-{self.name}"
+
     def recheck(self) -> None:
         """Ask again whether it may run: for a package, its revocation and expiry.
 

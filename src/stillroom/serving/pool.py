@@ -113,7 +113,7 @@ class ServedModel:
         self.unchecked = False
         """Whether it is refused because it could not be checked: then it is checked again."""
         stat = opened.gguf.stat()
-        self.digest = f"{stat.st_size}-{stat.st_mtime_ns}-{opened.name}"
+        self.digest = opened.identity
         drafting = options.drafter.stat().st_size if options.drafter is not None else 0
         self._bytes = int((stat.st_size + drafting) * 1.3) + (64 << 20)
         self._loading = asyncio.Lock()

@@ -122,6 +122,9 @@ class RequestLog:
 
     def _append(self, line: bytes) -> None:
         try:
+            if self._stream.closed:
+                # To begin a new file failed before.
+                self._open()
             if self._stream.tell() + len(line) > FILE_BYTES:
                 self._stream.close()
                 for number in range(FILES - 1, 0, -1):
@@ -129,7 +132,6 @@ class RequestLog:
                     if older.exists():
                         older.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
                 self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-                self.path.with_name(f"{self.path.name}.{FILES + 1}").unlink(missing_ok=True)
                 self._open()
             self._stream.write(line)
             self._failed = False

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from stillroom.core import files
 from stillroom.core.errors import InspectionRefused, RecipeError
+from stillroom.core.model_card import front_matter, licences_of
 from stillroom.core.strict_json import parse_json
-from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
@@ -169,26 +169,13 @@ def _card(folder: Path) -> list[Statement]:
     path = folder / "README.md"
     if not path.is_file():
         return []
-    text = _read(path, LARGEST_CARD).decode("utf-8", "replace").removeprefix("\ufeff")
-    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    if found is None:
-        return []
     try:
-        _, card = load_yaml(found.group(1), str(path))
+        card = front_matter(_read(path, LARGEST_CARD).decode("utf-8", "replace"), str(path))
     except RecipeError as error:
         raise InspectionRefused(
             f"The model card cannot be read: {error.what}", "Mend the card's first lines."
         ) from None
-    if not isinstance(card, dict):
-        return []
-    said = []
-    licences = card.get("license")
-    for licence in licences if isinstance(licences, list) else [licences]:
-        stated = licence
-        if str(licence).lower() == "other" and isinstance(card.get("license_name"), str):
-            stated = card["license_name"]
-        if isinstance(stated, str) and stated.strip():
-            said.append(Statement("licence", stated.strip(), "the model card"))
+    said = [Statement("licence", licence, "the model card") for licence in licences_of(card)]
     bases = card.get("base_model")
     for base in bases if isinstance(bases, list) else [bases]:
         if isinstance(base, str):
