@@ -235,7 +235,8 @@ def run_stage(
     Raises:
         RunError: The recipe has no such stage.
     """
-    made = opened(source, root, overrides, on_stage, on_step)
+    with _translated(Path(root or RUNS)):
+        made = opened(source, root, overrides, on_stage, on_step)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         _require_stage(made, name)
         _do(made, name, Progress(quiet, switch.require_on))
@@ -248,7 +249,8 @@ def measure_only(
     """Do some metrics of a run whose student is made: :func:`stillroom.evaluation.stage.measure_only`."""
     from stillroom.evaluation.stage import measure_only as measure
 
-    made = opened(source, root)
+    with _translated(Path(root or RUNS)):
+        made = opened(source, root)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         return made, measure(made, names, Progress(quiet, switch.require_on))
 
@@ -276,7 +278,8 @@ def capture_part(
     from stillroom.terms.gate import require_allowed, run_verdict
 
     share = Share.parse(part)
-    made = opened(source, root, overrides)
+    with _translated(Path(root or RUNS)):
+        made = opened(source, root, overrides)
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
     with _translated(made.path), _nothing_left_of_a_refusal(made, locked=False):
         require_no_units(made.recipe, f"--part {part}")

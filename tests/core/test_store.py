@@ -191,6 +191,7 @@ def test_a_file_system_without_links_is_exclusive_too(tmp_path: Path, monkeypatc
     assert store.put_new("a", b"1")
     assert not store.put_new("a", b"2")
     assert store.get("a") == b"1"
+    assert store.names("") == ["a"], "the lock is no object"
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -164,6 +164,14 @@ def test_weights_say_what_is_learned() -> None:
     assert nothing.is_empty
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_an_answer_that_only_thinks_is_not_empty(key: str) -> None:
+    for content in ("", None):
+        answer = {"role": "assistant", "content": content, key: "Two and two."}
+        assert not document_of({"messages": [USER, answer]}, None, None, "here").is_empty
+    assert document_of({"messages": [USER, {**answer, key: " "}]}, None, None, "here").is_empty
+
+
 def test_without_a_chat_template_a_question_is_text_and_its_answer_is_learned() -> None:
     assert encoded({"instruction": "Explain.", "input": "valve", "output": "It lets."}, None) == (
         "Explain.\n\nvalve\n\nIt lets.\n<|im_end|>",

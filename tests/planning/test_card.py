@@ -232,6 +232,8 @@ def test_a_sample_that_is_small_for_the_repair_is_named() -> None:
 
 def test_a_sample_that_is_larger_than_the_text_is_named() -> None:
     assert cut_short(ImportanceConfig(), 1000) == [], "nobody asked for a number"
+    # A recipe whose paths were completed has every key, as if it had been written.
+    assert cut_short(ImportanceConfig(**ImportanceConfig().model_dump()), 1000) == []
     asked = ImportanceConfig(tokens=2000, repair_tokens=5000)
     assert [words.split("`")[1] for words in cut_short(asked, 3000)] == ["student.importance.repair_tokens"]
     assert len(cut_short(asked, 1000)) == 2

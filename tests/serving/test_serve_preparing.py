@@ -89,9 +89,13 @@ def test_a_process_that_is_ended_from_outside_is_started_again(tmp_path: Path) -
     switch = Switch(Places.under(tmp_path))
 
     async def work() -> None:
-        made = Preparing(switch, 1)
-        await made.warm()
-        os.kill(preparers(switch)[0], signal.SIGKILL)
+        made = Preparing(switch, 3)
+        # All that wait may have been ended.
+        await asyncio.gather(*(made.do(owner, "read", "SessionName", b'{"name": "x"}') for owner in "abc"))
+        waiting = preparers(switch)
+        assert len(waiting) == 3
+        for pid in waiting:
+            os.kill(pid, signal.SIGKILL)
         assert (await made.do("", "read", "SessionName", b'{"name": "x"}')).name == "x"
         # A job that takes too long ends it, and is the client's fault.
         (pid,) = preparers(switch)

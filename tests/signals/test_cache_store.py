@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import threading
@@ -14,12 +15,27 @@ from typer.testing import CliRunner
 from stillroom.cli.app import app
 from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, SignalError
+from stillroom.core.store import LocalStore
 from stillroom.recipe.capture import DenseCodec, ThresholdCodec, TopKCodec
+from stillroom.signals.cache import reader as reading
 from stillroom.signals.cache import writer as writing
 from stillroom.signals.cache.reader import TeacherCache, damages_of
 from stillroom.signals.cache.writer import CacheWriter, summed_entropy
 
 SPARSE = ThresholdCodec(tau=0.1)
+
+
+def test_copies_of_a_cache_in_a_store_go_with_it(tmp_path, monkeypatch):
+    write_cache(tmp_path / "cache", sequences_of(2, 12), identity(SPARSE))
+    monkeypatch.setattr(reading, "is_url", lambda _: True)
+    monkeypatch.setattr(reading, "open_store", lambda _: LocalStore(tmp_path / "cache"))
+    cache = TeacherCache.open("s3://bucket/cache")
+    copies = cache.folder
+    cache.read([next(iter(cache.digests))])
+    assert any(copies.iterdir())
+    del cache
+    gc.collect()
+    assert not copies.exists()
 
 
 def estimate(cache, digests, size=100):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -105,3 +107,15 @@ def test_what_came_too_late_changes_nothing(shop: Workshop, mirror: Mirror, monk
     mirror.slow.clear()
     time.sleep(0.3)
     assert folder.read_bytes() == kept
+
+
+def test_what_a_killed_process_fetched_is_removed_later(shop: Workshop, mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "kept" / "metadata"
+    old, new = (folder.parent / name for name in ("fetch-old", "fetch-new"))
+    for path in (old, new):
+        (path / "metadata").mkdir(parents=True)
+    os.utime(old, (time.time() - 2 * client.LEFT_SECONDS,) * 2)
+    made = client.fetch_ahead(shop.pin, folder, mirror.address, contextlib.nullcontext()).made
+    assert not old.exists()
+    assert new.exists()
+    assert made.exists()

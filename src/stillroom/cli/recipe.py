@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.core import files
 from stillroom.core.bounded import least
 from stillroom.core.errors import CorpusError, RecipeError, UsageError
 
@@ -95,8 +96,7 @@ def init(
             "If the teacher is your own: who says so (leave empty where its licence decides)", default=""
         )
     written = _recipe(path, str(teacher), str(text), str(licence), str(size), str(own))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(written, encoding="utf-8")
+    files.write_text(path, written)
     typer.echo(f"{path} is written. What it will take: stillroom plan {path}")
     typer.echo(f"Then: stillroom run {path}")
 

@@ -25,6 +25,9 @@ from stillroom.core.errors import EnvironmentProblem, UsageError
 from stillroom.core.extras import require
 from stillroom.core.store_clients import Clients
 
+LOCK = ".put.lock"
+"""A file beside what is put, on file systems without hard links."""
+
 SCHEMES = ("s3", "gs", "az", "abfs")
 """Schemes of object stores."""
 TRIES = 5
@@ -240,7 +243,11 @@ class LocalStore:
 
     def names(self, prefix: str) -> list[str]:
         """See :meth:`Store.names`."""
-        found = (path for path in (self.folder / prefix).rglob("*") if not path.name.endswith(".partial"))
+        found = (
+            path
+            for path in (self.folder / prefix).rglob("*")
+            if not path.name.endswith(".partial") and path.name != LOCK
+        )
         return sorted(path.relative_to(self.folder).as_posix() for path in found if path.is_file())
 
     def remove(self, key: str) -> None:
@@ -260,7 +267,7 @@ def _link(beside: Path, target: Path) -> bool:
         # A file system without hard links: one process at a time looks and renames.
         from filelock import FileLock
 
-        with FileLock(target.with_name(".put.lock")):
+        with FileLock(target.with_name(LOCK)):
             if target.exists():
                 return False
             os.rename(beside, target)

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import Document, common_end, common_start
+from stillroom.corpus.documents import THOUGHTS, Document, common_end, common_start
 from stillroom.corpus.faithful import holds, left_out, note_keys, require_contents, require_tools, says_calls
-from stillroom.corpus.messages import THOUGHTS
 from stillroom.inspection.template import render_chat
 from stillroom.models.tokenizer import control_texts
 

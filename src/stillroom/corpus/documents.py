@@ -11,6 +11,9 @@ from typing import Any
 from stillroom.core.errors import CorpusError
 from stillroom.corpus.tally import Tally
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of what an assistant thought before it answered."""
+
 LONGEST = 1 << 26
 """Most bytes of one document, of one line and of one unpacked file; longer ones are refused by name."""
 LINE_ENDS = "texts whose line ends \\r\\n became \\n"
@@ -45,7 +48,7 @@ class Document:
             return not any(
                 m["role"] == "assistant"
                 and m.get("train", True)
-                and (str(m["content"]).strip() or m.get("tool_calls") or str(m.get("reasoning_content", "")).strip())
+                and (m.get("tool_calls") or any(str(m.get(key) or "").strip() for key in ("content", *THOUGHTS)))
                 for m in self.messages
             )
         return not self.text[self.given :].strip()

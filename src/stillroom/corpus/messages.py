@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import clean, kind_of
+from stillroom.corpus.documents import THOUGHTS, clean, kind_of
 from stillroom.corpus.tally import Tally
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -26,7 +26,6 @@ SHAREGPT = {
 """Who wrote a ShareGPT message, and the role that it is."""
 MEDIA = ("image", "images", "image_url", "audio", "audios", "video", "videos", "file", "files")
 """Keys and kinds of parts that hold something else than text."""
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SWITCHES = ("weight", "train", "trainable", "loss")
 """Keys that say whether a message is learned."""
 EXAMPLE = 'A message looks like {"role": "user", "content": "…"}.'

@@ -42,9 +42,13 @@ if TYPE_CHECKING:
 
     from stillroom.models.types import CausalModel, ModelConfig
 
+SLOW_TOKENIZER = ("merges.txt", "vocab.txt", "bpe.codes", ".bpe", ".spm", ".tiktoken", ".vocab")
+"""Endings of files that tokenizers are read from besides JSON and ``.model``: merges, word lists, sentencepiece, tiktoken."""
 MODEL_FILES = (
-    "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
+    "*.safetensors", "*.json", "*.jinja", "*.model", *(f"*{ending}" for ending in SLOW_TOKENIZER),
+    "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
+"""What is fetched of a model on the hub."""
 
 
 CHEAP = 256 << 20
@@ -210,10 +214,6 @@ def stated_licence(config: AnyTeacher) -> str | None:
         path = gguf_path(config.path)
         return _text(gguf_facts(path, path.stat().st_mtime_ns).get("general.license"))
     return _card_licence(_folder_of(config))
-
-
-SLOW_TOKENIZER = ("merges.txt", "vocab.txt", "bpe.codes", ".bpe", ".spm", ".tiktoken", ".vocab")
-"""Endings of files that tokenizers are read from besides JSON and ``.model``: merges, word lists, sentencepiece, tiktoken."""
 
 
 def teacher_identity(

@@ -166,7 +166,15 @@ class Preparing:
             await self._queue.given_back()
 
     async def _asked(self, data: bytes) -> bytes:
-        process = self._idle.pop() if self._idle else await asyncio.to_thread(_Process, self.switch)
+        process = None
+        while process is None and self._idle:
+            process = self._idle.pop()
+            if process.process.poll() is not None:
+                # It was ended while no one asked, as all are when the switch is off.
+                await asyncio.to_thread(process.end)
+                process = None
+        if process is None:
+            process = await asyncio.to_thread(_Process, self.switch)
         lives = process.process.poll() is None
         try:
             async with asyncio.timeout(WALL_SECONDS):

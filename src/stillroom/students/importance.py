@@ -103,7 +103,8 @@ def few_tokens(student: ShrinkStudent, tokens: int, teacher: Shape, shape: Shape
 
 def cut_short(importance: ImportanceConfig, tokens: int) -> list[str]:
     """What is to be said where the recipe asks for a larger sample than the training text, of ``tokens`` tokens, has."""
-    keys = [key for key in ("tokens", "repair_tokens") if key in importance.model_fields_set]
+    fields = type(importance).model_fields
+    keys = [key for key in ("tokens", "repair_tokens") if getattr(importance, key) != fields[key].default]
     return [
         f"`student.importance.{key}` is {asked:,}, and the training text has {tokens:,} tokens: all of them are taken"
         for key in keys

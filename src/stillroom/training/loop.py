@@ -378,7 +378,6 @@ class Training:
     ) -> Chosen:
         """Make the trials; see :mod:`stillroom.training.sweep`."""
         start = best_weights(self.folder, 0)
-        random_state = torch.get_rng_state()
         count = len(self.validation)
         held = [index * count // budget.validation_rows for index in range(budget.validation_rows)]
         points = list(known)
@@ -390,7 +389,10 @@ class Training:
             run_step.network.refresh()
             self._rate = None
 
-        with self.progress.task(f"{self.title}: learning rate", total=sweep.TRIALS * budget.steps) as task:
+        # What trials draw leaves what the training draws as it is.
+        cards = [self.device] if self.device.type == "cuda" else []
+        title = f"{self.title}: learning rate"
+        with torch.random.fork_rng(cards), self.progress.task(title, total=sweep.TRIALS * budget.steps) as task:
 
             def trial(rate: float) -> float | None:
                 rewind()
@@ -412,7 +414,6 @@ class Training:
 
             best, points = sweep.search(trial, centre, known)
         rewind()
-        torch.set_rng_state(random_state)
         return Chosen(best, "sweep", points, budget.steps, len(points) * budget.trial_share)
 
     def _loss(self) -> FusedLoss:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 LARGEST_METADATA = 32 << 20
 FETCH_SECONDS = 30.0
 """Longest time that fetching all metadata of a publisher may take."""
+LEFT_SECONDS = 3600.0
+"""Age at which a folder to fetch into is one that a killed process left."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,11 @@ def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractC
         lock: Held while what is kept is copied, and not while anything is fetched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob("fetch-*"):
+        # Of a process that was killed meanwhile.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left)
     made = Path(tempfile.mkdtemp(prefix="fetch-", dir=folder.parent))
     found: list[str | BaseException] = []
 

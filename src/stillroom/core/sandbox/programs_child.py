@@ -44,9 +44,10 @@ def main() -> None:
     else:
         word, _, source = sys.stdin.buffer.read().decode().partition("\n")
     whole = max(1, int(seconds + 0.999))
+    # Behind the soft limit comes SIGXCPU, by which an endless program is known; at the hard one it would be SIGKILL at once.
+    resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
     for kind, limit in (
         (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, whole),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),

@@ -6,8 +6,10 @@ A cache of format 2 holds whole rows of pieces, and is read the same way: a row 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -96,9 +98,17 @@ class TeacherCache:
         data = store.get(NAME)
         if data is None:
             raise SignalError(f"{store.where} is not a teacher cache: it has no {NAME}.", "Give a cache's URL.")
-        return cls(
-            copies or Path(tempfile.mkdtemp(prefix="stillroom-cache-")), Manifest.parse(data, store.where), store
-        )
+        manifest = Manifest.parse(data, store.where)
+        if copies is not None:
+            return cls(copies, manifest, store)
+        made = Path(tempfile.mkdtemp(prefix="stillroom-cache-"))
+        try:
+            cache = cls(made, manifest, store)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        weakref.finalize(cache, shutil.rmtree, made, ignore_errors=True)
+        return cache
 
     def _file(self, entry: FileEntry) -> Path:
         """A file of the cache on this machine; one in an object store is copied, and compared with the manifest, once.
