@@ -10,9 +10,19 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
-from stillroom.cli.guard import _show
-from stillroom.core.errors import VerificationFailed
-from stillroom.guard.findings import Finding, Rank, findings_of, read_findings, subject_digest, write_findings
+from stillroom.cli.guard import _show, deliver
+from stillroom.core.errors import UsageError, VerificationFailed
+from stillroom.guard import findings as findings_module
+from stillroom.guard.findings import (
+    Finding,
+    Rank,
+    findings_of,
+    open_signers,
+    read_findings,
+    require_writable,
+    subject_digest,
+    write_findings,
+)
 from stillroom.packages.keys import Ring
 
 PASSPHRASE = "a passphrase of tests"
@@ -56,7 +66,7 @@ def test_signatures_hold_over_these_bytes_only(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "suspect" / "weights").write_bytes(b"1")
     digest = subject_digest(tmp_path / "suspect")
     path = tmp_path / "finding.json"
-    write_findings(path, findings_of([finding()]), {"suspect": digest}, ring, PASSPHRASE)
+    write_findings(path, findings_of([finding()]), {"suspect": digest}, open_signers(ring, PASSPHRASE))
     statement, signers = read_findings(path, ring)
     assert len(signers) == ring.content.roles["release"].keys.__len__()
     assert statement.predicate.findings[0] == finding()
@@ -88,3 +98,72 @@ def test_a_finding_of_somebody_else_draws_no_line_of_its_own(capsys: pytest.Capt
     assert "\\nSigned" in shown
     assert not any(line.startswith("Signed") for line in shown.splitlines())
     assert "\x1b" not in shown
+
+
+EXAMINATIONS = {
+    "lineage": ("stillroom.guard.lineage_examine.examine", ["lineage", "suspect", "--owner", "suspect"]),
+    "trace": ("stillroom.guard.lineage_match.open_model",
+              ["trace", "suspect", "--key", "key", "--reference", "suspect"]),
+    "coins": ("stillroom.guard.lineage_match.open_model",
+              ["coins", "test", "suspect", "--twins", "texts", "--key", "key", "--reference", "suspect"]),
+    "honeypots": ("stillroom.core.marks.read_key",
+                  ["honeypots", "test", "texts", "--accounts", "texts", "--key", "key"]),
+    "ask": ("stillroom.guard.ask_models.ask_all",
+            ["ask", "suspect", "--owner", "suspect", "--controls", "suspect", "--prompts", "texts"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_what_cannot_be_signed_or_written_is_refused_before_anything_is_examined(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, words = EXAMINATIONS[name]
+    (tmp_path / "suspect").mkdir()
+    (tmp_path / "suspect" / "config.json").write_text("{}")
+    (tmp_path / "texts").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    (tmp_path / "key").write_text("0" * 64)
+    Ring.create(tmp_path / "keys", "owner", PASSPHRASE, cost=2)
+    public = tmp_path / "public"
+    public.mkdir()
+    (public / "ring.json").write_bytes((tmp_path / "keys" / "ring.json").read_bytes())
+    monkeypatch.setenv("STILLROOM_PASSPHRASE", PASSPHRASE)
+    monkeypatch.chdir(tmp_path)
+
+    def hours(*_: Any, **__: Any) -> None:
+        pytest.fail("the examination began")
+
+    monkeypatch.setattr(target, hours)
+
+    def refusal(*more: str) -> str:
+        result = CliRunner().invoke(app, ["guard", *words, *more])
+        assert isinstance(result.exception, UsageError), result.output
+        return str(result.exception)
+
+    assert "no private release key" in refusal("-o", "found.json", "--keys", "public")
+    assert "is a folder" in refusal("-o", "suspect")
+    assert "cannot be written" in refusal("-o", "texts/found.json")
+    assert "--keys signs a file" in refusal("--keys", "keys")
+    monkeypatch.setenv("STILLROOM_PASSPHRASE", "a mistyped passphrase")
+    assert "does not open this key" in refusal("-o", "found.json", "--keys", "keys")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_cannot_be_written_is_still_shown(
+    as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk may be full by the end."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(findings_module, "write_findings", full)
+    with pytest.raises(OSError, match="no space left"):
+        deliver(findings_of([finding()]), {}, tmp_path / "found.json", [], as_json)
+    assert "-8.7" in capsys.readouterr().out
+
+
+def test_a_trial_of_writing_leaves_nothing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "found.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(UsageError, match="cannot be written"):
+        require_writable(tmp_path / ("n" * 300))

@@ -327,12 +327,20 @@ def test_the_commands(
     statement, _ = read_findings(tmp_path / "findings.json")
     assert statement.predicate.findings[0].grade == "B"
     assert len((tmp_path / "findings.jsonl").read_text().splitlines()) == len(statement.predicate.findings)
+    # Any name of the findings leaves them as they are, and two names never share one file of lines.
+    for given, beside in (("own.jsonl", "own.jsonl.jsonl"), ("own.2026-01", "own.2026-01.jsonl")):
+        assert beside in call("watch", store, "--baseline", str(saved), "-o", str(tmp_path / given))
+        again, _ = read_findings(tmp_path / given)
+        assert again.predicate.findings == statement.predicate.findings
+        assert (tmp_path / beside).read_bytes() == (tmp_path / "findings.jsonl").read_bytes()
     call("case", name[1], "--store", store, "--baseline", str(saved), "-o", str(tmp_path / "case.html"))
     assert name[1] in (tmp_path / "case.html").read_text()
     for words, message in (
         (["watch", store, "--baseline", str(tmp_path / "made" / "truth.jsonl")], "not a baseline"),
         (["watch", str(tmp_path / "made"), "--baseline", str(saved)], "not a store"),
         (["watch", store, "--baseline", str(saved), "--month", "2031-01"], "no requests of 2031-01"),
+        (["watch", store, "--baseline", str(saved), "-o", str(tmp_path)], "is a folder"),
+        (["watch", store, "--baseline", str(saved), "--keys", str(tmp_path)], "holds no keys"),
         (["intake", log, "-o", str(tmp_path / "x"), "--shards", "3/2"], "not I/N"),
         (["gen-traffic", "-o", str(tmp_path / "y"), "--campaign", "nonsense"], "unknown"),
     ):

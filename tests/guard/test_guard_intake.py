@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ import pytest
 
 from stillroom.core.errors import OutOfMemory, UsageError
 from stillroom.guard.campaign import days_of, last_month, load_month, months_of
-from stillroom.guard.intake import intake, network
+from stillroom.guard.intake import NO_ACCOUNT, NO_TIME, OUT_OF_RANGE, intake, network
 from stillroom.guard.intake_formats import litellm, nginx, openai, otel, time_of, vllm
 from stillroom.guard.intake_text import Redactor, printable, skeleton
-from stillroom.guard.log_store import Store, create_store, database, load, merge, open_store
+from stillroom.guard.log_store import MOST, Store, create_store, database, load, merge, open_store
 from stillroom.guard.traffic import make_month, write_month
 
 
@@ -130,6 +132,97 @@ def test_hostile_lines_are_counted_and_never_fatal(tmp_path: Path) -> None:
     assert report.missing["payment"] == 1.0
 
 
+NUMBERS = (
+    -1,
+    -(10**30),
+    10**30,
+    10**400,
+    2**31,
+    3e9,
+    1e300,
+    0.5,
+    True,
+    False,
+    None,
+    "",
+    "inf",
+    "nan",
+    "-5",
+    "9" * 60,
+    [],
+    {},
+    "x",
+)
+
+
+def stored(store: Store, column: str) -> list[float]:
+    with database() as connection:
+        rows = f"read_parquet('{store.path}/parts/*/rows-*.parquet')"
+        return [row[0] for row in connection.execute(f"SELECT {column} FROM {rows} ORDER BY ALL").fetchall()]
+
+
+def test_no_number_keeps_a_row_from_being_read(tmp_path: Path) -> None:
+    """Whatever a format has in place of a number: each line is a row, in its columns' ranges."""
+    lines: list[object] = []
+    for value in NUMBERS:
+        lines.append(line(1, status=value, latency_ms=value, request={"n": value, "temperature": value, "seed": value,
+                          "logprobs": value, "tools": value, "stream": value}, response={"status_code": value},
+                          usage={"prompt_tokens": value, "completion_tokens": value}))  # fmt: skip
+        lines.append({"time": 1_790_000_000, "log": "stillroom", "account": "x", "turns": value, "seeded": value})
+        names = ("request.temperature", "request.choice.count", "usage.input_tokens", "usage.output_tokens")
+        have = {f"gen_ai.{name}": value for name in names}
+        lines.append({"startTimeUnixNano": "1790000000000000000", "attributes": have | {"user.id": "y"}})
+    report = intake([write(tmp_path / "log.jsonl", lines)], create_store(tmp_path / "store"))
+    assert (report.rows, report.skipped) == (len(lines), {})
+    assert report.repaired[OUT_OF_RANGE] > 10
+    for name, most in MOST.items():
+        found = stored(open_store(tmp_path / "store"), name)
+        assert min(found) >= -1, name
+        assert max(found) <= most, name
+    # Infinity and truth are no counts; a huge one is the greatest.
+    assert {-1, 1, 0, 1000} >= set(stored(open_store(tmp_path / "store"), "choices"))
+
+
+@pytest.mark.parametrize(
+    ("began", "ended"),
+    [("startTime", "endTime"), ("start_time", "end_time"), ("startTimeUnixNano", "endTimeUnixNano")],
+)
+def test_a_span_of_years_is_one_row(tmp_path: Path, began: str, ended: str) -> None:
+    """More milliseconds than the column holds: the longest that it holds."""
+    rows = [
+        {began: "2026-10-01", ended: "2026-10-27", "api_key": "k", "gen_ai.x": 1, "user.id": "x"},
+        {began: "2026-10-01", ended: "2099-10-27", "api_key": "k", "gen_ai.x": 1, "user.id": "x"},
+        {began: "2026-10-02", ended: "2026-10-01", "api_key": "k", "gen_ai.x": 1, "user.id": "x"},
+    ]
+    report = intake([write(tmp_path / "log.jsonl", rows)], create_store(tmp_path / "store"))
+    assert report.rows == 3
+    assert report.repaired == {OUT_OF_RANGE: 2}
+    assert stored(open_store(tmp_path / "store"), "latency_ms") == [-1, 2**31 - 1, 2**31 - 1]
+
+
+def test_numbers_of_canonical_rows_are_bounded_and_counted(tmp_path: Path) -> None:
+    """What customers chose passes through other pipelines too; a row without time or account is counted."""
+    path = tmp_path / "rows.parquet"
+    values = (
+        "(1790000000000000, 5, 100000, 99999999999999, true, 'nan'::DOUBLE), (1790000000000000, 5, -70000, -5, false, 1),"
+        " (NULL, 5, 1, 1, true, 1), (9000000000000000000, 5, 1, 1, true, 1), (-1, 5, 1, 1, true, 1),"
+        " (1790000000000000, 0, 1, 1, true, 1), (1790000000000000, NULL, 1, 1, true, 1), (1790000000000000, 5, 3, 7, NULL, 1)"
+    )
+    columns = "time_us, account, choices, latency_ms, logprobs, temperature"
+    with database() as connection:
+        connection.execute(f"COPY (SELECT * FROM (VALUES {values}) AS t({columns})) TO '{path}' (FORMAT parquet)")
+    report = intake([path], create_store(tmp_path / "store"), form="parquet")
+    assert report.rows == 3
+    assert report.skipped == {NO_TIME: 3, NO_ACCOUNT: 2}
+    assert report.repaired == {OUT_OF_RANGE: 2}
+    store = open_store(tmp_path / "store")
+    assert stored(store, "choices") == [-1, 3, 1000]
+    assert stored(store, "latency_ms") == [-1, 7, 2**31 - 1]
+    assert stored(store, "logprobs") == [-1, 0, 1]
+    shares = [intake([path], create_store(tmp_path / f"{n}"), form="parquet", shard=(n, 2)) for n in range(2)]
+    assert sum((share.skipped for share in shares), Counter()) == report.skipped
+
+
 def test_logs_without_one_good_row_are_refused(tmp_path: Path) -> None:
     """Nothing is stored, and the message says why."""
     log = tmp_path / "log.jsonl"
@@ -233,6 +326,41 @@ def test_stores_that_hold_one_log_in_other_company_are_not_merged(tmp_path: Path
     intake(logs[1:], other)
     with pytest.raises(UsageError, match="hold the same log"):
         merge([other], one)
+
+
+def test_merged_parts_are_the_stores_own(tmp_path: Path) -> None:
+    """As docs/guard-logs.md merges: a later intake adds to what was merged, and the digest says which parts they are."""
+    logs = [write(tmp_path / f"{number}.jsonl", [line(number), line(number + 50)]) for number in range(4)]
+    key = tmp_path / "secret.key"
+    key.write_bytes(b"k" * 32)
+    one, two, other = (create_store(tmp_path / f"store-{number}", key) for number in range(3))
+    for store, log in zip((one, two, other), logs, strict=False):
+        intake([log], store)
+    # A copy of a store holds the same parts: they count once.
+    shutil.copytree(one.path, tmp_path / "copy")
+    into = create_store(tmp_path / "store", key)
+    assert merge([one, two, open_store(tmp_path / "copy")], into)["rows"] == 4
+    elsewhere = create_store(tmp_path / "elsewhere", key)
+    merge([one, other], elsewhere)
+    assert len({store.digest() for store in (one, into, elsewhere)}) == 3
+    assert merge([one], into)["rows"] == 4
+    # What was merged may go, and is known again.
+    for store in (one, two):
+        shutil.rmtree(store.path)
+    assert intake(logs[:1], into).known
+    assert intake(logs[3:], into).rows == 2
+    assert counted(into) == 6
+    whole = create_store(tmp_path / "whole", key)
+    intake([logs[0], logs[1], logs[3]], whole)
+    assert merge([], into)["tables"] == merge([], whole)["tables"]
+
+
+def test_a_part_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store")
+    intake([write(tmp_path / "log.jsonl", [line(1)])], store)
+    (part,) = store.parts()
+    shutil.copytree(part, part.with_name(f".{part.name}.1.partial"))
+    assert store.parts() == [part]
 
 
 def test_compressed_logs_are_known_by_their_content(tmp_path: Path) -> None:

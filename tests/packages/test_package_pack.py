@@ -18,7 +18,7 @@ from stillroom.packages.provenance import operations, public_recipe
 from stillroom.packages.show import passport_of
 from stillroom.packages.worksheet import screen, worksheet
 from stillroom.runs.run import Run
-from stillroom.verification.claims import read_claims
+from stillroom.verification.claims import licence_files, read_claims
 from stillroom.verification.manifest import make_manifest, walk
 
 DAY = datetime.date(2026, 11, 24)
@@ -217,3 +217,36 @@ def test_names_take_the_prefix_that_terms_oblige() -> None:
     assert package_name("small", "Llama") == "Llama-small"
     assert package_name("Llama-small", "Llama") == "Llama-small"
     assert package_name("llama-small", "Llama") == "Llama-llama-small"
+
+
+def test_every_obliged_text_is_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that come to one file's name, to none, or to one that no package may hold; and the package verifies."""
+    from stillroom.terms import gate
+
+    obliged = {name: f"Text of {name}" for name in ("A/B", "A B", "a-b", "Only/One", "许可", "пермь", "CON", ".hidden")}
+    real = gate.run_verdict
+
+    def obliging(run: Run) -> Any:
+        verdict = real(run)
+        verdict.obligations.licences |= obliged
+        verdict.obligations.policies |= {"A/B": "A policy of a licence's name"}
+        return verdict
+
+    monkeypatch.setattr(gate, "run_verdict", obliging)
+    shop = workshop(tmp_path)
+    folder = pack(finished_run(tmp_path / "runs"), tmp_path / "packed", PackOptions(sequence=3))
+    copies = {path.name: path.read_text() for path in (folder / "LICENSES").iterdir()}
+    assert {*obliged.values(), "A policy of a licence's name"} <= set(copies.values())
+    assert copies["Only-One.txt"] == "Text of Only/One"
+    assert "Apache-2.0.txt" in copies
+    shop.sign(folder)
+    shop.check(folder)
+
+
+def test_file_names_of_licences() -> None:
+    assert licence_files([("MIT", "x"), ("MIT", "x"), ("a b", "y")]) == {"MIT.txt": "x", "a-b.txt": "y"}
+    assert list(licence_files([("MIT", "x"), ("mit", "y")])) == ["MIT-2d711642b726.txt", "mit-a1fce4363854.txt"]
+    assert list(licence_files([("许可", "x"), ("CON", "y")])) == [
+        "licence-2d711642b726.txt",
+        "licence-a1fce4363854.txt",
+    ]

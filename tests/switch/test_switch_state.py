@@ -271,6 +271,35 @@ def test_commands_and_library_are_the_same_switch(tmp_path: Path, monkeypatch: p
     assert stat.S_IMODE(places.engines.parent.stat().st_mode) & 0o077 in (0, 0o055)
 
 
+@pytest.mark.parametrize("words", [["--purge"], ["--purge", "--yes"], ["--weights", "model.gguf"], ["--json"]])
+def test_options_that_off_would_not_heed_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    from stillroom.cli.app import app
+
+    places = Places.under(tmp_path)
+    monkeypatch.setattr(Places, "of_user", classmethod(lambda cls: places))
+    refused = CliRunner().invoke(app, ["off", "--feature", "tools", *words])
+    assert isinstance(refused.exception, UsageError)
+    assert all(word in str(refused.exception) for word in words if word.startswith("--"))
+    assert switch.is_on("tools")
+    assert switch.is_on()
+
+
+def test_weights_without_purge_are_kept_and_everything_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stillroom.cli.app import app
+
+    places = Places.under(tmp_path)
+    monkeypatch.setattr(Places, "of_user", classmethod(lambda cls: places))
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF")
+    told = CliRunner().invoke(app, ["off", "--weights", str(weights)])
+    assert isinstance(told.exception, UsageError)
+    assert "without --purge" in str(told.exception)
+    assert weights.exists()
+    assert not switch.is_on()
+
+
 @pytest.mark.parametrize("damage", NAMES)
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 def test_any_damage_means_off_and_loses_no_blocked_feature(own: Switch, damage: str, which: tuple[int, ...]) -> None:

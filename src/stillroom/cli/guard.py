@@ -13,8 +13,9 @@ from stillroom.cli import guard_logs
 from stillroom.core.plain import shown
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
     from stillroom.guard.findings import Findings
-    from stillroom.packages.keys import Ring
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the findings to this file (JSON).")]
@@ -81,7 +82,7 @@ def lineage(
     from stillroom.guard.lineage_examine import examine, open_owner
     from stillroom.guard.lineage_order import examine_order
 
-    ring = _signer(output, keys)
+    signers = ready(output, keys, passphrase_fd)
     if no_base and base is not None:
         raise UsageError("--base and --no-base exclude each other.", "Give one of them.")
     opened = open_owner(_there(owner))
@@ -111,7 +112,7 @@ def lineage(
         if reference is not None and other is not None:
             made.subjects[f"reference {reference.name}"] = subject_digest(other)
         made.findings.append(examine_order(_model(suspect), opened.run, other, _say))
-    deliver(made.result(), made.subjects, output, ring, passphrase_fd, as_json)
+    deliver(made.result(), made.subjects, output, signers, as_json)
 
 
 KeyFile = Annotated[Path, typer.Option("--key", help="A key's file (`stillroom guard key new`).")]
@@ -181,7 +182,7 @@ def trace(
     from stillroom.guard.marks import frequencies, probabilities, weights_against
     from stillroom.guard.marks import trace as traced
 
-    ring = _signer(output, keys)
+    signers = ready(output, keys, passphrase_fd)
     months = [require_period(value) for value in month or [period_now()]]
     for path in key:
         # Not opened before the weights are made; only looked at from outside.
@@ -213,7 +214,7 @@ def trace(
         )
         how = f"mean probabilities over at most {tokens} contexts, the suspect's minus the reference's"
         subjects[f"suspect {suspect.name}"] = subject_digest(_model(suspect))
-    deliver(findings_of(traced(weights, key, months, how)), subjects, output, ring, passphrase_fd, as_json)
+    deliver(findings_of(traced(weights, key, months, how)), subjects, output, signers, as_json)
 
 
 def coins_new(
@@ -248,7 +249,7 @@ def coins_test(
     from stillroom.guard.findings import findings_of, subject_digest
     from stillroom.guard.lineage_match import open_model
 
-    ring = _signer(output, keys)
+    signers = ready(output, keys, passphrase_fd)
     rows = read_twins(_there(twins))
     _there(key)
     _say("preferences of the suspect and the reference")
@@ -259,7 +260,7 @@ def coins_test(
         f"reference {reference.name}": subject_digest(_model(reference)),
         f"twins {twins.name}": subject_digest(twins),
     }
-    deliver(findings_of([finding]), subjects, output, ring, passphrase_fd, as_json)
+    deliver(findings_of([finding]), subjects, output, signers, as_json)
 
 
 def honeypots_new(
@@ -291,12 +292,12 @@ def honeypots_test(
     from stillroom.guard.coins import honeypot_findings
     from stillroom.guard.findings import findings_of, subject_digest
 
-    ring = _signer(output, keys)
+    signers = ready(output, keys, passphrase_fd)
     names = _lines(accounts)
     found = honeypot_findings(_text(_there(texts)), read_key(_there(key)), names)
     notes = [] if found else [f"None of the facts of {len(names)} accounts is in the text: cannot tell."]
     subjects = {f"texts {texts.name}": subject_digest(texts), f"accounts {accounts.name}": subject_digest(accounts)}
-    deliver(findings_of(found, notes), subjects, output, ring, passphrase_fd, as_json)
+    deliver(findings_of(found, notes), subjects, output, signers, as_json)
 
 
 def ask(
@@ -323,12 +324,12 @@ def ask(
     from stillroom.guard.ask_models import ask_all
     from stillroom.guard.findings import subject_digest
 
-    ring = _signer(output, keys)
+    signers = ready(output, keys, passphrase_fd)
     findings, subjects = ask_all(
         suspect, _model(owner), _there(controls), _lines(prompts)[:budget], margin, name, api_key_fd, _say
     )
     subjects[f"prompts {prompts.name}"] = subject_digest(prompts)
-    deliver(findings, subjects, output, ring, passphrase_fd, as_json)
+    deliver(findings, subjects, output, signers, as_json)
 
 
 def verify(
@@ -353,46 +354,46 @@ def deliver(
     findings: Findings,
     subjects: dict[str, str],
     output: Path | None,
-    ring: Ring | None,
-    passphrase_fd: int | None,
+    signers: list[CryptoSigner],
     as_json: bool,
 ) -> None:
-    """Show findings, and write and sign them where asked.
+    """Show findings, then write and sign them where asked: what took hours is shown even if it cannot be written.
 
     Args:
         findings: What was found.
         subjects: SHA-256 of everything that was examined, by name.
         output: The file to write.
-        ring: Keys to sign with.
-        passphrase_fd: Descriptor to read their passphrase from.
+        signers: Keys to sign with, from :func:`ready`.
         as_json: Print JSON.
     """
     from stillroom.guard.findings import write_findings
-    from stillroom.packages.secret import passphrase
 
-    if output is not None:
-        write_findings(output, findings, subjects, ring, passphrase(passphrase_fd) if ring is not None else "")
     if as_json:
         _echo({"subjects": subjects} | findings.model_dump(mode="json"))
-        return
-    _show(findings)
+    else:
+        _show(findings)
     if output is not None:
-        typer.echo(
-            f"Written to {output}" + (", signed." if ring is not None else ", not signed (--keys FOLDER signs).")
-        )
+        write_findings(output, findings, subjects, signers)
+        if not as_json:
+            typer.echo(f"Written to {output}" + (", signed." if signers else ", not signed (--keys FOLDER signs)."))
 
 
-def _signer(output: Path | None, keys: Path | None) -> Ring | None:
-    """The keys to sign with; what could not be written or signed is refused, before anything is examined."""
+def ready(output: Path | None, keys: Path | None, passphrase_fd: int | None) -> list[CryptoSigner]:
+    """The keys to sign with, opened; what could not be written or signed is refused, before anything is examined.
+
+    Raises:
+        UsageError: The file cannot be written, no file is named, or the keys cannot be opened.
+    """
     from stillroom.core.errors import UsageError
+    from stillroom.guard.findings import open_signers, require_writable
     from stillroom.packages.keys import Ring
+    from stillroom.packages.secret import passphrase
 
     if keys is not None and output is None:
         raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
-    ring = None if keys is None else Ring.open(keys)
-    if output is not None and output.is_dir():
-        raise UsageError(f"{output} is a folder.", "Name a file for the findings.")
-    return ring
+    if output is not None:
+        require_writable(output)
+    return open_signers(Ring.open(keys), passphrase(passphrase_fd)) if keys is not None else []
 
 
 def _say(words: str) -> None:

@@ -179,45 +179,43 @@ def watch(
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import findings, notes_of, read_permitted
     from stillroom.guard.campaign_watch import watch as compare
-    from stillroom.guard.findings import write_findings
+    from stillroom.guard.findings import open_signers, require_writable, write_findings
     from stillroom.guard.log_store import open_store
     from stillroom.packages.keys import Ring
     from stillroom.packages.secret import passphrase
 
     opened, frozen = open_store(store), read_baseline(baseline)
-    ring = Ring.open(keys) if keys is not None else None
+    require_writable(output or store / "findings.json")
+    signers = open_signers(Ring.open(keys), passphrase(passphrase_fd)) if keys is not None else []
     watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     made = findings(watched, frozen)
     target = output or store / f"findings-{watched.month}.json"
+    listed = [found for found in watched.suspects if every or found.level != "none"]
+    # Shown first: what took long is not lost where it cannot be written.
+    if as_json:
+        shown = {"month": watched.month, "findings": str(target), "clusters": [vars(found) for found in listed]}
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        typer.echo(f"{watched.month}, up to {watched.date(watched.data.days - 1)}:")
+        for found in listed:
+            since = f", since {watched.date(found.alarm)}" if found.alarm is not None else ""
+            evidence = f"e {found.e:.3g} of {found.needed:.3g}{since}"
+            typer.echo(f"{found.level}: {found.name}, {len(found.accounts):,} accounts, {evidence}")
+        if not watched.alarms():
+            typer.echo("Nothing to ask a person about. That does not show that there is no campaign.")
+        for note in notes_of(watched, frozen):
+            typer.echo(f"  {note}")
     subjects = {"store": opened.digest(), "baseline": files.digest_file(baseline)}
     if permitted is not None:
         # Who is left out decides what is found.
         subjects["permitted"] = files.digest_file(permitted)
-    write_findings(target, made, subjects, ring, passphrase(passphrase_fd) if ring is not None else "")
-    # One line a finding, for programs that follow them.
-    lines = "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings)
-    files.write_text(target.with_suffix(".jsonl"), lines)
-    listed = [found for found in watched.suspects if every or found.level != "none"]
-    upto = watched.date(watched.data.days - 1)
+    write_findings(target, made, subjects, signers)
+    # One line a finding, for programs that follow them. Only `.json` is replaced: the findings' own name is never this one.
+    rows = target.with_name(target.name.removesuffix(".json") + ".jsonl")
+    files.write_text(rows, "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings))
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"month": watched.month, "findings": str(target), "clusters": [vars(found) for found in listed]},
-                indent=2,
-            )
-        )
         return
-    typer.echo(f"{watched.month}, up to {upto}:")
-    for found in listed:
-        since = f", since {watched.date(found.alarm)}" if found.alarm is not None else ""
-        typer.echo(
-            f"{found.level}: {found.name}, {len(found.accounts):,} accounts, e {found.e:.3g} of {found.needed:.3g}{since}"
-        )
-    if not watched.alarms():
-        typer.echo("Nothing to ask a person about. That does not show that there is no campaign.")
-    for note in notes_of(watched, frozen):
-        typer.echo(f"  {note}")
-    typer.echo(f"Findings: {target}{'' if keys is not None else ' (unsigned; --keys signs)'}")
+    typer.echo(f"Findings: {target}{'' if signers else ' (unsigned; --keys signs)'}; one line each: {rows}")
     if watched.alarms():
         typer.echo(
             f"Look at one: stillroom guard case {watched.alarms()[0].name} --store {store} --baseline {baseline}"

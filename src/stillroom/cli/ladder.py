@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def ladder(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")],
-    types: Annotated[str, typer.Option(help="GGUF types, with commas between; all without it.")] = "",
+    types: Annotated[str, typer.Option(help="GGUF types, with commas between; all but F32 without it.")] = "",
     plain: Annotated[bool, typer.Option("--plain", help="Also without the importance matrix.")] = False,
     speed: Annotated[bool, typer.Option(help="Measure decode speed.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Draw no progress.")] = False,

@@ -30,9 +30,17 @@ def off(
 ) -> None:
     """Turn everything off: returns when every running engine has stopped."""
     from stillroom import switch
+    from stillroom.core.errors import UsageError
     from stillroom.serving import purge as purging
 
     if feature is not None:
+        given = {"--purge": purge, "--weights": weights, "--yes": yes, "--json": as_json}
+        others = ", ".join(name for name, value in given.items() if value)
+        if others:
+            raise UsageError(
+                f"--feature blocks one feature, without {others}. Nothing was turned off.",
+                "Leave out --feature to turn everything off, or give it alone.",
+            )
         switch.set_feature(feature, "blocked")
         typer.echo(f"{feature}: blocked")
         return
@@ -57,6 +65,9 @@ def off(
             typer.echo(f"Removed: {len(removed)}.", err=True)
     if as_json:
         typer.echo(json.dumps({**receipt.as_dict(), "removed": removed}, indent=2))
+    if weights and not purge:
+        # Said last: a mistake in the options must not keep anything from being turned off.
+        raise UsageError("Everything is off, but --weights removes nothing without --purge.", "Add --purge.")
 
 
 def on(feature: FeatureName = None) -> None:

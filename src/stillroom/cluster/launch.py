@@ -164,11 +164,11 @@ def train_together(
             ) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            words = _last_words(Path(logs))
-            kept = _kept(words, stage.scratch / f"process-{rank}.txt")
+            last = _last_words(Path(logs))
+            kept = _kept(last, stage.scratch / f"process-{rank}.txt")
             raise EnvironmentProblem(
                 f"{run.path}: process {rank} of the stage `{stage.name}` ended with code {failure.exitcode}, and again after "
-                f"{RESTARTS} new starts: {_last_line(words) or failure.message}",
+                f"{RESTARTS} new starts: {_last_line(last) or failure.message}",
                 (f"All that it said is in {kept}. " if kept else "")
                 + "The same command goes on from the newest checkpoint; --workers 1 trains in one process.",
             ) from None

@@ -6,7 +6,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 
 DISK_BYTES_PER_TOKEN = 16.0
-"""Bytes on disk per token of a split: 9 for the tensors of ``Pieces.save``, and a reserve for those of short pieces and for
+"""Bytes on disk per token of a split: 6 for the tensors of ``Pieces.save``, and a reserve for those of short pieces and for
 what is stored beside them."""
 MEMORY_BYTES_PER_TOKEN = 40.0
 """Bytes of memory per token while splits are packed and written."""

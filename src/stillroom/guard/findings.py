@@ -12,7 +12,9 @@ A finding is written as canonical in-toto JSON (``NAME.json``); ``NAME.json.dsse
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +29,8 @@ from stillroom.verification.envelope import open_envelope, sign_envelope
 from stillroom.verification.manifest import STATEMENT, Digest, Subject
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
     from stillroom.packages.keys import Ring
 
 PREDICATE = "urn:stillroom:finding:1"
@@ -172,8 +176,42 @@ def statement(findings: Findings, subjects: dict[str, str]) -> bytes:
     return files.canonical_json(value) + b"\n"
 
 
+def open_signers(ring: Ring, passphrase: str) -> list[CryptoSigner]:
+    """Every release key at hand, opened. An examination takes hours: do this first.
+
+    Args:
+        ring: The owner's keys.
+        passphrase: Opens them.
+
+    Raises:
+        UsageError: The ring has no private release key here, or the passphrase does not open it.
+    """
+    signers = ring.signers("release", passphrase)
+    if not signers:
+        raise UsageError(f"{ring.folder} holds no private release key.", "Sign where the key is stored.")
+    return signers
+
+
+def require_writable(path: Path) -> None:
+    """Try whether findings can be written to a file, by writing beside it. An examination takes hours: do this first.
+
+    Raises:
+        UsageError: It is a folder, or its folder cannot be made or written.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder.", "Name a file for the findings.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}.", "Name another file for the findings."
+        ) from None
+
+
 def write_findings(
-    path: Path, findings: Findings, subjects: dict[str, str], ring: Ring | None = None, passphrase: str = ""
+    path: Path, findings: Findings, subjects: dict[str, str], signers: Sequence[CryptoSigner] = ()
 ) -> None:
     """Write findings, and sign them where keys are given.
 
@@ -181,19 +219,13 @@ def write_findings(
         path: The file, such as ``finding.json``; the signature goes to ``finding.json.dsse`` beside it.
         findings: What was found.
         subjects: SHA-256 of everything that was examined, by name.
-        ring: The owner's keys; every release key at hand signs. Without it the file is unsigned.
-        passphrase: Opens them.
-
-    Raises:
-        UsageError: The ring has no private release key here, or the passphrase does not open it.
+        signers: The owner's keys (:func:`open_signers`). Without any the file is unsigned.
     """
     payload = statement(findings, subjects)
-    signers = ring.signers("release", passphrase) if ring is not None else []
-    if ring is not None and not signers:
-        raise UsageError(f"{ring.folder} holds no private release key.", "Sign where the key is stored.")
     files.make_way(path)
     files.write_bytes(path, payload)
     signature = path.with_name(path.name + SIGNATURE_SUFFIX)
+    files.make_way(signature)
     # A signature over earlier findings of this name holds no longer.
     signature.unlink(missing_ok=True)
     if signers:

@@ -23,10 +23,11 @@ import numpy as np
 from stillroom.core import files
 from stillroom.core.errors import UsageError
 from stillroom.core.strict_json import NotStrict, read_strict
-from stillroom.guard.intake_formats import FORMATS, LINES, OBJECTS, Row, recognise
+from stillroom.guard.intake_formats import EARLIEST, FORMATS, LATEST, LINES, OBJECTS, Row, recognise
 from stillroom.guard.intake_text import Redactor, printable
 from stillroom.guard.log_store import (
     COLUMNS,
+    MOST,
     REDUCTIONS,
     Store,
     database,
@@ -40,6 +41,9 @@ from stillroom.guard.log_store import (
 LINE_BYTES = 4 << 20
 """Longest line that is read."""
 BATCH = 200_000
+NO_ACCOUNT = "names no account (see --account)"
+NO_TIME = "has no time that can be read"
+OUT_OF_RANGE = "a number greater than its column holds, or less than -1"
 MISSING_NAMES = {
     "payment": "payment",
     "device": "device",
@@ -120,8 +124,7 @@ class _Batches:
             }
             write_rows(self.connection, table, self.folder / f"rows-{self.written:05d}.parquet")
             for name in MISSING_NAMES:
-                absent = 0 if COLUMNS[name] == "UBIGINT" else -1
-                self.present[name] += int((table[name] != absent).sum())
+                self.present[name] += int((table[name] != _absent(name)).sum())
             self.written += 1
             self.rows += count
             self.columns = {name: [] for name in COLUMNS}
@@ -242,15 +245,22 @@ def _parquet(
                 raise UsageError(
                     f"{path} has no columns `time_us` and `account`.", "See docs/guard-logs.md for the columns."
                 )
+            # A row without an account belongs to the first share.
+            shared = f"read_parquet({quoted(str(path))}) WHERE coalesce(account, 0) % {shard[1]} = {shard[0]}"
+            told = f"coalesce(account, 0) <> 0 AND coalesce(time_us, 0) BETWEEN {EARLIEST}000000 AND {LATEST}000000"
+            held = {name: f"coalesce({name}, {_absent(name)})" for name in COLUMNS if name in have}
+            beyond = " OR ".join(
+                f"{held[name]} NOT BETWEEN -1 AND {most}" for name, most in MOST.items() if name in held
+            )
+            _count(connection, report, shared, told, beyond)
+            for name, most in MOST.items():
+                if name in held:
+                    held[name] = f"least(greatest({held[name]}, -1), {most})"
             chosen = ", ".join(
-                f"coalesce({name}, {0 if kind == 'UBIGINT' else -1})::{kind} AS {name}"
-                if name in have
-                else f"{0 if kind == 'UBIGINT' else -1}::{kind} AS {name}"
-                for name, kind in COLUMNS.items()
+                f"({held.get(name, str(_absent(name)))})::{kind} AS {name}" for name, kind in COLUMNS.items()
             )
             connection.execute(
-                f"COPY (SELECT {chosen} FROM read_parquet({quoted(str(path))}) WHERE time_us IS NOT NULL AND account <> 0"
-                f" AND account % {shard[1]} = {shard[0]}) TO {quoted(str(work / f'rows-{number:05d}.parquet'))}"
+                f"COPY (SELECT {chosen} FROM {shared} AND {told}) TO {quoted(str(work / f'rows-{number:05d}.parquet'))}"
                 " (FORMAT parquet, COMPRESSION zstd)"
             )
         except duckdb.Error as error:
@@ -259,9 +269,7 @@ def _parquet(
     if not report.read:
         return digest.hexdigest()[:32]
     write_names(connection, {}, work / "names.parquet")
-    counted = ", ".join(
-        f"count(*) FILTER ({name} <> {0 if COLUMNS[name] == 'UBIGINT' else -1})" for name in MISSING_NAMES
-    )
+    counted = ", ".join(f"count(*) FILTER ({name} <> {_absent(name)})" for name in MISSING_NAMES)
     found = connection.execute(
         f"SELECT count(*), {counted} FROM read_parquet({quoted(str(work / 'rows-*.parquet'))})"
     ).fetchone()
@@ -272,6 +280,27 @@ def _parquet(
     }
     report.formats["parquet"] = found[0]
     return digest.hexdigest()[:32]
+
+
+def _count(connection: Any, report: Report, rows: str, told: str, beyond: str) -> None:
+    """Count the rows of a Parquet file that are not taken, and those of which a number is replaced.
+
+    Args:
+        connection: DuckDB.
+        report: Where they are counted.
+        rows: SQL after FROM, with a condition.
+        told: SQL of whether a row has an account and a time.
+        beyond: SQL of whether a number is outside its column's range; empty where the file has none of these columns.
+    """
+    found = connection.execute(
+        f"SELECT count(*) FILTER (coalesce(account, 0) = 0), count(*) FILTER (coalesce(account, 0) <> 0 AND NOT ({told})),"
+        f" count(*) FILTER (({told}) AND ({beyond or 'false'})) FROM {rows}"
+    ).fetchone()
+    for counts, reason, count in zip(
+        (report.skipped, report.skipped, report.repaired), (NO_ACCOUNT, NO_TIME, OUT_OF_RANGE), found, strict=True
+    ):
+        if count:
+            counts[reason] += count
 
 
 class _Reader:
@@ -423,10 +452,10 @@ class _Reader:
         """Make the values digests. Returns whether the row was taken."""
         account = row.account or row.key or self.account or row.org
         if account is None:
-            self.report.skipped["names no account (see --account)"] += 1
+            self.report.skipped[NO_ACCOUNT] += 1
             return False
         if row.time_us is None:
-            self.report.skipped["has no time that can be read"] += 1
+            self.report.skipped[NO_TIME] += 1
             return False
         value = self.redactor.value
 
@@ -447,7 +476,7 @@ class _Reader:
             skeleton, fill, cot = reduced.skeleton, reduced.fill, int(reduced.cot)
             if self.keep_skeletons and len(self.names) < 2_000_000:
                 self.names.setdefault(("skeleton", skeleton), printable(reduced.masked, 160))
-        made = {
+        made: dict[str, float] = {
             "time_us": row.time_us,
             "account": named,
             "request": digest("request", row.request),
@@ -469,13 +498,17 @@ class _Reader:
             "tools": _or_absent(row.tools),
             "stream": _or_absent(row.stream),
             "seeded": _or_absent(row.seeded),
-            "turns": -1 if row.turns is None else min(row.turns, 30_000),
+            "turns": _or_absent(row.turns),
             "latency_ms": _or_absent(row.latency_ms),
             "status": _or_absent(row.status),
             "skeleton": skeleton,
             "fill": fill,
             "cot": cot,
         }
+        greater = [name for name, most in MOST.items() if made[name] > most]
+        if greater:
+            self.report.repaired[OUT_OF_RANGE] += 1
+            made |= {name: MOST[name] for name in greater}
         for name, column in batches.columns.items():
             column.append(made[name])
         if len(batches.columns["time_us"]) >= BATCH:
@@ -489,6 +522,11 @@ def _whole_line(line: bytes) -> bytes:
 
 def _date(time_us: int) -> str:
     return datetime.datetime.fromtimestamp(time_us / 1e6, datetime.UTC).date().isoformat()
+
+
+def _absent(column: str) -> int:
+    """What a column holds where the log does not say."""
+    return 0 if COLUMNS[column] == "UBIGINT" else -1
 
 
 def _or_absent(value: int | None) -> int:

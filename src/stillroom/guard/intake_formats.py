@@ -65,16 +65,28 @@ def text_of(value: object) -> str | None:
     return str(value) if isinstance(value, int | float) else None
 
 
-def number_of(value: object, most: float = 2**31 - 1) -> int | None:
-    """A count that is not negative, cut at ``most``; None for anything else."""
+def number_of(value: object) -> int | None:
+    """A finite number that is not negative, without its fraction; None for anything else."""
     if isinstance(value, str):
         try:
             value = float(value[:40])
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         return None
-    return int(min(value, most))
+    return int(value)
+
+
+def temperature_of(value: object) -> float | None:
+    """A temperature from 0 to 100; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        return None
+    return float(value)
+
+
+def milliseconds_of(began_us: int | None, ended_us: int | None) -> int | None:
+    """The time between two moments; None where one is missing or they are in the wrong order."""
+    return None if began_us is None or ended_us is None else number_of((ended_us - began_us) // 1000)
 
 
 def flag_of(value: object) -> bool | None:
@@ -158,12 +170,8 @@ def _messages(row: Row, messages: object) -> None:
 def _asked(row: Row, body: Object) -> None:
     """The parameters of an OpenAI-style request."""
     row.model = text_of(body.get("model")) or row.model
-    row.choices = number_of(body.get("n"), 1000)
-    row.temperature = (
-        float(body["temperature"])
-        if isinstance(body.get("temperature"), int | float) and 0 <= body["temperature"] <= 100
-        else None
-    )
+    row.choices = number_of(body.get("n"))
+    row.temperature = temperature_of(body.get("temperature"))
     row.logprobs = flag_of(_first(body.get("logprobs"), body.get("top_logprobs")))
     row.tools = flag_of(body.get("tools"))
     row.stream = flag_of(body.get("stream"))
@@ -193,7 +201,7 @@ def _around(row: Row, record: Object) -> None:
     row.ua = text_of(_first(record.get("user_agent"), record.get("ua")))
     row.end_user = row.end_user or text_of(record.get("end_user"))
     row.latency_ms = number_of(record.get("latency_ms"))
-    row.status = number_of(_first(record.get("status"), record.get("status_code")), 999)
+    row.status = number_of(_first(record.get("status"), record.get("status_code")))
     row.request = text_of(_first(record.get("request_id"), record.get("custom_id"), record.get("id")))
     row.time_us = time_of(
         _first(
@@ -216,7 +224,7 @@ def openai(record: Object) -> Row:
     _around(row, record)
     _used(row, _object(answer.get("usage")) or _object(record.get("usage")))
     row.time_us = row.time_us if row.time_us is not None else time_of(answer.get("created"))
-    row.status = row.status if row.status is not None else number_of(response.get("status_code"), 999)
+    row.status = row.status if row.status is not None else number_of(response.get("status_code"))
     row.model = row.model or text_of(answer.get("model"))
     return row
 
@@ -230,8 +238,7 @@ def litellm(record: Object) -> Row:
     if row.user is None:
         _messages(row, record.get("messages"))
     row.time_us = time_of(record.get("startTime"))
-    ended = time_of(record.get("endTime"))
-    row.latency_ms = (ended - row.time_us) // 1000 if ended and row.time_us and ended >= row.time_us else None
+    row.latency_ms = milliseconds_of(row.time_us, time_of(record.get("endTime")))
     row.key = text_of(record.get("api_key"))
     # `user` is the proxy's own user of the key; `end_user` is what the customer says.
     row.account = text_of(_first(record.get("user"), record.get("team_id"), record.get("api_key")))
@@ -266,9 +273,8 @@ def otel(record: Object) -> Row:
     resource = _attributes(_object(record.get("resource")).get("attributes"))
     request = "gen_ai.request."
     row.model = text_of(_first(have.get(request + "model"), have.get("gen_ai.response.model")))
-    temperature = have.get(request + "temperature")
-    row.temperature = float(temperature) if isinstance(temperature, int | float) and 0 <= temperature <= 100 else None
-    row.choices = number_of(have.get(request + "choice.count"), 1000)
+    row.temperature = temperature_of(have.get(request + "temperature"))
+    row.choices = number_of(have.get(request + "choice.count"))
     row.seeded = (request + "seed") in have
     row.tokens_in = number_of(_first(have.get("gen_ai.usage.input_tokens"), have.get("gen_ai.usage.prompt_tokens")))
     row.tokens_out = number_of(
@@ -282,7 +288,7 @@ def otel(record: Object) -> Row:
         _first(have.get("enduser.id"), have.get("user.id"), have.get("tenant.id"), resource.get("tenant.id"))
     )
     row.org = text_of(have.get("organization.id"))
-    row.status = number_of(have.get("http.response.status_code"), 999)
+    row.status = number_of(have.get("http.response.status_code"))
     row.time_us = time_of(
         _first(
             record.get("startTimeUnixNano"),
@@ -292,7 +298,7 @@ def otel(record: Object) -> Row:
         )
     )
     ended = time_of(_first(record.get("endTimeUnixNano"), record.get("end_time"), record.get("end_time_unix_nano")))
-    row.latency_ms = (ended - row.time_us) // 1000 if ended and row.time_us and ended >= row.time_us else None
+    row.latency_ms = milliseconds_of(row.time_us, ended)
     messages = have.get("gen_ai.input.messages")
     if isinstance(messages, str):
         from stillroom.core.strict_json import NotStrict, read_strict
@@ -312,7 +318,7 @@ def stillroom(record: Object) -> Row:
     _around(row, record)
     _used(row, record)
     row.account = row.account or row.key
-    row.turns = number_of(record.get("turns"), 10_000)
+    row.turns = number_of(record.get("turns"))
     row.seeded = flag_of(record.get("seeded"))
     return row
 

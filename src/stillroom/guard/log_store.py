@@ -2,7 +2,8 @@
 
     STORE/store.json          schema, digest of the secret, share of texts that `fills` keeps
     STORE/secret.key          32 bytes; without it no one can try values against the digests
-    STORE/parts/ID/           one intake: rows-*.parquet, its reductions, and part.json (what was read, skipped, missing)
+    STORE/parts/ID/           one intake: rows-*.parquet, its reductions, and part.json (what was read, skipped, missing); ID is
+                              the digest of what it read, and a merge brings the parts of other stores here
     STORE/reduced/            the reductions of all parts together
 
 Every reduction is a table of sums, minima and maxima of integers by a key. So reductions of parts add up to the reduction of
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +69,22 @@ COLUMNS: dict[str, str] = {
     "cot": "TINYINT",
 }
 """The canonical row. Digests are 0 and other values -1 where the log does not say."""
+MOST: dict[str, int] = {
+    "tokens_in": 2**31 - 1,
+    "tokens_out": 2**31 - 1,
+    "choices": 1_000,
+    "temperature": 100,
+    "logprobs": 1,
+    "tools": 1,
+    "stream": 1,
+    "seeded": 1,
+    "turns": 30_000,
+    "latency_ms": 2**31 - 1,
+    "status": 999,
+    "cot": 1,
+}
+"""The greatest value of each column that holds neither a time nor a digest. Who sends requests can make a log hold any number:
+a greater one is stored as this one, so that no number keeps a row from being read."""
 
 KINDS = ("org", "payment", "device", "ip24", "asn", "country", "ua", "end_user")
 """Columns that say with whom an account shares something; `values.kind` is the index."""
@@ -133,7 +151,8 @@ class Store:
 
     def parts(self) -> list[Path]:
         """The folders of whole parts, sorted."""
-        return sorted(found.parent for found in self.path.glob("parts/*/part.json"))
+        found = (record.parent for record in self.path.glob("parts/*/part.json"))
+        return sorted(part for part in found if not part.name.endswith(".partial"))
 
     def digest(self) -> str:
         """What the store holds: of the parts' records (which hold the digests of what they read)."""
@@ -303,13 +322,15 @@ def reduce_part(connection: DuckDBPyConnection, folder: Path) -> tuple[int, int,
 
 
 def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 1) -> dict[str, Any]:
-    """Add up the parts of stores into one store's ``reduced``.
+    """Bring the parts of stores into one store, and add them up in its ``reduced``.
+
+    The parts are the store's own from then on: later intakes add to them, and :meth:`Store.digest` covers them.
 
     Returns:
         The record that is written beside the reductions: parts, rows and a digest of every table's content.
 
     Raises:
-        UsageError: A store has another secret, or no store has a part.
+        UsageError: A store has another secret, two parts hold one log, or no store has a part.
     """
     for store in stores:
         if store.key != into.key:
@@ -318,12 +339,14 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
                 "Give the stores one secret at intake: --key-file STORE/secret.key.",
             )
     # The same logs may be in two of the stores: a part's name is the digest of what it read.
-    parts = {part.name: part for store in [into, *stores] for part in store.parts()}
+    parts = {part.name: part for store in [*stores, into] for part in store.parts()}
     _require_apart(parts)
     if not parts:
         raise UsageError(
             f"{into.path}: no part was read yet.", "Read logs first: stillroom guard intake LOGS... -o STORE."
         )
+    for name, part in parts.items():
+        parts[name] = _brought(part, into)
     record: dict[str, Any] = {"schema": "stillroom.guard.reduced/1", "parts": sorted(parts), "tables": {}}
     record["rows"] = sum(int(files.read_json(part / "part.json")["rows"]) for part in parts.values())
     with (
@@ -341,6 +364,22 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
             record["tables"][name] = _content(connection, folder / f"{name}.parquet")
         files.write_json(folder / "reduced.json", record)
     return record
+
+
+def _brought(part: Path, into: Store) -> Path:
+    """A part as one of the store's own: hard links where both are on one file system (no file of a part ever changes)."""
+    own = into.path / "parts" / part.name
+    if not (own / "part.json").is_file():
+        with files.replacing(own) as beside:
+            shutil.copytree(part, beside, copy_function=_link_or_copy)
+    return own
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _require_apart(parts: Mapping[str, Path]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import InspectionRefused
+from stillroom.core.plain import shown
 from stillroom.inspection.gguf_header import read_gguf
 from stillroom.inspection.safetensors_header import read_safetensors
 
@@ -19,7 +20,8 @@ def model_facts(path: Path) -> dict[str, Any] | None:
 
     Returns:
         ``kind``, ``architecture``, ``parameters`` (stored numbers; a tied matrix is stored once), ``types`` (parameters by
-        type), ``context`` (tokens, None where the files do not say) and ``chat_template`` (whether there is one).
+        type), ``context`` (tokens) and ``chat_template`` (whether there is one). Architecture and context are None where the
+        files do not say, or say it with a value of another type.
     """
     with contextlib.suppress(InspectionRefused, OSError, ValueError, RecursionError):
         if path.is_dir():
@@ -32,14 +34,15 @@ def model_facts(path: Path) -> dict[str, Any] | None:
 
 
 def _facts(
-    kind: str, architecture: str | None, types: Counter[str], context: int | None, template: bool | None
+    kind: str, architecture: object, types: Counter[str], context: object, template: bool | None
 ) -> dict[str, Any]:
+    """The facts; what a file says of architecture and context may be of any type."""
     return {
         "kind": kind,
-        "architecture": architecture,
+        "architecture": architecture if isinstance(architecture, str) else None,
         "parameters": sum(types.values()),
         "types": dict(types.most_common()),
-        "context": context,
+        "context": context if isinstance(context, int) and not isinstance(context, bool) and context > 0 else None,
         "chat_template": template,
     }
 
@@ -73,14 +76,18 @@ def _folder(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").is_file() or not files:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    if not isinstance(config, dict):
+        return None
+    of_text = config.get("text_config")
+    inner = of_text if isinstance(of_text, dict) else config
     types: Counter[str] = Counter()
     for file in files:
         types += _safetensors(file)
     tokenizer: Any = {}
     with contextlib.suppress(OSError, ValueError):
         tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    template = (folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template"))
+    said = isinstance(tokenizer, dict) and bool(tokenizer.get("chat_template"))
+    template = (folder / "chat_template.jinja").is_file() or said
     context = inner.get("max_position_embeddings")
     return _facts("Hugging Face folder", config.get("model_type"), types, context, template)
 
@@ -90,7 +97,7 @@ def facts_in_words(facts: dict[str, Any]) -> str:
     types = ", ".join(facts["types"])
     words = [facts["kind"]]
     if facts["architecture"]:
-        words.append(str(facts["architecture"]))
+        words.append(shown(facts["architecture"], one_line=True))
     words.append(f"{facts['parameters']:,} parameters ({types})")
     if facts["context"]:
         words.append(f"context of {facts['context']:,} tokens")

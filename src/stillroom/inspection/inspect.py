@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import InspectionRefused
+from stillroom.core.plain import shown
 from stillroom.inspection.gguf_header import MAGIC, read_gguf
 from stillroom.inspection.onnx_graph import read_onnx
 from stillroom.inspection.pickles import CODE, SUFFIXES, betrayed
@@ -64,7 +65,7 @@ def report(path: Path) -> dict[str, Any]:
 
     Returns:
         ``path`` (its name), ``safe``, ``refused`` (a list of ``file``, ``reason``, ``offset``, ``todo``), ``files`` and
-        ``templates`` (place and SHA-256 of every chat template).
+        ``templates`` (place and SHA-256 of every chat template). Control characters of names are written out.
 
     Raises:
         InspectionRefused: There is nothing at this path, or nothing in it.
@@ -88,7 +89,7 @@ def report(path: Path) -> dict[str, Any]:
         "files": look.files,
         "templates": [
             {
-                "where": where,
+                "where": shown(where, one_line=True),
                 "sha256": files.digest_bytes(text.encode("utf-8", "surrogatepass")),
                 "characters": len(text),
             }
@@ -103,8 +104,8 @@ def _as_entry(error: InspectionRefused, path: Path) -> dict[str, Any]:
     root = str(path)
     inside = file[len(root) :].lstrip("/") if file.startswith(root) else ""
     return {
-        "file": inside or path.name,
-        "reason": error.what.removeprefix(file).lstrip(": "),
+        "file": shown(inside or path.name, one_line=True),
+        "reason": shown(error.what.removeprefix(file).lstrip(": "), one_line=True),
         "offset": int(offset.group(1).replace(",", "")) if offset else None,
         "todo": error.todo,
     }

@@ -28,7 +28,7 @@ def run_together(shares: int, work: Callable[[int], T]) -> list[T]:
     """Run ``work(0)`` to ``work(shares - 1)`` at the same time, each with its part of PyTorch's threads.
 
     Args:
-        shares: How many; one runs on the calling thread.
+        shares: How many; a single one runs on the calling thread.
         work: Takes the share's number. Autograd records what it does where it records on the calling thread.
 
     Returns:

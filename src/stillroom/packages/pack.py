@@ -31,7 +31,7 @@ from stillroom.verification.claims import (
     PROVENANCE,
     TEMPLATE,
     TERMS,
-    licence_file,
+    licence_files,
     weights_of,
 )
 from stillroom.verification.documents import Policy
@@ -241,8 +241,9 @@ def _write_obliged(folder: Path, obligations: dict[str, Any]) -> None:
     """Notices, licences and use policies that the terms oblige."""
     if obligations["notices"]:
         files.write_text(folder / NOTICE, "\n\n".join(obligations["notices"]) + "\n")
-    for named in (*obligations["licences"], *obligations["use_policies"]):
-        files.write_text(folder / LICENCES / licence_file(named["name"]), named["text"])
+    obliged = [(named["name"], named["text"]) for named in (*obligations["licences"], *obligations["use_policies"])]
+    for name, text in licence_files(obliged).items():
+        files.write_text(folder / LICENCES / name, text)
 
 
 def _card(

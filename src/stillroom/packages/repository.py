@@ -4,14 +4,16 @@
     REPO/targets/     releases.json, reinstatements.json, revocations/list.json, releases/NAME/N/package.dsse
     REPO/trust.json   what to ship with an application: the first root, where the repository is, the time it was made
 
-Any static web server or a medium can carry the folder. Every change writes new versions and keeps the old files.
+Any static web server or a medium can carry the folder. Every change writes new versions and keeps the old files. One process at
+a time changes it, from reading the newest versions to writing the next ones: ``.lock`` is the file of that lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +60,11 @@ class Repository:
 
     def __init__(self, folder: Path, ring: Ring | None, signers: Signers, now: datetime.datetime | None = None) -> None:
         require("trust", "A repository needs packages that are not installed: {}.")
+        from filelock import FileLock
+
         self.folder = folder
+        # Who shares the folder by its group shares the lock.
+        self._lock = FileLock(folder / ".lock", mode=0o660)
         self._ring = ring
         self._signers = signers
         self.now = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
@@ -80,6 +86,17 @@ class Repository:
         Raises:
             UsageError: There is a repository already, or too few private keys are at hand.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            if (self.folder / "metadata").exists():
+                raise UsageError(
+                    f"{self.folder} is a repository already.", "Choose another folder; nothing was changed."
+                )
+            self._begin()
+            self.write_pin(address)
+
+    def _begin(self) -> None:
+        """Sign and write the first metadata."""
         from tuf.api.metadata import (
             DelegatedRole,
             Delegations,
@@ -91,8 +108,6 @@ class Repository:
             Timestamp,
         )
 
-        if (self.folder / "metadata").exists():
-            raise UsageError(f"{self.folder} is a repository already.", "Choose another folder; nothing was changed.")
         root = Root(consistent_snapshot=True, expires=self._expiry("root"))
         self._fill_root(root)
         revoke_keys = [self.ring.public_key(name) for name in self.ring.names("revoke")]
@@ -124,7 +139,6 @@ class Repository:
         for role in ("root", "targets", "revoke"):
             self._sign(role)
         self._publish(first=True)
-        self.write_pin(address)
 
     def write_pin(self, address: str | None = None) -> Pin:
         """Write ``trust.json`` from the present root: what new installations begin with."""
@@ -158,34 +172,36 @@ class Repository:
         keys = [self.ring.public_key(name) for name in self.ring.names("release")]
         signed = open_envelope(data, str(package / SIGNATURE), keys, self.ring.threshold("release"), frozenset())
         manifest = parse_statement(signed.payload)
-        known = self.releases()
-        highest = max((entry.sequence for entry in known.releases if entry.name == manifest.name), default=0)
-        if manifest.sequence <= highest:
-            raise UsageError(
-                f"{manifest.name}: release {manifest.sequence} does not follow release {highest}.",
-                f"Pack it again: stillroom package RUN --sequence {highest + 1}.",
+        with self._changing():
+            known = self.releases()
+            highest = max((entry.sequence for entry in known.releases if entry.name == manifest.name), default=0)
+            if manifest.sequence <= highest:
+                raise UsageError(
+                    f"{manifest.name}: release {manifest.sequence} does not follow release {highest}.",
+                    f"Pack it again: stillroom package RUN --sequence {highest + 1}.",
+                )
+            release = Release(name=manifest.name, sequence=manifest.sequence, digest=manifest.root)
+            floors = known.least_sequences | ({manifest.name: manifest.sequence} if least else {})
+            self._put(
+                "targets",
+                RELEASES,
+                Releases(format=1, releases=(*known.releases, release), least_sequences=floors),
             )
-        release = Release(name=manifest.name, sequence=manifest.sequence, digest=manifest.root)
-        floors = known.least_sequences | ({manifest.name: manifest.sequence} if least else {})
-        self._put(
-            "targets",
-            RELEASES,
-            Releases(format=1, releases=(*known.releases, release), least_sequences=floors),
-        )
-        path = f"releases/{release.name}/{release.sequence}/{SIGNATURE}"
-        self._write_target(path, data)
-        self._metadata("targets").signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
-        self._change("targets")
-        return release
+            path = f"releases/{release.name}/{release.sequence}/{SIGNATURE}"
+            self._write_target(path, data)
+            self._metadata("targets").signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+            self._change("targets")
+            return release
 
     def revoke(self, kind: Kind, value: str, reason: str) -> Revocation:
         """Withdraw a package, key, teacher or dataset by its digest. The role revoke signs."""
-        known = self.revocations()
-        serial = max((entry.serial for entry in known.revocations), default=0) + 1
-        entry = Revocation(kind=kind, value=value, reason=reason, date=self.now.date(), serial=serial)
-        self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=(*known.revocations, entry)))
-        self._change("revoke")
-        return entry
+        with self._changing():
+            known = self.revocations()
+            serial = max((entry.serial for entry in known.revocations), default=0) + 1
+            entry = Revocation(kind=kind, value=value, reason=reason, date=self.now.date(), serial=serial)
+            self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=(*known.revocations, entry)))
+            self._change("revoke")
+            return entry
 
     def reinstate(self, value: str) -> list[Revocation]:
         """Take back every revocation of a digest. The role release signs; revoke alone cannot.
@@ -193,30 +209,34 @@ class Repository:
         Raises:
             UsageError: Nothing of this digest is revoked.
         """
-        done = set(self.reinstatements().reinstated)
-        chosen = [entry for entry in self.revocations().revocations if entry.value == value and entry.id not in done]
-        if not chosen:
-            raise UsageError(f"{value[:12]}… is not revoked.", "`stillroom inspect REPO` shows what is.")
-        reinstated = tuple(sorted(done | {entry.id for entry in chosen}))
-        self._put("targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=reinstated))
-        self._change("targets")
-        return chosen
+        with self._changing():
+            done = set(self.reinstatements().reinstated)
+            chosen = [
+                entry for entry in self.revocations().revocations if entry.value == value and entry.id not in done
+            ]
+            if not chosen:
+                raise UsageError(f"{value[:12]}… is not revoked.", "`stillroom inspect REPO` shows what is.")
+            reinstated = tuple(sorted(done | {entry.id for entry in chosen}))
+            self._put("targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=reinstated))
+            self._change("targets")
+            return chosen
 
     def refresh(self) -> None:
         """Renew dates with the online key; where the ring's keys changed, write the next root first."""
-        root = self._metadata("root")
-        wanted = copy.deepcopy(root.signed)
-        self._fill_root(wanted)
-        if wanted.to_dict() != root.signed.to_dict():
-            wanted.version += 1
-            wanted.expires = self._expiry("root")
-            self._next_root(root, wanted)
-        if self._delegate() or self._metadata("root") is not root:
-            # What the old keys signed must be signed by those that hold the roles now.
-            for role in ("targets", "revoke"):
-                self._metadata(role).signed.version += 1
-                self._sign(role)
-        self._publish()
+        with self._changing():
+            root = self._metadata("root")
+            wanted = copy.deepcopy(root.signed)
+            self._fill_root(wanted)
+            if wanted.to_dict() != root.signed.to_dict():
+                wanted.version += 1
+                wanted.expires = self._expiry("root")
+                self._next_root(root, wanted)
+            if self._delegate() or self._metadata("root") is not root:
+                # What the old keys signed must be signed by those that hold the roles now.
+                for role in ("targets", "revoke"):
+                    self._metadata(role).signed.version += 1
+                    self._sign(role)
+            self._publish()
 
     def expires(self) -> datetime.datetime:
         """When the first part of the metadata expires."""
@@ -235,6 +255,26 @@ class Repository:
     def reinstatements(self) -> Reinstatements:
         """What was taken back."""
         return parse(Reinstatements, self._read_target("targets", REINSTATEMENTS), REINSTATEMENTS)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change, alone: it begins with the newest versions, whatever was read before; nothing stays of one that fails.
+
+        Raises:
+            UsageError: There is no repository.
+        """
+        if not (self.folder / "metadata").is_dir():
+            raise self._none_here()
+        with self._lock:
+            self._loaded.clear()
+            try:
+                yield
+            except BaseException:
+                self._loaded.clear()
+                raise
+
+    def _none_here(self) -> UsageError:
+        return UsageError(f"{self.folder} is not a repository.", "Make one: stillroom repo init FOLDER.")
 
     def _fill_root(self, root: Root) -> None:
         """Give a root the ring's keys and thresholds; tuf's names of the roles are its own."""
@@ -351,7 +391,7 @@ class Repository:
                 versions = [int(path.name.partition(".")[0]) for path in folder.glob(f"[0-9]*.{role}.json")]
                 found = folder / f"{max(versions, default=0)}.{role}.json"
             if not found.is_file():
-                raise UsageError(f"{self.folder} is not a repository.", "Make one: stillroom repo init FOLDER.")
+                raise self._none_here()
             try:
                 self._loaded[role] = Metadata.from_bytes(found.read_bytes())
             except RepositoryError as error:

@@ -71,7 +71,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         everyone.append(
             records[name]
             | {"called": name}
-            | {"learned_from": [dict(route.weights) | {} for route in routes if name in route.names]}
+            | {"learned_from": [dict(route.weights) for route in routes if name in route.names]}
             | {"sources": [source for route in routes if name in route.names for source in route.sources]}
         )
     if recipe.write is not None and recipe.write.by not in recipe.learned_from:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.core.errors import FloorMissed, TermsRefused, VerificationFailed
+from stillroom.core.files import digest_bytes
 from stillroom.verification.closed import Closed, parse, parse_json, read_bytes, validate
 from stillroom.verification.documents import Policy
 from stillroom.verification.lineage import Ancestor
+from stillroom.verification.manifest import check_names
 
 POLICY, TERMS, EVALUATION, EXPORT = "policy.json", "terms.json", "eval.json", "export.json"
 PROVENANCE, BOM, NOTICE, CARD, LICENCES, TEMPLATE = (
@@ -195,9 +198,38 @@ def read_claims(folder: Path) -> Claims:
     )
 
 
-def licence_file(name: str) -> str:
-    """The file name of a licence's copy."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] + ".txt"
+def licence_files(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The files of licence copies, one for each different text of a name.
+
+    A digest of the text is added where several texts would have one file's name (also where only case tells them apart, as some
+    systems do not), and where what is left of a name can be no file's name in a package.
+
+    Args:
+        named: Names of licences and use policies, and their texts.
+
+    Returns:
+        Texts by file name.
+    """
+    alike: dict[str, dict[str, str]] = {}
+    for name, text in named:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100]
+        alike.setdefault(stem.casefold(), {}).setdefault(text, stem)
+    found = {}
+    for texts in alike.values():
+        for text, stem in texts.items():
+            holds = _holds(f"{stem}.txt")
+            digest = digest_bytes(text.encode())[:12]
+            found[f"{stem}.txt" if holds and len(texts) == 1 else f"{stem if holds else 'licence'}-{digest}.txt"] = text
+    return found
+
+
+def _holds(name: str) -> bool:
+    """Whether a package may hold a file of this name."""
+    try:
+        check_names([name])
+    except VerificationFailed:
+        return False
+    return True
 
 
 def weights_of(folder: Path) -> list[Path]:

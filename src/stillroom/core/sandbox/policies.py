@@ -25,22 +25,10 @@ KERNEL = (
     "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff",
     "keyctl", "add_key", "request_key", "io_uring_setup", "io_uring_enter", "io_uring_register",
 )  # fmt: skip
-NETWORK = (
-    "socket", "socketpair", "bind", "connect", "listen", "accept", "accept4", "shutdown", "sendto", "recvfrom",
-    "sendmsg", "recvmsg", "sendmmsg", "recvmmsg", "getsockname", "getpeername", "getsockopt", "setsockopt",
-)  # fmt: skip
-CHANGING_FILES = (
-    "creat", "mknod", "mknodat", "mkdir", "mkdirat", "rmdir", "link", "linkat", "symlink", "symlinkat", "unlink",
-    "unlinkat", "rename", "renameat", "renameat2", "truncate", "ftruncate", "fallocate", "chmod", "fchmod", "fchmodat",
-    "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat", "setxattr",
-    "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat",
-    "file_setattr",
-)  # fmt: skip
 SHARED_MEMORY = (
     "memfd_create", "memfd_secret", "shmget", "shmat", "shmctl", "semget", "semctl", "semop", "msgget", "msgsnd",
     "msgrcv", "msgctl", "mq_open", "mq_unlink",
 )  # fmt: skip
-LIMITS = ("setrlimit", "prlimit64")
 
 ELSEWHERE = (
     "setpriority", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity", "ioprio_set",

@@ -66,9 +66,10 @@ def pieces_of(splits: Iterable[Sequences]) -> list[Piece]:
 
 
 def known_teacher(teacher: EndpointTeacher, folder: Path) -> EndpointTeacher:
-    """The teacher with the fingerprint that a cache was begun with, or with that of now, which is kept.
+    """The teacher with the fingerprint that a cache was begun with.
 
     Raises:
+        LookupError: None was begun there.
         TeacherError: Another model answers than the cache is of; or the probe failed.
     """
     known = begun_with(folder, teacher.config.model, teacher.server.top)
