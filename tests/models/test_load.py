@@ -18,6 +18,7 @@ from stillroom.core.files import digest_file
 from stillroom.formats.gguf_file import write_gguf
 from stillroom.models.gguf_source import gguf_path
 from stillroom.models.load import (
+    config_parameters,
     count_parameters,
     load_student,
     load_teacher,
@@ -78,6 +79,28 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_a_licence_is_read_from_the_front_matter_alone(mine: Path, card: str, licence: str | None) -> None:
     (mine / "README.md").write_text(card, encoding="utf-8")
     assert stated_licence(teacher(mine)) == licence
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", 5),
+        ("architectures", [["LlamaForCausalLM"]]),
+        ("dtype", {}),
+        ("dtype", -1),
+        ("head_dim", 0),
+        ("head_dim", -1),
+        ("hidden_act", "text"),
+        ("intermediate_size", 10**30),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", -1),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_where_it_is_only_counted(mine: Path, key: str, value: Any) -> None:
+    said = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(said | {key: value}))
+    with pytest.raises(TeacherError, match=r"config\.json|no model of the family"):
+        config_parameters(teacher(mine))
 
 
 def test_a_folder_is_loaded_with_what_it_is(folder: Path) -> None:

@@ -47,6 +47,14 @@ TEXT_AS = {
 """Text models of vision-language models without a class of their own: the family whose layers they have."""
 
 
+MOST = {
+    "num_hidden_layers": 10_000,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 20),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 1 << 31),
+}
+"""More than any model has of what its config counts."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """How a folder is opened.
@@ -91,12 +99,26 @@ def kind_of(folder: Path) -> Kind:
     if name in REASONS and not (name == "xlm" and said.get("causal")):
         raise no_teacher(name, REASONS[name])
     require_floats(folder, said)
+    _require_sizes(path, said)
     config = _config(folder, said)
     if getattr(config, "is_encoder_decoder", False):
         raise no_teacher(name, "it is an encoder with a decoder, not a language model that goes from left to right")
     if name in ENCODERS and not getattr(config, "is_decoder", False):
         raise no_teacher(name, "it is an encoder: it sees later tokens (its config does not say `is_decoder: true`)")
     return Kind(config, _inside(name, config), notes)
+
+
+def _require_sizes(path: Path, said: dict[str, Any]) -> None:
+    """Refuse what no model has, before transformers makes layers of it without end, or weights of less than nothing."""
+    parts = [said, *(part for part in said.values() if isinstance(part, dict))]
+    for part in parts:
+        for key, most in MOST.items():
+            value = part.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value <= most:
+                raise TeacherError(f"{path}: `{key}` is {value:,}.", "Get the model's own config.json.")
+    names = said.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TeacherError(f"{path}: `architectures` is no list of names.", "Get the model's own config.json.")
 
 
 def no_teacher(name: str, why: str) -> UnsupportedModel:

@@ -257,13 +257,26 @@ def teacher_config(config: AnyTeacher) -> ModelConfig:
 
 
 def config_parameters(config: AnyTeacher) -> int:
-    """Parameters of a teacher as its config says; nothing is loaded."""
+    """Parameters of a teacher as its config says; nothing is loaded.
+
+    Raises:
+        TeacherError: No model can be made of it.
+        UnsupportedModel: It is no causal language model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: CausalModel = AutoModelForCausalLM.from_config(teacher_config(config))
-    model.tie_weights()
+    known = teacher_config(config)
+    try:
+        with torch.device("meta"):
+            model: CausalModel = AutoModelForCausalLM.from_config(known)
+        model.tie_weights()
+    except Exception as error:
+        where = config.path if isinstance(config, GgufTeacher) else _folder_of(config)
+        raise translate(error, str(where)) or TeacherError(
+            f"{where}: no model of the family `{known.model_type}` can be made as its config says: {first_line(error)}",
+            "Get the model's own config.json.",
+        ) from None
     return count_parameters(model)
 
 
