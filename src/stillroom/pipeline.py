@@ -313,6 +313,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     """Do the stages that are wanted; returns whether none of them is left to other machines."""
     from stillroom.evaluation.floors import require_measurable
     from stillroom.evaluation.registry import check_names
+    from stillroom.planning.paths import require_paths
 
     for notice in made.notices:
         progress.say(f"{made.recipe.name}: {notice}")
@@ -323,6 +324,7 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
     _mend(made, progress)
     check_names(made.recipe.evaluate.measures)
     require_measurable(made.recipe)
+    require_paths(made.recipe)
     _limit_kernels(made.recipe)
     from stillroom.teachers.endpoint.stage import require_no_units, require_possible
     from stillroom.training.refusals import require_group, require_rounds

@@ -42,6 +42,11 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
         RunError: The student is not made yet, or of an earlier result of another stage.
     """
     require_metrics(names)
+    if "tasks" in names and not (run.recipe.evaluate.tasks.names or run.recipe.evaluate.tasks.files):
+        raise UsageError(
+            "The recipe names no tasks, so that there is nothing to measure.",
+            "Add `evaluate: {tasks: {names: […]}}` to it (docs/tasks.md), or leave `tasks` out of --only.",
+        )
     if "drafter" in names and run.recipe.student_with_own_tokenizer is not None:
         raise UsageError(
             "The metric `drafter` needs a student with the teacher's tokenizer, and this one has its own.",

@@ -139,7 +139,7 @@ def _config(folder: Path, said: dict[str, Any]) -> PreTrainedConfig:
             )
     except Exception as error:
         raise translate(error, str(folder)) or TeacherError(
-            f"{folder}: config.json of the family `{said.get('model_type')}` cannot be used: {_last_line(error)}",
+            f"{folder}: config.json of the family `{said.get('model_type')}` cannot be used: {last_line(error)}",
             "Get the model's own config.json.",
         ) from None
     # Weights are floats wherever the config is used; a student that took it over would say otherwise.
@@ -149,7 +149,8 @@ def _config(folder: Path, said: dict[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error that has several: what transformers' checks of configs found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return first_line(ValueError(lines[-1])) if lines else first_line(error)
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.core.errors import RecipeError
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
+from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.runs.run import Run
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from stillroom.models.types import CausalModel, ModelConfig, Tokenizer
     from stillroom.signals.vocabulary_map import VocabularyMap
     from stillroom.students.shape import Anatomy, Shape
+
+
+POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
+"""What transformers calls a table with an entry for each position."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,11 @@ def check_student(recipe: Recipe) -> None:
     if recipe.export.choose is not None:
         device_of(recipe.export.choose)
     student = recipe.student
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        with torch.device("meta"):
+            _require_positions(
+                AutoModelForCausalLM.from_config(teacher_config(recipe.teacher)), recipe.corpus.sequence_length
+            )
     if isinstance(student, FreshStudent):
         config = teacher_config(recipe.teacher)
         with torch.device("meta"):
@@ -151,6 +162,22 @@ def check_student(recipe: Recipe) -> None:
         anatomy.require_possible(replace(anatomy.teacher, **given_sizes(student)))
     else:
         anatomy.require_counted()
+
+
+def _require_positions(teacher: CausalModel, length: int) -> None:
+    """Refuse sequences that a model with a table of positions has no entry for."""
+    from torch import nn
+
+    most = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+    tables = any(
+        isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
+        for name, module in teacher.named_modules()
+    )
+    if tables and isinstance(most, int) and length > most:
+        raise RecipeError(
+            f"`corpus.sequence_length` is {length:,}, and the teacher knows {most:,} positions.",
+            f"Write `corpus.sequence_length: {most}` or less.",
+        )
 
 
 def count_student(recipe: Recipe, text: Text) -> Planned:

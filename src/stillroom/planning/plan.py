@@ -28,6 +28,7 @@ from stillroom.planning.cluster import EGRESS, Worker, cluster_plan, show_cluste
 from stillroom.planning.counting import Planned, Text, check_student, count_student, count_text
 from stillroom.planning.idle import idle_keys
 from stillroom.planning.needs import Need, install, missing_needs, require_needs
+from stillroom.planning.paths import require_paths
 from stillroom.recipe.reading import load_recipe
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.routes import OWN
@@ -247,6 +248,15 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
     notes = idle_keys(recipe)
     if recipe.corpus.add_bos and text.tokenizer.bos_token_id is None:
         notes.append("`corpus.add_bos` does nothing: the teacher's tokenizer has no beginning-of-text token")
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        from stillroom.models.load import teacher_config
+
+        most = getattr(teacher_config(recipe.teacher), "max_position_embeddings", None)
+        if isinstance(most, int) and length > most:
+            notes.append(
+                f"`corpus.sequence_length` is {length:,}, and the teacher was made for {most:,} tokens: what it predicts "
+                "behind them is no example"
+            )
     notes += [
         f"`distill.{key}` is {asked:,}, and one sequence has {length:,}: whole sequences are taken"
         for key in ("batch_tokens", "micro_batch_tokens")
@@ -278,6 +288,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     require_possible(recipe)
     require_rounds(recipe)
     require_device(recipe.compute)
+    require_paths(recipe)
     needs = missing_needs(recipe)
     if any(need.stage in ("corpus", "distill") for need in needs):
         # Without the text, or what the pilot trains with, there is nothing to plan with.

@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stillroom.core.errors import UnsupportedModel, VocabularyMismatch, first_line
+from stillroom.core.errors import UnsupportedModel, VocabularyMismatch
 from stillroom.models.families.family import fit_layer_lists
+from stillroom.models.kinds import last_line
 from stillroom.models.load import model_folder
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.routes import OWN
 from stillroom.recipe.student import ExistingStudent, FreshStudent, Student
 from stillroom.teachers.several import other_token
 from stillroom.teachers.tokenizers import STUDENT
+
+COUNTS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+"""Keys of a config that count something."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +47,15 @@ def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> Causa
     from transformers import AutoModelForCausalLM
 
     changed = copy.deepcopy(teacher)
+    if "vocab_size" in student.config:
+        raise UnsupportedModel(
+            "`student.config.vocab_size` does nothing: the student has the ids that `student.vocabulary` leaves it.",
+            "Leave it out; `vocabulary: {keep: corpus}` makes the vocabulary smaller.",
+        )
+    for key in COUNTS:
+        value = student.config.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", "Write a whole number of at least 1.")
     unknown = [key for key in student.config if not hasattr(changed, key)]
     if unknown:
         raise UnsupportedModel(
@@ -47,10 +67,12 @@ def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> Causa
         for key, value in student.config.items():
             setattr(changed, key, value)
         changed.vocab_size = rows
+        # What is written is opened again, with all that transformers asks of a config.
+        type(changed).from_dict(changed.to_dict())
         model: CausalModel = AutoModelForCausalLM.from_config(changed, dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except Exception as error:
         raise UnsupportedModel(
-            f"The family `{teacher.model_type}` cannot be built from `student.config`: {first_line(error)}",
+            f"The family `{teacher.model_type}` cannot be built from `student.config`: {last_line(error)}",
             "Mind that heads divide the width, and key/value heads divide the heads.",
         ) from None
     return model

@@ -137,6 +137,17 @@ def _text(identity: dict[str, str]) -> str:
     return files.canonical_json(identity).decode()
 
 
+def is_measured(file: Path) -> bool:
+    """Whether a file is one that :meth:`Measured.save` wrote, of whatever teacher and sample."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.metadata() or ()) == {"measured"}
+    except (SafetensorError, OSError):
+        return False
+
+
 def _read(file: Path | None, identity: dict[str, str]) -> dict[str, torch.Tensor] | None:
     """The tensors of a file that was measured of the same; None where it has to be measured anew."""
     from safetensors import SafetensorError, safe_open
