@@ -65,7 +65,7 @@ def test_a_cache_that_is_a_file_is_refused_by_the_plan(teacher: Path, small_reci
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"vocab_size": 5}, "`student.config.vocab_size` does nothing"),
+        ({"vocab_size": 5}, "`vocab_size`, which does nothing"),
         ({"num_hidden_layers": 0}, "`student.config.num_hidden_layers` is 0"),
         ({"num_hidden_layers": "two"}, "`student.config.num_hidden_layers` is 'two'"),
         ({"hidden_size": 30}, "hidden size"),

@@ -49,13 +49,13 @@ def fresh_model(student: FreshStudent, teacher: ModelConfig, rows: int) -> Causa
     changed = copy.deepcopy(teacher)
     if "vocab_size" in student.config:
         raise UnsupportedModel(
-            "`student.config.vocab_size` does nothing: the student has the ids that `student.vocabulary` leaves it.",
+            "`student.config` names `vocab_size`, which does nothing: `student.vocabulary` decides which ids it has.",
             "Leave it out; `vocabulary: {keep: corpus}` makes the vocabulary smaller.",
         )
     for key in COUNTS:
         value = student.config.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", "Write a whole number of at least 1.")
+            raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", "Write an integer of at least 1.")
     unknown = [key for key in student.config if not hasattr(changed, key)]
     if unknown:
         raise UnsupportedModel(
