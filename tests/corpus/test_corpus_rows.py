@@ -263,15 +263,142 @@ def test_calls_of_any_arguments_are_learned(name: str, arguments: dict[str, Any]
     assert learned == f"<think>\n\n</think>\n\n{words}{gap}{called}<|im_end|>"
 
 
-def test_a_completion_that_is_marked_as_unwanted_is_not_learned() -> None:
+UNWANTED = "answers marked as unwanted (`label: false`) that are not learned"
+ANSWERED: list[dict[str, Any]] = [
+    {"prompt": "2 + 2 =", "completion": "5"},
+    {"prompt": "2 + 2 =", "completion": " 5"},
+    {"prompt": "2 + 2 =", "response": "5"},
+    {"instruction": "2 + 2 =", "output": "5"},
+    {"messages": [USER, SAID]},
+    {"conversations": [{"from": "human", "value": "2 + 2 ="}, {"from": "gpt", "value": "5"}]},
+]
+
+
+@pytest.mark.parametrize("row", ANSWERED)
+def test_an_answer_that_is_marked_as_unwanted_is_not_learned(row: dict[str, Any]) -> None:
+    for label in (True, 1, 1.0, "true", "True", "1", None, ""):
+        tally = Tally()
+        assert not document_of({**row, "label": label}, None, None, "here", tally=tally).is_empty
+        assert not tally.notes
+        assert not tally.unused
+    for label in (False, 0, 0.0, "false", "False", " 0 "):
+        tally = Tally()
+        assert document_of({**row, "label": label}, None, None, "here", tally=tally).is_empty
+        assert tally.notes == {UNWANTED: 1}
+        assert not tally.unused
+        assert not document_of({**row, "label": label}, None, None, "here", ignore=("label",)).is_empty
+    for label in (2, "cat", [False], float("nan")):
+        assert f"here: the row has the `label` {label!r} beside an answer.\n" in refusal({**row, "label": label})
+
+
+def test_a_label_that_is_beside_no_answer_is_any_key() -> None:
+    pair = {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"}
+    for row in ({"text": "abc"}, {"messages": [USER]}, pair):
+        for label in ("cat", 0):
+            tally = Tally()
+            document = document_of({**row, "label": label}, None, None, "here", tally=tally)
+            assert document.is_empty == ("messages" in row)
+            assert tally.unused == {"label": 1}
+
+
+@pytest.mark.parametrize("key", ["parameters", "input", "args"])
+def test_what_a_call_gives_its_function_under_another_key_is_refused(key: str) -> None:
+    function = {"name": "stock", key: {"part": "M6"}}
+    told = f"here: the call of `stock` has `{key}`, which is not read.\n"
+    for call in ({"function": function}, {"type": "function", **function}):
+        assert told in refusal({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+    if key != "args":
+        beside = {"function": {"name": "stock"}, key: {"part": "M6"}}
+        assert told in refusal({"messages": [USER, {"role": "assistant", "tool_calls": [beside]}]})
+    harmless = {"function": {"name": "stock", "arguments": {"part": "M6"}, key: None}, "index": 0}
+    assert "M6" in encoded({"messages": [USER, {"role": "assistant", "tool_calls": [harmless]}]})[1]
+
+
+def test_calls_in_two_forms_are_refused() -> None:
+    both = {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "other", "arguments": "{}"}}
+    assert "calls in two forms, `tool_calls` and `function_call`" in refusal({"messages": [USER, both]})
+    assert "stock" in encoded({"messages": [USER, both]}, ignore=("function_call",))[1]
+    shared = {"from": "function_call", "value": '{"name": "other", "arguments": {}}', "tool_calls": [CALL]}
+    assert "calls in two forms" in refusal({"conversations": [{"from": "human", "value": "How many?"}, shared]})
+
+
+def test_a_key_that_is_twice_in_json_inside_json_is_refused() -> None:
+    twice = '{"part": "M6", "part": "M8"}'
+    call = {"function": {"name": "stock", "arguments": twice}}
+    assert refusal({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}) == (
+        "here: in the JSON text of `arguments of stock` the key 'part' is there twice.\nWrite it once."
+    )
+    chat = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
+    assert "the JSON text of `messages` the key 'content' is there twice" in refusal({"messages": chat})
+    tools = '[{"name": "a", "name": "b"}]'
+    assert "the JSON text of `tools` the key 'name' is there twice" in refusal(
+        {"messages": [USER, SAID], "tools": tools}
+    )
+
+
+def test_two_thoughts_of_one_answer_are_refused_where_they_differ() -> None:
+    two = {**SAID, "reasoning_content": "Second.", "reasoning": "First."}
+    assert refusal({"messages": [USER, two]}) == (
+        "here: the assistant's message has `reasoning_content` and `reasoning` with different words; only one can be its "
+        "reasoning.\nLeave one of them out: `ignore: [reasoning]`."
+    )
+    assert "Second." in encoded({"messages": [USER, two]}, ignore=("reasoning",))[1]
+    for other in ("Second.", "Second.\n", " "):
+        assert "Second." in encoded({"messages": [USER, {**two, "reasoning": other}]})[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"messages": [USER, None, SAID]}, "entry 2 of `messages` is nothing, not a message."),
+        ({"messages": [None]}, "entry 1 of `messages` is nothing, not a message."),
+        ({"conversations": [{"from": "human", "value": "a"}, 5]}, "entry 2 of `conversations` is a number"),
+        ({"messages": [{"from": ["x"], "value": "a"}]}, "a message is from ['x']."),
+        ({"prompt": "a", "chosen": ["oops", SAID]}, "entry 1 of `chosen` is text, not a message."),
+        ({"prompt": [None, USER], "completion": "b"}, "entry 1 of `prompt` is nothing, not a message."),
+        ({"prompt": 5, "chosen": [USER, SAID]}, "`prompt` holds a number, not text."),
+    ],
+)
+def test_entries_of_another_kind_are_named(row: dict[str, Any], wanted: str) -> None:
+    assert refusal(row).startswith(f"here: {wanted}")
+
+
+def test_a_tool_whose_parameters_are_null_is_read() -> None:
+    tool = {"name": "stock", "parameters": {"type": "object", "properties": None}}
+    assert "stock" in encoded({"messages": [USER, SAID], "tools": [tool]})[0]
+
+
+def test_an_unforeseen_error_is_one_message_with_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("unhashable")
+
+    row = {"messages": [USER, SAID]}
+    monkeypatch.setattr("stillroom.corpus.chat.require_contents", broken)
+    assert refusal(row).startswith("here: cannot be read as it is (TypeError): unhashable.\n")
+    monkeypatch.setattr("stillroom.corpus.rows._shaped", broken)
+    assert refusal(row).startswith("here: cannot be read as it is (TypeError): unhashable.\n")
+
+
+def test_keys_with_half_a_character_can_be_written() -> None:
     tally = Tally()
-    rows: list[dict[str, Any]] = [
-        {"prompt": "2 + 2 =", "completion": "4", "label": True},
-        {"prompt": "2 + 2 =", "completion": "5", "label": False},
-    ]
-    wanted, unwanted = (document_of(row, None, None, "here", tally=tally) for row in rows)
-    assert wanted.messages[-1]["content"] == "4"
-    assert unwanted.is_empty
-    assert tally.notes == {"completions marked as unwanted (`label: false`) that are not learned": 1}
-    assert not tally.unused
-    assert not document_of(rows[1], None, None, "here", ignore=("label",)).is_empty
+    document_of({"text": "abc", "k\ud800": "v"}, None, None, "here", tally=tally)
+    tally.passed_over[".\udcff"] += 1
+    counts = tally.as_dict()
+    json.dumps(counts, ensure_ascii=False).encode()
+    assert counts["unused_keys"] == {"k\\ud800": 1}
+    assert "half a character" in refusal({"messages": [{**USER, "k\ud800": "v"}, SAID]})
+    assert "there are: k\\ud800." in refusal({"k\ud800": "v"})
+
+
+@pytest.mark.parametrize("keys", [("prompt", "completion"), ("prompt", "chosen"), ("instruction", "output")])
+def test_a_prompt_whose_answer_is_null_has_nothing_to_learn(keys: tuple[str, str]) -> None:
+    for prompt in ("Explain.", [USER, SAID, USER]):
+        tally = Tally()
+        document = document_of(dict(zip(keys, (prompt, None), strict=True)), None, None, "here", tally=tally)
+        assert document.lacks_answer
+        assert tally.shapes == {f"`{keys[0]}` without `{keys[1]}`": 1}
+        assert not tally.unused
+    nothing = document_of(dict.fromkeys(keys), None, None, "here")
+    assert nothing.is_empty
+    assert not nothing.lacks_answer
+    assert "no key `text`" in refusal({keys[0]: "Explain.", keys[1]: None}, ignore=(keys[1],))

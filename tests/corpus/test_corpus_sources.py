@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sources import name_of, read_source
+from stillroom.corpus.tally import Tally
 from stillroom.recipe.corpus import (
     DatasetSource,
     JsonlSource,
@@ -201,6 +202,16 @@ def test_json_lines_that_are_not_utf8(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("line", [b'\0\0\0{"text": "a"}', b'{"text": "a\0b"}', b'{\0"\0t\0e\0x\0t\0"\0:\0"\0a\0"\0}\0'])
+def test_json_lines_with_zeros_are_told_as_such(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "zeros.jsonl"
+    path.write_bytes(b'{"text": "abc"}\n' + line + b"\n")
+    assert message(JsonlSource(path=path)) == (
+        f"{path}, line 2: has characters that are 0, so that it is no text.\n"
+        "Write the file again, or name its `encoding` in the recipe."
+    )
+
+
 def test_half_a_character(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", '{"text": "ab\\ud83d"}\n')
     assert message(JsonlSource(path=path)) == (
@@ -230,7 +241,7 @@ def test_a_missing_key(tmp_path: Path) -> None:
         ),
         (
             {"messages": ["Q"]},
-            '`messages` holds a list, not a list of messages.\nA message looks like {"role": "user", "content": "…"}.',
+            'entry 1 of `messages` is text, not a message.\nA message looks like {"role": "user", "content": "…"}.',
         ),
         (
             {"messages": [{"who": "human", "value": "Q"}]},
@@ -272,6 +283,24 @@ def test_parquet(tmp_path: Path) -> None:
     chat, empty = read(ParquetSource(path=chats))
     assert chat.messages == tuple(CHAT)
     assert empty.is_empty
+
+
+def test_labels_of_tables(tmp_path: Path) -> None:
+    answers: dict[str, list[Any]] = {"prompt": ["2 + 2 ="] * 3, "response": ["4", "5", "four"]}
+    (tmp_path / "a.csv").write_text("prompt,response,label\n2 + 2 =,4,True\n2 + 2 =,5,False\n2 + 2 =,four,\n")
+    table = parquet(tmp_path / "a.parquet", **answers, label=[True, False, None])
+    for source in (JsonlSource(path=tmp_path / "a.csv"), ParquetSource(path=table)):
+        tally = Tally()
+        assert [document.is_empty for document in read_source(source, tally)] == [False, True, False]
+        assert tally.notes["answers marked as unwanted (`label: false`) that are not learned"] == 1
+        assert not tally.unused
+    # Beside a plain text it is any column; without any text the missing one is told with all that there are.
+    tally = Tally()
+    texts = parquet(tmp_path / "b.parquet", text=["a", "b"], label=["cat", "dog"])
+    assert [document.text for document in read_source(ParquetSource(path=texts), tally)] == ["a", "b"]
+    assert tally.unused == {"label": 2}
+    other = parquet(tmp_path / "c.parquet", body=["a"], label=["cat"])
+    assert "no key `text`; there are: body, label." in message(ParquetSource(path=other))
 
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:

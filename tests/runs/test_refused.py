@@ -43,7 +43,7 @@ def recipe(teacher: Path, small_recipe: Any, tmp_path: Path) -> Path:
             {"student": {"kind": "fresh", "config": {"layers": 1}}},
             r"`student\.config\.layers` is not a key of the family",
         ),
-        ({"student": {"kind": "fresh", "config": {"hidden_size": -3}}}, r"cannot be built from `student\.config`"),
+        ({"student": {"kind": "fresh", "config": {"hidden_size": -3}}}, r"`student\.config\.hidden_size` is -3"),
         ({"student.experts": 3}, r"`student\.experts` is 3, and the teacher is no mixture"),
         ({"student.target": {"parameters": 1000}, "student.layers": 99}, r"`student\.layers` is 99"),
         ({"distill.learning_rate": 3.0}, r"`distill\.learning_rate` is 3"),

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import THOUGHTS, Document, common_end, common_start
+from stillroom.core.errors import CorpusError, StillroomError
+from stillroom.corpus.documents import THOUGHTS, Document, common_end, common_start, unforeseen
 from stillroom.corpus.faithful import holds, left_out, note_keys, require_contents, require_tools, says_calls
 from stillroom.inspection.template import render_chat
 from stillroom.models.tokenizer import control_texts
@@ -103,6 +103,10 @@ class ChatTemplate:
             if self._tools is not None:
                 tools, self._tools = self._tools, None
                 require_tools(tools, text, lambda: self._apply(messages, where), where)
+        except StillroomError:
+            raise
+        except Exception as error:
+            raise unforeseen(error, where) from error
         finally:
             self._tools = None
         return Rendered(text, spans, learned)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.core.errors import CorpusError
+from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.corpus.tally import Tally
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -99,6 +99,14 @@ def whole_text(text: str, where: str) -> str:
             "Write the text again with whole characters.",
         ) from None
     return text
+
+
+def unforeseen(error: Exception, where: str) -> StillroomError:
+    """What to tell where reading a row or rendering a chat failed in a way that no check foresaw."""
+    return translate(error, where) or CorpusError(
+        f"{where}: cannot be read as it is ({type(error).__name__}): {first_line(error)}",
+        "Look at the kinds of its values: one is not as the row's shape has it. Mend it, or leave the row out.",
+    )
 
 
 def kind_of(value: Any) -> str:

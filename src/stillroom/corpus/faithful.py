@@ -89,11 +89,14 @@ def require_tools(tools: Sequence[Mapping[str, Any]], whole: str, without: Calla
     for tool in tools:
         function = tool["function"]
         parameters = function.get("parameters")
-        properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else {}
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
         for what, words in (
             ("the name", function["name"]),
             ("the description", function.get("description") or ""),
-            *((f"the parameter `{name}`", name) for name in properties),
+            *(
+                (f"the parameter `{name}`", name)
+                for name in (properties if isinstance(properties, (Mapping, list)) else ())
+            ),
         ):
             if not holds(whole, str(words)):
                 raise left_out(where, f"{what} of the tool `{function['name']}`", "tools")

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import THOUGHTS, clean, kind_of
+from stillroom.core.strict_json import Twice, once_each
+from stillroom.corpus.documents import THOUGHTS, clean, kind_of, whole_text
 from stillroom.corpus.tally import Tally
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,9 +55,21 @@ def messages_of(
         lengths = {len(part) for part in value.values()}
         if len(lengths) == 1:
             value = [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise CorpusError(f"{where}: `{key}` holds {kind_of(value)}, not a list of messages.", EXAMPLE)
+    require_entries(value, where, key)
     return tuple(_message(message, where, tally, ignore) for message in value)
+
+
+def require_entries(entries: Sequence[Any], where: str, key: str) -> None:
+    """Check that each entry of a list of messages is a mapping.
+
+    Raises:
+        CorpusError: One is not; names it.
+    """
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, Mapping):
+            raise CorpusError(f"{where}: entry {number} of `{key}` is {kind_of(entry)}, not a message.", EXAMPLE)
 
 
 def tools_of(value: Any, where: str, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
@@ -128,6 +141,8 @@ def _message(message: Message, where: str, tally: Tally | None, ignore: Collecti
         tally.unused.update(f"messages.{key}" for key in message if key in ignore and message[key] is not None)
     if "role" not in given and "from" in given and ("value" in message or "content" in message):
         given = _sharegpt(given, where)
+    if given.get("tool_calls") and given.get("function_call"):
+        raise _called_twice(where)
     calls = given.get("tool_calls") or given.get("function_call")
     speaks = calls or any(given.get(key) for key in THOUGHTS)
     if "role" not in given or not ("content" in given or "content" in message or speaks):
@@ -159,19 +174,41 @@ def _message(message: Message, where: str, tally: Tally | None, ignore: Collecti
                 raise CorpusError(f"{where}: the {role}'s message has `{key}`.", "Only the assistant thinks.")
             found[key] = clean(value, where, tally)
         else:
-            found[key] = plain(value, where, key)
-    return found
+            found[whole_text(key, where)] = plain(value, where, key)
+    return _with_one_thought(found, where)
+
+
+def _with_one_thought(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """The message, if all keys of its thought hold the same words: a chat template reads one of them."""
+    filled = [key for key in THOUGHTS if str(message.get(key, "")).strip()]
+    for other in filled[1:]:
+        if message[other].strip() != message[filled[0]].strip():
+            raise CorpusError(
+                f"{where}: the assistant's message has `{filled[0]}` and `{other}` with different words; only one can be "
+                "its reasoning.",
+                f"Leave one of them out: `ignore: [{other}]`.",
+            )
+    return {key: value for key, value in message.items() if not filled or key not in THOUGHTS or key in filled}
+
+
+def _called_twice(where: str) -> CorpusError:
+    return CorpusError(
+        f"{where}: the assistant's message has calls in two forms, `tool_calls` and `function_call`.",
+        "Write all of its calls as `tool_calls`, or leave one form out: `ignore: [function_call]`.",
+    )
 
 
 def _sharegpt(given: dict[str, Any], where: str) -> dict[str, Any]:
     speaker = given.pop("from")
     value = given.pop("value", None)
-    if speaker not in SHAREGPT:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT:
         raise CorpusError(
             f"{where}: a message is from {speaker!r}.", f"Speakers are: {', '.join(SHAREGPT)}. Write one of them."
         )
     given["role"] = SHAREGPT[speaker]
     if speaker == "function_call":
+        if given.get("tool_calls") or given.get("function_call"):
+            raise _called_twice(where)
         given["tool_calls"] = value if isinstance(value, list) else [value]
     elif value is not None:
         given["content"] = value
@@ -210,6 +247,7 @@ def _calls(calls: Any, where: str, tally: Tally | None) -> list[dict[str, Any]]:
                 f"{where}: the assistant's `tool_calls` hold {kind_of(call)} without the name of a function.",
                 'A call looks like {"type": "function", "function": {"name": "…", "arguments": "{…}"}}.',
             )
+        _require_arguments(call, function, where)
         name, arguments = function["name"], function.get("arguments")
         if isinstance(arguments, str):
             arguments = parsed(arguments, where, f"arguments of {name}") if arguments.strip() else {}
@@ -229,14 +267,32 @@ def _calls(calls: Any, where: str, tally: Tally | None) -> list[dict[str, Any]]:
     return found
 
 
+def _require_arguments(call: Mapping[str, Any], function: Mapping[str, Any], where: str) -> None:
+    """Check that a call gives its function nothing but ``arguments``: what is under another key would be lost."""
+    known = {"name", "arguments"} if function is not call else {"name", "arguments", "id", "type", "index"}
+    unknown = [key for key in function if key not in known and function[key] not in (None, "", [], {})]
+    if function is not call:
+        beside = ("name", "arguments", "parameters", "input")
+        unknown += [key for key in beside if call.get(key) not in (None, "", [], {}, function.get(key))]
+    if unknown:
+        raise CorpusError(
+            f"{where}: the call of `{function['name']}` has `{unknown[0]}`, which is not read.",
+            "What a call gives its function is under `arguments`, beside its `name`: write it there, or take the key out.",
+        )
+
+
 def parsed(text: str, where: str, key: str) -> Any:
     """A value that is written as JSON text.
 
     Raises:
-        CorpusError: It is not JSON.
+        CorpusError: It is not JSON, or an object in it holds a key twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once_each)
+    except Twice as error:
+        raise CorpusError(
+            f"{where}: in the JSON text of `{key}` the key {str(error)[:80]!r} is there twice.", "Write it once."
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         raise CorpusError(

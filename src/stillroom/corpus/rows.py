@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from stillroom.core.errors import CorpusError
-from stillroom.corpus.documents import Document, clean, common_start, kind_of
-from stillroom.corpus.messages import MEDIA, Message, messages_of, text_of_content, tools_of
+from stillroom.core.errors import CorpusError, StillroomError
+from stillroom.corpus.documents import Document, clean, common_start, kind_of, unforeseen
+from stillroom.corpus.messages import MEDIA, Message, messages_of, require_entries, text_of_content, tools_of
 from stillroom.corpus.tally import Tally
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -49,7 +49,12 @@ KNOWN = frozenset(
         CONVERSATIONS, SYSTEM, BESIDE, REFUSED, TOOLS, *PAIRS
     )
 )
-"""Every key that this module looks at."""
+"""Every key by which a row has something to learn, or to refuse."""
+LABEL = "label"
+"""Key that tells, beside an answer, whether the answer is wanted; beside a plain text it is any key."""
+_WANTED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+UNWANTED = "answers marked as unwanted (`label: false`) that are not learned"
+PREFERENCE = "preference pairs, the chosen side"
 
 Row = Mapping[str, Any]
 
@@ -88,8 +93,12 @@ class _Reading:
         return messages_of(self.get(key), self.where, key, self.tally, self.ignore)
 
     def is_chat(self, key: str) -> bool:
+        """Whether a value is a list of messages; one in which only some entries are mappings is refused."""
         value = self.row.get(key)
-        return isinstance(value, (list, tuple)) and any(isinstance(entry, Mapping) for entry in value)
+        if not _has_mappings(value):
+            return False
+        require_entries(value, self.where, key)
+        return True
 
     def first(self, keys: Collection[str]) -> str | None:
         return next((key for key in keys if self.has(key)), None)
@@ -120,16 +129,49 @@ def document_of(
         CorpusError: No shape fits, a key is missing or a value is not as it should be.
     """
     reading = _Reading(row, where, ignore, tally)
-    shape, document = _shaped(reading, text_key, messages_key)
-    if shape not in ("text", "empty"):
-        chat = shape in ("messages", "ShareGPT conversations")
-        _refuse_unread(reading, (*MEDIA, "chat_template_kwargs") if chat else REFUSED)
+    try:
+        shape, document = _shaped(reading, text_key, messages_key)
+        if shape not in ("text", "empty"):
+            chat = shape in ("messages", "ShareGPT conversations")
+            _refuse_unread(reading, (*MEDIA, "chat_template_kwargs") if chat else REFUSED)
+            # Of two answers the chosen one is wanted, whatever else a label means there.
+            if not document.is_empty and not shape.startswith(PREFERENCE) and not _is_wanted(reading):
+                document = Document(where=where)
+    except StillroomError as error:
+        # Keys are named in messages; half a character in one could not be shown.
+        raise type(error)(
+            *(part.encode("utf-8", "backslashreplace").decode() for part in (error.what, error.todo))
+        ) from None
+    except Exception as error:
+        raise unforeseen(error, where) from error
     if tally is not None:
         tally.shapes[shape] += 1
         tally.unused.update(
             str(key) for key, value in row.items() if value not in (None, "", [], {}) and key not in reading.used
         )
     return document
+
+
+def _is_wanted(reading: _Reading) -> bool:
+    """Whether a row's answer is to be learned as far as its label tells.
+
+    Raises:
+        CorpusError: The label is neither true nor false.
+    """
+    value = reading.get(LABEL)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return True
+    wanted = _WANTED.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
+    if wanted is None:
+        shown = repr(value)
+        raise CorpusError(
+            f"{reading.where}: the row has the `{LABEL}` {shown if len(shown) <= 80 else shown[:80] + '…'} beside an answer.",
+            "An answer is wanted (1 or true) or not (0 or false): write one of these. If the label is about something else, "
+            f"leave it out: `ignore: [{LABEL}]`.",
+        )
+    if not wanted and reading.tally is not None:
+        reading.tally.notes[UNWANTED] += 1
+    return wanted
 
 
 def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -> tuple[str, Document]:
@@ -157,7 +199,31 @@ def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -
         return found[0] + (", as chats" if reading.as_chat else ""), document
     if any(key in row and row[key] is None for key in ("text", *CONVERSATIONS)):
         return "empty", Document(where=where)
+    unanswered = _unanswered(reading)
+    if unanswered is not None:
+        return unanswered
     raise _no_key(reading, "text")
+
+
+def _unanswered(reading: _Reading) -> tuple[str, Document] | None:
+    """A row whose answer is null: its prompt, of which nothing is learned; empty where that is null too."""
+    row = reading.row
+    for question, answer in (("prompt", "chosen"), ("prompt", "completion"), *PAIRS):
+        if answer in reading.ignore or question in reading.ignore or row.get(answer, "") is not None:
+            continue
+        if question not in row:
+            continue
+        # The row is left out as a whole, and no key of it by itself.
+        reading.used |= KNOWN
+        if row[question] is None:
+            return "empty", Document(where=reading.where)
+        shape = f"`{question}` without `{answer}`"
+        if reading.is_chat(question):
+            messages = reading.messages(question)
+            return shape, _learn_from(reading, messages, len)
+        words = reading.words(question)
+        return shape, Document(words, (), reading.where, (), len(words))
+    return None
 
 
 def _text(reading: _Reading, key: str) -> tuple[str, Document]:
@@ -192,7 +258,7 @@ def _chat(reading: _Reading, messages: tuple[Message, ...], text: str = "", give
 def _pair_shape(reading: _Reading) -> tuple[str, Callable[[_Reading], Document], tuple[str, str]] | None:
     """The shape of a question with its answer: its name, what reads it, and its keys."""
     if reading.has("chosen"):
-        return "preference pairs, the chosen side", _preference, ("prompt", "chosen")
+        return PREFERENCE, _preference, ("prompt", "chosen")
     if reading.has("prompt", "completion"):
         return "prompts with completions", _completion, ("prompt", "completion")
     for question, answer in PAIRS:
@@ -231,8 +297,8 @@ def _begins_with(reading: _Reading) -> bool:
     if first is None or first.get("role", first.get("from")) not in ("user", "human"):
         return False
     words = text_of_content(first.get("content", first.get("value")), reading.where, "user").strip()
-    if isinstance(prompt, str):
-        same = prompt.strip() == words
+    if not isinstance(prompt, (list, tuple)):
+        same = reading.words("prompt").strip() == words
     else:
         same = len(prompt) <= len(chosen) and list(prompt) == list(chosen[: len(prompt)])
     if same:
@@ -245,15 +311,7 @@ def _begins_with(reading: _Reading) -> bool:
 
 
 def _completion(reading: _Reading, answer: str = "completion") -> Document:
-    """A prompt and what follows it: text as it is, or messages. A completion that is marked as unwanted is not learned."""
-    label = reading.row["label"] if reading.has("label") else None
-    if isinstance(label, bool) and answer == "completion":
-        reading.used.add("label")
-        if not label:
-            reading.used |= {"prompt", answer}
-            if reading.tally is not None:
-                reading.tally.notes["completions marked as unwanted (`label: false`) that are not learned"] += 1
-            return Document(where=reading.where)
+    """A prompt and what follows it: text as it is, or messages."""
     if reading.is_chat("prompt") or reading.is_chat(answer):
         return _joined(reading, "prompt", answer)
     prompt, words = reading.words("prompt"), reading.words(answer)
@@ -371,7 +429,7 @@ def _no_key(reading: _Reading, key: str) -> CorpusError:
         return CorpusError(
             missing, f'`{table}` holds a list of texts: write each as a row of its own, {{"text": "…"}}.'
         )
-    chats = [str(name) for name in row if reading.is_chat(str(name)) or _written_chat(row[name])]
+    chats = [str(name) for name in row if _has_mappings(row[name]) or _written_chat(row[name])]
     texts = [
         str(name) for name, value in row.items() if isinstance(value, str) and len(value) > 0 and str(name) not in chats
     ]
@@ -381,6 +439,10 @@ def _no_key(reading: _Reading, key: str) -> CorpusError:
         missing,
         f"Name the right one as `text_key` or `messages_key` in the recipe{example}.",
     )
+
+
+def _has_mappings(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and any(isinstance(entry, Mapping) for entry in value)
 
 
 def _is_row(entry: Any) -> bool:

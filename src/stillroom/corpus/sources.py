@@ -30,7 +30,7 @@ from stillroom.corpus.inputs import (
 from stillroom.corpus.readers.plain import PLAIN
 from stillroom.corpus.readers.reader import PassedOver
 from stillroom.corpus.readers.registry import reader_of
-from stillroom.corpus.rows import KNOWN, document_of
+from stillroom.corpus.rows import KNOWN, LABEL, document_of
 from stillroom.corpus.tally import Tally
 from stillroom.recipe.corpus import (
     TABLES,
@@ -240,17 +240,25 @@ def _lines(stream: IO[bytes], path: Path, codec: str) -> Rows:
         if len(line) > LONGEST:
             raise too_long(where, text=False)
         if line.strip():
-            yield _row(line.removeprefix("\ufeff") if isinstance(line, str) else line, where), where
+            yield _row(line, where), where
 
 
 def _row(line: bytes | str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=once_each)
+        # Given bytes, `json` would take those with zeros for UTF-16 or UTF-32.
+        text = (line if isinstance(line, str) else line.decode("utf-8")).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line.", "Save the file as UTF-8.") from None
+    if "\0" in text:
+        raise CorpusError(
+            f"{where}: has characters that are 0, so that it is no text.",
+            "Write the file again, or name its `encoding` in the recipe.",
+        )
+    try:
+        row = json.loads(text, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         reason = _reason(error)
-        array = line.lstrip()[:1] in (b"[", "[") and where.endswith("line 1")
+        array = text.lstrip()[:1] == "[" and where.endswith("line 1")
         raise CorpusError(
             f"{where}: not valid JSON: {reason}.",
             "Each line holds one JSON object." + (" A file that is one JSON array ends in `.json`." if array else ""),
@@ -431,6 +439,8 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
             columns = [name for name in names if name in wanted or name in KNOWN]
             if not columns or not set(wanted) <= set(names):
                 document_of(dict.fromkeys(names), source.text_key, source.messages_key, str(path))
+            # It is of use beside an answer only, and counted by row otherwise.
+            columns += [name for name in names if name == LABEL and name not in columns]
             tally.unused.update({name: file.metadata.num_rows for name in names if name not in columns})
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():

@@ -28,11 +28,19 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON, most frequent first."""
         return {
-            "files": {"taken": self.files, "passed_over": dict(self.passed_over.most_common())},
-            "shapes": dict(self.shapes.most_common()),
-            "unused_keys": dict(self.unused.most_common()),
-            "notes": dict(self.notes.most_common()),
+            "files": {"taken": self.files, "passed_over": _writable(self.passed_over)},
+            "shapes": _writable(self.shapes),
+            "unused_keys": _writable(self.unused),
+            "notes": _writable(self.notes),
         }
+
+
+def _writable(counts: Counter[str]) -> dict[str, int]:
+    """Counts by names that UTF-8 can hold: half a character in a key or in the name of a file is written as its escape."""
+    found: Counter[str] = Counter()
+    for name, count in counts.items():
+        found[name.encode("utf-8", "backslashreplace").decode()] += count
+    return dict(found.most_common())
 
 
 def sentences(tally: dict[str, Any]) -> list[str]:
