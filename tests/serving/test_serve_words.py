@@ -411,6 +411,36 @@ def test_what_would_be_ignored_against_its_meaning_is_refused_by_name(server: Ru
     assert "Value error" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"guided_choice": []}, "guided_choice: it is empty"),
+        ({"guided_regex": ""}, "guided_regex: it is empty"),
+        ({"guided_grammar": ""}, "guided_grammar: it is empty"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice: it is empty"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex: it is empty"),
+        ({"logit_bias": {"5": 1, "99999": 5}}, "logit_bias: the vocabulary has no token 99999"),
+    ],
+)
+def test_forms_that_are_empty_and_ids_of_no_token_are_refused_by_name(server: Running, more: Any, words: str) -> None:
+    status, answer = server.chat("Go", **more)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert words in answer["error"]["message"]
+    status, answer, _ = server.ask("POST", "/v1/completions", {"prompt": "Go", "max_tokens": 2, **more})
+    assert status == 400
+    assert words in answer["error"]["message"]
+    last = next(iter(server.service.pool.models.values())).vocabulary() - 1
+    status, answer = server.chat("Go", max_tokens=2, grammar="", logit_bias={"5": 1, f"{last}": -1})
+    assert status == 200, answer
+
+
+def test_an_item_that_is_not_taken_is_named(server: Running) -> None:
+    items = [{"role": "user", "content": "Go"}, {"type": "web_search_call", "id": "x"}]
+    status, answer, _ = server.ask("POST", "/v1/responses", {"input": items})
+    assert status == 400
+    assert answer["error"]["message"].startswith("input.1: an item of the type 'web_search_call' is not taken here")
+
+
 def test_values_that_change_nothing_are_no_reason_to_refuse(server: Running) -> None:
     nothing = {
         "typical_p": 1.0, "mirostat": 0, "modalities": ["text"], "add_generation_prompt": True, "stop_token_ids": [],

@@ -367,6 +367,37 @@ def test_an_answer_of_unknown_outcome_counts_as_spent() -> None:
     assert client.ledger.totals.unknown == 1
 
 
+@pytest.mark.parametrize("said", [10**9, 10**400])
+def test_usage_that_cannot_be_is_booked_as_what_was_reserved(
+    tmp_path: Path, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, price = tmp_path / "spending.jsonl", Price(0.2, 0.6, 5.0)
+    answer = json.dumps({"usage": {"prompt_tokens": said, "completion_tokens": said}}).encode()
+    client = replace(client_of(Script((200, {}, answer)), Clock()), ledger=Ledger(path, price))
+    for _ in range(3):
+        client.post("/x", {}, 100, 1, "x")
+    assert client.ledger.spent == pytest.approx(3 * price.of(100, 1))
+    assert len(caplog.records) == 1
+    assert "more tokens" in caplog.text
+    assert Ledger(path, price).spent == pytest.approx(client.ledger.spent)
+    # A few more than were sent are the server's own, such as the one that begins a text.
+    number = client.ledger.reserve(100, 1, "x")
+    client.ledger.book(number, "200", 101, 1)
+    assert client.ledger.totals.tokens_in == 401
+
+
+@pytest.mark.parametrize("said", [str(10**400), "1e999"])
+def test_lines_of_the_ledger_that_cannot_be(tmp_path: Path, said: str) -> None:
+    path, price = tmp_path / "spending.jsonl", Price(0.2, 0.6, 5.0)
+    sent = '{"request": 0, "state": "sent", "in": 100, "out": 1, "what": "x"}\n'
+    # Written by an earlier version, which believed the server.
+    path.write_text(sent + f'{{"request": 0, "state": "ended", "in": {10**400}, "out": 1, "status": "200"}}\n')
+    assert Ledger(path, price).spent == pytest.approx(price.of(100, 1))
+    path.write_text(sent + sent.replace('"in": 100', f'"in": {said}'))
+    with pytest.raises(TeacherError, match="line 2: a request cannot have had"):
+        Ledger(path, price)
+
+
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 16))
 def test_concurrency_stays_between_one_and_the_recipes(outcomes: list[bool], most: int) -> None:
     slots = Slots(most)

@@ -59,3 +59,32 @@ def test_lists_are_read_and_other_tokens_are_named(folder: Path, kind: str, made
         scored(folder, kind, made([*IDS[:-1], 9]))
     with pytest.raises(TeacherError, match="was not scored"):
         scored(folder, kind, {"choices": [{"text": "", "logprobs": None}], "meta_info": {}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "words"),
+    [
+        ("sglang", [-0.5, 10**30, None], "an id is"),
+        ("sglang", [10**400, 110, None], "a log-probability is"),
+        ("fireworks", ("token_id:\u00b2", -0.5), "no token"),
+        ("fireworks", (f"token_id:{10**30}", -0.5), "an id is"),
+    ],
+)
+def test_numbers_that_no_server_can_mean_are_refused_by_name(folder: Path, kind: str, entry: Any, words: str) -> None:
+    answer = sglang(IDS) if kind == "sglang" else echoed(IDS)
+    if kind == "sglang":
+        answer["meta_info"]["input_top_logprobs"][1][0] = entry
+    else:
+        answer["choices"][0]["logprobs"]["top_logprobs"][1] = {entry[0]: entry[1], "token_id:111": -1.5}
+    with pytest.raises(TeacherError, match=words) as found:
+        scored(folder, kind, answer)
+    assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "together", "llamacpp"])
+def test_an_error_with_status_200_is_shown_in_the_servers_words(folder: Path, kind: str) -> None:
+    for error in ({"message": "model\x1b[31m overloaded" + "x" * 9999}, "model overloaded"):
+        with pytest.raises(TeacherError, match=r"answered with an error: model.* overloaded") as found:
+            scored(folder, kind, {"error": error})
+        assert "\x1b" not in str(found.value)
+        assert len(str(found.value)) < 500

@@ -190,7 +190,7 @@ class Service:
         owner = owner_of(request)
         if asked.session is None:
             question = await self._question(request, asked, None, model)
-            await self._mark(asked, model, question)
+            await self._bias(asked, model, question)
             return model, question, self.answerer.events(model, question)
         self.switch.require_on("sessions")
         turn = self.sessions.turn(asked.session)
@@ -200,7 +200,7 @@ class Service:
             session = await asyncio.to_thread(self.sessions.load, asked.session, owner)
             question = await self._question(request, asked, session, model)
             question.session = session
-            await self._mark(asked, model, question)
+            await self._bias(asked, model, question)
         except BaseException:
             turn.release()
             raise
@@ -236,13 +236,15 @@ class Service:
         found: ChatRequest = await self._prepared(request, "chat", asked)
         return found
 
-    async def _mark(
+    async def _bias(
         self, asked: ChatRequest | CompletionRequest, model: ServedModel, question: answers.Question
     ) -> None:
-        """Add the owner's mark to a question, where answers are marked."""
+        """Check a request's biases, and add the owner's mark to a question, where answers are marked."""
         if self.marking is not None:
             self.marking.require_allowed(asked)
             question.body["logit_bias"] = await asyncio.to_thread(self.marking.biases, model)
+        elif asked.logit_bias:
+            asked.require_tokens(await asyncio.to_thread(model.vocabulary))
 
     async def complete(self, request: Request) -> Response:
         """Completions of one text or several."""
@@ -255,7 +257,7 @@ class Service:
         else:
             questions = await self._prepared(request, "complete", asked, model.facts, owner)
         for question in questions:
-            await self._mark(asked, model, question)
+            await self._bias(asked, model, question)
         events = self.answerer.several(model, questions)
         if not asked.stream:
             whole = [answers.public(event, model.name) for event in await self.collect(request, events)]
@@ -322,7 +324,7 @@ class Service:
                 question = answers.completion_question(wanted, wanted.prompts()[0], model.facts, owner_of(request))
             else:
                 (question,) = await self._prepared(request, "complete", wanted, model.facts, owner_of(request))
-            await self._mark(wanted, model, question)
+            await self._bias(wanted, model, question)
             events = self.answerer.several(model, [question])
         else:
             model, _, events = await self.ask(request, await self._chat_of(request, asked))

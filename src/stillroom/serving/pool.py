@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stillroom.core.errors import EngineFailed, StillroomError, SwitchedOff, UsageError, VerificationFailed
+from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import read_facts
@@ -115,9 +116,17 @@ class ServedModel:
         stat = opened.gguf.stat()
         self.digest = opened.identity
         drafting = options.drafter.stat().st_size if options.drafter is not None else 0
+        self._vocabulary: int | None = None
         self._bytes = int((stat.st_size + drafting) * 1.3) + (64 << 20)
         self._loading = asyncio.Lock()
         self._starting: asyncio.Task[Engine] | None = None
+
+    def vocabulary(self) -> int:
+        """How many tokens its vocabulary has; reads the file once."""
+        if self._vocabulary is None:
+            tokens = read_gguf(self.opened.gguf).metadata.get("tokenizer.ggml.tokens")
+            self._vocabulary = int(tokens["count"]) if isinstance(tokens, dict) else 0
+        return self._vocabulary
 
     @property
     def busy(self) -> int:

@@ -289,10 +289,12 @@ class Schemas(Words):
 
     @model_validator(mode="after")
     def _one_form(self) -> Schemas:
-        if len(self.forms()) > 1:
-            raise ValueError(
-                f"{' and '.join(form.key for form in self.forms())} each decide the answer's form: choose one"
-            )
+        forms = self.forms()
+        for form in forms:
+            if form.kind != "json" and not form.value:
+                raise ValueError(f"{form.key}: it is empty, and allows no answer; leave it out")
+        if len(forms) > 1:
+            raise ValueError(f"{' and '.join(form.key for form in forms)} each decide the answer's form: choose one")
         return self
 
     def form(self) -> Form | None:
@@ -311,9 +313,11 @@ class Schemas(Words):
             if getattr(self, key) is not None:
                 found.append(Form(key, "json", _schema_in(key, getattr(self, key))))
         kinds: list[tuple[str, Literal["regex", "choice", "grammar"]]] = [
-            ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "grammar"), ("grammar", "grammar"),
+            ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "grammar"),
         ]  # fmt: skip
-        found += [Form(key, kind, getattr(self, key)) for key, kind in kinds if getattr(self, key)]
+        found += [Form(key, kind, getattr(self, key)) for key, kind in kinds if getattr(self, key) is not None]
+        if self.grammar:  # an empty one is llama.cpp's word for none
+            found.append(Form("grammar", "grammar", self.grammar))
         if (outputs := self.structured_outputs) is not None:
             if outputs.json_ is not None:
                 found.append(
@@ -322,7 +326,7 @@ class Schemas(Words):
             if outputs.json_object:
                 found.append(Form("structured_outputs.json_object", "json"))
             for kind in ("regex", "choice", "grammar"):
-                if getattr(outputs, kind):
+                if getattr(outputs, kind) is not None:
                     found.append(Form(f"structured_outputs.{kind}", kind, getattr(outputs, kind)))
         return found
 
@@ -366,6 +370,19 @@ class Sampling(Schemas):
             if not (token.isascii() and token.isdigit() and len(token) <= 9) or not -100 <= bias <= 100:
                 raise ValueError("logit_bias: ids of tokens, and values between -100 and 100")
         return self
+
+    def require_tokens(self, size: int) -> None:
+        """Refuse biases of tokens that a model does not have.
+
+        Args:
+            size: Tokens of its vocabulary.
+
+        Raises:
+            ValueError: There is one; names it.
+        """
+        for token in self.logit_bias or {}:
+            if int(token) >= size:
+                raise ValueError(f"logit_bias: the vocabulary has no token {int(token)}; ids are below {size}")
 
     def sampling(self) -> dict[str, Any]:
         """The settings in the words of llama.cpp."""

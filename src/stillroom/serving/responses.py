@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,17 @@ def _choice(choice: str | FlatChoice | FlatAllowed | None) -> Any:
     return choice
 
 
+def _require_known(items: Any) -> None:
+    """Refuse items of a type that is not taken, by name: pydantic would name another reason first."""
+    known = get_args(Item.model_fields["type"].annotation)
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        said = item.get("type") if isinstance(item, dict) else None
+        if said is not None and said not in known:
+            raise ValueError(
+                f"input.{index}: an item of the type {str(said)[:50]!r} is not taken here; {', '.join(known)} are"
+            )
+
+
 _KEPT_ELSEWHERE = ("previous_response_id", "conversation", "background", "prompt")
 
 
@@ -127,6 +138,7 @@ class ResponsesRequest(Translated):
             for key in ("logit_bias", "logprobs", "n_probs"):
                 if value.get(key) not in (None, False, 0, {}):
                     raise ValueError(f"{key}: not part of this API; leave it out")
+            _require_known(value.get("input"))
             wanted = value.get("include")
             if value.get("top_logprobs") or (isinstance(wanted, list) and "message.output_text.logprobs" in wanted):
                 raise ValueError("top_logprobs: log-probabilities come from /v1/chat/completions; leave it out")

@@ -192,6 +192,8 @@ class Client:
                         if number is not None:
                             self.ledger.book(number, "200", *used, seconds)
                         ended = True
+                        if number is not None:
+                            self._require_no_error(value, path)
                         self.slots.went_well()
                         return value
                     if number is not None and (status in FREE or status < 500):
@@ -337,6 +339,22 @@ class Client:
         if not isinstance(value, dict):
             raise TeacherError(f"{self.base_url}: the answer is not a JSON object.", "Check `teacher.base_url`.")
         return value
+
+    def _require_no_error(self, value: dict[str, Any], path: str) -> None:
+        """Refuse an answer with status 200 that is an error all the same.
+
+        Raises:
+            TeacherError: It is one; shows the server's words.
+        """
+        error = value.get("error")
+        if not error or "choices" in value:
+            return
+        said = error.get("message") if isinstance(error, dict) else error
+        words = said if isinstance(said, str) and said else json.dumps(error)
+        raise TeacherError(
+            f"{self.base_url}{path}: the server answered with an error: {self.without_key(words[: 1 << 16])[:SHOWN]}",
+            "Everything that was received is kept: give the same command again later.",
+        )
 
     def _words(self, data: bytes) -> str:
         """What a server says, short, on one line, and without the key."""

@@ -7,6 +7,7 @@ worst case: the server may have charged for it.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from stillroom.core.errors import TeacherError
 NAME = "spending.jsonl"
 """In a run's folder."""
 MILLION = 1_000_000
+SPARE = 4096
+"""Tokens that a server may put around a text, such as a system message of its own, or think besides: what it charges for them
+has to be booked."""
+MOST = 1 << 40
+"""No request has as many tokens, and no run as many requests."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._reserved: dict[int, tuple[int, int]] = {}
         self._next = 0
+        self._told = False
         for other in earlier:
             self._read(other)
         if path is not None:
@@ -109,12 +116,12 @@ class Ledger:
         Args:
             number: What :meth:`reserve` returned.
             status: In a word: an HTTP status, or ``unknown`` where the server may have charged.
-            tokens_in: Prompt tokens that are paid for.
-            tokens_out: Generated tokens that are paid for.
+            tokens_in: Prompt tokens that are paid for; where they are far more than were reserved, the reservation counts.
+            tokens_out: Generated tokens that are paid for; the same.
             seconds: What it took.
         """
         with self._lock:
-            del self._reserved[number]
+            tokens_in, tokens_out = self._possible((tokens_in, tokens_out), self._reserved.pop(number))
             entry = {"request": number, "state": "ended", "in": tokens_in, "out": tokens_out, "status": status}
             self._write({**entry, "seconds": round(seconds, 3)})
             self._add(tokens_in, tokens_out, unknown=status == "unknown")
@@ -122,6 +129,19 @@ class Ledger:
     def fail(self, number: int) -> None:
         """A request of which no one knows whether it was charged."""
         self.book(number, "unknown", *self._reserved[number])
+
+    def _possible(self, said: tuple[int, int], reserved: tuple[int, int]) -> tuple[int, int]:
+        """What a request may have cost, out of what the server said of it; what was reserved where that cannot be."""
+        tokens_in = said[0] if 0 <= said[0] <= reserved[0] + SPARE else reserved[0]
+        tokens_out = said[1] if 0 <= said[1] <= reserved[1] + SPARE else reserved[1]
+        if (tokens_in, tokens_out) != said and not self._told:
+            self._told = True
+            logging.getLogger("stillroom.teachers").warning(
+                "The endpoint counted more tokens for a request than it can have had (%d in, %d out at most). "
+                "What was reserved is booked instead, here and wherever it does so again.",
+                *reserved,
+            )
+        return tokens_in, tokens_out
 
     def _add(self, tokens_in: int, tokens_out: int, *, unknown: bool) -> None:
         self.totals.requests += 1
@@ -137,7 +157,11 @@ class Ledger:
         files.append(self.path, (json.dumps(entry) + "\n").encode())
 
     def _read(self, path: Path) -> None:
-        """What an earlier process spent."""
+        """What an earlier process spent.
+
+        Raises:
+            TeacherError: A line of the file cannot be.
+        """
         sent: dict[int, tuple[int, int]] = {}
         try:
             data = path.read_bytes()
@@ -147,13 +171,19 @@ class Ledger:
             # A kill cut the last line off: nothing after it may be lost with it.
             with path.open("ab") as file:
                 file.write(b"\n")
-        for line in data.splitlines():
+        for place, line in enumerate(data.splitlines(), 1):
             try:
                 entry = json.loads(line)
                 number, tokens = int(entry["request"]), (int(entry["in"]), int(entry["out"]))
                 ended, status = entry["state"] == "ended", str(entry.get("status"))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
+            except OverflowError:
+                raise _damaged(path, place) from None
+            if ended and number in sent:
+                tokens = self._possible(tokens, sent[number])
+            if not all(0 <= count < MOST for count in (number, *tokens)):
+                raise _damaged(path, place)
             self._next = max(self._next, number + 1)
             if ended:
                 sent.pop(number, None)
@@ -162,6 +192,13 @@ class Ledger:
                 sent[number] = tokens
         for tokens in sent.values():
             self._add(*tokens, unknown=True)
+
+
+def _damaged(path: Path, line: int) -> TeacherError:
+    return TeacherError(
+        f"{path}, line {line}: a request cannot have had so many tokens or such a number.",
+        "The file was changed. Correct that line: what it has counts towards `teacher.price.cap`.",
+    )
 
 
 class CapReached(TeacherError):

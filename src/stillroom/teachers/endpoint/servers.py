@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MASS = 1e-3
 """How far above 1 rounding may bring the sum of listed probabilities."""
+LARGEST_ID = (1 << 31) - 1
+"""No vocabulary has a larger id."""
 Listed = list[tuple[int, float]]
 """Ids and log-probabilities of one position."""
 
@@ -149,13 +151,14 @@ class Server(ABC):
         """Ids and log-probabilities of an answer, checked to be numbers."""
         found: Listed = []
         for token, value in pairs:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-                raise self.fault(f"a log-probability is {value!r}")
+            logprob = _real(value)
+            if logprob is None:
+                raise self.fault(f"a log-probability is {repr(value)[:200]}")
             number = _whole(token)
-            if number is None:
+            if number is None or not -LARGEST_ID <= number <= LARGEST_ID:
                 # Not within an `except`: the error there quotes what the server said, which may be the key.
                 raise self.fault(f"an id is {str(token)[:200]!r}")
-            found.append((number, float(value)))
+            found.append((number, logprob))
         return found
 
 
@@ -411,11 +414,13 @@ class Completions(Server):
 
     def _id(self, text: Any) -> int:
         """The id of a token that is given as text, or as ``token_id:N``."""
-        if isinstance(text, str) and text.startswith("token_id:") and text[9:].isdigit():
-            return int(text[9:])
+        if isinstance(text, str) and text.startswith("token_id:") and text[9:].isascii() and text[9:].isdigit():
+            number = _whole(text[9:])
+            if number is not None:
+                return number
         if not isinstance(text, str) or text not in self._by_text:
             raise self.fault(
-                f"its tokens are not those of the recipe's tokenizer: there is no token {text!r}",
+                f"its tokens are not those of the recipe's tokenizer: there is no token {repr(text)[:200]}",
                 "Set `teacher.tokenizer` to the tokenizer of the served model.",
             )
         if text in self._ambiguous:
@@ -502,3 +507,14 @@ def _whole(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _real(value: Any) -> float | None:
+    """A number as an answer gives it, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return None if math.isnan(number) else number
