@@ -187,6 +187,26 @@ def test_a_bound_that_will_not_be_measured_is_refused_before_anything_is_sent(
     require_measurable(recipe_of(small_recipe("nowhere", evaluate=bound)))
 
 
+@pytest.mark.parametrize(
+    "name", ["fidelity.nope", "fidelity.top1_agrement", "languages.de.kept", "cost.size", "fidelity"]
+)
+def test_a_bound_on_a_number_that_no_metric_has_is_refused_before_anything_is_spent(
+    name: str, small_recipe: Any, tmp_path: Path
+) -> None:
+    measures = ["fidelity", "cost", "languages"]
+    recipe = recipe_of(small_recipe("nowhere", evaluate={"measures": measures, "floors": {name: 1.0}}))
+    with pytest.raises(RecipeError, match=f"`{name}` is not a number that is measured"):
+        pipeline.run(recipe, tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_those_that_a_metric_names() -> None:
+    metric = Metric(name="one", function=lambda _: {"bounds": {"b": [1, None, None]}}, what="", numbers=("a", "*.c"))
+    assert [metric.has(number) for number in ("a", "x.c", "b", "")] == [True, True, False, False]
+    with pytest.raises(EnvironmentProblem, match="measured `b`, which is not among its `numbers`"):
+        metric.measure(None)  # type: ignore[arg-type]
+
+
 def test_single_metrics_of_what_is_no_run_leave_nothing(small_recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the student is not trained yet"):
         pipeline.measure_only(small_recipe("nowhere"), ["fidelity"], tmp_path, quiet=True)

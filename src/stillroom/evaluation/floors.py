@@ -63,8 +63,8 @@ def require_measurable(recipe: Recipe) -> None:
     """Refuse, before anything is spent, a bound on a number that will not be measured.
 
     Raises:
-        RecipeError: The metric needs the teacher itself, which is behind an endpoint; or the number is a lower bound, and its
-            maximum is asked for.
+        RecipeError: The metric has no number of this name, or needs the teacher itself, which is behind an endpoint; or the
+            number is a lower bound, and its maximum is asked for.
     """
     why = None
     if recipe.student_with_own_tokenizer is not None:
@@ -77,6 +77,15 @@ def require_measurable(recipe: Recipe) -> None:
             f"`evaluate.ceilings`: `{bounded[0]}` is a lower bound where {why}: no run could tell that the KL is below it.",
             "Leave it out, or set a minimum of the same next token: `evaluate.floors: {fidelity.top1_agreement: …}`.",
         )
+    for name in (*recipe.evaluate.floors, *recipe.evaluate.ceilings):
+        kind, _, number = name.partition(".")
+        (metric,) = require_metrics([kind])
+        if not metric.has(number):
+            close = difflib.get_close_matches(number, metric.numbers, n=5, cutoff=0.3) or metric.numbers
+            raise RecipeError(
+                f"`evaluate.floors` or `ceilings`: `{name}` is not a number that is measured.",
+                f"Such as: {', '.join(f'{kind}.{key}' for key in close)}.",
+            )
     if not isinstance(recipe.teacher, EndpointTeacher):
         return
     for name in (*recipe.evaluate.floors, *recipe.evaluate.ceilings):

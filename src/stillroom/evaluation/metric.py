@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections.abc import Callable
@@ -75,6 +76,8 @@ class Metric:
         card: Results in the head of the model card.
         beside: What the terminal shows beside a number.
         details: Beginnings of the names of numbers that the terminal leaves out.
+        numbers: Names of ``bounds``, or patterns of them (``*.retention``), so that a bound on another is refused before
+            anything is spent; none where they are not known before.
         with_endpoint: Whether it can be measured where the teacher is behind an endpoint: all that is known of it then is
             ``bench.listed``.
     """
@@ -92,6 +95,7 @@ class Metric:
     card: Callable[[Result], list[CardResult]] = lambda _: []
     beside: Callable[[Result, str], Beside] = beside
     details: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
     with_endpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +103,10 @@ class Metric:
             raise ValueError(
                 f"a metric's name has small letters, digits and _, and begins with a letter: {self.name!r}"
             )
+
+    def has(self, number: str) -> bool:
+        """Whether it may measure a number of this name."""
+        return not self.numbers or any(fnmatch.fnmatchcase(number, pattern) for pattern in self.numbers)
 
     def measure(self, bench: Bench) -> Result:
         """Measure.
@@ -114,6 +122,12 @@ class Metric:
             raise EnvironmentProblem(
                 f"The metric `{self.name}` returned a result without `bounds`.",
                 "It has to return a dict whose `bounds` has a list [value, low, high] by name (docs/contributing/metric.md).",
+            )
+        strange = [name for name in bounds if not self.has(name)]
+        if strange:
+            raise EnvironmentProblem(
+                f"The metric `{self.name}` measured `{strange[0]}`, which is not among its `numbers`.",
+                "Add it to `numbers` (docs/contributing/metric.md).",
             )
         try:
             json.dumps(result)

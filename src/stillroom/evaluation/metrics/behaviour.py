@@ -225,6 +225,7 @@ METRIC = Metric(
     what="memorised text, repetition, empty and truncated answers",
     settings=("behaviour",),
     order=60,
+    numbers=KINDS,
     sections=sections,
     weaknesses=weaknesses,
 )

@@ -133,6 +133,7 @@ METRIC = Metric(
     what="bytes, memory, load time, speed, energy",
     settings=("speed_tokens",),
     order=30,
+    numbers=("parameters", "bytes", "working_memory_bytes", "prefill_*", "decode_*"),
     sections=sections,
     with_endpoint=True,
 )

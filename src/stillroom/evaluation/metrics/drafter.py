@@ -163,5 +163,6 @@ METRIC = Metric(
     function=measure_drafter,
     what="what the teacher would accept of its tokens",
     order=65,
+    numbers=("acceptance", "same_token", "speed_up"),
     sections=sections,
 )

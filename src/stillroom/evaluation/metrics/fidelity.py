@@ -464,6 +464,7 @@ METRIC = Metric(
     version=2,
     order=10,
     summary=summary,
+    numbers=(*MEASURES, "ece", "*.*"),
     sections=sections,
     weaknesses=weaknesses,
     card=card,

@@ -318,6 +318,7 @@ METRIC = Metric(
     settings=("languages",),
     order=20,
     extra_inputs=extra_inputs,
+    numbers=("*.retention", "*.top1_agreement", "*.bits_per_byte", "*.kl_to_teacher"),
     sections=sections,
     weaknesses=weaknesses,
     card=card,

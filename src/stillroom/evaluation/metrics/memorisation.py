@@ -166,6 +166,7 @@ METRIC = Metric(
     function=measure_memorisation,
     what="training text that is known by heart, against held-out text",
     order=25,
+    numbers=("train", "heldout", "train_minus_heldout"),
     sections=sections,
     weaknesses=weaknesses,
 )

@@ -266,5 +266,6 @@ METRIC = Metric(
     settings=("safeguards",),
     order=50,
     extra_inputs=extra_inputs,
+    numbers=("refusal", "over_refusal"),
     sections=sections,
 )

@@ -282,6 +282,7 @@ METRIC = Metric(
     settings=("samples",),
     order=26,
     summary=summary,
+    numbers=("degenerate", "degenerate_over_teacher", "median_tokens", "median_tokens_over_teacher"),
     sections=sections,
     weaknesses=weaknesses,
 )
