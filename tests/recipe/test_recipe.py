@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import RecipeError, StillroomError
-from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, upgraded, with_overrides
+from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, recipe_of, upgraded, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
 
@@ -231,6 +231,31 @@ def test_a_key_by_both_names_is_refused_and_overrides_take_either(tmp_path):
     for key in ("student.ffn_width", "student.intermediate_size"):
         assert with_overrides(recipe, {key: 32}).student.intermediate_size == 32
     assert with_overrides(recipe, {"teacher.license": "Apache-2.0"}).teacher.licence == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ({"student.kind": "fresh", "student.config": {"num_hidden_layers": 1}}, "fresh"),
+        ({"teacher.kind": "gguf", "teacher.path": "a.gguf", "teacher.name": None}, "gguf"),
+        ({"corpus.sources.0.kind": "jsonl"}, "jsonl"),
+    ],
+)
+def test_another_kind_needs_no_keys_taken_out_that_no_one_wrote(overrides: dict[str, Any], kind: str) -> None:
+    written = {
+        "name": "one",
+        "corpus": {"sources": [{"kind": "text", "path": "a", "limit": 5}]},
+        "teacher": {"kind": "huggingface", "name": "a/b"},
+        "student": {"kind": "shrink"},
+    }
+    if "teacher.kind" in overrides:
+        # What was written and the other kind lacks is refused by name.
+        with pytest.raises(RecipeError, match="name"):
+            with_overrides(recipe_of(written), overrides)
+        return
+    changed = with_overrides(recipe_of(written), overrides)
+    assert kind in (changed.student.kind, changed.corpus.sources[0].kind)
+    assert changed.corpus.sources[0].limit == 5
 
 
 def test_a_wrong_value_under_a_former_name_is_found_in_its_line():

@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stillroom.core.errors import RecipeError
 from stillroom.core.progress import say
 from stillroom.core.strict_yaml import load_yaml
 from stillroom.recipe.recipe import Recipe
-from stillroom.recipe.section import british, former_names, former_values, noting_former_names, spelt
+from stillroom.recipe.section import Section, british, former_names, former_values, noting_former_names, spelt
 
 PLACES = ("name", "path", "tokenizer", "original")
 """Keys whose values are paths, or names of a hub or package where there is no such path."""
@@ -179,8 +179,31 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
                 at[part] = {}
             at = at[_place(at, part, key)]
         # The recipe has today's names, and a key is not to be there by both.
-        at[_place(at, _now(at, last), key)] = value
+        place = _place(at, _now(at, last), key)
+        if place == "kind" and at.get("kind") not in (None, value):
+            # What the former kind would be by itself was written by no one, and another kind may not have it.
+            for name, default in _defaults(recipe, above).items():
+                if at.get(name) == default:
+                    del at[name]
+        at[place] = value
     return recipe_of(tree, "overrides")
+
+
+def _defaults(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
+    """What the keys of a section are where a recipe leaves them out, as JSON has it; nothing where there is no such section."""
+    at: Any = recipe
+    for key in keys:
+        if isinstance(at, tuple):
+            at = at[int(key)]
+        else:
+            at = at.get(key) if isinstance(at, Mapping) else getattr(at, key, None)
+    if not isinstance(at, Section):
+        return {}
+    fields = type(at).model_fields.items()
+    left_out = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    made = type(at).model_construct(**left_out)
+    found = made.model_dump(mode="json", exclude={"kind"}, warnings=False)
+    return dict(found)
 
 
 def _now(at: Any, key: str) -> str:
@@ -415,7 +438,9 @@ def _kinds(keys: list[int | str]) -> list[str]:
 
 def _sentence(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return f"{message[0].upper()}{message[1:]}." if message else ""
+    # A key or a URL is written as it is.
+    word = message.partition(" ")[0]
+    return f"{message[0].upper() if word.isalpha() else message[0]}{message[1:]}." if message else ""
 
 
 def _locate(
