@@ -381,11 +381,11 @@ def test_an_unforeseen_error_is_one_message_with_the_line(monkeypatch: pytest.Mo
 
 def test_keys_with_half_a_character_can_be_written() -> None:
     tally = Tally()
-    document_of({"text": "abc", "k\ud800": "v"}, None, None, "here", tally=tally)
+    document_of({"text": "abc", "k\ud800": "v", "\x1b[2J\n": "v"}, None, None, "here", tally=tally)
     tally.passed_over[".\udcff"] += 1
     counts = tally.as_dict()
     json.dumps(counts, ensure_ascii=False).encode()
-    assert counts["unused_keys"] == {"k\\ud800": 1}
+    assert counts["unused_keys"] == {"k\\ud800": 1, "\\u001b[2J\\n": 1}
     assert "half a character" in refusal({"messages": [{**USER, "k\ud800": "v"}, SAID]})
     assert "there are: k\\ud800." in refusal({"k\ud800": "v"})
 

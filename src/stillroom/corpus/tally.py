@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillroom.core.plain import shown
+
 
 @dataclass
 class Tally:
@@ -36,10 +38,10 @@ class Tally:
 
 
 def _writable(counts: Counter[str]) -> dict[str, int]:
-    """Counts by names that UTF-8 can hold: half a character in a key or in the name of a file is written as its escape."""
+    """Counts by names that UTF-8 can hold and a page can show: control and half characters of a key or file are written out."""
     found: Counter[str] = Counter()
     for name, count in counts.items():
-        found[name.encode("utf-8", "backslashreplace").decode()] += count
+        found[shown(name, one_line=True)] += count
     return dict(found.most_common())
 
 
