@@ -119,21 +119,26 @@ def opened(
     on_step: Callback | None = None,
 ) -> Run:
     """The run that is meant, made where it does not exist yet. Errors as in :func:`recipe_and_root`."""
-    turn_off()
-    made = _existing(source)
-    if made is None:
-        recipe, folder = recipe_and_root(source, root, overrides)
-        recipe, notice = _seed_kept(recipe, folder)
-        made = Run.create(recipe, folder)
-        made.notices += notice
-        if not isinstance(source, (Recipe, Mapping)):
-            made.came_from(Path(source))
-            if root is None and folder == Path(RUNS) and folder.absolute() != (Path(source).parent / RUNS).absolute():
-                made.notices.append(f"a run of this name is in {made.path}: it goes on there")
-    elif overrides:
-        made.change(with_overrides(made.recipe, overrides))
-    made.listen(on_stage, on_step)
-    return made
+    with _translated(Path(root or RUNS)):
+        turn_off()
+        made = _existing(source)
+        if made is None:
+            recipe, folder = recipe_and_root(source, root, overrides)
+            recipe, notice = _seed_kept(recipe, folder)
+            made = Run.create(recipe, folder)
+            made.notices += notice
+            if not isinstance(source, (Recipe, Mapping)):
+                made.came_from(Path(source))
+                if (
+                    root is None
+                    and folder == Path(RUNS)
+                    and folder.absolute() != (Path(source).parent / RUNS).absolute()
+                ):
+                    made.notices.append(f"a run of this name is in {made.path}: it goes on there")
+        elif overrides:
+            made.change(with_overrides(made.recipe, overrides))
+        made.listen(on_stage, on_step)
+        return made
 
 
 def _seed_kept(recipe: Recipe, root: Path) -> tuple[Recipe, list[str]]:
@@ -235,8 +240,7 @@ def run_stage(
     Raises:
         RunError: The recipe has no such stage.
     """
-    with _translated(Path(root or RUNS)):
-        made = opened(source, root, overrides, on_stage, on_step)
+    made = opened(source, root, overrides, on_stage, on_step)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         _require_stage(made, name)
         _do(made, name, Progress(quiet, switch.require_on))
@@ -249,8 +253,7 @@ def measure_only(
     """Do some metrics of a run whose student is made: :func:`stillroom.evaluation.stage.measure_only`."""
     from stillroom.evaluation.stage import measure_only as measure
 
-    with _translated(Path(root or RUNS)):
-        made = opened(source, root)
+    made = opened(source, root)
     with _translated(made.path), made.locked(), _nothing_left_of_a_refusal(made):
         return made, measure(made, names, Progress(quiet, switch.require_on))
 
@@ -278,8 +281,7 @@ def capture_part(
     from stillroom.terms.gate import require_allowed, run_verdict
 
     share = Share.parse(part)
-    with _translated(Path(root or RUNS)):
-        made = opened(source, root, overrides)
+    made = opened(source, root, overrides)
     spec = next(spec for spec in stages_of(made.recipe) if spec.name == "corpus")
     with _translated(made.path), _nothing_left_of_a_refusal(made, locked=False):
         require_no_units(made.recipe, f"--part {part}")

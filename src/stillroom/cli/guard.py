@@ -385,15 +385,13 @@ def ready(output: Path | None, keys: Path | None, passphrase_fd: int | None) -> 
         UsageError: The file cannot be written, no file is named, or the keys cannot be opened.
     """
     from stillroom.core.errors import UsageError
-    from stillroom.guard.findings import open_signers, require_writable
-    from stillroom.packages.keys import Ring
-    from stillroom.packages.secret import passphrase
+    from stillroom.guard.findings import require_writable
 
     if keys is not None and output is None:
         raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
     if output is not None:
         require_writable(output)
-    return open_signers(Ring.open(keys), passphrase(passphrase_fd)) if keys is not None else []
+    return guard_logs.signers_of(keys, passphrase_fd)
 
 
 def _say(words: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
 
 Logs = Annotated[
     list[Path], typer.Argument(metavar="LOGS...", help="Log files: JSON lines, access logs, .gz of these, Parquet.")
@@ -156,6 +159,15 @@ def calibrate(
             typer.echo(f"  {name}: {rate}; too few benign months for this bound, so none can be reported")
 
 
+def signers_of(keys: Path | None, passphrase_fd: int | None) -> list[CryptoSigner]:
+    """The keys of a ring's folder, opened; none without one. Errors as in :func:`stillroom.guard.findings.open_signers`."""
+    from stillroom.guard.findings import open_signers
+    from stillroom.packages.keys import Ring
+    from stillroom.packages.secret import passphrase
+
+    return open_signers(Ring.open(keys), passphrase(passphrase_fd)) if keys is not None else []
+
+
 def watch(
     store: StorePath,
     baseline: BaselinePath,
@@ -179,14 +191,12 @@ def watch(
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import findings, notes_of, read_permitted
     from stillroom.guard.campaign_watch import watch as compare
-    from stillroom.guard.findings import open_signers, require_writable, write_findings
+    from stillroom.guard.findings import require_writable, write_findings
     from stillroom.guard.log_store import open_store
-    from stillroom.packages.keys import Ring
-    from stillroom.packages.secret import passphrase
 
     opened, frozen = open_store(store), read_baseline(baseline)
     require_writable(output or store / "findings.json")
-    signers = open_signers(Ring.open(keys), passphrase(passphrase_fd)) if keys is not None else []
+    signers = signers_of(keys, passphrase_fd)
     watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     made = findings(watched, frozen)
     target = output or store / f"findings-{watched.month}.json"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from stillroom.core.errors import CorpusError, StillroomError
+from stillroom.core.plain import shown
 from stillroom.corpus.documents import Document, clean, common_start, kind_of, unforeseen
 from stillroom.corpus.messages import MEDIA, Message, messages_of, require_entries, text_of_content, tools_of
 from stillroom.corpus.tally import Tally
@@ -139,9 +140,7 @@ def document_of(
                 document = Document(where=where)
     except StillroomError as error:
         # Keys are named in messages; half a character in one could not be shown.
-        raise type(error)(
-            *(part.encode("utf-8", "backslashreplace").decode() for part in (error.what, error.todo))
-        ) from None
+        raise type(error)(shown(error.what), shown(error.todo)) from None
     except Exception as error:
         raise unforeseen(error, where) from error
     if tally is not None:

@@ -42,7 +42,7 @@ def measure_only(run: Run, names: list[str], progress: Progress) -> dict[str, Re
         RunError: The student is not made yet, or of an earlier result of another stage.
     """
     require_metrics(names)
-    if "tasks" in names and not (run.recipe.evaluate.tasks.names or run.recipe.evaluate.tasks.files):
+    if "tasks" in names and not run.recipe.evaluate.tasks.asks:
         raise UsageError(
             "The recipe names no tasks, so that there is nothing to measure.",
             "Add `evaluate: {tasks: {names: […]}}` to it (docs/tasks.md), or leave `tasks` out of --only.",

@@ -256,8 +256,8 @@ def teacher_config(config: AnyTeacher) -> ModelConfig:
     return known
 
 
-def config_parameters(config: AnyTeacher) -> int:
-    """Parameters of a teacher as its config says; nothing is loaded.
+def without_weights(config: AnyTeacher) -> CausalModel:
+    """A teacher's model on the meta device, as its config has it; nothing is loaded.
 
     Raises:
         TeacherError: No model can be made of it.
@@ -277,7 +277,12 @@ def config_parameters(config: AnyTeacher) -> int:
             f"{where}: no model of the family `{known.model_type}` can be made as its config says: {first_line(error)}",
             "Get the model's own config.json.",
         ) from None
-    return count_parameters(model)
+    return model
+
+
+def config_parameters(config: AnyTeacher) -> int:
+    """Parameters of a teacher as its config says. Errors as in :func:`without_weights`."""
+    return count_parameters(without_weights(config))
 
 
 def quantization_words(config: AnyTeacher) -> str | None:

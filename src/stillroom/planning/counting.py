@@ -125,11 +125,10 @@ def check_student(recipe: Recipe) -> None:
         TeacherError: There is no such teacher.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from stillroom.formats.choose import device_of
     from stillroom.models.families.registry import family_of
-    from stillroom.models.load import load_tokenizer, model_folder, teacher_config
+    from stillroom.models.load import load_tokenizer, model_folder, teacher_config, without_weights
     from stillroom.models.tokenizer import open_tokenizer
     from stillroom.students.given import fresh_model, require_vocabulary
     from stillroom.students.planning import given_sizes, kept_layers
@@ -138,11 +137,10 @@ def check_student(recipe: Recipe) -> None:
     if recipe.export.choose is not None:
         device_of(recipe.export.choose)
     student = recipe.student
-    if not isinstance(recipe.teacher, EndpointTeacher):
-        with torch.device("meta"):
-            _require_positions(
-                AutoModelForCausalLM.from_config(teacher_config(recipe.teacher)), recipe.corpus.sequence_length
-            )
+    teacher = None
+    if isinstance(student, ShrinkStudent) or not isinstance(recipe.teacher, EndpointTeacher):
+        teacher = without_weights(recipe.teacher)
+        _require_positions(teacher, recipe.corpus.sequence_length)
     if isinstance(student, FreshStudent):
         config = teacher_config(recipe.teacher)
         with torch.device("meta"):
@@ -150,11 +148,8 @@ def check_student(recipe: Recipe) -> None:
     if isinstance(student, ExistingStudent):
         own = open_tokenizer(model_folder(student.name, student.revision))
         require_vocabulary(student, load_tokenizer(recipe.teacher), own)
-    if not isinstance(student, ShrinkStudent):
+    if not isinstance(student, ShrinkStudent) or teacher is None:
         return
-    with torch.device("meta"):
-        teacher: CausalModel = AutoModelForCausalLM.from_config(teacher_config(recipe.teacher))
-    teacher.tie_weights()
     anatomy = Anatomy.of(teacher, family_of(teacher), exported=recipe.export.writes_gguf)
     anatomy.require_no_more(given_sizes(student))
     kept_layers(student, anatomy.teacher.layers)

@@ -55,6 +55,11 @@ class TasksConfig(Section):
     code_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
     """Address space of a program under test."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask."""
+        return bool(self.names or self.files)
+
 
 class SafeguardsConfig(Section):
     """What is refused."""
@@ -131,6 +136,6 @@ class EvaluateConfig(Section):
         for name in (*self.floors, *self.ceilings):
             if name.partition(".")[0] not in self.measures:
                 raise ValueError(f"the bound `{name}` begins with none of the metrics: {', '.join(self.measures)}")
-        if "tasks" in self.measures and not (self.tasks.names or self.tasks.files):
+        if "tasks" in self.measures and not self.tasks.asks:
             raise ValueError("the metric `tasks` needs `tasks.names` or `tasks.files`")
         return self

@@ -262,18 +262,13 @@ def ridge_change(
             an eighth of the tokens when it is fitted to the rest; where none leaves less than no change does, the change is 0.
         rounded: Compute the sums of products over a thousand tokens in bfloat16; what they add up to stays exact.
     """
-    if ridge is None and len(inputs) < BLOCKS:
-        ridge = RIDGE
     fitted, held = _moments(inputs, missing, weights, rounded)
-    place = _compared(fitted, held) if ridge is None else None
-    total = fitted.add(held)
-    if ridge is not None:
-        change = total.solved(ridge)
-    elif place is not None:
-        # Where rounding left sums that are no second moments of anything, the next larger ridge.
-        change = next((found for larger in RIDGES[place:] if (found := total.solved(larger)) is not None), None)
+    if ridge is None and len(inputs) >= BLOCKS:
+        ridges = _compared(fitted, held)
     else:
-        change = None
+        ridges = (RIDGE if ridge is None else ridge,)
+    total = fitted.add(held)
+    change = next((found for each in ridges if (found := total.solved(each)) is not None), None)
     return torch.zeros_like(total.cross).T.to(inputs) if change is None else change.T.to(inputs)
 
 
@@ -310,9 +305,9 @@ class _Moments:
         return None if failed else torch.cholesky_solve(self.cross[:, rows], factor)
 
 
-def _compared(fitted: _Moments, held: _Moments) -> int | None:
-    """Which of :data:`RIDGES` leaves the smallest error on what was held out, from :data:`RIDGE` on in the direction in which
-    the error falls; None where none leaves less than no change.
+def _compared(fitted: _Moments, held: _Moments) -> tuple[float, ...]:
+    """The one of :data:`RIDGES` that leaves the smallest error on what was held out, from :data:`RIDGE` on in the direction in
+    which the error falls, and the larger ones, for sums that rounding spoiled; none where it leaves no less than no change.
     """
     rows = slice(None, None, -(-fitted.cross.shape[1] // COMPARED))
     wanted = held.cross[:, rows]
@@ -326,7 +321,7 @@ def _compared(fitted: _Moments, held: _Moments) -> int | None:
     place = RIDGES.index(RIDGE)
     while (best := min(range(max(0, place - 1), min(len(RIDGES), place + 2)), key=error)) != place:
         place = best
-    return place if error(place) < 0 else None
+    return RIDGES[place:] if error(place) < 0 else ()
 
 
 def _moments(
