@@ -157,6 +157,13 @@ def test_a_folder_of_the_users_with_a_recipe_is_no_run(small_recipe: Any, tmp_pa
     assert st.run(moved, until="corpus", quiet=True).path == moved
 
 
+@pytest.mark.parametrize("what", [None, 3, [], b"recipe.yaml"])
+def test_what_is_no_recipe_is_refused(what: Any) -> None:
+    for verb in (st.run, st.plan, st.evaluate):
+        with pytest.raises(st.StillroomError, match=r"The recipe is .*\n.*Give the path"):
+            verb(what)
+
+
 def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "app", lambda: None)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom import switch
 from stillroom.core import files, memory
-from stillroom.core.errors import DiskFull, OutOfMemory, RunError, StillroomError, TermsRefused, translate
+from stillroom.core.errors import DiskFull, OutOfMemory, RecipeError, RunError, StillroomError, TermsRefused, translate
 from stillroom.core.progress import Progress
 from stillroom.core.telemetry import turn_off
 from stillroom.recipe.reading import load_recipe, recipe_of, with_overrides
@@ -100,6 +100,13 @@ def _existing(source: AnyRecipe) -> Run | None:
         again.is_new, again.made_root = source.is_new, source.made_root
         source.notices = []
         return again
+    if not isinstance(source, (Recipe, Mapping, str, os.PathLike)):
+        from stillroom.corpus.documents import kind_of
+
+        raise RecipeError(
+            f"The recipe is {kind_of(source)}.",
+            "Give the path of a recipe's file or of a run's folder, a dict, a Recipe or a Run.",
+        )
     if isinstance(source, (Recipe, Mapping)) or not (_holds_run(Path(source)) or (Path(source) / ORIGIN).is_file()):
         return None
     found = Run.open(source)
@@ -349,9 +356,8 @@ def _do(made: Run, until: str | None, progress: Progress, cluster: Cluster | Non
 
         require_turns(made.recipe)
     _require_objective(made, wanted)
-    _require_packages(made, wanted)
     _require_copies(made, wanted)
-    _require_keys(made, wanted)
+    _require_for_the_rest(made, wanted)
     if cluster is not None:
         cluster.meet(made)
     here = wanted if cluster is None else cluster.here(wanted)
@@ -524,14 +530,17 @@ def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
                 require_fit(config, made.recipe.capture, made.recipe.student)
 
 
-def _require_packages(made: Run, wanted: list[StageSpec]) -> None:
-    """Refuse to begin where a package is missing for a stage that is still to be done."""
+def _require_for_the_rest(made: Run, wanted: list[StageSpec]) -> None:
+    """Refuse to begin without a package or an endpoint's key that a stage still to be done needs."""
     from stillroom.planning.needs import missing_needs, require_needs
+    from stillroom.teachers.endpoint.stage import require_keys
 
     needs = missing_needs(made.recipe)
-    todo = _still_to_do(made, wanted) if needs else set()
+    asked = any(getattr(teacher, "key_env", None) for teacher in made.recipe.every_teacher.values())
+    todo = _still_to_do(made, wanted) if needs or asked else set()
     if todo:
         require_needs(need for need in needs if need.stage in todo | {"run"})
+        require_keys(made, todo)
 
 
 def _still_to_do(made: Run, wanted: list[StageSpec]) -> set[str]:
@@ -541,14 +550,6 @@ def _still_to_do(made: Run, wanted: list[StageSpec]) -> set[str]:
         if todo or not made.stage(spec.name).holds(inputs_of(made, spec)):
             todo.add(spec.name)
     return todo
-
-
-def _require_keys(made: Run, wanted: list[StageSpec]) -> None:
-    """Refuse to begin without the key of an endpoint that is still to be asked."""
-    from stillroom.teachers.endpoint.stage import require_keys
-
-    if any(getattr(teacher, "key_env", None) for teacher in made.recipe.every_teacher.values()):
-        require_keys(made, _still_to_do(made, wanted))
 
 
 def _require_copies(made: Run, wanted: list[StageSpec]) -> None:

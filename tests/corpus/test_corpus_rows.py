@@ -322,6 +322,15 @@ def test_calls_in_two_forms_are_refused() -> None:
     assert "calls in two forms" in refusal({"conversations": [{"from": "human", "value": "How many?"}, shared]})
 
 
+def test_words_in_two_forms_are_refused_where_they_differ() -> None:
+    asked = {"from": "human", "value": "How many?"}
+    both = {"from": "gpt", "value": "Seven.", "content": "Eight."}
+    assert "`value` and `content` with different words" in refusal({"conversations": [asked, both]})
+    assert "Seven." in encoded({"conversations": [asked, both]}, ignore=("content",))[1]
+    for same in ("Seven.", "", None):
+        assert "Seven." in encoded({"conversations": [asked, {**both, "content": same}]})[1]
+
+
 def test_a_key_that_is_twice_in_json_inside_json_is_refused() -> None:
     twice = '{"part": "M6", "part": "M8"}'
     call = {"function": {"name": "stock", "arguments": twice}}

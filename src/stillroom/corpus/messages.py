@@ -211,6 +211,11 @@ def _sharegpt(given: dict[str, Any], where: str) -> dict[str, Any]:
             raise _called_twice(where)
         given["tool_calls"] = value if isinstance(value, list) else [value]
     elif value is not None:
+        if given.get("content") not in (None, "", [], value):
+            raise CorpusError(
+                f"{where}: a message has `value` and `content` with different words; only one can be what was said.",
+                "Leave one of them out; where `value` is right: `ignore: [content]`.",
+            )
         given["content"] = value
     return given
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from stillroom.core import files
+from stillroom.core.byte_tokens import byte_alphabet
 from stillroom.core.errors import UsageError
 from stillroom.core.marks import MarkKey, is_word
 from stillroom.guard.findings import Finding
 from stillroom.guard.marks_bounds import hoeffding_bound
-from stillroom.runtime.facts import byte_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +38,7 @@ CONTEXT = 256
 
 def words_of(tokenizer: PreTrainedTokenizerFast) -> dict[int, bytes]:
     """Ids of a tokenizer's words (:func:`stillroom.core.marks.is_word`) and their bytes."""
-    decoder = byte_decoder()
+    decoder = byte_alphabet()
     vocabulary = tokenizer.get_vocab()
     byte_level = any(token.startswith("\u0120") for token in vocabulary)
     found: dict[int, bytes] = {}

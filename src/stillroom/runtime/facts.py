@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from stillroom.core.byte_tokens import byte_alphabet
 from stillroom.core.errors import UsageError
 from stillroom.inspection.gguf_header import GgufHeader, read_gguf, read_numbers, read_texts
 
@@ -80,7 +80,7 @@ def vocabulary_pieces(path: Path) -> list[tuple[int, bytes]]:
     if not isinstance(tokens, dict) or tokens["type"] != 8:
         return []
     byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
-    decoder = byte_decoder()
+    decoder = byte_alphabet()
     found: list[tuple[int, bytes]] = []
     with open(path, "rb") as stream:
         kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
@@ -92,14 +92,6 @@ def vocabulary_pieces(path: Path) -> list[tuple[int, bytes]]:
             elif all(char in decoder for char in text):
                 found.append((index, bytes(decoder[char] for char in text)))
     return found
-
-
-@functools.cache
-def byte_decoder() -> dict[str, int]:
-    """From the characters that byte-level vocabularies are written in to bytes (Radford et al. 2019, GPT-2)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(0x100) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
 
 
 def require_drafter(target: Path, drafter: Path) -> None:

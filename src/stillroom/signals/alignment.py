@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from stillroom.core import files
+from stillroom.core.byte_tokens import is_byte
 from stillroom.core.errors import VocabularyMismatch
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.compute import widest
@@ -571,21 +572,16 @@ def _same(
     }
     used, taken = set(found.values()), {theirs[there] for there in found}
     by_bytes: dict[bytes, int] = {}
-    for _, here in sorted((_is_byte(text), index) for text, index in my_ids.items()):
+    for _, here in sorted((is_byte(text), index) for text, index in my_ids.items()):
         data = mine[here]
         if data and here not in used:
             by_bytes.setdefault(data, here)
-    for _, there in sorted((_is_byte(text), index) for text, index in their_ids.items()):
+    for _, there in sorted((is_byte(text), index) for text, index in their_ids.items()):
         data = theirs[there] if there < len(theirs) and there not in found else None
         if data and data not in taken and data in by_bytes:
             found[there] = by_bytes[data]
             taken.add(data)
     return found
-
-
-def _is_byte(text: str) -> bool:
-    """Whether a token of SentencePiece's kinds is a byte for text that has no token."""
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _bare(tokenizer: PreTrainedTokenizerFast) -> str:

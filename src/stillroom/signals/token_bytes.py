@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import TYPE_CHECKING, Any
 
+from stillroom.core.byte_tokens import byte_alphabet, is_byte
 from stillroom.core.errors import VocabularyMismatch
 
 if TYPE_CHECKING:
@@ -48,19 +48,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, owner: str) -> tuple[list[by
             found[index] = text.encode()
         elif byte_level:
             found[index] = bytes(alphabet[sign] for sign in text) if all(sign in alphabet for sign in text) else None
-        elif fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        elif fallback and is_byte(text):
             found[index] = bytes([int(text[3:5], 16)])
         else:
             found[index] = text.replace("▁", " ").encode()
     return found, specials
-
-
-@functools.cache
-def byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level tokenizers write bytes as (GPT-2's table)."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [value for value in range(256) if value not in plain]
-    return {chr(value): value for value in plain} | {chr(256 + place): value for place, value in enumerate(others)}
 
 
 def _kinds(step: Any) -> set[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from stillroom.core.byte_tokens import is_byte
 from stillroom.core.errors import RecipeError, UnsupportedModel
 
 
@@ -96,7 +97,7 @@ def read_rules(rules: dict[str, Any], special_ids: Iterable[int]) -> Rules:
         always.add(int(model["unk_id"]))
     if model.get("unk_token") in ids:
         always.add(ids[model["unk_token"]])
-    bytes_ = {index for text, index in ids.items() if _is_byte(text)}
+    bytes_ = {index for text, index in ids.items() if is_byte(text)}
     if model.get("byte_fallback") and len(bytes_) == 256:
         # The sign for a blank has to stay itself: decoders put blanks back before they join bytes.
         always |= bytes_ | {ids[sign] for sign in ("▁",) if sign in ids}
@@ -149,7 +150,3 @@ def _take(rules: Rules, kept: set[int], wanted: Iterable[int], limit: int) -> No
             needed = rules.needed(index) - kept
             if len(kept) + len(needed) <= limit:
                 kept |= needed
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
