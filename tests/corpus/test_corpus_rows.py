@@ -322,6 +322,13 @@ def test_calls_in_two_forms_are_refused() -> None:
     assert "calls in two forms" in refusal({"conversations": [{"from": "human", "value": "How many?"}, shared]})
 
 
+@pytest.mark.parametrize("rejected", ["Q: is it so?\nA: yes, sir", "Q: is it so?\nA: yes", "Q: is it so?\nA: no"])
+def test_of_two_answers_only_the_chosen_ones_own_words_are_learned(rejected: str) -> None:
+    for end in ("", "\n\n"):
+        row = {"chosen": f"Q: is it so?\nA: yes{end}", "rejected": rejected.replace("yes", f"yes{end}")}
+        assert document_of(row, None, None, "here").given == len("Q: is it so?\nA: ")
+
+
 def test_words_in_two_forms_are_refused_where_they_differ() -> None:
     asked = {"from": "human", "value": "How many?"}
     both = {"from": "gpt", "value": "Seven.", "content": "Eight."}

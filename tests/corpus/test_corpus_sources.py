@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError
+from stillroom.core.errors import CorpusError, MissingDependency, NotWritable, StillroomError, SwitchedOff
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sources import name_of, read_source
 from stillroom.corpus.tally import Tally
@@ -30,6 +30,7 @@ from stillroom.recipe.corpus import (
 )
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import Known, made_from
+from stillroom.switch import Places, Switch
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -351,6 +352,19 @@ def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"messages": CHAT}, {"messages": CHAT})
     found = read(DatasetSource(name=str(tmp_path)))
     assert [document.messages for document in found] == [tuple(CHAT)] * 2
+
+
+def test_a_dataset_of_the_hub_is_not_fetched_while_downloads_are_blocked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = Switch(Places.under(tmp_path / "switch"))
+    own.set_feature("downloads", "blocked")
+    monkeypatch.setattr("stillroom.corpus.sources.require_on", own.require_on)
+    with pytest.raises(SwitchedOff, match="downloads"):
+        read(DatasetSource(name="nobody/nothing"))
+    (tmp_path / "folder").mkdir()
+    lines(tmp_path / "folder" / "train.jsonl", {"messages": CHAT})
+    assert read(DatasetSource(name=str(tmp_path / "folder")))
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model
 
-from stillroom.core.errors import InspectionRefused, MissingDependency, StillroomError, TeacherError, UnsupportedModel
+from stillroom.core.errors import (
+    InspectionRefused,
+    MissingDependency,
+    StillroomError,
+    SwitchedOff,
+    TeacherError,
+    UnsupportedModel,
+)
 from stillroom.core.files import digest_file
 from stillroom.formats.gguf_file import write_gguf
 from stillroom.models.gguf_source import gguf_path
@@ -30,6 +37,7 @@ from stillroom.models.load import (
 )
 from stillroom.models.tokenizer import open_tokenizer, tokenizer_digest
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
+from stillroom.switch import Places, Switch
 
 TEXT = "Hello 12345 wörld\n  def f(x): return 'x'"
 IDS = torch.randint(5, 400, (1, 24), generator=torch.Generator().manual_seed(0))
@@ -193,6 +201,29 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(TeacherError, match=r"nor available from the hub \(no such repository\.\)"):
         model_folder("owner/model", None)
+
+
+def test_a_blocked_download_takes_what_is_here_and_fetches_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    own = Switch(Places.under(tmp_path / "switch"))
+    own.set_feature("downloads", "blocked")
+    monkeypatch.setattr("stillroom.models.load.is_on", own.is_on)
+    monkeypatch.setattr("stillroom.models.load.require_on", own.require_on)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    kept = {"owner/model": str(tmp_path / "model")}
+
+    def snapshot(name: str, *, local_files_only: bool = False, **_: object) -> str:
+        assert local_files_only
+        return kept[name]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert model_folder("owner/model", None) == tmp_path / "model"
+    with pytest.raises(SwitchedOff, match="downloads"):
+        model_folder("owner/other", None)
 
 
 def test_files_of_the_wrong_kind_are_refused(gguf: Path, tmp_path: Path) -> None:

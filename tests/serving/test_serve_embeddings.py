@@ -85,6 +85,25 @@ def test_one_text_and_base64_say_the_same(pooled: Running) -> None:
     np.testing.assert_allclose(numbers, one["data"][0]["embedding"], atol=1e-6)
 
 
+def test_ids_of_tokens_are_texts_as_well(pooled: Running, folder: Path) -> None:
+    _, tokenizer = load_student(folder, torch.float32)
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    _, words, _ = pooled.ask("POST", "/v1/embeddings", {"input": TEXTS})
+    status, numbers, _ = pooled.ask("POST", "/v1/embeddings", {"input": ids})
+    assert status == 200, numbers
+    for one, other in zip(words["data"], numbers["data"], strict=True):
+        np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+    _, single, _ = pooled.ask("POST", "/v1/embeddings", {"input": ids[0]})
+    np.testing.assert_allclose(single["data"][0]["embedding"], words["data"][0]["embedding"], atol=1e-5)
+    status, answer, _ = pooled.ask("POST", "/v1/embeddings", {"input": [1 << 20]})
+    assert status == 400
+    assert "no token 1048576" in answer["error"]["message"]
+    status, answer, _ = pooled.ask("POST", "/v1/embeddings", {"input": ["x"] * 2049})
+    assert status == 400
+    assert "a list of up to 2,048 of either" in answer["error"]["message"]
+    assert len(pooled.ask("POST", "/v1/embeddings", {"input": ["x"] * 300})[1]["data"]) == 300
+
+
 @pytest.mark.parametrize("body", [{"input": []}, {"input": [1, "x"]}, {}, {"input": "x", "encoding_format": "hex"}])
 def test_what_is_no_text_is_refused(pooled: Running, body: dict[str, Any]) -> None:
     assert pooled.ask("POST", "/v1/embeddings", body)[0] == 400

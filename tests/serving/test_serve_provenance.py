@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from stillroom.core import files
+from stillroom.core.errors import VerificationFailed
 from stillroom.serving.models import OpenedModel, open_model
-from stillroom.serving.passport import in_words
+from stillroom.serving.passport import in_words, passport_of_run
 from stillroom.serving.pool import Pool, ServedModel
 
 
@@ -59,7 +63,8 @@ def test_a_model_that_cannot_be_checked_again_does_not_run_until_it_can(tmp_path
     """A full disk is no way to go on with what was revoked."""
     file = tmp_path / "m.gguf"
     file.write_bytes(b"x")
-    troubles: list[Exception | None] = [None, OSError(28, "No space left on device"), None]
+    late = VerificationFailed("The publisher's metadata has expired.", "Ask the publisher to renew it.")
+    troubles: list[Exception | None] = [None, OSError(28, "No space left on device"), None, late, late, None]
 
     class Opened(OpenedModel):
         def recheck(self) -> None:
@@ -67,13 +72,7 @@ def test_a_model_that_cannot_be_checked_again_does_not_run_until_it_can(tmp_path
                 raise trouble
 
     model = ServedModel.__new__(ServedModel)
-    model.name, model.opened, model.engine, model.refusal, model.unchecked = (
-        "m",
-        Opened(file, "m", file),
-        None,
-        None,
-        False,
-    )
+    model.name, model.opened, model.engine, model.refusal = "m", Opened(file, "m", file), None, None
     model._loading = asyncio.Lock()
     checks = Pool([model])
 
@@ -85,3 +84,20 @@ def test_a_model_that_cannot_be_checked_again_does_not_run_until_it_can(tmp_path
     assert asyncio.run(look()) == ""
     assert "No space left" in asyncio.run(look())
     assert asyncio.run(look()) == ""
+    assert "has expired" in asyncio.run(look())
+    assert "has expired" in asyncio.run(look())
+    assert asyncio.run(look()) == "", "a publisher who renews late is believed again"
+
+
+def test_scores_of_an_earlier_student_are_not_shown_as_those_of_a_new_file(tmp_path: Path) -> None:
+    entry = {"type": "F16", "sha256": "a" * 64}
+    student = {"parameters": 5, "kl_to_teacher": 0.3, "kl_to_teacher_interval": [0.2, 0.4], "bits_per_byte": 1.0}
+    teacher = {"name": "big", "bits_per_byte": 0.9}
+    files.write_json(tmp_path / "summary.json", {"teacher": teacher, "student": {**student, "gguf_files": [entry]}})
+    run: Any = SimpleNamespace(path=tmp_path, recipe=SimpleNamespace(name="small"))
+    passport = passport_of_run(run, entry)
+    assert passport["scores"] == {"kl_to_teacher": 0.3, "bits_per_byte": 1.0}
+    assert passport["warnings"] == ["No one has signed this run."]
+    anew = passport_of_run(run, {**entry, "sha256": "b" * 64})
+    assert anew["scores"] == anew["intervals"] == anew["lost"] == {}
+    assert "not been evaluated since this file was exported" in anew["warnings"][1]

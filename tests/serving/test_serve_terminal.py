@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 
 from stillroom.cli.serve import _say, _Settings
-from stillroom.core.errors import SwitchedOff
+from stillroom.core.errors import EngineFailed, SwitchedOff
 from stillroom.core.plain import shown
 from stillroom.serving.ask import Chat, rendered
 from stillroom.switch import Places, Switch, stopping
@@ -58,6 +58,11 @@ def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest
         plain = rendered(talk.engine, talk.facts, [{"role": "user", "content": "xy"}])
         assert "".join(part for part in parts if isinstance(part, str)) == plain
         assert talk.say(f"x{mark}y", max_tokens=4) is not None
+        before = [*talk.messages]
+        with pytest.raises(EngineFailed):
+            talk.say("word " * 3000)
+        assert talk.messages == before, "what was not answered is not part of the conversation"
+        assert talk.say("Go on", max_tokens=2) is not None
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:

@@ -508,3 +508,23 @@ def test_ollamas_clients_load_look_and_are_refused_by_name(server: Running) -> N
             key in answer["error"]["message"]
             for key in ("template", "context", "raw", "logprobs", "mirostat", "keep_alive")
         )
+
+
+def test_thoughts_of_a_conversation_stay_with_what_they_were_thought_for() -> None:
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+
+    call = {"type": "function_call", "call_id": "c", "name": "clock", "arguments": "{}"}
+    asked = ResponsesRequest.model_validate(
+        {
+            "input": [
+                {"role": "user", "content": "Time?"}, thought("one"), thought("two"), call,
+                {"type": "function_call_output", "call_id": "c", "output": "noon"}, thought("about noon"),
+                {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Noon."},
+            ]
+        }
+    ).chat()  # fmt: skip
+    found = [(message.role, getattr(message, "reasoning_content", None)) for message in asked.messages]
+    assert found == [
+        ("user", None), ("assistant", "one\ntwo"), ("tool", None), ("user", None), ("assistant", None)
+    ]  # fmt: skip

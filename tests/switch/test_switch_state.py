@@ -45,6 +45,16 @@ def test_off_blocks_all_that_is_and_all_that_will_be(own: Switch) -> None:
     own.require_on("a feature of next year")
 
 
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_feature_is_asked_for_where_it_is_used(feature: str) -> None:
+    package = Path(switch.__file__).parents[1]
+    asked = [f'{verb}("{feature}"' for verb in ("require_on", "is_on")] + [f'self.require(request, "{feature}"']
+    if feature == "engine":
+        asked.append("require_on()")
+    sources = [path.read_text() for path in package.rglob("*.py") if path.parent.name != "switch"]
+    assert any(each in source for source in sources for each in asked), "what blocks it blocks nothing"
+
+
 def test_off_survives_another_process_and_a_reinstallation(own: Switch) -> None:
     stopping.off(own)
     assert not Switch(own.places).is_on()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from attacks.workshop import Workshop, workshop
+from stillroom.switch import Places, Switch
 from stillroom.verification import client
 
 
@@ -107,6 +108,17 @@ def test_what_came_too_late_changes_nothing(shop: Workshop, mirror: Mirror, monk
     mirror.slow.clear()
     time.sleep(0.3)
     assert folder.read_bytes() == kept
+
+
+def test_a_blocked_download_counts_as_a_mirror_that_cannot_be_reached(
+    shop: Workshop, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Switch(Places.under(tmp_path / "switch"))
+    own.set_feature("downloads", "blocked")
+    monkeypatch.setattr(client, "is_on", own.is_on)
+    monkeypatch.setattr(client, "_renew", lambda *_: pytest.fail("something was fetched"))
+    ahead = client.fetch_ahead(shop.pin, tmp_path / "kept" / "metadata", mirror.address, contextlib.nullcontext())
+    assert ahead.settle(tmp_path / "kept" / "metadata") == "the owner's switch blocks downloads"
 
 
 def test_what_a_killed_process_fetched_is_removed_later(shop: Workshop, mirror: Mirror, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation, /help says what else there is."""
+    from stillroom.core.errors import EngineFailed
     from stillroom.serving.ask import Chat
     from stillroom.switch.engines import Registration
 
@@ -59,7 +60,13 @@ def chat(
                 if not settings.command(talk, asked.strip()):
                     return
             elif asked.strip():
-                _say(talk, asked, settings, line)
+                try:
+                    _say(talk, asked, settings, line)
+                except EngineFailed as error:
+                    # A full context, most often: the conversation is still there.
+                    if not interactive or not talk.engine.alive:
+                        raise
+                    typer.echo(f"{shown(str(error))}\n/clear begins anew.", err=True)
             if prompt is not None:
                 return
 
@@ -215,7 +222,7 @@ def _say(talk: Chat, asked: str, settings: _Settings, line: Registration) -> Non
     try:
         for text in tokens:
             with line.delivering():
-                talk.engine.switch.require_on()
+                talk.engine.switch.require_on("chat")
                 sys.stdout.write(shown(text))
                 sys.stdout.flush()
     except KeyboardInterrupt:

@@ -281,7 +281,8 @@ def _preference(reading: _Reading) -> Document:
     if isinstance(reading.row.get("rejected"), str):
         # Both sides begin with the same prompt: what they share, up to its last white space, is given.
         shared = common_start(text, clean(reading.row["rejected"], reading.where))
-        given = shared if shared < len(text) else 0
+        # Where all of it begins the other, its last word is learned.
+        given = max(0, min(shared, len(text.rstrip()) - 1))
         while given and not text[given - 1].isspace():
             given -= 1
     return Document(text, (), reading.where, (), given)

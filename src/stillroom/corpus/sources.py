@@ -42,6 +42,7 @@ from stillroom.recipe.corpus import (
     Source,
     TextSource,
 )
+from stillroom.switch import require_on
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
@@ -473,6 +474,8 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
             # A folder is read where it is, and of a name on the hub no more than what is asked for; otherwise the
             # library's own cache keeps what came over the network.
             streaming = folder.is_dir() or source.limit is not None
+            if not folder.is_dir():
+                require_on("downloads")
             data = datasets.load_dataset(
                 source.name, source.config, split=source.split, revision=source.revision, streaming=streaming
             )

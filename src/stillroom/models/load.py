@@ -35,6 +35,7 @@ from stillroom.models.proof import prove
 from stillroom.models.stored_as import as_floats, quantization_of, require_scales
 from stillroom.models.tokenizer import open_tokenizer, quietly, tokenizer_digest
 from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
+from stillroom.switch import is_on, require_on
 
 if TYPE_CHECKING:
     import torch
@@ -339,9 +340,13 @@ def model_folder(name: str, revision: str | None) -> Path:
             raise TeacherError(f"{name}: no such model folder.", "Check the path; a hub name looks like `owner/model`.")
         from huggingface_hub import snapshot_download
 
+        here = not is_on("downloads")
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=here)
+            )
         except Exception as error:
+            require_on("downloads")
             raise translate(error, name) or TeacherError(
                 f"{name} is neither a folder here nor available from the hub ({first_line(error)}).",
                 "Check the name and the network, or give the path of a folder that holds the model.",

@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillroom.core.errors import EngineFailed
+from stillroom.core.waiting import readable
 from stillroom.runtime.worker import SOCKET
 from stillroom.switch.engines import WORKER, Registration
 from stillroom.switch.state import Switch
@@ -408,8 +408,8 @@ def _remove(folder: Path) -> None:
 
 def _message(stream: IO[bytes], seconds: float) -> dict[str, Any] | None:
     """One line of JSON from the child; None if it ended or said nothing in time."""
-    ready, _, _ = select.select([stream], [], [], seconds)
     until = time.monotonic() + seconds
+    ready = readable(stream.fileno(), seconds)
     line = b""
     while ready and not line.endswith(b"\n") and time.monotonic() < until:
         part = os.read(stream.fileno(), 1 << 16)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import sys
 from pathlib import Path
 from typing import IO, Any
 
 from stillroom.core.memory import release_memory
+from stillroom.core.waiting import readable
 
 SOCKET = "engine.sock"
 RELEASE_SECONDS = 5.0
@@ -69,7 +69,7 @@ def _end_with_parent() -> None:
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
         # It may have gone just before.
-        if select.select([0], [], [], 0)[0] and not os.read(0, 1):
+        if readable(0, 0) and not os.read(0, 1):
             os._exit(1)
 
 
@@ -80,7 +80,7 @@ def _say(messages: IO[str], **values: object) -> None:
 
 def _wait_for_the_end() -> None:
     """Until the parent is gone; meanwhile what requests left behind is given back to the system."""
-    while not select.select([0], [], [], RELEASE_SECONDS)[0] or os.read(0, 1 << 16):
+    while not readable(0, RELEASE_SECONDS) or os.read(0, 1 << 16):
         release_memory()
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from stillroom.core.errors import EngineFailed, NotWritable, StillroomError
+from stillroom.core.waiting import readable
 
 SECONDS = 6.0
 """Longer than `off` ever takes (:data:`stillroom.switch.stopping.DEADLINE_SECONDS`). A fork that is silent for so long is given
@@ -56,7 +56,7 @@ def _forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     os.close(writing)
     data = b""
     try:
-        while select.select([reading], [], [], SECONDS)[0] and (piece := os.read(reading, 1 << 16)):
+        while readable(reading, SECONDS) and (piece := os.read(reading, 1 << 16)):
             data += piece
     finally:
         os.close(reading)

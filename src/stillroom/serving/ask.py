@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stillroom.core.errors import StillroomError
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import GgufFacts, read_facts
 from stillroom.serving.models import open_model
@@ -59,15 +60,18 @@ class Chat:
     ) -> Generator[str, None, None]:
         """Say something; yields the answer as it is written. Closing the generator stops the answer; what was written is kept.
 
+        What was said is kept with it, unless nothing was answered because of an error, such as a context that is full.
+
         Args:
             prompt: What is said.
             temperature: 0 always takes the most probable token.
             max_tokens: Longest answer, in tokens.
             seed: Seed of the sampling.
         """
-        self.messages.append({"role": "user", "content": prompt})
+        require_on("chat")
+        said = {"role": "user", "content": prompt}
         written: list[str] = []
-        prompt_ids = rendered(self.engine, self.facts, self.messages)
+        prompt_ids = rendered(self.engine, self.facts, [*self.messages, said])
         tokens = self.engine.stream_prompt(
             prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed, **kept(self.facts)
         )
@@ -75,10 +79,15 @@ class Chat:
             for text in tokens:
                 written.append(text)
                 yield text
+        except StillroomError:
+            if not written:
+                said = {}
+            raise
         finally:
             if isinstance(tokens, Generator):
                 tokens.close()
-            self.messages.append({"role": "assistant", "content": "".join(written)})
+            if said:
+                self.messages += [said, {"role": "assistant", "content": "".join(written)}]
 
     def clear(self, system: str | None = None) -> None:
         """Begin anew, with another text in front of the conversation if one is given."""

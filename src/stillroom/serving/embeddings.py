@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -37,9 +38,10 @@ async def embed(pool: Pool, model: ServedModel, asked: EmbeddingRequest, owner: 
     Raises:
         ContextFull: A text is longer than the context.
         EngineFailed: The engine could not be started, or ended over this request.
-        UsageError: Embeddings of another length were asked for.
+        UsageError: Embeddings of another length were asked for, or an id is no token of the model's.
     """
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    texts = asked.texts()
+    await _require_tokens(model, [index for text in texts if isinstance(text, list) for index in text])
     wanted = {"input": texts, "encoding_format": asked.encoding_format or "float"}
     fingerprint = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     model.require_harmless(fingerprint)
@@ -89,6 +91,17 @@ async def _plain(engine: Engine, model: ServedModel, text: str | list[int]) -> s
     asked = {"content": text, "add_special": True, "parse_special": False}
     ids: list[int] = (await local.call(engine.socket, engine.key, "POST", "/tokenize", asked))["tokens"]
     return ids
+
+
+async def _require_tokens(model: ServedModel, ids: list[int]) -> None:
+    """Refuse ids that the model's vocabulary does not have.
+
+    Raises:
+        UsageError: Names the first.
+    """
+    size = await asyncio.to_thread(model.vocabulary) if ids else 0
+    if unknown := next((index for index in ids if index >= size), None):
+        raise UsageError(f"input: the vocabulary has no token {unknown}.", f"Ids are below {size}.")
 
 
 def _require_long(found: dict[str, Any], wanted: int | None) -> None:

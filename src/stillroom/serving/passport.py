@@ -27,6 +27,14 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
     summary = _read(run.path / "summary.json")
     teacher = {**summary.get("teacher", {}), **_read(run.path / "capture" / "teacher.json")}
     student = summary.get("student", {})
+    measured = {each.get("sha256") for each in student.get("gguf_files") or ()}
+    warnings = ["No one has signed this run."]
+    if not student:
+        warnings.append("It has not been evaluated.")
+    elif entry.get("sha256") not in measured:
+        # Exported since: what the summary says is of another student.
+        student = {}
+        warnings.append("It has not been evaluated since this file was exported.")
     record = _read(run.path / "terms.json")
     judged = [{name: each.get(name) for name in ("name", "role", "licence")} for each in record.get("teachers", ())]
     licences = {each["name"]: each["licence"] for each in judged}
@@ -47,7 +55,7 @@ def passport_of_run(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "intervals": {f"{name}": student[f"{name}_interval"] for name in MEASURES if student.get(f"{name}_interval")},
         "lost": _lost(teacher, student),
         "terms": {"teacher_licence": teacher.get("licence"), **_judged(record)},
-        "warnings": ["No one has signed this run."] + ([] if student else ["It has not been evaluated."]),
+        "warnings": warnings,
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stillroom.core.errors import EngineFailed, StillroomError, SwitchedOff, UsageError, VerificationFailed
+from stillroom.core.errors import EngineFailed, StillroomError, UsageError, VerificationFailed
 from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions
@@ -111,8 +111,6 @@ class ServedModel:
         self.used = time.monotonic()
         self.created = int(time.time())
         self.refusal: StillroomError | None = None
-        self.unchecked = False
-        """Whether it is refused because it could not be checked: then it is checked again."""
         stat = opened.gguf.stat()
         self.digest = opened.identity
         drafting = options.drafter.stat().st_size if options.drafter is not None else 0
@@ -428,26 +426,28 @@ class Pool:
         if recheck:
             self._checked = time.monotonic()
         for model in self.models.values():
-            if recheck and (model.refusal is None or model.unchecked):
+            if recheck:
                 await self._recheck(model)
             idle = self.idle is not None and time.monotonic() - model.used > self.idle
             if idle and model.engine is not None and not model.busy and not model.waiting:
                 await model.unload()
 
     async def _recheck(self, model: ServedModel) -> None:
-        """Ask again whether a model may run. What cannot be told (a full disk, a memory that cannot be read) counts as no."""
+        """Ask again whether a model may run. What cannot be told (a full disk, a memory that cannot be read) counts as no.
+
+        One that was refused is asked about again, too: the switch is turned on, a publisher renews late, or takes a revocation
+        back.
+        """
         try:
             await asyncio.to_thread(model.opened.recheck)
-            model.refusal, model.unchecked = None, False
+            model.refusal = None
         except StillroomError as error:
-            # That it was off just then says nothing of the model.
-            model.refusal, model.unchecked = error, isinstance(error, SwitchedOff)
+            model.refusal = error
         except Exception as error:
             said = str(error) or type(error).__name__
             model.refusal = VerificationFailed(
                 f"{model.name} cannot be checked again: {said}.", "Mend that; it is tried again every minute."
             )
-            model.unchecked = True
         if model.refusal is not None:
             await model.unload()
 

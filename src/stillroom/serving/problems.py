@@ -62,6 +62,10 @@ def body(status: int, code: str, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "code": code, "param": None}}
 
 
+_SEVERAL = {"CompletionRequest": ("prompt", 256), "EmbeddingRequest": ("input", 2048)}
+"""Requests of one text or several: the key that has them, and how many it may have."""
+
+
 def explain(error: BaseException) -> tuple[int, str, str]:
     """Status, code and message of whatever was raised."""
     if isinstance(error, Refused):
@@ -76,8 +80,10 @@ def explain(error: BaseException) -> tuple[int, str, str]:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # Inside a choice of types pydantic names its own parts, which say nothing to a client.
         where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and str(part) != "")[:200]
-        if first["loc"][:1] == ("prompt",) and len(first["loc"]) > 1:
-            return 400, "invalid_request", "prompt: a text, a list of ids of tokens, or a list of up to 256 of either"
+        key, most = _SEVERAL.get(error.title, ("", 0))
+        if first["loc"][:1] == (key,) and len(first["loc"]) > 1:
+            said = f"{key}: a text, a list of ids of tokens, or a list of up to {most:,} of either"
+            return 400, "invalid_request", said
         if first["loc"][-2:-1] == ("content",) and first["type"] == "string_type":
             return (
                 400,

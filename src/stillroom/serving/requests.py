@@ -508,6 +508,13 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_le
 Prompt = Text | TokenIds
 
 
+def _several(asked: str | list[int] | list[str | list[int]]) -> list[str | list[int]]:
+    """One text (words, or ids of tokens) as a list of one; several as they are."""
+    if isinstance(asked, str) or isinstance(asked[0], int):
+        return [asked]  # type: ignore[list-item]
+    return list(asked)  # type: ignore[arg-type]
+
+
 class CompletionRequest(Sampling):
     """A completion of a text."""
 
@@ -525,9 +532,7 @@ class CompletionRequest(Sampling):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or several."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return _several(self.prompt)
 
 
 _OF_COMPLETIONS = {
@@ -560,9 +565,13 @@ class EmbeddingRequest(Words):
     """Embeddings of texts."""
 
     model: Text = ""
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
+    input: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
+
+    def texts(self) -> list[str | list[int]]:
+        """The texts, one or several, each as words or as ids of tokens."""
+        return _several(self.input)
 
 
 class NewSession(Words):

@@ -180,14 +180,18 @@ class ResponsesRequest(Translated):
 def _messages(items: list[Item]) -> Iterator[dict[str, Any]]:
     """The messages that items stand for; calls beside each other are one message's."""
     calls: list[dict[str, Any]] = []
-    thought = ""
+    thoughts: list[str] = []
+
+    def thought() -> dict[str, str]:
+        """What was thought before what comes now; of a former turn it is nothing any more."""
+        found = {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
+        thoughts.clear()
+        return found
 
     def said() -> Iterator[dict[str, Any]]:
-        nonlocal thought
         if calls:
-            yield {"role": "assistant", "tool_calls": [*calls], **({"reasoning_content": thought} if thought else {})}
+            yield {"role": "assistant", "tool_calls": [*calls], **thought()}
             calls.clear()
-            thought = ""
 
     for item in items:
         if item.type == "function_call":
@@ -197,18 +201,17 @@ def _messages(items: list[Item]) -> Iterator[dict[str, Any]]:
         yield from said()
         if item.type == "function_call_output":
             output = item.output if isinstance(item.output, str) else "".join(part.text for part in item.output or [])
+            thoughts.clear()
             yield {"role": "tool", "tool_call_id": item.call_id, "content": output}
         elif item.type == "reasoning":
             parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
-            thought = "".join(part.text for part in parts)
+            thoughts += filter(None, ["".join(part.text for part in parts)])
         else:
             content = (
                 item.content if isinstance(item.content, str) else "".join(part.text for part in item.content or [])
             )
-            message = {"role": item.role or "user", "content": content}
-            if thought and item.role == "assistant":
-                message["reasoning_content"], thought = thought, ""
-            yield message
+            before = thought()
+            yield {"role": item.role or "user", "content": content, **(before if item.role == "assistant" else {})}
     yield from said()
 
 
@@ -248,9 +251,11 @@ def _whole(model: str, output: list[dict[str, Any]], finish: str, usage: dict[st
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         made["usage"] = {
             "input_tokens": usage.get("prompt_tokens", 0), "input_tokens_details": {"cached_tokens": cached},
-            "output_tokens": usage.get("completion_tokens", 0), "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage.get("total_tokens", 0),
+            "output_tokens": usage.get("completion_tokens", 0), "total_tokens": usage.get("total_tokens", 0),
         }  # fmt: skip
+        if not any(item["type"] == "reasoning" for item in output):
+            # How many of an answer's tokens were thoughts is not counted, and not said.
+            made["usage"]["output_tokens_details"] = {"reasoning_tokens": 0}
     return made
 
 

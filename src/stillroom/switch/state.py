@@ -32,7 +32,7 @@ FEATURES = {
     "tools": "tool calls",
     "sessions": "conversations that are kept",
     "embeddings": "embeddings of text",
-    "downloads": "fetching packages and lists of revocations",
+    "downloads": "fetching lists of revocations, and models and data sets by their names",
 }
 """Features that exist today. One that is not named here is governed all the same."""
 FORMAT = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.core.errors import EngineFailed, NotWritable, SwitchedOff
+from stillroom.core.waiting import readable
 from stillroom.switch.engines import STOPPED, Entry, elsewhere, is_running, listed, registered, shares_kernel
 from stillroom.switch.state import FEATURES, Switch
 
@@ -201,7 +201,7 @@ def _wait(entries: list[Entry], seconds: float) -> None:
                 if handle is None:
                     time.sleep(0.001)
                 else:
-                    select.select([handle], [], [], left)
+                    readable(handle, left)
         finally:
             if handle is not None:
                 os.close(handle)

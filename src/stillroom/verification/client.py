@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import VerificationFailed
 from stillroom.core.extras import require
+from stillroom.switch import is_on
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.documents import (
     REINSTATEMENTS,
@@ -155,8 +156,11 @@ def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractC
         folder: Where the metadata is kept.
         address: The repository.
         lock: Held while what is kept is copied, and not while anything is fetched.
+
+    Nothing is fetched while the owner's switch blocks downloads: that counts as a repository that cannot be reached.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    blocked = "" if is_on("downloads") else "the owner's switch blocks downloads"
     for left in folder.parent.glob("fetch-*"):
         # Of a process that was killed meanwhile.
         with contextlib.suppress(OSError):
@@ -175,6 +179,8 @@ def fetch_ahead(pin: Pin, folder: Path, address: str, lock: contextlib.AbstractC
         before = _timestamp(folder)
         if folder.is_dir():
             shutil.copytree(folder, made / folder.name, symlinks=True)
+    if blocked:
+        return Ahead(made, before, blocked)
     # A thread, since neither tuf nor what it fetches with ends a transfer that goes on for ever. It writes to a folder of its
     # own, so that what it does after its time is over changes nothing.
     thread = threading.Thread(target=work, name="fetch", daemon=True)
