@@ -531,16 +531,17 @@ def _require_objective(made: Run, wanted: list[StageSpec]) -> None:
 
 
 def _require_for_the_rest(made: Run, wanted: list[StageSpec]) -> None:
-    """Refuse to begin without a package or an endpoint's key that a stage still to be done needs."""
+    """Refuse to begin without what a stage still to be done needs: packages, an endpoint's key, what is measured by."""
+    from stillroom.evaluation.registry import require_askable
     from stillroom.planning.needs import missing_needs, require_needs
     from stillroom.teachers.endpoint.stage import require_keys
 
-    needs = missing_needs(made.recipe)
-    asked = any(getattr(teacher, "key_env", None) for teacher in made.recipe.every_teacher.values())
-    todo = _still_to_do(made, wanted) if needs or asked else set()
+    todo = _still_to_do(made, wanted)
     if todo:
-        require_needs(need for need in needs if need.stage in todo | {"run"})
+        require_needs(need for need in missing_needs(made.recipe) if need.stage in todo | {"run"})
         require_keys(made, todo)
+    if "evaluate" in todo:
+        require_askable(made.recipe)
 
 
 def _still_to_do(made: Run, wanted: list[StageSpec]) -> set[str]:

@@ -94,9 +94,9 @@ def test_what_is_said_of_answers() -> None:
         "empty": [False, True, False],
         "truncated": [True, False, False],
     }
-    assert is_verbatim([1, 2, 3], [1, 2, 4], 2)
-    assert not is_verbatim([1, 2, 3], [1, 4], 2)
-    assert not is_verbatim([1], [1], 2)
+    assert is_verbatim([1, 2], [1, 2, 4])
+    assert not is_verbatim([1, 2], [1, 4])
+    assert not is_verbatim([1, 2], [1])
     seen = {name: {"memorised": [name == "student"] * 8} | of_answers(rows) for name in ("teacher", "student")}
     found = behave(seen, 0.95)
     assert found["compared"]["student_minus_teacher"]["memorised"]["p_value"] < 0.05

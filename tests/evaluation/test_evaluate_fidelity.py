@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from stillroom.evaluation.fidelity import Contender, compare
 from stillroom.evaluation.heldout import HeldOut, InMemory
 from stillroom.evaluation.measures import do_measures
 from stillroom.evaluation.metric import Metric
+from stillroom.evaluation.metrics.languages import retention, sections
 from stillroom.evaluation.registry import metric
-from stillroom.evaluation.tally import CONFIDENCE_BINS, Drawing, Tally, calibration
+from stillroom.evaluation.tally import CONFIDENCE_BINS, MEASURES, Drawing, Tally, calibration, headline
 from stillroom.evaluation.tokens import CLASSES, class_of, position_edges, position_labels
 from stillroom.signals.vocabulary_map import VocabularyMap
 
@@ -181,3 +183,19 @@ def test_positions_have_one_bin(length: int) -> None:
     assert math.isclose(
         sum(len(range(*map(int, (a, b)))) for a, b in zip(edges, [*edges[1:], length], strict=True)), length
     )
+
+
+def test_of_no_text_there_is_no_number_and_json_holds_it() -> None:
+    empty = Tally({"all": 1}, 2)
+    drawing = Drawing(100, 0.95, 0)
+    found = headline(empty, drawing)
+    assert {found[name] for name in MEASURES} == {None}
+    kept = retention(empty, empty, drawing)
+    assert kept["value"] is None
+    json.dumps([found, kept], allow_nan=False)
+    entry = {
+        "name": "Nothing", "retention": {"student": kept}, "models": {"student": found, "teacher": found},
+        "tokens_per_byte": {"student": 1.0, "teacher": 1.0},
+    }  # fmt: skip
+    (section,) = sections({"languages": {"qq": entry}, "interval": "95 %"})
+    assert section.title == "Languages"

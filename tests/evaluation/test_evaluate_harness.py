@@ -106,5 +106,7 @@ def test_what_the_harness_cannot_do_is_said(folder: Path) -> None:
 class _Silent:
     """A speaker that finds every continuation equally likely."""
 
+    cut: tuple[bool, ...] = ()
+
     def log_likelihoods(self, pairs: list[Any]) -> list[tuple[float, bool]]:
         return [(-1.0, False) for _ in pairs]

@@ -14,20 +14,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny_models import tiny_model
 
 from benchmarks.evaluation import harness_python, lm_eval_difference
 from benchmarks.faults import with_student
-from stillroom.core.errors import MissingDependency, RecipeError, UsageError
+from stillroom.core.errors import MissingDependency, RecipeError, StillroomError, UnsupportedModel, UsageError
 from stillroom.core.sandbox.programs import Limits, run_program
+from stillroom.evaluation import answers
 from stillroom.evaluation.answers import Speaker
 from stillroom.evaluation.bench import package_folder
 from stillroom.evaluation.measures import do_measures
-from stillroom.evaluation.metrics.tasks import _judge, extra_inputs
-from stillroom.evaluation.registry import require_metrics
+from stillroom.evaluation.metrics.tasks import _judge, _tasks, extra_inputs
+from stillroom.evaluation.registry import require_askable, require_metrics
+from stillroom.evaluation.tasks import harness
 from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
 from stillroom.evaluation.tasks.tool_calls import calls_in, is_right_call, makes_no_call
+from stillroom.pipeline import run
 from stillroom.recipe.evaluation import EvaluateConfig
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.task_data import files_of
@@ -146,10 +150,79 @@ def test_a_problem_without_text_or_answer_is_refused(row: dict[str, Any], tmp_pa
 def test_choices_and_exact_answers() -> None:
     assert choose([-4.0, -3.0], (" a", " bb"), by_length=False) == 1
     assert choose([-4.0, -3.9], (" long one", " b"), by_length=True) == 0
-    task = Task("t", "exact", (), "", normalise=True, pattern=r"answer is (.+?)\.")
+    task = Task("t", "exact", (), "", ignore_case=True, ignore_punctuation=True, pattern=r"answer is (.+?)\.")
     assert is_exact("So the answer is Paris. The answer is LYON.", ("Lyon",), task)
     assert not is_exact("Lyon", ("Lyon",), task)
     assert is_exact(" 4\n", ("4",), Task("t", "exact", (), ""))
+    small = Task("t", "exact", (), "", ignore_case=True)
+    assert is_exact("YES  sir", ("yes sir",), small)
+    assert not is_exact("5", ("-5",), small)
+    assert not is_exact("15", ("1.5",), small)
+    bare = Task("t", "exact", (), "", ignore_punctuation=True)
+    assert is_exact("yes, sir!", ("yes sir",), bare)
+    assert not is_exact("Yes", ("yes",), bare)
+
+
+def test_two_tasks_of_one_name_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    row = {"question": "?", "options": ["a", "b"], "right": 0}
+    paths = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        paths.append(str(write_task(tmp_path / name, CHOICE, [row])))
+    with pytest.raises(RecipeError, match="two tasks are called `doors`"):
+        _tasks(EvaluateConfig.model_validate({"tasks": {"files": paths}}).tasks, 0)
+
+
+def test_of_several_filters_of_the_harness_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = [
+        {"doc_id": number, "doc": {"q": number}, "target": "", "filter": name, "exact_match": right}
+        for name, rights in (("strict", (0, 0, 1)), ("flexible", (1, 1, 1)))
+        for number, right in enumerate(rights)
+    ]
+    evaluated = SimpleNamespace(simple_evaluate=lambda **_: {"samples": {"sums": logged}})
+    monkeypatch.setitem(sys.modules, "lm_eval", evaluated)
+    monkeypatch.setattr(harness, "_manager", lambda *_: None)
+    monkeypatch.setattr(harness, "_adapter", lambda: lambda _: SimpleNamespace(cut=2))
+    speaker: Any = None
+    found = harness.run_task("sums", speaker, None, 0)["sums"]
+    assert [item["right"] for item in found["items"]] == [False, False, True]
+    assert (found["metric"], found["cut"]) == ("exact_match (strict)", 2)
+    logged.append(logged[0])
+    with pytest.raises(RecipeError, match="counts a problem more than once"):
+        harness.run_task("sums", speaker, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"measures": ["tasks"], "tasks": {"files": ["none.yaml"]}}, "no such task file"),
+        ({"measures": ["tasks"], "tasks": {"names": ["reasoning_gym/no_such"]}}, "no_such|not installed"),
+        ({"measures": ["languages"], "languages": {"codes": ["en", "xx"]}}, "no sample of 'xx'"),
+        ({"measures": ["languages"], "languages": {"texts": [{"code": "qq", "path": "none.txt"}]}}, "is missing"),
+        ({"measures": ["safeguards"], "safeguards": {"sets": [], "files": ["none.jsonl"]}}, "is missing"),
+    ],
+)
+def test_what_cannot_be_measured_by_is_refused_before_anything_is_spent(
+    section: dict[str, Any], says: str, small_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = small_recipe(tiny_model("llama", tmp_path / "teacher", layers=3))
+    settings["evaluate"] |= section | {"measures": ["fidelity", "cost", *section["measures"]]}
+    recipe = Recipe.model_validate(settings)
+    with pytest.raises(StillroomError, match=says):
+        require_askable(recipe)
+    with pytest.raises(StillroomError, match=says):
+        run(recipe, tmp_path / "runs", quiet=True)
+    assert not list(tmp_path.glob("runs/*/corpus"))
+
+
+def test_two_texts_of_one_language_are_refused(small_recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Ein Haus.")
+    settings = small_recipe(tmp_path / "no_teacher")
+    text = {"code": "de", "path": str(tmp_path / "a.txt")}
+    settings["evaluate"] |= {"measures": ["fidelity", "cost", "languages"], "languages": {"texts": [text, text]}}
+    with pytest.raises(RecipeError, match="two texts have the code `de`"):
+        require_askable(Recipe.model_validate(settings))
 
 
 def test_tasks_are_measured_side_by_side_and_kept(world: Any, tmp_path: Path) -> None:
@@ -207,6 +280,43 @@ def test_a_speaker_scores_what_it_writes(world: Any) -> None:
     assert worse < nats < 0
     assert speaker.chat(["How do I boil an egg?"], 24)[0].text.strip() == "This is how it is done."
     assert speaker.write(["Sure"], 12, stops=["e"])[0].text.count("e") == 0
+    first, _ = speaker.pair("\n", " yes")
+    assert first == [speaker.prefix], "white space alone is no context"
+
+
+def test_a_prompt_comes_before_the_longest_answer(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, teacher = world
+    speaker = Speaker(teacher, window=64)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        answers,
+        "continuations",
+        lambda _model, rows, limit, *_, **__: seen.append((len(rows[0]), limit)) or [[5] * limit for _ in rows],
+    )
+    for length, most, shown, limit, cut in (
+        (40, 8, 40, 8, False),
+        (40, 2048, 40, 24, False),
+        (60, 2048, 48, 16, True),
+        (100, 8, 56, 8, True),
+    ):
+        (found,) = speaker.answers([[7] * length], most)
+        assert seen.pop() == (shown, limit)
+        assert speaker.cut == [cut]
+        assert not found.ended, "it was the window that ended it"
+    assert Speaker(teacher).window == teacher.model.config.max_position_embeddings
+
+
+def test_a_tokenizer_without_ends_is_refused_only_where_one_is_needed(world: Any) -> None:
+    _, teacher = world
+    bare = SimpleNamespace(
+        model=teacher.model,
+        vocabulary=teacher.vocabulary,
+        tokenizer=SimpleNamespace(bos_token_id=None, eos_token_id=None),
+    )
+    speaker = Speaker(bare)  # type: ignore[arg-type]
+    assert len(speaker.would_write([([1, 2, 3], [4]), ([1], [2])])) == 2
+    with pytest.raises(UnsupportedModel, match="neither a token for the beginning"):
+        speaker.pair("", "x")
 
 
 @pytest.mark.skipif(harness_python() is None, reason="no environment with lm_eval (LM_EVAL_PYTHON)")

@@ -2,7 +2,8 @@
 
 Texts are split into tokens the way lm-evaluation-harness does it (Gao et al., doi:10.5281/zenodo.12608602), so that its numbers
 and ours are the same quantity: context and continuation are encoded together, white space at the context's end goes to the
-continuation, and what does not fit the window is cut off on the left.
+continuation, and what does not fit the window is cut off on the left. The window is the model's own; where a prompt and the
+longest answer together do not fit it, the prompt is kept and the answer is shorter (lm-evaluation-harness cuts the prompt).
 
 Legend: B texts, L tokens, V vocabulary.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stillroom.core.errors import UnsupportedModel
 from stillroom.evaluation.bench import Loaded
 from stillroom.models.compute import exact
 from stillroom.models.forward import hidden_states, logits_from_hidden
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from stillroom.models.types import Tokenizer
 
 BATCH = 16
+WINDOW = 2048
+"""Tokens of context of a model that does not say its own, and of windows on a text that is scored as a whole."""
+ANSWER_SHARE = 4
+"""A prompt that does not fit the window leaves at least one in so many of its tokens to the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,51 @@ class Answer:
     ended: bool
 
 
+@dataclass(frozen=True)
+class _Written:
+    """Tokens that a model wrote, and the most that it could have written there."""
+
+    ids: list[int]
+    limit: int
+
+
 class Speaker:
     """One model with its own tokenizer.
 
     Args:
         loaded: The model.
         window: Tokens of context at most; the model's own limit without it.
+
+    Attributes:
+        cut: Of each prompt or pair of the last call, whether it did not fit the window and lost its beginning.
     """
 
     def __init__(self, loaded: Loaded, window: int | None = None) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.used = loaded.vocabulary.student_used
         self.device = next(self.model.parameters()).device
-        self.window = min(window or 2048, getattr(self.model.config, "max_position_embeddings", None) or 2048)
-        start = self.tokenizer.bos_token_id
-        self.prefix: int = start if start is not None else self.tokenizer.eos_token_id
+        limit = getattr(self.model.config, "max_position_embeddings", None) or WINDOW
+        self.window = min(window or limit, limit)
+        self.cut: list[bool] = []
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self._start: int | None = start if start is not None else end
+        # Fills up rows; nothing attends to it.
+        self._filler = self._start or 0
+
+    @property
+    def prefix(self) -> int:
+        """The token in front of a text that begins with nothing.
+
+        Raises:
+            UnsupportedModel: The tokenizer has neither a beginning nor an end of texts.
+        """
+        if self._start is None:
+            raise UnsupportedModel(
+                "The tokenizer has neither a token for the beginning of a text nor one for its end, so that its first token "
+                "cannot be scored.",
+                "Leave out `tasks` with empty contexts and with whole texts, or give the tokenizer a `bos_token`.",
+            )
+        return self._start
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without special ones around it."""
@@ -64,9 +100,9 @@ class Speaker:
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of a context and of what follows it."""
-        if not context:
-            return [self.prefix], self.encode(continuation)
         bare = context.rstrip()
+        if not bare:
+            return [self.prefix], self.encode(context + continuation)
         context, continuation = bare, context[len(bare) :] + continuation
         first = self.encode(context)
         return first, self.encode(context + continuation)[len(first) :]
@@ -77,6 +113,7 @@ class Speaker:
     ) -> list[tuple[float, bool]]:
         """Nats of each continuation after its context (negative), and whether greedy decoding would write it."""
         encoded = [self.pair(*pair) for pair in pairs]
+        self.cut = [len(before) + len(after) > self.window + 1 for before, after in encoded]
         order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index][0]) - len(encoded[index][1]))
         found: list[tuple[float, bool]] = [(0.0, False)] * len(encoded)
         for start in range(0, len(order), BATCH):
@@ -106,17 +143,18 @@ class Speaker:
     def rolling(self, text: str) -> float:
         """Log-likelihood of a whole text in nats (negative): each token once, after as much context as fits.
 
-        Windows do not overlap but for one token, and the first begins with the beginning-of-text token.
+        Windows of at most :data:`WINDOW` tokens do not overlap but for one token, and the first begins with the
+        beginning-of-text token.
         """
-        ids = self.encode(text)
+        ids, window = self.encode(text), min(self.window, WINDOW)
         total, place = 0.0, 0
         while place < len(ids):
             # The last window reaches back, so that its tokens have as much context as those before.
-            stop = min(place + self.window, len(ids))
+            stop = min(place + window, len(ids))
             if place == 0:
                 context, targets = [self.prefix], ids[:stop]
             else:
-                context, targets = ids[max(0, stop - self.window - 1) : place], ids[place:stop]
+                context, targets = ids[max(0, stop - window - 1) : place], ids[place:stop]
             row = (context + targets)[:-1]
             total += self._score(self._states([row])[0], len(row), targets)[0]
             place = stop
@@ -132,7 +170,20 @@ class Speaker:
     ) -> list[Answer]:
         """Greedy continuations of texts, in batches of like length."""
         encoded = [self.encode(prompt) or [self.prefix] for prompt in prompts]
-        return [self.answer(ids, stops, max_tokens) for ids in self.continue_ids(encoded, max_tokens, stops, advance)]
+        return self.answers(encoded, max_tokens, stops, advance)
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stops: Sequence[str] = (),
+        advance: Callable[[int], None] | None = None,
+        batch: int = BATCH,
+    ) -> list[Answer]:
+        """Greedy continuations of prompts in tokens, ``batch`` at a time."""
+        written = self._continued(prompts, max_tokens, stops, advance, batch)
+        return [self._answer(each, stops) for each in written]
 
     @torch.inference_mode()
     def continue_ids(
@@ -144,28 +195,43 @@ class Speaker:
         batch: int = BATCH,
     ) -> list[list[int]]:
         """Greedy continuations in tokens, ``batch`` prompts at a time; the end token is kept where there is one."""
+        return [each.ids for each in self._continued(prompts, max_tokens, stops, advance, batch)]
+
+    def _continued(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stops: Sequence[str],
+        advance: Callable[[int], None] | None,
+        batch: int,
+    ) -> list[_Written]:
         from stillroom.models.tokenizer import quietly
 
-        room = max(1, self.window - max_tokens)
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        found: list[list[int]] = [[] for _ in prompts]
+        found: list[_Written] = [_Written([], max_tokens)] * len(prompts)
+        self.cut = [False] * len(prompts)
         ends = self._ends()
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            rows = [prompts[index][-room:] for index in chosen]
+            # The prompt comes first: what it leaves of the window is the answer's.
+            longest = len(prompts[chosen[0]])
+            limit = max(min(max_tokens, self.window // ANSWER_SHARE), min(max_tokens, self.window - longest))
+            rows = [prompts[index][limit - self.window :] for index in chosen]
+            for index, row in zip(chosen, rows, strict=True):
+                self.cut[index] = len(row) < len(prompts[index])
             options: dict[str, Any] = {"stop_strings": list(stops), "tokenizer": self.tokenizer} if stops else {}
             with quietly():
                 written = continuations(
                     self.model,
                     rows,
-                    max_tokens,
+                    limit,
                     ends,
-                    padding=self.prefix,
+                    padding=self._filler,
                     logits_processor=[_Real(self.used)],
                     **options,
                 )
             for index, row in zip(chosen, written, strict=True):
-                found[index] = row
+                found[index] = _Written(row, limit)
             if advance is not None:
                 advance(len(chosen))
         return found
@@ -188,14 +254,15 @@ class Speaker:
         ends.add(self.tokenizer.eos_token_id)
         return {end for end in ends if end is not None and end < self.used}
 
-    def answer(self, ids: list[int], stops: Sequence[str], limit: int) -> Answer:
-        """What was written, from its tokens: cut at the first stop text; ``limit`` is the most tokens it could have."""
+    def _answer(self, written: _Written, stops: Sequence[str]) -> Answer:
+        """What was written, from its tokens: cut at the first stop text."""
+        ids = written.ids
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         ended = bool(ids) and ids[-1] in self._ends()
         for stop in stops:
             if stop and stop in text:
                 text, ended = text[: text.index(stop)], True
-        return Answer(text, len(ids), ended or len(ids) < limit)
+        return Answer(text, len(ids), ended or len(ids) < written.limit)
 
     def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
         whole = (context + continuation)[-(self.window + 1) :]
@@ -204,7 +271,7 @@ class Speaker:
     def _states(self, rows: list[list[int]]) -> list[torch.Tensor]:
         """Final hidden states of rows; padding is on the right, where nothing attends to it."""
         length = max(map(len, rows))
-        ids = torch.tensor([row + [self.prefix] * (length - len(row)) for row in rows], device=self.device)
+        ids = torch.tensor([row + [self._filler] * (length - len(row)) for row in rows], device=self.device)
         positions = torch.arange(length, device=self.device).expand(len(rows), -1)
         return list(hidden_states(self.model, ids, positions))
 

@@ -14,6 +14,7 @@ from stillroom.evaluation.sections import CardResult, Section
 
 if TYPE_CHECKING:
     from stillroom.evaluation.bench import Bench
+    from stillroom.recipe.recipe import Recipe
 
 Result = dict[str, Any]
 """What a metric returns: JSON. Two keys mean the same in every metric: ``bounds`` (required) holds by name ``[value, low,
@@ -69,6 +70,7 @@ class Metric:
         settings: Keys of the recipe's section `evaluate` that it reads, besides those of intervals.
         version: Raised when its numbers come to mean something else; finished results of another are measured again.
         order: Metrics are done and shown in this order, then by name.
+        require: Refuses what a recipe asks of it and cannot be had (a missing file, an unknown name), before anything is spent.
         extra_inputs: Digests, as JSON, of what else its numbers depend on, such as the files that its settings name.
         summary: What ``summary.json`` has of a result.
         sections: What the report shows of it.
@@ -88,6 +90,7 @@ class Metric:
     settings: tuple[str, ...] = ()
     version: int = 1
     order: int = 100
+    require: Callable[[Recipe], None] = lambda _: None
     extra_inputs: Callable[[Bench], dict[str, Any]] = lambda _: {}
     summary: Callable[[Result], Result] = without_bounds
     sections: Callable[[Result], list[Section]] = lambda _: []

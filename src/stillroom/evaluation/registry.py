@@ -11,10 +11,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import EnvironmentProblem, RecipeError, StillroomError, UsageError
 from stillroom.evaluation.metric import Metric, Result
+
+if TYPE_CHECKING:
+    from stillroom.recipe.recipe import Recipe
 
 GROUP = "stillroom.metrics"
 PACKAGE = "stillroom.evaluation.metrics"
@@ -103,6 +106,16 @@ def check_names(wanted: Iterable[str]) -> None:
     for name in wanted:
         if name not in _sources():
             raise RecipeError(*_unknown(name, "`evaluate.measures`: "))
+
+
+def require_askable(recipe: Recipe) -> None:
+    """Refuse, before anything is spent, what a recipe asks of its metrics and cannot be had.
+
+    Raises:
+        StillroomError: What the metric would raise: a file is missing or wrong, or a name is not known.
+    """
+    for spec in require_metrics(recipe.evaluate.measures):
+        spec.require(recipe)
 
 
 def _unknown(name: str, where: str) -> tuple[str, str]:

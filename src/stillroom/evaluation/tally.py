@@ -110,7 +110,8 @@ def from_columns(table: dict[str, Array], drawing: Drawing) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, (value, weight, factor) in MEASURES.items():
         estimate = drawing.estimate(table[value] * factor, table[weight])
-        result[name] = estimate.value
+        # Of no text there is no number.
+        result[name] = estimate.value if estimate.documents else None
         bounds = estimate.interval
         if bounds is not None:
             # None of them can be below zero, and no share above one; the value itself stays inside.

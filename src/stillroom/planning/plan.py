@@ -19,7 +19,7 @@ from stillroom.core.files import read_json, write_json
 from stillroom.core.memory import release_memory
 from stillroom.core.progress import Progress, clock, say
 from stillroom.evaluation.floors import require_measurable
-from stillroom.evaluation.registry import check_names
+from stillroom.evaluation.registry import check_names, require_askable
 from stillroom.models.compute import require_device
 from stillroom.models.load import config_parameters
 from stillroom.models.stored_size import stored_size
@@ -293,6 +293,8 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     if any(need.stage in ("corpus", "distill") for need in needs):
         # Without the text, or what the pilot trains with, there is nothing to plan with.
         require_needs(needs)
+    if not any(need.stage == "evaluate" for need in needs):
+        require_askable(recipe)
     check_student(recipe)
     require_turns(recipe)
     text = count_text(recipe, runs, Progress(quiet))

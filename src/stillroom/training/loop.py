@@ -277,7 +277,8 @@ class Training:
                         extension.keep(self.folder, extension.Begin(fall, per_step, warmup, state.best_step))
                     if saves and self.copies is not None:
                         self.copies.begin(state.step)
-                    if stop and state.step < steps:
+                    # After the last step, too: what comes after the training is not begun.
+                    if stop and (state.step < steps or (terminated and not self.group.many)):
                         copied = self.copies is not None and self.copies.wait()
                         if not terminated:
                             switch.require_on()

@@ -2,7 +2,7 @@
 
 - *Memorised*: the model is given the first tokens of a training passage and continues it greedily; where the passage's next
   ``verbatim_tokens`` tokens come back without a slip, it counts (Carlini et al. 2022, arXiv 2202.07646, with their greedy
-  decoding). Every model gets the same text, in its own tokens.
+  decoding). Every model gets the same text, in its own tokens: passages are cut in the teacher's.
 - *Repetitive*: more than half of an answer's four-word groups stood in it before (answers of eight words and more).
 - *Empty*: nothing but white space.
 - *Truncated*: the answer did not end by itself within the limit.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from stillroom.core import files
-from stillroom.corpus.sequences import IGNORED
 from stillroom.evaluation.answers import Answer, Speaker
 from stillroom.evaluation.bench import Bench
 from stillroom.evaluation.metric import Metric, Result
+from stillroom.evaluation.metrics.memorisation import passages
 from stillroom.evaluation.paired import mcnemar, paired_share, share
 from stillroom.evaluation.sections import Section, Table, Text
 from stillroom.evaluation.words import interval, paired_test, percent
@@ -35,6 +35,7 @@ CALLED = {
     "truncated": "answers without an end",
 }
 SIGNIFICANT = 0.05
+VERSION = 2
 QUESTIONS = (
     "What is a list?",
     "How do I boil an egg?",
@@ -75,6 +76,8 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
     """The measure `behaviour`."""
     config = bench.config.behaviour
     questions = list(QUESTIONS[: config.items])
+    chosen = passages(bench.training, config.items, config.prefix_tokens, config.verbatim_tokens)
+    asked = [list(part) for part in zip(*chosen, strict=True)] or [[], []]
 
     def seen_of(name: str) -> dict[str, list[bool]]:
         inputs = {
@@ -83,21 +86,18 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
             "settings": config.model_dump(mode="json"),
             "questions": files.digest_json(questions),
             "seed": bench.seed,
+            "version": VERSION,
         }
 
         def compute() -> dict[str, list[bool]]:
             loaded = bench.load(name)
             speaker = Speaker(loaded)
-            passages = _passages(bench, loaded.vocabulary)
-            with bench.progress.task(f"behaviour {name}", total=len(passages) + len(questions), unit="texts") as task:
-                begun = [passage[: config.prefix_tokens] for passage in passages]
-                written = speaker.continue_ids(begun, config.verbatim_tokens, advance=task.advance)
+            begun, ends = ([_own(loaded.vocabulary, part) for part in parts] for parts in asked)
+            with bench.progress.task(f"behaviour {name}", total=len(begun) + len(questions), unit="texts") as task:
+                written = speaker.continue_ids(begun, max(map(len, ends), default=1), advance=task.advance)
                 answers = speaker.chat(questions, config.max_tokens, task.advance)
             return {
-                "memorised": [
-                    is_verbatim(passage[config.prefix_tokens :], tokens, config.verbatim_tokens)
-                    for passage, tokens in zip(passages, written, strict=True)
-                ]
+                "memorised": [is_verbatim(end, tokens) for end, tokens in zip(ends, written, strict=True)]
             } | of_answers(answers)
 
         found: dict[str, list[bool]] = bench.part("behaviour", name, inputs, compute)
@@ -125,8 +125,6 @@ def summarize(seen: dict[str, dict[str, list[bool]]], confidence: float) -> dict
                 kind: mcnemar(seen["student"][kind], seen[other][kind])
                 | {"interval": paired_share(seen["student"][kind], seen[other][kind], confidence)}
                 for kind in KINDS
-                # Models with other tokens have other passages long enough, so that only equal lists are pairs.
-                if len(seen["student"][kind]) == len(seen[other][kind])
             }
     bounds = {
         kind: [models["student"][kind]["value"], *(models["student"][kind]["interval"] or [None, None])]
@@ -158,27 +156,14 @@ def repetition(text: str) -> float:
     return 1 - len(set(groups)) / len(groups) if groups else 0.0
 
 
-def is_verbatim(passage: list[int], written: list[int], tokens: int) -> bool:
-    """Whether the passage's next tokens came back without a slip."""
-    return len(passage) >= tokens and written[:tokens] == passage[:tokens]
+def is_verbatim(passage: list[int], written: list[int]) -> bool:
+    """Whether a passage came back without a slip."""
+    return written[: len(passage)] == passage
 
 
-def _passages(bench: Bench, vocabulary: VocabularyMap) -> list[list[int]]:
-    """Evenly chosen passages of the training text, in a model's tokens, long enough for the student's too."""
-    config = bench.config.behaviour
-    wanted = config.prefix_tokens + config.verbatim_tokens
-    count = len(bench.training)
-    found: list[list[int]] = []
-    for number in range(min(count, 4 * config.items)):
-        row = bench.training.row(number * count // min(count, 4 * config.items))
-        first = int(row.segments[0, 0])
-        piece = row.ids[0][(row.segments[0] == first) & (row.segments[0] >= 0)]
-        learned = (row.targets[0] != IGNORED).any()
-        # Long enough in the teacher's tokens, so that every model is asked the same passages.
-        if bool(learned) and len(piece) >= wanted:
-            found.append(vocabulary.expand(torch.as_tensor(piece))[0][:wanted].tolist())
-        if len(found) == config.items:
-            break
+def _own(vocabulary: VocabularyMap, ids: list[int]) -> list[int]:
+    """The teacher's tokens in a model's own."""
+    found: list[int] = vocabulary.expand(torch.tensor(ids))[0].tolist()
     return found
 
 
@@ -224,6 +209,7 @@ METRIC = Metric(
     function=measure_behaviour,
     what="memorised text, repetition, empty and truncated answers",
     settings=("behaviour",),
+    version=VERSION,
     order=60,
     numbers=KINDS,
     sections=sections,

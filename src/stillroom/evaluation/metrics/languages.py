@@ -8,7 +8,7 @@ of Human Rights, or the user's own. Paragraphs are resampled for intervals.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from stillroom.evaluation.sections import CardResult, Dot, DotChart, Section, Ta
 from stillroom.evaluation.states import KeptStates
 from stillroom.evaluation.tally import Drawing, Tally, behind, headline
 from stillroom.evaluation.words import interval, of, percent
+from stillroom.recipe.evaluation import EvaluateConfig, LanguagesConfig
+from stillroom.recipe.recipe import Recipe
 from stillroom.students.languages import tokens_per_byte
 
 if TYPE_CHECKING:
@@ -46,17 +48,22 @@ def codes_of(bench: Bench) -> list[str]:
     Raises:
         RecipeError: There is no sample of one.
     """
-    config = bench.config.languages
+    return _codes(bench.config, bench.student_languages)
+
+
+def _codes(wanted: EvaluateConfig, kept: Iterable[str]) -> list[str]:
+    """The languages of a recipe; ``kept`` are those of the student's vocabulary. Errors as in :func:`codes_of`."""
+    config = wanted.languages
     own = [text.code for text in config.texts]
     if config.codes == "all":
         codes = list(samples())
     elif config.codes == "student":
         bounded = [
             name.split(".")[1]
-            for name in (*bench.config.floors, *bench.config.ceilings)
+            for name in (*wanted.floors, *wanted.ceilings)
             if name.startswith("languages.") and name.count(".") > 1
         ]
-        codes = ["en", *bench.student_languages, *bounded]
+        codes = ["en", *kept, *bounded]
     else:
         codes = list(config.codes)
     codes = list(dict.fromkeys([*codes, *own]))
@@ -67,6 +74,12 @@ def codes_of(bench: Bench) -> list[str]:
                 f"Give a text of it under `texts`. Known: {', '.join(sorted(samples()))}.",
             )
     return codes
+
+
+def require(recipe: Recipe) -> None:
+    """Refuse languages without a text, and texts that are missing, empty, or two of one language."""
+    _codes(recipe.evaluate, ())
+    _own_texts(recipe.evaluate.languages)
 
 
 def measure_languages(bench: Bench) -> dict[str, Any]:
@@ -125,7 +138,8 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
 def retention(teacher: Tally, model: Tally, drawing: Drawing) -> dict[str, Any]:
     """Teacher's bits per byte over the model's, on the same bytes."""
     estimate = drawing.estimate(teacher.of("nats"), model.of("nats"))
-    return {"value": estimate.value, "interval": estimate.interval} | behind(model.of("nats"))
+    value = estimate.value if estimate.documents else None
+    return {"value": value, "interval": estimate.interval} | behind(model.of("nats"))
 
 
 def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> Sequences:
@@ -156,24 +170,43 @@ def sequences_of(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> 
 def _texts(bench: Bench) -> dict[str, tuple[str, str]]:
     """Name and text of every language, no longer than asked, ended at a line's end where there is one."""
     config = bench.config.languages
-    own = {}
-    for entry in config.texts:
-        try:
-            own[entry.code] = (entry.code, entry.path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise RecipeError(f"`evaluate.languages.texts`: {entry.path} is missing.", "Check the path.") from None
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{entry.path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+    own = _own_texts(config)
     found = {}
     for code in codes_of(bench):
         name, text = own.get(code) or samples()[code]
         if len(text.encode()) > config.bytes:
             text = text.encode()[: config.bytes].decode(errors="ignore")
             text = text[: text.rindex("\n")] if "\n" in text[len(text) // 2 :] else text
-        if not text.strip():
-            raise CorpusError(f"`evaluate.languages`: the text of {code!r} is empty.", "Give a text with words in it.")
         found[code] = (name, text)
     return found
+
+
+def _own_texts(config: LanguagesConfig) -> dict[str, tuple[str, str]]:
+    """Name and text of the user's own texts, whole.
+
+    Raises:
+        CorpusError: One is no text, or has no words.
+        RecipeError: One is missing, or two are of one language.
+    """
+    own: dict[str, tuple[str, str]] = {}
+    for entry in config.texts:
+        if entry.code in own:
+            raise RecipeError(
+                f"`evaluate.languages.texts`: two texts have the code `{entry.code}`; one would not be measured.",
+                "Give each a code of its own, such as `de_law`, or put them into one file.",
+            )
+        try:
+            text = entry.path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise RecipeError(f"`evaluate.languages.texts`: {entry.path} is missing.", "Check the path.") from None
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{entry.path}: not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from None
+        if not text.encode()[: config.bytes].decode(errors="ignore").strip():
+            raise CorpusError(
+                f"`evaluate.languages`: the text of {entry.code!r} is empty.", "Give a text with words in it."
+            )
+        own[entry.code] = (entry.code, text)
+    return own
 
 
 def _gain(tallies: dict[str, Tally], drawing: Drawing) -> dict[str, Any]:
@@ -236,11 +269,12 @@ def beside(result: Result, key: str) -> Beside:
 
 def sections(result: Result) -> list[Section]:
     """Retention by language, least first."""
-    entries = sorted(result["languages"].items(), key=lambda item: float(item[1]["retention"]["student"]["value"]))
+    entries = sorted(result["languages"].items(), key=lambda item: float(item[1]["retention"]["student"]["value"] or 0))
     models = [name for name in ("student", "baseline") if name in entries[0][1]["retention"]]
     rows = [
         Dot(f"{entry['name']} ({code})", [_triple(entry["retention"][name]) for name in models])
         for code, entry in entries
+        if all(entry["retention"][name]["value"] is not None for name in models)
     ]
     return [
         Section(
@@ -317,6 +351,7 @@ METRIC = Metric(
     what="what is kept of each language",
     settings=("languages",),
     order=20,
+    require=require,
     extra_inputs=extra_inputs,
     numbers=("*.retention", "*.top1_agreement", "*.bits_per_byte", "*.kl_to_teacher"),
     sections=sections,

@@ -33,8 +33,6 @@ LEAST_PREFIX = 8
 """A continuation after fewer tokens is no continuation."""
 FIRST = 8
 """Tokens that are tried first: hardly any passage gets further, and the rest need not be computed."""
-ROWS = 4 * PASSAGES
-"""Sequences that are looked into, evenly over a split."""
 SPLITS = {"train": "training text", "heldout": "held-out text"}
 Passage = tuple[list[int], list[int]]
 
@@ -93,36 +91,41 @@ def completed(speaker: Speaker, pairs: list[Passage]) -> list[bool]:
     return [whole.get(index, False) for index in range(len(pairs))]
 
 
-def passages(split: HeldOut) -> list[Passage]:
-    """Passages of different documents, evenly over a split: what is before, and 50 learned tokens in a row."""
-    rows = min(len(split), ROWS)
+def passages(
+    split: HeldOut, wanted: int = PASSAGES, prefix: int = PREFIX, continuation: int = CONTINUATION
+) -> list[Passage]:
+    """At most ``wanted`` passages of different documents, evenly over a split, in the teacher's tokens: up to ``prefix``
+    tokens that are before, and ``continuation`` learned ones in a row.
+    """
+    rows = min(len(split), 4 * wanted)
     found: dict[int, Passage] = {}
     for number in range(rows):
         row = split.row(number * len(split) // rows)
-        for document, passage in _of_row(row):
+        for document, passage in _of_row(row, prefix, continuation):
             found.setdefault(document, passage)
     every = list(found.values())
-    count = min(PASSAGES, len(every))
+    count = min(wanted, len(every))
     return [every[number * len(every) // count] for number in range(count)]
 
 
-def _of_row(row: Sequences) -> list[tuple[int, Passage]]:
+def _of_row(row: Sequences, prefix: int, continuation: int) -> list[tuple[int, Passage]]:
     found = []
     segments, learned = row.segments[0], row.loss_mask[0]
     for segment in sorted(set(segments[segments >= 0].tolist())):
         where = (segments == segment).nonzero().squeeze(1)
         ids, wanted = row.ids[0][where], learned[where]
-        # runs[i]: learned tokens of the 50 that begin at i.
+        # runs[i]: learned tokens of those that begin at i.
         sums = torch.cat([torch.zeros(1, dtype=torch.int64), wanted.to(torch.int64).cumsum(0)])
-        if len(ids) < LEAST_PREFIX + CONTINUATION:
+        least = min(LEAST_PREFIX, prefix)
+        if len(ids) < least + continuation:
             continue
-        runs = sums[CONTINUATION:] - sums[:-CONTINUATION]
-        starts = (runs == CONTINUATION).nonzero().squeeze(1)
-        starts = starts[starts >= LEAST_PREFIX]
+        runs = sums[continuation:] - sums[:-continuation]
+        starts = (runs == continuation).nonzero().squeeze(1)
+        starts = starts[starts >= least]
         if len(starts):
             # The first with a whole prefix, or else the last there is.
-            start = next((int(one) for one in starts if one >= PREFIX), int(starts[-1]))
-            passage = ids[max(0, start - PREFIX) : start].tolist(), ids[start : start + CONTINUATION].tolist()
+            start = next((int(one) for one in starts if one >= prefix), int(starts[-1]))
+            passage = ids[max(0, start - prefix) : start].tolist(), ids[start : start + continuation].tolist()
             found.append((int(row.documents[0][where[0]]), passage))
     return found
 

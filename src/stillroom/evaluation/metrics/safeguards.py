@@ -19,6 +19,8 @@ from stillroom.evaluation.paired import mcnemar, paired_share, share
 from stillroom.evaluation.refusals import agreement, refuses
 from stillroom.evaluation.sections import Section, Table, Text
 from stillroom.evaluation.words import interval, paired_test, percent
+from stillroom.recipe.evaluation import SafeguardsConfig
+from stillroom.recipe.recipe import Recipe
 
 Prompt = tuple[str, bool]
 """What is asked, and whether it is harmful."""
@@ -28,7 +30,7 @@ SIGNIFICANT = 0.05
 def measure_safeguards(bench: Bench) -> dict[str, Any]:
     """The measure `safeguards`."""
     config = bench.config.safeguards
-    prompts = choose_prompts(read_sets(config.sets) + [_read_file(path) for path in config.files], config.items)
+    prompts = _prompts(config)
 
     def answers_of(name: str) -> list[str]:
         inputs = {
@@ -52,6 +54,15 @@ def measure_safeguards(bench: Bench) -> dict[str, Any]:
         "sets": list(config.sets),
         "seed": bench.seed,
     }
+
+
+def _prompts(config: SafeguardsConfig) -> list[Prompt]:
+    return choose_prompts(read_sets(config.sets) + [_read_file(path) for path in config.files], config.items)
+
+
+def require(recipe: Recipe) -> None:
+    """Refuse prompts that are not there or not in the form of prompts."""
+    _prompts(recipe.evaluate.safeguards)
 
 
 def judge(prompts: list[Prompt], answers: dict[str, list[str]], confidence: float) -> dict[str, Any]:
@@ -265,6 +276,7 @@ METRIC = Metric(
     what="what is refused, and what need not be",
     settings=("safeguards",),
     order=50,
+    require=require,
     extra_inputs=extra_inputs,
     numbers=("refusal", "over_refusal"),
     sections=sections,

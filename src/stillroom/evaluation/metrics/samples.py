@@ -90,9 +90,9 @@ def _answers(bench: Bench, name: str, prompts: list[Prompt]) -> list[dict[str, A
     begun = [loaded.vocabulary.expand(torch.tensor(prompt.ids))[0].tolist() for prompt in prompts]
     with bench.progress.task(f"samples {name}", total=len(prompts), unit="answers") as task:
         # Decoding is bound by reading the weights, which a batch reads once for all its rows.
-        written = speaker.continue_ids(begun, bench.config.samples.max_tokens, advance=task.advance, batch=ROWS)
+        written = speaker.answers(begun, bench.config.samples.max_tokens, advance=task.advance, batch=ROWS)
     found = []
-    for answer in (speaker.answer(ids, (), bench.config.samples.max_tokens) for ids in written):
+    for answer in written:
         ids = teacher(answer.text, add_special_tokens=False).input_ids
         found.append(
             {"text": answer.text, "tokens": len(ids), "ended": answer.ended, "degenerate": has_repetition(ids)}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.core import files
+from stillroom.core.errors import RecipeError
 from stillroom.core.extras import version_of
 from stillroom.core.sandbox.programs import Limits, require_sandbox, run_program, settled
 from stillroom.evaluation.answers import Speaker
@@ -20,33 +21,26 @@ from stillroom.evaluation.tasks.items import Item, Task, choose, is_exact
 from stillroom.evaluation.tasks.packages import package_task
 from stillroom.evaluation.tasks.task_files import read_task
 from stillroom.evaluation.words import interval, paired_test, percent
+from stillroom.recipe.evaluation import TasksConfig
+from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.task_data import files_of
 
-VERSION = 1
+VERSION = 2
 SIGNIFICANT = 0.05
 
 
 def measure_tasks(bench: Bench) -> dict[str, Any]:
     """Every task of the recipe. What one model answered to one task is kept as soon as it is there."""
-    config = bench.config.tasks
-    tasks: list[Task | str] = [read_task(path, config.items) for path in config.files]
-    # What is not available is said before anything is spent.
-    tasks += [package_task(name, config.items, bench.seed) or name for name in config.names]
-    if any(isinstance(task, Task) and task.kind == "code" for task in tasks):
-        require_sandbox()
-    if any(isinstance(task, str) for task in tasks):
-        from stillroom.evaluation.tasks.harness import require_names
-
-        require_names([task for task in tasks if isinstance(task, str)], config.include_path)
+    tasks = _tasks(bench.config.tasks, bench.seed)
     # One model after the other, so that each is loaded once.
     done = bench.of_each(lambda name: [_answers(bench, task, name) for task in tasks])
     found: dict[str, Any] = {}
     for number, task in enumerate(tasks):
         by_model = {name: answers[number] for name, answers in done.items()}
-        if isinstance(task, str):
-            found |= _harness(bench, by_model)
-        else:
-            found[task.name] = _one(bench, task, by_model)
+        made = _harness(bench, by_model) if isinstance(task, str) else {task.name: _one(bench, task, by_model)}
+        if twice := found.keys() & made.keys():
+            raise _two_of(min(twice))
+        found |= made
     bounds = {}
     for name, entry in found.items():
         student = entry["models"]["student"]
@@ -55,7 +49,46 @@ def measure_tasks(bench: Bench) -> dict[str, Any]:
         "tasks": found,
         "interval": f"{percent(bench.config.confidence)} Wilson over items (bits per byte: Student's by effective items)",
         "bounds": bounds,
+        "warnings": [
+            f"{entry['cut']} prompts of the task `{name}` did not fit the student's context and lost their beginning."
+            for name, entry in found.items()
+            if entry.get("cut")
+        ],
     }
+
+
+def _tasks(config: TasksConfig, seed: int) -> list[Task | str]:
+    """The tasks that are asked; those of lm-evaluation-harness by their names.
+
+    Raises:
+        MissingDependency: A package is not installed.
+        RecipeError: A task is not there, is not as it should be, or two have one name.
+    """
+    tasks: list[Task | str] = [read_task(path, config.items) for path in config.files]
+    tasks += [package_task(name, config.items, seed) or name for name in config.names]
+    names = [task if isinstance(task, str) else task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise _two_of(name)
+    if any(isinstance(task, Task) and task.kind == "code" for task in tasks):
+        require_sandbox()
+    if any(isinstance(task, str) for task in tasks):
+        from stillroom.evaluation.tasks.harness import require_names
+
+        require_names([task for task in tasks if isinstance(task, str)], config.include_path)
+    return tasks
+
+
+def _two_of(name: str) -> RecipeError:
+    return RecipeError(
+        f"`evaluate.tasks`: two tasks are called `{name}`; the result of one would be lost.",
+        "Rename one of them (`task:` in its file), or ask it once.",
+    )
+
+
+def require(recipe: Recipe) -> None:
+    """Refuse tasks that cannot be asked. Errors as in :func:`_tasks`."""
+    _tasks(recipe.evaluate.tasks, recipe.public_seed)
 
 
 def answer_task(speaker: Speaker, task: Task, bench: Bench, called: str) -> list[dict[str, Any]]:
@@ -77,8 +110,8 @@ def answer_task(speaker: Speaker, task: Task, bench: Bench, called: str) -> list
         written = speaker.write(prompts, task.max_tokens or config.max_tokens, task.stops, drawn.advance)
     limits = Limits(config.code_seconds, config.code_memory_bytes)
     return [
-        {"right": _judge(task, item, answer.text, limits), "answer": answer.text[:400]}
-        for item, answer in zip(task.items, written, strict=True)
+        {"right": _judge(task, item, answer.text, limits), "answer": answer.text[:400]} | ({"cut": True} if cut else {})
+        for item, answer, cut in zip(task.items, written, speaker.cut, strict=True)
     ]
 
 
@@ -126,6 +159,8 @@ def _answers(bench: Bench, task: Task | str, name: str) -> Any:
 
 def _one(bench: Bench, task: Task, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     about = {"kind": task.kind, "source": task.source, "items": len(task.items), "digest": task.digest}
+    if cut := sum(bool(row.get("cut")) for row in answers["student"]):
+        about["cut"] = cut
     if task.kind == "rolling":
         return about | _bits(answers, Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed))
     about["chance"] = task.chance
@@ -170,18 +205,22 @@ def _harness(bench: Bench, by_model: dict[str, dict[str, Any]]) -> dict[str, Any
             "items": len(answers["student"]),
             "digest": by_model["student"][task]["digest"],
         }
+        if cut := by_model["student"][task].get("cut"):
+            about["cut"] = cut
         found[task] = about | compare_answers(answers, bench.config.confidence)
     return found
 
 
 def _choices(speaker: Speaker, task: Task, advance: Any) -> list[dict[str, Any]]:
     pairs = [(_prompt(speaker, item), choice) for item in task.items for choice in item.choices]
-    scores = iter(speaker.log_likelihoods(pairs))
+    scores, cuts = iter(speaker.log_likelihoods(pairs)), iter(speaker.cut)
     rows = []
     for item in task.items:
         mine = [next(scores)[0] for _ in item.choices]
+        cut = sum([next(cuts) for _ in item.choices]) > 0
         picked = choose(mine, item.choices, task.by_length)
-        rows.append({"right": picked == item.right, "answer": item.choices[picked].strip(), "scores": mine})
+        row = {"right": picked == item.right, "answer": item.choices[picked].strip(), "scores": mine}
+        rows.append(row | ({"cut": True} if cut else {}))
         advance(1)
     return rows
 
@@ -301,7 +340,9 @@ METRIC = Metric(
     function=measure_tasks,
     what="problems with checked answers",
     settings=("tasks",),
+    version=VERSION,
     order=40,
+    require=require,
     extra_inputs=extra_inputs,
     summary=summary,
     sections=sections,

@@ -52,7 +52,9 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
     """One of the harness's tasks (or group of them), or one of the folder ``include``.
 
     Returns:
-        By task: ``metric``, ``digest`` of what was asked and, in the order of the data, ``items`` with ``right``.
+        By task: ``metric``, ``digest`` of what was asked and, in the order of the data, ``items`` with ``right``. Where a
+        task looks for answers by several filters, the first one counts, and ``metric`` names it. ``cut`` is how many
+        prompts of all of them lost their beginning, for want of context.
 
     Raises:
         RecipeError: The task has no number that says of each item whether it is right, or its data is not available.
@@ -60,9 +62,10 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
     manager = _manager(name, include)
     import lm_eval
 
+    adapter = _adapter()(speaker)
     try:
         output: Any = lm_eval.simple_evaluate(
-            model=_adapter()(speaker),
+            model=adapter,
             tasks=[name],
             limit=limit,
             log_samples=True,
@@ -83,7 +86,15 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
             "Its data may have to be fetched first, on a machine with network.",
         ) from error
     found = {}
-    for task, samples in output["samples"].items():
+    for task, logged in output["samples"].items():
+        # One line for each document and filter.
+        filters = list(dict.fromkeys(str(sample.get("filter", "none")) for sample in logged))
+        samples = [sample for sample in logged if str(sample.get("filter", "none")) == filters[0]]
+        if len({sample["doc_id"] for sample in samples}) < len(samples):
+            raise RecipeError(
+                f"The task `{task}` of lm-evaluation-harness counts a problem more than once.",
+                "Its items could not be paired: leave it out.",
+            )
         metric = next((m for m in METRICS if samples and all(s.get(m) in (0, 1) for s in samples)), None)
         if metric is None:
             raise RecipeError(
@@ -93,7 +104,8 @@ def run_task(name: str, speaker: Speaker, limit: int | None, seed: int, include:
         ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
         asked = json.dumps([[sample["doc"], sample["target"]] for sample in ordered], sort_keys=True, default=str)
         found[task] = {
-            "metric": metric,
+            "metric": metric if len(filters) < 2 else f"{metric} ({filters[0]})",
+            "cut": adapter.cut,
             "digest": files.digest_bytes(asked.encode()),
             "items": [{"right": bool(sample[metric])} for sample in ordered],
         }
@@ -123,6 +135,7 @@ def _adapter() -> Any:
         def __init__(self, speaker: Speaker) -> None:
             super().__init__()
             self.speaker = speaker
+            self.cut = 0
 
         @property
         def tokenizer_name(self) -> str:
@@ -131,7 +144,9 @@ def _adapter() -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:  # noqa: ARG002
             """Log-likelihood of each continuation, and whether it is the greedy one."""
-            return self.speaker.log_likelihoods([request.args for request in requests])
+            found = self.speaker.log_likelihoods([request.args for request in requests])
+            self.cut += sum(self.speaker.cut)
+            return found
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
             """Log-likelihood of each text."""
@@ -148,6 +163,7 @@ def _adapter() -> Any:
                 groups.setdefault((stops, int(settings.get("max_gen_toks") or 256)), []).append(index)
             for (stops, limit), indices in groups.items():
                 answers = self.speaker.write([requests[index].args[0] for index in indices], limit, stops)
+                self.cut += sum(self.speaker.cut)
                 for index, answer in zip(indices, answers, strict=True):
                     found[index] = answer.text
             return found

@@ -45,7 +45,8 @@ class Task:
         source: Where they come from, for the report.
         stops: Texts that end an answer.
         max_tokens: Longest answer, or None for the recipe's.
-        normalise: Compare exact answers without case, punctuation and spare white space.
+        ignore_case: Compare exact answers without case and spare white space.
+        ignore_punctuation: Compare exact answers without punctuation and spare white space.
         by_length: Choose by log-likelihood a byte of the choice (``acc_norm``) instead of the sum (``acc``).
         pattern: What of an answer is compared: its first group, or the whole match; the last one that is found.
         never_called: Problems that are right when nothing is called, so that a model that calls nothing gets them all.
@@ -58,7 +59,8 @@ class Task:
     source: str
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
-    normalise: bool = False
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
     by_length: bool = False
     pattern: str | None = None
     never_called: bool = False
@@ -88,12 +90,13 @@ def is_exact(answer: str, right: tuple[str, ...], task: Task) -> bool:
         if not found:
             return False
         answer = found[-1].group(1) if found[-1].re.groups else found[-1].group()
-    if task.normalise:
-        return normal(answer) in {normal(text) for text in right}
-    return answer.strip() in {text.strip() for text in right}
+    return _compared(answer, task) in {_compared(text, task) for text in right}
 
 
-def normal(text: str) -> str:
-    """A text without case, punctuation and spare white space."""
-    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(kept.split())
+def _compared(text: str, task: Task) -> str:
+    """What of a text is compared."""
+    if task.ignore_case:
+        text = text.lower()
+    if task.ignore_punctuation:
+        text = text.translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.split()) if task.ignore_case or task.ignore_punctuation else text.strip()
