@@ -100,11 +100,12 @@ def _existing(source: AnyRecipe) -> Run | None:
         again.is_new, again.made_root = source.is_new, source.made_root
         source.notices = []
         return again
-    if not isinstance(source, (Recipe, Mapping, str, os.PathLike)):
+    given: object = source
+    if not isinstance(given, (Recipe, Mapping, str, os.PathLike)):
         from stillroom.corpus.documents import kind_of
 
         raise RecipeError(
-            f"The recipe is {kind_of(source)}.",
+            f"The recipe is {kind_of(given)}.",
             "Give the path of a recipe's file or of a run's folder, a dict, a Recipe or a Run.",
         )
     if isinstance(source, (Recipe, Mapping)) or not (_holds_run(Path(source)) or (Path(source) / ORIGIN).is_file()):

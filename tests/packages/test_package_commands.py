@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from attacks.workshop import PASSPHRASE, finished_run
 from stillroom.cli.app import app
-from stillroom.core.errors import UsageError, VerificationFailed
+from stillroom.core.errors import CheckFailed, UsageError, VerificationFailed
 from stillroom.packages import keys as keys_module
 from stillroom.packages.secret import passphrase
 from stillroom.packages.show import passport_of
@@ -98,6 +98,35 @@ def test_rotation_and_thresholds(tmp_path: Path) -> None:
     assert "holds until" in command("repo", "refresh", repo, "--keys", ring)
     assert json.loads((repo / "metadata" / "2.root.json").read_text())["signed"]["roles"]["root"]["threshold"] == 3
     assert "not a role" in command("keys", "rotate", ring, "king", "king-1", fails=UsageError)
+
+
+def test_refresh_says_what_it_renewed_and_fails_where_something_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, online, repo = tmp_path / "keys", tmp_path / "online", tmp_path / "repo"
+    command("keys", "init", ring, "--publisher", "acme")
+    (online / "private").mkdir(parents=True)
+    for name in ("ring.json", "private/online-1.key"):
+        (online / name).write_bytes((ring / name).read_bytes())
+    long_ago = dict.fromkeys(("root", "targets", "revoke"), -10)
+    with monkeypatch.context() as patch:
+        patch.setattr("stillroom.packages.repository.VALID_DAYS", {**long_ago, "snapshot": 14, "timestamp": 14})
+        command("repo", "init", repo, "--keys", ring)
+    refused = command("repo", "refresh", repo, "--keys", online, fails=CheckFailed)
+    assert "targets.json expired on" in refused
+    assert "2 keys of the role root must sign, 0 are at hand" in refused
+    assert "repo refresh" in refused
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "stillroom.packages.repository.VALID_DAYS", dict.fromkeys((*long_ago, "snapshot", "timestamp"), 14)
+        )
+        assert "root.json was re-signed" in command("repo", "refresh", repo, "--keys", ring)
+    soon = RUNNER.invoke(app, ["repo", "refresh", str(repo), "--keys", str(online)])
+    assert soon.exit_code == 0
+    assert "revoke.json expires on" in soon.stderr
+    assert "holds until" in soon.stdout
+    said = command("repo", "refresh", repo, "--keys", ring)
+    assert [line.partition(" ")[0] for line in said.splitlines()[:3]] == ["root.json", "targets.json", "revoke.json"]
 
 
 def test_ones_own_package_verifies_where_its_address_cannot_be_reached(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A stage is finished when its record exists; nothing cut off ever looks finished."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -101,6 +103,28 @@ def test_events_survive_a_cut_line(run):
     with open(run.path / "events.jsonl", "a") as stream:
         stream.write('{"stage": "distill", "st')
     assert [event["step"] for event in run.events("distill")] == [1]
+    run.event("distill", step=2, loss=1.0)
+    run.event("distill", step=3, loss=1.0)
+    assert [event["step"] for event in run.events("distill")] == [1, 2, 3]
+
+
+def test_an_event_that_a_full_disk_refuses_leaves_no_half_line(run, monkeypatch):
+    run.event("distill", step=1)
+    real, left = os.write, [10]
+
+    def write(handle, data):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = real(handle, data[: left[0]])
+        left[0] -= written
+        return written
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "write", write)
+        run.event("distill", step=2)
+    run.event("distill", step=3)
+    assert (run.path / "events.jsonl").read_bytes().count(b"\n") == 2
+    assert [event["step"] for event in run.events("distill")] == [1, 3]
 
 
 def test_a_second_process_is_kept_out(run):

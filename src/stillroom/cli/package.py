@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from stillroom.core.errors import UsageError
+from stillroom.core.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from stillroom.packages.keys import Ring, Role
@@ -336,9 +336,21 @@ def repo_add(
 
 @repo_app.command("refresh")
 def repo_refresh(repo: Repo, keys: KeyFolders, passphrase_fd: Descriptor = None) -> None:
-    """Renew the metadata's dates with the online key, and publish rotated keys."""
+    """Renew the metadata's dates with the online key, publish rotated keys, and re-sign what expires within half a year."""
     repository = _repository(repo, keys, passphrase_fd)
-    repository.refresh()
+    done = repository.refresh()
+    for part, until in done.renewed.items():
+        typer.echo(f"{part}.json was re-signed: it expires on {until:%Y-%m-%d}.")
+    soon = [str(part) for part in done.ending if not part.expired]
+    if soon:
+        todo = f"Give these keys and the online key in time: stillroom repo refresh {repo} --keys FOLDER --keys FOLDER"
+        typer.echo(f"{repo}: {'; '.join(soon)}. {todo}", err=True)
+    expired = [str(part) for part in done.ending if part.expired]
+    if expired:
+        raise CheckFailed(
+            f"{repo}: {'; '.join(expired)}. Every machine refuses the repository until it is renewed; the other dates were.",
+            f"Give these keys and the online key: stillroom repo refresh {repo} --keys FOLDER --keys FOLDER",
+        )
     typer.echo(f"{repo}: holds until {repository.expires():%Y-%m-%d %H:%M} UTC.")
 
 

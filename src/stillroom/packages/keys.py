@@ -111,6 +111,11 @@ class Ring:
 
         if (folder / "ring.json").exists():
             raise UsageError(f"{folder} holds keys already.", "Choose another folder; nothing was changed.")
+        if any((folder / "private").glob("*.key")):
+            raise UsageError(
+                f"{folder / 'private'} holds private keys, but {folder} has no ring.json.",
+                "Restore ring.json from a copy, or choose another folder; nothing was changed.",
+            )
         _require_passphrase(passphrase)
         keys: dict[str, PublicKey] = {}
         roles: dict[Role, RoleKeys] = {}
@@ -202,8 +207,10 @@ class Ring:
             raise UsageError(
                 f"The key {name} does not hold the role {role}.", f"Its keys: {', '.join(self.names(role))}."
             )
-        used = [int(other.rpartition("-")[2]) for other in self.content.keys if other.startswith(f"{role}-")]
-        new = f"{role}-{max(used) + 1}"
+        # A rotation that was killed left a private file that no ring names.
+        left = [path.stem for path in (self.folder / "private").glob(f"{role}-*.key")]
+        numbers = [other.rpartition("-")[2] for other in (*self.content.keys, *left) if other.startswith(f"{role}-")]
+        new = f"{role}-{max(int(number) for number in numbers if number.isdecimal()) + 1}"
         keys = self.content.keys | {new: _make(self.folder, new, passphrase, cost)}
         holders = tuple(new if other == name else other for other in self.names(role))
         self._save(self.content.model_copy(update={"keys": keys, "roles": self._roles(role, keys=holders)}))

@@ -5,7 +5,8 @@
     REPO/trust.json   what to ship with an application: the first root, where the repository is, the time it was made
 
 Any static web server or a medium can carry the folder. Every change writes new versions and keeps the old files. One process at
-a time changes it, from reading the newest versions to writing the next ones: ``.lock`` is the file of that lock.
+a time changes it, from reading the published versions to writing the next ones: ``.lock`` is the file of that lock. A change is
+signed as a whole before any of it is written, and the timestamp, which leads to the rest, is written last.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +47,48 @@ if TYPE_CHECKING:
 
 VALID_DAYS = {"root": 730, "targets": 730, "revoke": 730, "snapshot": 14, "timestamp": 14}
 """The online role renews the last two; anyone who holds back newer metadata is noticed when they expire."""
+RENEW_DAYS = 183
+"""A refresh re-signs root, targets and revoke when fewer days than these are left, where their keys are at hand."""
+SIGNED_BY: dict[str, Role] = {
+    "root": "root",
+    "targets": "release",
+    "revoke": "revoke",
+    "snapshot": "online",
+    "timestamp": "online",
+}
+"""Whose keys sign each part of the metadata."""
+OFFLINE = ("root", "targets", "revoke")
+"""Parts whose keys are not on a server."""
 Signers = Callable[[Role], "list[CryptoSigner]"]
 """Gives the signers of a role whose private keys are at hand."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A part of the metadata that expires soon, or has expired, and that too few keys were at hand to renew."""
+
+    part: str
+    role: Role
+    expires: datetime.datetime
+    expired: bool
+    threshold: int
+    """How many keys of the role must sign."""
+    at_hand: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part}.json {'expired' if self.expired else 'expires'} on {self.expires:%Y-%m-%d} and was not renewed: "
+            f"{self.threshold} keys of the role {self.role} must sign, {self.at_hand} are at hand"
+        )
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did about the parts that the online key does not sign."""
+
+    renewed: dict[str, datetime.datetime]
+    """Parts that were re-signed, and when they expire now."""
+    ending: tuple[Ending, ...]
 
 
 class Repository:
@@ -69,6 +112,8 @@ class Repository:
         self._signers = signers
         self.now = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
         self._loaded: dict[str, Metadata[Any]] = {}
+        self._targets: dict[Path, bytes] = {}
+        """Files of the change that is being made; they are written when all of it is signed."""
 
     @property
     def ring(self) -> Ring:
@@ -92,8 +137,14 @@ class Repository:
                 raise UsageError(
                     f"{self.folder} is a repository already.", "Choose another folder; nothing was changed."
                 )
-            self._begin()
-            self.write_pin(address)
+            try:
+                self._begin()
+                self.write_pin(address)
+            except BaseException:
+                # Half a repository could neither be used nor made again.
+                self._forget()
+                shutil.rmtree(self.folder / "metadata", ignore_errors=True)
+                raise
 
     def _begin(self) -> None:
         """Sign and write the first metadata."""
@@ -136,7 +187,7 @@ class Repository:
         self._put("targets", RELEASES, Releases(format=1, releases=(), least_sequences={}))
         self._put("targets", REINSTATEMENTS, Reinstatements(format=1, reinstated=()))
         self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=()))
-        for role in ("root", "targets", "revoke"):
+        for role in OFFLINE:
             self._sign(role)
         self._publish(first=True)
 
@@ -221,27 +272,52 @@ class Repository:
             self._change("targets")
             return chosen
 
-    def refresh(self) -> None:
-        """Renew dates with the online key; where the ring's keys changed, write the next root first."""
+    def refresh(self) -> Refreshed:
+        """Renew dates with the online key; where the ring's keys changed, write the next root and re-sign what they must.
+
+        Root, targets and revoke are re-signed, too, when they expire within :data:`RENEW_DAYS` days and enough of their keys
+        are at hand. Where they are not, the rest is published all the same, also where such a part has expired: what is renewed
+        here need not be renewed again when the missing keys come. The caller says so, and fails where ``ending`` has what
+        expired.
+
+        Raises:
+            UsageError: The ring's keys changed, or the online key is not here, and too few keys are at hand; nothing was
+                changed.
+        """
         with self._changing():
             root = self._metadata("root")
             wanted = copy.deepcopy(root.signed)
             self._fill_root(wanted)
-            if wanted.to_dict() != root.signed.to_dict():
+            renewed: list[str] = []
+            ending: list[Ending] = []
+            if wanted.to_dict() != root.signed.to_dict() or self._renewable("root", ending):
                 wanted.version += 1
                 wanted.expires = self._expiry("root")
                 self._next_root(root, wanted)
-            if self._delegate() or self._metadata("root") is not root:
+                renewed.append("root")
+            self._delegate()
+            for role in ("targets", "revoke"):
                 # What the old keys signed must be signed by those that hold the roles now.
-                for role in ("targets", "revoke"):
-                    self._metadata(role).signed.version += 1
-                    self._sign(role)
+                if not self._is_signed(role) or self._renewable(role, ending):
+                    self._sign_next(role)
+                    renewed.append(role)
             self._publish()
+            return Refreshed({role: self._metadata(role).signed.expires for role in renewed}, tuple(ending))
+
+    def _renewable(self, part: str, ending: list[Ending]) -> bool:
+        """Whether a part expires soon and can be re-signed; where it cannot, ``ending`` has it then."""
+        expires = self._metadata(part).signed.expires
+        if expires - self.now >= datetime.timedelta(days=RENEW_DAYS):
+            return False
+        role = SIGNED_BY[part]
+        threshold, at_hand = self.ring.threshold(role), len(self._at_hand(role))
+        if at_hand < threshold:
+            ending.append(Ending(part, role, expires, expires <= self.now, threshold, at_hand))
+        return at_hand >= threshold
 
     def expires(self) -> datetime.datetime:
         """When the first part of the metadata expires."""
-        roles = ("root", "targets", "revoke", "snapshot", "timestamp")
-        moment: datetime.datetime = min(self._metadata(role).signed.expires for role in roles)
+        moment: datetime.datetime = min(self._metadata(role).signed.expires for role in SIGNED_BY)
         return moment
 
     def releases(self) -> Releases:
@@ -258,7 +334,7 @@ class Repository:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """One change, alone: it begins with the newest versions, whatever was read before; nothing stays of one that fails.
+        """One change, alone: it begins with what is published, whatever was read before; nothing stays of one that fails.
 
         Raises:
             UsageError: There is no repository.
@@ -266,12 +342,17 @@ class Repository:
         if not (self.folder / "metadata").is_dir():
             raise self._none_here()
         with self._lock:
-            self._loaded.clear()
+            self._forget()
             try:
                 yield
             except BaseException:
-                self._loaded.clear()
+                self._forget()
                 raise
+
+    def _forget(self) -> None:
+        """Let go of what was read and what waits to be written."""
+        self._loaded.clear()
+        self._targets.clear()
 
     def _none_here(self) -> UsageError:
         return UsageError(f"{self.folder} is not a repository.", "Make one: stillroom repo init FOLDER.")
@@ -303,32 +384,48 @@ class Repository:
             raise UsageError(
                 f"The next root needs {before.signed.roles['root'].threshold} of the last root's keys; {counted} are at "
                 "hand.",
-                f"Missing: {', '.join(missing)}.",
+                f"Missing: {', '.join(missing)}. Nothing was changed.",
             )
         for signer in signers.values():
             fresh.sign(signer, append=True)
         self._loaded["root"] = fresh
         self._require_signed(fresh)
-        self._write_metadata("root")
 
-    def _delegate(self) -> bool:
-        """Give the role revoke the ring's keys; returns whether that changes anything."""
+    def _delegate(self) -> None:
+        """Give the role revoke the ring's keys."""
         keys = {key.keyid: key for key in map(self.ring.public_key, self.ring.names("revoke"))}
         delegations = self._metadata("targets").signed.delegations
         role = delegations.roles["revoke"]
-        before = (sorted(role.keyids), role.threshold)
-        delegations.keys = keys
-        role.keyids, role.threshold = list(keys), self.ring.threshold("revoke")
-        return before != (sorted(keys), role.threshold)
+        if (sorted(role.keyids), role.threshold) != (sorted(keys), self.ring.threshold("revoke")):
+            delegations.keys = keys
+            role.keyids, role.threshold = list(keys), self.ring.threshold("revoke")
+
+    def _is_signed(self, role: str) -> bool:
+        """Whether targets or revoke, as they are now, are signed by enough of the keys that hold the roles now."""
+        from tuf.api.exceptions import UnsignedMetadataError
+
+        metadata = self._metadata(role)
+        above = self._metadata("root" if role == "targets" else "targets").signed
+        try:
+            above.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError:
+            return False
+        return True
 
     def _change(self, role: str) -> None:
+        self._sign_next(role)
+        self._publish()
+
+    def _sign_next(self, role: str) -> None:
+        """Sign the next version of targets or revoke; it is valid for its whole time."""
         self._metadata(role).signed.version += 1
         self._metadata(role).signed.expires = self._expiry(role)
         self._sign(role)
-        self._publish()
 
     def _publish(self, first: bool = False) -> None:
-        """Write snapshot and timestamp over what was signed; the timestamp comes last, so a reader sees all or nothing."""
+        """Sign snapshot and timestamp over what was signed, then write everything; the timestamp comes last, so a reader sees
+        all or nothing.
+        """
         from tuf.api.metadata import MetaFile
 
         snapshot, timestamp = self._metadata("snapshot"), self._metadata("timestamp")
@@ -347,22 +444,46 @@ class Repository:
         self._sign("snapshot")
         timestamp.signed.snapshot_meta = MetaFile.from_data(snapshot.signed.version, snapshot.to_bytes(), ["sha256"])
         self._sign("timestamp")
-        for role in ("root", "targets", "revoke", "snapshot", "timestamp"):
+        self._write()
+
+    def _write(self) -> None:
+        """Write what was changed. No one reads targets, revoke and snapshot before the timestamp leads there; machines find a
+        new root by its number, so it is written just before the timestamp, and does not stay without it.
+        """
+        for path, data in self._targets.items():
+            files.write_bytes(path, data)
+        self._targets.clear()
+        for role in ("targets", "revoke", "snapshot"):
             self._write_metadata(role)
+        root = self._path("root", self._metadata("root").signed.version)
+        is_new = not root.exists()
+        try:
+            if is_new:
+                self._write_metadata("root")
+            self._write_metadata("timestamp")
+        except BaseException:
+            timestamp = self._path("timestamp", 0)
+            written = timestamp.is_file() and timestamp.read_bytes() == self._metadata("timestamp").to_bytes()
+            if is_new and not written:
+                root.unlink(missing_ok=True)
+            raise
+
+    def _at_hand(self, name: Role) -> list[CryptoSigner]:
+        """Signers of the keys that hold a role now."""
+        keys = {self.ring.content.keys[key].keyid for key in self.ring.names(name)}
+        return [signer for signer in self._signers(name) if signer.public_key.keyid in keys]
 
     def _sign(self, role: str) -> None:
-        ours: dict[str, Role] = {"root": "root", "targets": "release", "revoke": "revoke"}
-        name = ours.get(role, "online")
+        name = SIGNED_BY[role]
         metadata = self._metadata(role)
         metadata.signatures.clear()
-        keys = {self.ring.content.keys[key].keyid for key in self.ring.names(name)}
-        signers = [signer for signer in self._signers(name) if signer.public_key.keyid in keys]
+        signers = self._at_hand(name)
         for signer in signers:
             metadata.sign(signer, append=True)
         if len(signers) < self.ring.threshold(name):
             raise UsageError(
                 f"{self.ring.threshold(name)} keys of the role {name} must sign; {len(signers)} are at hand.",
-                "Give the folder that holds the private keys with --keys.",
+                "Give the folder that holds the private keys with --keys; nothing was changed.",
             )
 
     def _require_signed(self, root: Metadata[Root]) -> None:
@@ -372,24 +493,20 @@ class Repository:
             root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
         except UnsignedMetadataError:
             raise UsageError(
-                "The next root has too few signatures of its own keys.", "Bring the new private keys here too."
+                "The next root has too few signatures of its own keys.",
+                "Bring the new private keys here too; nothing was changed.",
             ) from None
 
     def _expiry(self, role: str) -> datetime.datetime:
         return self.now + datetime.timedelta(days=VALID_DAYS[role])
 
     def _metadata(self, role: str) -> Metadata[Any]:
-        """The newest metadata of a role."""
+        """The published metadata of a role."""
         from tuf.api.exceptions import RepositoryError
         from tuf.api.metadata import Metadata
 
         if role not in self._loaded:
-            folder = self.folder / "metadata"
-            if role == "timestamp":
-                found = folder / "timestamp.json"
-            else:
-                versions = [int(path.name.partition(".")[0]) for path in folder.glob(f"[0-9]*.{role}.json")]
-                found = folder / f"{max(versions, default=0)}.{role}.json"
+            found = self._path(role, self._published(role))
             if not found.is_file():
                 raise self._none_here()
             try:
@@ -398,10 +515,24 @@ class Repository:
                 raise UsageError(f"{found} cannot be read: {error}.", "Restore it from a copy.") from None
         return self._loaded[role]
 
+    def _published(self, role: str) -> int:
+        """The version of a role that the timestamp leads a reader to; a change that was killed may have left a newer one."""
+        if role == "timestamp":
+            return 0
+        if role == "root":
+            found = (self.folder / "metadata").glob("[0-9]*.root.json")
+            return max((int(path.name.partition(".")[0]) for path in found), default=0)
+        if role == "snapshot":
+            return int(self._metadata("timestamp").signed.snapshot_meta.version)
+        listed = self._metadata("snapshot").signed.meta.get(f"{role}.json")
+        return 0 if listed is None else int(listed.version)
+
+    def _path(self, role: str, version: int) -> Path:
+        return self.folder / "metadata" / ("timestamp.json" if role == "timestamp" else f"{version}.{role}.json")
+
     def _write_metadata(self, role: str) -> None:
         metadata = self._metadata(role)
-        name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
-        files.write_bytes(self.folder / "metadata" / name, metadata.to_bytes())
+        files.write_bytes(self._path(role, metadata.signed.version), metadata.to_bytes())
 
     def _put(self, role: str, path: str, document: BaseModel) -> None:
         from tuf.api.metadata import TargetFile
@@ -412,7 +543,7 @@ class Repository:
 
     def _write_target(self, path: str, data: bytes) -> None:
         place = self.folder / "targets" / path
-        files.write_bytes(place.with_name(f"{files.digest_bytes(data)}.{place.name}"), data)
+        self._targets[place.with_name(f"{files.digest_bytes(data)}.{place.name}")] = data
 
     def _read_target(self, role: str, path: str) -> bytes:
         digest = self._metadata(role).signed.targets[path].hashes["sha256"]

@@ -399,9 +399,14 @@ class Run:
     def event(self, stage: str, **values: Any) -> None:
         """Append one line to ``events.jsonl``: stage, time in seconds since 1970, and the values."""
         line = json.dumps({"stage": stage, "time": round(time.time(), 3), **values}) + "\n"
-        files.make_way(self.path / "events.jsonl")
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(line)
+        path = self.path / "events.jsonl"
+        files.make_way(path)
+        with open(path, "a+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - 1, 0))
+            # A kill, or a full disk in an older version, cut the last line off: this one may not be lost with it.
+            cut_off = stream.read(1) not in (b"", b"\n")
+        files.append(path, ("\n" * cut_off + line).encode())
         self._track(stage, values)
         if self._on_step is not None and "step" in values:
             self._on_step(stage, values)

@@ -511,8 +511,8 @@ Prompt = Text | TokenIds
 def _several(asked: str | list[int] | list[str | list[int]]) -> list[str | list[int]]:
     """One text (words, or ids of tokens) as a list of one; several as they are."""
     if isinstance(asked, str) or isinstance(asked[0], int):
-        return [asked]  # type: ignore[list-item]
-    return list(asked)  # type: ignore[arg-type]
+        return [asked]
+    return list(asked)
 
 
 class CompletionRequest(Sampling):
