@@ -6,17 +6,21 @@ import gzip
 import json
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from stillroom.cli.app import app
 from stillroom.core.errors import OutOfMemory, UsageError
+from stillroom.guard import intake as reading
 from stillroom.guard.campaign import days_of, last_month, load_month, months_of
 from stillroom.guard.intake import NO_ACCOUNT, NO_TIME, OUT_OF_RANGE, intake, network
 from stillroom.guard.intake_formats import litellm, nginx, openai, otel, time_of, vllm
 from stillroom.guard.intake_text import Redactor, printable, skeleton
-from stillroom.guard.log_store import MOST, Store, create_store, database, load, merge, open_store
+from stillroom.guard.log_store import MOST, Store, create_store, database, load, locked, merge, open_store
 from stillroom.guard.traffic import make_month, write_month
 
 
@@ -122,7 +126,8 @@ def test_hostile_lines_are_counted_and_never_fatal(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store")
     report = intake([log], store, line_bytes=250_000)
     assert report.rows == len(good) + 2
-    assert sum(report.skipped.values()) == len(bad) - 1 + 1
+    assert sum(report.skipped.values()) == len(bad) - 1
+    assert report.waiting == [(log, len('{"time": 17900'))]
     assert report.skipped["nested too deeply"] == 1
     assert report.skipped["longer than 250,000 bytes"] == 1
     assert report.repaired == {"not UTF-8: bytes replaced": 1}
@@ -302,6 +307,164 @@ def test_a_log_is_counted_once_however_it_comes_again(tmp_path: Path) -> None:
     assert not list(store.path.glob("parts/*.partial"))
 
 
+def access(number: int) -> str:
+    """A line of an access log."""
+    return (
+        f"10.0.0.{number % 250} - bob{number} [01/Feb/2026:10:{number // 60 % 60:02d}:{number % 60:02d} +0000]"
+        f' "POST /v1/chat HTTP/1.1" 200 123 "-" "agent/{number}"\n'
+    )
+
+
+def access_log(path: Path, first: int, last: int) -> Path:
+    path.write_text("".join(map(access, range(first, last))))
+    return path
+
+
+def test_a_last_line_without_an_end_counts_once(tmp_path: Path) -> None:
+    """Half a line of an access log is a line of its form: it waits, and that is said."""
+    log, store = access_log(tmp_path / "a.log", 0, 5), create_store(tmp_path / "store")
+    log.write_text(log.read_text()[:-12])
+    first = intake([log], store)
+    assert (first.rows, first.skipped) == (4, {})
+    ((path, size),) = first.waiting
+    assert (path, size) == (log, len(access(4)) - 12)
+    again = intake([log], store)
+    assert (again.known, again.waiting) == (True, first.waiting)
+    shown = CliRunner().invoke(app, ["guard", "intake", str(log), "-o", str(store.path)], catch_exceptions=False).output
+    assert f"the last line of {log}, which has no end ({size} bytes)" in shown
+    access_log(log, 0, 6)
+    grown = intake([log], store)
+    assert (grown.rows, grown.already, grown.waiting) == (2, 4, [])
+    assert counted(store) == 6
+    one = tmp_path / "one.log"
+    one.write_text(access(9).rstrip("\n"))
+    with pytest.raises(UsageError, match=r"one\.log is one line without an end"):
+        intake([one], store)
+    # A whole object is read; what is written behind it does not make its log another one.
+    rows = [json.dumps(line(number)) for number in range(4)]
+    objects = tmp_path / "objects.jsonl"
+    objects.write_text("\n".join(rows[:3]))
+    assert intake([objects], store).rows == 3
+    objects.write_text("\n".join(rows[:3]) + " cut off\n" + rows[3] + "\n")
+    assert intake([objects], store).rows == 1
+    assert counted(store) == 10
+
+
+def test_lines_that_equal_earlier_ones_count(tmp_path: Path) -> None:
+    log, store = tmp_path / "a.log", create_store(tmp_path / "store")
+    for times in (3, 6, 9):
+        log.write_text(access(1) * times)
+        assert intake([log], store).rows == 3
+        assert counted(store) == times
+    assert intake([log], store).known
+    # Shares of one log, too.
+    log.write_text(access(2) * 6)
+    divided = create_store(tmp_path / "divided")
+    assert [intake([log], divided, shard=(number, 2)).rows for number in range(2)] == [3, 3]
+    assert all(intake([log], divided, shard=(number, 2)).known for number in range(2))
+    assert merge([], divided)["rows"] == 6
+
+
+def test_shares_of_a_log_that_grew_are_refused(tmp_path: Path) -> None:
+    """So are other numbers of shares, and the whole beside its shares; in one store, and when stores are merged."""
+    log, store = access_log(tmp_path / "a.log", 0, 40), create_store(tmp_path / "store")
+    assert sum(intake([log], store, shard=(number, 2)).rows for number in range(2)) == 40
+    other = create_store(tmp_path / "other", store.path / "secret.key")
+    whole = create_store(tmp_path / "whole", store.path / "secret.key")
+    intake([log], whole)
+    with pytest.raises(UsageError, match="was read in 2 shares"):
+        intake([log], store)
+    with pytest.raises(UsageError, match="was read in 2 shares"):
+        intake([log], store, shard=(0, 3))
+    with pytest.raises(UsageError, match="was read whole"):
+        intake([log], whole, shard=(0, 2))
+    with pytest.raises(UsageError, match="do not fit together"):
+        merge([store], whole)
+    access_log(log, 0, 60)
+    for number in range(2):
+        with pytest.raises(UsageError, match="was read in shares when it had"):
+            intake([log], store, shard=(number, 2))
+    intake([log], other, shard=(1, 2))
+    with pytest.raises(UsageError, match="do not fit together"):
+        merge([other], store)
+    assert merge([], store)["rows"] == 40
+    log.write_text(log.read_text()[:-5])
+    with pytest.raises(UsageError, match="last line has no end"):
+        intake([log], create_store(tmp_path / "new"), shard=(0, 2))
+
+
+def test_two_forms_of_one_log_are_not_counted_together(tmp_path: Path) -> None:
+    """A store that holds a grown form of another's log, and an older copy of a log that the store holds."""
+    log = access_log(tmp_path / "a.log", 0, 40)
+    one = create_store(tmp_path / "one")
+    intake([log], one)
+    shutil.copytree(one.path, tmp_path / "copy")
+    copy, other = open_store(tmp_path / "copy"), create_store(tmp_path / "other", one.path / "secret.key")
+    access_log(log, 0, 60)
+    intake([log], other)
+    for into, come in ((one, other), (other, one)):
+        with pytest.raises(UsageError, match="hold the same beginning of one log"):
+            merge([come], into)
+    with pytest.raises(UsageError, match=r"a\.log begins as a log that the store holds"):
+        intake([access_log(log, 0, 50)], other)
+    # Where the log was read on from, nothing counts twice; nor do logs that only begin alike.
+    access_log(log, 0, 60)
+    assert intake([log], copy).rows == 20
+    assert merge([copy], one)["rows"] == 60
+    banner = "".join(f"INFO: starting, step {number}\n" for number in range(40))
+    for number in range(2):
+        log.write_text(banner + access(70 + number))
+        assert intake([log], one).rows == 1
+    assert counted(one) == 62
+
+
+def test_parts_of_older_versions_are_read(tmp_path: Path) -> None:
+    """Their records have digests of lines only: logs are known again, and may grow."""
+    log, store = access_log(tmp_path / "a.log", 0, 40), create_store(tmp_path / "store")
+    intake([log], store)
+    (part,) = store.parts()
+    record = json.loads((part / "part.json").read_text())
+    record["read"] = [{name: entry[name] for name in ("lines", "sha256")} for entry in record["read"]]
+    (part / "part.json").write_text(json.dumps(record))
+    assert intake([log], store).known
+    access_log(log, 0, 60)
+    assert intake([log], store).rows == 20
+    assert merge([], store)["rows"] == 60
+
+
+def test_a_part_whose_merge_did_not_happen_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then nothing is read from the store: requests would be missing without a word."""
+    store = create_store(tmp_path / "store")
+    intake([access_log(tmp_path / "a.log", 0, 5)], store)
+    later = access_log(tmp_path / "b.log", 5, 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            intake([later], store)
+    with pytest.raises(UsageError, match="1 of its 2 parts are not merged") as caught:
+        counted(store)
+    assert f"stillroom guard merge {store.path}" in str(caught.value)
+    assert intake([later], store).known
+    assert counted(store) == 12
+
+
+def test_one_intake_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second says that it waits, and finds what the first has read; what a killed one left is removed."""
+    log, store = access_log(tmp_path / "a.log", 0, 5), create_store(tmp_path / "store")
+    left = store.path / "parts" / "reading-0123.partial"
+    left.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as threads:
+        with locked(store):
+            second = threads.submit(intake, [log], store)
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+            assert intake([log], store).rows == 5
+        assert second.result(60).known
+    assert "waiting for another intake or merge" in capsys.readouterr().err
+    assert not left.exists()
+    assert counted(store) == 5
+
+
 def test_parquet_is_counted_once(tmp_path: Path) -> None:
     files = []
     for number in range(2):
@@ -368,6 +531,17 @@ def test_compressed_logs_are_known_by_their_content(tmp_path: Path) -> None:
     packed = tmp_path / "packed.jsonl"
     packed.write_bytes(gzip.compress(write(tmp_path / "x.jsonl", [line(2)]).read_bytes()))
     assert intake([plain, packed], create_store(tmp_path / "store")).rows == 2
+
+
+def test_a_damaged_gzip_file_is_counted(tmp_path: Path) -> None:
+    """Whatever is wrong with it: what comes before is read."""
+    packed = gzip.compress(write(tmp_path / "x.jsonl", [line(number) for number in range(30)]).read_bytes())
+    for name, data in (("cut", packed[:-8]), ("changed", packed + packed[:10] + b"\xff" * 20)):
+        log = tmp_path / f"{name}.gz"
+        log.write_bytes(data)
+        report = intake([log], create_store(tmp_path / name))
+        assert 0 < report.rows <= 30
+        assert any("damaged gzip" in reason for reason in report.skipped), report.skipped
 
 
 def test_too_little_memory_is_said(tmp_path: Path) -> None:

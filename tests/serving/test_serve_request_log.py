@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gguf import GGUFWriter, PoolingType
 from serve_support import running
+from tiny_models import tiny_model
 
 from stillroom.core.errors import UsageError
+from stillroom.formats import gguf_file
 from stillroom.guard.intake import intake
 from stillroom.guard.log_store import create_store
 from stillroom.serving import request_log
@@ -30,7 +37,8 @@ def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -
         body = {"messages": [{"role": "user", "content": "Xylophone"}], "max_tokens": 4, "user": "ann", "seed": 1}
         body["logit_bias"] = {"2": -100}  # Not the end: four tokens are said.
         assert server.ask("POST", "/v1/chat/completions", body, headers)[0] == 200
-        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        # The client is not told how many tokens there were; the log is.
+        streamed = {**body, "stream": True}
         assert server.ask("POST", "/v1/chat/completions", streamed, headers)[0] == 200
         assert server.ask("POST", "/v1/chat/completions", b"{nonsense", headers)[0] == 400
         assert server.ask("POST", "/v1/chat/completions", body)[0] == 401
@@ -44,6 +52,7 @@ def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -
     assert not any({"key", "account"} & line.keys() for line in found[3:])
     assert all(line["ip"] == "127.0.0.0" and line["time"] for line in found[3:])
     assert all(line["completion_tokens"] == 4 and line["turns"] == 1 and line["seeded"] for line in found[:2])
+    assert found[0]["prompt_tokens"] == found[1]["prompt_tokens"] > 0  # type: ignore[operator]
     assert [line["stream"] for line in found[:3]] == [False, True, False]
     text = log.path.read_text()
     assert not any(
@@ -54,6 +63,59 @@ def test_a_request_leaves_numbers_and_digests(tiny_gguf: Path, tmp_path: Path) -
     assert report.rows == 3
     assert report.formats == {"stillroom": 5}
     assert report.skipped == {"names no account (see --account)": 2}
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"max_tokens": 0, "echo": True}])
+def test_completions_of_several_prompts_are_counted_together(
+    tiny_gguf: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
+    body = {"prompt": ["Xylophone", "Ann"], "max_tokens": 2, "seed": 3, "logit_bias": {"2": -100}, **more}
+    with running([tiny_gguf], tmp_path, request_log=log) as server:
+        status, answer, _ = server.ask("POST", "/v1/completions", body)
+        assert status == 200, answer
+        assert server.ask("POST", "/v1/completions", {**body, "stream": True})[0] == 200
+    log.close()
+    for line in lines(log.path):
+        for name in ("prompt_tokens", "completion_tokens"):
+            assert line[name] == answer["usage"][name], (line, answer["usage"])
+
+
+def test_a_client_that_hangs_up_leaves_what_it_was_sent(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Before the engine's count: at least a token for each event."""
+    log = RequestLog(tmp_path / "requests.jsonl")
+    body = {"messages": [{"role": "user", "content": "Xylophone"}], "max_tokens": 400, "logit_bias": {"2": -100}}
+    with running([tiny_gguf], tmp_path, request_log=log) as server:
+        events = server.stream("/v1/chat/completions", {**body, "seed": 1})
+        told = 0
+        while told < 3:
+            told += bool(next(events)["choices"][0]["delta"].get("content"))
+        events.close()  # type: ignore[attr-defined]
+        while not log.path.read_text():
+            time.sleep(0.05)
+    log.close()
+    (found,) = lines(log.path)
+    assert 3 <= found["completion_tokens"] <= 400  # type: ignore[operator]
+
+
+def test_tokens_of_embeddings_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = gguf_file.add_hyperparameters
+
+    def with_pooling(writer: GGUFWriter, *arguments: Any) -> Any:
+        writer.add_pooling_type(PoolingType.MEAN)
+        return keys(writer, *arguments)
+
+    monkeypatch.setattr(gguf_file, "add_hyperparameters", with_pooling)
+    folder = tiny_model("llama", tmp_path / "model", layers=2)
+    gguf_file.write_gguf(folder, tmp_path / "pooled.gguf", "F32", name="pooled", licence=None)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    with running([tmp_path / "pooled.gguf"], tmp_path, request_log=log) as server:
+        # Longer than any end of an answer that could be looked at.
+        status, answer, _ = server.ask("POST", "/v1/embeddings", {"input": ["Xylophone"] * 1200})
+    log.close()
+    assert status == 200, answer
+    assert len(json.dumps(answer)) > 1 << 20
+    assert lines(log.path)[0]["prompt_tokens"] == answer["usage"]["prompt_tokens"] > 0
 
 
 def test_texts_are_logged_where_asked(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -100,6 +162,33 @@ def test_a_file_that_could_not_be_set_aside_stops_no_later_line(
     written = [path for path in sorted(tmp_path.glob("requests.jsonl*"), reverse=True) if path.suffix != ".secret"]
     kept = [line["number"] for path in written for line in lines(path)]
     assert kept == [0, 2, 3, 4, 5]
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_half_a_line_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fills up takes a part of a line; a server that was killed left one."""
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(b'{"number": 0}\n{"num')
+    log = RequestLog(path)
+    write, full = os.write, threading.Event()
+
+    def short(handle: int, data: bytes | memoryview) -> int:
+        if b'"number":1' not in bytes(data) and not full.is_set():
+            return write(handle, data)
+        if full.is_set():
+            full.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        full.set()
+        return write(handle, data[:5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", short)
+        for number in (1, 2):
+            log.write({"number": number})
+        log.close()
+    assert path.read_bytes() == b'{"number": 0}\n{"num\n{"number":2}\n'
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 

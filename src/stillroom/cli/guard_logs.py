@@ -65,10 +65,13 @@ def intake(
         memory=_memory(memory), threads=threads,
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(report.record() | {"already": report.already, "known": report.known}, indent=2))
+        waiting = [{"log": str(path), "bytes": size} for path, size in report.waiting]
+        shown = report.record() | {"already": report.already, "known": report.known, "waiting": waiting}
+        typer.echo(json.dumps(shown, indent=2))
         return
     if report.known:
         typer.echo("These logs are in the store already; nothing was counted twice.")
+        _say_waiting(report.waiting)
         return
     typer.echo(
         f"{report.rows:,} requests ({', '.join(f'{form} {count:,}' for form, count in sorted(report.formats.items()))})"
@@ -80,6 +83,7 @@ def intake(
             typer.echo(f"  some are dated after {tomorrow}: a clock was wrong, or the time is not the request's")
     if report.already:
         typer.echo(f"  in the store already: {report.already:,} lines, which were not counted again")
+    _say_waiting(report.waiting)
     for title, counts in (("skipped", report.skipped), ("taken, with a repair", report.repaired)):
         for reason, count in counts.most_common():
             typer.echo(f"  {title}: {count:,} lines, {reason}")
@@ -91,6 +95,16 @@ def intake(
         )
     if shards is not None:
         typer.echo(f"When all shares are read: stillroom guard merge {output}")
+
+
+def _say_waiting(waiting: list[tuple[Path, int]]) -> None:
+    """Logs whose last line may be half a line."""
+    for path, size in waiting:
+        typer.echo(
+            f"  not read yet: the last line of {path}, which has no end ({size:,} bytes); it is read once it has one"
+        )
+    if waiting:
+        typer.echo("  where such a log is finished, add the end of the line (echo >> LOG), and read it again")
 
 
 def merge(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 
@@ -148,24 +149,37 @@ class Trimmer:
 
     Tensors of changing sizes leave holes between them, and the C library keeps those (:func:`keep_freed_memory`): a training of
     150 steps grew from 2.4 to 3.8 GB, and would have gone on. Giving memory back makes the next step ask for it again, so it is
-    done at a growth of ``ALLOWED``, and not more often than every ``APART`` steps. What the steps after it hold is what the
-    loop then needs: a loop that needs more gets more, and what it holds never adds up.
+    done at a growth of ``ALLOWED``, and not before ``APART`` steps have gone, or so much time that giving back took less than
+    ``SHARE`` of it: long steps leave many holes each. What the step after it holds is what the loop then needs: a loop that
+    needs more gets more, and what it holds never adds up.
 
     Args:
         measure: Resident memory in bytes.
         release: Gives memory back.
+        clock: Seconds.
     """
 
-    SETTLED = 3
-    """Steps until a loop holds what a step needs, from its beginning and from each time that memory was given back."""
+    SETTLED = 1
+    """Steps until a loop holds what a step needs, from its beginning and from each time that memory was given back. Further
+    ones leave holes.
+    """
     ALLOWED = 1.15
     """Resident memory over that of those steps, from which on it is given back."""
     APART = 8
-    """Steps between two times at least."""
+    """Steps between two times, where these are short."""
+    SHARE = 0.02
+    """Of the time between two, what the first of them took at most, where steps are long."""
 
-    def __init__(self, measure: Callable[[], int] = resident, release: Callable[[], None] = release_memory) -> None:
+    def __init__(
+        self,
+        measure: Callable[[], int] = resident,
+        release: Callable[[], None] = release_memory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._measure = measure
         self._release = release
+        self._clock = clock
+        self._due = 0.0
         self._steps = 0
         self._level = 0.0
         self._apart = self.SETTLED
@@ -177,8 +191,12 @@ class Trimmer:
         if self._steps <= self.SETTLED:
             self._level = max(self._level, held)
             return False
-        if self._steps < self._apart or held <= self.ALLOWED * self._level:
+        early = self._steps < self._apart and self._clock() < self._due
+        if early or held <= self.ALLOWED * self._level:
             return False
         self._steps, self._level, self._apart = 0, 0.0, self.APART
+        begun = self._clock()
         self._release()
+        ended = self._clock()
+        self._due = ended + (ended - begun) / self.SHARE
         return True

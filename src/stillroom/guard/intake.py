@@ -3,17 +3,22 @@
 Lines come from outside, and what is in them was chosen by those who are being looked for. A line can be huge, nested, not UTF-8
 or not JSON: it is counted under a reason, and the next one is read. Memory is bounded by the longest line that is taken and
 one batch.
+
+Each line counts once, however often its log is given. A last line without an end may still be half a line: it waits, unless
+it is a whole JSON object, which nothing can make longer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gzip
 import hashlib
 import ipaddress
 import shutil
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,15 +30,30 @@ from stillroom.core.errors import UsageError
 from stillroom.core.strict_json import NotStrict, read_strict
 from stillroom.guard.intake_formats import EARLIEST, FORMATS, LATEST, LINES, OBJECTS, Row, recognise
 from stillroom.guard.intake_text import Redactor, printable
+from stillroom.guard.log_parts import (
+    LENGTHS,
+    PARQUET,
+    SURE,
+    Held,
+    Share,
+    agree,
+    beginning_of,
+    fit,
+    held_by,
+    name_of,
+    related,
+)
 from stillroom.guard.log_store import (
     COLUMNS,
     MOST,
     REDUCTIONS,
     Store,
     database,
+    locked,
     merge,
     quoted,
     reduce_part,
+    rows_in_common,
     write_names,
     write_rows,
 )
@@ -73,8 +93,8 @@ class Report:
         formats: Rows by format.
         span: Dates (UTC) of the first and the last row taken; empty where none was.
         already: Lines (or rows of Parquet) that the store holds from an earlier reading, and that were not counted again.
-        read: By log: how many of its lines the store holds now, and their digest. It is how a log is known again, also one that
-            has grown since.
+        waiting: Logs whose last line has no end yet, and its bytes: it was not read.
+        read: By log: what of it the store holds now. It is how a log is known again, also one that has grown since.
         known: All of it was in the store already, and nothing was read twice.
     """
 
@@ -85,7 +105,8 @@ class Report:
     formats: Counter[str] = field(default_factory=Counter)
     span: tuple[str, str] | tuple[()] = ()
     already: int = 0
-    read: list[tuple[int, str]] = field(default_factory=list)
+    waiting: list[tuple[Path, int]] = field(default_factory=list)
+    read: list[Held] = field(default_factory=list)
     part: str = ""
     known: bool = False
 
@@ -100,7 +121,7 @@ class Report:
             "repaired": dict(sorted(self.repaired.items())),
             "missing": self.missing,
             "formats": dict(sorted(self.formats.items())),
-            "read": [{"lines": lines, "sha256": digest} for lines, digest in self.read],
+            "read": [held.record() for held in self.read],
         }
 
 
@@ -136,7 +157,7 @@ def intake(
     *,
     form: str = "auto",
     account: str | None = None,
-    shard: tuple[int, int] = (0, 1),
+    shard: Share = (0, 1),
     keep_skeletons: bool = False,
     line_bytes: int = LINE_BYTES,
     memory: str = "2GB",
@@ -159,7 +180,7 @@ def intake(
         threads: Of DuckDB.
 
     Raises:
-        UsageError: A file is missing, the format is unknown, or not one row was understood.
+        UsageError: A file is missing, the format is unknown, not one row was understood, or a log would count twice.
     """
     if form not in FORMATS:
         raise UsageError(f"--format {printable(form)}: unknown.", f"One of: {', '.join(FORMATS)}.")
@@ -171,57 +192,86 @@ def intake(
                 if begun.read(4) == b"PAR1":
                     raise UsageError(f"{path} is Parquet.", "Canonical rows are read with --format parquet.")
     report = Report()
-    work = store.path / "parts" / f"reading-{hashlib.sha256(repr((logs, shard)).encode()).hexdigest()[:12]}.partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        known = _known(store)
-        with database(memory, threads, store.path / "scratch") as connection:
-            if form == "parquet":
-                digest = _parquet(logs, connection, work, report, shard, known)
-            else:
-                reader = _Reader(store, report, form, account, keep_skeletons, line_bytes, known)
-                digest = reader.read(logs, _Batches(connection, work), shard)
-                write_names(connection, reader.names, work / "names.parquet")
-            report.part = digest
-            target = store.path / "parts" / digest
-            if (report.already and not report.read) or (target / "part.json").is_file():
-                report.known = True
-                return report
-            report.rows, first, last = reduce_part(connection, work)
-            if report.rows:
-                report.span = (_date(first), _date(last))
-        if not report.rows and shard[1] == 1 and not report.already:
-            reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common(4))
-            raise UsageError(
-                f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format."
-            )
-        files.write_json(work / "part.json", report.record())
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if shard[1] == 1:
-        merge([], store, memory, threads)
+    with locked(store):
+        # What a killed intake was writing.
+        files.remove_leftovers(store.path / "parts")
+        held = [(part, each) for part in store.parts() for each in held_by(part)]
+        work = store.path / "parts" / "reading.partial"
+        work.mkdir(parents=True)
+        try:
+            with database(memory, threads, store.path / "scratch") as connection:
+                if form == "parquet":
+                    report.part = _parquet(logs, connection, work, report, shard, _known(held))
+                else:
+                    reader = _Reader(
+                        store, report, form, account, keep_skeletons, line_bytes, [each for _, each in held]
+                    )
+                    report.part = reader.read(logs, _Batches(connection, work), shard)
+                    write_names(connection, reader.names, work / "names.parquet")
+                target = store.path / "parts" / report.part
+                report.known = bool(report.already and not report.read) or (target / "part.json").is_file()
+                if not report.known:
+                    report.rows, first, last = reduce_part(connection, work)
+                    if report.rows:
+                        report.span = (_date(first), _date(last))
+                    _require_new(report, work, held, connection)
+            if not report.known:
+                if not report.rows and shard[1] == 1 and not report.already:
+                    raise _nothing(report)
+                files.write_json(work / "part.json", report.record())
+                shutil.rmtree(target, ignore_errors=True)
+                work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        # What was known may have been read by an intake that ended before its merge.
+        if shard[1] == 1 and (not report.known or store.unmerged()):
+            merge([], store, memory, threads)
     return report
 
 
+def _nothing(report: Report) -> UsageError:
+    """Why there is no row."""
+    if report.waiting and not report.skipped:
+        path, size = report.waiting[0]
+        return UsageError(
+            f"{path} is one line without an end so far ({size:,} bytes): it may still be half a line.",
+            "Read it again when the line has its end. Where the log is finished, add the end of the line: echo >> LOG.",
+        )
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common(4))
+    return UsageError(f"No row was understood ({reasons or 'the files are empty'}).", "Name the format: --format.")
+
+
+def _require_new(report: Report, work: Path, held: list[tuple[Path, Held]], connection: Any) -> None:
+    """Refuse what was read where a part of the store holds some of the same requests from a longer or changed form of the log.
+
+    Raises:
+        UsageError: It does.
+    """
+    apart = set()
+    for _, other, its, found in related([(work, each) for each in report.read], held):
+        if found == "perhaps" and other not in apart:
+            if rows_in_common(connection, work, other):
+                raise UsageError(
+                    f"{its.path} begins as a log that the store holds, then differs from it or ends before it, and has some of "
+                    "the same requests: they would count twice.",
+                    "Leave out older and changed copies of logs, or make the store again.",
+                )
+            apart.add(other)
+
+
 Known = dict[int, set[str]]
-"""Digests of what a store holds, by how many lines they are of; :data:`PARQUET` stands for a whole file of Parquet."""
-PARQUET = -1
+"""Digests of what a store holds, by how many lines they are of."""
 
 
-def _known(store: Store) -> Known:
+def _known(held: Iterable[tuple[Path, Held]]) -> Known:
     found: Known = {}
-    for part in store.parts():
-        for entry in files.read_json(part / "part.json").get("read", ()):
-            found.setdefault(int(entry["lines"]), set()).add(str(entry["sha256"]))
+    for _, each in held:
+        for lines, name in each.known_as():
+            found.setdefault(lines, set()).add(name)
     return found
 
 
-def _parquet(
-    logs: list[Path], connection: Any, work: Path, report: Report, shard: tuple[int, int], known: Known
-) -> str:
+def _parquet(logs: list[Path], connection: Any, work: Path, report: Report, shard: Share, known: Known) -> str:
     """Take canonical rows as they are; a column that is not there is missing in all of them."""
     import duckdb
 
@@ -236,7 +286,7 @@ def _parquet(
                 continue
             digest.update(content.encode())
             known.setdefault(PARQUET, set()).add(whole)
-            report.read.append((PARQUET, whole))
+            report.read.append(Held(PARQUET, whole))
             have = {
                 row[0]
                 for row in connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(str(path))})").fetchall()
@@ -303,6 +353,50 @@ def _count(connection: Any, report: Report, rows: str, told: str, beyond: str) -
             counts[reason] += count
 
 
+@dataclass(frozen=True)
+class _Log:
+    """A log as it is now; it may grow while it is read.
+
+    Attributes:
+        path: The file.
+        zipped: Whether it is compressed, whatever its name.
+        size: Its bytes.
+        share: Which share of it is read; None for the whole.
+        beginning: Digests of its first bytes, as in :class:`Held`.
+    """
+
+    path: Path
+    zipped: bool
+    size: int
+    share: Share | None
+    beginning: dict[int, str]
+
+    @classmethod
+    def of(cls, path: Path, number: int, shard: Share) -> _Log | None:
+        """The log, or its share; None where it is compressed, and belongs to another share: it is never divided."""
+        with open(path, "rb") as begun:
+            zipped = begun.read(2) == b"\x1f\x8b"
+        if zipped and number % shard[1] != shard[0]:
+            return None
+        share = None if zipped or shard[1] == 1 else shard
+        first = b""
+        with _opened(path, zipped) as stream, contextlib.suppress(*DAMAGED):
+            first = stream.read(LENGTHS[-1])
+        return cls(path, zipped, path.stat().st_size, share, beginning_of(first))
+
+    def held(self, lines: int, sha256: str, after: int, ended: tuple[int, str] | None) -> Held:
+        """What a part's record says of it."""
+        return Held(lines, sha256, after, self.share, self.size if self.share else 0, self.beginning, ended, self.path)
+
+
+DAMAGED = (OSError, EOFError, ValueError, zlib.error)
+"""What reading a damaged gzip file raises."""
+
+
+def _opened(path: Path, zipped: bool) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb") if zipped else open(path, "rb"))
+
+
 class _Reader:
     """Turns lines into rows."""
 
@@ -314,7 +408,7 @@ class _Reader:
         account: str | None,
         keep_skeletons: bool,
         line_bytes: int,
-        known: Known,
+        held: list[Held],
     ) -> None:
         self.redactor = Redactor(store.key)
         self.report = report
@@ -322,33 +416,53 @@ class _Reader:
         self.account = account
         self.keep_skeletons = keep_skeletons
         self.line_bytes = line_bytes
-        self.known = known
+        self.held = held
+        self.known = _known((store.path, each) for each in held)
         self.names: dict[tuple[str, int], str] = {}
 
-    def read(self, logs: list[Path], batches: _Batches, shard: tuple[int, int]) -> str:
+    def read(self, logs: list[Path], batches: _Batches, shard: Share) -> str:
         """Read all lines of a shard.
 
         Returns:
             The digest of what was read, which names the part.
+
+        Raises:
+            UsageError: A log would count twice.
         """
         digest = hashlib.sha256(f"{self.form} {self.account} {self.keep_skeletons}".encode())
+        if shard[1] > 1:
+            # Two shares may hold equal lines.
+            digest.update(f" {shard[0]}/{shard[1]}".encode())
         for number, path in enumerate(logs):
-            held = self._held(path, shard, number) if self.known else 0
+            log = _Log.of(path, number, shard)
+            if log is None:
+                continue
+            self._require_fitting(log)
+            held, prefix = self._held(log) if self.known else (0, "")
             self.report.already += held
-            content, count, torn = hashlib.sha256(), 0, False
-            for line in self._lines(path, shard, number):
+            if held:
+                # What follows may equal what came before.
+                digest.update(f"after {held} {prefix}\n".encode())
+            content, count, ended = hashlib.sha256(), 0, None
+            for line in self._lines(log):
                 if count >= held:
+                    if not line.endswith(b"\n"):
+                        if not self._is_whole(line):
+                            self.report.waiting.append((path, len(line)))
+                            break
+                        ended = (count, content.hexdigest()) if count else None
                     digest.update(line)
                     row = self._row(line)
-                    taken = row is not None and self._add(row, batches)
-                    # The last line of a log that is still written to may be half a line: it is read again when it is whole.
-                    torn = not taken and not line.endswith(b"\n")
-                if not torn:
-                    count += 1
-                    content.update(_whole_line(line))
+                    if row is not None:
+                        self._add(row, batches)
+                count += 1
+                content.update(_whole_line(line))
             if count > held:
-                self.report.read.append((count, content.hexdigest()))
-                self.known.setdefault(count, set()).add(content.hexdigest())
+                made = log.held(count, content.hexdigest(), held, ended)
+                self.report.read.append(made)
+                self.held.append(made)
+                for lines, name in made.known_as():
+                    self.known.setdefault(lines, set()).add(name)
         batches.flush(last=True)
         self.report.missing = {
             words: round(1 - batches.present[name] / max(1, batches.rows), 4)
@@ -357,35 +471,76 @@ class _Reader:
         }
         return digest.hexdigest()[:32]
 
-    def _held(self, path: Path, shard: tuple[int, int], number: int) -> int:
-        """How many of a log's first lines are in the store."""
-        content, held = hashlib.sha256(), 0
-        skipped = Counter(self.report.skipped)
-        for count, line in enumerate(self._lines(path, shard, number), 1):
-            content.update(_whole_line(line))
-            if count in self.known and content.hexdigest() in self.known[count]:
-                held = count
-        self.report.skipped = skipped  # they are counted when the lines are read
-        return held
+    def _require_fitting(self, log: _Log) -> None:
+        """Refuse shares of a log that grows, and a log that is known divided in another way: the borders of shares are bytes.
 
-    def _lines(self, path: Path, shard: tuple[int, int], number: int) -> Iterator[bytes]:
-        """The lines that begin inside a share of a file; a compressed file (whatever its name) belongs whole to one shard."""
-        with open(path, "rb") as begun:
-            zipped = begun.read(2) == b"\x1f\x8b"
-        size = path.stat().st_size
-        begin, end = size * shard[0] // shard[1], size * (shard[0] + 1) // shard[1]
-        if zipped:
-            if number % shard[1] != shard[0]:
-                return
-            begin, end = 0, 1 << 62
-        opened = cast(IO[bytes], gzip.open(path, "rb") if zipped else open(path, "rb"))  # noqa: SIM115 - closed below
-        with opened as stream:
+        Raises:
+            UsageError: It is one of these.
+        """
+        given = log.held(0, "", 0, None)
+        for known in self.held:
+            if (log.share is None and known.share is None) or agree(known, given) < SURE or fit(known, given):
+                continue
+            if known.share is None:
+                how = "whole"
+            elif log.share is not None and known.share[1] == log.share[1]:
+                how = f"in shares when it had {known.size:,} bytes (now {log.size:,})"
+            else:
+                how = f"in {known.share[1]} shares"
+            raise UsageError(
+                f"{log.path}: this log was read {how}; now its lines would count twice, or be lost.",
+                "Read it as before, with what came since as a file of its own; or make the store again.",
+            )
+        if log.share is not None and (size := self._unended(log.path)):
+            raise UsageError(
+                f"{log.path}: its last line has no end ({size:,} bytes), so the log may grow, and its shares would not fit.",
+                "Read it without --shards, or when it is finished; then add the end of the line: echo >> LOG.",
+            )
+
+    def _unended(self, path: Path) -> int:
+        """Bytes of a plain file's last line, where that has no end and may be half a line; 0 otherwise."""
+        with open(path, "rb") as stream:
+            stream.seek(max(0, path.stat().st_size - self.line_bytes))
+            last = stream.read(self.line_bytes).rpartition(b"\n")[2]
+        return len(last) if last.strip() and not self._is_whole(last) else 0
+
+    def _is_whole(self, line: bytes) -> bool:
+        """Whether a line without an end is a whole one: a JSON object is, and nothing else can be told from half a line."""
+        if self.form in LINES:
+            return False
+        text = line.decode("utf-8", "replace").strip("\r\n\0 ")
+        try:
+            return isinstance(read_strict(text.encode(), key_twice=True), dict)
+        except (NotStrict, RecursionError):
+            return False
+
+    def _held(self, log: _Log) -> tuple[int, str]:
+        """How many of a log's first lines are in the store, and their digest."""
+        content, held, prefix = hashlib.sha256(), 0, ""
+        skipped = Counter(self.report.skipped)
+        for count, line in enumerate(self._lines(log), 1):
+            content.update(_whole_line(line))
+            if known := self.known.get(count):
+                found = content.hexdigest()
+                # Older versions recorded no share.
+                if found in known or name_of(found, log.share) in known:
+                    held, prefix = count, found
+        self.report.skipped = skipped  # they are counted when the lines are read
+        return held, prefix
+
+    def _lines(self, log: _Log) -> Iterator[bytes]:
+        """The lines that begin inside a share of a file."""
+        begin, end = 0, 1 << 62
+        if not log.zipped:
+            number, shares = log.share or (0, 1)
+            begin, end = log.size * number // shares, log.size * (number + 1) // shares
+        with _opened(log.path, log.zipped) as stream:
             if begin:
                 # The line that is being written at the border belongs to the share in which it begins.
                 stream.seek(begin - 1)
                 self._skip(stream)
             while True:
-                if not zipped and stream.tell() >= end:
+                if not log.zipped and stream.tell() >= end:
                     return
                 try:
                     line = stream.readline(self.line_bytes + 1)
@@ -393,8 +548,8 @@ class _Reader:
                         self._skip(stream)
                         self.report.skipped[f"longer than {self.line_bytes:,} bytes"] += 1
                         continue
-                except (OSError, EOFError, ValueError) as error:
-                    if not zipped:
+                except DAMAGED as error:
+                    if not log.zipped:
                         raise
                     self.report.skipped[f"the rest of a damaged gzip file ({type(error).__name__})"] += 1
                     return

@@ -5,6 +5,7 @@
     STORE/parts/ID/           one intake: rows-*.parquet, its reductions, and part.json (what was read, skipped, missing); ID is
                               the digest of what it read, and a merge brings the parts of other stores here
     STORE/reduced/            the reductions of all parts together
+    STORE/.lock               held by the one intake or merge that changes the store
 
 Every reduction is a table of sums, minima and maxima of integers by a key. So reductions of parts add up to the reduction of
 the whole, in any order, to the last bit; parts may be made on different machines that were given the same secret.
@@ -16,7 +17,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ import numpy.typing as npt
 from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem, OutOfMemory, UsageError
 from stillroom.core.extras import require
+from stillroom.core.progress import say
+from stillroom.guard.log_parts import held_by, related
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -154,6 +157,12 @@ class Store:
         found = (record.parent for record in self.path.glob("parts/*/part.json"))
         return sorted(part for part in found if not part.name.endswith(".partial"))
 
+    def unmerged(self) -> list[Path]:
+        """Parts that ``reduced`` does not hold: shares, or what an intake read that ended before its merge."""
+        record = self.reduced / "reduced.json"
+        held = set(files.read_json(record)["parts"]) if record.is_file() else set()
+        return [part for part in self.parts() if part.name not in held]
+
     def digest(self) -> str:
         """What the store holds: of the parts' records (which hold the digests of what they read)."""
         return files.digest_json(sorted(files.digest_file(part / "part.json") for part in self.parts()))
@@ -221,6 +230,24 @@ def _read_key(path: Path) -> bytes:
     if key is None or len(key) != 32:
         raise UsageError(f"{path} is not a store's secret (32 bytes).", "Name the file secret.key of a store.")
     return key
+
+
+@contextmanager
+def locked(store: Store) -> Iterator[None]:
+    """Hold the store for an intake or a merge; while another process holds it, say so and wait. One in the other is allowed."""
+    from filelock import FileLock, Timeout
+
+    # Who shares the folder by its group shares the lock.
+    lock = FileLock(store.path.resolve() / ".lock", mode=0o660, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{store.path}: waiting for another intake or merge of this store to end.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -330,7 +357,7 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
         The record that is written beside the reductions: parts, rows and a digest of every table's content.
 
     Raises:
-        UsageError: A store has another secret, two parts hold one log, or no store has a part.
+        UsageError: A store has another secret, two parts hold lines of one log, or no store has a part.
     """
     for store in stores:
         if store.key != into.key:
@@ -338,31 +365,35 @@ def merge(stores: list[Store], into: Store, memory: str = "2GB", threads: int = 
                 f"{store.path}: its digests were made under another secret than those of {into.path}.",
                 "Give the stores one secret at intake: --key-file STORE/secret.key.",
             )
+    with locked(into):
+        return _merged(stores, into, memory, threads)
+
+
+def _merged(stores: list[Store], into: Store, memory: str, threads: int) -> dict[str, Any]:
+    """As :func:`merge`, under the lock."""
     # The same logs may be in two of the stores: a part's name is the digest of what it read.
     parts = {part.name: part for store in [*stores, into] for part in store.parts()}
-    _require_apart(parts)
     if not parts:
         raise UsageError(
             f"{into.path}: no part was read yet.", "Read logs first: stillroom guard intake LOGS... -o STORE."
         )
-    for name, part in parts.items():
-        parts[name] = _brought(part, into)
-    record: dict[str, Any] = {"schema": "stillroom.guard.reduced/1", "parts": sorted(parts), "tables": {}}
-    record["rows"] = sum(int(files.read_json(part / "part.json")["rows"]) for part in parts.values())
-    with (
-        files.replacing(into.reduced) as folder,
-        database(memory, threads, into.path / "scratch") as connection,
-    ):
-        folder.mkdir()
-        for name, (_, sql) in REDUCTIONS.items():
-            sources = [parts[part] / f"{name}.parquet" for part in sorted(parts)]
-            connection.execute(f"CREATE OR REPLACE TEMP VIEW all_parts AS SELECT * FROM {_parquet(sources)}")
-            made = sql.format(sums=", ".join(f"sum({column})::BIGINT AS {column}" for column in _SUMS))
-            connection.execute(
-                f"COPY ({made}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
-            )
-            record["tables"][name] = _content(connection, folder / f"{name}.parquet")
-        files.write_json(folder / "reduced.json", record)
+    with database(memory, threads, into.path / "scratch") as connection:
+        _require_apart(parts.values(), connection)
+        for name, part in parts.items():
+            parts[name] = _brought(part, into)
+        record: dict[str, Any] = {"schema": "stillroom.guard.reduced/1", "parts": sorted(parts), "tables": {}}
+        record["rows"] = sum(int(files.read_json(part / "part.json")["rows"]) for part in parts.values())
+        with files.replacing(into.reduced) as folder:
+            folder.mkdir()
+            for name, (_, sql) in REDUCTIONS.items():
+                sources = [parts[part] / f"{name}.parquet" for part in sorted(parts)]
+                connection.execute(f"CREATE OR REPLACE TEMP VIEW all_parts AS SELECT * FROM {_parquet(sources)}")
+                made = sql.format(sums=", ".join(f"sum({column})::BIGINT AS {column}" for column in _SUMS))
+                connection.execute(
+                    f"COPY ({made}) TO {quoted(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
+                )
+                record["tables"][name] = _content(connection, folder / f"{name}.parquet")
+            files.write_json(folder / "reduced.json", record)
     return record
 
 
@@ -382,21 +413,45 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _require_apart(parts: Mapping[str, Path]) -> None:
-    """Refuse parts that were read in different company and hold the same log: it would count twice.
+def _require_apart(parts: Iterable[Path], connection: DuckDBPyConnection) -> None:
+    """Refuse parts that were read in different company and hold lines of the same log: they would count twice.
 
     Raises:
-        UsageError: Two parts hold one log.
+        UsageError: Two parts hold lines of one log.
     """
-    holds: dict[tuple[int, str], Path] = {}
-    for part in parts.values():
-        for entry in files.read_json(part / "part.json").get("read", ()):
-            other = holds.setdefault((entry["lines"], entry["sha256"]), part)
-            if entry["lines"] and other is not part:
-                raise UsageError(
-                    f"{other} and {part} hold the same log (SHA-256 {entry['sha256'][:16]}…): it would count twice.",
-                    "Make one of the stores again without that log.",
-                )
+    entries = [(part, held) for part in parts for held in held_by(part)]
+    apart: set[frozenset[Path]] = set()
+    for one, other, held, found in related(entries, entries):
+        if found == "same":
+            raise UsageError(
+                f"{other} and {one} hold the same log (SHA-256 {held.sha256[:16]}…): it would count twice.",
+                "Make one of the stores again without that log.",
+            )
+        if found == "shares":
+            raise UsageError(
+                f"{other} and {one} hold shares of one log that do not fit together: it was read whole as well, in another "
+                "number of shares, or had another size.",
+                "Make the stores of that log again, all from the same file and with the same number of shares.",
+            )
+        pair = frozenset((one, other))
+        if pair in apart:
+            continue
+        if rows_in_common(connection, one, other):
+            raise UsageError(
+                f"{other} and {one} hold the same beginning of one log, which was read again after it had grown: it would "
+                "count twice.",
+                "Make one of the stores again without that log.",
+            )
+        apart.add(pair)
+
+
+def rows_in_common(connection: DuckDBPyConnection, one: Path, other: Path) -> int:
+    """How many different rows two parts both hold."""
+    both = " INTERSECT ".join(
+        f"SELECT {', '.join(COLUMNS)} FROM {_parquet(sorted(part.glob('rows-*.parquet')))}" for part in (one, other)
+    )
+    found = connection.execute(f"SELECT count(*) FROM ({both})").fetchone()
+    return int(found[0]) if found else 0
 
 
 def _content(connection: DuckDBPyConnection, path: Path) -> dict[str, Any]:
@@ -411,9 +466,16 @@ def load(store: Store, connection: DuckDBPyConnection, sql: str) -> Table:
     """Columns of a query in which ``{streams}``, ``{fills}`` and so on stand for the reduced tables.
 
     Raises:
-        UsageError: The store was not merged yet.
+        UsageError: The store was not merged yet, or has parts that were not: without them requests are missing.
     """
+    todo = f"Merge them: stillroom guard merge {store.path}."
     if not (store.reduced / "reduced.json").is_file():
-        raise UsageError(f"{store.path}: its parts are not merged.", f"Merge them: stillroom guard merge {store.path}.")
+        raise UsageError(f"{store.path}: its parts are not merged.", todo)
+    if missing := store.unmerged():
+        raise UsageError(
+            f"{store.path}: {len(missing)} of its {len(store.parts())} parts are not merged: they are shares, or an intake "
+            "was interrupted or is at work.",
+            todo,
+        )
     tables = {name: _parquet([store.reduced / f"{name}.parquet"]) for name in REDUCTIONS}
     return {name: np.asarray(column) for name, column in connection.execute(sql.format(**tables)).fetchnumpy().items()}

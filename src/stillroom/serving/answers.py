@@ -62,6 +62,7 @@ class Question:
         repeats: What leaves repeats out of lists that may hold none; None where there are no such lists.
         left_out: How many messages did not fit.
         reasoning: What the model thought, once it is answered.
+        usage: Where its tokens are counted as they are sent, for the log of requests.
     """
 
     body: dict[str, Any]
@@ -80,6 +81,7 @@ class Question:
     repeats: Repeats | None = None
     left_out: int = 0
     reasoning: str = ""
+    usage: dict[str, int] = field(default_factory=dict)
 
     @property
     def constrained(self) -> bool:
@@ -245,6 +247,7 @@ class Answerer:
             engine: Engine | None = None
             while True:
                 speech: Speech | None = None
+                sent = 0
                 text: list[str] = []
                 finish = ""
                 if question.repeats is not None:
@@ -283,7 +286,7 @@ class Answerer:
                             for event in scored.events(offsets, ends):
                                 yield event
                             if ends:
-                                self._count(scored.usage)
+                                self._count(scored.usage, question, 0)
                                 break
                             prompt, body["cache_prompt"] = scored.ids, scored.entries is not None or mine
                     ahead = await _read_ahead(engine, model, question, prompt, body, known) if model.shared else None
@@ -308,8 +311,12 @@ class Answerer:
                             begun, slot.owner = True, question.owner
                             if ahead is not None:
                                 ahead.correct(event)
-                            self._count(event)
                             text += (written := _texts(event))
+                            # At least one token each: a client that hangs up before the engine's count leaves these.
+                            if any(written):
+                                sent += 1
+                                _add_up(question.usage, "completion_tokens", 1)
+                            self._count(event, question, sent)
                             if watching is not None:
                                 watch, watching = await watching, None
                             if watch is not None and not watch.takes("".join(written)):
@@ -414,16 +421,24 @@ class Answerer:
         if state is not None:
             await asyncio.to_thread(self.sessions.save_state, session, state, model.digest)
 
-    def _count(self, event: dict[str, Any]) -> None:
+    def _count(self, event: dict[str, Any], question: Question, sent: int) -> None:
+        """Take an event's count of tokens; ``sent`` of them were counted for the question before."""
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.tokens["prompt"] += usage.get("prompt_tokens", 0)
-            self.tokens["completion"] += usage.get("completion_tokens", 0)
+            prompt, completion = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+            self.tokens["prompt"] += prompt
+            self.tokens["completion"] += completion
+            _add_up(question.usage, "prompt_tokens", prompt)
+            _add_up(question.usage, "completion_tokens", completion - sent)
         timings = event.get("timings")
         if isinstance(timings, dict):
             # Only there where a drafter drafts.
             self.tokens["drafted"] += timings.get("draft_n", 0)
             self.tokens["accepted"] += timings.get("draft_n_accepted", 0)
+
+
+def _add_up(usage: dict[str, int], name: str, count: int) -> None:
+    usage[name] = usage.get(name, 0) + count
 
 
 LARGE_GRAMMAR = 1 << 12

@@ -47,7 +47,7 @@ from stillroom.serving.passport import in_words
 from stillroom.serving.pool import Pool, ServedModel
 from stillroom.serving.preparing import SMALL_BODY, Preparing
 from stillroom.serving.preparing_child import read_body
-from stillroom.serving.request_log import LoggedRequests, RequestLog
+from stillroom.serving.request_log import LoggedRequests, RequestLog, usage_of
 from stillroom.serving.requests import (
     ChatRequest,
     CompletionRequest,
@@ -190,6 +190,7 @@ class Service:
         owner = owner_of(request)
         if asked.session is None:
             question = await self._question(request, asked, None, model)
+            question.usage = usage_of(request.scope)
             await self._bias(asked, model, question)
             return model, question, self.answerer.events(model, question)
         self.switch.require_on("sessions")
@@ -200,6 +201,7 @@ class Service:
             session = await asyncio.to_thread(self.sessions.load, asked.session, owner)
             question = await self._question(request, asked, session, model)
             question.session = session
+            question.usage = usage_of(request.scope)
             await self._bias(asked, model, question)
         except BaseException:
             turn.release()
@@ -257,6 +259,7 @@ class Service:
         else:
             questions = await self._prepared(request, "complete", asked, model.facts, owner)
         for question in questions:
+            question.usage = usage_of(request.scope)
             await self._bias(asked, model, question)
         events = self.answerer.several(model, questions)
         if not asked.stream:
@@ -324,6 +327,7 @@ class Service:
                 question = answers.completion_question(wanted, wanted.prompts()[0], model.facts, owner_of(request))
             else:
                 (question,) = await self._prepared(request, "complete", wanted, model.facts, owner_of(request))
+            question.usage = usage_of(request.scope)
             await self._bias(wanted, model, question)
             events = self.answerer.several(model, [question])
         else:
@@ -356,6 +360,7 @@ class Service:
         asked = await self._parse(request, EmbeddingRequest)
         model = require_kind(self.pool.model(asked.model), embeddings=True)
         found = await self.delivery.race(request, embed(self.pool, model, asked, owner_of(request)))
+        usage_of(request.scope)["prompt_tokens"] = (found.get("usage") or {}).get("prompt_tokens", 0)
         return self.whole(lambda: found)
 
     async def list_sessions(self, request: Request) -> Response:

@@ -23,6 +23,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stillroom.core import files
 from stillroom.core.errors import UsageError
 from stillroom.core.strict_json import NotStrict, read_strict
 
@@ -32,10 +33,6 @@ PATHS = (
 """Wherever a model answers."""
 FILE_BYTES, FILES = 64 << 20, 8
 """Size at which the file is set aside, and how many of these are kept."""
-ANSWER_BYTES = 1 << 20
-"""Of an answer, at most this much of its end is looked at for its usage."""
-
-
 QUEUED = 1024
 """Lines that wait for the disk before requests wait for them."""
 PAUSE = 0.02
@@ -70,7 +67,8 @@ class RequestLog:
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(secrets.token_bytes(32))
             self._secret = secret.read_bytes()[:32]
-            self._open()
+            # What a server that was killed had begun to write takes no line with it.
+            files.append(path, b"\n" if _is_cut_off(path) else b"")
         except OSError as error:
             raise UsageError(
                 f"--request-log {path}: cannot be written ({error.strerror}).", "Name another file."
@@ -81,10 +79,6 @@ class RequestLog:
             )
         self._thread = threading.Thread(target=self._work, name="request log", daemon=True)
         self._thread.start()
-
-    def _open(self) -> None:
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._stream = os.fdopen(handle, "ab", buffering=0)
 
     def digest(self, text: str) -> str:
         """What stands for a name: equal ones are seen to be equal, and no more."""
@@ -122,26 +116,22 @@ class RequestLog:
 
     def _append(self, line: bytes) -> None:
         try:
-            if self._stream.closed:
-                # To begin a new file failed before.
-                self._open()
-            if self._stream.tell() + len(line) > FILE_BYTES:
-                self._stream.close()
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size and size + len(line) > FILE_BYTES:
                 for number in range(FILES - 1, 0, -1):
                     older = self.path.with_name(f"{self.path.name}.{number}")
                     if older.exists():
                         older.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
                 self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-                self._open()
-            self._stream.write(line)
+            files.append(self.path, line)
             self._failed = False
-        except (OSError, ValueError) as error:
+        except OSError as error:
             if not self._failed:
                 self._failed = True
                 sys.stderr.write(f"The request log {self.path} cannot be written: {error}\n")
 
     def close(self) -> None:
-        """Close the file, when all lines are in it; a disk that takes none for ``PATIENCE`` seconds loses them, and that is
+        """Return when all lines are in the file; a disk that takes none for ``PATIENCE`` seconds loses them, and that is
         said.
         """
         with self._changed:
@@ -154,7 +144,6 @@ class RequestLog:
             sys.stderr.write(f"The request log {self.path} lost its last {left:,} lines: the disk took none.\n")
             return
         self._thread.join()
-        self._stream.close()
 
 
 class LoggedRequests:
@@ -169,7 +158,7 @@ class LoggedRequests:
         if scope["type"] != "http" or scope.get("method") != "POST" or scope["path"] not in PATHS:
             await self.app(scope, receive, send)
             return
-        body, answer = bytearray(), bytearray()
+        body = bytearray()
         status = 0
         began, clock = time.time(), time.perf_counter()
 
@@ -183,15 +172,12 @@ class LoggedRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif message["type"] == "http.response.body":
-                answer.extend(message.get("body", b""))
-                del answer[:-ANSWER_BYTES]
             await send(message)
 
         try:
             await self.app(scope, heard, said)
         finally:
-            record = _record(self.log, scope, bytes(body), bytes(answer))
+            record = _record(self.log, scope, bytes(body))
             record |= {
                 "time": round(began, 6),
                 "status": status,
@@ -200,7 +186,15 @@ class LoggedRequests:
             await self.log.write_in_turn(record)
 
 
-def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[str, Any]:
+def usage_of(scope: Scope) -> dict[str, int]:
+    """Where the tokens of a request are counted, whether the client is told or not: ``prompt_tokens`` and
+    ``completion_tokens``.
+    """
+    found: dict[str, int] = scope.setdefault("state", {}).setdefault("usage", {})
+    return found
+
+
+def _record(log: RequestLog, scope: Scope, body: bytes) -> dict[str, Any]:
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     admitted = "owner" in scope.get("state", {})
     # What the guard refused is no account's, and a key that is not valid here may be one of somewhere else.
@@ -236,21 +230,7 @@ def _record(log: RequestLog, scope: Scope, body: bytes, answer: bytes) -> dict[s
         record["turns"] = sum(isinstance(message, dict) and message.get("role") == "user" for message in messages)
     if log.texts:
         record |= {name: asked[name] for name in ("messages", "prompt") if name in asked}
-    usage = _usage(answer)
-    record |= {
-        name: usage[each]
-        for name, names in _COUNTS.items()
-        for each in names
-        if isinstance(usage.get(each), int) and not isinstance(usage[each], bool)
-    }
-    return record
-
-
-_COUNTS = {
-    "prompt_tokens": ("prompt_tokens", "input_tokens", "prompt_eval_count"),
-    "completion_tokens": ("completion_tokens", "output_tokens", "eval_count"),
-}
-"""What the APIs call the tokens of a request and of its answer."""
+    return record | usage_of(scope)
 
 
 def _asked(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -284,17 +264,13 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _usage(answer: bytes) -> dict[str, Any]:
-    """The usage of an answer, or of the last event of a stream that has one (where the client asked for it)."""
-    for line in (answer, *reversed(answer.splitlines()[-20:])):
-        value = _object(line.removeprefix(b"data:").strip())
-        for place in (value, value.get("response")):
-            usage = place.get("usage") if isinstance(place, dict) else None
-            if isinstance(usage, dict):
-                return usage
-        if "eval_count" in value:
-            return value
-    return {}
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file is there, and its last line has no end."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def _network(host: str) -> str | None:
