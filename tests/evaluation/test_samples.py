@@ -164,7 +164,7 @@ def test_the_teacher_as_its_student_answers_the_same_and_nothing_is_generated_tw
     def never(*_: Any, **__: Any) -> list[list[int]]:
         raise AssertionError("generated twice")
 
-    monkeypatch.setattr(Speaker, "continue_ids", never)
+    monkeypatch.setattr(Speaker, "answers", never)
     assert do_measures(bench, ["samples"])["samples"] == found
     # Half done, then killed: the parts are kept.
     (tmp_path / "samples.json").unlink()
@@ -179,8 +179,7 @@ def test_degenerate_answers_are_counted_by_the_teacher_s_tokens(
     tokenizer = bench.load("teacher").tokenizer
     word = tokenizer.decode(tokenizer("list", add_special_tokens=False).input_ids)
     loop = " ".join([word] * 4 * GRAM)
-    monkeypatch.setattr(Speaker, "continue_ids", lambda _self, prompts, *_, **__: [[0]] * len(prompts))
-    monkeypatch.setattr(Speaker, "answer", lambda *_: Answer(loop, 1, True))
+    monkeypatch.setattr(Speaker, "answers", lambda _self, prompts, *_, **__: [Answer(loop, 1, True) for _ in prompts])
     found = METRIC.measure(bench)
     assert found["bounds"]["degenerate"][0] == 1
     assert found["models"]["student"]["median_tokens"] == len(tokenizer(loop, add_special_tokens=False).input_ids)

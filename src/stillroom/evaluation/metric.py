@@ -70,7 +70,7 @@ class Metric:
         settings: Keys of the recipe's section `evaluate` that it reads, besides those of intervals.
         version: Raised when its numbers come to mean something else; finished results of another are measured again.
         order: Metrics are done and shown in this order, then by name.
-        require: Refuses what a recipe asks of it and cannot be had (a missing file, an unknown name), before anything is spent.
+        require: Refuses what a recipe asks of it and is not there (a missing file, an unknown name), before anything is spent.
         extra_inputs: Digests, as JSON, of what else its numbers depend on, such as the files that its settings name.
         summary: What ``summary.json`` has of a result.
         sections: What the report shows of it.

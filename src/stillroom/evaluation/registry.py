@@ -109,7 +109,7 @@ def check_names(wanted: Iterable[str]) -> None:
 
 
 def require_askable(recipe: Recipe) -> None:
-    """Refuse, before anything is spent, what a recipe asks of its metrics and cannot be had.
+    """Refuse, before anything is spent, what a recipe asks of its metrics and is not there.
 
     Raises:
         StillroomError: What the metric would raise: a file is missing or wrong, or a name is not known.
