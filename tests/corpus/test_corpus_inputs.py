@@ -80,6 +80,22 @@ def test_what_a_folder_has_besides_is_counted_by_ending(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_pattern_names_and_is_no_file_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "b.txt").symlink_to("nowhere")
+    (tmp_path / "other.md").symlink_to("nowhere")
+    tally = Tally()
+    assert len(list(read_source(TextSource(path=tmp_path / "*.txt"), tally))) == 1
+    assert sentences(tally.as_dict()) == ["took 1 of 2 files; passed over 1 broken links"]
+
+
+@pytest.mark.parametrize("separator", ["\r\n\r\n", "\n\n"])
+def test_a_separator_has_its_line_ends_as_the_text_has(separator: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo\r\n\r\nthree")
+    found = [document.text for document in read_source(TextSource(path=tmp_path / "a.txt", separator=separator))]
+    assert found == ["one", "two", "three"]
+
+
 def test_patterns_in_a_path(tmp_path: Path) -> None:
     for name in ("one/a.md", "two/b.md", "two/c.txt", "three/d.rst"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -329,6 +329,15 @@ def test_of_two_answers_only_the_chosen_ones_own_words_are_learned(rejected: str
         assert document_of(row, None, None, "here").given == len("Q: is it so?\nA: ")
 
 
+def test_an_empty_field_of_a_table_says_nothing_of_the_row_s_shape() -> None:
+    pair = {"instruction": "What is it?", "output": "A thing"}
+    for beside in ({"text": ""}, {"text": None}, {"messages": []}, {"messages": None, "text": ""}):
+        assert encoded({**beside, **pair})[1] == encoded(pair)[1]
+    assert "A text." in encoded({"messages": [], "text": "A text."})[0]
+    for row in ({"text": ""}, {"messages": []}, {"text": "", "instruction": "", "output": ""}):
+        assert document_of(row, None, None, "here").is_empty
+
+
 def test_words_in_two_forms_are_refused_where_they_differ() -> None:
     asked = {"from": "human", "value": "How many?"}
     both = {"from": "gpt", "value": "Seven.", "content": "Eight."}

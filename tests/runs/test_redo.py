@@ -18,6 +18,7 @@ import yaml
 from tiny_models import tiny_model
 
 from stillroom import pipeline
+from stillroom.core import files
 from stillroom.core.errors import CorpusError, RunError, StillroomError
 from stillroom.corpus.inputs import find_files
 from stillroom.recipe.reading import recipe_of
@@ -226,6 +227,30 @@ def test_a_kill_while_a_result_is_moved_aside_loses_nothing(project: Path, monke
     assert sorted(entry.name for entry in (run.path / "history/capture-1").iterdir()) == others
     assert {file.name: file.stat().st_ino for file in (run.path / "capture/cache").iterdir()} == cache
     assert run.stage("capture").set_aside(("cache",)) is None
+
+
+def test_withdrawn_text_is_gone_also_after_a_kill(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(project / "runs/tiny")
+    stage = run.stage("corpus")
+    ledger = files.read_json(stage.path / "ledger.json")
+    ledger["near_duplicates"]["heldout"]["named"] = [
+        {"similarity": 1.0, "document": ["a", "withdrawn words"], "train": []}
+    ]
+    files.write_json(stage.path / "ledger.json", ledger)
+    rename, calls = os.rename, iter(range(10**6))
+
+    def killed(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(source).name == "stage.json" and next(calls) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.set_aside()
+    kept = list((run.path / "history").rglob("*"))
+    assert any(path.name == "ledger.json" for path in kept)
+    assert not [path for path in kept if path.suffix == ".safetensors" or path.name == "tokenizer"]
+    assert not any("withdrawn words" in path.read_text() for path in kept if path.suffix == ".json")
 
 
 def test_a_training_with_other_settings_is_not_told_as_one_that_went_on(project: Path) -> None:

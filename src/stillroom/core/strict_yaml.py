@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -14,6 +15,9 @@ MOST_NODES = 200_000
 """Values that a file may hold once its aliases are followed."""
 DEEPEST = 100
 """Levels of nesting."""
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9_.]+)+)")
+"""Numbers of base 8 and of base 60."""
 
 
 def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
@@ -31,6 +35,7 @@ def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values.", "Write the values without aliases."
             )
         _refuse_duplicates(node, name, set())
+        _refuse_other_bases(node, name, set())
         value = _construct(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -72,6 +77,25 @@ def _count(node: yaml.Node, name: str, known: dict[int, int | None], depth: int)
         total += sum(_count(part, name, known, depth + 1) for part in node.value)
     known[id(node)] = total
     return total
+
+
+def _refuse_other_bases(node: yaml.Node | None, name: str, done: set[int]) -> None:
+    """Refuse numbers that YAML 1.1 reads in another base than they look: ``010`` is 8 there, and ``1:30`` is 90."""
+    if node is None or id(node) in done:
+        return
+    done.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _refuse_other_bases(key, name, done)
+            _refuse_other_bases(value, name, done)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_other_bases(item, name, done)
+    elif isinstance(node, yaml.ScalarNode) and OTHER_BASE.fullmatch(node.value) and node.tag in NUMBERS:
+        raise RecipeError(
+            f"{name}, line {node.start_mark.line + 1}: `{node.value}` would be read as another number than it looks.",
+            "Write the number without leading zeros and colons, or text in quotes.",
+        )
 
 
 def _refuse_duplicates(node: yaml.Node | None, name: str, done: set[int]) -> None:

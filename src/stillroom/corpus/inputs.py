@@ -102,8 +102,8 @@ def _chosen(
             taken += 1
             passed.files += 1
             yield folder / name
-        elif shown is None:
-            # With a pattern in `path` the user has chosen among the files already.
+        elif shown is None or (no_file and wanted(name)):
+            # With a pattern in `path` the user has chosen among the files already; what is none counts there as well.
             passed.passed_over[no_file or ending(name)] += 1
     if not taken:
         there = ", ".join(f"{count:,} {suffix}" for suffix, count in passed.passed_over.most_common(5))

@@ -185,23 +185,28 @@ def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -
             _trap(reading, named)
             return _text(reading, named)
         return "messages", _chat(reading, reading.messages(named))
-    conversation = next((key for key in CONVERSATIONS if reading.has(key)), None)
-    if conversation is not None:
-        sharegpt = reading.is_chat(conversation) and any("from" in entry for entry in row[conversation])
-        shape = "ShareGPT conversations" if sharegpt else "messages"
-        return shape, _chat(reading, reading.messages(conversation))
-    if reading.has("text"):
-        return _text(reading, "text")
+    # A table has a field for every key; an empty one says nothing of the row's shape.
+    for key in (*CONVERSATIONS, "text"):
+        if reading.has(key) and row[key] not in ("", []):
+            return _conversation(reading, key) if key != "text" else _text(reading, key)
     found = _pair_shape(reading)
     if found is not None:
         document = found[1](reading)
         return found[0] + (", as chats" if reading.as_chat else ""), document
+    for key in (*CONVERSATIONS, "text"):
+        if reading.has(key):
+            return _conversation(reading, key) if key != "text" else _text(reading, key)
     if any(key in row and row[key] is None for key in ("text", *CONVERSATIONS)):
         return "empty", Document(where=where)
     unanswered = _unanswered(reading)
     if unanswered is not None:
         return unanswered
     raise _no_key(reading, "text")
+
+
+def _conversation(reading: _Reading, key: str) -> tuple[str, Document]:
+    sharegpt = reading.is_chat(key) and any("from" in entry for entry in reading.row[key])
+    return "ShareGPT conversations" if sharegpt else "messages", _chat(reading, reading.messages(key))
 
 
 def _unanswered(reading: _Reading) -> tuple[str, Document] | None:

@@ -156,6 +156,9 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
             old = has_old_line_ends(head.decode(codec, "ignore"))
             tally.notes.update([OLD_LINE_ENDS] if old else [])
             reader = io.TextIOWrapper(stream, codec, newline="")
+            # As the text's line ends.
+            separator = separator.replace("\r\n", "\n")
+            separator = separator.replace("\r", "\n") if old else separator
             while True:
                 block = reader.read(BLOCK)
                 block = block.replace("\r", "\n") if old else block

@@ -169,6 +169,11 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
                 )
                 bounds = None if test["low"] is None else [test["low"], test["high"]]
                 found["fidelity"][name] = {"difference": test.pop("value"), "interval": bounds} | test
+            elif weight == "compared":
+                found["kl_not_paired"] = (
+                    "The runs compare other positions with the teacher (their vocabularies differ): KL and the same next "
+                    "token are not compared."
+                )
     for name, entry in other["_tasks"].items():
         against = first["_tasks"].get(name)
         if against and entry["digest"] == against["digest"] and "right" in entry:

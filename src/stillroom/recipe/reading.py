@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +150,17 @@ def recipe_of(value: Mapping[str, Any], name: str = "recipe", folder: Path | Non
     Raises:
         RecipeError: A key or value is wrong; names it, what was found and what is allowed.
     """
+    return _resolve_paths(_validated(value, name), folder or Path.cwd())
+
+
+def _validated(value: Mapping[str, Any], name: str) -> Recipe:
+    """A recipe from a mapping, with paths as they are. Errors as in :func:`recipe_of`."""
     try:
-        recipe = Recipe.model_validate(dict(value))
+        return Recipe.model_validate(dict(value))
     except ValidationError as error:
         # The tree of keys, so that a mistake is explained as one in a file is.
         node = yaml.compose(yaml.safe_dump(json.loads(json.dumps(value, default=str))), Loader=yaml.SafeLoader)
         raise RecipeError(*_explain(error, node, name, lines=False)) from None
-    return _resolve_paths(recipe, folder or Path.cwd())
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -186,7 +190,21 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
                 if at.get(name) == default:
                     del at[name]
         at[place] = value
-    return recipe_of(tree, "overrides")
+    read = _places_of(recipe)
+    # What was read has its place already, and the working directory may have a folder of a hub's name.
+    return _resolve_paths(_validated(tree, "overrides"), Path.cwd(), read)
+
+
+def _places_of(recipe: Recipe) -> set[str]:
+    """Every path of a recipe, and every name that may be one."""
+    found: set[str] = set()
+
+    def noted(value: Path | str) -> Path | str:
+        found.add(str(value))
+        return value
+
+    _with_places(recipe, noted)
+    return found
 
 
 def _defaults(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
@@ -265,10 +283,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+def _resolve_paths(recipe: Recipe, folder: Path, resolved_already: Collection[str] = ()) -> Recipe:
     """Make relative paths absolute; names that are not there as a path stay names (of a hub, of a package)."""
 
     def resolved(value: Path | str) -> Path | str:
+        if str(value) in resolved_already:
+            return value
         if isinstance(value, Path):
             return (folder / value.expanduser()).absolute()
         if value.startswith(("./", "../", "~/")):
@@ -314,7 +334,12 @@ def _with_places(recipe: Recipe, place: Callable[[Path | str], Path | str]) -> R
 
     def fix(value: Any, key: str = "") -> Any:
         if isinstance(value, BaseModel):
-            return value.model_copy(update={key: fix(getattr(value, key), key) for key in type(value).model_fields})
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            # A word of a fixed few is no path, though a folder may be called so.
+            words = {name for name, field in type(value).model_fields.items() if _is_choice(field.annotation)}
+            return value.model_copy(
+                update={name: fix(held, name) for name, held in fields.items() if name not in words}
+            )
         if isinstance(value, tuple):
             return tuple(fix(item, key) for item in value)
         if isinstance(value, dict) and key in ("licence_texts", "teachers"):
@@ -326,8 +351,13 @@ def _with_places(recipe: Recipe, place: Callable[[Path | str], Path | str]) -> R
     fixed: dict[str, Any] = {}
     for key in type(recipe).model_fields:
         value = getattr(recipe, key)
-        fixed[key] = value if key == "name" else fix(value)
+        fixed[key] = value if key == "name" else fix(value, key)
     return recipe.model_copy(update=fixed)
+
+
+def _is_choice(annotation: Any) -> bool:
+    """Whether a field takes some words and nothing else."""
+    return typing.get_origin(annotation) is typing.Literal
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: bool = True) -> tuple[str, str]:

@@ -89,7 +89,7 @@ class Known:
 
 
 def moved_paths(before: Any, now: Any, by_content: Sequence[Sequence[str]]) -> dict[str, str] | None:
-    """Absolute paths of a recipe's sections that are others now, each with what it is now.
+    """Paths of a recipe's sections that are others now, each with what it is now.
 
     Args:
         before: The sections as a stage's record keeps them.
@@ -110,9 +110,10 @@ def moved_paths(before: Any, now: Any, by_content: Sequence[Sequence[str]]) -> d
             return True
         if not any(keys[: len(prefix)] == tuple(prefix) for prefix in by_content):
             return False
-        if not (
-            isinstance(one, str) and isinstance(other, str) and Path(one).is_absolute() and Path(other).is_absolute()
-        ):
+        if not (isinstance(one, str) and isinstance(other, str) and Path(other).is_absolute()):
+            return False
+        # Older versions left paths of further teachers relative.
+        if not Path(one).is_absolute() and Path(other).parts[-len(Path(one).parts) :] != Path(one).parts:
             return False
         return found.setdefault(one, other) == other
 

@@ -628,6 +628,12 @@ class Stage:
             if name.partition("/")[0] in keeps and (self.path / name).exists():
                 _remove(self.path / name)
         shutil.rmtree(self.scratch, ignore_errors=True)
+        # First: no kill may leave it, neither here nor there.
+        for pattern in TEXT_OF.get(self.name, ()):
+            for path in self.path.glob(pattern):
+                if path.name not in keeps:
+                    _remove(path)
+        _forget_words(self.path / "ledger.json")
         target = self._aside
         target.mkdir(parents=True, exist_ok=True)
         # The record goes last: after a kill the rest follows at the next start. What is kept does not move, so that no kill can
@@ -635,10 +641,6 @@ class Stage:
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == RECORD):
             if not (entry.name in keeps and entry.is_dir()):
                 os.rename(entry, target / entry.name)
-        if self.name in TEXT_OF:
-            for pattern in TEXT_OF[self.name]:
-                for path in target.glob(pattern):
-                    _remove(path)
         forget_old(self.run.path / HISTORY, self.name)
         return target
 
@@ -759,6 +761,19 @@ def _begun(path: Path) -> dict[str, Any] | None:
 def _own_digest(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record without this digest."""
     return files.digest_json(json.loads(json.dumps({key: value for key, value in record.items() if key != "digest"})))
+
+
+def _forget_words(ledger: Path) -> None:
+    """Take the first words of near-duplicates out of what a corpus counted."""
+    try:
+        counted = files.read_json(ledger)
+        splits = [each for each in counted["near_duplicates"].values() if isinstance(each, dict) and "named" in each]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return
+    for each in splits:
+        del each["named"]
+    if splits:
+        files.write_json(ledger, counted)
 
 
 def _remove(path: Path) -> None:
