@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model
 
 from benchmarks.fake_endpoint import FAULTS, FakeServer, serving
-from stillroom.core.errors import TeacherError
+from stillroom.core import files
+from stillroom.core.errors import DiskFull, TeacherError, translate
 from stillroom.core.progress import Progress
 from stillroom.models.tokenizer import open_tokenizer
 from stillroom.recipe.capture import ObservedCodec
@@ -360,6 +362,52 @@ def test_what_is_not_waited_for(folder: Path) -> None:
     assert clock.slept == [0.5, 1.0, 2.0]
 
 
+def test_a_full_disk_between_a_requests_two_lines_loses_neither_the_answer_nor_the_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, price = tmp_path / "spending.jsonl", Price(1e6, 1e6)
+    answer = json.dumps({"usage": {"prompt_tokens": 3, "completion_tokens": 1}}).encode()
+    script = Script((200, {}, answer))
+    client = replace(client_of(script, Clock()), ledger=Ledger(path, price))
+    append, full = files.append, False
+
+    def appended(file: Path, data: bytes) -> None:
+        if full and data.startswith(b'{"request": 0, "state": "ended"'):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        append(file, data)
+
+    monkeypatch.setattr(files, "append", appended)
+    full = True
+    assert client.post("/x", {}, 10, 10, "x") == json.loads(answer)
+    assert script.asked == 1
+    # It counts by what it took here, and at its worst case after a kill.
+    assert client.ledger.spent == 4
+    assert Ledger(path, price).spent == 20
+    # Nothing more is sent, and who asked is told.
+    for ask in (client.ledger.settle, lambda: client.post("/x", {}, 10, 10, "x")):
+        with pytest.raises(OSError, match="No space left") as raised:
+            ask()
+        assert isinstance(translate(raised.value), DiskFull)
+    assert script.asked == 1
+    assert client.ledger.spent == 4
+    full = False
+    client.ledger.settle()
+    assert Ledger(path, price).spent == client.ledger.spent == 4
+    client.post("/x", {}, 10, 10, "x")
+    assert Ledger(path, price).spent == client.ledger.spent == 8
+
+
+def test_an_answer_whose_model_failed_is_asked_for_again() -> None:
+    failed = (200, {}, b'{"choices": [{"message": {"content": "Half a"}, "finish_reason": "error"}]}')
+    good = (200, {}, b'{"choices": [{"message": {"content": "A whole text."}, "finish_reason": "stop"}]}')
+    client = client_of(Script(failed, good), Clock())
+    assert client.post("/x", {}, 10, 3, "x")["choices"][0]["finish_reason"] == "stop"
+    # Both may have been charged.
+    assert (client.ledger.totals.requests, client.ledger.totals.tokens_in) == (2, 20)
+    with pytest.raises(TeacherError, match=r"the model failed behind the server \(`finish_reason: error`\), 3 times"):
+        client_of(Script(failed), Clock(), attempts=3).post("/x", {}, 10, 3, "x")
+
+
 def test_an_answer_of_unknown_outcome_counts_as_spent() -> None:
     client = client_of(Script((500, {}, b""), GOOD), Clock())
     client.post("/x", {}, 10, 3, "x")
@@ -449,6 +497,31 @@ def test_a_file_of_answers_that_a_kill_cut_off_is_read_up_to_there(tmp_path: Pat
         received.add(f"{9:064x}", signal)
         assert len(received.read()) == 3
     assert Received(tmp_path / "received.bin", codec, "cd" * 32).read() == {}
+
+
+def test_answers_of_other_settings_and_other_names_are_kept_until_they_are_asked_for(tmp_path: Path) -> None:
+    path, earlier = tmp_path / "received.bin", tmp_path / "received-far.bin"
+    three, two = Observed(3, SIZE), Observed(2, SIZE)
+    signal = CoarseSignal(torch.tensor([[3, 4, 5]]), torch.tensor([[0.5, 0.25, 0.125]]).log(), torch.tensor([0.125]))
+    first, second = Received(path, three, "ab" * 32), Received(path, two, "cd" * 32)
+    first.add(f"{1:064x}", three.observe(signal))
+    second.add(f"{2:064x}", two.observe(signal))
+    # What is in a cache now is of the second alone.
+    second.clear()
+    assert second.read() == {}
+    assert list(first.read()) == [f"{1:064x}"]
+    first.clear()
+    assert not path.exists()
+    # A teacher that is called otherwise now takes what is its own.
+    for digest, codec in (("ab", three), ("cd", two)):
+        Received(earlier, codec, digest * 32).add(f"{3:064x}", codec.observe(signal))
+    first.take_over(earlier)
+    assert list(first.read()) == [f"{3:064x}"]
+    assert second.read() == Received(earlier, three, "ab" * 32).read() == {}
+    second.take_over(earlier)
+    assert list(second.read()) == [f"{3:064x}"]
+    assert not earlier.exists()
+    first.take_over(earlier)
 
 
 def test_a_probe_tells_what_it_found(folder: Path) -> None:

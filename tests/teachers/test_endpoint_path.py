@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from stillroom import pipeline
 from stillroom.cluster.cluster import Cluster
+from stillroom.core import files
 from stillroom.core.errors import CacheDamaged, RecipeError, RunError, TeacherError, TermsRefused, UsageError
 from stillroom.models.load import load_teacher
 from stillroom.pipeline import run
@@ -23,7 +24,11 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
 from stillroom.recipe.teacher import HuggingFaceTeacher
 from stillroom.runs.run import Run
+from stillroom.signals.cache.manifest import Manifest
+from stillroom.signals.cache.observed import Observed
+from stillroom.signals.signal import CoarseSignal
 from stillroom.teachers.endpoint.ledger import Ledger, Price
+from stillroom.teachers.endpoint.received import Received
 from stillroom.teachers.endpoint.teacher import open_endpoint
 
 
@@ -174,7 +179,7 @@ def test_what_a_cache_has_is_not_asked_for_again(
 
 
 def begin_cache(cache: Path, k: int) -> None:
-    """An endpoint's cache with lists of ``k`` ids, and one shard."""
+    """An endpoint's cache with lists of ``k`` ids of nine, and one shard."""
     from stillroom.recipe.capture import ObservedCodec
     from stillroom.signals.cache.identity import CacheIdentity
     from stillroom.signals.cache.manifest import Manifest
@@ -191,7 +196,9 @@ def begin_cache(cache: Path, k: int) -> None:
         dtype="stated",
     )
     Manifest(identity=identity).save(cache)
-    known = {"format": 1, "model": "m", "text": [1], "ids": [list(range(k))], "logprobs": [[-1.0] * k], "noise": 0.0}
+    listed = min(k, 9)
+    known = {"format": 1, "model": "m", "text": [1], "noise": 0.0}
+    known |= {"ids": [list(range(listed))], "logprobs": [[-1.0] * listed]}
     (cache / FINGERPRINT).write_text(json.dumps(known))
     (cache / "shard-0.bin").write_bytes(bytes([k]))
 
@@ -222,6 +229,18 @@ def test_a_cache_that_is_set_aside_survives_a_kill(tmp_path: Path) -> None:
         assert (cache / "shard-0.bin").read_bytes() == b"\4"
         assert set_aside(cache, "m", ObservedCodec(k=3), 0)
         shutil.rmtree(cache / EARLIER)
+
+
+def test_a_list_of_the_whole_vocabulary_is_as_long_as_was_asked_for(tmp_path: Path) -> None:
+    from stillroom.recipe.capture import ObservedCodec
+    from stillroom.teachers.endpoint.capture import begun_with, set_aside
+
+    begin_cache(tmp_path, 20)
+    assert begun_with(tmp_path, "m", 20) is not None
+    assert begun_with(tmp_path, "m", 8) is None
+    assert set_aside(tmp_path, "m", ObservedCodec(k=20), 0) is None
+    assert (tmp_path / "shard-0.bin").is_file()
+    assert set_aside(tmp_path, "m", ObservedCodec(k=8), 0)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +284,7 @@ def test_a_cache_that_is_taken_up_again_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_beside_a_teacher_that_is_here(
-    small_recipe: Any, served: tuple[str, Path], text: Path, tmp_path: Path
+    small_recipe: Any, served: tuple[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, folder = served
     sources = []
@@ -292,10 +311,29 @@ def test_an_endpoint_beside_a_teacher_that_is_here(
     assert [entry["called"] for entry in summary["teachers"]] == ["teacher", "far"]
     assert Ledger(made.path / "spending-far.jsonl", Price()).totals.requests > 0
     assert not (made.path / "spending.jsonl").exists()
-    # Under another name nothing is paid for again, where the same model answers.
+    # No key is needed where everything is there, and none is taken for set where something is not.
+    monkeypatch.delenv("STILLROOM_TEST_KEY", raising=False)
+    cache = made.path / "capture" / "cache"
+    requests = Ledger(made.path / "spending-far.jsonl", Price()).totals.requests
+    gone = {"far": endpoint("http://127.0.0.1:9", folder, key_env="STILLROOM_TEST_KEY", licence="MIT")}
+    run(Recipe.model_validate(settings | {"teachers": gone}), tmp_path, quiet=True, until="capture")
+    assert Ledger(made.path / "spending-far.jsonl", Price()).totals.requests == requests
+    gone["far"]["model"] = "another"
+    with pytest.raises(TeacherError, match="STILLROOM_TEST_KEY"):
+        run(Recipe.model_validate(settings | {"teachers": gone}), tmp_path, quiet=True, until="capture")
+    # Under another name nothing is paid for again, where the same model answers; not what is in no cache yet, either.
+    (far,) = (cache / "teachers").iterdir()
+    identity = Manifest.load(far).identity
+    codec = Observed(20, identity.vocabulary_size)
+    mine = files.digest_json(identity.model_dump(mode="json"))
+    signal = codec.observe(CoarseSignal(torch.tensor([[3]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5])))
+    for digest in (mine, "cd" * 32):
+        Received(made.path / "received-far.bin", codec, digest).add("ab" * 32, signal)
     renamed = json.loads(json.dumps(settings).replace('"far"', '"remote"'))
     run(Recipe.model_validate(renamed), tmp_path, quiet=True, until="capture")
     assert 0 < Ledger(made.path / "spending-remote.jsonl", Price()).totals.requests <= 2
+    assert list(Received(made.path / "received-remote.bin", codec, mine).read()) == ["ab" * 32]
+    assert list(Received(made.path / "received-far.bin", codec, "cd" * 32).read()) == ["ab" * 32]
     mixed = settings | {
         "corpus": settings["corpus"] | {"sources": [sources[0] | {"teacher": {"far": 1, "teacher": 1}}]}
     }

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from tiny_models import tiny_model
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError, RecipeError, TeacherError
+from stillroom.core.progress import Progress
+from stillroom.corpus.build import build_corpus
 from stillroom.corpus.documents import Document
 from stillroom.corpus.sequences import Sequences
 from stillroom.corpus.split import split_of
 from stillroom.models.load import load_teacher
+from stillroom.models.tokenizer import open_tokenizer
 from stillroom.pipeline import run
 from stillroom.planning.plan import make_plan
 from stillroom.recipe.reading import recipe_of
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher, HuggingFaceTeacher
+from stillroom.recipe.write import WriteConfig
+from stillroom.runs.run import Run
+from stillroom.runs.stages import STAGES, inputs_of
 from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.write.filters import REASONS, Filters, distinct_share, supported
-from stillroom.teachers.write.prompts import chunks_of
-from stillroom.teachers.write.stage import Journal
+from stillroom.teachers.write.material import bound
+from stillroom.teachers.write.prompts import Chunk, chunks_of
+from stillroom.teachers.write.stage import Journal, _write
 from stillroom.teachers.write.writers import Ask, ChatWriter, LocalWriter, Text
 
 CHUNK = (
@@ -58,6 +68,8 @@ def test_chunks_end_at_paragraphs_and_hold_all_of_the_text() -> None:
         ("Nobody may read this held out sentence about the old bridge and the harbour.", True, REASONS[4]),
         ("I'm sorry, but I cannot help with that.", True, "refusal"),
         (f"{GOOD} <|im_end|>", True, "spells a control token"),
+        (f"{GOOD} \ud83d", True, "has half a character"),
+        ("\ud83d", False, "has half a character"),
         ("Napoleon crossed the frozen river with elephants during winter.", True, "not supported by its chunk"),
         (GOOD, True, None),
     ],
@@ -192,7 +204,7 @@ def test_the_whole_path_with_written_text(settings: dict[str, Any], chat: Any, t
     recipe = Recipe.model_validate(settings)
     plan = make_plan(recipe, tmp_path)
     assert plan["write"]["by"] == "writer"
-    assert 0 < plan["write"]["chunks"] <= 6
+    assert (plan["write"]["chunks"], plan["write"]["texts"]) == (6, 18)
     assert not chat.asked
     # The first attempt ends on the way; the second pays for nothing twice.
     chat.fail_after = 5
@@ -226,7 +238,7 @@ def test_the_whole_path_with_written_text(settings: dict[str, Any], chat: Any, t
     assert summary["written"]["kept"] == record["kept"]
     assert "chatty" in (made.path / "report.html").read_text(encoding="utf-8")
     spent = Ledger(made.path / "spending-writer.jsonl", Price(1, 2, 1))
-    assert 0 < spent.spent < 1
+    assert 0 < spent.spent < min(1, plan["write"]["cost"])
     # The same again asks for nothing; another filter asks for nothing either.
     count = len(chat.asked)
     run(recipe, tmp_path, quiet=True)
@@ -259,6 +271,96 @@ def test_a_chunk_in_two_documents_is_asked_about_once_and_control_tokens_not_at_
     record = files.read_json(made.path / "write" / "written.json")
     assert record["passed_over"] == {"chunks that spell a control token": record["documents"]}
     assert record["left_out"]["near-duplicate of written text"] >= record["documents"] - 1
+
+
+@pytest.mark.parametrize("letters", ["alpha beta gamma delta", "港 長 潮 位 表 橋 木"])
+@pytest.mark.parametrize("train_tokens", [None, 3000])
+def test_the_plan_is_a_bound_and_what_is_never_trained_on_is_not_written_about(
+    settings: dict[str, Any], chat: Any, tmp_path: Path, letters: str, train_tokens: int | None
+) -> None:
+    rows = []
+    for number in range(60):
+        draw = random.Random(number)
+        rows.append({"text": " ".join(f"{draw.choice(letters.split())}{draw.randrange(999)}" for _ in range(55))})
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["corpus"]["sources"] = [{"kind": "jsonl", "path": str(path), "licence": "PSF-2.0"}]
+    settings["corpus"]["train_tokens"] = train_tokens
+    settings["write"] |= {"limit": None, "chunk_characters": 2000}
+    recipe = Recipe.model_validate(settings)
+    tokenizer = open_tokenizer(tmp_path / "teacher")
+    taken = build_corpus(recipe.corpus, tokenizer, 0, Progress(quiet=True)).ledger["sources"][0]["kept"]["train"]
+    assert 0 < taken <= 20 if train_tokens else taken > 40
+    most = bound(recipe)
+    # As many chunks as documents, however short they are.
+    assert (most.chunks, most.texts, most.tokens_out) == (taken, 3 * taken, 3 * taken * 256)
+    made = run(recipe, tmp_path, quiet=True, until="write")
+    record = files.read_json(made.path / "write" / "written.json")
+    assert record["chunks"] == record["documents"] == taken
+    assert record["passed_over"].get("documents beyond `corpus.train_tokens`", 0) > 0 or train_tokens is None
+    lines = [json.loads(line) for line in (made.path / "spending-writer.jsonl").read_text().splitlines()]
+    sent = [line["in"] for line in lines if line["state"] == "sent"]
+    assert len(sent) <= most.texts
+    # The cap reserves a token per byte, too.
+    assert sum(sent) <= most.tokens_in <= most.texts * (max(sent) + 256)
+
+
+def test_half_a_character_is_left_out_of_what_is_written_and_of_what_is_kept(tmp_path: Path) -> None:
+    class Half:
+        identity: ClassVar[dict[str, Any]] = {"model": "m"}
+        asked = 0
+
+        def write(self, asks: Any, known: Any, keep: Any) -> Iterator[Ask]:
+            for ask in asks:
+                if not known(ask.key):
+                    Half.asked += 1
+                    half = "" if ask.prompt.startswith("Rewrite") else " \ud83d"
+                    keep(ask, Text(f"{GOOD}{half}", ended=True))
+                    yield ask
+
+    config = WriteConfig()
+    for _ in range(2):
+        filters = Filters([], 0.5, 0.3)
+        journal = Journal(tmp_path / "texts.jsonl", {"d"})
+        rows = _write(config, Half(), [Chunk("d", 0, CHUNK)], journal, filters, Progress(quiet=True))
+        assert [row["form"] for row in rows] == ["rephrase"]
+        assert filters.counts == {"has half a character": 1, "kept": 1}
+        assert Half.asked == 2
+
+
+def test_another_tokenizer_of_the_recipes_own_teacher_has_the_text_filtered_again(
+    small_recipe: Any, tmp_path: Path
+) -> None:
+    spec = next(spec for spec in STAGES if spec.name == "write")
+    for name in ("first", "second", "writer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"of": name}))
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(save({"weight": np.full(1, len(name), np.float32)}))
+    settings = small_recipe(
+        tmp_path / "first",
+        write={"by": "writer"},
+        teachers={"writer": {"kind": "huggingface", "name": str(tmp_path / "writer")}},
+    )
+
+    def inputs(name: str, **held: str) -> dict[str, str]:
+        settings["teacher"]["name"] = str(tmp_path / name)
+        made = Run(tmp_path / "runs" / "small", Recipe.model_validate(settings))
+        if held:
+            made.stage("write").path.mkdir(parents=True, exist_ok=True)
+            record = {"format": 1, "inputs": held, "outputs": {}, "sections": {}}
+            files.write_json(made.stage("write").path / "stage.json", record | {"digest": files.digest_json(record)})
+            assert made.stage("write").record is not None
+        return inputs_of(made, spec)
+
+    first, second = inputs("first"), inputs("second")
+    assert {key for key in first if first[key] != second[key]} == {"teacher.tokenizer"}
+    # Weights do not count; and what was finished before this was looked at stays finished.
+    (tmp_path / "first" / "model.safetensors").write_bytes(save({"weight": np.zeros(3, np.float32)}))
+    assert inputs("first") == first
+    before = {key: value for key, value in first.items() if key != "teacher.tokenizer"}
+    assert inputs("second", **before) == before
+    assert inputs("second", **first) == second
 
 
 def test_the_cap_holds(settings: dict[str, Any], chat: Any, tmp_path: Path) -> None:
@@ -348,6 +450,32 @@ def test_what_is_under_way_when_the_work_is_ended_is_kept() -> None:
         for _ in writer.write(asks, lambda _: False, lambda ask, text: kept.update({ask.key: text})):
             raise KeyboardInterrupt
     assert set(kept) == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended", "warned"),
+    [
+        ({"usage": {"completion_tokens": 7}}, True, False),
+        ({"usage": {"completion_tokens": 8}}, False, False),
+        ({}, True, True),
+    ],
+)
+def test_a_text_without_the_reason_of_its_end(
+    answer: dict[str, Any], ended: bool, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent:
+        base_url = "http://127.0.0.1"
+
+        def post(self, *_: Any) -> dict[str, Any]:
+            return {"choices": [{"message": {"content": GOOD}}]} | answer
+
+    config = EndpointTeacher(base_url="http://127.0.0.1", model="m", tokenizer="t", server="chat", sends_text=True)
+    writer = ChatWriter(cast(Any, Silent()), config, 8, 0.0, 0)
+    kept: list[Text] = []
+    asks = [Ask(str(number), f"say {number}") for number in range(3)]
+    assert len(list(writer.write(asks, lambda _: False, lambda _, text: kept.append(text)))) == 3
+    assert [text.ended for text in kept] == [ended] * 3
+    assert len(caplog.records) == (1 if warned else 0)
 
 
 def test_what_was_written_about_a_withdrawn_document_is_gone(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def make_plan(
             recipe, counts, plan, cluster.worker, cluster.workers, cluster.price, cluster.egress_price
         )
     if recipe.write is not None:
-        plan["write"] = _written(recipe, counts)
+        plan["write"] = _written(recipe)
     if (own := written(recipe, counts, profile)) is not None:
         plan["rounds"] = {
             "count": own.rounds + 1,
@@ -366,22 +366,21 @@ def _writer_parameters(recipe: Recipe) -> int | None:
     return None if by is None or isinstance(by, EndpointTeacher) else config_parameters(by)
 
 
-def _written(recipe: Recipe, counts: Counts) -> dict[str, Any]:
+def _written(recipe: Recipe) -> dict[str, Any]:
     """What is written at most, and what an endpoint takes for it by the recipe's prices."""
-    from stillroom.teachers.write.stage_cost import texts_of, tokens_of
+    from stillroom.teachers.write.material import bound
 
     assert recipe.write is not None
-    chunks, texts = texts_of(recipe, counts)
-    read, written = tokens_of(recipe, counts)
+    most = bound(recipe)
     who = recipe.every_teacher[recipe.write.by]
     price = who.price if isinstance(who, EndpointTeacher) else None
     return {
         "by": recipe.write.by,
-        "chunks": chunks,
-        "texts": texts,
-        "tokens_in": read,
-        "tokens_out": written,
-        "cost": (read * price.input + written * price.output) / 1e6 if price is not None else 0.0,
+        "chunks": most.chunks,
+        "texts": most.texts,
+        "tokens_in": most.tokens_in,
+        "tokens_out": most.tokens_out,
+        "cost": (most.tokens_in * price.input + most.tokens_out * price.output) / 1e6 if price is not None else 0.0,
         "cap": price.cap if price is not None else None,
         "judged": "not yet: whether it beats as many repeated tokens of the original text is for a run to show "
         "(docs/written-text.md)",
@@ -653,10 +652,11 @@ def show_plan(plan: dict[str, Any]) -> None:
         say(f"            {note}")
     if "write" in plan:
         write = plan["write"]
-        price = f", cost at most about {write['cost']:.4g}" if write["cost"] else ""
+        price = f", cost at most {write['cost']:.4g}" if write["cost"] else ""
         say(
             f"  write     at most {write['texts']:,} texts about {write['chunks']:,} chunks by `{write['by']}`: "
-            f"{write['tokens_in']:,} tokens in, {write['tokens_out']:,} out{price}; the tokens above are without them"
+            f"at most {write['tokens_in']:,} tokens in (one per byte) and {write['tokens_out']:,} out{price}; the tokens above "
+            "are without them"
         )
     if "rounds" in plan:
         own = plan["rounds"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core import files
@@ -383,6 +384,10 @@ def inputs_of(made: Run, spec: StageSpec) -> dict[str, str]:
     if spec.name == "write" and made.recipe.write is not None:
         who = made.recipe.every_teacher[made.recipe.write.by]
         inputs["teacher"] = _teacher(made, who, old.get("teacher"), written=True)
+        if made.recipe.write.by != "teacher" and held != inputs:
+            # Control tokens of the recipe's own teacher are left out of what is written. What was finished before this was
+            # looked at stays finished.
+            inputs["teacher.tokenizer"] = _tokenizer(made, made.recipe.teacher)
     for need in spec.needs:
         if _asked(made.recipe, need):
             inputs[need] = made.stage(need).output_digest
@@ -423,6 +428,16 @@ def _teacher(made: Run, config: AnyTeacher, held: str | None, written: bool) -> 
 
     now = digest(slow=True)
     return held if held is not None and held != now and held == digest(slow=False) else now
+
+
+def _tokenizer(made: Run, config: AnyTeacher) -> str:
+    """Digest of a teacher's files without its weights: of a GGUF file, which has both, all of it."""
+    from stillroom.models.load import teacher_identity
+
+    def digest(path: Path) -> str:
+        return "" if path.suffix == ".safetensors" else made.known.digest(path)
+
+    return files.digest_json(teacher_identity(config, digest))
 
 
 def _same_result(

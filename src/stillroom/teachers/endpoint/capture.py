@@ -80,7 +80,8 @@ def known_teacher(teacher: EndpointTeacher, folder: Path) -> EndpointTeacher:
 
 
 def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
-    """The fingerprint that a cache was begun with, where it is of this model and of so many ids per position.
+    """The fingerprint that a cache was begun with, where it is of this model and of so many ids per position, or of all where
+    its vocabulary has fewer.
 
     Raises:
         CacheDamaged: It cannot be read. Without it what was paid for is no one's, and would be paid for again.
@@ -97,7 +98,15 @@ def begun_with(folder: Path, model: str, top: int) -> Fingerprint | None:
             f"{path} cannot be read: by it the endpoint's model is known again.",
             "Put it back from a copy; or move the cache away, to ask and pay for everything again.",
         )
-    return known if known.model == model and len(known.ids[0]) == top else None
+    return known if known.model == model and len(known.ids[0]) == min(top, _vocabulary_size(folder, top)) else None
+
+
+def _vocabulary_size(folder: Path, otherwise: int) -> int:
+    """Ids of the distribution that a cache is of; another number where its manifest cannot be read."""
+    try:
+        return Manifest.load(folder).identity.vocabulary_size
+    except StillroomError:
+        return otherwise
 
 
 def set_aside(folder: Path, model: str, codec: ObservedCodec, seed: int) -> str | None:
@@ -162,6 +171,7 @@ def capture_listed(
     Raises:
         TeacherError: A request failed for good, an answer is wrong, the cap is reached, or another model answers. What was
             confirmed is in the cache; what was received since then is kept, or thrown away where another model answers.
+        OSError: A file cannot be written. What was received and written before is kept, likewise.
     """
     assert teacher.fingerprint is not None
     todo = [piece for piece in pieces if piece.address not in writer]
@@ -228,6 +238,7 @@ def capture_listed(
         pool.shutdown(wait=True, cancel_futures=True)
     if waiting:
         confirm()
+    teacher.server.client.ledger.settle()
     return recovered
 
 

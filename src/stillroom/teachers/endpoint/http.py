@@ -189,16 +189,18 @@ class Client:
                     if status == 200:
                         value = self._value(data)
                         used = _usage(value, tokens_in, tokens_out)
+                        # Whatever booking comes to: a request is booked once.
+                        ended = True
                         if number is not None:
                             self.ledger.book(number, "200", *used, seconds)
-                        ended = True
-                        if number is not None:
                             self._require_no_error(value, path)
-                        self.slots.went_well()
-                        return value
+                        if not _failed(value):
+                            self.slots.went_well()
+                            return value
+                        raise _Broken("the model failed behind the server (`finish_reason: error`)")
                     if number is not None and (status in FREE or status < 500):
-                        self.ledger.book(number, str(status), 0, 0, seconds)
                         ended = True
+                        self.ledger.book(number, str(status), 0, 0, seconds)
                     problem, wait = self._refused(status, data, headers, path)
                     if status in (429, 503, 529):
                         self.slots.too_much()
@@ -402,6 +404,13 @@ def _parsed(data: bytes) -> Any:
         return json.loads(data, parse_constant=no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _failed(value: dict[str, Any]) -> bool:
+    """Whether an answer is none although its status is 200: what a gateway says when the model behind it failed."""
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and first.get("finish_reason") == "error"
 
 
 def _usage(value: Any, tokens_in: int, tokens_out: int) -> tuple[int, int]:

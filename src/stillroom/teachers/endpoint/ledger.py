@@ -1,11 +1,13 @@
 """What requests to an endpoint cost: a hard cap, and a file that survives kills.
 
 Every request is written down before it is sent and again when it ended. What was sent and never ended counts as spent, at its
-worst case: the server may have charged for it.
+worst case: the server may have charged for it. Where the disk is full when a request ended, its answer is handed on all the
+same, and that it ended is written with what is written next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -75,6 +77,7 @@ class Ledger:
         self._reserved: dict[int, tuple[int, int]] = {}
         self._next = 0
         self._told = False
+        self._unwritten: list[dict[str, Any]] = []
         for other in earlier:
             self._read(other)
         if path is not None:
@@ -95,6 +98,7 @@ class Ledger:
 
         Raises:
             TeacherError: It might cost more than is left.
+            OSError: The file cannot be written; nothing may be sent.
         """
         with self._lock:
             cost = self.price.of(tokens_in, tokens_out)
@@ -106,12 +110,13 @@ class Ledger:
                 )
             number = self._next
             self._next += 1
-            self._reserved[number] = (tokens_in, tokens_out)
             self._write({"request": number, "state": "sent", "in": tokens_in, "out": tokens_out, "what": what})
+            self._reserved[number] = (tokens_in, tokens_out)
             return number
 
     def book(self, number: int, status: str, tokens_in: int, tokens_out: int, seconds: float = 0.0) -> None:
-        """Write down how a request ended.
+        """Write down how a request ended; where the file cannot be written, with the next line or :meth:`settle`: the answer
+        is paid for, and is not to be lost with the line.
 
         Args:
             number: What :meth:`reserve` returned.
@@ -121,10 +126,21 @@ class Ledger:
             seconds: What it took.
         """
         with self._lock:
-            tokens_in, tokens_out = self._possible((tokens_in, tokens_out), self._reserved.pop(number))
+            tokens_in, tokens_out = self._possible((tokens_in, tokens_out), self._reserved[number])
             entry = {"request": number, "state": "ended", "in": tokens_in, "out": tokens_out, "status": status}
-            self._write({**entry, "seconds": round(seconds, 3)})
+            with contextlib.suppress(OSError):
+                self._write({**entry, "seconds": round(seconds, 3)}, late=True)
+            del self._reserved[number]
             self._add(tokens_in, tokens_out, unknown=status == "unknown")
+
+    def settle(self) -> None:
+        """Write what could not be written when its request ended.
+
+        Raises:
+            OSError: It still cannot be written: those requests count at their worst case from then on.
+        """
+        with self._lock:
+            self._write()
 
     def fail(self, number: int) -> None:
         """A request of which no one knows whether it was charged."""
@@ -150,11 +166,21 @@ class Ledger:
         self.totals.cost += self.price.of(tokens_in, tokens_out)
         self.totals.unknown += unknown
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self.path is None:
+    def _write(self, *new: dict[str, Any], late: bool = False) -> None:
+        """Write lines behind those that could not be written before.
+
+        Args:
+            new: The lines.
+            late: Write them with the next ones where they cannot be written now.
+        """
+        lines = [*self._unwritten, *new]
+        if self.path is None or not lines:
             return
+        if late:
+            self._unwritten = lines
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.append(self.path, (json.dumps(entry) + "\n").encode())
+        files.append(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._unwritten = []
 
     def _read(self, path: Path) -> None:
         """What an earlier process spent.

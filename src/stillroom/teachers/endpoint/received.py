@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from stillroom.core import files
@@ -23,6 +24,8 @@ SUM = 8
 
 class Received:
     """A file of answers, one after the other; a kill can only cut off the last. Safe for threads.
+
+    Answers of another teacher, or of other settings, may be there too: they are left out, and kept until they are asked for.
 
     Args:
         path: The file.
@@ -52,19 +55,58 @@ class Received:
             return {}
         found: dict[str, CoarseSignal] = {}
         at = 0
-        while at + HEAD.size + SUM <= len(data):
-            teacher, address, positions, length = HEAD.unpack_from(data, at)
-            end = at + HEAD.size + length
-            if end + SUM > len(data) or hashlib.sha256(data[at:end]).digest()[:SUM] != data[end : end + SUM]:
-                break
+        for record in _records(data):
+            teacher, address, positions, length = HEAD.unpack_from(record)
             if teacher == self._teacher:
-                found[address.hex()] = self._codec.decode([data[at + HEAD.size : end]], [positions])
-            at = end + SUM
+                found[address.hex()] = self._codec.decode([record[HEAD.size : HEAD.size + length]], [positions])
+            at += len(record)
         if at < len(data):
             with self.path.open("rb+") as file:
                 file.truncate(at)
         return found
 
     def clear(self) -> None:
-        """Forget what is in the cache now, or is not to be trusted."""
-        self.path.unlink(missing_ok=True)
+        """Forget what is in the cache now, or is not to be trusted; what is of another teacher or other settings stays."""
+        with self._lock:
+            self._take(self.path)
+
+    def take_over(self, path: Path) -> None:
+        """Take answers of the same teacher and settings out of a file that has another teacher's name.
+
+        Args:
+            path: The file.
+        """
+        with self._lock:
+            self._take(path, self.path)
+
+    def _take(self, path: Path, target: Path | None = None) -> None:
+        """Take the records of this teacher out of a file, and put them into another one if it is given."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        mine: list[bytes] = []
+        others: list[bytes] = []
+        for record in _records(data):
+            (mine if record.startswith(self._teacher) else others).append(record)
+        if mine and target is not None:
+            # First there, then no more here: after a kill between the two they are in both, which are read as one.
+            files.append(target, b"".join(mine))
+        if not others:
+            path.unlink()
+        elif mine:
+            # As before, only its owner may read it.
+            with files.replacing(path) as beside:
+                files.append(beside, b"".join(others))
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The whole records of a file, up to the first that is cut off or damaged."""
+    at = 0
+    while at + HEAD.size + SUM <= len(data):
+        *_, length = HEAD.unpack_from(data, at)
+        end = at + HEAD.size + length
+        if end + SUM > len(data) or hashlib.sha256(data[at:end]).digest()[:SUM] != data[end : end + SUM]:
+            return
+        yield data[at : end + SUM]
+        at = end + SUM

@@ -38,7 +38,7 @@ from stillroom.teachers.endpoint.probe import Fingerprint
 from stillroom.teachers.endpoint.servers import TEXT_ONLY
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint, require_most
 from stillroom.teachers.original import require_originals
-from stillroom.teachers.several import require_fitting
+from stillroom.teachers.several import folder_of, require_fitting, route_of_pieces, splits_of
 from stillroom.teachers.teacher import learned_from
 
 SPLITS = ("train", "validation", "heldout")
@@ -117,24 +117,48 @@ def require_keys(run: Run, stages: Container[str]) -> None:
         TeacherError: Names the environment variable.
     """
     recipe = run.recipe
-    asked = set(recipe.learned_from) if "capture" in stages and not _asks_nothing(run, stages) else set()
+    keyed = {
+        name: config.key_env
+        for name, config in recipe.every_teacher.items()
+        if isinstance(config, EndpointConfig) and config.key_env is not None
+    }
+    asked = keyed.keys() & recipe.learned_from if "capture" in stages else set()
+    if asked and "corpus" not in stages:
+        asked -= _captured(run, asked)
     if "write" in stages and recipe.write is not None:
         asked.add(recipe.write.by)
-    for name, config in recipe.every_teacher.items():
-        if isinstance(config, EndpointConfig) and name in asked:
-            key_of(config.key_env)
+    for name, variable in keyed.items():
+        if name in asked:
+            key_of(variable)
 
 
-def _asks_nothing(run: Run, stages: Container[str]) -> bool:
-    """Whether the corpus is as it was and the cache of a run's only teacher has all of it."""
-    config, stage = run.recipe.teacher, run.stage("capture")
-    folder = run.recipe.capture.path or stage.path / CACHE
-    if "corpus" in stages or run.recipe.teachers or not isinstance(config, EndpointConfig):
-        return False
-    if not isinstance(folder, Path):
-        return False
-    pieces = _pieces(run)
-    return any(_of_cache(run, config, OWN, cache, pieces) is not None for cache in (folder, *earlier(folder)))
+def _captured(run: Run, names: Container[str]) -> set[str]:
+    """Those of some endpoints of a run whose caches have all that is captured of them: they are asked for nothing."""
+    recipe = run.recipe
+    base = recipe.capture.path or run.stage("capture").path / CACHE
+    if not isinstance(base, Path):
+        return set()
+    found: set[str] = set()
+    corpus = run.stage("corpus").path
+    splits = [Sequences.load(corpus / f"{name}.safetensors") for name in splits_of(recipe)]
+    if not all(split.by_piece for split in splits):
+        return found
+    of_piece = route_of_pieces(recipe.routes, splits)
+    for number, route in enumerate(recipe.routes):
+        name = route.names[0]
+        config = recipe.every_teacher[name]
+        if name not in names or not isinstance(config, EndpointConfig):
+            continue
+        wanted = {address for address, other in of_piece.items() if other == number}
+        pieces = pieces_of(part for split in splits if len(part := split.only(wanted.intersection(split.digests))))
+        folder = folder_of(base, route, {"model": config.model, "name": name})
+        for cache in (folder, *earlier(folder)):
+            teacher = _of_cache(run, config, name, cache, pieces)
+            if teacher is not None:
+                teacher.close()
+                found.add(name)
+                break
+    return found
 
 
 def _pieces(run: Run) -> list[Piece]:
@@ -288,6 +312,8 @@ def listed(
     kept = received.Received(
         run.path / named(received.NAME, name), codec, files.digest_json(identity.model_dump(mode="json"))
     )
+    for path in _of_names_before(run, received.NAME):
+        kept.take_over(path)
     started = time.monotonic()
     with progress.task("capture", total=sum(len(piece.ids) for piece in pieces)) as task:
         recovered = capture_listed(teacher, pieces, writer, kept, codec, config.shard_tokens, task, progress.say)
@@ -325,12 +351,13 @@ def named(file: str, name: str) -> str:
 
 def spent_before(run: Run) -> list[Path]:
     """Files of what was spent under names that the run's recipe does not have any more: the cap is for all of it."""
-    now = {
-        named(ledger.NAME, name)
-        for name, config in run.recipe.every_teacher.items()
-        if isinstance(config, EndpointConfig)
-    }
-    pattern = Path(ledger.NAME)
+    return _of_names_before(run, ledger.NAME)
+
+
+def _of_names_before(run: Run, file: str) -> list[Path]:
+    """Files of a run that belong to endpoints whose names its recipe does not have any more; see :func:`named`."""
+    now = {named(file, name) for name, config in run.recipe.every_teacher.items() if isinstance(config, EndpointConfig)}
+    pattern = Path(file)
     return [path for path in sorted(run.path.glob(f"{pattern.stem}*{pattern.suffix}")) if path.name not in now]
 
 

@@ -21,8 +21,9 @@ REASONS = (
     "refusal",
     "not supported by its chunk",
     "spells a control token",
+    "has half a character",
 )
-"""Why a text is left out, in the order in which it is asked."""
+"""Why a text is left out, in the order in which it is asked; the last is asked before all others."""
 SHORTEST = 3
 """Characters under which a text is empty."""
 GRAM = 4
@@ -71,6 +72,8 @@ class Filters:
         return found
 
     def _reason(self, text: str, chunk: str, ended: bool, answer: bool) -> str | None:
+        if not is_whole(text):
+            return REASONS[9]
         if len(text) < SHORTEST:
             return REASONS[0]
         if not ended:
@@ -113,6 +116,15 @@ class Filters:
                     return False
                 found = True
         return found
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text can be written as UTF-8. JSON allows half a character (a lone surrogate), which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def spells(text: str, control: Collection[str]) -> bool:

@@ -6,27 +6,20 @@ nearly repeats them is left out. What was written is kept as it comes, so that a
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from stillroom.core import files
 from stillroom.core.errors import CorpusError
 from stillroom.core.progress import Progress
-from stillroom.corpus.near_duplicates import text_of
-from stillroom.corpus.sources import read_source
-from stillroom.corpus.split import split_of
 from stillroom.corpus.store import DocumentStore
 from stillroom.models.compute import choose_dtype, prepare
-from stillroom.models.load import load_tokenizer, teacher_identity
-from stillroom.models.tokenizer import control_texts
-from stillroom.recipe.recipe import Recipe
+from stillroom.models.load import teacher_identity
 from stillroom.recipe.teacher import EndpointTeacher as EndpointConfig
-from stillroom.recipe.teacher import Teacher
 from stillroom.recipe.write import WriteConfig
 from stillroom.runs.run import Run, Stage
 from stillroom.runs.stages import TEXTS, WRITTEN, WRITTEN_RECORD
@@ -36,8 +29,9 @@ from stillroom.teachers.endpoint.ledger import Ledger, Price
 from stillroom.teachers.endpoint.stage import named, spent_before
 from stillroom.teachers.registry import open_teacher
 from stillroom.teachers.teacher import weights_of
-from stillroom.teachers.write.filters import REASONS, Filters, spells
-from stillroom.teachers.write.prompts import ANSWER, OPEN_BOOK, QUESTION, REPHRASE, Chunk, chunks_of
+from stillroom.teachers.write import material
+from stillroom.teachers.write.filters import REASONS, Filters
+from stillroom.teachers.write.prompts import ANSWER, OPEN_BOOK, QUESTION, REPHRASE, Chunk
 from stillroom.teachers.write.writers import Ask, ChatWriter, LocalWriter, Text, Writer
 
 KEPT = "texts.jsonl"
@@ -51,12 +45,13 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     assert config is not None
     who = recipe.every_teacher[config.by]
     with DocumentStore(stage.path) as store:
-        train, kept_out = _documents(recipe, store)
+        train, kept_out = material.documents(recipe, store)
         everything = all(source.limit is None for source in recipe.corpus.sources)
         journal = Journal(stage.path / TEXTS / KEPT, {digest for digest, _ in train}, whole=everything)
         counts: Counter[str] = Counter()
-        control = _control_texts(recipe, who)
-        chunks = _chosen(list(_chunks(train, store, config, control, counts)), config.limit)
+        control = material.spellings(recipe, who)
+        found = list(material.chunks(recipe, train, store, control, counts))
+        chunks = [found[number] for number in material.chosen(len(found), config.limit)]
         passed_over = [f"{what}: {count:,}" for what, count in counts.most_common()]
         if not chunks:
             raise CorpusError(
@@ -80,6 +75,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
             try:
                 writer: Writer = ChatWriter(client, who, config.max_tokens, config.temperature, recipe.public_seed)
                 rows = _write(config, writer, chunks, journal, filters, progress)
+                client.ledger.settle()
             finally:
                 client.close()
             record: dict[str, Any] = {
@@ -104,7 +100,7 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
     forms = Counter(row["form"] for row in rows)
     left_out = {reason: filters.counts[reason] for reason in REASONS}
     stage.result = files.digest_json(rows)
-    found = {
+    written = {
         "writer": {"called": config.by, **record},
         "chunks": len(chunks),
         "documents": len({chunk.document for chunk in chunks}),
@@ -116,9 +112,9 @@ def run_stage(run: Run, stage: Stage, progress: Progress) -> None:
         "passed_over": dict(counts.most_common()),
         "settings": config.model_dump(mode="json"),
     }
-    files.write_json(stage.path / WRITTEN_RECORD, found)
-    stage.notes.update({key: found[key] for key in ("chunks", "written", "kept", "rows", "forms", "left_out")})
-    progress.say(f"  kept {found['kept']:,} of {found['written']:,} texts, {len(rows):,} rows to learn from")
+    files.write_json(stage.path / WRITTEN_RECORD, written)
+    stage.notes.update({key: written[key] for key in ("chunks", "written", "kept", "rows", "forms", "left_out")})
+    progress.say(f"  kept {written['kept']:,} of {written['written']:,} texts, {len(rows):,} rows to learn from")
     for reason, count in left_out.items():
         if count:
             progress.say(f"    left out: {reason}: {count:,}")
@@ -171,57 +167,6 @@ class Journal:
             if ask.key not in self.texts:
                 files.append(self.path, (json.dumps(entry) + "\n").encode())
                 self.texts[ask.key] = text
-
-
-def _documents(recipe: Recipe, store: DocumentStore) -> tuple[list[tuple[str, int]], list[int]]:
-    """Digests and numbers of the training documents, in a fixed order, and numbers of all others."""
-    numbers: dict[str, int] = {}
-    for source in recipe.corpus.sources:
-        for document in itertools.islice(read_source(source), source.limit):
-            if not document.is_empty and document.digest not in numbers:
-                numbers[document.digest] = store.add(document)
-    sides = split_of(list(numbers), recipe.corpus.validation_share, recipe.corpus.heldout_share)
-    order = sorted(numbers, key=lambda digest: files.digest_bytes(f"{recipe.public_seed}:{digest}".encode()))
-    train = [(digest, numbers[digest]) for digest in order if sides[digest] == "train"]
-    return train, [numbers[digest] for digest in order if sides[digest] != "train"]
-
-
-def _control_texts(recipe: Recipe, writer: Teacher) -> set[str]:
-    """Spellings of control tokens. One in a chunk would end the writer's prompt and begin another turn; and in what is written
-    the corpus, which has the teacher's tokenizer, would read it as the token. A server keeps its own apart.
-    """
-    readers = [recipe.teacher] if isinstance(writer, EndpointConfig) else [recipe.teacher, writer]
-    return set().union(*(control_texts(load_tokenizer(config)) for config in readers))
-
-
-def _chunks(
-    train: list[tuple[str, int]],
-    store: DocumentStore,
-    config: WriteConfig,
-    control: Collection[str],
-    counts: Counter[str],
-) -> Iterator[Chunk]:
-    for digest, number in train:
-        document = store.get(number)
-        if document.messages:
-            counts["chats, which are not written about"] += 1
-            continue
-        found = False
-        for chunk in chunks_of(digest, text_of(document), config.chunk_characters):
-            found = True
-            if spells(chunk.text, control):
-                counts["chunks that spell a control token"] += 1
-                continue
-            yield chunk
-        if not found:
-            counts["documents too short to be written about"] += 1
-
-
-def _chosen(chunks: list[Chunk], limit: int | None) -> list[Chunk]:
-    """At most so many chunks, spread over the documents."""
-    if limit is None or len(chunks) <= limit:
-        return chunks
-    return [chunks[number * len(chunks) // limit] for number in range(limit)]
 
 
 def _write(

@@ -13,7 +13,9 @@ DECODED_BYTES_PER_SECOND = 4e9
 
 
 def texts_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
-    """Chunks, and texts that are asked for, at most: by the length of the training text."""
+    """About how many chunks there are, and texts that are asked for: by the length of the training text, as if it were one
+    document. How many there are at most, :func:`stillroom.teachers.write.material.bound` counts.
+    """
     config = recipe.write
     assert config is not None
     chunks = max(1, round(counts.train_tokens * CHARACTERS_PER_TOKEN / config.chunk_characters))
@@ -23,7 +25,7 @@ def texts_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
 
 
 def tokens_of(recipe: Recipe, counts: Counts) -> tuple[int, int]:
-    """Prompt tokens and written tokens, at most."""
+    """About how many prompt tokens and written tokens there are."""
     config = recipe.write
     assert config is not None
     _, texts = texts_of(recipe, counts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -164,6 +165,7 @@ class ChatWriter:
         max_tokens: Tokens of a text at most.
         temperature: Of its sampling.
         seed: Sent with each request; not every server heeds it.
+        said: What the user was warned of, once.
     """
 
     client: Client
@@ -171,6 +173,7 @@ class ChatWriter:
     max_tokens: int
     temperature: float
     seed: int
+    said: list[str] = field(default_factory=list, compare=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -231,4 +234,18 @@ class ChatWriter:
                 f"{self.client.base_url}: the server's answer has no text (`choices[0].message.content`).",
                 "Serve the model with an OpenAI-style chat API; what was received before is kept.",
             )
-        return Text(text, reason in ("stop", "eos", None))
+        return Text(text, reason in ("stop", "eos") or (reason is None and self._ended(value)))
+
+    def _ended(self, answer: dict[str, Any]) -> bool:
+        """Whether a text ended before the limit, where the server does not say why it ended: by the tokens that it counts."""
+        usage = answer.get("usage")
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if isinstance(count, int) and not isinstance(count, bool):
+            return count < self.max_tokens
+        if not self.said:
+            self.said.append(
+                f"{self.client.base_url} says neither why a text ended (`finish_reason`) nor how many tokens it has (`usage`): "
+                "whether texts were cut off at `write.max_tokens` is not known, and they are kept."
+            )
+            logging.getLogger("stillroom.teachers").warning(self.said[0])
+        return True
