@@ -50,8 +50,8 @@ STEP_TOKENS = 1024
 HOLES = 2.5
 """Memory that a training on a CPU comes to hold for a step's tokens, over that of the pilot's few steps: tensors of changing
 sizes leave holes (:class:`stillroom.core.memory.Trimmer`), and more matrix products are kept. Measured in half of SmolLM2-135M:
-7.5 GB with steps of 4,096 tokens, where 4.2 to 4.7 were planned without it; steps of 1,024 tokens held 2.9 GB, where 2.7 were, so
-that these are planned a fifth too high.
+7.5 GB with steps of 4,096 tokens, where 4.2 to 4.7 were planned without it; steps of 1,024 tokens held 2.9 GB, where 2.7 were,
+so that these are planned a fifth too high.
 """
 
 
