@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from stillroom.switch import Places, Switch
+
 # Another program on the same cores makes anything slow: no test asserts a time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -64,6 +66,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (_, content) in enumerate(sorted(topics.items())[:40]):
         (folder / f"{number:02}.txt").write_text(content[:800], encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def no_downloads(tmp_path: Path) -> Switch:
+    """A switch of the test's own that blocks downloads."""
+    own = Switch(Places.under(tmp_path / "switch"))
+    own.set_feature("downloads", "blocked")
+    return own
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from stillroom.recipe.corpus import (
 )
 from stillroom.recipe.recipe import Recipe
 from stillroom.runs.known import Known, made_from
-from stillroom.switch import Places, Switch
+from stillroom.switch import Switch
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -355,11 +355,9 @@ def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_the_hub_is_not_fetched_while_downloads_are_blocked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_downloads: Switch
 ) -> None:
-    own = Switch(Places.under(tmp_path / "switch"))
-    own.set_feature("downloads", "blocked")
-    monkeypatch.setattr("stillroom.corpus.sources.require_on", own.require_on)
+    monkeypatch.setattr("stillroom.corpus.sources.require_on", no_downloads.require_on)
     with pytest.raises(SwitchedOff, match="downloads"):
         read(DatasetSource(name="nobody/nothing"))
     (tmp_path / "folder").mkdir()

@@ -65,7 +65,7 @@ def test_one_forward_pass_says_what_greedy_decoding_does(loaded: Loaded) -> None
     speaker = Speaker(loaded)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, len(loaded.tokenizer), (6, 20), generator=generator).tolist()
-    written = speaker.continue_ids(prompts, 40)
+    written = [list(each.ids) for each in speaker.answers(prompts, 40)]
     whole = [(before, after) for before, after in zip(prompts, written, strict=True)]
     assert completed(speaker, whole) == [True] * 6
     for place in (0, len(written[0]) - 1):

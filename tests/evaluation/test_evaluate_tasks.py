@@ -273,7 +273,7 @@ def test_a_speaker_scores_what_it_writes(world: Any) -> None:
     speaker = Speaker(teacher)
     # The prompt ends in a letter: white space at its end would be counted to the continuation.
     prompt = speaker.prompt([{"role": "user", "content": "How do I boil an egg?"}]) + "This is how"
-    text = teacher.tokenizer.decode(speaker.continue_ids([speaker.encode(prompt), speaker.encode("A")], 4)[0])
+    text = teacher.tokenizer.decode(speaker.answers([speaker.encode(prompt), speaker.encode("A")], 4)[0].ids)
     (nats, greedy), (worse, other) = speaker.log_likelihoods([(prompt, text), (prompt, "zzzz")])
     assert greedy
     assert not other

@@ -37,7 +37,7 @@ from stillroom.models.load import (
 )
 from stillroom.models.tokenizer import open_tokenizer, tokenizer_digest
 from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
-from stillroom.switch import Places, Switch
+from stillroom.switch import Switch
 
 TEXT = "Hello 12345 wörld\n  def f(x): return 'x'"
 IDS = torch.randint(5, 400, (1, 24), generator=torch.Generator().manual_seed(0))
@@ -204,14 +204,12 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_blocked_download_takes_what_is_here_and_fetches_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_downloads: Switch
 ) -> None:
     import huggingface_hub
 
-    own = Switch(Places.under(tmp_path / "switch"))
-    own.set_feature("downloads", "blocked")
-    monkeypatch.setattr("stillroom.models.load.is_on", own.is_on)
-    monkeypatch.setattr("stillroom.models.load.require_on", own.require_on)
+    monkeypatch.setattr("stillroom.models.load.is_on", no_downloads.is_on)
+    monkeypatch.setattr("stillroom.models.load.require_on", no_downloads.require_on)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     kept = {"owner/model": str(tmp_path / "model")}

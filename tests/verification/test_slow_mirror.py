@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from attacks.workshop import Workshop, workshop
-from stillroom.switch import Places, Switch
+from stillroom.switch import Switch
 from stillroom.verification import client
 
 
@@ -111,11 +111,9 @@ def test_what_came_too_late_changes_nothing(shop: Workshop, mirror: Mirror, monk
 
 
 def test_a_blocked_download_counts_as_a_mirror_that_cannot_be_reached(
-    shop: Workshop, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_downloads: Switch
 ) -> None:
-    own = Switch(Places.under(tmp_path / "switch"))
-    own.set_feature("downloads", "blocked")
-    monkeypatch.setattr(client, "is_on", own.is_on)
+    monkeypatch.setattr(client, "is_on", no_downloads.is_on)
     monkeypatch.setattr(client, "_renew", lambda *_: pytest.fail("something was fetched"))
     ahead = client.fetch_ahead(shop.pin, tmp_path / "kept" / "metadata", mirror.address, contextlib.nullcontext())
     assert ahead.settle(tmp_path / "kept" / "metadata") == "the owner's switch blocks downloads"

@@ -130,6 +130,15 @@ def append(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
+def is_cut_off(path: Path) -> bool:
+    """Whether a file is there, and its last line has no end, as a kill leaves it."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+
+
 def settle(path: Path) -> None:
     """Flush a file, and its folder, to disk."""
     _sync_file(path)

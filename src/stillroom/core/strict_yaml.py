@@ -34,8 +34,7 @@ def load_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
             raise RecipeError(
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values.", "Write the values without aliases."
             )
-        _refuse_duplicates(node, name, set())
-        _refuse_other_bases(node, name, set())
+        _refuse_misread(node, name, set())
         value = _construct(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -79,26 +78,10 @@ def _count(node: yaml.Node, name: str, known: dict[int, int | None], depth: int)
     return total
 
 
-def _refuse_other_bases(node: yaml.Node | None, name: str, done: set[int]) -> None:
-    """Refuse numbers that YAML 1.1 reads in another base than they look: ``010`` is 8 there, and ``1:30`` is 90."""
-    if node is None or id(node) in done:
-        return
-    done.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _refuse_other_bases(key, name, done)
-            _refuse_other_bases(value, name, done)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_other_bases(item, name, done)
-    elif isinstance(node, yaml.ScalarNode) and OTHER_BASE.fullmatch(node.value) and node.tag in NUMBERS:
-        raise RecipeError(
-            f"{name}, line {node.start_mark.line + 1}: `{node.value}` would be read as another number than it looks.",
-            "Write the number without leading zeros and colons, or text in quotes.",
-        )
-
-
-def _refuse_duplicates(node: yaml.Node | None, name: str, done: set[int]) -> None:
+def _refuse_misread(node: yaml.Node | None, name: str, done: set[int]) -> None:
+    """Refuse keys that are there twice or are no plain words, and numbers that YAML 1.1 reads in another base than they look:
+    ``010`` is 8 there, and ``1:30`` is 90.
+    """
     if node is None or id(node) in done:
         return
     done.add(id(node))
@@ -114,7 +97,13 @@ def _refuse_duplicates(node: yaml.Node | None, name: str, done: set[int]) -> Non
                     "Keep one of them.",
                 )
             seen[key.value] = line
-            _refuse_duplicates(value, name, done)
+            _refuse_misread(key, name, done)
+            _refuse_misread(value, name, done)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_duplicates(item, name, done)
+            _refuse_misread(item, name, done)
+    elif isinstance(node, yaml.ScalarNode) and OTHER_BASE.fullmatch(node.value) and node.tag in NUMBERS:
+        raise RecipeError(
+            f"{name}, line {node.start_mark.line + 1}: `{node.value}` would be read as another number than it looks.",
+            "Write the number without leading zeros and colons, or text in quotes.",
+        )

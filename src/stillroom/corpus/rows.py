@@ -186,16 +186,16 @@ def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -
             return _text(reading, named)
         return "messages", _chat(reading, reading.messages(named))
     # A table has a field for every key; an empty one says nothing of the row's shape.
-    for key in (*CONVERSATIONS, "text"):
-        if reading.has(key) and row[key] not in ("", []):
-            return _conversation(reading, key) if key != "text" else _text(reading, key)
+    there = [key for key in (*CONVERSATIONS, "text") if reading.has(key)]
+    filled = [key for key in there if row[key] not in ("", [])]
+    if filled:
+        return _whole(reading, filled[0])
     found = _pair_shape(reading)
     if found is not None:
         document = found[1](reading)
         return found[0] + (", as chats" if reading.as_chat else ""), document
-    for key in (*CONVERSATIONS, "text"):
-        if reading.has(key):
-            return _conversation(reading, key) if key != "text" else _text(reading, key)
+    if there:
+        return _whole(reading, there[0])
     if any(key in row and row[key] is None for key in ("text", *CONVERSATIONS)):
         return "empty", Document(where=where)
     unanswered = _unanswered(reading)
@@ -204,7 +204,10 @@ def _shaped(reading: _Reading, text_key: str | None, messages_key: str | None) -
     raise _no_key(reading, "text")
 
 
-def _conversation(reading: _Reading, key: str) -> tuple[str, Document]:
+def _whole(reading: _Reading, key: str) -> tuple[str, Document]:
+    """The document of a row that has it whole under one key: a text, or a conversation."""
+    if key == "text":
+        return _text(reading, key)
     sharegpt = reading.is_chat(key) and any("from" in entry for entry in reading.row[key])
     return "ShareGPT conversations" if sharegpt else "messages", _chat(reading, reading.messages(key))
 

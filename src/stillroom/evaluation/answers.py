@@ -40,19 +40,13 @@ class Answer:
         text: Without special tokens and without the stop text.
         tokens: Tokens written.
         ended: Whether it ended by itself or at a stop text, not at the limit.
+        ids: The tokens themselves; the end token is kept where there is one.
     """
 
     text: str
     tokens: int
     ended: bool
-
-
-@dataclass(frozen=True)
-class _Written:
-    """Tokens that a model wrote, and the most that it could have written there."""
-
-    ids: list[int]
-    limit: int
+    ids: tuple[int, ...] = ()
 
 
 class Speaker:
@@ -114,29 +108,27 @@ class Speaker:
         """Nats of each continuation after its context (negative), and whether greedy decoding would write it."""
         encoded = [self.pair(*pair) for pair in pairs]
         self.cut = [len(before) + len(after) > self.window + 1 for before, after in encoded]
-        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index][0]) - len(encoded[index][1]))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(encoded)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            rows = [self._row(*encoded[index]) for index in chosen]
-            states = self._states([row[0] for row in rows])
-            for index, (ids, targets), state in zip(chosen, rows, states, strict=True):
-                found[index] = self._score(state, len(ids), targets)
-            if advance is not None:
-                advance(len(chosen))
-        return found
+        return self._scores(encoded, advance)
 
     @torch.inference_mode()
     def would_write(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether greedy decoding would write each continuation after its context, both in the model's tokens."""
+        return [greedy for _, greedy in self._scores(pairs)]
+
+    def _scores(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int], None] | None = None
+    ) -> list[tuple[float, bool]]:
+        """Of each continuation after its context, in tokens: its log-likelihood, and whether it is the greedy one."""
         order = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
-        found = [False] * len(pairs)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             rows = [self._row(*pairs[index]) for index in chosen]
             states = self._states([row[0] for row in rows])
             for index, (ids, targets), state in zip(chosen, rows, states, strict=True):
-                found[index] = self._score(state, len(ids), targets)[1]
+                found[index] = self._score(state, len(ids), targets)
+            if advance is not None:
+                advance(len(chosen))
         return found
 
     @torch.inference_mode()
@@ -182,33 +174,10 @@ class Speaker:
         batch: int = BATCH,
     ) -> list[Answer]:
         """Greedy continuations of prompts in tokens, ``batch`` at a time."""
-        written = self._continued(prompts, max_tokens, stops, advance, batch)
-        return [self._answer(each, stops) for each in written]
-
-    @torch.inference_mode()
-    def continue_ids(
-        self,
-        prompts: Sequence[list[int]],
-        max_tokens: int,
-        stops: Sequence[str] = (),
-        advance: Callable[[int], None] | None = None,
-        batch: int = BATCH,
-    ) -> list[list[int]]:
-        """Greedy continuations in tokens, ``batch`` prompts at a time; the end token is kept where there is one."""
-        return [each.ids for each in self._continued(prompts, max_tokens, stops, advance, batch)]
-
-    def _continued(
-        self,
-        prompts: Sequence[list[int]],
-        max_tokens: int,
-        stops: Sequence[str],
-        advance: Callable[[int], None] | None,
-        batch: int,
-    ) -> list[_Written]:
         from stillroom.models.tokenizer import quietly
 
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        found: list[_Written] = [_Written([], max_tokens)] * len(prompts)
+        found: list[Answer] = [Answer("", 0, True)] * len(prompts)
         self.cut = [False] * len(prompts)
         ends = self._ends()
         for start in range(0, len(order), batch):
@@ -231,7 +200,7 @@ class Speaker:
                     **options,
                 )
             for index, row in zip(chosen, written, strict=True):
-                found[index] = _Written(row, limit)
+                found[index] = self._answer(row, limit, stops)
             if advance is not None:
                 advance(len(chosen))
         return found
@@ -254,15 +223,14 @@ class Speaker:
         ends.add(self.tokenizer.eos_token_id)
         return {end for end in ends if end is not None and end < self.used}
 
-    def _answer(self, written: _Written, stops: Sequence[str]) -> Answer:
-        """What was written, from its tokens: cut at the first stop text."""
-        ids = written.ids
+    def _answer(self, ids: list[int], limit: int, stops: Sequence[str]) -> Answer:
+        """What was written, from its tokens: cut at the first stop text; ``limit`` is the most tokens it could have."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         ended = bool(ids) and ids[-1] in self._ends()
         for stop in stops:
             if stop and stop in text:
                 text, ended = text[: text.index(stop)], True
-        return Answer(text, len(ids), ended or len(ids) < written.limit)
+        return Answer(text, len(ids), ended or len(ids) < limit, tuple(ids))
 
     def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
         whole = (context + continuation)[-(self.window + 1) :]

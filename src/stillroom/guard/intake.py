@@ -41,7 +41,6 @@ from stillroom.guard.log_parts import (
     fit,
     held_by,
     name_of,
-    related,
 )
 from stillroom.guard.log_store import (
     COLUMNS,
@@ -51,9 +50,9 @@ from stillroom.guard.log_store import (
     database,
     locked,
     merge,
+    overlapping,
     quoted,
     reduce_part,
-    rows_in_common,
     write_names,
     write_rows,
 )
@@ -247,16 +246,13 @@ def _require_new(report: Report, work: Path, held: list[tuple[Path, Held]], conn
     Raises:
         UsageError: It does.
     """
-    apart = set()
-    for _, other, its, found in related([(work, each) for each in report.read], held):
-        if found == "perhaps" and other not in apart:
-            if rows_in_common(connection, work, other):
-                raise UsageError(
-                    f"{its.path} begins as a log that the store holds, then differs from it or ends before it, and has some of "
-                    "the same requests: they would count twice.",
-                    "Leave out older and changed copies of logs, or make the store again.",
-                )
-            apart.add(other)
+    for _, _, its, found in overlapping(connection, [(work, each) for each in report.read], held):
+        if found == "perhaps":
+            raise UsageError(
+                f"{its.path} begins as a log that the store holds, then differs from it or ends before it, and has some of the "
+                "same requests: they would count twice.",
+                "Leave out older and changed copies of logs, or make the store again.",
+            )
 
 
 Known = dict[int, set[str]]

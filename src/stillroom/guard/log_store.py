@@ -30,7 +30,7 @@ from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem, OutOfMemory, UsageError
 from stillroom.core.extras import require
 from stillroom.core.progress import say
-from stillroom.guard.log_parts import held_by, related
+from stillroom.guard.log_parts import Held, Relation, held_by, related
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -420,8 +420,7 @@ def _require_apart(parts: Iterable[Path], connection: DuckDBPyConnection) -> Non
         UsageError: Two parts hold lines of one log.
     """
     entries = [(part, held) for part in parts for held in held_by(part)]
-    apart: set[frozenset[Path]] = set()
-    for one, other, held, found in related(entries, entries):
+    for one, other, held, found in overlapping(connection, entries, entries):
         if found == "same":
             raise UsageError(
                 f"{other} and {one} hold the same log (SHA-256 {held.sha256[:16]}…): it would count twice.",
@@ -433,19 +432,27 @@ def _require_apart(parts: Iterable[Path], connection: DuckDBPyConnection) -> Non
                 "number of shares, or had another size.",
                 "Make the stores of that log again, all from the same file and with the same number of shares.",
             )
+        raise UsageError(
+            f"{other} and {one} hold the same beginning of one log, which was read again after it had grown: it would "
+            "count twice.",
+            "Make one of the stores again without that log.",
+        )
+
+
+def overlapping(
+    connection: DuckDBPyConnection, ones: Iterable[tuple[Path, Held]], others: Iterable[tuple[Path, Held]]
+) -> Iterator[tuple[Path, Path, Held, Relation]]:
+    """Pairs of :func:`related`; of those that are perhaps of one log, the ones whose rows say so."""
+    apart: set[frozenset[Path]] = set()
+    for one, other, held, found in related(ones, others):
         pair = frozenset((one, other))
-        if pair in apart:
+        if found == "perhaps" and (pair in apart or not _rows_in_common(connection, one, other)):
+            apart.add(pair)
             continue
-        if rows_in_common(connection, one, other):
-            raise UsageError(
-                f"{other} and {one} hold the same beginning of one log, which was read again after it had grown: it would "
-                "count twice.",
-                "Make one of the stores again without that log.",
-            )
-        apart.add(pair)
+        yield one, other, held, found
 
 
-def rows_in_common(connection: DuckDBPyConnection, one: Path, other: Path) -> int:
+def _rows_in_common(connection: DuckDBPyConnection, one: Path, other: Path) -> int:
     """How many different rows two parts both hold."""
     both = " INTERSECT ".join(
         f"SELECT {', '.join(COLUMNS)} FROM {_parquet(sorted(part.glob('rows-*.parquet')))}" for part in (one, other)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from stillroom.core import files
-from stillroom.core.byte_tokens import byte_alphabet
+from stillroom.core.byte_tokens import bytes_of
 from stillroom.core.errors import UsageError
 from stillroom.core.marks import MarkKey, is_word
 from stillroom.guard.findings import Finding
@@ -38,13 +38,12 @@ CONTEXT = 256
 
 def words_of(tokenizer: PreTrainedTokenizerFast) -> dict[int, bytes]:
     """Ids of a tokenizer's words (:func:`stillroom.core.marks.is_word`) and their bytes."""
-    decoder = byte_alphabet()
     vocabulary = tokenizer.get_vocab()
     byte_level = any(token.startswith("\u0120") for token in vocabulary)
     found: dict[int, bytes] = {}
     for token, index in vocabulary.items():
         if byte_level:
-            piece = bytes(decoder[char] for char in token) if all(char in decoder for char in token) else b""
+            piece = bytes_of(token) or b""
         else:
             piece = token.replace("\u2581", " ").encode()
         if index not in tokenizer.all_special_ids and is_word(piece):

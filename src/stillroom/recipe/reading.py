@@ -334,11 +334,13 @@ def _with_places(recipe: Recipe, place: Callable[[Path | str], Path | str]) -> R
 
     def fix(value: Any, key: str = "") -> Any:
         if isinstance(value, BaseModel):
-            fields = {name: getattr(value, name) for name in type(value).model_fields}
-            # A word of a fixed few is no path, though a folder may be called so.
-            words = {name for name, field in type(value).model_fields.items() if _is_choice(field.annotation)}
             return value.model_copy(
-                update={name: fix(held, name) for name, held in fields.items() if name not in words}
+                update={
+                    name: fix(getattr(value, name), name)
+                    for name, field in type(value).model_fields.items()
+                    # A word of a fixed few is no path, though a folder may be called so.
+                    if typing.get_origin(field.annotation) is not typing.Literal
+                }
             )
         if isinstance(value, tuple):
             return tuple(fix(item, key) for item in value)
@@ -353,11 +355,6 @@ def _with_places(recipe: Recipe, place: Callable[[Path | str], Path | str]) -> R
         value = getattr(recipe, key)
         fixed[key] = value if key == "name" else fix(value, key)
     return recipe.model_copy(update=fixed)
-
-
-def _is_choice(annotation: Any) -> bool:
-    """Whether a field takes some words and nothing else."""
-    return typing.get_origin(annotation) is typing.Literal
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, name: str, lines: bool = True) -> tuple[str, str]:

@@ -401,12 +401,9 @@ class Run:
         line = json.dumps({"stage": stage, "time": round(time.time(), 3), **values}) + "\n"
         path = self.path / "events.jsonl"
         files.make_way(path)
-        with open(path, "a+b") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(size - 1, 0))
-            # A kill, or a full disk in an older version, cut the last line off: this one may not be lost with it.
-            cut_off = stream.read(1) not in (b"", b"\n")
-        files.append(path, ("\n" * cut_off + line).encode())
+        path.touch()  # with the usual rights
+        # A kill, or a full disk in an older version, may have cut the last line off: this one may not be lost with it.
+        files.append(path, ("\n" * files.is_cut_off(path) + line).encode())
         self._track(stage, values)
         if self._on_step is not None and "step" in values:
             self._on_step(stage, values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from stillroom.core.byte_tokens import byte_alphabet
+from stillroom.core.byte_tokens import bytes_of
 from stillroom.core.errors import UsageError
 from stillroom.inspection.gguf_header import GgufHeader, read_gguf, read_numbers, read_texts
 
@@ -80,17 +80,15 @@ def vocabulary_pieces(path: Path) -> list[tuple[int, bytes]]:
     if not isinstance(tokens, dict) or tokens["type"] != 8:
         return []
     byte_level = header.metadata.get("tokenizer.ggml.model") == "gpt2"
-    decoder = byte_alphabet()
     found: list[tuple[int, bytes]] = []
     with open(path, "rb") as stream:
         kinds = read_numbers(stream, types) if isinstance(types, dict) and types["type"] in (4, 5) else []
         for index, text in enumerate(read_texts(stream, tokens)):
             if index < len(kinds) and kinds[index] != 1:
                 continue
-            if not byte_level:
-                found.append((index, text.replace("\u2581", " ").encode()))
-            elif all(char in decoder for char in text):
-                found.append((index, bytes(decoder[char] for char in text)))
+            piece = bytes_of(text) if byte_level else text.replace("\u2581", " ").encode()
+            if piece is not None:
+                found.append((index, piece))
     return found
 
 

@@ -68,7 +68,7 @@ class RequestLog:
                     stream.write(secrets.token_bytes(32))
             self._secret = secret.read_bytes()[:32]
             # What a server that was killed had begun to write takes no line with it.
-            files.append(path, b"\n" if _is_cut_off(path) else b"")
+            files.append(path, b"\n" if files.is_cut_off(path) else b"")
         except OSError as error:
             raise UsageError(
                 f"--request-log {path}: cannot be written ({error.strerror}).", "Name another file."
@@ -262,15 +262,6 @@ def _object(data: bytes) -> dict[str, Any]:
     except NotStrict:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Whether a file is there, and its last line has no end."""
-    if not path.exists() or not path.stat().st_size:
-        return False
-    with open(path, "rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() != b"\n"
 
 
 def _network(host: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from stillroom.core.byte_tokens import byte_alphabet, is_byte
+from stillroom.core.byte_tokens import bytes_of, is_byte
 from stillroom.core.errors import VocabularyMismatch
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, owner: str) -> tuple[list[by
             "Use a model with a byte-level BPE or a SentencePiece tokenizer.",
         )
     byte_level, fallback = "ByteLevel" in steps, bool(rules["model"].get("byte_fallback"))
-    alphabet = byte_alphabet()
     added = {int(entry["id"]): entry for entry in rules["added_tokens"]}
     vocabulary = tokenizer.get_vocab()
     found: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
@@ -47,7 +46,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast, owner: str) -> tuple[list[by
         elif entry is not None:
             found[index] = text.encode()
         elif byte_level:
-            found[index] = bytes(alphabet[sign] for sign in text) if all(sign in alphabet for sign in text) else None
+            found[index] = bytes_of(text)
         elif fallback and is_byte(text):
             found[index] = bytes([int(text[3:5], 16)])
         else:

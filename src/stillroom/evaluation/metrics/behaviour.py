@@ -94,10 +94,10 @@ def measure_behaviour(bench: Bench) -> dict[str, Any]:
             speaker = Speaker(loaded)
             begun, ends = ([_own(loaded.vocabulary, part) for part in parts] for parts in asked)
             with bench.progress.task(f"behaviour {name}", total=len(begun) + len(questions), unit="texts") as task:
-                written = speaker.continue_ids(begun, max(map(len, ends), default=1), advance=task.advance)
+                written = speaker.answers(begun, max(map(len, ends), default=1), advance=task.advance)
                 answers = speaker.chat(questions, config.max_tokens, task.advance)
             return {
-                "memorised": [is_verbatim(end, tokens) for end, tokens in zip(ends, written, strict=True)]
+                "memorised": [is_verbatim(end, list(each.ids)) for end, each in zip(ends, written, strict=True)]
             } | of_answers(answers)
 
         found: dict[str, list[bool]] = bench.part("behaviour", name, inputs, compute)

@@ -33,7 +33,7 @@ def measure_drafter(bench: Bench) -> Result:
     teacher = bench.load("teacher")
     prompts = _prompts(bench)
     with bench.progress.task("drafter", total=len(prompts)) as task:
-        written = Speaker(teacher).continue_ids(prompts, WRITTEN, (), task.advance)
+        written = [list(each.ids) for each in Speaker(teacher).answers(prompts, WRITTEN, (), task.advance)]
     texts = [(prompt, own) for prompt, own in zip(prompts, written, strict=True) if own]
     drawing = Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed)
     whole = count_parameters(teacher.model)
