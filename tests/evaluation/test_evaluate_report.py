@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core.errors import FloorMissed, MissingDependency, RunError
+from stillroom.core.plain import public_name
 from stillroom.core.tracking import metrics_of, open_trackers
 from stillroom.evaluation.compare import compare_runs
 from stillroom.evaluation.sections import Dot, Series
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
 from stillroom.reporting.charts import dot_chart, line_chart
-from stillroom.reporting.report import public_name
 from stillroom.reporting.summary import baseline_comparison
 from stillroom.runs.run import Run
 
@@ -153,6 +153,13 @@ def test_the_answer_comes_first_then_answers_then_what_to_do(finished: Path) -> 
     assert all(f"    {line}" in card for entry in shown for line in entry["prompt"].splitlines())
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["measures"]["samples"]["prompts"] == result["prompts"]
+
+
+def test_a_long_path_is_not_cut_to_a_shorter_one_in_a_chart() -> None:
+    rows = [Dot(f"/home/ada/{'deep/' * 6}handbook.jsonl", [(1.0, 0.9, 1.1)])]
+    drawn = dot_chart(rows, ["student"], title="t", x_label="x")
+    assert re.findall(r">([^<>]*handbook[^<>]*)</text>", drawn) == ["handbook.jsonl"]
+    assert not re.search(r">/home[^<>]*…<", drawn)
 
 
 def test_no_path_of_the_maker_s_disk_is_shown(finished: Path) -> None:

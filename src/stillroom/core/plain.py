@@ -7,6 +7,7 @@ clipboard. Signs that change the direction of writing make a name read otherwise
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 _CONTROL = (
@@ -60,3 +61,12 @@ def guard_tables() -> None:
     import rich.text
 
     rich.text.strip_control_codes = shown  # type: ignore[attr-defined, assignment]
+
+
+def public_name(value: str) -> str:
+    """A text as it may be published: of an absolute path only its last part."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(value)
+        if "\n" not in value and (path.is_absolute() or value.startswith(("~/", "~\\"))):
+            return path.name or "PATH"
+    return value

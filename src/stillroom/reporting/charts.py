@@ -6,6 +6,7 @@ import itertools
 import math
 from html import escape
 
+from stillroom.core.plain import public_name
 from stillroom.evaluation.sections import Dot, DotChart, LineChart, Series
 
 WIDTH, HEIGHT = 480, 260
@@ -134,7 +135,9 @@ def dot_chart(rows: list[Dot], series: list[str], *, title: str, x_label: str, a
         place += 30 + 8 * len(name)
     for number_, row in enumerate(rows):
         top = TOP + 18 + step * number_
-        shown = row.name if len(row.name) <= 26 else row.name[:25] + "…"
+        # Before it is shortened: the beginning of a path would be known as one no more.
+        name = public_name(row.name)
+        shown = name if len(name) <= 26 else name[:25] + "…"
         parts.append(_text(left - 10, top + step / 2 + 4, shown, "end"))
         for index, value in enumerate(row.values):
             if value is not None:

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from markupsafe import Markup, escape
 
 from stillroom.core import files
 from stillroom.core.errors import EnvironmentProblem
+from stillroom.core.plain import public_name
 from stillroom.core.progress import clock
 from stillroom.corpus.tally import sentences
 from stillroom.evaluation.floors import sentence
@@ -145,15 +145,6 @@ def without_paths(recipe: Recipe) -> str:
         return public_name(value) if isinstance(value, str) else value
 
     return yaml.safe_dump(shown(recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
-
-
-def public_name(value: str) -> str:
-    """A text as it may be published: of an absolute path only its last part."""
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(value)
-        if "\n" not in value and (path.is_absolute() or value.startswith(("~/", "~\\"))):
-            return path.name or "PATH"
-    return value
 
 
 def weaknesses(measures: dict[str, Result]) -> list[str]:
