@@ -13,11 +13,11 @@ One teacher (the quickstart's), one text (whole chats of the quickstart's source
 - ``cross_entropy_pruned``: transformers' Trainer without the teacher, on the evenly pruned student.
 
 What counts: of Stillroom everything that its process does, loading too; of peers tokenization, pruning, the teacher's passes
-and training, not imports and loading. A peer's learning rate is the best of four by validation KL after a tenth of the
-budget, and of others beyond them for as long as the best one is the lowest or the highest; that is free of charge. It falls to
-zero exactly as the budget ends. Students of peers keep the teacher's whole vocabulary and have at least our student's
-parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over our student's ids, which can only make a
-peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
+and training, not imports and loading. A peer's learning rate is the best by validation KL after a tenth of the budget:
+from 3e-4 on, rates about three times apart are tried until both neighbours of the best one are worse; that is free of charge.
+It falls to zero exactly as the budget ends. Students of peers keep the teacher's whole vocabulary and have at least our
+student's parameters. All students are measured by :mod:`benchmarks.judge`; KL is compared over our student's ids, which can
+only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
 ``kl_over_best_peer_…`` is against the best of all cells, ``kl_over_best_own_start_…`` against the best of those that do not
 begin with our start. Finished cells are kept in ``FOLDER/cells.json``; ``--cell 10min/stillroom/0`` (or ``stillroom``) runs
 some again.
@@ -35,7 +35,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,9 @@ from stillroom.students.embeddings import keep_rows
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LONGEST = 512
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-LADDER = tuple(f"{digit}e{power}" for power in range(-6, 0) for digit in (1, 3))
-"""Rates beyond the first four, which are on it too."""
+LADDER = tuple(float(f"{digit}e{power}") for power in range(-6, 0) for digit in (1, 3))
+"""Learning rates that peers are tried at, as far as they are needed."""
+FIRST_RATE = 3e-4
 MOST_RATES = 8
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 57_344, 8192
@@ -88,8 +88,6 @@ LEFT_OUT = {
 QUICK = {10: 150.0, 30: 220.0}
 """CPU seconds of a cell with ``--quick``, in place of those of so many minutes."""
 QUICK_ITEMS, QUICK_CHATS, QUICK_TRIES = 20, 40, 2
-QUICK_RATE = 3e-4
-"""With ``--quick`` peers take this learning rate, and try no other."""
 
 
 class NotToBeHad(Exception):
@@ -399,6 +397,7 @@ class Bench:
         allowed = self.seconds(minutes)
         rates = self.kept.setdefault("rates", {}).setdefault(f"{minutes}min/{name}", {})
         ours = Path(self.cell(minutes, OURS, 0)["folder"])
+        # With --quick peers take the first rate, and try no other.
         while not self.quick and (following := next_rate(rates)) is not None:
             spent = allowed * TRIAL_SHARE
             folder, facts = self._train(
@@ -408,7 +407,7 @@ class Bench:
             rates[following] = float(found.kl.sum() / found.positions.sum())
             shutil.rmtree(folder)
             self.keep()
-        rate = float(min(rates, key=rates.__getitem__)) if rates else QUICK_RATE
+        rate = float(min(rates, key=rates.__getitem__)) if rates else FIRST_RATE
         folder, facts = self._train(python, name, str(seed), minutes, seed, rate, allowed, free=False)
         return folder, facts | {"learning_rate": rate, "validation_kl_by_rate": rates}
 
@@ -517,24 +516,20 @@ class Bench:
         self.keep()
 
 
-def next_rate(tried: dict[str, float]) -> str | None:
+def next_rate(tried: Mapping[str, float]) -> str | None:
     """The next learning rate that a peer is tried at.
 
     Args:
         tried: Validation KL by rate, as far as there is any.
 
     Returns:
-        One of the first four; then one beyond the best, where that is the lowest or the highest. None where no more are tried.
+        The first one; then a neighbour of the best on the ladder that was not tried. None where no more are tried.
     """
-    for rate in RATES:
-        if f"{rate:g}" not in tried:
-            return f"{rate:g}"
-    best = min(tried, key=tried.__getitem__)
-    rates = sorted(tried, key=float)
-    if len(tried) >= MOST_RATES or best not in (rates[0], rates[-1]):
-        return None
-    at = [float(rate) for rate in LADDER].index(float(best))
-    return LADDER[at - 1 if best == rates[0] else at + 1]
+    if not tried:
+        return f"{FIRST_RATE:g}"
+    at = LADDER.index(float(min(tried, key=tried.__getitem__)))
+    near = [f"{rate:g}" for rate in LADDER[max(0, at - 1) : at + 2]]
+    return next((rate for rate in near if rate not in tried), None) if len(tried) < MOST_RATES else None
 
 
 def passes(tokens: int, available: int) -> int:

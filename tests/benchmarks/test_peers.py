@@ -104,19 +104,18 @@ def test_what_a_run_will_take_is_foretold_where_its_text_ends_too() -> None:
             assert cost.tokens(spent(tokens)[1] + 1e-6, 1) == pytest.approx(tokens, abs=1), (known, tokens)
 
 
-def test_rates_are_tried_beyond_the_best_one_where_it_is_the_last() -> None:
-    def tried(best: float) -> list[str]:
+def test_rates_are_tried_until_both_neighbours_of_the_best_are_worse() -> None:
+    def tried(best: float) -> list[float]:
         found: dict[str, float] = {}
         while (rate := peers.next_rate(found)) is not None:
             found[rate] = abs(math.log(float(rate) / best))
-        return list(found)
+        return [float(rate) for rate in found]
 
-    first = [f"{rate:g}" for rate in peers.RATES]
-    assert tried(3e-4) == first
-    assert tried(1e-4) == [*first, "3e-5"]
-    assert tried(3e-3) == [*first, "1e-2"]
-    assert tried(1e-5) == [*first, "3e-5", "1e-5", "3e-6"]
-    assert len(tried(1e-9)) == peers.MOST_RATES
+    assert tried(3e-4) == [3e-4, 1e-4, 1e-3]
+    assert tried(1e-4) == [3e-4, 1e-4, 3e-5]
+    assert tried(3e-3) == [3e-4, 1e-4, 1e-3, 3e-3, 1e-2]
+    assert tried(1e-5) == [3e-4, 1e-4, 3e-5, 1e-5, 3e-6]
+    assert len(tried(1.0)) == len(set(tried(1.0))) <= peers.MOST_RATES
 
 
 def test_the_cell_nearest_to_the_budget_foretells_the_next(tmp_path: Path) -> None:
