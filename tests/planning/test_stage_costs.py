@@ -13,7 +13,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.stages import STAGES
 from stillroom.students.shape import Shape
-from stillroom.training.stage_cost import learning_rate_from, step_tokens
+from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_steps
 
 PROFILE = Profile(
     base_bytes=400_000_000,
@@ -130,6 +130,7 @@ def counts(name: str, **changed: Any) -> Counts:
         "student_shape": shapes.get(name, Shape(20, 1536, 3, 576, 30000)),
         "student_layers": 20,
         "train_tokens": 200_000,
+        "text_tokens": 200_000,
         "validation_tokens": 10_000,
         "heldout_tokens": 20_000,
         "sequence_length": 512,
@@ -259,3 +260,10 @@ def test_every_stage_names_its_cost_beside_itself() -> None:
         assert isinstance(cost, StageCost)
         assert cost.seconds > 0
         assert cost.memory_bytes > PROFILE.base_bytes
+
+
+def test_a_steps_size_follows_from_the_text_and_not_from_what_its_rows_repeat() -> None:
+    # The long run of the docs: 590 rows of 540,619 tokens of text, seven passes.
+    long = counts("layers", train_tokens=590 * 1024, text_tokens=540_619, sequence_length=1024)
+    recipe = Recipe.model_validate(BASE | {"distill": {"epochs": 7}})
+    assert (step_tokens(recipe, long), training_steps(recipe, long)) == (4096, 1036)

@@ -121,6 +121,7 @@ def make_plan(
         student_shape=student.shape,
         student_layers=student.config.num_hidden_layers,
         train_tokens=text.row_tokens["train"],
+        text_tokens=text.tokens["train"],
         validation_tokens=text.row_tokens["validation"],
         heldout_tokens=text.row_tokens["heldout"],
         sequence_length=text.train.length,
@@ -268,9 +269,9 @@ def _notes(recipe: Recipe, text: Text, student: Planned) -> list[str]:
             "measures one"
         )
     if isinstance(recipe.student, (ShrinkStudent, DenseStudent)):
-        notes += cut_short(recipe.student.importance, text.row_tokens["train"])
+        notes += cut_short(recipe.student.importance, text.tokens["train"])
     if isinstance(recipe.student, ShrinkStudent) and student.shape is not None:
-        few = few_tokens(recipe.student, text.row_tokens["train"], student.teacher_shape, student.shape)
+        few = few_tokens(recipe.student, text.tokens["train"], student.teacher_shape, student.shape)
         notes += [few] if few else []
     if student.adapters is not None and student.adapters["trained_parameters"] >= student.parameters:
         notes.append(
@@ -298,7 +299,7 @@ def _counted(recipe: Recipe, runs: Path, quiet: bool) -> tuple[list[Need], Text,
     check_student(recipe)
     require_turns(recipe)
     text = count_text(recipe, runs, Progress(quiet))
-    require_rounds_fit(recipe, text.row_tokens["train"], text.train.length)
+    require_rounds_fit(recipe, text.tokens["train"], text.row_tokens["train"], text.train.length)
     if recipe.distill.rounds is not None:
         from stillroom.training.own_text import require_beginnings
 
@@ -339,7 +340,7 @@ def _gpu(recipe: Recipe, text: Text, student: Planned) -> tuple[Card, dict[str, 
     originals = {
         name: (model, replace(model, half=stored_in_half(recipe.originals[name]))) for name, model in quantized.items()
     }
-    tokens, length = text.row_tokens["train"], text.train.length
+    tokens, length = text.tokens["train"], text.train.length
     return card, card_plan(
         recipe,
         card,

@@ -59,7 +59,8 @@ class Counts:
         teacher_shape: The teacher's shape.
         student_shape: The student's shape; None for a student that is not pruned from the teacher.
         student_layers: Layers of the student.
-        train_tokens: Tokens to train on.
+        train_tokens: Tokens of the training text's rows: with what pieces repeat and with padding.
+        text_tokens: Tokens of the training text itself, which a step's size follows from.
         validation_tokens: Tokens that choose the checkpoint.
         heldout_tokens: Tokens that the evaluation reads.
         sequence_length: Tokens per sequence.
@@ -81,6 +82,7 @@ class Counts:
     student_shape: ModelShape | None
     student_layers: int
     train_tokens: int
+    text_tokens: int
     validation_tokens: int
     heldout_tokens: int
     sequence_length: int

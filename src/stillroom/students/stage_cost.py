@@ -30,7 +30,7 @@ def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
     memory = loaded_teacher_bytes(counts, profile) + 2 * untrimmed + judged
     if isinstance(recipe.student, (ShrinkStudent, DenseStudent)) and recipe.student.heal:
         sample = min(recipe.student.importance.tokens, counts.train_tokens)
-        sample = max(sample, repaired_on(recipe.student.importance, counts.train_tokens))
+        sample = max(sample, repaired_on(recipe.student.importance, counts.text_tokens))
         width = counts.teacher_shape.channels + counts.teacher_shape.hidden
         memory += REPAIR_COPIES * FLOAT_BYTES * sample * width
     return StageCost(
@@ -45,7 +45,7 @@ def _student_seconds(recipe: Recipe, counts: Counts, profile: Profile) -> float:
     if isinstance(student, DenseStudent):
         # The mixture three times (experts, the proof, what is evaluated) and twice more with the student while it is repaired.
         passes = 3 * min(student.importance.tokens, counts.train_tokens)
-        passes += 2 * repaired_on(student.importance, counts.train_tokens) if student.heal else 0
+        passes += 2 * repaired_on(student.importance, counts.text_tokens) if student.heal else 0
         return passes / profile.exact_rate
     if not isinstance(student, ShrinkStudent) or counts.student_shape is None:
         return OPEN_STUDENT_SECONDS
@@ -97,7 +97,7 @@ class _Pruning:
     @property
     def repair(self) -> float:
         """Tokens that the repair of the chosen shape is fitted to."""
-        return max(self.counts.sequence_length, repaired_on(self.student.importance, int(self.counts.train_tokens)))
+        return max(self.counts.sequence_length, repaired_on(self.student.importance, self.counts.text_tokens))
 
     @property
     def screen(self) -> float:

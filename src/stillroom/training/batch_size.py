@@ -46,7 +46,7 @@ def step_rows(config: DistillConfig, tokens: int, length: int) -> int:
 
     Args:
         config: The recipe's section.
-        tokens: Tokens of one pass over the training text.
+        tokens: Tokens of the training text, without what pieces repeat and without padding.
         length: Tokens per sequence.
     """
     if config.batch_tokens != "auto":

@@ -132,17 +132,18 @@ def _option(workers: int, nodes: int) -> str:
     return f"--nodes {nodes}" if nodes > 1 else f"--workers {workers}"
 
 
-def require_rounds_fit(recipe: Recipe, train_tokens: int, length: int) -> None:
+def require_rounds_fit(recipe: Recipe, text_tokens: int, row_tokens: int, length: int) -> None:
     """Refuse more rounds than the training has steps, once the text is counted. Errors as in :func:`require_steps`.
 
     Args:
         recipe: The run's.
-        train_tokens: Tokens of the training split.
+        text_tokens: Tokens of the training split.
+        row_tokens: The same with what pieces repeat and with padding.
         length: Tokens per sequence.
     """
     if recipe.distill.rounds is not None:
-        rows = -(-train_tokens // length)
-        steps = -(-rows // step_rows(recipe.distill, train_tokens, length))
+        rows = -(-row_tokens // length)
+        steps = -(-rows // step_rows(recipe.distill, text_tokens, length))
         require_steps(recipe.distill.epochs * steps, recipe.distill.rounds)
 
 

@@ -126,12 +126,12 @@ def step_tokens(recipe: Recipe, counts: Counts) -> int:
     asked = recipe.distill.batch_tokens
     if asked != "auto" and asked >= counts.sequence_length:
         return asked
-    return step_rows(recipe.distill, counts.train_tokens, counts.sequence_length) * counts.sequence_length
+    return step_rows(recipe.distill, counts.text_tokens, counts.sequence_length) * counts.sequence_length
 
 
 def training_steps(recipe: Recipe, counts: Counts) -> int:
     """Optimizer steps."""
-    per_step = step_rows(recipe.distill, counts.train_tokens, counts.sequence_length)
+    per_step = step_rows(recipe.distill, counts.text_tokens, counts.sequence_length)
     return recipe.distill.epochs * -(-counts.train_tokens // (per_step * counts.sequence_length))
 
 
@@ -140,7 +140,7 @@ def learning_rate_from(recipe: Recipe, counts: Counts) -> Origin:
     if recipe.distill.learning_rate != "auto":
         return "given"
     rows = max(1, -(-counts.train_tokens // counts.sequence_length))
-    per_step = step_rows(recipe.distill, counts.train_tokens, counts.sequence_length)
+    per_step = step_rows(recipe.distill, counts.text_tokens, counts.sequence_length)
     validation_rows = max(1, -(-counts.validation_tokens // counts.sequence_length))
     steps = [min(per_step, rows - start) for start in range(0, rows, per_step)]
     return "sweep" if Budget.of(steps, recipe.distill.epochs * rows, validation_rows) else "table"
