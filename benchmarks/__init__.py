@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 
 _trace = sys.excepthook
 
@@ -19,5 +20,11 @@ def _tell(kind: type[BaseException], error: BaseException, where: TracebackType 
         _trace(kind, error, where)
 
 
+def _end(number: int, _where: FrameType | None) -> None:
+    """End by an error, so that what was begun is ended too: other processes, folders for a while."""
+    sys.exit(128 + number)
+
+
 if sys.argv[0] == "-m":  # so it is while Python looks for the program that is asked for
     sys.excepthook = _tell
+    signal.signal(signal.SIGTERM, _end)

@@ -10,8 +10,11 @@ import contextlib
 import itertools
 import math
 import os
+import resource
+import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +46,19 @@ def tree_seconds(pid: int | None = None) -> float:
         # The children of a process's own record are those that ended; the others are counted themselves.
         total += times.user + times.system + getattr(times, "children_user", 0) + getattr(times, "children_system", 0)
     return total
+
+
+def own_peak_bytes() -> int:
+    """The most memory that this process has held, in bytes.
+
+    On Linux ``ru_maxrss`` of a process begins with what the one that started it held; ``VmHWM`` is of this program alone.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass
@@ -173,15 +189,16 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
     """
     threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     begun = time.monotonic()
-    stream = open(log, "ab") if log else None  # noqa: SIM115
-    try:
+    with open(log or os.devnull, "ab") as stream:
         process = subprocess.Popen(
             [str(word) for word in command],
             env=os.environ | threads | dict(environment or {}),
-            stdout=stream,
-            stderr=subprocess.STDOUT if stream else None,
+            stdout=stream if log else None,
+            stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
         )
-        peak, seen, loads, usage = 0, 0.0, [os.getloadavg()[0]], None
+    peak, seen, loads, usage = 0, 0.0, [os.getloadavg()[0]], None
+    try:
         while True:
             pid, status, found = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -195,12 +212,11 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
             loads.append(os.getloadavg()[0])
             time.sleep(max(SAMPLE_SECONDS, (time.thread_time() - looking) / SAMPLE_SHARE))
     except BaseException:
-        process.kill()
+        # With all that it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    finally:
-        if stream:
-            stream.close()
     # The system's own record has all that was waited for, to the end; a process that nobody waited for is in the samples.
     spent = max(usage.ru_utime + usage.ru_stime, seen)
     return Spent(spent, time.monotonic() - begun, peak, statistics.mean(loads), process.returncode)

@@ -11,13 +11,17 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import stillroom
 from stillroom.core import files
 from stillroom.evaluation.intervals import student_t
 from stillroom.reporting.summary import machine
 
 
 def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:
-    """Print the result as JSON, and write it to a file if one is named."""
+    """Print the result as JSON, and write it to a file if one is named.
+
+    Parts that other code or another machine made, and that a work file kept, are told as ``machine.earlier``.
+    """
     import torch
 
     from stillroom.models.compute import fast_bfloat16
@@ -28,7 +32,13 @@ def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    result = {"figures": figures, "details": details, "machine": facts}
+    earlier = [found for kept in OPENED for found in kept.earlier()]
+    if earlier:
+        facts["earlier"] = earlier
+        sys.stderr.write(
+            f"{sum(len(one['parts']) for one in earlier)} parts were kept from other code or another machine.\n"
+        )
+    result = _told({"figures": figures, "details": details, "machine": facts})
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if path is not None:
         files.write_json(path, result)
@@ -43,8 +53,31 @@ def interval(values: list[float]) -> list[float] | None:
     return [mean - half, mean + half]
 
 
+def _told(value: Any) -> Any:
+    """The same with numbers that JSON does not have (infinite, not a number) as words."""
+    if isinstance(value, dict):
+        return {key: _told(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def code_digest() -> str:
+    """A digest of Stillroom's own files: code, and what it reads."""
+    root = Path(stillroom.__file__).parent
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return files.digest_json([[str(path.relative_to(root)), files.digest_file(path)] for path in paths])
+
+
+OPENED: list[Kept] = []
+"""All work files of this process."""
+
+
 class Kept:
     """Finished parts of a benchmark by name, in a file, so that an interrupted one goes on.
+
+    The file is written at once, so that no folder holds material of other sizes than its file says. With each part stands what
+    code and which machine it is from.
 
     Args:
         path: The file; None keeps nothing.
@@ -55,19 +88,42 @@ class Kept:
         self.path = path
         self._asked = json.loads(json.dumps(asked))  # as a file has it: a tuple is a list there
         self.cells: dict[str, dict[str, Any]] = {}
+        self._from: dict[str, dict[str, Any]] = {}
+        facts = machine()
+        self._here = {name: facts[name] for name in ("processor", "cores", "python", "torch")} | {"code": code_digest()}
         if path is not None and path.is_file():
             kept = files.read_json(path)
             if kept["asked"] != self._asked:
                 raise SystemExit(
-                    f"{path} holds results of other sizes than these. Name another folder as --work, or remove it."
+                    f"{path} holds results of other sizes than these. Name another folder as --work, or remove this one whole."
                 )
-            self.cells = kept["cells"]
+            self.cells, self._from = kept["cells"], kept.get("from", {})
+        elif path is not None:
+            self._write()
+        OPENED.append(self)
 
     def add(self, key: str, cell: dict[str, Any]) -> None:
         """Keep a finished part."""
-        self.cells[key] = cell
+        self.cells[key], self._from[key] = cell, self._here
         if self.path is not None:
-            files.write_json(self.path, {"asked": self._asked, "cells": self.cells})
+            self._write()
+
+    def _write(self) -> None:
+        # With NaN as Python reads it again: a result that is none must not end a benchmark.
+        found = json.dumps(
+            {"asked": self._asked, "cells": self.cells, "from": self._from}, indent=2, ensure_ascii=False
+        )
+        assert self.path is not None
+        files.write_text(self.path, found + "\n")
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """Where parts are from that this code on this machine did not make, with their names as ``parts``."""
+        found: dict[str, dict[str, Any]] = {}
+        for key in self.cells:
+            origin = self._from.get(key, {})
+            if origin != self._here:
+                found.setdefault(json.dumps(origin, sort_keys=True), origin | {"parts": []})["parts"].append(key)
+        return list(found.values())
 
     def cell(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A finished part, or one that is made now."""

@@ -1,5 +1,6 @@
 """Budgets in CPU seconds: the arithmetic, and that a process tree is counted whole."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import budget
+
+ROOT = str(Path(budget.__file__).parent.parent)
 
 
 def test_ten_minutes_are_those_of_all_threads() -> None:
@@ -92,3 +95,31 @@ def test_a_mistake_is_told_in_its_own_words_and_not_as_a_traceback(tmp_path: Pat
     assert found.returncode != 0
     assert f"{missing}: no such recipe." in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it() -> None:
+    held = bytearray(200_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    asked = "from benchmarks import budget; print(budget.own_peak_bytes())"
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert 1_000_000 < int(found.stdout) < 150_000_000 < budget.own_peak_bytes()
+
+
+def test_what_a_command_started_ends_with_an_interrupted_benchmark(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    inner = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(mark)!r}).touch(); time.sleep(0.05)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    # As Python has it while it looks for the program after `-m`.
+    program = "import sys; sys.argv[0] = '-m'; from benchmarks import budget; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + f"budget.run([sys.executable, '-c', {outer!r}])"],
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    while not mark.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    mark.unlink()
+    time.sleep(0.5)
+    assert not mark.exists()
