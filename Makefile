@@ -99,7 +99,7 @@ gpu-pack: $(VENV)/teacher.stamp
 	$(BIN)/python -m tools.gpu.pack
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/venv.stamp:
 	$(PYTHON) -m venv $(VENV)

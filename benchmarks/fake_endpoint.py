@@ -61,11 +61,6 @@ class FakeServer(ThreadingHTTPServer):
         """Where it listens."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the next answer will be right."""
-        return self.fault is None or self.asked <= self.at
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is not worth a word."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import struct
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks import _model
+from benchmarks.budget import own_peak_bytes
 from benchmarks.report import write
 from stillroom.core.errors import StillroomError
 from stillroom.inspection import gguf_header, onnx_graph, safetensors_header
@@ -163,7 +163,7 @@ def _fuzz(name: str, parser: Parser, inputs: int, seed: int) -> dict[str, Any]:
     examples: list[dict[str, str]] = []
     for valid in parser.seeds:
         parser.parse(valid)  # A seed that is refused would make the rest worthless.
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = own_peak_bytes()
     started = time.monotonic()
     for _ in range(inputs):
         data = parser.mutate(rng, rng.choice(parser.seeds), parser.seeds)
@@ -174,11 +174,13 @@ def _fuzz(name: str, parser: Parser, inputs: int, seed: int) -> dict[str, Any]:
             outcomes["refused"] += 1
             if len(str(error)) > 4000:
                 outcomes["endless message"] += 1
+        except (KeyboardInterrupt, SystemExit):
+            raise  # the benchmark is ended, not the parser wrong
         except BaseException as error:
             outcomes["escaped"] += 1
             if len(examples) < 5:
                 examples.append({"error": f"{type(error).__name__}: {str(error)[:200]}", "input": data[:4000].hex()})
-    gained = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    gained = own_peak_bytes() - before
     return {
         "inputs": inputs,
         "escapes": outcomes["escaped"] + outcomes["endless message"] + (gained > MOST_GROWTH),

@@ -59,6 +59,7 @@ from benchmarks import report
 from benchmarks.guard_mark import MONTH, coins, judged, mark, speed
 from benchmarks.guard_models import (
     LENGTH,
+    NotMeasured,
     Result,
     Setting,
     batches,
@@ -70,6 +71,7 @@ from benchmarks.guard_models import (
     with_model,
 )
 from stillroom.core import files
+from stillroom.core.errors import Interrupted, StillroomError
 from stillroom.core.marks import MarkKey
 from stillroom.core.secret import Secret
 from stillroom.guard.ask import decide, greedy, leave_one_out_margin, lengths_of, rarities
@@ -161,7 +163,8 @@ def default_runs(setting: Setting) -> Result:
     folder = setting.work / "runs"
     teacher = folder / "teacher"
     if not teacher.exists():
-        tiny_model("llama", teacher, layers=2)
+        with files.replacing(teacher) as beside:
+            tiny_model("llama", beside, layers=2)
     (folder / "text").mkdir(parents=True, exist_ok=True)
     whole = library_text(60_000)
     for number in range(40):
@@ -455,9 +458,17 @@ def campaigns(setting: Setting) -> Result:
     for part in ("months", "large", "merge"):
         command += ["--part", part]
     command += ["--work", str(setting.work / "campaigns"), *(["--quick"] if setting.quick else [])]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        code = process.wait()
+    finally:
+        process.terminate()  # not killed, where this process is ended: it has a process of its own to end
+        process.wait()
+    if code:
+        raise NotMeasured(f"benchmarks.guard_campaigns ended with {code}; standard error has its words")
     told = json.loads(target.read_text(encoding="utf-8"))
-    return told["figures"], {"see": "benchmarks.guard_campaigns"} | told["details"]
+    earlier = told["machine"].get("earlier", [])
+    return told["figures"], {"see": "benchmarks.guard_campaigns", "earlier": earlier} | told["details"]
 
 
 # The curves.
@@ -547,6 +558,9 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if (options.student is None) != (options.teacher is None):
         parser.error("--student and --teacher go together")
+    for given in (options.model, options.student, options.teacher):
+        if given is not None and not given.exists():
+            parser.error(f"{given}: there is no such file or folder")
     model = options.model
     if model is None and options.student is not None:
         model = open_owner(options.student).model
@@ -560,7 +574,14 @@ def main() -> None:
         key = setting.key(name)
         if key not in kept.cells and name in wanted:
             sys.stderr.write(f"{name} …\n")
-            own, more = part(setting)
+            try:
+                own, more = part(setting)
+            except Interrupted:
+                raise
+            except (NotMeasured, StillroomError) as error:
+                sys.stderr.write(f"{name} is left out: {error}\n")
+                details["left_out"][name] = str(error)
+                continue
             kept.add(key, {"figures": own, "details": more})
         if key not in kept.cells:
             details["left_out"][name] = "not run (--part)"
@@ -571,9 +592,9 @@ def main() -> None:
         details["left_out"]["lineage_student_log10_p"] = "no --student and --teacher were given"
     if setting.model is None:
         details["left_out"]["mark_log10_p, mark_judged, coins_log10_p"] = "no --model was given"
+    report.write(figures, details, options.json)
     if options.plot is not None:
         plot(figures, details, options.plot)
-    report.write(figures, details, options.json)
 
 
 if __name__ == "__main__":

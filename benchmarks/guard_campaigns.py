@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -42,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
+from benchmarks.budget import own_peak_bytes
 from stillroom.core import files
 from stillroom.guard.campaign_baseline import Baseline, calibrate, read_baseline
 from stillroom.guard.campaign_watch import findings, watch
@@ -141,7 +141,7 @@ def scale(folder: Path, baseline: Path, rows: int) -> dict[str, Any]:
         "seconds_intake": middle - begin,
         "seconds_watch": end - middle,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gb": own_peak_bytes() / 2**30,
     }
 
 
@@ -195,13 +195,21 @@ class Sizes:
     merge_rows: int
 
 
+def is_made_of(path: Path, asked: dict[str, Any]) -> bool:
+    """Whether what this file is written beside is of these sizes, and by this code."""
+    return path.is_file() and bool(files.read_json(path) == asked)
+
+
 def frozen_baseline(work: Path, sizes: Sizes) -> Baseline:
     """The baseline, made once and kept in ``work``."""
-    path = work / "baseline.json"
-    if not path.exists():
+    path, done = work / "baseline.json", work / "baseline.made.json"
+    asked = {"rows": sizes.rows, "benign": sizes.benign, "code": report.code_digest()}
+    if not is_made_of(done, asked):
+        done.unlink(missing_ok=True)
         shutil.rmtree(work / "base", ignore_errors=True)
         files.write_json(path, make_baseline(work / "base", sizes.rows, sizes.benign).record())
         shutil.rmtree(work / "base")
+        files.write_json(done, asked)
     return read_baseline(path)
 
 
@@ -209,10 +217,12 @@ def kept_month(work: Path, sizes: Sizes, number: int) -> tuple[Store, Truth]:
     """A reported month, made once and kept in ``work``: its reductions and its truth."""
     folder = work / f"month{number}"
     done = folder / "made.json"
-    if not done.exists():
+    asked = {"rows": sizes.rows, "seed": sizes.seed + number, "code": report.code_digest()}
+    if not is_made_of(done, asked):
+        done.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         month_store(folder, sizes.rows, sizes.seed + number, CAMPAIGNS)
-        files.write_json(done, {"seed": sizes.seed + number})
+        files.write_json(done, asked)
     return open_store(folder / "store"), read_truth(folder / "made" / "truth.jsonl")
 
 

@@ -17,6 +17,7 @@ import torch
 from benchmarks import report
 from benchmarks.guard_models import (
     LENGTH,
+    NotMeasured,
     Result,
     Setting,
     bias_row,
@@ -251,9 +252,9 @@ def marking(model: Path, folder: Path, key: Path | None) -> AbstractContextManag
 
 def speed(setting: Setting) -> Result:
     """Tokens per second of a marking server over those of one that does not mark, in pairs that take turns."""
-    from benchmarks.serve import default_model, measured
+    from benchmarks.serve import measured
 
-    path = setting.student if setting.student is not None else default_model()
+    path = setting.served
     folder = setting.work / "speed"
     key = folder / f"key-{time.time_ns()}.mark"
     write_secret(key, KEY.secret)
@@ -276,9 +277,15 @@ def speed(setting: Setting) -> Result:
         for number in range(pairs):
             found.append(setting.step("speed", f"pair {number}", partial(pair, number, plain, marked)))
     key.unlink()
-    usable = [both for both in found if min(both["plain"]["said"], both["marked"]["said"]) > tokens // 2]
+    usable = [
+        both
+        for both in found
+        if all(one["rate"] and one["said"] > tokens // 2 for one in (both["plain"], both["marked"]))
+    ]
     if not usable:
-        raise SystemExit("The model ends every answer at once: its speed cannot be told. Serve another with --student.")
+        raise NotMeasured(
+            "The model ends every answer at once: its speed cannot be told. Serve another with --student."
+        )
     rates = [both["marked"]["rate"] / both["plain"]["rate"] for both in usable]
     return {
         "mark_serving_speed": statistics.median(rates),

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 
 from benchmarks import report
+from benchmarks.serve import default_model
+from stillroom.core.errors import StillroomError
+from stillroom.guard.findings import subject_digest
+from stillroom.guard.lineage_examine import open_owner
 from stillroom.guard.lineage_match import default_text, open_model
+from stillroom.runs.run import Run
 
 if TYPE_CHECKING:
     from stillroom.models.load import LoadedTeacher
@@ -30,11 +35,21 @@ Result = tuple[dict[str, Any], dict[str, Any]]
 USES = {
     "lineage": ("model", "student", "teacher"),
     "mark": ("model", "mark_tokens"),
-    "judged": ("model", "student", "teacher"),
-    "speed": ("student",),
+    "judged": ("model", "questions", "teacher"),
+    "speed": ("served",),
     "coins": ("model",),
 }
-"""Options on which a part's results depend: with others it is measured anew."""
+"""On what a part's results depend besides the sizes (:meth:`Setting.uses`): with another it is measured anew."""
+
+
+class NotMeasured(Exception):
+    """Why a part has no result here. The others have theirs."""
+
+
+@functools.cache
+def weights_of(path: Path) -> str:
+    """A digest of a model's file, or of all files of its folder: another model may be at the same path tomorrow."""
+    return subject_digest(path)[:16]
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,37 @@ class Setting:
 
     def key(self, part: str) -> str:
         """A part's name among the finished ones, with the options on which it depends."""
-        given = [f"{use}={value}" for use in USES.get(part, ()) if (value := getattr(self, use)) is not None]
+        given = [f"{use}={value}" for use in USES.get(part, ()) if (value := self.uses(use)) is not None]
         return " ".join([part, *given])
+
+    def uses(self, what: str) -> str | None:
+        """What a part takes of the options, as keys say it: digests of weights and of a run's corpus. None where it was not
+        given.
+        """
+        from stillroom.serving.models import open_model as open_served
+
+        try:
+            match what:
+                case "mark_tokens":
+                    return None if self.mark_tokens is None else str(self.mark_tokens)
+                case "model":
+                    return None if self.model is None else weights_of(self.model)
+                case "teacher":
+                    return None if self.teacher is None else weights_of(self.teacher)
+                case "student":
+                    return None if self.student is None else weights_of(open_owner(self.student).model)
+                case "questions":
+                    return None if self.student is None else Run.open(self.student).stage("corpus").output_digest[:16]
+                case _:
+                    with open_served(self.served) as opened:
+                        return weights_of(opened.gguf)
+        except (StillroomError, AssertionError):
+            return "none"  # the part itself says why there is none
+
+    @property
+    def served(self) -> Path:
+        """What is served: the student, or else what servers are measured with."""
+        return self.student if self.student is not None else default_model()
 
     def step(self, part: str, name: str, make: Callable[[], Any]) -> Any:
         """A finished step of a part, or one that is made now."""
@@ -89,7 +133,7 @@ def library_text(size: int) -> str:
         if total >= size:
             break
     if total < size:
-        raise SystemExit(f"Python's library here has only {total} characters of text; {size} are needed.")
+        raise NotMeasured(f"Python's library here has only {total} characters of text; {size} are needed.")
     return "\n\n".join(found)[:size]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -60,8 +61,12 @@ USER = [{"role": "user", "content": "x"}]
 
 
 def raw(server: Serving, data: bytes, chunks: int = 1, leave: bool = False, seconds: float = HANG_SECONDS) -> int:
-    """Bytes as they are; the status, 0 where the server closed without one, and -1 for silence."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as link:
+    """Bytes as they are; the status, 0 where the server closed without one, and -1 for silence, or where no one listens."""
+    try:
+        link = socket.create_connection(("127.0.0.1", server.port), timeout=seconds)
+    except OSError:
+        return -1
+    with link:
         try:
             step = -(-len(data) // chunks)
             for start in range(0, len(data), max(1, step)):
@@ -102,12 +107,16 @@ class Honest:
         self.session = self.server.ask("POST", "/v1/sessions", {"system": SECRET})[1]["id"]
 
     def once(self) -> float:
-        """One request; seconds that it took."""
+        """One request; seconds that it took. What goes wrong with it is a failure of the server's."""
         begun = time.perf_counter()
         body = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 4, "temperature": 0}
-        status, answer = self.server.ask("POST", "/v1/chat/completions", body, seconds=120)
-        if status != 200:
-            self.failures.append(f"{status}: {str(answer)[:200]}")
+        try:
+            status, answer = self.server.ask("POST", "/v1/chat/completions", body, seconds=120)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.failures.append(f"{type(error).__name__}: {str(error)[:200]}")
+        else:
+            if status != 200:
+                self.failures.append(f"{status}: {str(answer)[:200]}")
         return time.perf_counter() - begun
 
     def go_on(self) -> None:
@@ -121,16 +130,19 @@ def leaks(server: Serving, honest: Honest) -> list[str]:
     """What the attacker's key gets of the honest client's."""
     found = []
     body = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 1}
-    usage = server.ask("POST", "/v1/chat/completions", body)[1].get("usage", {})
+    status, answer = server.ask("POST", "/v1/chat/completions", body)
     # A right guess of what the other asked for is cached for the other alone; the attacker has not asked it before.
-    if usage.get("prompt_tokens_details", {}).get("cached_tokens", 0) > MOST_CACHED:
-        found.append(f"cached_tokens: {usage}")
+    if status != 200:
+        found.append(f"not seen whether it is cached: {status}: {str(answer)[:200]}")
+    elif answer["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0) > MOST_CACHED:
+        found.append(f"cached_tokens: {answer['usage']}")
     path = f"/v1/sessions/{honest.session}"
     for method, more in (("GET", None), ("PATCH", {"name": "x"}), ("DELETE", None)):
         if server.ask(method, path, more)[0] != 404:
             found.append(f"{method} of a session")
-    if any(entry["id"] == honest.session for entry in server.ask("GET", "/v1/sessions")[1].get("data", [])):
-        found.append("the list of sessions")
+    status, answer = server.ask("GET", "/v1/sessions")
+    if status != 200 or any(entry["id"] == honest.session for entry in answer["data"]):
+        found.append(f"the list of sessions: {status}")
     for path in ("/v1/sessions", "/metrics", "/v1/models"):
         if raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()) != 401:
             found.append(f"{path} without a key")
@@ -260,8 +272,11 @@ def schemathesis(server: Serving, seconds: int) -> dict[str, Any]:
             # Its budget ends between requests; one that hangs is a failure.
             process.kill()
             said, code = process.communicate()[0], -1
+        finally:
+            process.kill()  # where this process is ended meanwhile
+            process.wait()
         statuses = _statuses(path)
-    bad = [f"{status}: {number}" for status, number in statuses.items() if status.startswith("5") and status != "503"]
+    bad = failures_of(statuses)
     if code == -1:
         bad.append("it did not end")
     if "Read timed out" in said:
@@ -270,6 +285,15 @@ def schemathesis(server: Serving, seconds: int) -> dict[str, Any]:
         bad.append("it sent nothing")
     return {"tool": SCHEMATHESIS.packages[0], "exit": code, "requests": sum(statuses.values()), "statuses": dict(statuses),
             "failures": bad, "end": said[-3000:]}  # fmt: skip
+
+
+def failures_of(statuses: Counter[str]) -> list[str]:
+    """The statuses that are failures, with their numbers: 5xx other than 503, and -1 for no answer in time."""
+    return [
+        f"{status}: {number}"
+        for status, number in statuses.items()
+        if status == "-1" or (status.startswith("5") and status != "503")
+    ]
 
 
 def _statuses(path: Path) -> Counter[str]:
@@ -309,17 +333,25 @@ def from_description(server: Serving, seconds: int) -> dict[str, Any]:
         path, method, operation = draw.choice(operations)
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         body = example(content.get("schema", {}), described, draw) if content else None
-        try:
-            status = server.ask(method.upper(), path.replace("{", "").replace("}", ""), body, seconds=HANG_SECONDS)[0]
-        except (OSError, ValueError) as error:
-            status = -1 if isinstance(error, OSError) else 200
-        statuses[str(status)] += 1
-    bad = [
-        f"{status}: {number}"
-        for status, number in statuses.items()
-        if status == "-1" or (status > "500" and status != "503")
-    ]
-    return {"requests": sum(statuses.values()), "statuses": dict(statuses), "failures": bad}
+        statuses[str(status_of(server, method.upper(), path.replace("{", "").replace("}", ""), body))] += 1
+    return {"requests": sum(statuses.values()), "statuses": dict(statuses), "failures": failures_of(statuses)}
+
+
+def status_of(server: Serving, method: str, path: str, body: Any) -> int:
+    """The status of the answer to one request, whatever the answer holds; -1 where there is none, or it is cut off."""
+    try:
+        connection = server.connect(HANG_SECONDS)
+    except OSError:
+        return -1
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), server.head())
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    except (OSError, http.client.HTTPException):
+        return -1
+    finally:
+        connection.close()
 
 
 def example(schema: dict[str, Any], described: dict[str, Any], draw: random.Random, depth: int = 5) -> Any:
@@ -360,8 +392,8 @@ def example(schema: dict[str, Any], described: dict[str, Any], draw: random.Rand
 
 
 def percentile(values: list[float], share: float) -> float:
-    """A percentile of sorted values; NaN of none."""
-    return values[int(share * (len(values) - 1))] if values else float("nan")
+    """A percentile of sorted values."""
+    return values[int(share * (len(values) - 1))]
 
 
 def main() -> None:
@@ -390,7 +422,7 @@ def main() -> None:
         before = memory(server)
         honest = Honest(server)
         alone = sorted(honest.once() for _ in range(20 if given.quick else 60))
-        beside = threading.Thread(target=honest.go_on)
+        beside = threading.Thread(target=honest.go_on, daemon=True)
         beside.start()
         kinds = [list(attacks(random.Random(number)).items()) for number in range(count // 20 + 1)]
         jobs = [job for row in kinds for job in row][:count]
@@ -420,7 +452,7 @@ def main() -> None:
         "fuzzed_requests": fuzzed["requests"] if fuzzed is not None else 0,
         "failures": len(bad) + len(honest.failures) + int(not alive) + int(answers != 200) + fuzz_failures,
         "isolation_failures": len(leaked),
-        "honest_p99_ratio": percentile(disturbed, 0.99) / percentile(alone, 0.99),
+        "honest_p99_ratio": percentile(disturbed, 0.99) / percentile(alone, 0.99) if disturbed else None,
         "hostile_requests": len(jobs),
         "hostile_failures": len(bad) + int(not alive) + int(answers != 200) + fuzz_failures,
         "hostile_memory_growth": sum(after.values()) / sum(before.values()) - 1,

@@ -28,22 +28,21 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import multiprocessing
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from benchmarks import material, report
+from benchmarks import jobs, material, report
 from stillroom.core.errors import TrainingDiverged
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
@@ -265,8 +264,8 @@ def trained(world: World, setting: Setting, size: Size, rate: int | None, seed: 
         seed: Of order and random weights.
 
     Returns:
-        The KL of the weights that it ends with (None where it diverged) and at the start, nats per token, the rate, CPU
-        seconds, and of ``auto`` how it was chosen.
+        The KL of the weights that it ends with (None where it diverged) and at the start (None where the student was broken
+        as it began), nats per token, the rate, CPU seconds, and of ``auto`` how it was chosen.
     """
     rows = setting.steps(size) * BATCH
     text = world.train.take(rows)
@@ -319,8 +318,10 @@ def trained(world: World, setting: Setting, size: Size, rate: int | None, seed: 
         "cpu_seconds": ended - begun,
     }
     if rate is None:
-        swept = marks["learning_rate"] - marks["validation"] if chosen.get("learning_rate_from") == "sweep" else 0.0
-        found |= {"auto": chosen, "cost_share_cpu": swept / (ended - marks["learning_rate"])}
+        share = 0.0
+        if chosen.get("learning_rate_from") == "sweep":
+            share = (marks["learning_rate"] - marks["validation"]) / (ended - marks["learning_rate"])
+        found |= {"auto": chosen, "cost_share_cpu": share}
     return found
 
 
@@ -428,6 +429,8 @@ class Results(report.Kept):
 
 def centre_of(auto: Mapping[str, Any]) -> int:
     """The power of two nearest to the table's rate, from a run of ``auto``."""
+    if auto["start_kl"] is None:
+        return 0  # broken as it begins: every rate shows it
     return round(math.log2(table_rate(auto["hidden_size"], auto["start_kl"]) / UNIT))
 
 
@@ -441,12 +444,12 @@ def summary(results: Results, setting: Setting, size: Size) -> dict[str, Any] | 
     return compared({seed: auto["kl"] for seed, auto in autos.items()}, runs) | {
         "steps": setting.steps(size),
         "start_kl": autos[size.seeds[0]]["start_kl"],
-        "from": "sweep" if all(auto["learning_rate_from"] == "sweep" for auto in chosen) else "table",
-        "auto_rates": [auto["learning_rate"] for auto in chosen],
-        "trials": [auto["sweep"] for auto in chosen],
-        "sweep_steps": [auto["sweep_steps"] for auto in chosen],
-        "cost_share": max(auto["sweep_cost_share"] for auto in chosen),
-        "cost_share_cpu": statistics.median(auto["cost_share_cpu"] for auto in autos.values()),
+        "from": "sweep" if all(auto.get("learning_rate_from") == "sweep" for auto in chosen) else "table",
+        "auto_rates": [auto.get("learning_rate") for auto in chosen],
+        "trials": [auto.get("sweep") for auto in chosen],
+        "sweep_steps": [auto.get("sweep_steps") for auto in chosen],
+        "cost_share": max(auto.get("sweep_cost_share", 0.0) for auto in chosen),
+        "cost_share_cpu": max(auto["cost_share_cpu"] for auto in autos.values()),
     }
 
 
@@ -475,22 +478,22 @@ def main() -> None:
     by_teacher: dict[str, list[Setting]] = {}
     for setting in settings:
         by_teacher.setdefault(setting.teacher, []).append(setting)
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    calls = [partial(measure, some, size, name, folder, deadline) for some in by_teacher.values()]
     try:
         if options.jobs == 1:
-            parts = [measure(some, size, name, folder, deadline) for some in by_teacher.values()]
+            parts = [call() for call in calls]
         else:
-            threads = max(1, torch.get_num_threads() // options.jobs)
-            with ProcessPoolExecutor(
-                options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
-            ) as pool:
-                waiting = [pool.submit(measure, some, size, name, folder, deadline) for some in by_teacher.values()]
-                parts = [part.result() for part in waiting]
+            parts = jobs.together(calls, options.jobs, partial(torch.set_num_threads, threads))
+            for teacher in by_teacher:
+                results_of(teacher, size, name, folder)  # so that this process tells what other code has made
     finally:
         if options.work is None:
             shutil.rmtree(folder)
     found = {setting: done for part in parts for setting, done in part.settings.items()}
     details = {"settings": found, "cells": {key: cell for part in parts for key, cell in part.cells.items()}}
-    report.write(figures_of(found), details | {"size": asked_of(name, size)}, options.json)
+    details |= {"size": asked_of(name, size), "jobs": options.jobs, "threads_per_job": threads}
+    report.write(figures_of(found), details, options.json)
 
 
 @dataclass(frozen=True)
@@ -506,10 +509,15 @@ def asked_of(name: str, size: Size) -> dict[str, Any]:
     return {"name": name, "batch": BATCH} | vars(size) | {"seeds": list(size.seeds)}
 
 
+def results_of(teacher: str, size: Size, name: str, folder: Path) -> Results:
+    """The finished trainings of one teacher's settings."""
+    return Results(folder / f"results-{teacher}.json", asked_of(name, size))
+
+
 def measure(settings: Sequence[Setting], size: Size, name: str, folder: Path, deadline: float) -> Part:
     """All trainings of one teacher's settings; none is begun after the deadline (seconds since the epoch)."""
     teacher = settings[0].teacher
-    results = Results(folder / f"results-{teacher}.json", asked_of(name, size))
+    results = results_of(teacher, size, name, folder)
     world: World | None = None
 
     def train(setting: Setting, rate: int | None) -> bool:

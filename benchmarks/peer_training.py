@@ -1,6 +1,6 @@
 """Trains a peer's student until its CPU seconds are spent, in the Python of an environment of its own.
 
-    .venvs/trl/bin/python benchmarks/peer_training.py SPEC.json
+    .venvs/peers-trl/bin/python benchmarks/peer_training.py SPEC.json
 
 Methods: ``gkd`` is TRL's `trl.experimental.gkd.GKDTrainer` with ``lmbda=0`` and ``beta=0`` (forward KL on the given text, a
 live teacher); ``cross_entropy`` is transformers' own Trainer; ``top_k`` is the same Trainer with DistillKit's offline loss by

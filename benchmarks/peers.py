@@ -20,7 +20,8 @@ student's parameters. All students are measured by :mod:`benchmarks.judge`; KL i
 only make a peer's smaller. Six tasks are written to disk and scored by lm-evaluation-harness.
 ``kl_over_best_peer_…`` is against the best of all cells, ``kl_over_best_own_start_…`` against the best of those that do not
 begin with our start. Finished cells are kept in ``FOLDER/cells.json``; ``--cell 10min/stillroom/0`` (or ``stillroom``) runs
-some again.
+some again: of ours, peers on our start too, and the other peers are measured again. Cells of other code or another machine
+are told by name.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import random
 import re
 import shutil
@@ -42,10 +44,10 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import budget, judge, report, torch_pruning_peer
+from benchmarks import budget, judge, material, report, torch_pruning_peer
 from benchmarks.evaluation import harness_python
 from benchmarks.material import evenly_spaced
-from stillroom.core.files import digest_file, read_json, write_json
+from stillroom.core.files import digest_file, read_json, write_json, write_text
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import count_parameters, load_teacher, save_model
 from stillroom.recipe.reading import load_recipe
@@ -95,25 +97,28 @@ class NotToBeHad(Exception):
 
 
 def environment(name: str, *packages: str) -> Path:
-    """The Python of an environment in ``.venvs``, made if it is not there.
+    """The Python of an environment in ``.venvs``, made if it is not there, or of other packages or another Python.
 
     Raises:
         NotToBeHad: It cannot be installed.
     """
     import transformers
 
-    python = ROOT / ".venvs" / name / "bin" / "python"
-    if (python.parent.parent / "whole").is_file():
-        return python
+    folder = ROOT / ".venvs" / name
+    python, mark = folder / "bin" / "python", folder / "whole"
     pinned = [f"torch=={torch.__version__.partition('+')[0]}", f"transformers=={transformers.__version__}", "psutil"]
+    asked = repr((sys.version, *pinned, *packages))
+    if mark.is_file() and mark.read_text(encoding="utf-8") == asked:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
     for command in (
-        [sys.executable, "-m", "venv", str(python.parent.parent)],
+        [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *pinned, *packages],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NotToBeHad(f"{name} cannot be installed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
-    (python.parent.parent / "whole").touch()
+    mark.write_text(asked, encoding="utf-8")
     return python
 
 
@@ -132,19 +137,32 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "cells.json"
         self.kept: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
-        digest = digest_file(self.recipe)
-        if self.kept.setdefault("recipe", digest) != digest:
-            raise SystemExit(f"{self.path} belongs to another {self.recipe.name}; give another folder by --work.")
+        for name, digest in (("recipe", digest_file(self.recipe)), ("files", material.recipe_digest(self.recipe))):
+            if self.kept.setdefault(name, digest) != digest:
+                raise SystemExit(f"{self.path} belongs to another {self.recipe.name}; give another folder by --work.")
         if self.kept.setdefault("quick", quick) != quick:
             raise SystemExit(
                 f"{self.path} was made {'without' if quick else 'with'} --quick; give another folder by --work."
             )
         self.cells: dict[str, Any] = self.kept.setdefault("cells", {})
+        self.here = report.made_by()
         self.config = load_recipe(self.recipe)
 
     def keep(self) -> None:
         """Write the file of cells."""
-        write_json(self.path, self.kept)
+        # With NaN as Python reads it again: a peer that diverges ends nothing.
+        write_text(self.path, json.dumps(self.kept, indent=2, ensure_ascii=False) + "\n")
+
+    def earlier(self) -> list[str]:
+        """Cells that other code or another machine trained or measured."""
+        return [
+            key
+            for key, cell in self.cells.items()
+            if any(
+                name in cell and cell.get(by) != self.here
+                for name, by in (("folder", "from"), ("sums", "measured_from"))
+            )
+        ]
 
     def seconds(self, minutes: int) -> float:
         """CPU seconds of a cell."""
@@ -201,8 +219,8 @@ class Bench:
         """Tokens of training text that every try of ours can have."""
         return int(0.95 * self.kept["material"]["train_tokens_of_ours"]) // 1024 * 1024
 
-    def run_ours(self, name: str, tokens: int, seed: int) -> tuple[Path, budget.Spent]:
-        """One run of the recipe on so many tokens, up to the trained student."""
+    def run_ours(self, name: str, tokens: int, seed: int) -> tuple[Path, budget.Spent, int]:
+        """One run of the recipe, up to the trained student, on so many tokens at most; and on how many it was."""
         epochs = passes(tokens, self.available)
         recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         recipe |= {"name": name, "seed": seed, "baseline": False, "export": {"gguf": []}}
@@ -241,13 +259,14 @@ class Bench:
         spent = budget.run(command, log=log)
         if spent.returncode:
             raise SystemExit(f"`stillroom run {file}` failed:\n{tail(log)}")
-        return runs / name, spent
+        each: int = read_json(runs / name / "corpus" / "stage.json")["notes"]["tokens"]["train"]
+        return runs / name, spent, epochs * each
 
     def calibration(self) -> None:
         """One short run that is not counted, for what our run costs over its tokens."""
         if "calibration" not in self.kept:
             tokens = QUICK_CALIBRATION_TOKENS if self.quick else min(CALIBRATION_TOKENS, self.available)
-            folder, spent = self.run_ours("calibration", tokens, 1000)
+            folder, spent, tokens = self.run_ours("calibration", tokens, 1000)
             self.kept["calibration"] = {
                 "tokens": tokens,
                 "cpu_seconds": spent.cpu_seconds,
@@ -272,11 +291,13 @@ class Bench:
         cost = self.first_guess(minutes, seed)
         allowed = self.seconds(minutes)
         tokens = cost.tokens(0.98 * allowed)
+        asked: list[int] = []
         tries: list[tuple[int, float]] = []
         best: tuple[float, Path, dict[str, Any]] | None = None
         while len(tries) < (QUICK_TRIES if self.quick else TRIES):
             name = f"ours-{minutes}min-{seed}-{len(tries)}"
-            folder, spent = self.run_ours(name, tokens, seed)
+            asked.append(tokens)
+            folder, spent, tokens = self.run_ours(name, tokens, seed)
             tries.append((tokens, spent.cpu_seconds))
             facts = {
                 "cpu_seconds": spent.cpu_seconds,
@@ -304,7 +325,7 @@ class Bench:
                     cost.per_token * spent.cpu_seconds / (cost.fixed + cost.per_token * tokens),
                 )
             following = cost.tokens(0.96 * allowed)
-            if any(following == before for before, _ in tries):
+            if following in asked:
                 break
             tokens = following
         assert best is not None
@@ -364,12 +385,8 @@ class Bench:
         while ratio > 0:
             try:
                 found = torch_pruning_peer.cut(self.folder / "teacher", target, ratio)
-            except subprocess.CalledProcessError as error:
-                raise NotToBeHad(f"Torch-Pruning failed with exit code {error.returncode} on this teacher") from None
-            except subprocess.TimeoutExpired:
-                raise NotToBeHad(f"Torch-Pruning did not finish in {torch_pruning_peer.LONGEST:.0f} seconds") from None
-            if found is None:
-                raise NotToBeHad("Torch-Pruning cannot be installed")
+            except torch_pruning_peer.LeftOut as error:
+                raise NotToBeHad(str(error)) from None
             # A model is opened with its tokenizer, which Torch-Pruning does not write.
             shutil.copytree(self.folder / "teacher", target, dirs_exist_ok=True, ignore=only_tokenizer)
             if count_parameters(judge.open_model(target)) >= asked:
@@ -393,11 +410,12 @@ class Bench:
 
     def peer(self, name: str, minutes: int, seed: int) -> tuple[Path, dict[str, Any]]:
         """A peer's student at its best learning rate."""
-        python = environment("trl", "trl", "accelerate", "datasets")
+        # Not `.venvs/trl`, which a user makes with what :mod:`benchmarks.step` needs besides.
+        python = environment("peers-trl", "trl", "accelerate", "datasets")
         allowed = self.seconds(minutes)
         rates = self.kept.setdefault("rates", {}).setdefault(f"{minutes}min/{name}", {})
         ours = Path(self.cell(minutes, OURS, 0)["folder"])
-        # With --quick peers take the first rate, and try no other.
+        # With --quick peers take the first rate, and try no other. One that diverges has NaN.
         while not self.quick and (following := next_rate(rates)) is not None:
             spent = allowed * TRIAL_SHARE
             folder, facts = self._train(
@@ -407,7 +425,7 @@ class Bench:
             rates[following] = float(found.kl.sum() / found.positions.sum())
             shutil.rmtree(folder)
             self.keep()
-        rate = float(min(rates, key=rates.__getitem__)) if rates else FIRST_RATE
+        rate = float(best_rate(rates)) if rates else FIRST_RATE
         folder, facts = self._train(python, name, str(seed), minutes, seed, rate, allowed, free=False)
         return folder, facts | {"learning_rate": rate, "validation_kl_by_rate": rates}
 
@@ -466,12 +484,12 @@ class Bench:
                 else:
                     model, facts = self.peer(name, minutes, seed)
                     found = facts | {"folder": str(model.parent), "model": str(model)}
-                found["budget_cpu_seconds"] = self.seconds(minutes)
+                found |= {"budget_cpu_seconds": self.seconds(minutes), "from": self.here}
                 self.cells[key] = found
                 self.keep()
             ours = Path((found if name == OURS else self.cell(minutes, OURS, seed))["folder"])
             judged = self._judge(Path(found["model"]), self.heldout, name, ours)
-            found |= {"measured": judged.as_dict(), "sums": judged.sums()}
+            found |= {"measured": judged.as_dict(), "sums": judged.sums(), "measured_from": self.here}
             found["parameters"] = count_parameters(judge.open_model(Path(found["model"])))
         except NotToBeHad as error:
             sys.stderr.write(f"{key}: {error}\n")
@@ -504,16 +522,60 @@ class Bench:
         found: dict[str, Any] = kept[key]
         return found
 
-    def again(self, names: Sequence[str], minutes: int) -> None:
-        """Forget cells, by their whole names or by the student's."""
+    def again(self, names: Sequence[str], wanted: Sequence[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+        """Forget cells, and of peers what depends on ours among them.
+
+        Args:
+            names: Whole names of cells, or students of the rounds that are wanted.
+            wanted: Cells of this call, as it would be without names.
+
+        Returns:
+            All cells that are to be run or measured now.
+        """
+        rounds = {minutes for minutes, _, _ in wanted}
+        known = [*wanted, *map(unlabelled, self.cells)]
+        asked: list[tuple[int, str, int]] = []
         for name in names:
-            keys = [key for key in self.cells if key == name or key.startswith(f"{minutes}min/{name}/")]
-            if not keys and name.split("/")[-2 if "/" in name else 0] not in (OURS, *PEERS):
+            found = [one for one in known if name == label(*one) or (name == one[1] and one[0] in rounds)]
+            if not found and not re.fullmatch(rf"(10|30)min/({'|'.join((OURS, *PEERS))})/\d+", name):
                 raise SystemExit(f"--cell {name}: there is no such cell; students are {', '.join((OURS, *PEERS))}.")
-            for key in keys:
-                del self.cells[key]
-                self.kept.get("tasks", {}).pop(key, None)
+            asked += found or [unlabelled(name)]
+        for minutes, name, seed in asked[:]:
+            self._forget(label(minutes, name, seed))
+            if name == OURS:
+                asked += self._forget_dependent(minutes, seed)
         self.keep()
+        return list(dict.fromkeys(asked))
+
+    def _forget_dependent(self, minutes: int, seed: int) -> list[tuple[int, str, int]]:
+        """Forget of peers what depends on a run of ours; the cells that lack something then."""
+        found = []
+        for peer, (_, start) in PEERS.items():
+            key = label(minutes, peer, seed)
+            if key in self.cells:
+                found.append((minutes, peer, seed))
+            if start == "repaired":  # it began with that run's start
+                self._forget(key)
+                if seed == 0:
+                    self.kept.get("rates", {}).pop(f"{minutes}min/{peer}", None)
+            else:  # it was measured over that run's ids, and trained without it
+                for part in ("measured", "sums"):
+                    self.cells.get(key, {}).pop(part, None)
+        return found
+
+    def _forget(self, key: str) -> None:
+        self.cells.pop(key, None)
+        self.kept.get("tasks", {}).pop(key, None)
+
+
+def or_infinite(value: float) -> float:
+    """A KL for comparisons, in which NaN would win or lose by where it stands."""
+    return value if math.isfinite(value) else math.inf
+
+
+def best_rate(tried: Mapping[str, float]) -> str:
+    """The learning rate with the smallest KL; where none has one, the smallest rate."""
+    return min(tried, key=lambda rate: (or_infinite(tried[rate]), float(rate)))
 
 
 def next_rate(tried: Mapping[str, float]) -> str | None:
@@ -527,7 +589,7 @@ def next_rate(tried: Mapping[str, float]) -> str | None:
     """
     if not tried:
         return f"{FIRST_RATE:g}"
-    at = LADDER.index(float(min(tried, key=tried.__getitem__)))
+    at = LADDER.index(float(best_rate(tried)))
     near = [f"{rate:g}" for rate in LADDER[max(0, at - 1) : at + 2]]
     return next((rate for rate in near if rate not in tried), None) if len(tried) < MOST_RATES else None
 
@@ -563,6 +625,12 @@ def foretold(spent: float, stages: dict[str, float], tokens: int, available: int
 def label(minutes: int, name: str, seed: int) -> str:
     """A cell's name."""
     return f"{minutes}min/{name}/{seed}"
+
+
+def unlabelled(name: str) -> tuple[int, str, int]:
+    """Minutes, student and seed of a cell's name."""
+    minutes, student, seed = name.split("/")
+    return int(minutes.removesuffix("min")), student, int(seed)
 
 
 def tail(log: Path) -> str:
@@ -780,7 +848,7 @@ def figures_of(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             name = f"kl_over_{key}_{minutes}min"
             figures[name] = figures[f"{name}_interval"] = None
             if found is not None and among:
-                best = min(among, key=lambda peer: found[peer]["kl"])
+                best = min(among, key=lambda peer: or_infinite(found[peer]["kl"]))
                 figures[name] = found[best]["kl_ratio"]["value"]
                 figures[f"{name}_interval"] = found[best]["kl_ratio"]["interval"]
                 ratios[f"{minutes}min"][key] = best
@@ -794,6 +862,8 @@ def figures_of(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
         "interval": "95 % over held-out chats (by effective chats), seeds averaged chat by chat; over seeds beside it",
     }
     details |= {name: bench.kept[name] for name in ("material", "calibration", "starts", "rates") if name in bench.kept}
+    if earlier := bench.earlier():
+        details["cells_of_other_code_or_machine"] = earlier
     return figures, details
 
 
@@ -806,7 +876,13 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=int, choices=(10, 30), default=10, help="of both threads, a cell")
     parser.add_argument("--seeds", type=int, help="3 for ten minutes, 1 for thirty")
-    parser.add_argument("--cell", action="append", default=[], metavar="NAME", help="run this one again, and only it")
+    parser.add_argument(
+        "--cell",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run this one again, and only it and what is measured by it",
+    )
     parser.add_argument("--cpu-seconds", type=float, help="CPU seconds of a cell instead, for a trial")
     parser.add_argument(
         "--recipe", type=Path, default=RECIPE, help="what Stillroom runs; the quickstart's if not given"
@@ -830,10 +906,7 @@ def main() -> None:
         # Of the longer budget only ours and TRL on the pruned student, which it is meant to beat.
         wanted = [one for one in wanted if one[0] == 10 or one[1] in (OURS, "trl_pruned")]
     if options.cell:
-        bench.again(options.cell, options.minutes)
-        wanted = [one for one in wanted if any(name in (label(*one), one[1]) for name in options.cell)] or [
-            (int(m.removesuffix("min")), n, int(s)) for m, n, s in (name.split("/") for name in options.cell)
-        ]
+        wanted = bench.again(options.cell, wanted)
     for minutes, name, seed in wanted:
         found = bench.cell(minutes, name, seed)
         if "left_out" in found:

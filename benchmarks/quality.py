@@ -9,7 +9,7 @@ keeps finished trainings, so that an interrupted benchmark goes on. `--quick` ta
 matter most.
 
 A second part (`--only coarse` runs it alone) is of what an endpoint lists: the same number of layers, repaired in closed form,
-learns on 102,400 tokens from the 20 or 5 most probable ids and the mass of all others (``coarse20``, ``coarse5``), or from
+learns on 122,000 tokens from the 20 or 5 most probable ids and the mass of all others (``coarse20``, ``coarse5``), or from
 those ids alone, normalised to one (``coarse20_renormalised``, ``coarse5_renormalised``), beside the dense signal. A folder
 beside the file of `--work` keeps the teacher's hidden states on that text, which cost as much as a training.
 """
@@ -62,6 +62,14 @@ TRAIN_TOKENS, HELDOUT_TOKENS = 24_576, 4096
 SEEDS = (0, 1, 2)
 RATE = 1e-3
 CONFIG = DistillConfig(learning_rate=RATE)
+IDENTITY = {
+    "length": LENGTH,
+    "batch": BATCH,
+    "train_tokens": TRAIN_TOKENS,
+    "heldout_tokens": HELDOUT_TOKENS,
+    "rate": RATE,
+}
+"""What every training of a work file has in common."""
 DRAWS = 50
 TAUS = {"threshold": 1 / 36, "threshold_24": 1 / 24, "threshold_16": 1 / 16}
 METHODS = ("dense", "threshold", "top_k", "cross_entropy", "top_k_rest", "draws_50", "threshold_16", "threshold_24")
@@ -286,8 +294,7 @@ def coarse_part(
     tokens: int,
     layers: int,
     seeds: tuple[int, ...],
-    results: dict[str, Any],
-    work: Path | None,
+    kept: report.Kept,
     until: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and details of learning from what an endpoint lists.
@@ -297,16 +304,11 @@ def coarse_part(
         tokens: To train on.
         layers: Of the student.
         seeds: Of the order.
-        results: Finished trainings; new ones are put there.
-        work: Keeps them, and the teacher's hidden states beside it.
+        kept: Finished trainings; a folder beside its file keeps the teacher's hidden states.
         until: No training is begun after this time of the monotonic clock, in seconds.
     """
-
-    def keep() -> None:
-        if work is not None:
-            files.write_json(work, results)
-
-    states_folder = None if work is None else work.with_name(f"{work.stem}-states")
+    results = kept.cells
+    states_folder = None if kept.path is None else kept.path.with_name(f"{kept.path.stem}-states")
     original = material.corpus(loaded, LENGTH, tokens, HELDOUT_TOKENS if tokens >= HELDOUT_TOKENS else LENGTH)
     prefix = f"repaired-{layers}-{tokens}-{str(material.fastest()).removeprefix('torch.')}-{OBSERVED_SHARE}"
     names = [f"{prefix}/{method}/{seed}" for seed in seeds for method in COARSE_METHODS]
@@ -321,8 +323,7 @@ def coarse_part(
         ]
         dense_heldout = dense_signals(loaded, original[1], to_student)
         kl = heldout_kl(LossNetwork(copy.deepcopy(start), material.fastest()), heldout, vocabulary, dense_heldout)
-        results[f"{prefix}/start"] = {"kl": kl}
-        keep()
+        kept.add(f"{prefix}/start", {"kl": kl})
         for name in names:
             if name in results:
                 continue
@@ -337,9 +338,8 @@ def coarse_part(
             share = 1.0 if method == "dense" else OBSERVED_SHARE  # as a run takes it
             network = train(start, train_text, vocabulary, always(taught), int(seed), output_share=share)
             kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
-            results[name] = {"kl": kl}
+            kept.add(name, {"kl": kl})
             sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")
-            keep()
     table: dict[str, Any] = {}
     for method in COARSE_METHODS:
         kls = [results[f"{prefix}/{method}/{seed}"]["kl"] for seed in seeds]
@@ -406,25 +406,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the student in the part `coarse`")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    results: dict[str, Any] = files.read_json(arguments.work) if arguments.work and arguments.work.is_file() else {}
+    kept = report.Kept(arguments.work, IDENTITY | {"dtype": str(material.fastest())})
     loaded = material.teacher()
     seeds = SEEDS[:1] if arguments.quick else SEEDS
     figures: dict[str, float] = {}
     details: dict[str, Any] = {}
     if arguments.only != "coarse":
-        figures, details = sampled_part(loaded, seeds, arguments, results, begun)
+        figures, details = sampled_part(loaded, seeds, arguments, kept, begun)
     # Beyond the minutes nothing of this part is begun: a part of its methods would say nothing.
     if arguments.only != "sampled" and time.monotonic() - begun <= 60 * arguments.minutes:
         tokens = arguments.tokens or (QUICK_COARSE_TOKENS if arguments.quick else COARSE_TOKENS)
         found, details["coarse"] = coarse_part(
-            loaded, tokens, arguments.layers, seeds, results, arguments.work, begun + 60 * arguments.minutes
+            loaded, tokens, arguments.layers, seeds, kept, begun + 60 * arguments.minutes
         )
         figures |= found
     report.write(figures, details, arguments.json)
 
 
 def sampled_part(
-    loaded: Any, seeds: tuple[int, ...], arguments: argparse.Namespace, results: dict[str, Any], begun: float
+    loaded: Any, seeds: tuple[int, ...], arguments: argparse.Namespace, kept: report.Kept, begun: float
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and details of learning from what is kept of whole distributions."""
     original = material.corpus(loaded, LENGTH, TRAIN_TOKENS, HELDOUT_TOKENS)
@@ -437,17 +437,15 @@ def sampled_part(
     plan += [] if arguments.quick else [(method, seed) for seed in seeds for method in METHODS[4:]]
     for method, seed in plan:
         name = f"{method}/{seed}"
-        if name in results or time.monotonic() - begun > 60 * arguments.minutes:
+        if name in kept.cells or time.monotonic() - begun > 60 * arguments.minutes:
             continue
         signals, size = (None, 0.0) if method == "cross_entropy" else signals_of(method, dense, seed)
         taught = None if signals is None else (lambda _, signals=signals: signals)
         network = train(start, train_text, vocabulary, taught, seed)
         kl = heldout_kl(network, heldout, vocabulary, dense_heldout)
-        results[name] = {"kl": kl, "bytes_per_position": size}
+        kept.add(name, {"kl": kl, "bytes_per_position": size})
         sys.stderr.write(f"{name}: {kl:.4f} nats, {time.monotonic() - begun:.0f} s\n")
-        if arguments.work:
-            files.write_json(arguments.work, results)
-    table = summary(results)
+    table = summary(kept.cells)
     figures = {
         f"kl_{short}_over_dense": table[method]["over_dense"]
         for short, method in (("threshold", "threshold"), ("topk", "top_k"), ("cross_entropy", "cross_entropy"))

@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.quickstart [--runs 3] [--quick] [--work FOLDER] [--json FILE]
 
 ``stillroom run recipes/quickstart.yaml`` in a fresh folder, so many times, as a process of its own on two threads; its CPU
-seconds are those of the whole process tree. Figures are medians over the runs. A run that ended is kept in the work folder, and
-an interrupted benchmark goes on behind it; with other code or another recipe it is made again.
+seconds are those of the whole process tree. Figures are medians over the runs, but for those of written answers and of the
+comparison below, which are of the last run's student. A run that ended is kept in the work folder, and an interrupted benchmark
+goes on behind it; with other code, another recipe, other files that it names, another PyTorch or machine it is made again.
 
 The same student is then compared with the one of commit b8e6c2e, whose recipe is cut in tokens so that its command takes the
 same CPU seconds (one calibration tells how many), on a *fixed second set*: the whole chats that that commit holds out, of at
@@ -32,9 +33,9 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import budget, judge, report
+from benchmarks import budget, judge, material, report
 from benchmarks.peers import ROOT, stage_seconds, tail
-from stillroom.core.files import digest_file, digest_json, read_json, write_json
+from stillroom.core.files import digest_json, read_json, write_json
 from stillroom.evaluation.intervals import effective_number
 from stillroom.models.load import load_teacher
 from stillroom.recipe.reading import load_recipe
@@ -85,13 +86,12 @@ def run_once(recipe: Path, folder: Path) -> tuple[Path, budget.Spent]:
 
 
 def kept_run(recipe: Path, folder: Path) -> tuple[Path, budget.Spent]:
-    """A run that ended here with this code and this recipe; one that is made now where there is none."""
+    """A run that ended here with this code, this recipe and on this machine; one that is made now where there is none."""
     kept = folder / "spent.json"
-    sources = sorted((ROOT / "src").rglob("*.py"))
-    asked = digest_json([digest_file(path) for path in (recipe, *sources)])
+    asked = digest_json([material.recipe_digest(recipe), report.made_by()])
     if kept.is_file() and (found := read_json(kept))["of"] == asked:
         sys.stderr.write(
-            f"{folder} holds a finished run of this code: it is measured. Remove the folder for a new one.\n"
+            f"{folder} holds a finished run of this code on this machine: it is measured. Remove the folder for a new one.\n"
         )
         return Path(found["run"]), budget.Spent(**found["spent"])
     run, spent = run_once(recipe, folder)
@@ -183,6 +183,8 @@ class Before:
         beside = self.folder / "code.partial"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
+        if shutil.which("git") is None:
+            raise NotThere(f"commit {BEFORE[:7]} cannot be taken out of the history: there is no git here")
         archive = subprocess.run(
             ["git", "-C", str(ROOT), "archive", "--format=tar", BEFORE, "src", "recipes"],
             capture_output=True,
@@ -270,15 +272,20 @@ class Before:
         """
         kept = self.folder / "before.json"
         facts: dict[str, Any] = read_json(kept) if kept.is_file() else {}
-        if facts.get("recipe") != digest_file(self.recipe):
-            facts = {"recipe": digest_file(self.recipe), "runs": []}
+        if facts.get("of") != (asked := self.identity()):
+            facts = {"of": asked, "runs": []}
         runs: list[dict[str, Any]] = facts["runs"]
-        for _ in range(1 + TRIES):
+        for trained in range(2 + TRIES):
             close = [one for one in runs if CLOSE[0] * seconds <= one["cpu_seconds"] <= CLOSE[1] * seconds]
             if close:
                 best = min(close, key=lambda one: abs(one["cpu_seconds"] - seconds))
                 return Path(best["folder"]), best
-            if not make or (tokens := self._tokens(runs, seconds)) in (one["tokens"] for one in runs):
+            # The last training is looked at, too.
+            if (
+                not make
+                or trained > TRIES
+                or (tokens := self._tokens(runs, seconds)) in (one["tokens"] for one in runs)
+            ):
                 break
             folder, spent = self._run(f"before-{tokens}", tokens)
             runs.append(
@@ -302,6 +309,10 @@ class Before:
             )
         tried = ", ".join(f"{one['cpu_seconds']:.0f} with {one['tokens']:,} tokens" for one in runs)
         raise NotThere(f"none of its runs is close to our {seconds:.0f} CPU seconds; they took {tried}")
+
+    def identity(self) -> str:
+        """A digest of what its runs depend on besides their tokens: its code is always the same."""
+        return digest_json([material.recipe_digest(self.recipe), report.made_by() | {"code": BEFORE}])
 
     def _whole(self) -> int:
         """Training tokens of its recipe, uncut."""

@@ -69,6 +69,12 @@ def code_digest() -> str:
     return files.digest_json([[str(path.relative_to(root)), files.digest_file(path)] for path in paths])
 
 
+def made_by() -> dict[str, Any]:
+    """What makes a result here: Stillroom's own files, and the machine."""
+    facts = machine()
+    return {name: facts[name] for name in ("processor", "cores", "python", "torch")} | {"code": code_digest()}
+
+
 OPENED: list[Kept] = []
 """All work files of this process."""
 
@@ -89,11 +95,10 @@ class Kept:
         self._asked = json.loads(json.dumps(asked))  # as a file has it: a tuple is a list there
         self.cells: dict[str, dict[str, Any]] = {}
         self._from: dict[str, dict[str, Any]] = {}
-        facts = machine()
-        self._here = {name: facts[name] for name in ("processor", "cores", "python", "torch")} | {"code": code_digest()}
+        self._here = made_by()
         if path is not None and path.is_file():
             kept = files.read_json(path)
-            if kept["asked"] != self._asked:
+            if kept.get("asked") != self._asked:
                 raise SystemExit(
                     f"{path} holds results of other sizes than these. Name another folder as --work, or remove this one whole."
                 )

@@ -31,6 +31,8 @@ class S3Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
+        self.begun = 0
+        """Uploads in parts so far, with those that were given up: none gets the number of another."""
         self.lock = threading.Lock()
         self.busy = 0
         """So many requests are answered with 503 before the next good one."""
@@ -210,7 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _in_parts(self, query: dict[str, list[str]]) -> None:
         with self.server.lock:
             if "uploads" in query:
-                upload = str(len(self.server.uploads))
+                upload = str(self.server.begun)
+                self.server.begun += 1
                 self.server.uploads[upload] = {}
                 tag, inside = "InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"
             else:

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import AnyUrl, BaseModel, Field, TypeAdapter, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from stillroom.core import files
+
 Named = tuple[str, Any]
 SUITE = Path(".venvs/jsonschema-suite")
 BFCL = Path(".venvs/bfcl")
@@ -96,39 +98,49 @@ def pydantic_schemas() -> Iterator[Named]:
 
 
 def zod_schemas() -> Iterator[Named]:
-    """Each type of zod's in each wrapper; nothing where npm cannot bring zod."""
+    """Each type of zod's in each wrapper.
+
+    Raises:
+        subprocess.SubprocessError: npm cannot bring zod.
+        OSError: There is no npm or node.
+    """
     from benchmarks.clients import CLIENTS, HERE, prepared
 
-    try:
-        folder = prepared(next(client for client in CLIENTS if client.npm))
-        words = ["node", str(HERE / "zod_schemas.mjs"), str(folder.resolve())]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
-    except (subprocess.SubprocessError, OSError):
-        return
+    folder = prepared(next(client for client in CLIENTS if client.npm))
+    words = ["node", str(HERE / "zod_schemas.mjs"), str(folder.resolve())]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
     for entry in json.loads(done.stdout):
         yield entry["name"], entry["schema"]
 
 
-def suite_schemas() -> Iterator[Named]:
-    """JSON Schema's own test suite, drafts 7 and 2020-12, from the source package of `jsonschema`."""
-    if not list(SUITE.glob("jsonschema-*.tar.gz")):
-        words = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-        ]
-        try:
+def brought(folder: Path, package: str, pattern: str, kind: str) -> Path:
+    """The one file of a package, which pip brings into a folder where it is not there: whole, or not at all.
+
+    Args:
+        folder: Where it is kept.
+        package: Name and version.
+        pattern: Of the file's name.
+        kind: pip's option for the other kind of file, which is not taken.
+
+    Raises:
+        subprocess.SubprocessError: pip cannot bring it.
+    """
+    if not any(folder.glob(pattern)):
+        words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, ":all:"]
+        with files.replacing(folder) as beside:
             subprocess.run(
-                [*words, "-d", str(SUITE), "jsonschema==4.23.0"], check=True, capture_output=True, timeout=300
+                [*words, "-d", str(beside), package], check=True, capture_output=True, text=True, timeout=300
             )
-        except (subprocess.SubprocessError, OSError):
-            return
-    with tarfile.open(next(SUITE.glob("jsonschema-*.tar.gz"))) as archive:
+    return next(folder.glob(pattern))
+
+
+def suite_schemas() -> Iterator[Named]:
+    """JSON Schema's own test suite, drafts 7 and 2020-12, from the source package of `jsonschema`.
+
+    Raises:
+        subprocess.SubprocessError: pip cannot bring it.
+    """
+    with tarfile.open(brought(SUITE, "jsonschema==4.23.0", "jsonschema-*.tar.gz", "--no-binary")) as archive:
         for member in archive.getmembers():
             found = re.search(r"json/tests/(draft7|draft2020-12)/([\w-]+)\.json$", member.name)
             stream = archive.extractfile(member) if found else None
@@ -138,27 +150,30 @@ def suite_schemas() -> Iterator[Named]:
                 yield f"{found[1]}/{found[2]}: {case['description']}", case["schema"]
 
 
-def bring_bfcl() -> None:
-    """The data of the Berkeley leaderboard, out of its package; nothing where pip cannot bring it."""
-    if next(BFCL.rglob("BFCL_v*_*.json"), None) is not None:
-        return
-    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(BFCL)]
-    try:
-        subprocess.run([*words, "bfcl-eval==2026.3.23"], check=True, capture_output=True, timeout=300)
-    except (subprocess.SubprocessError, OSError):
-        return
-    with zipfile.ZipFile(next(BFCL.glob("bfcl_eval-*.whl"))) as archive:
-        names = [name for name in archive.namelist() if re.fullmatch(r"bfcl_eval/data/BFCL_v\d+_\w+\.json", name)]
-        archive.extractall(BFCL, names)
+def bfcl_functions() -> list[dict[str, Any]]:
+    """The functions of the Berkeley leaderboard, out of its package.
+
+    Raises:
+        subprocess.SubprocessError: pip cannot bring it.
+    """
+    found: list[dict[str, Any]] = []
+    with zipfile.ZipFile(brought(BFCL, "bfcl-eval==2026.3.23", "bfcl_eval-*.whl", "--only-binary")) as archive:
+        for name in sorted(archive.namelist()):
+            kind = re.fullmatch(r"bfcl_eval/data/BFCL_v\d+_(\w+)\.json", name)
+            if kind is None or not any(word in kind[1] for word in ("simple", "multiple", "live")):
+                continue
+            for line in archive.read(name).decode().splitlines():
+                entry = json.loads(line)
+                found += [function for function in entry.get("function", []) if isinstance(function, dict)]
+    return found
 
 
 def bfcl_schemas() -> Iterator[Named]:
-    """Parameters of the Berkeley leaderboard's functions."""
-    from benchmarks.constrained import as_json_schema, bfcl_tools
+    """Parameters of the Berkeley leaderboard's functions. Errors as in :func:`bfcl_functions`."""
+    from benchmarks.constrained import as_json_schema
 
-    functions, _ = bfcl_tools()
     seen: set[str] = set()
-    for function in functions:
+    for function in bfcl_functions():
         schema = as_json_schema(function.get("parameters") or {"type": "object"})
         text = json.dumps(schema, sort_keys=True)
         if text not in seen:
@@ -166,11 +181,19 @@ def bfcl_schemas() -> Iterator[Named]:
             yield str(function["name"]), schema
 
 
-def every() -> dict[str, list[Named]]:
-    """All schemas, by where they come from."""
-    return {
-        "zod": list(zod_schemas()),
-        "pydantic": list(pydantic_schemas()),
-        "bfcl": list(bfcl_schemas()),
-        "suite": list(suite_schemas()),
-    }
+def every() -> tuple[dict[str, list[Named]], dict[str, str]]:
+    """All schemas, by where they come from; and of those that are not available here, why."""
+    found: dict[str, list[Named]] = {}
+    left_out: dict[str, str] = {}
+    sources = {"zod": zod_schemas, "pydantic": pydantic_schemas, "bfcl": bfcl_schemas, "suite": suite_schemas}
+    for name, schemas in sources.items():
+        try:
+            found[name] = list(schemas())
+        except (subprocess.SubprocessError, OSError) as error:
+            found[name], left_out[name] = [], why(error)
+    return found, left_out
+
+
+def why(error: Exception) -> str:
+    """The end of what a program said that failed, or the error's own words."""
+    return str(getattr(error, "stderr", None) or error)[-500:]

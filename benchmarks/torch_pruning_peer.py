@@ -8,12 +8,14 @@ Runs in a process of its own with Torch-Pruning on its path (`peer_folder`), so 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 PEER = Path(".venvs/torch-pruning")
+VERSION = "1.6.1"
 LONGEST = 1800.0
 """Seconds after which it is given up."""
 HEAD_RATIO = 1 / 3
@@ -22,9 +24,18 @@ WIDTH_RATIO = 0.22
 """Share of the hidden width and of the channels that go; with 8,384 ids the student has just under half the parameters."""
 
 
-def peer_folder() -> str | None:
-    """Where Torch-Pruning lies, installed there if it can be; None with the reason printed where it cannot."""
-    if not (PEER / "torch_pruning").is_dir():
+class LeftOut(Exception):
+    """Torch-Pruning cannot be installed, or gives no student; and why."""
+
+
+def peer_folder() -> str:
+    """Where Torch-Pruning is stored, installed there if it can be.
+
+    Raises:
+        LeftOut: It cannot.
+    """
+    if not (PEER / f"torch_pruning-{VERSION}.dist-info").is_dir():
+        shutil.rmtree(PEER, ignore_errors=True)
         command = [
             sys.executable,
             "-m",
@@ -34,32 +45,42 @@ def peer_folder() -> str | None:
             "--no-deps",
             "--target",
             str(PEER),
-            "torch-pruning",
+            f"torch-pruning=={VERSION}",
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"Torch-Pruning is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-            return None
+            why = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+            raise LeftOut(f"Torch-Pruning cannot be installed: {why}")
     return str(PEER.absolute())
 
 
-def cut(teacher: Path, target: Path, width_ratio: float = WIDTH_RATIO) -> float | None:
-    """Cut in a process of its own; the CPU seconds that it took without loading, or None where the peer cannot be had."""
-    folder = peer_folder()
-    if folder is None:
-        return None
-    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+def cut(teacher: Path, target: Path, width_ratio: float = WIDTH_RATIO) -> float:
+    """Prune in a process of its own; the CPU seconds that it took without loading.
+
+    Raises:
+        LeftOut: There is no student; what was written of one is removed.
+    """
+    path = os.pathsep.join(filter(None, [peer_folder(), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "benchmarks.torch_pruning_peer", str(teacher.absolute()), str(target.absolute())]
-    done = subprocess.run(
-        [*command, str(width_ratio)],
-        env=os.environ | {"PYTHONPATH": path},
-        cwd=Path(__file__).parents[1],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=LONGEST,
-    )
-    return float(done.stdout.split()[-1])
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        done = subprocess.run(
+            [*command, str(width_ratio)],
+            env=os.environ | {"PYTHONPATH": path},
+            cwd=Path(__file__).parents[1],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=LONGEST,
+        )
+    except subprocess.CalledProcessError as error:
+        why = f"failed with exit code {error.returncode}"
+    except subprocess.TimeoutExpired:
+        why = f"did not end within {LONGEST:.0f} seconds"
+    else:
+        return float(done.stdout.split()[-1])
+    shutil.rmtree(target, ignore_errors=True)
+    raise LeftOut(f"Torch-Pruning {why} on this teacher")
 
 
 def _cut_here(teacher: Path, target: Path, width_ratio: float) -> None:

@@ -142,7 +142,7 @@ def tiny_teacher(folder: Path) -> int:
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
-        "from tiny_models import make_model, make_tokenizer, tiny_model\n"
+        "from tiny_models import tiny_model\n"
         "from safetensors import safe_open\n"
         "import math\n"
         "made = tiny_model('llama', Path(sys.argv[1]), layers=4)\n"

@@ -66,8 +66,14 @@ def main() -> None:
     folder: Path = parser.parse_args().folder.absolute()
     if folder.exists():
         raise SystemExit(f"{folder} is there already; what a release wrote stays as it is.")
-    folder.mkdir(parents=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # An interrupted release leaves nothing that the next call would take for a whole one.
+    with files.replacing(folder) as beside:
+        beside.mkdir()
+        _write_all(beside)
+
+
+def _write_all(folder: Path) -> None:
     # Relative paths in recipes and pins stay relative: the folder can be copied anywhere and used from inside.
     with contextlib.chdir(folder), tempfile.TemporaryDirectory() as scratch:
         _write_teacher_and_text()

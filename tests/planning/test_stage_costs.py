@@ -13,7 +13,7 @@ from stillroom.recipe.recipe import Recipe
 from stillroom.runs.costs import Counts, Profile, StageCost
 from stillroom.runs.stages import STAGES
 from stillroom.students.shape import Shape
-from stillroom.training.stage_cost import learning_rate_from, step_tokens, training_steps
+from stillroom.training.stage_cost import learning_rate_from, stage_cost, step_tokens, training_steps, with_holes
 
 PROFILE = Profile(
     base_bytes=400_000_000,
@@ -267,3 +267,13 @@ def test_a_steps_size_follows_from_the_text_and_not_from_what_its_rows_repeat() 
     long = counts("layers", train_tokens=590 * 1024, text_tokens=540_619, sequence_length=1024)
     recipe = Recipe.model_validate(BASE | {"distill": {"epochs": 7}})
     assert (step_tokens(recipe, long), training_steps(recipe, long)) == (4096, 1036)
+
+
+def test_longer_steps_come_to_hold_more_for_each_token_on_a_cpu() -> None:
+    assert [round(with_holes(tokens), 1) for tokens in (256, 1024, 4096, 65_536)] == [1.5, 1.5, 4.2, 4.5]
+    recipe = Recipe.model_validate(BASE | {"distill": {"batch_tokens": 4096}})
+    sizes = counts("layers", expansion=1.0)
+    first, later = (
+        stage_cost(recipe, sizes, replace(PROFILE, holes=holes)).memory_bytes for holes in (False, True)
+    )
+    assert later - first == pytest.approx(4096 * PROFILE.token_bytes * (with_holes(4096) - 1))

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,33 @@ def test_a_failure_loses_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows["killed"]["ended"] == "killed by signal 9"
     assert [rows[name]["findings"][0]["value"] for name in ("wrong", "slow", "killed")] == [1, 2, 3]
     assert [name for name, row in rows.items() if row["ok"]] == ["machine", "good"]
+
+
+def test_a_check_ends_with_what_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLROOM_GPU_DEVICE", "cpu")
+
+    def long(at: Setting) -> None:
+        beside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        at.note("pid", beside.pid)
+        os.kill(os.getppid(), signal.SIGTERM)  # as `timeout` does when the time of the part is up
+        beside.wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run_checks("part1", [Check("long", long, 30)], tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    (noted,) = (json.loads(line) for line in (tmp_path / "part1.long.jsonl").read_text(encoding="utf-8").splitlines())
+    until = time.monotonic() + 10
+    while _lives(noted["value"]) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not _lives(noted["value"])
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_a_wrong_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,11 @@ def together(
         )
         for rank in range(world)
     ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # where one takes too long, or this process is ended meanwhile
     codes = [process.returncode for process in processes]
     assert not check or codes == [0] * world, "\n".join(errors)[-4000:]
     return codes

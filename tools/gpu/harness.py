@@ -2,11 +2,12 @@
 
 What a check notes is on disk at once, and the file of the part is written after each check, so that an error, a crash of
 the driver or a time that is up loses no more than the check that it happened to. A child is forked before CUDA is touched,
-so that imports are paid once.
+so that imports are paid once. It ends with the driver, however that ends: no check goes on using the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,9 +19,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+
+from stillroom.cluster.ray_machine import end_with
 
 FULL, TINY = "full", "tiny"
 
@@ -134,6 +138,19 @@ def run_checks(part: str, checks: Sequence[Check], out: Path) -> int:
     Returns:
         Checks that failed or found something below its bar.
     """
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        return _run_checks(part, checks, out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _where: FrameType | None) -> None:
+    """End by an error, so that the check that runs is ended, too."""
+    sys.exit(128 + number)
+
+
+def _run_checks(part: str, checks: Sequence[Check], out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     here = Setting.here(out)
     asked = os.environ.get("STILLROOM_GPU_ONLY", "").split()
@@ -181,10 +198,12 @@ def run_checks(part: str, checks: Sequence[Check], out: Path) -> int:
 def _in_a_child(check: Check, setting: Setting) -> str:
     """How it ended: `whole`, or what happened."""
     sys.stdout.flush()
+    driver = os.getpid()
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            end_with(driver)
             os.setsid()
             check.run(setting)
             code = 0
@@ -196,19 +215,23 @@ def _in_a_child(check: Check, setting: Setting) -> str:
             sys.stdout.flush()
             os._exit(code)
     end = time.monotonic() + check.limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            if os.WIFSIGNALED(status):
-                return f"killed by signal {os.WTERMSIG(status)}"
-            return "whole" if os.WEXITSTATUS(status) == 0 else "error"
-        time.sleep(0.02)
+    done = 0
     try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return f"not done after {check.limit:.0f} s"
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                if os.WIFSIGNALED(status):
+                    return f"killed by signal {os.WTERMSIG(status)}"
+                return "whole" if os.WEXITSTATUS(status) == 0 else "error"
+            time.sleep(0.02)
+        return f"not done after {check.limit:.0f} s"
+    finally:
+        # With all that it started; it has a session of its own, which no Ctrl-C reaches.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _machine(at: Setting) -> None:

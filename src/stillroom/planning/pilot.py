@@ -47,12 +47,6 @@ CAPTURED_TOKENS = 2048
 """Tokens that the pilot captures: the codec's model is fitted to them, and to fewer it does not fit well."""
 STEP_TOKENS = 1024
 """Tokens of the pilot's larger training step."""
-HOLES = 2.5
-"""Memory that a training on a CPU comes to hold for a step's tokens, over that of the pilot's few steps: tensors of changing
-sizes leave holes (:class:`stillroom.core.memory.Trimmer`), and more matrix products are kept. Measured in half of SmolLM2-135M:
-7.5 GB with steps of 4,096 tokens, where 4.2 to 4.7 were planned without it; steps of 1,024 tokens held 2.9 GB, where 2.7 were,
-so that these are planned a fifth too high.
-"""
 
 
 def run_pilot(recipe: Recipe, sequences: Sequences, vocabulary: VocabularyMap, student: ModelConfig) -> Profile:
@@ -132,7 +126,8 @@ def _trained(training: _Trial, base: int) -> dict[str, Any]:
     return {
         "token_seconds": token_seconds,
         "step_seconds": max(0.0, large.seconds - token_seconds * large.tokens),
-        "token_bytes": token_bytes * (HOLES if training.device.type == "cpu" else 1.0),
+        "token_bytes": token_bytes,
+        "holes": training.device.type == "cpu",
         "train_bytes": max(0, round(small.peak - base - token_bytes * small.tokens)),
     }
 

@@ -139,6 +139,7 @@ class Profile:
         step_seconds: Seconds of a training step besides.
         token_bytes: Memory of a training step per token of a forward pass.
         train_bytes: Memory of training besides.
+        holes: Whether a training comes to hold more than its first steps, because freed memory stays between what is used.
     """
 
     base_bytes: int
@@ -154,6 +155,7 @@ class Profile:
     step_seconds: float
     token_bytes: float
     train_bytes: int
+    holes: bool = False
 
 
 @dataclass(frozen=True)
