@@ -29,7 +29,7 @@ CHECKPOINT_SHARE = 0.02
 """Share of the time that checkpoints may take, apart from those at validations."""
 
 
-FEWEST_HOLES, MOST_HOLES = 1.5, 4.5
+FEWEST_HOLES, MOST_HOLES = 1.5, 5.0
 """Bounds of :func:`with_holes`."""
 
 
@@ -38,9 +38,9 @@ def with_holes(tokens: float) -> float:
 
     Tensors of changing sizes leave holes, the more of them the longer a step is (:class:`stillroom.core.memory.Trimmer`). A
     line through two measurements, both of half of SmolLM2-135M: with 1,024 tokens a training of 2.7 GB came to hold 2.9,
-    which is 1.4 times what its tokens took, and with 4,096 tokens one of 4.1 GB held 8.6 after half an hour, 4.2 times.
+    which is 1.4 times what its tokens took, and with 4,096 tokens one of 4.1 GB came to hold 9.4, 4.9 times.
     """
-    return min(MOST_HOLES, max(FEWEST_HOLES, 0.5 + tokens / 1100))
+    return min(MOST_HOLES, max(FEWEST_HOLES, 0.25 + tokens / 890))
 
 
 def stage_cost(recipe: Recipe, counts: Counts, profile: Profile) -> StageCost:
