@@ -273,7 +273,5 @@ def test_longer_steps_come_to_hold_more_for_each_token_on_a_cpu() -> None:
     assert [round(with_holes(tokens), 1) for tokens in (256, 1024, 4096, 65_536)] == [1.5, 1.5, 4.9, 5.0]
     recipe = Recipe.model_validate(BASE | {"distill": {"batch_tokens": 4096}})
     sizes = counts("layers", expansion=1.0)
-    first, later = (
-        stage_cost(recipe, sizes, replace(PROFILE, holes=holes)).memory_bytes for holes in (False, True)
-    )
+    first, later = (stage_cost(recipe, sizes, replace(PROFILE, holes=holes)).memory_bytes for holes in (False, True))
     assert later - first == pytest.approx(4096 * PROFILE.token_bytes * (with_holes(4096) - 1))
