@@ -67,8 +67,8 @@ def test_a_change_that_nobody_is_told_of_is_found() -> None:
     """The benchmark's own judgement can fail."""
     row = data.Row({}, ("one", "two"), ("two",), ("one",))
     for text, learned in (("one", "one"), ("one two", ""), ("one two", "one two"), ("two", "two")):
-        assert data._judged("x", lambda t=text, s=learned: ([(t, s)], ""), row).result == "silently_changed"  # type: ignore[misc]
-    assert data._judged("x", lambda: ([("one two", "two")], ""), row).result == "read"
+        assert data._judged("x", lambda t=text, s=learned: ([(t, s)], ""), row, "x").result == "silently_changed"  # type: ignore[misc]
+    assert data._judged("x", lambda: ([("one two", "two")], ""), row, "x").result == "read"
 
 
 def test_a_call_is_learned_to_the_letter() -> None:
