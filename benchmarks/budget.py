@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -179,6 +180,13 @@ def tree_bytes(pid: int) -> int:
     return total
 
 
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a session of its own, with all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, log: Path | None = None) -> Spent:
     """Run a command on ``THREADS`` threads, measured with all processes that it starts.
 
@@ -212,10 +220,7 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
             loads.append(os.getloadavg()[0])
             time.sleep(max(SAMPLE_SECONDS, (time.thread_time() - looking) / SAMPLE_SHARE))
     except BaseException:
-        # With all that it started.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)
         raise
     # The system's own record has all that was waited for, to the end; a process that nobody waited for is in the samples.
     spent = max(usage.ru_utime + usage.ru_stime, seen)

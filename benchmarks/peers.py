@@ -47,7 +47,7 @@ import yaml
 from benchmarks import budget, judge, material, report, torch_pruning_peer
 from benchmarks.evaluation import harness_python
 from benchmarks.material import evenly_spaced
-from stillroom.core.files import digest_file, read_json, write_json, write_text
+from stillroom.core.files import digest_file, read_json, write_json
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import count_parameters, load_teacher, save_model
 from stillroom.recipe.reading import load_recipe
@@ -150,8 +150,7 @@ class Bench:
 
     def keep(self) -> None:
         """Write the file of cells."""
-        # With NaN as Python reads it again: a peer that diverges ends nothing.
-        write_text(self.path, json.dumps(self.kept, indent=2, ensure_ascii=False) + "\n")
+        report.write_kept(self.path, self.kept)
 
     def earlier(self) -> list[str]:
         """Cells that other code or another machine trained or measured."""

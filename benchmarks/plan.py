@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.budget import end_group
 from benchmarks.material import TEACHER
 from benchmarks.report import write
 from stillroom.core.files import read_json
@@ -193,9 +192,7 @@ def _said(command: list[str]) -> str:
     try:
         said, complained = process.communicate()
     except BaseException:
-        # With all that it started.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)
         raise
     if process.returncode:
         raise SystemExit(f"{' '.join(command[2:])}: exit {process.returncode}\n{complained[-2000:]}")

@@ -159,6 +159,11 @@ def written(recipe: Any, run: Path) -> dict[str, Any]:
     }
 
 
+def _close(runs: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The runs that took about so many CPU seconds."""
+    return [one for one in runs if CLOSE[0] * seconds <= one["cpu_seconds"] <= CLOSE[1] * seconds]
+
+
 class Before:
     """The code of the earlier commit, and its student at equal CPU seconds.
 
@@ -275,18 +280,12 @@ class Before:
         if facts.get("of") != (asked := self.identity()):
             facts = {"of": asked, "runs": []}
         runs: list[dict[str, Any]] = facts["runs"]
-        for trained in range(2 + TRIES):
-            close = [one for one in runs if CLOSE[0] * seconds <= one["cpu_seconds"] <= CLOSE[1] * seconds]
-            if close:
-                best = min(close, key=lambda one: abs(one["cpu_seconds"] - seconds))
-                return Path(best["folder"]), best
-            # The last training is looked at, too.
-            if (
-                not make
-                or trained > TRIES
-                or (tokens := self._tokens(runs, seconds)) in (one["tokens"] for one in runs)
-            ):
+        trained = 0
+        while not (close := _close(runs, seconds)) and make and trained <= TRIES:
+            tokens = self._tokens(runs, seconds)
+            if tokens in (one["tokens"] for one in runs):
                 break
+            trained += 1
             folder, spent = self._run(f"before-{tokens}", tokens)
             runs.append(
                 {
@@ -299,6 +298,9 @@ class Before:
                 }
             )
             write_json(kept, facts)
+        if close:
+            best = min(close, key=lambda one: abs(one["cpu_seconds"] - seconds))
+            return Path(best["folder"]), best
         most = max(runs, key=lambda one: one["tokens"], default=None)
         if most is not None and most["tokens"] == self._whole() and most["cpu_seconds"] < CLOSE[0] * seconds:
             # Its recipe has no use for more: all of its tokens take fewer CPU seconds.

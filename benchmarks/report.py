@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import statistics
@@ -62,8 +63,9 @@ def _told(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@functools.cache
 def code_digest() -> str:
-    """A digest of Stillroom's own files: code, and what it reads."""
+    """A digest of Stillroom's own files: code, and what it reads. As they were when it was first asked for."""
     root = Path(stillroom.__file__).parent
     paths = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return files.digest_json([[str(path.relative_to(root)), files.digest_file(path)] for path in paths])
@@ -73,6 +75,11 @@ def made_by() -> dict[str, Any]:
     """What makes a result here: Stillroom's own files, and the machine."""
     facts = machine()
     return {name: facts[name] for name in ("processor", "cores", "python", "torch")} | {"code": code_digest()}
+
+
+def write_kept(path: Path, value: Any) -> None:
+    """Write a work file. NaN is in it as Python reads it again: a result that is none must not end a benchmark."""
+    files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 OPENED: list[Kept] = []
@@ -114,12 +121,8 @@ class Kept:
             self._write()
 
     def _write(self) -> None:
-        # With NaN as Python reads it again: a result that is none must not end a benchmark.
-        found = json.dumps(
-            {"asked": self._asked, "cells": self.cells, "from": self._from}, indent=2, ensure_ascii=False
-        )
         assert self.path is not None
-        files.write_text(self.path, found + "\n")
+        write_kept(self.path, {"asked": self._asked, "cells": self.cells, "from": self._from})
 
     def earlier(self) -> list[dict[str, Any]]:
         """Where parts are from that this code on this machine did not make, with their names as ``parts``."""

@@ -55,6 +55,18 @@ def step_rows(config: DistillConfig, tokens: int, length: int) -> int:
     return max(1, int(min(max(PER_ROOT_TOKEN * math.sqrt(tokens_of_run), FEWEST), MOST)) // length)
 
 
+def pass_steps(config: DistillConfig, text_tokens: int, row_tokens: int, length: int) -> int:
+    """Optimizer steps of one pass over the training text.
+
+    Args:
+        config: The recipe's section.
+        text_tokens: As :func:`step_rows` takes them.
+        row_tokens: The same with what pieces repeat and with padding.
+        length: Tokens per sequence.
+    """
+    return -(-row_tokens // (step_rows(config, text_tokens, length) * length))
+
+
 def micro_rows(config: DistillConfig, rows: int, length: int) -> int:
     """Sequences per forward pass of a step of ``rows`` sequences."""
     return rows if config.micro_batch_tokens is None else min(rows, max(1, config.micro_batch_tokens // length))

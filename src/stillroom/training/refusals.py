@@ -8,7 +8,7 @@ from stillroom.core.errors import RecipeError, UsageError
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.teacher import EndpointTeacher
 from stillroom.recipe.training import RoundsConfig
-from stillroom.training.batch_size import step_rows
+from stillroom.training.batch_size import pass_steps
 from stillroom.training.checkpoint import TENSORS, newest
 from stillroom.training.lean import SCALE
 
@@ -142,8 +142,7 @@ def require_rounds_fit(recipe: Recipe, text_tokens: int, row_tokens: int, length
         length: Tokens per sequence.
     """
     if recipe.distill.rounds is not None:
-        rows = -(-row_tokens // length)
-        steps = -(-rows // step_rows(recipe.distill, text_tokens, length))
+        steps = pass_steps(recipe.distill, text_tokens, row_tokens, length)
         require_steps(recipe.distill.epochs * steps, recipe.distill.rounds)
 
 

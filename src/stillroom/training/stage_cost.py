@@ -11,7 +11,7 @@ from stillroom.signals.cache.registry import signal_kind
 from stillroom.signals.signal import SignalKind
 from stillroom.teachers.stage_cost import stage_cost as capture_cost
 from stillroom.teachers.write.stage_cost import DECODED_BYTES_PER_SECOND
-from stillroom.training.batch_size import step_rows
+from stillroom.training.batch_size import pass_steps, step_rows
 from stillroom.training.sweep import LARGEST_SHARE, Budget, Origin
 
 VALIDATIONS = 10
@@ -146,8 +146,8 @@ def step_tokens(recipe: Recipe, counts: Counts) -> int:
 
 def training_steps(recipe: Recipe, counts: Counts) -> int:
     """Optimizer steps."""
-    per_step = step_rows(recipe.distill, counts.text_tokens, counts.sequence_length)
-    return recipe.distill.epochs * -(-counts.train_tokens // (per_step * counts.sequence_length))
+    steps = pass_steps(recipe.distill, counts.text_tokens, counts.train_tokens, counts.sequence_length)
+    return recipe.distill.epochs * steps
 
 
 def learning_rate_from(recipe: Recipe, counts: Counts) -> Origin:
