@@ -12,12 +12,14 @@ _trace = sys.excepthook
 def _tell(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """What a user can mend is told in its own words; anything else is a fault here, with all that Python knows of it."""
     # Here, since programs in peers' environments, which have no Stillroom, read this file too.
-    from stillroom.core.errors import StillroomError
+    from stillroom.core.errors import translate
 
-    if isinstance(error, StillroomError):
-        sys.stderr.write(f"{error}\n")
-    else:
+    # What Ctrl-C means differs from a command's: not every benchmark keeps what it has done.
+    found = None if isinstance(error, KeyboardInterrupt) else translate(error)
+    if found is None:
         _trace(kind, error, where)
+    else:
+        sys.stderr.write(f"{found}\n")
 
 
 def _end(number: int, _where: FrameType | None) -> None:

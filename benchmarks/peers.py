@@ -136,7 +136,7 @@ class Bench:
         self.folder, self.recipe, self.budgets, self.quick = folder.resolve(), recipe.resolve(), budgets, quick
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "cells.json"
-        self.kept: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
+        self.kept: dict[str, Any] = report.read_kept(self.path) or {}
         for name, digest in (("recipe", digest_file(self.recipe)), ("files", material.recipe_digest(self.recipe))):
             if self.kept.setdefault(name, digest) != digest:
                 raise SystemExit(f"{self.path} belongs to another {self.recipe.name}; give another folder by --work.")
@@ -895,8 +895,6 @@ def main() -> None:
         budgets = dict.fromkeys((10, 30), options.cpu_seconds)
     work = options.work or ROOT / "build" / ("peers-quick" if quick else "peers")
     bench = Bench(work, options.recipe, budgets, quick=options.quick)
-    bench.prepare()
-    bench.calibration()
     rounds = [(options.minutes, options.seeds or (3 if options.minutes == 10 else 1))]
     if options.quick:
         rounds = [(10, 1), (30, 1)]
@@ -906,6 +904,8 @@ def main() -> None:
         wanted = [one for one in wanted if one[0] == 10 or one[1] in (OURS, "trl_pruned")]
     if options.cell:
         wanted = bench.again(options.cell, wanted)
+    bench.prepare()
+    bench.calibration()
     for minutes, name, seed in wanted:
         found = bench.cell(minutes, name, seed)
         if "left_out" in found:

@@ -41,6 +41,8 @@ def write(figures: dict[str, Any], details: Any, path: Path | None) -> None:
         )
     result = _told({"figures": figures, "details": details, "machine": facts})
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    if path is not None and path.is_dir():
+        raise SystemExit(f"--json {path} is a folder: the result is not written there. It is all in standard output.")
     if path is not None:
         files.write_json(path, result)
 
@@ -77,6 +79,23 @@ def made_by() -> dict[str, Any]:
     return {name: facts[name] for name in ("processor", "cores", "python", "torch")} | {"code": code_digest()}
 
 
+def read_kept(path: Path) -> dict[str, Any] | None:
+    """What a work file holds; None where there is none yet.
+
+    Raises:
+        SystemExit: Something else is there, and stays as it is.
+        NotJson: It is damaged.
+    """
+    if path.is_dir():
+        raise SystemExit(f"{path} is a folder, where a benchmark keeps what is done in a file. Name a file as --work.")
+    if not path.is_file():
+        return None
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path} is no work file of a benchmark. Name another as --work, or remove it.")
+    return found
+
+
 def write_kept(path: Path, value: Any) -> None:
     """Write a work file. NaN is in it as Python reads it again: a result that is none must not end a benchmark."""
     files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -103,8 +122,8 @@ class Kept:
         self.cells: dict[str, dict[str, Any]] = {}
         self._from: dict[str, dict[str, Any]] = {}
         self._here = made_by()
-        if path is not None and path.is_file():
-            kept = files.read_json(path)
+        kept = None if path is None else read_kept(path)
+        if kept is not None:
             if kept.get("asked") != self._asked:
                 raise SystemExit(
                     f"{path} holds results of other sizes than these. Name another folder as --work, or remove this one whole."

@@ -97,6 +97,15 @@ def test_a_mistake_is_told_in_its_own_words_and_not_as_a_traceback(tmp_path: Pat
     assert "Traceback" not in found.stderr
 
 
+def test_a_damaged_work_file_is_told_and_not_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "cells.json").write_text('{"asked": ')
+    words = ["-m", "benchmarks.draws", "--tiny", "--work", str(tmp_path / "cells.json")]
+    found = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert found.returncode != 0
+    assert "cells.json is damaged" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it() -> None:
     held = bytearray(200_000_000)
     held[::4096] = b"x" * len(held[::4096])

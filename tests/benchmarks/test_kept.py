@@ -51,3 +51,15 @@ def test_a_result_that_is_no_number_ends_nothing(tmp_path: Path) -> None:
     assert math.isnan(kept.cells["a"]["kl"])
     report.write({"kl": kept.cells["a"]["kl"], "most": math.inf}, {}, tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text())["figures"] == {"kl": "nan", "most": "inf"}
+
+
+def test_what_is_no_work_file_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list.json").write_text("[]")
+    for name, words in (("folder", "is a folder"), ("list.json", "no work file")):
+        with pytest.raises(SystemExit, match=words):
+            Kept(tmp_path / name, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "list.json"]
+    with pytest.raises(SystemExit, match="is a folder"):
+        report.write({"kl": 1.0}, {}, tmp_path / "folder")
+    assert (tmp_path / "folder").is_dir()
