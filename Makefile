@@ -43,7 +43,8 @@ quickstart: $(VENV)/teacher.stamp
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Everything: what CI runs, the threats, and the wheel in environments of its own.
+# Everything: what CI runs with newly drawn examples, the threats, and the wheel in environments of its own.
+test-all: export STILLROOM_EXAMPLES = new
 test-all:
 	$(MAKE) check
 	$(MAKE) test

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, settings
 from stillroom.switch import Places, Switch
 
 # Another program on the same cores makes anything slow: no test asserts a time.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# The same examples in every run, so that what fails is the change; `make test-all` draws new ones.
+settings.register_profile("same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("new", settings.get_profile("same"), derandomize=False)
+settings.load_profile(os.environ.get("STILLROOM_EXAMPLES", "same"))
 
 OWN = {"kind": "own", "decided_by": "Stillroom's tests", "decided_at": "2026-11-24T00:00:00Z"}
 """A decision about models that the tests write themselves, for a recipe's section `terms`."""
