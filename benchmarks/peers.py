@@ -5,7 +5,9 @@
 One teacher (the quickstart's), one text (whole chats of the quickstart's sources, at most 512 tokens), one size, two threads;
 ``--minutes`` of both threads, so ten minutes are 1,200 CPU seconds. Cells, each a student and a seed:
 
-- ``stillroom``: the quickstart's recipe, its tokens chosen so that the command's whole tree keeps to the budget;
+- ``stillroom``: the quickstart's recipe, its tokens chosen so that the command's whole tree keeps to the budget; where these
+  are so many that ``batch_tokens: auto`` takes larger steps than the recipe, these, at a rate that grows with their root; with
+  many passes over the text, the finer draw of the teacher's signals that the plan advises;
 - ``trl_pruned``: TRL's GKD (forward KL on the text) on a student of evenly spaced layers;
 - ``trl_repaired``: the same on our repaired start, with our vocabulary: what our teaching is worth alone;
 - ``trl_torch_pruning``: the same on Torch-Pruning's start;
@@ -50,9 +52,11 @@ from benchmarks.material import evenly_spaced
 from stillroom.core.files import digest_file, read_json, write_json
 from stillroom.models.families.registry import family_of
 from stillroom.models.load import count_parameters, load_teacher, save_model
+from stillroom.planning.plan import MANY_PASSES
 from stillroom.recipe.reading import load_recipe
 from stillroom.signals.vocabulary_map import VocabularyMap
 from stillroom.students.embeddings import keep_rows
+from stillroom.training.batch_size import step_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -64,6 +68,8 @@ MOST_RATES = 8
 TRIAL_SHARE, TRIAL_CHATS = 0.1, 16
 CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 57_344, 8192
 """Of the run that costs are foretold from; the long one has as much text as the recipe repairs the student on."""
+FINE_TAU = 0.008
+"""What the plan advises for so many passes."""
 TRIES = 3
 ROOM = 1.005
 """Peers' students have at least this times the parameters of ours."""
@@ -236,7 +242,9 @@ class Bench:
             "validation_tokens": None,
             "heldout_tokens": None,
         }
-        recipe["distill"] = recipe.get("distill", {}) | {"epochs": epochs}
+        recipe["distill"] = recipe.get("distill", {}) | {"epochs": epochs} | self.steps(tokens)
+        if epochs >= MANY_PASSES:
+            recipe["capture"] = recipe.get("capture", {}) | {"codec": {"kind": "threshold", "tau": FINE_TAU}}
         runs = self.folder / "runs"
         shutil.rmtree(runs / name, ignore_errors=True)
         runs.mkdir(exist_ok=True)
@@ -260,6 +268,15 @@ class Bench:
             raise SystemExit(f"`stillroom run {file}` failed:\n{tail(log)}")
         each: int = read_json(runs / name / "corpus" / "stage.json")["notes"]["tokens"]["train"]
         return runs / name, spent, epochs * each
+
+    def steps(self, tokens: int) -> dict[str, Any]:
+        """What the recipe says of a step is for its own text: a longer run takes those of ``auto``, at a rate by their root."""
+        own, length = self.config.distill, self.config.corpus.sequence_length
+        rows = step_rows(own.model_copy(update={"batch_tokens": "auto", "epochs": 1}), tokens, length)
+        before = step_rows(own, tokens, length)
+        if rows <= before or own.learning_rate == "auto":
+            return {}
+        return {"batch_tokens": rows * length, "learning_rate": own.learning_rate * math.sqrt(rows / before)}
 
     def calibration(self) -> None:
         """One short run that is not counted, for what our run costs over its tokens."""

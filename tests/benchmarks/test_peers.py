@@ -106,6 +106,14 @@ def test_what_a_run_will_take_is_foretold_where_its_text_ends_too() -> None:
             assert cost.tokens(spent(tokens)[1] + 1e-6, 1) == pytest.approx(tokens, abs=1), (known, tokens)
 
 
+def test_longer_runs_take_larger_steps_and_shorter_ones_the_recipes(tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, peers.RECIPE, {})
+    assert bench.steps(57_344) == bench.steps(410_000) == {}
+    longer = bench.steps(1_780_000)
+    assert longer["batch_tokens"] == 3 * 1024
+    assert longer["learning_rate"] == pytest.approx(2e-4 * math.sqrt(3))
+
+
 def test_rates_are_tried_until_both_neighbours_of_the_best_are_worse() -> None:
     def tried(best: float) -> list[float]:
         found: dict[str, float] = {}

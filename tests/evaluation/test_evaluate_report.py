@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import sys
 import tempfile
 import types
@@ -279,8 +280,13 @@ def test_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     assert found["compared"][0]["fidelity"]["kl_to_teacher"]["n"] == 3
     with pytest.raises(RunError, match="two runs"):
         compare_runs([finished])
-    with pytest.raises(RunError, match="not a finished run"):
+    with pytest.raises(RunError, match=r"is not a run: it has no recipe\.yaml"):
         compare_runs([finished, tmp_path])
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(finished / "recipe.yaml", begun)
+    with pytest.raises(RunError, match="not a finished run"):
+        compare_runs([finished, begun])
 
 
 def test_charts_say_what_they_draw() -> None:

@@ -169,6 +169,24 @@ def test_what_the_plan_says_of_everything(small_recipe: Any, teacher: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("epochs", "codec", "said"),
+    [
+        (4, {"kind": "threshold"}, True),
+        (3, {"kind": "threshold"}, False),
+        (4, {"kind": "threshold", "tau": 0.008}, False),
+    ],
+)
+def test_many_passes_over_one_coarse_draw_are_said(
+    epochs: int, codec: dict[str, Any], said: bool, small_recipe: Any, teacher: Path, tmp_path: Path
+) -> None:
+    settings = small_recipe(teacher)
+    settings["distill"] |= {"epochs": epochs}
+    settings["capture"] = {"codec": codec}
+    plan = make_plan(Recipe.model_validate(settings), tmp_path)
+    assert any("the same draw" in note for note in plan["notes"]) == said
+
+
 def test_a_graph_is_planned_too(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
     def planned(onnx: bool, layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
         export = {"gguf": ["F16"], "onnx": onnx}

@@ -59,9 +59,11 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    if not path.is_file() or not (folder / "measures" / "fidelity.json").is_file():
+    numbers = path.is_file() and (folder / "measures" / "fidelity.json").is_file()
+    # Without a recipe: numbers alone, that were copied.
+    made = None if numbers and not (folder / "recipe.yaml").is_file() else Run.open(folder)
+    if not numbers:
         raise RunError(f"{folder}: this is not a finished run.", "Finish it with `stillroom run`, or measure it anew.")
-    made = Run.open(folder) if (folder / "recipe.yaml").is_file() else None  # else numbers alone, that were copied
     if made is not None:
         require_finished(made)
     try:
