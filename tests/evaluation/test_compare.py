@@ -41,6 +41,26 @@ def test_closeness_to_two_teachers_is_not_compared(tmp_path: Path) -> None:
     assert set(unlike["fidelity"]) == on_the_text
 
 
+def test_documents_of_one_size_may_be_in_any_order(tmp_path: Path) -> None:
+    folders = [finished_run(tmp_path / name, "t") for name in "ab"]
+    for folder in folders:
+        path = folder / "measures" / "fidelity.json"
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        measured["result"]["sums"]["student"]["text_bytes"] = [300] * 12
+        path.write_text(json.dumps(measured), encoding="utf-8")
+    (found,) = compare_runs(folders)["compared"]
+    assert "another order" in found["not_paired"]
+    assert found["fidelity"] == {}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [([5], True), ([5, 5], False), ([5, 6, 7], True), ([*range(300, 315), 300], True), ([5, 6, 6], False)],
+)
+def test_sizes_that_tell_documents_apart(sizes: list[int], told: bool) -> None:
+    assert compare._tell_apart(sizes) == told
+
+
 def test_nor_is_closeness_to_other_teachers_of_some_sources(tmp_path: Path) -> None:
     def routed(name: str, digest: str, sources: list[int], weight: float = 1.0) -> Path:
         others = [{"called": "far", "digest": digest, "sources": sources, "learned_from": [{"far": weight}]}]

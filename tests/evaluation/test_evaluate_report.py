@@ -23,6 +23,7 @@ from stillroom.core.errors import FloorMissed, MissingDependency, RunError
 from stillroom.core.plain import public_name
 from stillroom.core.tracking import metrics_of, open_trackers
 from stillroom.evaluation.compare import compare_runs
+from stillroom.evaluation.metrics import languages
 from stillroom.evaluation.sections import Dot, Series
 from stillroom.pipeline import run
 from stillroom.recipe.recipe import Recipe
@@ -208,6 +209,16 @@ def test_the_model_card_has_results_that_the_hub_reads(finished: Path) -> None:
     assert found["heldout", "kl_to_teacher"] == pytest.approx(summary["student"]["kl_to_teacher"], abs=1e-6)
     assert found["udhr-sw", "retention"] > 0
     assert card.data.model_name == "small"
+
+
+def test_a_text_of_ones_own_is_not_called_the_declaration() -> None:
+    def entry(own: bool) -> dict[str, Any]:
+        return {"name": "law", "own_text": own, "retention": {"student": {"value": 0.9}}}
+
+    own, ours = languages.card({"languages": {"law": entry(True), "de": entry(False)}})
+    assert "Declaration" not in own.dataset + own.dataset_type
+    assert "Declaration" in ours.dataset
+    assert ours.dataset_type == "udhr-de"
 
 
 def test_the_summary_says_how_much_text_is_behind_it(finished: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -127,19 +129,28 @@ def _documents(read: dict[str, Any]) -> list[str]:
 def _places(other: dict[str, Any], first: dict[str, Any]) -> tuple[list[int], list[int]] | str:
     """Where each run's sums have the documents that both held out, or why none is known to be the same."""
     mine, theirs = (read["_fidelity"]["sums"]["student"]["text_bytes"] for read in (other, first))
-    if mine == theirs:
-        # Equal texts have the same bytes in the same documents; names are of ids and pieces, which may be others.
-        return [*range(len(mine))], [*range(len(mine))]
+    same = [*range(len(mine))], [*range(len(mine))]
+    one, two = (read["_fidelity"].get("text") for read in (other, first))
+    if one is not None and one == two and mine == theirs:
+        return same
     named, wanted = _documents(other), _documents(first)
-    if not named or not wanted:
-        return "The runs were measured on different held-out text, or with another `seed` in another order."
     places = {name: place for place, name in enumerate(named)}
     pairs = [(places[name], place) for place, name in enumerate(wanted) if name in places]
-    return (
-        ([one for one, _ in pairs], [two for _, two in pairs])
-        if pairs
-        else ("The runs have no held-out document in common.")
-    )
+    if pairs:
+        return [one for one, _ in pairs], [two for _, two in pairs]
+    # Names are of ids and pieces, which another tokenizer or length changes: the texts may be the same all the same.
+    if mine == theirs and _tell_apart(mine):
+        return same
+    if not named or not wanted:
+        return "The runs were measured on different held-out text, or with another `seed` in another order."
+    return "The runs have no held-out document in common."
+
+
+def _tell_apart(sizes: list[int]) -> bool:
+    """Whether the same sizes of documents in the same order can hardly be another order: those of fixed size are in any."""
+    counts = Counter(sizes).values()
+    orders = math.lgamma(len(sizes) + 1) - sum(math.lgamma(count + 1) for count in counts)
+    return len(counts) == len(sizes) or orders > math.log(1e6)
 
 
 def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -173,8 +184,8 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
                 found["fidelity"][name] = {"difference": test.pop("value"), "interval": bounds} | test
             elif weight == "compared":
                 found["kl_not_paired"] = (
-                    "The runs compare other positions with the teacher (their vocabularies differ): KL and the same next "
-                    "token are not compared."
+                    "The runs compare other positions with the teacher, as other vocabularies do: KL and the same next token "
+                    "are not compared."
                 )
     for name, entry in other["_tasks"].items():
         against = first["_tasks"].get(name)

@@ -138,7 +138,8 @@ def baseline_comparison(stages: dict[str, dict[str, Any] | None]) -> dict[str, A
         if mine is None or theirs is None:
             reasons.append(f"the {words} of one of them are not recorded")
         elif theirs < least * mine:
-            reasons.append(f"the baseline had {theirs:,.0f} {words}, the student {mine:,.0f}")
+            digits = 2 if words != "tokens" and mine < 100 else 0
+            reasons.append(f"the baseline had {theirs:,.{digits}f} {words}, the student {mine:,.{digits}f}")
     return {"claimed": not reasons, "reason": "; ".join(reasons) or None, "tokens": tokens, "seconds": seconds}
 
 

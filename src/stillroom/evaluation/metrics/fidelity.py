@@ -306,12 +306,12 @@ def sections(result: Result) -> list[Section]:
             "fidelity",
             "How closely it follows its teacher",
             [
-                *_slice(result, "source", "By source; strokes are 95 % intervals.", "By source"),
+                *_slice(result, "source", "By source; strokes are intervals.", "By source"),
                 *_by_position(result),
                 *_slice(
                     result,
                     "class",
-                    "By class of the token that is predicted; strokes are 95 % intervals.",
+                    "By class of the token that is predicted; strokes are intervals.",
                     "By class of token",
                 ),
                 Text(f"Expected calibration error (15 bins): {errors}.", page=False),

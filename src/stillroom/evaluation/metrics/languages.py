@@ -84,7 +84,7 @@ def require(recipe: Recipe) -> None:
 
 def measure_languages(bench: Bench) -> dict[str, Any]:
     """The measure `languages`."""
-    texts = _texts(bench)
+    texts, own_texts = _texts(bench), {text.code for text in bench.config.languages.texts}
     drawing = Drawing(bench.config.bootstrap_samples, bench.config.confidence, bench.seed)
     found: dict[str, Any] = {}
     total = (1 + len(bench.answering)) * sum(len(text.encode()) for _, text in texts.values())
@@ -108,6 +108,7 @@ def measure_languages(bench: Bench) -> dict[str, Any]:
             tallies = {"teacher": own} | {contender.name: contender.tally for contender in contenders}
             found[code] = {
                 "name": name,
+                "own_text": code in own_texts,
                 "bytes": len(text.encode()),
                 "paragraphs": paragraphs,
                 "tokens_per_byte": {
@@ -247,8 +248,8 @@ def card(result: Result) -> list[CardResult]:
     """Retention of each language."""
     return [
         CardResult(
-            f"{entry['name']}, Universal Declaration of Human Rights",
-            f"udhr-{code}",
+            f"{entry['name']}, {'a text of our own' if entry.get('own_text') else 'Universal Declaration of Human Rights'}",
+            f"{'own-text' if entry.get('own_text') else 'udhr'}-{code}",
             "retention",
             "teacher's bits per byte over the student's",
             entry["retention"]["student"]["value"],
@@ -287,7 +288,7 @@ def sections(result: Result) -> list[Section]:
                     "Retention by language",
                     "teacher's bits per byte ÷ the model's",
                     caption="Retention: the teacher's bits per byte divided by the model's, on the same text. 1 (dashed) keeps "
-                    "all; strokes are 95 % intervals.",
+                    "all; strokes are intervals.",
                     at_one=True,
                 ),
                 Text(
