@@ -151,9 +151,8 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
     rest, number, carried = "", 0, ""
     with opened(path) as stream:
         try:
-            head: bytes = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
-            codec = require_text(head, path, encoding)
-            old = has_old_line_ends(head.decode(codec, "ignore"))
+            codec = require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
+            old = _has_old_line_ends(path, codec)
             tally.notes.update([OLD_LINE_ENDS] if old else [])
             reader = io.TextIOWrapper(stream, codec, newline="")
             # As the text's line ends.
@@ -183,6 +182,23 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
             raise _not_encoded(f"{path}, document {number + 1}", encoding, error) from None
         except OSError as error:
             raise unreadable(path, error) from None
+
+
+def _has_old_line_ends(path: Path, codec: str) -> bool:
+    """:func:`has_old_line_ends` of a file that is never whole in memory; it is read up to its first line feed.
+
+    Bytes that do not fit the encoding are for its reader to refuse.
+    """
+    found, last = False, ""
+    with opened(path) as stream:
+        reader = io.TextIOWrapper(stream, codec, errors="ignore", newline="")
+        while block := reader.read(BLOCK):
+            if "\n" in block:
+                return False
+            # A carriage return that ends the file ends no line.
+            found = found or has_old_line_ends(last + block)
+            last = block[-1]
+    return found
 
 
 def _not_encoded(where: str, encoding: str, error: UnicodeError) -> CorpusError:
