@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -302,6 +303,49 @@ def test_labels_of_tables(tmp_path: Path) -> None:
     assert tally.unused == {"label": 2}
     other = parquet(tmp_path / "c.parquet", body=["a"], label=["cat"])
     assert "no key `text`; there are: body, label." in message(ParquetSource(path=other))
+
+
+def test_columns_that_are_in_no_text_are_counted_as_rows_of_json_are(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet as module
+
+    rows: list[dict[str, Any]] = [
+        {
+            "text": f"text {index}",
+            "whole": index,
+            "some": index if index % 3 else None,
+            "word": "" if index % 2 else "w",
+            "words": ["a"] * (index % 3) if index % 4 else None,
+            "long": "x" * 5000 if index % 5 else "",
+            "part": {"a": index if index % 2 else None, "b": None},
+            "parts": {"a": index, "b": None},
+            "nothing": None,
+            "when": None if index % 7 else datetime.datetime(2026, 11, 1),
+            "a.b": index,
+            "empty": "" if index < 20 else "late",
+        }
+        for index in range(300)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    when = pyarrow.array([row["when"] for row in rows], pyarrow.timestamp("ns"))
+    table = table.set_column(table.schema.get_field_index("when"), "when", when)
+    module.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    for row in rows:
+        row["when"] = row["when"] and str(row["when"])
+        row["part"] = {key: value for key, value in row["part"].items() if value is not None}
+    lines(tmp_path / "a.jsonl", *rows)
+    for limit in (1, 40, 70, 299, None):
+        found = []
+        for source in (ParquetSource(path=tmp_path / "a.parquet"), JsonlSource(path=tmp_path / "a.jsonl")):
+            tally = Tally()
+            assert [document.text for document in itertools.islice(read_source(source, tally), limit)] == [
+                row["text"] for row in rows[:limit]
+            ]
+            found.append(dict(tally.unused))
+        assert found[0] == found[1]
+        assert found[0]["whole"] == (limit or 300)
 
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
 from stillroom.core.strict_json import Twice, once_each
+from stillroom.corpus.beside import always_filled, filled
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, OLD_LINE_ENDS, Document, clean, has_old_line_ends, whole_text
 from stillroom.corpus.inputs import (
     find_files,
@@ -461,11 +462,15 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
                 document_of(dict.fromkeys(names), source.text_key, source.messages_key, str(path))
             # It is of use beside an answer only, and counted by row otherwise.
             columns += [name for name in names if name == LABEL and name not in columns]
-            tally.unused.update({name: file.metadata.num_rows for name in names if name not in columns})
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _table_document(row, source, f"{path}, row {number}", tally)
+            for group in range(file.num_row_groups):
+                whole = always_filled(file, group).difference(columns)
+                beside = [name for name in names if name not in whole and name not in columns]
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=columns + beside):
+                    for row, unused in zip(batch.select(columns).to_pylist(), filled(batch, beside), strict=True):
+                        number += 1
+                        # Before the row is given: a `limit` asks for no more, and what follows is not reached.
+                        tally.unused.update([*whole, *unused])
+                        yield _table_document(row, source, f"{path}, row {number}", tally)
         except PermissionError as error:
             raise unreadable(path, error) from None
         except (ArrowException, OSError) as error:
