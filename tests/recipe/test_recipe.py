@@ -356,7 +356,7 @@ def test_one_key_of_rows_is_read_and_two_are_refused(source: str) -> None:
     good = GOOD.replace("kind: python_docs", f"{{{source}, messages_key: chat}}")
     assert parse_recipe(good).corpus.sources[0].messages_key == "chat"
     message = refuse(good.replace("messages_key", "text_key: body, messages_key"))
-    assert "give text_key or messages_key, not both" in message
+    assert message.endswith("\nGive text_key or messages_key, not both.")
 
 
 def test_true_is_no_number_whatever_the_key() -> None:
