@@ -392,6 +392,40 @@ def test_datasets_on_disk(tmp_path: Path) -> None:
     )
 
 
+def test_a_saved_dataset_of_another_split_or_configuration_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "files").mkdir()
+    lines(tmp_path / "files" / "train.jsonl", {"text": "a"}, {"text": "b"})
+    some = datasets.load_dataset(str(tmp_path / "files"), split="train[:1]", cache_dir=str(tmp_path / "cache"))
+    none = datasets.Dataset.from_dict({"text": ["a"]})
+    test = datasets.Dataset.from_dict({"text": ["a"]}, split="test")
+    folders = {"some": some, "none": none, "test": test, "dict": datasets.DatasetDict({"test": some, "train": none})}
+    for name, data in folders.items():
+        data.save_to_disk(tmp_path / name)
+
+    def source(name: str, **keys: str) -> DatasetSource:
+        return DatasetSource(name=str(tmp_path / name), **keys)
+
+    for good in (
+        source("some"),
+        source("some", split="train[:1]", config="default"),
+        source("none", split="train"),
+        source("test", split="test"),
+        source("dict", split="test", config="default"),
+    ):
+        assert [document.text for document in read(good)] == ["a"]
+    for name, held in (("some", "train[:1]"), ("none", "train")):
+        assert message(source(name, split="test")) == (
+            f"{tmp_path / name}: one saved table, of the split `{held}`, and the recipe asks for `test`.\n"
+            f"Write `split: {held}`, or name the folder that has the split `test`."
+        )
+    assert "of the split `test`, and the recipe asks for `train`" in message(source("test"))
+    assert "which names no configuration, and the recipe asks for `nope`" in message(source("none", config="nope"))
+    for asked in (source("some", config="nope"), source("dict", split="test", config="nope")):
+        assert "of the configuration `default`, and the recipe asks for `nope`" in message(asked)
+
+
 def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"messages": CHAT}, {"messages": CHAT})
     found = read(DatasetSource(name=str(tmp_path)))

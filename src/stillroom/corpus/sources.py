@@ -11,7 +11,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
@@ -44,6 +44,9 @@ from stillroom.recipe.corpus import (
     TextSource,
 )
 from stillroom.switch import require_on
+
+if TYPE_CHECKING:
+    import datasets
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
@@ -487,13 +490,7 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
     try:
         folder = Path(source.name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            data = datasets.load_from_disk(source.name)
-            if isinstance(data, datasets.DatasetDict):
-                if source.split not in data:
-                    raise CorpusError(
-                        f"{source.name}: no split `{source.split}`; there are: {', '.join(data)}.", "Change `split`."
-                    )
-                data = data[source.split]
+            data = _saved(datasets.load_from_disk(source.name), source)
         else:
             # A folder is read where it is, and of a name on the hub no more than what is asked for; otherwise the
             # library's own cache keeps what came over the network.
@@ -511,6 +508,37 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
             f"The dataset {source.name} cannot be read: {reason}.",
             "Check the name, the split and the network, or give a folder.",
         ) from None
+
+
+def _saved(data: datasets.Dataset | datasets.DatasetDict, source: DatasetSource) -> datasets.Dataset:
+    """The table that is asked for of what ``save_to_disk`` wrote: all splits of one configuration, or one table.
+
+    Raises:
+        CorpusError: It is another split or configuration than the recipe names.
+    """
+    import datasets
+
+    if isinstance(data, datasets.DatasetDict):
+        if source.split not in data:
+            raise CorpusError(
+                f"{source.name}: no split `{source.split}`; there are: {', '.join(data)}.", "Change `split`."
+            )
+        data = data[source.split]
+    else:
+        # What was taken of a split, such as `train[:10%]`, is of that split; a table without one has the usual name.
+        held = str(data.split or DatasetSource.model_fields["split"].default)
+        if source.split not in (held, held.partition("[")[0]):
+            raise CorpusError(
+                f"{source.name}: one saved table, of the split `{held}`, and the recipe asks for `{source.split}`.",
+                f"Write `split: {held}`, or name the folder that has the split `{source.split}`.",
+            )
+    if source.config not in (None, data.config_name):
+        of = f"of the configuration `{data.config_name}`" if data.config_name else "which names no configuration"
+        raise CorpusError(
+            f"{source.name}: a saved dataset {of}, and the recipe asks for `{source.config}`.",
+            "Leave `config` out, or name the folder that has it.",
+        )
+    return data
 
 
 def _python_docs(source: PythonDocsSource) -> Iterator[Document]:
