@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_glob(folder: Path, pattern: str) -> set[str]:
-    found = glob.glob(pattern, root_dir=folder, recursive=True, include_hidden=True)
+    found = glob.glob(pattern, root_dir=folder, recursive=True, include_hidden=True)  # noqa: PTH207
     return {name for name in found if (folder / name).is_file()}
 
 
