@@ -32,6 +32,11 @@ def told(ledger: dict[str, Any], config: CorpusConfig) -> list[str]:
         for name in ("validation", "heldout")
         if name in repeated and repeated[name]["documents"]
     ]
+    found += [
+        f"{source['name']}: nothing of its {source['documents']:,} documents is in the training text"
+        for source in ledger["sources"]
+        if not source["tokens"]["train"]
+    ]
     found += [f"{source['name']}: {sentence}" for source in ledger["sources"] for sentence in sentences(source)]
     found += [f"{what}: {count:,}" for what, count in ledger.get("chat_template_left_out", {}).items()]
     if over := sum(split.get("targets_over_document_limit", 0) for split in ledger["splits"].values()):
