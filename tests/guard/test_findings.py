@@ -141,6 +141,9 @@ def test_what_cannot_be_signed_or_written_is_refused_before_anything_is_examined
 
     assert "no private release key" in refusal("-o", "found.json", "--keys", "public")
     assert "is a folder" in refusal("-o", "suspect")
+    (tmp_path / "found.json.dsse").mkdir()
+    assert refusal("-o", "found.json").startswith("found.json.dsse is a folder")
+    (tmp_path / "found.json.dsse").rmdir()
     assert "cannot be written" in refusal("-o", "texts/found.json")
     assert "--keys signs a file" in refusal("--keys", "keys")
     monkeypatch.setenv("STILLROOM_PASSPHRASE", "a mistyped passphrase")
