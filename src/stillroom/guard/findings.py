@@ -257,7 +257,7 @@ def read_findings(path: Path, ring: Ring | None = None) -> tuple[Statement, tupl
     data = read_bytes(path)
     signers: tuple[str, ...] = ()
     if ring is not None:
-        signature = path.with_name(path.name + SIGNATURE_SUFFIX)
+        signature = _signature_of(path)
         keys = [ring.public_key(name) for name in ring.names("release")]
         signed = open_envelope(read_bytes(signature), str(signature), keys, 1, frozenset())
         if signed.payload != data:
