@@ -103,6 +103,27 @@ def test_init_looks_into_a_folder(name: str, kind: str, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "a.yaml").corpus.sources[0].kind == kind
 
 
+def test_init_names_what_its_kind_leaves_out(tmp_path: Path) -> None:
+    texts = tmp_path / "mixed"
+    texts.mkdir()
+    for name in ("a.md", "b.md", "chats.jsonl"):
+        (texts / name).write_text("words")
+    flags = ("--teacher", "owner/model", "--licence", "MIT", "--own", "", "--size", "60M", "--text", texts)
+    said = command("init", tmp_path / "a.yaml", *flags)
+    assert f"{texts}: `kind: text` took 2 of 3 files; passed over 1 .jsonl; " in said
+    (texts / "chats.jsonl").unlink()
+    assert "passed over" not in command("init", tmp_path / "b.yaml", *flags)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_init_touches_no_folder(force: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "work.txt").write_text("words")
+    flags = ("--teacher", "owner/model", "--licence", "MIT", "--own", "", "--size", "60M", "--text", "docs")
+    assert "mine is a folder" in command("init", tmp_path / "mine", *flags, *force, fails=UsageError)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "work.txt"]
+
+
 def test_only_without_a_name_is_refused(tmp_path: Path) -> None:
     assert "names no metric" in command("evaluate", tmp_path, "--only", " , ", fails=UsageError)
 

@@ -141,7 +141,9 @@ def test_an_array_is_read_the_same_in_blocks_of_any_size(texts: list[str], block
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text("ab\n\r", max_size=60), block=st.integers(1, 9))
+@given(
+    text=st.sampled_from(["ab\n\r", "ab\r"]).flatmap(lambda signs: st.text(signs, max_size=60)), block=st.integers(1, 9)
+)
 def test_a_separated_text_is_the_same_in_blocks_of_any_size(text: str, block: int, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("s") / "a.txt"
     path.write_bytes(text.encode())
@@ -153,6 +155,35 @@ def test_a_separated_text_is_the_same_in_blocks_of_any_size(text: str, block: in
         sources.BLOCK = before
     ends = "\r" if has_old_line_ends(text) else "\r\n"
     assert found == text.replace(ends, "\n").split("\n\n")
+    (whole,) = read_source(TextSource(path=path))
+    assert found == whole.text.split("\n\n")
+
+
+LONG = "x" * 5000
+"""More than the first bytes of a file that are looked at for what it is."""
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"progress 1%\rdone{LONG}\r\nline two\r\n\r\nline three",
+        f"{LONG}\rline two\r\rline three",
+        f"progress 1%\rdone{LONG}\nline two",
+        f"{LONG}\r",
+    ],
+)
+def test_the_whole_file_decides_how_its_lines_end(text: str, encoding: str, name: str, tmp_path: Path) -> None:
+    data_ = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data_) if name.endswith(".gz") else data_)
+
+    def found(separator: str | None) -> list[str]:
+        source = TextSource(path=tmp_path / name, encoding=encoding, separator=separator)
+        return [document.text for document in read_source(source)]
+
+    (whole,) = found(None)
+    assert found("\n\n") == whole.split("\n\n")
 
 
 @settings(max_examples=30)

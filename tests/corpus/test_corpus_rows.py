@@ -222,6 +222,29 @@ def test_what_is_not_used_is_counted_by_key() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["image", "image_url", "audio"])
+@pytest.mark.parametrize("type_", [{}, {"type": "text"}])
+def test_media_beside_the_words_of_a_text_part_are_refused(type_: dict[str, str], key: str) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": [{**type_, "text": "Which valve?", key: "valve.png"}]},
+            {"role": "assistant", "content": "M6."},
+        ]
+    }
+    assert f"the user's content has `{key}`; only text is learned" in refusal(row)
+    tally = Tally()
+    document_of(row, None, None, "here", ignore=[key], tally=tally)
+    assert tally.unused == Counter({f"messages.content.{key}": 1})
+
+
+def test_what_else_a_text_part_has_is_counted() -> None:
+    part = {"type": "text", "text": "M6.", "thinking": "T", "cache_control": {"type": "ephemeral"}, "annotations": []}
+    tally = Tally()
+    row = {"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": [part]}]}
+    document_of(row, None, None, "here", tally=tally)
+    assert tally.unused == Counter({"messages.content.thinking": 1, "messages.content.cache_control": 1})
+
+
 def test_digests_of_what_was_read_before_are_as_they_were() -> None:
     import hashlib
 

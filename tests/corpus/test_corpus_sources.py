@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -304,6 +305,49 @@ def test_labels_of_tables(tmp_path: Path) -> None:
     assert "no key `text`; there are: body, label." in message(ParquetSource(path=other))
 
 
+def test_columns_that_are_in_no_text_are_counted_as_rows_of_json_are(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet as module
+
+    rows: list[dict[str, Any]] = [
+        {
+            "text": f"text {index}",
+            "whole": index,
+            "some": index if index % 3 else None,
+            "word": "" if index % 2 else "w",
+            "words": ["a"] * (index % 3) if index % 4 else None,
+            "long": "x" * 5000 if index % 5 else "",
+            "part": {"a": index if index % 2 else None, "b": None},
+            "parts": {"a": index, "b": None},
+            "nothing": None,
+            "when": None if index % 7 else datetime.datetime(2026, 11, 1),
+            "a.b": index,
+            "empty": "" if index < 20 else "late",
+        }
+        for index in range(300)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    when = pyarrow.array([row["when"] for row in rows], pyarrow.timestamp("ns"))
+    table = table.set_column(table.schema.get_field_index("when"), "when", when)
+    module.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    for row in rows:
+        row["when"] = row["when"] and str(row["when"])
+        row["part"] = {key: value for key, value in row["part"].items() if value is not None}
+    lines(tmp_path / "a.jsonl", *rows)
+    for limit in (1, 40, 70, 299, None):
+        found = []
+        for source in (ParquetSource(path=tmp_path / "a.parquet"), JsonlSource(path=tmp_path / "a.jsonl")):
+            tally = Tally()
+            assert [document.text for document in itertools.islice(read_source(source, tally), limit)] == [
+                row["text"] for row in rows[:limit]
+            ]
+            found.append(dict(tally.unused))
+        assert found[0] == found[1]
+        assert found[0]["whole"] == (limit or 300)
+
+
 def test_parquet_without_the_column(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", body=["x"], id=[1])
     wanted = "there are: body, id.\nName the right one as `text_key` or `messages_key` in the recipe."
@@ -346,6 +390,40 @@ def test_datasets_on_disk(tmp_path: Path) -> None:
     assert "row 1: no key `body`; there are: text." in message(
         DatasetSource(name=str(tmp_path / "one"), text_key="body")
     )
+
+
+def test_a_saved_dataset_of_another_split_or_configuration_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "files").mkdir()
+    lines(tmp_path / "files" / "train.jsonl", {"text": "a"}, {"text": "b"})
+    some = datasets.load_dataset(str(tmp_path / "files"), split="train[:1]", cache_dir=str(tmp_path / "cache"))
+    none = datasets.Dataset.from_dict({"text": ["a"]})
+    test = datasets.Dataset.from_dict({"text": ["a"]}, split="test")
+    folders = {"some": some, "none": none, "test": test, "dict": datasets.DatasetDict({"test": some, "train": none})}
+    for name, data in folders.items():
+        data.save_to_disk(tmp_path / name)
+
+    def source(name: str, **keys: str) -> DatasetSource:
+        return DatasetSource(name=str(tmp_path / name), **keys)
+
+    for good in (
+        source("some"),
+        source("some", split="train[:1]", config="default"),
+        source("none", split="train"),
+        source("test", split="test"),
+        source("dict", split="test", config="default"),
+    ):
+        assert [document.text for document in read(good)] == ["a"]
+    for name, held in (("some", "train[:1]"), ("none", "train")):
+        assert message(source(name, split="test")) == (
+            f"{tmp_path / name}: one saved table, of the split `{held}`, and the recipe asks for `test`.\n"
+            f"Write `split: {held}`, or name the folder that has the split `test`."
+        )
+    assert "of the split `test`, and the recipe asks for `train`" in message(source("test"))
+    assert "which names no configuration, and the recipe asks for `nope`" in message(source("none", config="nope"))
+    for asked in (source("some", config="nope"), source("dict", split="test", config="nope")):
+        assert "of the configuration `default`, and the recipe asks for `nope`" in message(asked)
 
 
 def test_a_dataset_that_is_a_folder_of_files(tmp_path: Path) -> None:

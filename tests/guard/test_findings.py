@@ -141,10 +141,36 @@ def test_what_cannot_be_signed_or_written_is_refused_before_anything_is_examined
 
     assert "no private release key" in refusal("-o", "found.json", "--keys", "public")
     assert "is a folder" in refusal("-o", "suspect")
+    (tmp_path / "found.json.dsse").mkdir()
+    assert refusal("-o", "found.json").startswith("found.json.dsse is a folder")
+    (tmp_path / "found.json.dsse").rmdir()
     assert "cannot be written" in refusal("-o", "texts/found.json")
     assert "--keys signs a file" in refusal("--keys", "keys")
     monkeypatch.setenv("STILLROOM_PASSPHRASE", "a mistyped passphrase")
     assert "does not open this key" in refusal("-o", "found.json", "--keys", "keys")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["coins", "new", "texts", "--key", "key"],
+        ["honeypots", "new", "texts", "--key", "key"],
+        ["calibrate", "store"],
+        ["case", "cluster", "--store", "store", "--baseline", "texts"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_folder_is_never_moved_away_for_a_file_that_a_user_names(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    (tmp_path / "key").write_text("0" * 64)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["guard", *words, "-o", "mine"])
+    assert isinstance(result.exception, UsageError), result.output
+    assert str(result.exception).startswith("mine is a folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "mine", "texts"]
 
 
 @pytest.mark.parametrize("as_json", [True, False])

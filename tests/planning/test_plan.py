@@ -230,6 +230,38 @@ def test_the_command(small_recipe: Any, teacher: Path, tmp_path: Path) -> None:
     assert json.loads(shown.stdout)["broken"] == ["seconds"]
 
 
+def test_the_plan_tells_what_is_left_of_the_text_before_anything_is_spent(
+    small_recipe: Any, teacher: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    rows = [{"text": f"Valve {number} lets water pass. " * 9, "origin": "book"} for number in range(60)]
+    (mixed / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"text": ""}]))
+    (mixed / "notes.md").write_text("words")
+    settings = small_recipe(teacher)
+    settings["corpus"]["sources"] = [{"kind": "jsonl", "path": str(mixed), "licence": "PSF-2.0"}]
+    recipe = Recipe.model_validate(settings)
+    wanted = [
+        "dropped 1 duplicates and 1 empty documents",
+        f"{mixed}: took 1 of 2 files; passed over 1 .md",
+        f"{mixed}: keys that are in no text: 61 origin",
+    ]
+    found = make_plan(recipe, tmp_path)
+    planning.show_plan(found)
+    shown = capsys.readouterr().err
+    assert [note for note in found["text_notes"] if note in wanted] == wanted
+    assert all(f"            {note}\n" in shown for note in wanted)
+    # A finished corpus tells the same; its stage has said it once.
+    made = pipeline.run(recipe, tmp_path, until="capture")
+    shown = capsys.readouterr().err
+    assert all(shown.count(note) == 1 for note in wanted)
+    assert (
+        make_plan(recipe, tmp_path)["text_notes"]
+        == files.read_json(made.path / KEPT)["text_notes"]
+        == found["text_notes"]
+    )
+
+
 @pytest.mark.parametrize(
     ("limits", "error"),
     [({"memory_bytes": 1000}, OutOfMemory), ({"disk_bytes": 100_000}, DiskFull), ({"seconds": 0.1}, RunError)],

@@ -351,6 +351,14 @@ def test_a_number_beside_auto_that_is_out_of_its_bounds_is_told_which(value: Any
         DistillConfig.model_validate({"output_layer_rate": value})
 
 
+@pytest.mark.parametrize("source", ["kind: jsonl, path: a.jsonl", "kind: parquet, path: a", "kind: dataset, name: a"])
+def test_one_key_of_rows_is_read_and_two_are_refused(source: str) -> None:
+    good = GOOD.replace("kind: python_docs", f"{{{source}, messages_key: chat}}")
+    assert parse_recipe(good).corpus.sources[0].messages_key == "chat"
+    message = refuse(good.replace("messages_key", "text_key: body, messages_key"))
+    assert message.endswith("\nGive text_key or messages_key, not both.")
+
+
 def test_true_is_no_number_whatever_the_key() -> None:
     import json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.core import files
-from stillroom.core.errors import RecipeError, TermsRefused
+from stillroom.core.errors import CorpusError, RecipeError, TermsRefused
 from stillroom.corpus.sequences import Sequences
 from stillroom.evaluation import fidelity
 from stillroom.evaluation.heldout import HeldOut
@@ -206,6 +207,29 @@ def test_a_plan_names_them_all(settings: dict[str, Any], tmp_path: Path) -> None
         ("code", [1, 2]),
     ]
     assert all(entry["parameters"] > 0 for entry in plan["teachers"])
+
+
+@pytest.mark.parametrize("asked", ["code", {"code": 1, "teacher": 3}])
+def test_a_teacher_whose_text_is_all_in_an_earlier_source_is_refused(
+    asked: str | dict[str, int], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    first = settings["corpus"]["sources"][0]
+    settings["corpus"]["sources"] = [first, first | {"teacher": asked}]
+    recipe = Recipe.model_validate(settings)
+    label = asked if isinstance(asked, str) else "0.25 code + 0.75 teacher"
+    for verb in (make_plan, run):
+        with pytest.raises(CorpusError, match=rf"Nothing is left to train on for the teacher `{re.escape(label)}`"):
+            verb(recipe, tmp_path)
+    assert not (tmp_path / "small" / "capture").exists()
+    # The same teacher twice is one that teaches; what is in the text is told all the same.
+    settings["corpus"]["sources"] = [
+        first,
+        first,
+        settings["corpus"]["sources"][1] | {"path": str(tmp_path / "source1")},
+    ]
+    assert f"{first['path']}: nothing of its" in " ".join(
+        make_plan(Recipe.model_validate(settings), tmp_path)["text_notes"]
+    )
 
 
 def test_another_vocabulary_is_refused_by_name(

@@ -227,6 +227,7 @@ def coins_new(
     from stillroom.core.marks import read_key
     from stillroom.guard.coins import read_twins, served
 
+    files.require_no_folder(output)
     opened = read_key(_there(key))
     rows = [{"prompt": twin.prompt, "answer": served(twin, opened)} for twin in read_twins(_there(twins))]
     files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -273,6 +274,7 @@ def honeypots_new(
     from stillroom.core.marks import read_key
     from stillroom.guard.coins import honeypot_rows
 
+    files.require_no_folder(output)
     rows = honeypot_rows(read_key(_there(key)), _lines(accounts))
     files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     typer.echo(f"Written to {output}: {len(rows)} facts. Use them in harmless answers only.")

@@ -151,6 +151,7 @@ def calibrate(
     from stillroom.guard.campaign_watch import read_permitted
     from stillroom.guard.log_store import open_store
 
+    files.require_no_folder(output)
     opened = [open_store(path) for path in stores]
     allowed = frozenset[int]().union(*(read_permitted(permitted, store) for store in opened))
     made = learn(opened, false_alarms, _months(benign), allowed)
@@ -236,6 +237,7 @@ def watch(
     write_findings(target, made, subjects, signers)
     # One line a finding, for programs that follow them. Only `.json` is replaced: the findings' own name is never this one.
     rows = target.with_name(target.name.removesuffix(".json") + ".jsonl")
+    files.require_no_folder(rows)
     files.write_text(rows, "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings))
     if as_json:
         return
@@ -263,10 +265,11 @@ def case(
     from stillroom.guard.campaign_watch import watch as compare
     from stillroom.guard.log_store import open_store
 
+    target = output or Path(f"{cluster}.html")
+    files.require_no_folder(target)
     opened, frozen = open_store(store), read_baseline(baseline)
     watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     suspect = pages.find_suspect(watched, cluster)
-    target = output or Path(f"{suspect.name}.html")
     files.write_text(target, pages.page(watched, frozen, suspect, pages.gather(opened, watched, suspect)))
     typer.echo(f"{target}: {len(suspect.accounts):,} accounts, e {suspect.e:.3g} of {suspect.needed:.3g}")
 

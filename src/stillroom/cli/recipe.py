@@ -79,6 +79,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a recipe with comments: asks five questions, or takes the flags."""
+    files.require_no_folder(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists.", "Name another file, or give --force.")
     if teacher is None:
@@ -95,13 +96,16 @@ def init(
         own = typer.prompt(
             "If the teacher is your own: who says so (leave empty where its licence decides)", default=""
         )
-    written = _recipe(path, str(teacher), str(text), str(licence), str(size), str(own))
+    kind, left_out = _kind(str(text))
+    written = _recipe(path, str(teacher), str(text), kind, str(licence), str(size), str(own))
     files.write_text(path, written)
+    for sentence in left_out:
+        typer.echo(f"{text}: {sentence}; for those, write another source of their kind (docs/recipe.md)")
     typer.echo(f"{path} is written. What it will take: stillroom plan {path}")
     typer.echo(f"Then: stillroom run {path}")
 
 
-def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: str) -> str:
+def _recipe(path: Path, teacher: str, text: str, kind: str, licence: str, size: str, own: str) -> str:
     """The recipe's text; it is read before it is written.
 
     Raises:
@@ -120,7 +124,6 @@ def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: s
     name = "".join(sign if (sign.isalnum() and sign.isascii()) or sign in "._-" else "-" for sign in path.stem).strip(
         "-._"
     )
-    kind = _kind(text)
     is_gguf = teacher.startswith("package:") or teacher.lower().endswith(".gguf")
     lines = [
         "# A recipe of Stillroom: from a teacher and text to a student. Every key: docs/recipe.md",
@@ -174,8 +177,8 @@ def _recipe(path: Path, teacher: str, text: str, licence: str, size: str, own: s
     return found
 
 
-def _kind(text: str) -> str:
-    """The kind of source that reads a file, packed or not, a pattern, or a folder by what is in it.
+def _kind(text: str) -> tuple[str, list[str]]:
+    """The kind of source that reads a file, packed or not, a pattern, or a folder by what is in it; and what it leaves out.
 
     Raises:
         UsageError: No kind reads such a file.
@@ -191,13 +194,17 @@ def _kind(text: str) -> str:
         raise UsageError(error.what, error.todo) from None
     suffix = inner_suffix(path)
     if suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
-        return "jsonl"
-    return "parquet" if suffix == ".parquet" else "text"
+        return "jsonl", []
+    return "parquet" if suffix == ".parquet" else "text", []
 
 
-def _kind_of_folder(folder: Path) -> str:
-    """The first kind of source that takes a file of a folder; text where none does, so that the plan says why."""
+def _kind_of_folder(folder: Path) -> tuple[str, list[str]]:
+    """The first kind of source that takes a file of a folder, and what it leaves out of it, in words.
+
+    Text where none does, so that the plan says why.
+    """
     from stillroom.corpus.inputs import find_files
+    from stillroom.corpus.tally import Tally, sentences
     from stillroom.recipe.corpus import TABLES, JsonlSource, TextSource
 
     patterns: dict[str, tuple[str, ...]] = {
@@ -206,12 +213,14 @@ def _kind_of_folder(folder: Path) -> str:
         "parquet": TABLES,
     }
     for kind, pattern in patterns.items():
+        tally = Tally()
         try:
-            next(find_files(folder, pattern))
+            for _ in find_files(folder, pattern, tally=tally):
+                pass
         except CorpusError:
             continue
-        return kind
-    return "text"
+        return kind, [f"`kind: {kind}` {sentence}" for sentence in sentences(tally.as_dict())]
+    return "text", []
 
 
 def _share(size: str, teacher: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.core.errors import NotJson
+from stillroom.core.errors import NotJson, UsageError
 
 CHUNK = 1 << 20
 
@@ -155,6 +155,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise NotJson(str(path), str(error)) from None
+
+
+def require_no_folder(path: Path) -> None:
+    """Refuse to write a file that a user names where a folder is: only what is in the way of files of ours is moved away.
+
+    Raises:
+        UsageError: It is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, where a file is to be written.", "Name a file.")
 
 
 def make_way(path: Path, *, folder: bool = False) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
+WILDCARD = re.compile(r"(\[!?\]?[^\]]*\]|\*+|\?)")
+"""A wildcard of a pattern's part: a set of characters, stars, or a question mark."""
 PACKED = (".gz", ".zst")
 """Endings of packed files; what is before them tells what is inside."""
 
@@ -23,7 +25,7 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
     ``**/`` is any number of folders; other wildcards stay in one. Hidden names fit as others do.
     """
-    wanted = re.compile("|".join(_expression(pattern) for pattern in patterns), re.IGNORECASE)
+    wanted = re.compile("|".join(_expression(pattern) for pattern in patterns), re.IGNORECASE | re.DOTALL)
     return lambda name: bool(wanted.fullmatch(unpacked_name(name)) or wanted.fullmatch(name))
 
 
@@ -41,7 +43,17 @@ def _expression(pattern: str) -> str:
         if part == "**":
             found += ".*" if last else "(?:.*/)?"
         else:
-            # fnmatch's star reaches over folders; here it stays in one.
-            own = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
-            found += own.replace(".*", "[^/]*") + ("" if last else "/")
+            found += "".join(map(_inside_a_name, WILDCARD.split(part))) + ("" if last else "/")
     return f"(?:{found})"
+
+
+def _inside_a_name(piece: str) -> str:
+    """A wildcard, or what is between two, as an expression that never reaches over the end of a folder's name."""
+    if WILDCARD.fullmatch(piece) is None:
+        return re.escape(piece)
+    if piece.startswith("*"):
+        return "[^/]*"
+    if piece == "?":
+        return "[^/]"
+    # A set has the slash where it leaves other characters out, or by a range.
+    return "(?!/)" + fnmatch.translate(piece).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")

@@ -29,6 +29,7 @@ from stillroom.corpus.store import DocumentStore
 from stillroom.corpus.tally import Tally
 from stillroom.corpus.tokens import Encoder
 from stillroom.recipe.corpus import CorpusConfig, JsonlSource
+from stillroom.recipe.routes import routes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -127,7 +128,7 @@ def build_corpus(
         written: JSON Lines that a teacher wrote about the training documents; they are one more source, and train only.
 
     Raises:
-        CorpusError: A source is unreadable, everything is empty, or there are too few tokens.
+        CorpusError: A source is unreadable, everything is empty, there are too few tokens, or none are left for a teacher.
         NotWritable: A file may not be read.
         MissingDependency: A source needs an extra that is not installed.
     """
@@ -190,6 +191,7 @@ def build_corpus(
     for name, limit in limits.items():
         _enough(name, made[name], limit, over[name], len(found), config)
         _count(name, made[name], ledgers)
+    _require_learned(config, ledgers)
     ledger = _ledger(ledgers, made, over, unlearned, seed, config) | {
         "near_duplicates": repeated,
         "chats": encoder.chats,
@@ -310,6 +312,25 @@ def _enough(name: str, pieces: Pieces, limit: int | None, over: int, documents: 
         raise CorpusError(
             f"The recipe asks for {limit:,} {name} tokens, and the corpus ({there}) has {pieces.tokens:,} for it.",
             f"Add text{share}, lower `corpus.{name}_tokens`, or leave it out to take all there is.{capped_}",
+        )
+
+
+def _require_learned(config: CorpusConfig, ledgers: list[SourceLedger]) -> None:
+    """Refuse a recipe's teacher, or mixture of teachers, whose sources have no training text left: it would teach nothing."""
+    routes = routes_of([source.teacher for source in config.sources])
+    for route in routes:
+        mine = [ledgers[index] for index in route.sources]
+        if len(routes) == 1 or any(ledger.tokens["train"] for ledger in mine):
+            continue
+        read = "; ".join(
+            f"{ledger.name} has {ledger.documents:,}, of them {ledger.duplicates:,} duplicates of earlier ones, "
+            f"{ledger.empty:,} empty and {ledger.too_long:,} too long"
+            for ledger in mine
+        )
+        raise CorpusError(
+            f"Nothing is left to train on for the teacher `{route.label}`. Documents: {read}.",
+            "Of a text in two sources the first one's teacher is learned from: name the teacher there, as a mixture of both if "
+            "you like, take the source out, or raise `corpus.train_tokens`.",
         )
 
 

@@ -107,8 +107,17 @@ def tools_of(value: Any, where: str, key: str = "tools") -> tuple[Mapping[str, A
     return tuple(found)
 
 
-def text_of_content(content: Any, where: str, role: str, tally: Tally | None = None) -> str:
+def text_of_content(
+    content: Any, where: str, role: str, tally: Tally | None = None, ignore: Collection[str] = ()
+) -> str:
     """The words of a content: text, or a list of text parts, which are joined by line ends.
+
+    Args:
+        content: A message's content.
+        where: File and line.
+        role: Whose message it is.
+        tally: Counts what is not used.
+        ignore: Keys of parts that the recipe leaves out.
 
     Raises:
         CorpusError: It holds something else, such as an image.
@@ -129,10 +138,27 @@ def text_of_content(content: Any, where: str, role: str, tally: Tally | None = N
                 f"{where}: the {role}'s content has {what}; only text is learned.",
                 "Leave this row out, or leave only its text parts.",
             )
+        if isinstance(part, Mapping):
+            _count_beside_text(part, where, role, tally, ignore)
         words.append(clean(text, where, tally))
     if tally is not None and len(words) > 1:
         tally.notes["contents of several text parts joined by line ends"] += 1
     return "\n".join(words)
+
+
+def _count_beside_text(
+    part: Mapping[str, Any], where: str, role: str, tally: Tally | None, ignore: Collection[str]
+) -> None:
+    """Count what a text part of a content has besides its text; media are refused."""
+    beside = [key for key in part if key not in ("type", "text") and part[key] not in (None, "", [], {})]
+    medium = next((key for key in beside if key in MEDIA and key not in ignore), None)
+    if medium is not None:
+        raise CorpusError(
+            f"{where}: a text part of the {role}'s content has `{medium}`; only text is learned.",
+            f"Leave this row out of the file, or leave the key out on purpose: `ignore: [{medium}]`.",
+        )
+    if tally is not None:
+        tally.unused.update(f"messages.content.{key}" for key in beside)
 
 
 def _message(message: Message, where: str, tally: Tally | None, ignore: Collection[str]) -> Message:
@@ -152,7 +178,7 @@ def _message(message: Message, where: str, tally: Tally | None, ignore: Collecti
     if role not in ROLES:
         raise CorpusError(f"{where}: a message has the role {role!r}.", f"Roles are: {', '.join(ROLES)}.")
     content = given.get("content", "" if role == "assistant" and speaks else None)
-    found: dict[str, Any] = {"role": role, "content": text_of_content(content, where, role, tally)}
+    found: dict[str, Any] = {"role": role, "content": text_of_content(content, where, role, tally, ignore)}
     if calls:
         if role != "assistant":
             raise CorpusError(f"{where}: the {role}'s message has `tool_calls`.", "Only the assistant calls tools.")

@@ -304,7 +304,8 @@ def _begins_with(reading: _Reading) -> bool:
     )
     if first is None or first.get("role", first.get("from")) not in ("user", "human"):
         return False
-    words = text_of_content(first.get("content", first.get("value")), reading.where, "user").strip()
+    content = first.get("content", first.get("value"))
+    words = text_of_content(content, reading.where, "user", ignore=reading.ignore).strip()
     if not isinstance(prompt, (list, tuple)):
         same = reading.words("prompt").strip() == words
     else:

@@ -11,11 +11,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from stillroom.core.errors import CorpusError, StillroomError, first_line, translate
 from stillroom.core.extras import require
 from stillroom.core.strict_json import Twice, once_each
+from stillroom.corpus.beside import always_filled, filled
 from stillroom.corpus.documents import LINE_ENDS, LONGEST, OLD_LINE_ENDS, Document, clean, has_old_line_ends, whole_text
 from stillroom.corpus.inputs import (
     find_files,
@@ -43,6 +44,9 @@ from stillroom.recipe.corpus import (
     TextSource,
 )
 from stillroom.switch import require_on
+
+if TYPE_CHECKING:
+    import datasets
 
 SHORTEST_DOCSTRING = 200
 """Characters under which docstrings say too little to be a document."""
@@ -151,9 +155,8 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
     rest, number, carried = "", 0, ""
     with opened(path) as stream:
         try:
-            head: bytes = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
-            codec = require_text(head, path, encoding)
-            old = has_old_line_ends(head.decode(codec, "ignore"))
+            codec = require_text(stream.peek(4096)[:4096], path, encoding)  # type: ignore[attr-defined]
+            old = _has_old_line_ends(path, codec)
             tally.notes.update([OLD_LINE_ENDS] if old else [])
             reader = io.TextIOWrapper(stream, codec, newline="")
             # As the text's line ends.
@@ -183,6 +186,23 @@ def _separated(path: Path, separator: str, encoding: str, tally: Tally) -> Itera
             raise _not_encoded(f"{path}, document {number + 1}", encoding, error) from None
         except OSError as error:
             raise unreadable(path, error) from None
+
+
+def _has_old_line_ends(path: Path, codec: str) -> bool:
+    """:func:`has_old_line_ends` of a file that is never whole in memory; it is read up to its first line feed.
+
+    Bytes that do not fit the encoding are for its reader to refuse.
+    """
+    found, last = False, ""
+    with opened(path) as stream:
+        reader = io.TextIOWrapper(stream, codec, errors="ignore", newline="")
+        while block := reader.read(BLOCK):
+            if "\n" in block:
+                return False
+            # A carriage return that ends the file ends no line.
+            found = found or has_old_line_ends(last + block)
+            last = block[-1]
+    return found
 
 
 def _not_encoded(where: str, encoding: str, error: UnicodeError) -> CorpusError:
@@ -445,11 +465,15 @@ def _parquet(source: ParquetSource, tally: Tally) -> Iterator[Document]:
                 document_of(dict.fromkeys(names), source.text_key, source.messages_key, str(path))
             # It is of use beside an answer only, and counted by row otherwise.
             columns += [name for name in names if name == LABEL and name not in columns]
-            tally.unused.update({name: file.metadata.num_rows for name in names if name not in columns})
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _table_document(row, source, f"{path}, row {number}", tally)
+            for group in range(file.num_row_groups):
+                whole = always_filled(file, group).difference(columns)
+                beside = [name for name in names if name not in whole and name not in columns]
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=columns + beside):
+                    for row, unused in zip(batch.select(columns).to_pylist(), filled(batch, beside), strict=True):
+                        number += 1
+                        # Before the row is given: a `limit` asks for no more, and what follows is not reached.
+                        tally.unused.update([*whole, *unused])
+                        yield _table_document(row, source, f"{path}, row {number}", tally)
         except PermissionError as error:
             raise unreadable(path, error) from None
         except (ArrowException, OSError) as error:
@@ -466,13 +490,7 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
     try:
         folder = Path(source.name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            data = datasets.load_from_disk(source.name)
-            if isinstance(data, datasets.DatasetDict):
-                if source.split not in data:
-                    raise CorpusError(
-                        f"{source.name}: no split `{source.split}`; there are: {', '.join(data)}.", "Change `split`."
-                    )
-                data = data[source.split]
+            data = _saved(datasets.load_from_disk(source.name), source)
         else:
             # A folder is read where it is, and of a name on the hub no more than what is asked for; otherwise the
             # library's own cache keeps what came over the network.
@@ -490,6 +508,37 @@ def _dataset(source: DatasetSource, tally: Tally) -> Iterator[Document]:
             f"The dataset {source.name} cannot be read: {reason}.",
             "Check the name, the split and the network, or give a folder.",
         ) from None
+
+
+def _saved(data: datasets.Dataset | datasets.DatasetDict, source: DatasetSource) -> datasets.Dataset:
+    """The table that is asked for of what ``save_to_disk`` wrote: all splits of one configuration, or one table.
+
+    Raises:
+        CorpusError: It is another split or configuration than the recipe names.
+    """
+    import datasets
+
+    if isinstance(data, datasets.DatasetDict):
+        if source.split not in data:
+            raise CorpusError(
+                f"{source.name}: no split `{source.split}`; there are: {', '.join(data)}.", "Change `split`."
+            )
+        data = data[source.split]
+    else:
+        # What was taken of a split, such as `train[:10%]`, is of that split; a table without one has the usual name.
+        held = str(data.split or DatasetSource.model_fields["split"].default)
+        if source.split not in (held, held.partition("[")[0]):
+            raise CorpusError(
+                f"{source.name}: one saved table, of the split `{held}`, and the recipe asks for `{source.split}`.",
+                f"Write `split: {held}`, or name the folder that has the split `{source.split}`.",
+            )
+    if source.config not in (None, data.config_name):
+        of = f"of the configuration `{data.config_name}`" if data.config_name else "which names no configuration"
+        raise CorpusError(
+            f"{source.name}: a saved dataset {of}, and the recipe asks for `{source.config}`.",
+            "Leave `config` out, or name the folder that has it.",
+        )
+    return data
 
 
 def _python_docs(source: PythonDocsSource) -> Iterator[Document]:

@@ -196,11 +196,12 @@ def require_writable(path: Path) -> None:
     """Try whether findings can be written to a file, by writing beside it. An examination takes hours: do this first.
 
     Raises:
-        UsageError: It is a folder, or its folder cannot be made or written.
+        UsageError: It or its signature's file is a folder, or its folder cannot be made or written.
     """
     try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder.", "Name a file for the findings.")
+        for file in (path, _signature_of(path)):
+            if file.is_dir():
+                raise UsageError(f"{file} is a folder.", "Name another file for the findings.")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"):
             pass
@@ -220,16 +221,24 @@ def write_findings(
         findings: What was found.
         subjects: SHA-256 of everything that was examined, by name.
         signers: The owner's keys (:func:`open_signers`). Without any the file is unsigned.
+
+    Raises:
+        UsageError: It or its signature's file is a folder.
     """
     payload = statement(findings, subjects)
-    files.make_way(path)
+    signature = _signature_of(path)
+    for file in (path, signature):
+        files.require_no_folder(file)
     files.write_bytes(path, payload)
-    signature = path.with_name(path.name + SIGNATURE_SUFFIX)
-    files.make_way(signature)
     # A signature over earlier findings of this name holds no longer.
     signature.unlink(missing_ok=True)
     if signers:
         sign_envelope(signature, payload, signers)
+
+
+def _signature_of(path: Path) -> Path:
+    """Where the signature over findings is."""
+    return path.with_name(path.name + SIGNATURE_SUFFIX)
 
 
 def read_findings(path: Path, ring: Ring | None = None) -> tuple[Statement, tuple[str, ...]]:
@@ -248,7 +257,7 @@ def read_findings(path: Path, ring: Ring | None = None) -> tuple[Statement, tupl
     data = read_bytes(path)
     signers: tuple[str, ...] = ()
     if ring is not None:
-        signature = path.with_name(path.name + SIGNATURE_SUFFIX)
+        signature = _signature_of(path)
         keys = [ring.public_key(name) for name in ring.names("release")]
         signed = open_envelope(read_bytes(signature), str(signature), keys, 1, frozenset())
         if signed.payload != data:

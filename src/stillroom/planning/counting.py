@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.core.errors import RecipeError
+from stillroom.core.files import read_json
 from stillroom.core.progress import Progress
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import DenseStudent, ExistingStudent, FreshStudent, ShrinkStudent, VocabularyConfig
@@ -39,6 +40,7 @@ class Text:
         seconds: Seconds that reading the text took.
         without_context: Targets of each split with neither their document's beginning nor enough text before them in sight.
         chats: Whether it has chats.
+        told: What was dropped, passed over and left out of its sources, a sentence each.
     """
 
     train: Sequences
@@ -48,6 +50,7 @@ class Text:
     seconds: float
     without_context: dict[str, int]
     chats: bool
+    told: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
     from stillroom.corpus.context import context_of
     from stillroom.corpus.sequences import Sequences
     from stillroom.corpus.split import SPLITS
+    from stillroom.corpus.told import dropped, told
     from stillroom.models.load import load_tokenizer
     from stillroom.runs.stages import STAGES, inputs_of
 
@@ -102,16 +106,20 @@ def count_text(recipe: Recipe, runs: Path, progress: Progress) -> Text:
         splits = {name: Sequences.load(stage.path / f"{name}.safetensors") for name in SPLITS}
         context = {name: split.missing for name, split in context_of(stage.path).items()}
         seconds, chats = record["seconds"], has_chats(stage.path)
+        ledger = read_json(stage.path / "ledger.json")
     else:
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             corpus = build_corpus(recipe.corpus, tokenizer, recipe.public_seed, progress, scratch=Path(folder))
         splits = corpus.splits
         context = {name: pieces.targets_without_context for name, pieces in corpus.pieces.items()}
-        seconds, chats = time.perf_counter() - begun, bool(corpus.ledger["chats"])
+        ledger = corpus.ledger
+        seconds, chats = time.perf_counter() - begun, bool(ledger["chats"])
     tokens = {name: split.tokens for name, split in splits.items()}
     rows = {name: len(split) * split.length for name, split in splits.items()}
-    return Text(splits["train"], tokens, rows, tokenizer, seconds, context, chats)
+    fewer = (dropped(ledger),) if ledger["duplicates"] or ledger["empty"] else ()
+    notes = (*fewer, *told(ledger, recipe.corpus))
+    return Text(splits["train"], tokens, rows, tokenizer, seconds, context, chats, notes)
 
 
 def check_student(recipe: Recipe) -> None:

@@ -154,6 +154,7 @@ def make_plan(
         **({"alignment": student.alignment} if student.alignment is not None else {}),
         **({"lora": _lora(recipe, student)} if student.adapters is not None else {}),
         "tokens": text.tokens,
+        "text_notes": list(text.told),
         "targets_without_context": text.without_context,
         "steps": training_steps(recipe, counts),
         "step_tokens": step_tokens(recipe, counts),
@@ -585,7 +586,8 @@ def begin_with_plan(run: Run, quiet: bool = False) -> None:
             return
     plan = make_plan(run.recipe, run.path.parent)
     if not quiet:
-        show_plan(plan)
+        # The stage `corpus` has told of the text.
+        show_plan(plan | {"text_notes": []})
     for name, raised in (("memory_bytes", OutOfMemory), ("disk_bytes", DiskFull), ("seconds", RunError)):
         limit = getattr(limits, name)
         if limit is not None and name in plan["broken"]:
@@ -645,6 +647,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     if plan["file_bytes"]:
         say("  files     " + ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in plan["file_bytes"].items()))
     say("  tokens    " + ", ".join(f"{value:,} {name}" for name, value in plan["tokens"].items()))
+    for note in plan.get("text_notes", ()):
+        say(f"            {note}")
     say(
         f"  training  {plan['steps']:,} steps of {plan['step_tokens']:,} tokens, {plan['training_operations']:.1e} operations; "
         f"learning rate {_FROM[plan['learning_rate_from']]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,19 @@ class _Source(Section):
     """The teacher to learn from on this text: a name under ``teachers``, or several with weights, such as
     ``{code: 2, teacher: 1}``; ``teacher`` is the recipe's own ``teacher``, which is what is learned from without this key
     (docs/several-teachers.md)."""
+
+
+Rows = TypeVar("Rows", "JsonlSource", "ParquetSource", "DatasetSource")
+
+
+def _require_one_key(source: Rows) -> Rows:
+    """Of two keys of a row one would be read, and the other left without a word."""
+    if source.text_key and source.messages_key:
+        raise ValueError("give text_key or messages_key, not both")
+    return source
+
+
+_ONE_KEY = model_validator(mode="after")(_require_one_key)
 
 
 class TextSource(_Source):
@@ -64,11 +77,7 @@ class JsonlSource(_Source):
     """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
     text without being named here is counted, or refused where the text would say something else."""
 
-    @model_validator(mode="after")
-    def _one_key(self) -> JsonlSource:
-        if self.text_key and self.messages_key:
-            raise ValueError("give text_key or messages_key, not both")
-        return self
+    _one_key = _ONE_KEY
 
 
 class ParquetSource(_Source):
@@ -84,6 +93,8 @@ class ParquetSource(_Source):
     ignore: tuple[str, ...] = Field(default=(), json_schema_extra={SINCE: "0.2.0"})
     """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
     text without being named here is counted, or refused where the text would say something else."""
+
+    _one_key = _ONE_KEY
 
 
 class DatasetSource(_Source):
@@ -105,6 +116,8 @@ class DatasetSource(_Source):
     ignore: tuple[str, ...] = Field(default=(), json_schema_extra={SINCE: "0.2.0"})
     """Keys of rows and of messages that are left out on purpose, such as ``[reasoning_content]`` or ``[tools]``. What is in no
     text without being named here is counted, or refused where the text would say something else."""
+
+    _one_key = _ONE_KEY
 
 
 class PythonDocsSource(_Source):
