@@ -58,7 +58,7 @@ HIGH_LEARNING_RATE = 0.02
 """A learning rate above it is named in the plan."""
 MANY_PASSES, COARSE_TAU = 4, 0.01
 """Passes over one draw of the teacher's signals from which its noise tells, and the codec's `tau` up to which it does not
-(`benchmarks.draws`: with 1/36 eight passes end at 1.03 of the KL that whole distributions give, with 1/128 at 1.00)."""
+(`benchmarks.draws`: with 1/36 eight passes end at 1.025 times the KL that whole distributions give, with 1/128 at 1.009)."""
 TINY_PARAMETERS, TINY_TOKENS = 10_000_000, 10_000_000
 """Parameters of teacher and student, and tokens of text, up to which a quiet run goes on without a pilot."""
 
