@@ -52,7 +52,9 @@ def package(
         float | None, typer.Option(help="The teacher's training operations, if known.")
     ] = None,
     to: Annotated[list[str] | None, typer.Option(help="A destination; may be given several times.")] = None,
-    denied: Annotated[list[Path] | None, typer.Option(help="A list of denied destinations, one per line.")] = None,
+    denied: Annotated[
+        list[Path] | None, typer.Option(help="A list of denied destinations, one per line; needs --to.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's package: files, bill of materials, provenance, terms, scores, policy, licences."""
