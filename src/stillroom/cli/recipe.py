@@ -11,6 +11,7 @@ import typer
 from stillroom.core import files
 from stillroom.core.bounded import least
 from stillroom.core.errors import CorpusError, RecipeError, UsageError
+from stillroom.core.outputs import require_apart
 
 recipe_app = typer.Typer(help="The recipe's own format.", no_args_is_help=True)
 
@@ -95,6 +96,7 @@ def init(
         own = typer.prompt(
             "If the teacher is your own: who says so (leave empty where its licence decides)", default=""
         )
+    require_apart(path, [given for given in map(Path, (str(teacher), str(text))) if given.is_file()])
     written = _recipe(path, str(teacher), str(text), str(licence), str(size), str(own))
     files.write_text(path, written)
     typer.echo(f"{path} is written. What it will take: stillroom plan {path}")
