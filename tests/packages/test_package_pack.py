@@ -231,7 +231,7 @@ def test_a_denied_destination_is_found_however_it_is_written(name: str, data: by
     denied = tmp_path / "denied.txt"
     denied.write_bytes(data)
     screen(["France", "Atlantis Street"], [denied])
-    with pytest.raises(TermsRefused, match="denied.txt, line"):
+    with pytest.raises(TermsRefused, match=r"denied\.txt, line"):
         screen(["France", name], [denied])
 
 

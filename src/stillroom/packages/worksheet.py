@@ -53,7 +53,8 @@ def worksheet(
 
 
 def screen(destinations: list[str], lists: list[Path]) -> None:
-    """Refuse a destination that a list names. A list is a text file, one name a line, or a row of a table; `#` begins a comment.
+    """Refuse a destination that a list names. A list is a text file with one name, or one row of a table, a line; `#` begins a
+    comment.
 
     Names are compared without case, accents and punctuation. Of a row with `;`, `,`, `|` or tabs each field counts.
 
