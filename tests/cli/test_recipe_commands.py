@@ -54,6 +54,14 @@ def test_init_with_flags_writes_a_recipe_that_is_read(tmp_path: Path, teacher: P
     assert "no mistakes" in command("recipe", "check", path)
 
 
+def test_init_overwrites_nothing_that_the_recipe_names(tmp_path: Path, teacher: Path) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_text("the only copy")
+    flags = ("--teacher", teacher, "--text", text, "--licence", "PSF-2.0", "--size", "60%", "--own", "", "--force")
+    assert "would be overwritten" in command("init", text, *flags, fails=UsageError)
+    assert text.read_text() == "the only copy"
+
+
 def test_init_asks_five_questions(tmp_path: Path, teacher: Path, text: Path) -> None:
     path = tmp_path / "asked.yaml"
     said = command("init", path, answers=f"{teacher}\n{text}\n\n60K\n\n")

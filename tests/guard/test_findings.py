@@ -173,6 +173,50 @@ def test_a_folder_is_never_moved_away_for_a_file_that_a_user_names(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "mine", "texts"]
 
 
+READING = [
+    ["lineage", "suspect", "--owner", "other", "--base", "third", "--texts", "texts"],
+    ["trace", "suspect", "--key", "key", "--reference", "other", "--texts", "texts", "--said", "said",
+     "--reference-said", "third/said"],
+    ["coins", "test", "suspect", "--twins", "texts", "--key", "key", "--reference", "other"],
+    ["coins", "new", "texts", "--key", "key"],
+    ["honeypots", "test", "texts", "--accounts", "said", "--key", "key"],
+    ["honeypots", "new", "texts", "--key", "key"],
+    ["ask", "suspect", "--owner", "other", "--controls", "third", "--prompts", "texts"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READING, ids=lambda words: "-".join(words[:2]))
+def test_no_command_overwrites_what_it_reads(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("suspect", "other", "third"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+    for name in ("texts", "said", "third/said", "key"):
+        (tmp_path / name).write_text("0" * 64)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read = {word for word in words if (tmp_path / word).exists()}
+    assert read
+    for word in read:
+        path = f"{word}/config.json" if (tmp_path / word).is_dir() else word
+        result = CliRunner().invoke(app, ["guard", *words, "-o", path])
+        assert isinstance(result.exception, UsageError), (path, result.output)
+        assert "overwritten" in str(result.exception)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_signature_overwrites_no_input_and_findings_may_be_made_again(tmp_path: Path) -> None:
+    model, target = tmp_path / "model", tmp_path / "model" / "finding.json"
+    model.mkdir()
+    (tmp_path / "said.dsse").write_text("evidence")
+    with pytest.raises(UsageError, match="would be overwritten"):
+        findings_module.require_writable(tmp_path / "said", [tmp_path / "said.dsse"])
+    findings_module.require_writable(target, [model])
+    findings_module.write_findings(target, findings_module.findings_of([]), {})
+    findings_module.require_writable(target, [model])
+    with pytest.raises(UsageError, match="would be overwritten"):
+        findings_module.require_writable(target, [target])
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_cannot_be_written_is_still_shown(
     as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

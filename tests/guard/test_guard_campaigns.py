@@ -335,12 +335,19 @@ def test_the_commands(
         assert (tmp_path / beside).read_bytes() == (tmp_path / "findings.jsonl").read_bytes()
     call("case", name[1], "--store", store, "--baseline", str(saved), "-o", str(tmp_path / "case.html"))
     assert name[1] in (tmp_path / "case.html").read_text()
+    lines = tmp_path / "permitted.jsonl"
+    lines.write_text("acme-1\n")
     for words, message in (
         (["watch", store, "--baseline", str(tmp_path / "made" / "truth.jsonl")], "not a baseline"),
         (["watch", str(tmp_path / "made"), "--baseline", str(saved)], "not a store"),
         (["watch", store, "--baseline", str(saved), "--month", "2031-01"], "no requests of 2031-01"),
         (["watch", store, "--baseline", str(saved), "-o", str(tmp_path)], "is a folder"),
         (["watch", store, "--baseline", str(saved), "--keys", str(tmp_path)], "holds no keys"),
+        (["watch", store, "--baseline", str(saved), "-o", str(saved)], "would be overwritten"),
+        (["watch", store, "--baseline", str(saved), "--permitted", str(lines), "-o", f"{lines}"[:-1]], "overwritten"),
+        (["watch", store, "--baseline", str(saved), "-o", f"{store}/store.json"], "would be overwritten"),
+        (["case", name[1], "--store", store, "--baseline", str(saved), "-o", str(saved)], "would be overwritten"),
+        (["calibrate", store, "-o", f"{store}/secret.key"], "would be overwritten"),
         (["intake", log, "-o", str(tmp_path / "x"), "--shards", "3/2"], "not I/N"),
         (["gen-traffic", "-o", str(tmp_path / "y"), "--campaign", "nonsense"], "unknown"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,9 +84,78 @@ def test_the_formats() -> None:
     assert found.account == "ip 198.51.100.7"
 
 
+CAME = "203.0.113.1 - - [10/Oct/2026:13:55:36 +0000]"
+LONG = "x" * 1001
+
+
+@pytest.mark.parametrize(
+    ("said", "account"),
+    [
+        (f'{CAME} "POST /v1/x HTTP/1.1" 200 1 "-" "<{LONG}> key=victim" key=own rt=1', "own"),
+        (rf'{CAME} "POST /v1/x HTTP/1.1" 200 1 "-" "a\" key=victim " key=own rt=1', "own"),
+        (rf'{CAME} "POST /v1/x HTTP/1.1" 200 1 "key=victim \\" "a" key=own rt=1', "own"),
+        (rf'{CAME} "GET /v1/x?x=\"a HTTP/1.1" 200 1 "-" "a" key="own" rt=1', "own"),
+        (f'{CAME} "GET /v1/x?x={LONG * 30} HTTP/1.1" 200 1 "-" "a" key=own rt="1.000"', "own"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" "key=victim" for:"x key=victim" key=own rt=1', "own"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" rt=1 key=own key=victim rt=3', "own"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" rt=1 key="victim no" key=victim', "victim no"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" key=- rt=1 key=victim', "ip 203.0.113.1"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" rt=1 "no end key=victim', "ip 203.0.113.1"),
+        (f'{CAME} "GET / HTTP/1.1" 200 1 rt=1', "ip 203.0.113.1"),
+        (CAME.replace("- - [", '- "" [') + ' "GET / HTTP/1.1" 401 1 "-" "a" rt=1', "ip 203.0.113.1"),
+        (CAME.replace("- - [", "- ann lee [") + ' "GET / HTTP/1.1" 401 1 "-" "a" rt=1', "ann lee"),
+        (CAME.replace("- - [", r"- y [10/Oct/2020:01:01:01 +0000] \"GET [") + ' "GET / HTTP/1.1" 401 1 rt=1',
+         r"y [10/Oct/2020:01:01:01 +0000] \"GET"),
+    ],
+)  # fmt: skip
+def test_a_client_writes_its_requests_onto_no_other_account(said: str, account: str, tmp_path: Path) -> None:
+    """What a client sends is in quotes or before the account; it neither names one nor keeps the line from being read."""
+    found = nginx(said)
+    assert found is not None
+    assert (found.account, found.latency_ms, found.time_us) == (account, 1000, time_of("2026-10-10T13:55:36+00:00"))
+    (tmp_path / "log").write_text(said + "\n")
+    report = intake([tmp_path / "log"], create_store(tmp_path / "store"))
+    assert (report.rows, report.formats, report.skipped) == (1, {"nginx": 1}, {})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{CAME} "' + '\\"' * 200_000,
+        f'{CAME} "a" 200 1 ' + '"\\' * 200_000,
+        f'{CAME} "a" 200 1 ' + "key=" * 200_000,
+        "1.1.1.1 - " + " [" * 200_000,
+        "1.1.1.1 - " + f"x {CAME[16:]} " * 20_000 + '"',
+        "2026-10-10 13:55:36 INFO: " + "1.1.1.1:1 - " * 50_000,
+    ],
+)
+def test_hostile_access_lines_take_no_time(line: str) -> None:
+    began = time.process_time()
+    nginx(line)
+    vllm(line)
+    assert time.process_time() - began < 5
+
+
+def test_a_long_address_is_read_of_vllm_too() -> None:
+    found = vllm(f'2026-10-10 13:55:36 INFO:     198.51.100.7:5123 - "GET /{LONG * 5} HTTP/1.1" 200 OK')
+    assert found is not None
+    assert found.account == "ip 198.51.100.7"
+
+
+def test_a_byte_order_mark_hides_no_row(tmp_path: Path) -> None:
+    for name, text in (("a", json.dumps(line(1))), ("b", f'{CAME} "GET / HTTP/1.1" 200 1 "-" "a" key=own')):
+        (tmp_path / name).write_text(f"\ufeff{text}\n", encoding="utf-8")
+        report = intake([tmp_path / name], create_store(tmp_path / f"store-{name}"))
+        assert (report.rows, report.skipped) == (1, {})
+
+
 @pytest.mark.parametrize("unit", [1, 1_000, 1_000_000, 1_000_000_000])
 def test_times_of_any_unit(unit: int) -> None:
-    """Seconds to nanoseconds mean the same moment; what is no time of this century is none."""
+    """Seconds to nanoseconds mean the same moment, also as a string; what is no time of this century is none."""
+    for text in (str(1_790_000_000 * unit), f" {1_790_000_000 * unit}.0", f"{1.79e9 * unit:e}"):
+        assert time_of(text) == 1_790_000_000_000_000
+    assert time_of("1764010112345") == time_of(1764010112345) == 1_764_010_112_345_000
+    assert time_of("20260131") == time_of("2026-01-31") == 1_769_817_600_000_000
     assert time_of(1_790_000_000 * unit) == 1_790_000_000_000_000
     assert time_of(-5) is None
     assert time_of(float("nan")) is None

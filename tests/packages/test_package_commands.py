@@ -88,6 +88,22 @@ def test_from_keys_to_a_revoked_package(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+def test_a_revoked_key_says_what_it_does_and_what_is_left(tmp_path: Path) -> None:
+    ring, repo = tmp_path / "keys", tmp_path / "repo"
+    shown = json.loads(command("keys", "init", ring, "--publisher", "acme", "--json"))
+    command("repo", "init", repo, "--keys", ring)
+    keys = {key["name"]: key["keyid"] for role in shown["roles"].values() for key in role["keys"]}
+    rest = ("--reason", "stolen", "--keys", ring)
+    said = command("revoke", repo, "key", keys["release-1"], *rest)
+    assert "count no signature of it" in said
+    assert f"stillroom keys rotate {ring} release release-1" in said
+    command("keys", "rotate", ring, "release", "release-2")
+    assert "Rotate" not in command("revoke", repo, "key", keys["release-2"], *rest)
+    for name in ("root-1", "revoke-1", "online-1"):
+        assert "keys rotate" in command("revoke", repo, "key", keys[name], *rest, fails=UsageError)
+    assert "no key of acme" in command("revoke", repo, "key", "0" * 64, *rest, fails=UsageError)
+
+
 def test_rotation_and_thresholds(tmp_path: Path) -> None:
     ring, repo = tmp_path / "keys", tmp_path / "repo"
     command("keys", "init", ring, "--publisher", "acme")

@@ -12,7 +12,7 @@ import pytest
 from attacks import _model
 from attacks.workshop import finished_run, flip, third_generation, workshop
 from stillroom.core import files
-from stillroom.core.errors import InspectionRefused, RunError, TermsRefused, VerificationFailed
+from stillroom.core.errors import InspectionRefused, RecipeError, RunError, TermsRefused, UsageError, VerificationFailed
 from stillroom.packages.pack import PackOptions, pack, package_name
 from stillroom.packages.provenance import operations, public_recipe
 from stillroom.packages.show import passport_of
@@ -210,6 +210,62 @@ def test_destinations_are_screened(tmp_path: Path) -> None:
     screen(["France"], [denied])
     with pytest.raises(TermsRefused, match="line 2"):
         screen(["France", " ATLANTIS "], [denied])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("Atlantis", b"\xef\xbb\xbfAtlantis\n"),
+        ("Atlantis", "Lemuria\r\nAtlantis\r\n".encode("utf-16")),
+        ("Atlantis", b"Atlantis;AT;sunk\n"),
+        ("Atlantis", b'AT\t"Atlantis"\n'),
+        ("Korea, North", b'"Korea, North",KP\n'),
+        ("Bank #1 of Atlantis", b"Bank #1 of Atlantis\n"),
+        ("Côte d'Ivoire", "Co\u0302te d'Ivoire".encode()),
+        ("Co\u0302te d'Ivoire", "CÔTE D\u2019IVOIRE".encode()),
+        ("Cote d\u2019Ivoire", "Côte d'Ivoire".encode()),
+        ("\uff21tlantis", b"Atlan\xc2\xadtis"),
+    ],
+)
+def test_a_denied_destination_is_found_however_it_is_written(name: str, data: bytes, tmp_path: Path) -> None:
+    denied = tmp_path / "denied.txt"
+    denied.write_bytes(data)
+    screen(["France", "Atlantis Street"], [denied])
+    with pytest.raises(TermsRefused, match=r"denied\.txt, line"):
+        screen(["France", name], [denied])
+
+
+@pytest.mark.parametrize(
+    ("destinations", "data", "message"),
+    [
+        ([], b"Atlantis\n", "no destination"),
+        ([""], b"Atlantis\n", "no name of a destination"),
+        ([" - "], None, "no name of a destination"),
+        (["France"], b"", "names none"),
+        (["France"], b"# nothing\n;;\n", "names none"),
+        (["France"], b"\xffAtlantis", "not UTF-8"),
+        (["France"], "Atlantis".encode("utf-16-le"), "not UTF-8"),
+        (["France"], b"a" * 200_000, "line 1: cannot be read"),
+    ],
+)
+def test_what_would_screen_nothing_is_refused(
+    destinations: list[str], data: bytes | None, message: str, tmp_path: Path
+) -> None:
+    denied = tmp_path / "denied.txt"
+    denied.write_bytes(data or b"")
+    with pytest.raises(RecipeError, match=message):
+        screen(destinations, [denied] if data is not None else [])
+    with pytest.raises(RecipeError, match="cannot be read"):
+        screen(["France"], [tmp_path / "absent"])
+
+
+def test_a_list_in_the_folder_of_the_package_is_not_replaced_with_it(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    denied = pack(run) / "denied.txt"
+    denied.write_text("Atlantis\n")
+    with pytest.raises(UsageError, match="would be replaced"):
+        pack(run, options=PackOptions(destinations=("France",), denied=(denied,)))
+    assert denied.is_file()
 
 
 def test_names_take_the_prefix_that_terms_oblige() -> None:

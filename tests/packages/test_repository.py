@@ -56,7 +56,7 @@ def test_a_refresh_publishes_no_revocation_away(tmp_path: Path) -> None:
     shop = workshop(tmp_path)
     before = published(shop.repo)["revoke.json"]
     at_hand = signers_of([shop.ring], PASSPHRASE)
-    revoking = threading.Thread(target=lambda: shop.repository().revoke("key", "a" * 64, "lost"))
+    revoking = threading.Thread(target=lambda: shop.repository().revoke("teacher", "a" * 64, "lost"))
 
     def signers(role: Role) -> list[CryptoSigner]:
         if not revoking.is_alive() and revoking.ident is None:
@@ -77,7 +77,8 @@ def test_changes_of_many_follow_each_other(tmp_path: Path) -> None:
     for repository in several:
         repository.revocations()  # what was read before the change is read anew
     threads = [
-        threading.Thread(target=several[number].revoke, args=("key", f"{number}" * 64, "lost")) for number in range(4)
+        threading.Thread(target=several[number].revoke, args=("teacher", f"{number}" * 64, "lost"))
+        for number in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -86,13 +87,41 @@ def test_changes_of_many_follow_each_other(tmp_path: Path) -> None:
     assert sorted(entry.serial for entry in shop.repository().revocations().revocations) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("role", ["root", "revoke", "online"])
+def test_keys_that_no_list_reaches_are_not_revoked(tmp_path: Path, role: Role) -> None:
+    """Machines compare signatures of release keys with the list, and take every other key from the root."""
+    made(tmp_path)
+    ring = Ring.open(tmp_path / "keys")
+    keyid = ring.content.keys[f"{role}-1"].keyid
+    before = content(tmp_path)
+    with pytest.raises(UsageError, match=f"keys rotate {ring.folder} {role} {role}-1, then stillroom repo refresh"):
+        opened(tmp_path).revoke("key", keyid, "stolen")
+    ring.rotate(role, f"{role}-1", PASSPHRASE, cost=COST)
+    with pytest.raises(UsageError, match="was rotated"):
+        opened(tmp_path).revoke("key", keyid, "stolen")
+    with pytest.raises(UsageError, match="is no key of acme"):
+        opened(tmp_path).revoke("key", "a" * 64, "stolen")
+    assert content(tmp_path) == before
+
+
+def test_a_release_key_is_revoked_before_and_after_it_is_rotated(tmp_path: Path) -> None:
+    made(tmp_path)
+    ring = Ring.open(tmp_path / "keys")
+    keys = [ring.content.keys[f"release-{number}"].keyid for number in (1, 2)]
+    opened(tmp_path).revoke("key", keys[0], "stolen")
+    ring.rotate("release", "release-2", PASSPHRASE, cost=COST)
+    opened(tmp_path).refresh()
+    opened(tmp_path).revoke("key", keys[1], "stolen")
+    assert [entry.value for entry in opened(tmp_path).revocations().revocations] == keys
+
+
 def test_a_change_that_fails_is_not_published_by_the_next(tmp_path: Path) -> None:
     shop = workshop(tmp_path)
     at_hand = signers_of([shop.ring], PASSPHRASE)
     missing = {"revoke"}
     repository = Repository(shop.repo, shop.ring, lambda role: [] if role in missing else at_hand(role))
     with pytest.raises(UsageError, match="must sign"):
-        repository.revoke("key", "a" * 64, "lost")
+        repository.revoke("teacher", "a" * 64, "lost")
     missing.clear()
     repository.refresh()
     assert repository.revocations().revocations == ()
@@ -203,7 +232,7 @@ def test_a_change_that_cannot_be_written_is_not_published_by_the_next(
         if part == "2.root.json":
             repository.refresh()
         else:
-            repository.revoke("key", "a" * 64, "lost")
+            repository.revoke("teacher", "a" * 64, "lost")
     assert look(pin, tmp_path / "machine").fetched
     repository.refresh()
     assert repository.revocations().revocations == ()

@@ -15,7 +15,9 @@ import pytest
 from gguf import GGUFWriter, PoolingType
 from serve_support import running
 from tiny_models import tiny_model
+from typer.testing import CliRunner
 
+from stillroom.cli.app import app
 from stillroom.core.errors import UsageError
 from stillroom.formats import gguf_file
 from stillroom.guard.intake import intake
@@ -264,3 +266,14 @@ def test_no_api_is_a_way_round_the_log(tiny_gguf: Path, tmp_path: Path) -> None:
     report = intake([log.path], store)
     assert report.rows == len(asked)
     assert "text" not in report.missing
+
+
+def test_the_log_is_no_file_that_the_server_reads(tiny_gguf: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("sk-own\n")
+    for log in (keys, tiny_gguf):
+        words = ["serve", str(tiny_gguf), "--key-file", str(keys), "--request-log", str(log)]
+        result = CliRunner().invoke(app, words)
+        assert isinstance(result.exception, UsageError), result.output
+        assert "would be overwritten" in str(result.exception)
+    assert keys.read_text() == "sk-own\n"

@@ -19,9 +19,11 @@ from stillroom.pipeline import run as run_recipe
 from stillroom.pipeline import run_stage
 from stillroom.recipe.reading import load_recipe, parse_recipe
 from stillroom.recipe.recipe import Recipe
+from stillroom.recipe.teacher import GgufTeacher, HuggingFaceTeacher
 from stillroom.runs.run import Run
 from stillroom.terms.gate import judge, pass_gate, require_allowed, require_packable, verdict_of_recipe
 from stillroom.terms.statements import Decided, Statement, Subject
+from stillroom.terms.subjects import model_subject
 from stillroom.terms.table import PACKAGED, SCHEMA, packaged_table, read_table, schema
 from stillroom.terms.texts import held_text, is_same
 from stillroom.verification.obligations import unmet
@@ -490,6 +492,108 @@ def test_existing_students_and_generated_text_are_judged_too(tmp_path: Path) -> 
         settings(tmp_path, teacher={"kind": "huggingface", "name": str(_model.model(tmp_path))}, corpus=generated)
     )
     assert "Anthropic" in verdict_of_recipe(recipe).reasons[0]
+
+
+def checked(folder: Path, **content: Any) -> dict[str, Any]:
+    """The result for a model's folder; ``content`` as in ``_model.model``."""
+    place = _model.model(folder, **content)
+    subject = model_subject(HuggingFaceTeacher(name=str(place)), "teacher")
+    return judge([subject], [], TABLE).as_dict()
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "meta-llama/Llama-3.1-8B",
+        "https://huggingface.co/meta-llama/Llama-3.1-8B/tree/main",
+        "hf.co/meta-llama/Llama-3.1-8B",
+        "meta-llama/Llama-3.1-8B@main",
+        "\n- name: meta-llama/Llama-3.1-8B\n  revision: main",
+        "\n- HuggingFaceTB/SmolLM2-135M\n- {id: meta-llama/Llama-3.1-8B}",
+        "\n  repo_id: meta-llama/Llama-3.1-8B",
+    ],
+)
+def test_a_base_model_counts_however_it_is_written(base: str, tmp_path: Path) -> None:
+    card = f"---\nlicense: mit\nbase_model: {base}\n---\n"
+    found = checked(tmp_path, README__md=card)
+    assert found["verdict"] == CONDITIONS
+    assert found["obligations"]["name_prefix"] == "Llama"
+    (tmp_path / "model" / "README.md").rename(tmp_path / "model" / "Readme.md")
+    again = judge([model_subject(HuggingFaceTeacher(name=str(tmp_path / "model")), "teacher")], [], TABLE)
+    assert again.as_dict() == found
+
+
+@pytest.mark.parametrize(
+    "base", ["Llama-3.1-8B", "our own model", "https://example.org/llama", "\n- {weights: x}", "[[a]]", "7"]
+)
+def test_a_base_model_that_is_not_understood_is_not_decided(base: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, README__md=f"---\nlicense: mit\nbase_model: {base}\n---\n")
+    assert found["verdict"] == REFUSED
+    assert "`base_model` says" in found["reasons"][0]
+
+
+@pytest.mark.parametrize("base", ["", "null", "[]", "HuggingFaceTB/SmolLM2-135M", "gpt2"])
+def test_a_base_model_without_a_row_of_its_own_changes_nothing(base: str, tmp_path: Path) -> None:
+    assert checked(tmp_path, README__md=f"---\nlicense: mit\nbase_model: {base}\n---\n")["verdict"] == ALLOWED
+
+
+def test_the_path_in_a_config_may_name_the_model(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "_name_or_path": "/data/meta-llama/Llama-3.1-8B"}
+    assert checked(tmp_path / "named", config__json=config)["verdict"] == CONDITIONS
+    config["_name_or_path"] = "/data/out/checkpoint-500"
+    assert checked(tmp_path / "other", config__json=config)["verdict"] == ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"name": "Llama 3.1 8B", "organization": "Meta Llama"}, CONDITIONS),
+        ({"name": "Mine", "repo_url": "https://hf.co/meta-llama/Llama-3.1-8B"}, CONDITIONS),
+        ({"name": "A model"}, REFUSED),
+        ({"name": "A model", "repo_url": "https://example.org/x"}, REFUSED),
+        ({}, ALLOWED),
+    ],
+)
+def test_the_base_of_a_gguf_file_counts(facts: dict[str, str], expected: str, tmp_path: Path) -> None:
+    said = {f"general.base_model.0.{key}": value for key, value in facts.items()}
+    keys = [_model.key(key, _model.STRING, _model.text(value)) for key, value in said.items()]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(_model.gguf([*_model.plain_keys(), *keys]))
+    subject = model_subject(GgufTeacher(path=str(path)), "teacher")
+    assert judge([subject], [], TABLE).as_dict()["verdict"] == expected
+
+
+NOT_COMMERCIAL = "Creative Commons Attribution-NonCommercial 4.0 International\n\nSection 1 and so on."
+LLAMA_TEXT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected", "words"),
+    [
+        ("LICENSE.rst", NOT_COMMERCIAL, REFUSED, ""),
+        ("Licence.txt", NOT_COMMERCIAL, REFUSED, ""),
+        ("LICENSE-3.1", LLAMA_TEXT, CONDITIONS, "Llama 3.1"),
+        ("LICENSE.llama3", LLAMA_TEXT, CONDITIONS, "Llama 3.1"),
+        ("MODEL_LICENSE", LLAMA_TEXT, CONDITIONS, "Llama 3.1"),
+        ("Copying", NOT_COMMERCIAL, REFUSED, ""),
+        ("License.pdf", b"%PDF-1.4 \xff\xfe", REFUSED, "License.pdf cannot be read as the text of a licence"),
+        ("license", "x", REFUSED, "license cannot be read as the text of a licence"),
+    ],
+)
+def test_every_licence_file_counts(name: str, text: str | bytes, expected: str, words: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, **{name: text})
+    assert found["verdict"] == expected
+    assert words in " ".join(found["reasons"])
+    if expected == CONDITIONS:
+        (owed,) = [entry for entry in found["obligations"]["licences"] if "Llama" in entry["name"]]
+        assert owed["text"] == text
+
+
+def test_of_several_texts_each_licence_has_its_own(tmp_path: Path) -> None:
+    found = checked(tmp_path, LICENSE=str(held_text("Apache-2.0")), **{"LICENSE.llama3": LLAMA_TEXT})
+    texts = {entry["name"]: entry["text"] for entry in found["obligations"]["licences"]}
+    assert texts["Llama-3.1-Community-License"] == LLAMA_TEXT
+    assert texts["Apache-2.0"] == held_text("Apache-2.0")
 
 
 def test_recipes_round_trip_with_terms(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +83,7 @@ def lineage(
     from stillroom.guard.lineage_examine import examine, open_owner
     from stillroom.guard.lineage_order import examine_order
 
-    signers = ready(output, keys, passphrase_fd)
+    signers = ready(output, keys, passphrase_fd, [suspect, owner, base, controls, texts, reference])
     if no_base and base is not None:
         raise UsageError("--base and --no-base exclude each other.", "Give one of them.")
     opened = open_owner(_there(owner))
@@ -182,7 +183,7 @@ def trace(
     from stillroom.guard.marks import frequencies, probabilities, weights_against
     from stillroom.guard.marks import trace as traced
 
-    signers = ready(output, keys, passphrase_fd)
+    signers = ready(output, keys, passphrase_fd, [suspect, *key, reference, texts, said, reference_said])
     months = [require_period(value) for value in month or [period_now()]]
     for path in key:
         # Not opened before the weights are made; only looked at from outside.
@@ -225,9 +226,10 @@ def coins_new(
     """Let the key's coins choose which of two answers is served."""
     from stillroom.core import files
     from stillroom.core.marks import read_key
+    from stillroom.core.outputs import require_output
     from stillroom.guard.coins import read_twins, served
 
-    files.require_no_folder(output)
+    require_output(output, [twins, key])
     opened = read_key(_there(key))
     rows = [{"prompt": twin.prompt, "answer": served(twin, opened)} for twin in read_twins(_there(twins))]
     files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -250,7 +252,7 @@ def coins_test(
     from stillroom.guard.findings import findings_of, subject_digest
     from stillroom.guard.lineage_match import open_model
 
-    signers = ready(output, keys, passphrase_fd)
+    signers = ready(output, keys, passphrase_fd, [suspect, twins, key, reference])
     rows = read_twins(_there(twins))
     _there(key)
     _say("preferences of the suspect and the reference")
@@ -272,9 +274,10 @@ def honeypots_new(
     """Give each account a fact of 64 random bits, to be put where only a crawler asks."""
     from stillroom.core import files
     from stillroom.core.marks import read_key
+    from stillroom.core.outputs import require_output
     from stillroom.guard.coins import honeypot_rows
 
-    files.require_no_folder(output)
+    require_output(output, [accounts, key])
     rows = honeypot_rows(read_key(_there(key)), _lines(accounts))
     files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     typer.echo(f"Written to {output}: {len(rows)} facts. Use them in harmless answers only.")
@@ -294,7 +297,7 @@ def honeypots_test(
     from stillroom.guard.coins import honeypot_findings
     from stillroom.guard.findings import findings_of, subject_digest
 
-    signers = ready(output, keys, passphrase_fd)
+    signers = ready(output, keys, passphrase_fd, [texts, accounts, key])
     names = _lines(accounts)
     found = honeypot_findings(_text(_there(texts)), read_key(_there(key)), names)
     notes = [] if found else [f"None of the facts of {len(names)} accounts is in the text: cannot tell."]
@@ -326,7 +329,7 @@ def ask(
     from stillroom.guard.ask_models import ask_all
     from stillroom.guard.findings import subject_digest
 
-    signers = ready(output, keys, passphrase_fd)
+    signers = ready(output, keys, passphrase_fd, [Path(suspect), owner, controls, prompts])
     findings, subjects = ask_all(
         suspect, _model(owner), _there(controls), _lines(prompts)[:budget], margin, name, api_key_fd, _say
     )
@@ -380,11 +383,19 @@ def deliver(
             typer.echo(f"Written to {output}" + (", signed." if signers else ", not signed (--keys FOLDER signs)."))
 
 
-def ready(output: Path | None, keys: Path | None, passphrase_fd: int | None) -> list[CryptoSigner]:
+def ready(
+    output: Path | None, keys: Path | None, passphrase_fd: int | None, inputs: Sequence[Path | None]
+) -> list[CryptoSigner]:
     """The keys to sign with, opened; what could not be written or signed is refused, before anything is examined.
 
+    Args:
+        output: The file of the findings.
+        keys: The folder of the keys.
+        passphrase_fd: The descriptor that gives the passphrase.
+        inputs: Everything that the command reads, which the findings must not overwrite.
+
     Raises:
-        UsageError: The file cannot be written, no file is named, or the keys cannot be opened.
+        UsageError: The file cannot be written or is one of the inputs, no file is named, or the keys cannot be opened.
     """
     from stillroom.core.errors import UsageError
     from stillroom.guard.findings import require_writable
@@ -392,7 +403,7 @@ def ready(output: Path | None, keys: Path | None, passphrase_fd: int | None) -> 
     if keys is not None and output is None:
         raise UsageError("--keys signs a file, and no --output names one.", "Add --output FINDING.json.")
     if output is not None:
-        require_writable(output)
+        require_writable(output, [*inputs, keys])
     return guard_logs.signers_of(keys, passphrase_fd)
 
 

@@ -146,12 +146,13 @@ def calibrate(
     import numpy as np
 
     from stillroom.core import files
+    from stillroom.core.outputs import require_output
     from stillroom.guard.campaign import STRATA
     from stillroom.guard.campaign_baseline import calibrate as learn
     from stillroom.guard.campaign_watch import read_permitted
-    from stillroom.guard.log_store import open_store
+    from stillroom.guard.log_store import open_store, parts_of
 
-    files.require_no_folder(output)
+    require_output(output, [permitted, *(part for store in stores for part in parts_of(store))])
     opened = [open_store(path) for path in stores]
     allowed = frozenset[int]().union(*(read_permitted(permitted, store) for store in opened))
     made = learn(opened, false_alarms, _months(benign), allowed)
@@ -202,19 +203,25 @@ def watch(
 ) -> None:
     """List clusters of accounts that a person should look at. Run it daily: looking often costs nothing."""
     from stillroom.core import files
+    from stillroom.core.outputs import require_apart
     from stillroom.guard.campaign import last_month
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import findings, notes_of, read_permitted
     from stillroom.guard.campaign_watch import watch as compare
     from stillroom.guard.findings import require_writable, write_findings
-    from stillroom.guard.log_store import open_store
+    from stillroom.guard.log_store import open_store, parts_of
 
     opened, frozen = open_store(store), read_baseline(baseline)
-    require_writable(output or store / "findings.json")
+    looked_at = month or last_month(opened)
+    target = output or store / f"findings-{looked_at}.json"
+    # One line a finding, for programs that follow them. Only `.json` is replaced: the findings' own name is never this one.
+    rows = target.with_name(target.name.removesuffix(".json") + ".jsonl")
+    inputs = [baseline, permitted, keys, *parts_of(store)]
+    require_writable(target, inputs)
+    require_apart(rows, inputs)
     signers = signers_of(keys, passphrase_fd)
-    watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
+    watched = compare(opened, frozen, looked_at, read_permitted(permitted, opened))
     made = findings(watched, frozen)
-    target = output or store / f"findings-{watched.month}.json"
     listed = [found for found in watched.suspects if every or found.level != "none"]
     # Shown first: what took long is not lost where it cannot be written.
     if as_json:
@@ -235,9 +242,6 @@ def watch(
         # Who is left out decides what is found.
         subjects["permitted"] = files.digest_file(permitted)
     write_findings(target, made, subjects, signers)
-    # One line a finding, for programs that follow them. Only `.json` is replaced: the findings' own name is never this one.
-    rows = target.with_name(target.name.removesuffix(".json") + ".jsonl")
-    files.require_no_folder(rows)
     files.write_text(rows, "".join(f"{json.dumps(found.model_dump(mode='json'))}\n" for found in made.findings))
     if as_json:
         return
@@ -258,18 +262,22 @@ def case(
 ) -> None:
     """Write a page about a cluster: timeline, templates, what is shared, who would be hit, what cannot be concluded."""
     from stillroom.core import files
+    from stillroom.core.outputs import require_output
     from stillroom.guard import case as pages
     from stillroom.guard.campaign import last_month
     from stillroom.guard.campaign_baseline import read_baseline
     from stillroom.guard.campaign_watch import read_permitted
     from stillroom.guard.campaign_watch import watch as compare
-    from stillroom.guard.log_store import open_store
+    from stillroom.guard.log_store import open_store, parts_of
 
-    target = output or Path(f"{cluster}.html")
-    files.require_no_folder(target)
+    inputs = [baseline, permitted, *parts_of(store)]
+    if output is not None:
+        require_output(output, inputs)
     opened, frozen = open_store(store), read_baseline(baseline)
     watched = compare(opened, frozen, month or last_month(opened), read_permitted(permitted, opened))
     suspect = pages.find_suspect(watched, cluster)
+    target = output or Path(f"{suspect.name}.html")
+    require_output(target, inputs)
     files.write_text(target, pages.page(watched, frozen, suspect, pages.gather(opened, watched, suspect)))
     typer.echo(f"{target}: {len(suspect.accounts):,} accounts, e {suspect.e:.3g} of {suspect.needed:.3g}")
 

@@ -13,7 +13,7 @@ from stillroom.core.errors import CheckFailed, UsageError
 if TYPE_CHECKING:
     from stillroom.packages.keys import Ring, Role
     from stillroom.packages.repository import Repository
-    from stillroom.verification.documents import Kind
+    from stillroom.verification.documents import Kind, Revocation
 
 Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package's folder.")]
 Repo = Annotated[Path, typer.Argument(metavar="REPO", help="A repository's folder.")]
@@ -52,7 +52,9 @@ def package(
         float | None, typer.Option(help="The teacher's training operations, if known.")
     ] = None,
     to: Annotated[list[str] | None, typer.Option(help="A destination; may be given several times.")] = None,
-    denied: Annotated[list[Path] | None, typer.Option(help="A list of denied destinations, one per line.")] = None,
+    denied: Annotated[
+        list[Path] | None, typer.Option(help="A list of denied destinations, one per line; needs --to.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's package: files, bill of materials, provenance, terms, scores, policy, licences."""
@@ -214,19 +216,36 @@ def _inspect_repository(path: Path, as_json: bool) -> None:
 def revoke(
     repo: Repo,
     kind: Annotated[str, typer.Argument(help="package, key, teacher or dataset.")],
-    value: Annotated[str, typer.Argument(help="Its digest (64 hex digits), or a package's folder.")],
+    value: Annotated[
+        str, typer.Argument(help="Its digest or a release key's identifier (64 hex digits), or a package's folder.")
+    ],
     reason: Annotated[str, typer.Option(help="Why, for those who read it.")],
     keys: KeyFolders,
     passphrase_fd: Descriptor = None,
     as_json: Json = False,
 ) -> None:
-    """Withdraw a package, a key, or a teacher or dataset with everything that learnt from it."""
+    """Withdraw a package, a release key, or a teacher or dataset with everything that learnt from it."""
     if kind not in ("package", "key", "teacher", "dataset"):
         raise UsageError(f"{kind} cannot be revoked.", "Give package, key, teacher or dataset.")
     repository = _repository(repo, keys, passphrase_fd)
     entry = repository.revoke(cast("Kind", kind), _digest(value), reason)
-    reached = "every student whose provenance names it" if kind in ("teacher", "dataset") else "it"
-    _show(entry.model_dump(mode="json"), [f"Revoked {entry}. Machines refuse {reached} once they look."], as_json)
+    _show(entry.model_dump(mode="json"), [f"Revoked {entry}.", *_effect(entry, repository)], as_json)
+
+
+def _effect(entry: Revocation, repository: Repository) -> list[str]:
+    """What a revocation does, and what it leaves to be done."""
+    if entry.kind != "key":
+        reached = "it" if entry.kind == "package" else "every student whose provenance names it"
+        return [f"Machines refuse {reached} once they look."]
+    ring = repository.ring
+    name = ring.name_of(entry.value)
+    lines = ["Machines count no signature of it on a package once they look."]
+    if name in ring.names("release"):
+        lines.append(
+            f"It still signs the list of releases. Rotate it: stillroom keys rotate {ring.folder} release {name}"
+        )
+        lines.append(f"  then: stillroom repo refresh {repository.folder} --keys {ring.folder}")
+    return lines
 
 
 def reinstate(

@@ -11,6 +11,7 @@ import typer
 from stillroom.core import files
 from stillroom.core.bounded import least
 from stillroom.core.errors import CorpusError, RecipeError, UsageError
+from stillroom.core.outputs import require_apart
 
 recipe_app = typer.Typer(help="The recipe's own format.", no_args_is_help=True)
 
@@ -96,6 +97,7 @@ def init(
         own = typer.prompt(
             "If the teacher is your own: who says so (leave empty where its licence decides)", default=""
         )
+    require_apart(path, [given for given in map(Path, (str(teacher), str(text))) if given.is_file()])
     kind, left_out = _kind(str(text))
     written = _recipe(path, str(teacher), str(text), kind, str(licence), str(size), str(own))
     files.write_text(path, written)

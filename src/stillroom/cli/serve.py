@@ -114,6 +114,7 @@ def serve(
     """Serve models: the OpenAI API, a chat page, and the switch. Ctrl-C ends it."""
     from stillroom.core.errors import UsageError
     from stillroom.core.extras import require
+    from stillroom.core.outputs import require_apart
 
     require("serve", "The server needs packages that are not installed: {}.")
     from stillroom.serving.app import read_keys
@@ -123,6 +124,8 @@ def serve(
         raise UsageError(f"{key_file} is not a file of keys.", "Write one key a line into it.")
     if request_log_texts and request_log is None:
         raise UsageError("--request-log-texts without --request-log.", "Name the file: --request-log FILE.")
+    if request_log is not None:
+        require_apart(request_log, [*(path for path in models if path.is_file()), key_file, mark, drafter])
     serve_models(
         models,
         host,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BYTES = 32
+_NAMES = (".mark", ".key", ".secret", ".pem")
+_READS_AS_SECRET = re.compile(
+    rb"\s*[0-9A-Fa-f]{64}\s*|\s*-----BEGIN [A-Z ]*PRIVATE KEY-----.*|\s*\{.*\"kdf\".*", re.DOTALL
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,6 +111,19 @@ def read_secret(path: Path) -> Secret:
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(f"{path} can be read by others than its owner.", f"Make it private: chmod 600 {path}")
     return Secret(key)
+
+
+def holds_secret(path: Path) -> bool:
+    """Whether an existing file holds a secret of an owner: by its name, or because it reads as one. What cannot be read may."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in _NAMES:
+        return True
+    try:
+        with open(path, "rb") as stream:
+            return _READS_AS_SECRET.fullmatch(stream.read(4096)) is not None
+    except OSError:
+        return True
 
 
 def library_seed(randomness: int | Secret, label: str) -> int:

@@ -294,7 +294,7 @@ def read_permitted(path: Path | None, store: Store) -> frozenset[int]:
         raise UsageError(f"{path} is not a file of account names.", "Write one account a line.")
     redactor = Redactor(store.key)
     found = set()
-    for line in data.decode("utf-8", "replace").split("\n"):
+    for line in data.decode("utf-8-sig", "replace").split("\n"):
         name = line.strip()
         if name:
             found.add(redactor.value("account", name))

@@ -12,7 +12,6 @@ A finding is written as canonical in-toto JSON (``NAME.json``); ``NAME.json.dsse
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import Field, JsonValue, model_validator
 from stillroom.core import files
 from stillroom.core.errors import UsageError, VerificationFailed
 from stillroom.core.extras import version_of
+from stillroom.core.outputs import require_apart, require_output
 from stillroom.core.version import tool_version
 from stillroom.verification.closed import Closed, parse_json, read_bytes, validate
 from stillroom.verification.envelope import open_envelope, sign_envelope
@@ -192,23 +192,30 @@ def open_signers(ring: Ring, passphrase: str) -> list[CryptoSigner]:
     return signers
 
 
-def require_writable(path: Path) -> None:
-    """Try whether findings can be written to a file, by writing beside it. An examination takes hours: do this first.
+def require_writable(path: Path, inputs: Sequence[Path | None] = ()) -> None:
+    """Try whether findings can be written to a file, and nothing that is examined is overwritten by them or their signature.
+    An examination takes hours: do this first.
+
+    Args:
+        path: The file of the findings. Earlier findings in an examined folder may be replaced, and nothing else there.
+        inputs: Files and folders that are examined or read; None is passed over.
 
     Raises:
-        UsageError: It or its signature's file is a folder, or its folder cannot be made or written.
+        UsageError: As in :func:`stillroom.core.outputs.require_output`, or its signature's file is a folder.
     """
+    if _are_findings(path):
+        inputs = [given for given in inputs if given is not None and not given.is_dir()]
+    require_output(path, inputs)
+    files.require_no_folder(_signature_of(path))
+    require_apart(_signature_of(path), inputs)
+
+
+def _are_findings(path: Path) -> bool:
     try:
-        for file in (path, _signature_of(path)):
-            if file.is_dir():
-                raise UsageError(f"{file} is a folder.", "Name another file for the findings.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}.", "Name another file for the findings."
-        ) from None
+        read_findings(path)
+    except (VerificationFailed, OSError):
+        return False
+    return True
 
 
 def write_findings(

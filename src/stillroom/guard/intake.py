@@ -59,6 +59,8 @@ from stillroom.guard.log_store import (
 
 LINE_BYTES = 4 << 20
 """Longest line that is read."""
+AROUND = "\r\n\0 \ufeff"
+"""What is not a part of a line at its ends; some programs begin a file with a byte order mark."""
 BATCH = 200_000
 NO_ACCOUNT = "names no account (see --account)"
 NO_TIME = "has no time that can be read"
@@ -504,7 +506,7 @@ class _Reader:
         """Whether a line without an end is a whole one: a JSON object is, and nothing else can be told from half a line."""
         if self.form in LINES:
             return False
-        text = line.decode("utf-8", "replace").strip("\r\n\0 ")
+        text = line.decode("utf-8", "replace").strip(AROUND)
         try:
             return isinstance(read_strict(text.encode(), key_twice=True), dict)
         except (NotStrict, RecursionError):
@@ -569,7 +571,7 @@ class _Reader:
             # Left out, such a line would be a way not to be seen.
             text = line.decode("utf-8", "replace")
             self.report.repaired["not UTF-8: bytes replaced"] += 1
-        text = text.strip("\r\n\0 ")
+        text = text.strip(AROUND)
         try:
             if self.form in LINES or (self.form == "auto" and not text.startswith(("{", "["))):
                 return self._access(text)
@@ -592,7 +594,7 @@ class _Reader:
     def _access(self, text: str) -> Row | None:
         for form, read in LINES.items():
             if self.form in ("auto", form):
-                row = read(text[:20_000])
+                row = read(text)
                 if row is not None:
                     self.report.formats[form] += 1
                     return row

@@ -98,13 +98,18 @@ EARLIEST, LATEST = 946_684_800, 4_102_444_800
 """Seconds of 2000 and 2100: a time outside is a mistake of the log."""
 
 
+_NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE]\+?\d{1,2})?", re.ASCII)
+
+
 def time_of(value: object) -> int | None:
     """Microseconds since 1970 of a number (seconds, milliseconds, microseconds or nanoseconds by its size) or an ISO date.
 
-    A date without a zone is read as UTC.
+    Digits in a string are a number, too, where that is a time; a date without a zone is read as UTC.
     """
     if isinstance(value, str):
         text = value.strip()[:64]
+        if _NUMBER.fullmatch(text) and (counted := time_of(float(text))) is not None:
+            return counted
         # As databases write it: 2026-01-31 12:00:00 UTC.
         text = re.sub(r" ?(?:UTC|GMT)$", "+00:00", text)
         try:
@@ -323,16 +328,23 @@ def stillroom(record: Object) -> Row:
     return row
 
 
+# Loggers escape quotes in what a client sends (`\\"`, `\\x22`), so that a bare one ends the field; possessive: no backtracking.
+_INSIDE = r'(?:[^"\\]++|\\.)*+'
 _ACCESS = re.compile(
-    r"^(?P<ip>[0-9A-Fa-f.:]{2,45}) \S+ (?P<user>\S+) \[(?P<time>[^\]]{10,40})\] \"(?P<request>[^\"]{0,4000})\""
-    r" (?P<status>\d{3}) \S+(?: \"[^\"]*\" \"(?P<ua>[^\"]{0,1000})\")?(?P<rest>.*)$"
+    rf'(?P<ip>[0-9A-Fa-f.:]{{2,45}}) \S++ (?P<none>""(?= \[))?+(?P<head>{_INSIDE})"{_INSIDE}" (?P<status>\d{{3}}) \S++'
+    rf'(?: "{_INSIDE}" "(?P<ua>{_INSIDE})")?+(?P<rest>.*)'
 )
+_HEAD = re.compile(r"(?P<user>.*) \[(?P<time>[^\[\]]{10,40})\] ")
+"""A line of the combined format. A name of basic authentication is the client's too, and may hold blanks and brackets."""
+_BEHIND = re.compile(
+    rf'\b(?:key=(?:"(?P<quoted>{_INSIDE})"|(?P<key>[^\s",;()\[\]{{}}|]+))|rt="?(?P<seconds>\d+(?:\.\d+)?))'
+    rf'|"{_INSIDE}"?|\w+|\\.|[^\w"\\]+|\\'
+)
+"""What is behind the combined format, one part after another. A field in quotes, which a client may have written, is one."""
 _VLLM = re.compile(
     r"^(?:(?P<time>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?\S*)\s+)?.{0,60}?INFO:?\s.{0,80}?"
-    r"(?P<ip>[0-9A-Fa-f.:\[\]]{2,47}):\d+ - \"(?P<request>[A-Z]+ [^\"]{1,2000})\" (?P<status>\d{3})"
+    r"(?P<ip>[0-9A-Fa-f.:\[\]]{2,47}):\d+ - \"[A-Z]+ [^\"]+\" (?P<status>\d{3})"
 )
-_KEY = re.compile(r"\bkey=\"?(?P<key>[\w.-]{1,100})")
-_DURATION = re.compile(r"\brt=(?P<seconds>\d+(?:\.\d+)?)")
 _MONTHS = {
     name: number
     for number, name in enumerate(
@@ -344,18 +356,26 @@ _MONTHS = {
 def nginx(line: str) -> Row | None:
     """A line of nginx's (or Apache's) combined log; `key=…` and `rt=seconds` behind it are read. None: it is none.
 
-    The account is the key, else the name of basic authentication, else the address.
+    The account is the key, else the name of basic authentication, else the address. Of several keys the first counts.
     """
-    found = _ACCESS.match(line)
-    if found is None:
+    found = _ACCESS.fullmatch(line)
+    head = _HEAD.fullmatch(found["head"]) if found is not None else None
+    if found is None or head is None:
         return None
-    row = Row(ip=found["ip"], status=int(found["status"]), ua=None if found["ua"] in (None, "-", "") else found["ua"])
-    key, duration = _KEY.search(found["rest"]), _DURATION.search(found["rest"])
-    row.key = key["key"] if key else None
-    row.latency_ms = number_of(float(duration["seconds"]) * 1000) if duration else None
-    row.account = row.key or (found["user"] if found["user"] != "-" else None) or f"ip {found['ip']}"
-    row.time_us = _access_time(found["time"])
+    row = Row(ip=found["ip"], status=int(found["status"]), ua=_stated(found["ua"]))
+    parts = list(_BEHIND.finditer(found["rest"]))
+    keys = [part["quoted"] or part["key"] or "-" for part in parts if (part["quoted"], part["key"]) != (None, None)]
+    durations = [part["seconds"] for part in parts if part["seconds"]]
+    row.key = _stated(keys[0]) if keys else None
+    row.latency_ms = number_of(float(durations[0]) * 1000) if durations else None
+    row.account = row.key or _stated(head["user"]) or f"ip {found['ip']}"
+    row.time_us = _access_time(head["time"])
     return row
+
+
+def _stated(value: str | None) -> str | None:
+    """A field of an access log, where `-` means that there is none."""
+    return None if value in (None, "-", "") else value
 
 
 def vllm(line: str) -> Row | None:

@@ -202,6 +202,11 @@ def create_store(path: Path, key_file: Path | None = None) -> Store:
     return Store(path, key)
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files and folders that a store consists of: another file in its folder is none of it."""
+    return [path / name for name in ("store.json", "secret.key", "parts", "reduced", ".lock")]
+
+
 def open_store(path: Path) -> Store:
     """Open a store that exists.
 

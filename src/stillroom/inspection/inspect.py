@@ -28,7 +28,7 @@ LISTED = (
     ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".onnx", ".onnx_data",
 )  # fmt: skip
 """Files that a model or its card needs. Stillroom itself opens the first seven kinds."""
-_NAMED = re.compile(r"(?i)(licen[cs]e|notice|copying|readme|use_policy|authors|changelog)[\w.-]*")
+_NAMED = re.compile(r"(?i)([\w-]*licen[cs]e|eula|notice|copying|readme|use_policy|authors|changelog)[\w.-]*")
 """Files that may have no suffix."""
 _ON_THE_HUB = re.compile(r"\.cache/huggingface(/(download(/.*)?|\.gitignore|trees?(/.*)?|CACHEDIR\.TAG|xet(/.*)?))?")
 MOST_FILES = 10_000
@@ -176,7 +176,7 @@ def _folder(look: _Look, folder: Path, prefix: str, depth: int) -> Iterator[Insp
             continue
         suffix = _suffix(entry.name)
         look.files.append({"name": name, "bytes": path.stat().st_size})
-        if suffix in LISTED or _NAMED.fullmatch(entry.name):
+        if suffix in LISTED or (_NAMED.fullmatch(entry.name) and suffix not in (*SUFFIXES, *CODE)):
             yield from _file(look, path, name, suffix)
         else:
             yield from _by_name(path, entry.name)

@@ -47,7 +47,8 @@ SLOW_TOKENIZER = ("merges.txt", "vocab.txt", "bpe.codes", ".bpe", ".spm", ".tikt
 """Endings of files that tokenizers are read from besides JSON and ``.model``: merges, word lists, sentencepiece, tiktoken."""
 MODEL_FILES = (
     "*.safetensors", "*.json", "*.jinja", "*.model", *(f"*{ending}" for ending in SLOW_TOKENIZER),
-    "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md",
+    "*[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*", "[Cc][Oo][Pp][Yy][Ii][Nn][Gg]*", "[Ee][Uu][Ll][Aa]*", "NOTICE*",
+    "*[Uu][Ss][Ee][ _-][Pp][Oo][Ll][Ii][Cc][Yy]*", "[Rr][Ee][Aa][Dd][Mm][Ee].md",
 )  # fmt: skip
 """What is fetched of a model on the hub."""
 

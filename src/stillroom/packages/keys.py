@@ -169,6 +169,10 @@ class Ring:
         key = self.content.keys[name]
         return SSlibKey(key.keyid, "ed25519", "ed25519", {"public": key.public})
 
+    def name_of(self, keyid: str) -> str | None:
+        """The name of a key that holds a role or held one before it was rotated, by its identifier."""
+        return next((name for name, key in self.content.keys.items() if key.keyid == keyid), None)
+
     def has_private(self, name: str) -> bool:
         """Whether the private half is here."""
         return self._private_path(name).is_file()
@@ -234,6 +238,11 @@ class Ring:
 
     def _private_path(self, name: str) -> Path:
         return self.folder / "private" / f"{name}.key"
+
+
+def role_of(name: str) -> Role:
+    """The role that a key was made for; its name begins with it."""
+    return next(role for role in ROLES if name.startswith(f"{role}-"))
 
 
 def describe(ring: Ring) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from stillroom.core import files
 from stillroom.core.bounded import least
 from stillroom.core.errors import RunError
+from stillroom.core.outputs import require_apart
 from stillroom.core.version import tool_version
 from stillroom.packages.bom import bill_of_materials
 from stillroom.packages.provenance import operations, statement, student_digests
@@ -91,6 +92,8 @@ def pack(run: Run, target: Path | None = None, options: PackOptions | None = Non
 
     options = options or PackOptions()
     target = target or run.path / "package"
+    # A package that is there is replaced as a whole, with what was put into its folder.
+    require_apart(target, options.denied)
     screen(list(options.destinations), list(options.denied))
     if not (run.path / "summary.json").is_file():
         raise RunError(f"{run.path}: the run is not finished.", "Finish it: stillroom run RECIPE.")

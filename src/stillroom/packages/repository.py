@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.core import files
 from stillroom.core.errors import UsageError
 from stillroom.core.extras import require
-from stillroom.packages.keys import Ring, Role
+from stillroom.packages.keys import Ring, Role, role_of
 from stillroom.verification.closed import parse, read_bytes
 from stillroom.verification.documents import (
     REINSTATEMENTS,
@@ -245,7 +245,13 @@ class Repository:
             return release
 
     def revoke(self, kind: Kind, value: str, reason: str) -> Revocation:
-        """Withdraw a package, key, teacher or dataset by its digest. The role revoke signs."""
+        """Withdraw a package, teacher or dataset by its digest, or a release key by its identifier. The role revoke signs.
+
+        Raises:
+            UsageError: The key is none of the publisher's, or of a role for which machines look at no list.
+        """
+        if kind == "key":
+            self._require_release_key(value)
         with self._changing():
             known = self.revocations()
             serial = max((entry.serial for entry in known.revocations), default=0) + 1
@@ -253,6 +259,29 @@ class Repository:
             self._put("revoke", REVOCATIONS, RevocationList(format=1, revocations=(*known.revocations, entry)))
             self._change("revoke")
             return entry
+
+    def _require_release_key(self, keyid: str) -> None:
+        """Refuse a key whose revocation would have no effect: only signatures of release keys are compared with the list."""
+        name = self.ring.name_of(keyid)
+        if name is None:
+            raise UsageError(
+                f"{keyid[:12]}… is no key of {self.ring.publisher}.",
+                f"`stillroom keys show {self.ring.folder}` shows them.",
+            )
+        role = role_of(name)
+        if role == "release":
+            return
+        publish = f"stillroom repo refresh {self.folder} --keys {self.ring.folder}"
+        if name in self.ring.names(role):
+            raise UsageError(
+                f"{name} holds the role {role}, and only release keys are revoked: machines learn from the root who holds the "
+                "others.",
+                f"Rotate it: stillroom keys rotate {self.ring.folder} {role} {name}, then {publish}",
+            )
+        raise UsageError(
+            f"{name} was rotated: it holds the role {role} no longer, and only release keys are revoked.",
+            f"If that is not published yet: {publish}",
+        )
 
     def reinstate(self, value: str) -> list[Revocation]:
         """Take back every revocation of a digest. The role release signs; revoke alone cannot.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +53,66 @@ def worksheet(
 
 
 def screen(destinations: list[str], lists: list[Path]) -> None:
-    """Refuse a destination that a list names. A list is a text file, one name a line; `#` begins a comment.
+    """Refuse a destination that a list names. A list is a text file with one name, or one row of a table, a line; `#` begins a
+    comment.
+
+    Names are compared without case, accents and punctuation. Of a row with `;`, `,`, `|` or tabs each field counts.
 
     Raises:
         TermsRefused: Names the destination, the list and the line.
-        RecipeError: A list cannot be read.
+        RecipeError: A list cannot be read, or nothing would be screened: no name, or no destination.
     """
+    if lists and not destinations:
+        raise RecipeError("Lists of denied destinations are given, and no destination.", "Name it: --to DESTINATION.")
     wanted = {_plain(destination): destination for destination in destinations}
+    if "" in wanted:
+        raise RecipeError(f"{wanted['']!r} is no name of a destination.", "Write it as the lists do.")
     for path in lists:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise RecipeError(f"{path}: no such list of denied destinations.", "Give a text file.") from None
-        for number, line in enumerate(lines, start=1):
-            name = _plain(line.partition("#")[0])
-            if name and name in wanted:
+        named = False
+        for number, line in enumerate(_lines(path), start=1):
+            names = _names(line, f"{path}, line {number}")
+            named |= bool(names)
+            for name in sorted(names & wanted.keys()):
                 raise TermsRefused(
                     f"The destination {wanted[name]} is on {path}, line {number}.", "The package was not written."
                 )
+        if not named:
+            raise RecipeError(f"{path}: this list of denied destinations names none.", "Write one name a line.")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list: UTF-8, or UTF-16 with the mark that programs write first."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: the list of denied destinations cannot be read: {error.strerror}.", "Give a text file."
+        ) from None
+    try:
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise RecipeError(f"{path}: the list of denied destinations is not UTF-8 text.", "Save it as UTF-8.")
+    return text.splitlines()
+
+
+def _names(line: str, where: str) -> set[str]:
+    """What a line names: itself, and each field where it is a row of a table."""
+    said = line.partition("#")[0]
+    if not said.strip():
+        return set()
+    found = {_plain(line), _plain(said)}
+    for delimiter in ";,|\t":
+        try:
+            found.update(_plain(field) for row in csv.reader([said], delimiter=delimiter) for field in row)
+        except csv.Error as error:
+            raise RecipeError(f"{where}: cannot be read: {error}.", "Write one name a line.") from None
+    return found - {""}
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    """A name as it is compared: letters and digits of one form, without case and accents, single blanks for all else."""
+    letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    kept = (sign for sign in letters if not unicodedata.combining(sign) and unicodedata.category(sign) != "Cf")
+    return " ".join("".join(" " if unicodedata.category(sign)[0] in "PSZ" else sign for sign in kept).split())

@@ -745,4 +745,4 @@ async def _watch(service: Service) -> None:
 
 def read_keys(path: Path) -> list[str]:
     """Keys of a file, one per line."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

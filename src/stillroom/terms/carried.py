@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from stillroom.core.errors import TermsRefused
-from stillroom.terms.statements import MOST_TEACHERS, Statement, Subject
+from stillroom.terms.statements import MOST_TEACHERS, Statement, StatementKind, Subject
 from stillroom.verification.obligations import Obligations
 
 Short = Annotated[str, StringConstraints(max_length=2000)]
@@ -20,7 +20,7 @@ class _Closed(BaseModel):
 
 
 class _Statement(_Closed):
-    kind: Literal["licence", "checkpoint", "service", "weights", "text"]
+    kind: StatementKind
     value: Long
     where: Short
 

@@ -10,7 +10,7 @@ KIND = "stillroom-terms"
 MOST_TEACHERS = 10_000
 """Models that a chain of students may name."""
 
-StatementKind = Literal["licence", "checkpoint", "service", "weights", "text"]
+StatementKind = Literal["licence", "checkpoint", "origin", "service", "weights", "text"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Statement:
     """One thing that is said of a model or text.
 
     Attributes:
-        kind: ``licence`` (a name), ``checkpoint`` (an exact name on the hub), ``service`` (a service's model), ``weights``
-            (a digest), or ``text`` (the text of a licence).
+        kind: ``licence`` (a name), ``checkpoint`` (an exact name on the hub), ``origin`` (what it was made
+            from, by a name that is none of the hub's), ``service`` (a service's model), ``weights`` (a digest), or ``text``
+            (the text of a licence; empty where it cannot be read).
         value: What is said.
         where: Who says it; ``recipe`` is the operator's own word.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from stillroom.core.strict_json import parse_json
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.student import ExistingStudent
 from stillroom.recipe.teacher import EndpointTeacher, GgufTeacher, HuggingFaceTeacher
+from stillroom.terms.hub_names import hub_name, name_in_path
 from stillroom.terms.statements import KIND, Role, Statement, StatementKind, Subject
 from stillroom.terms.table import read_licence
 
@@ -30,9 +32,13 @@ SERVICE_HOSTS = {
 """Services of the packaged table by the host that they answer on."""
 LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20
-_HUB_NAME = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
-_LICENCES = ("LICENSE*", "LICENCE*", "License*", "license*", "COPYING*")
-_POLICIES = ("USE_POLICY*", "*use_policy*", "*USE-POLICY*", "*prohibited_use*")
+LONGEST_NAME = 200
+_BASE_KEY = re.compile(r"general\.base_model\.(\d+)\.(?:name|repo_url)")
+_LICENCES = re.compile(r"(?i).*licen[cs]e.*|copying.*|eula.*")
+_POLICIES = re.compile(r"(?i).*(use[ _-]policy|prohibited[ _-]use).*")
+_CARD = re.compile(r"(?i)readme\.md")
+_NAMES = ("name", "id", "model", "model_id", "repo", "repo_id", "repo_url", "url", "model_name")
+"""Keys under which an entry of `base_model` names the model."""
 
 
 def subjects_of(recipe: Recipe, *, digests: bool = False) -> tuple[list[Subject], list[Subject]]:
@@ -66,8 +72,9 @@ def subjects_of(recipe: Recipe, *, digests: bool = False) -> tuple[list[Subject]
 
 def generator_subject(name: str) -> Subject:
     """The model or service that wrote a text."""
-    kind: StatementKind = "checkpoint" if _HUB_NAME.fullmatch(name) else "service"
-    return Subject("teacher", name, (Statement(kind, name, "the source's `generated_by`"),))
+    exact = hub_name(name)
+    kind: StatementKind = "checkpoint" if exact else "service"
+    return Subject("teacher", name, (Statement(kind, exact or name, "the source's `generated_by`"),))
 
 
 def endpoint_subject(config: EndpointTeacher, role: Role) -> Subject:
@@ -136,12 +143,25 @@ def _gguf(path: Path, role: Role) -> Subject:
     if isinstance(licence, str) and licence.strip():
         said.append(Statement("licence", licence.strip(), "the file's metadata"))
     for key, value in facts.items():
-        if key.startswith("general.") and key.endswith("repo_url") and isinstance(value, str):
+        found = _BASE_KEY.fullmatch(key)
+        if found is not None:
+            said += _base_of_gguf(facts, found[1], key)
+        elif key.startswith("general.") and key.endswith("repo_url") and isinstance(value, str):
             said += _checkpoint(value, f"the file's `{key}`")
     name = facts.get("general.name")
     return Subject(
         role, name if isinstance(name, str) and name.strip() else path.stem, tuple(said), (), _carried(path.parent)
     )
+
+
+def _base_of_gguf(facts: Mapping[str, Any], number: str, key: str) -> list[Statement]:
+    """A base model of a file: by its address, else by its name and its owner's, as converters write both."""
+    address = facts.get(f"general.base_model.{number}.repo_url")
+    if isinstance(address, str) and address.strip():
+        return _origin(address, f"the file's `general.base_model.{number}.repo_url`")
+    owner, name = (facts.get(f"general.base_model.{number}.{part}") for part in ("organization", "name"))
+    named = [part.strip().replace(" ", "-") for part in (owner, name) if isinstance(part, str) and part.strip()]
+    return _origin("/".join(named), f"the file's `{key}`") if named else []
 
 
 def _folder(folder: Path, asked: str, role: Role) -> Subject:
@@ -155,10 +175,9 @@ def _folder(folder: Path, asked: str, role: Role) -> Subject:
         values = parse_json(_read(config, LARGEST_CARD), str(config))
         origin = values.get("_name_or_path") if isinstance(values, dict) else None
         if isinstance(origin, str):
-            said += _checkpoint(origin, "config.json")
-    for path in _found(folder, _LICENCES):
-        if path.suffix.lower() in ("", ".txt", ".md"):
-            said.append(Statement("text", read_licence(path), path.name))
+            # A program's note, not a statement: what is only a path of its disk is no base that has to be decided.
+            said += _checkpoint(hub_name(origin) or name_in_path(origin) or "", "config.json")
+    said += [Statement("text", _licence_text(path), path.name) for path in _found(folder, _LICENCES)]
     policies = tuple((path.name, read_licence(path)) for path in _found(folder, _POLICIES))
     name = folder.resolve().name if local else asked
     return Subject(role, name, tuple(said), policies, _carried(folder))
@@ -166,8 +185,8 @@ def _folder(folder: Path, asked: str, role: Role) -> Subject:
 
 def _card(folder: Path) -> list[Statement]:
     """Licence and origin in the front matter of a model card."""
-    path = folder / "README.md"
-    if not path.is_file():
+    path = next(iter(_found(folder, _CARD)), None)
+    if path is None:
         return []
     try:
         card = front_matter(_read(path, LARGEST_CARD).decode("utf-8", "replace"), str(path))
@@ -176,16 +195,38 @@ def _card(folder: Path) -> list[Statement]:
             f"The model card cannot be read: {error.what}", "Mend the card's first lines."
         ) from None
     said = [Statement("licence", licence, "the model card") for licence in licences_of(card)]
-    bases = card.get("base_model")
-    for base in bases if isinstance(bases, list) else [bases]:
-        if isinstance(base, str):
-            said += _checkpoint(base, "the model card's `base_model`")
+    for key in ("base_model", "base_models"):
+        bases = card.get(key)
+        for base in bases if isinstance(bases, list) else [bases]:
+            said += _origin(_named_in(base), f"the model card's `{key}`")
     return said
 
 
+def _named_in(base: object) -> str:
+    """The name in one entry of `base_model`: itself, or the one of its keys that has it; what is neither, as it is written."""
+    if isinstance(base, dict):
+        base = next((base[key] for key in _NAMES if isinstance(base.get(key), str)), base)
+    return "" if base is None else str(base).strip()
+
+
+def _origin(value: str, where: str) -> list[Statement]:
+    """The model that something says it was made from. What names no model of the hub has to be known by a table, or decided."""
+    if not value.strip():
+        return []
+    return _checkpoint(value, where) or [Statement("origin", " ".join(value.split())[:LONGEST_NAME], where)]
+
+
 def _checkpoint(value: str, where: str) -> list[Statement]:
-    found = _HUB_NAME.fullmatch(value.strip())
-    return [Statement("checkpoint", found.group(1), where)] if found else []
+    name = hub_name(value)
+    return [Statement("checkpoint", name, where)] if name else []
+
+
+def _licence_text(path: Path) -> str:
+    """The text of a licence; empty where it cannot be read as one, which no table knows."""
+    try:
+        return read_licence(path)
+    except RecipeError:
+        return ""
 
 
 def _carried(folder: Path) -> dict[str, Any] | None:
@@ -200,8 +241,8 @@ def _carried(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _found(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+def _found(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file())
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -132,19 +132,20 @@ class Table:
     content: Rows
 
     def find(self, kind: str, value: str) -> list[Row]:
-        """Rows for a statement of a kind: ``licence``, ``checkpoint``, ``service`` or ``weights``."""
+        """Rows for a statement of a kind: ``licence``, ``checkpoint``, ``origin``, ``service`` or ``weights``."""
         wanted = normal(value)
         found = []
         for row in self.content.rows:
             keys = {
                 "licence": (*row.licences, row.id),
                 "checkpoint": row.checkpoints,
+                "origin": row.checkpoints,
                 "weights": row.weights_sha256,
                 "service": (*row.checkpoints, *row.licences, row.id),
             }[kind]
             exact = any(normal(key) == wanted for key in keys)
-            # A bare name, that an endpoint is asked for, may be a service's model.
-            named = kind == "service" or (kind == "checkpoint" and "/" not in value)
+            # A bare name, that an endpoint is asked for or a card gives, may be a service's model.
+            named = kind == "service" or (kind in ("checkpoint", "origin") and "/" not in value)
             begun = named and any(_begins(wanted, normal(prefix)) for prefix in row.services)
             if exact or begun:
                 found.append(row)

@@ -279,7 +279,7 @@ def _look_up(case: _Case, subject: Subject) -> tuple[list[Row], list[str]]:
             unknown.extend(trouble)
         else:
             found = [row for table in case.tables for row in table.find(item.kind, item.value)]
-            if not found and item.kind in ("licence", "service"):
+            if not found and item.kind in ("licence", "origin", "service"):
                 unknown.append(f"{item.where} says {item.value!r}, which no table knows")
         own |= item.where != "recipe" and (bool(found) or item.kind in ("licence", "text", "service"))
         for row in found:
@@ -292,6 +292,8 @@ def _look_up(case: _Case, subject: Subject) -> tuple[list[Row], list[str]]:
 
 def _recognise(case: _Case, item: Statement) -> tuple[list[Row], list[str]]:
     """The row of a licence's text. A text that only looks like a known one is not known."""
+    if not item.value:
+        return [], [f"{item.where} cannot be read as the text of a licence"]
     for table in case.tables:
         row = table.recognise(item.value)
         if row is None:
@@ -315,7 +317,9 @@ def _owe(case: _Case, subject: Subject, row: Row) -> None:
     if subject.role != "text":
         verb = "Made from" if subject.role == "student" else "Distilled from"
         case.owed.notices.add(f"{verb} {subject.name} ({row.title}).")
-    own = [item.value for item in subject.statements if item.kind == "text"]
+    own = [item.value for item in subject.statements if item.kind == "text" and item.value]
+    # Of several texts, the one that is this licence.
+    own.sort(key=lambda text: not any(table.recognise(text) == row for table in case.tables))
     for name in owed.licences:
         text = case.texts.get(name) or (own[0] if own else None) or held_text(name)
         if text is not None and name == "MIT":
