@@ -49,7 +49,7 @@ class EngineOptions:
     """How a model is run.
 
     Attributes:
-        context: Tokens of context, for each parallel request.
+        context: Tokens of context, for each parallel request; llama.cpp takes as many as :func:`context_of` says.
         threads: Threads; None takes the CPU's cores but one, at most eight.
         batch: Tokens a prefill step; small steps make stopping quick.
         parallel: Requests answered at once.
@@ -73,6 +73,21 @@ class EngineOptions:
     confine: bool = True
     drafter: Path | None = None
     drafts: int = 4
+
+
+CONTEXT_STEP = 256
+"""llama.cpp's context is a multiple of this."""
+
+
+def context_of(asked: int, longest: int | None) -> int:
+    """Tokens that fit an engine's context.
+
+    Args:
+        asked: Those that were asked for.
+        longest: Those that the model was made for, beyond which llama.cpp does not go; None where its file does not tell.
+    """
+    whole = -(-asked // CONTEXT_STEP) * CONTEXT_STEP
+    return whole if longest is None else min(whole, longest)
 
 
 class Engine:
