@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stillroom.core.errors import StillroomError
+from stillroom.core.errors import StillroomError, UsageError
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import GgufFacts, read_facts
 from stillroom.serving.models import open_model
@@ -24,7 +24,7 @@ class Chat:
     Args:
         model: A package, a run or its folder, or a GGUF file.
         system: What the model is told before the conversation.
-        context: Tokens of context.
+        context: Tokens of context, rounded up to a multiple of 256.
 
     Attributes:
         messages: What was said so far, each with ``role`` and ``content``.
@@ -128,8 +128,11 @@ def rendered(engine: Engine, facts: GgufFacts, messages: list[dict[str, str]]) -
     """A conversation as a prompt, by the model's own template; what is written in it is never markup.
 
     Raises:
+        UsageError: A message has a lone surrogate: half a character, which no tokenizer takes.
         EngineFailed: The template takes no such conversation.
     """
+    for message in messages:
+        _require_characters(message["content"])
     shield = Shield(facts.control, facts.markup)
     shielded = [
         {**message, "content": shield.protect(message["content"], own=message["role"] == "assistant")}
@@ -147,3 +150,14 @@ def rendered(engine: Engine, facts: GgufFacts, messages: list[dict[str, str]]) -
             wanted = {"content": part, "add_special": False, "parse_special": False}
             parts += engine.call("POST", "/tokenize", wanted)["tokens"]
     return parts if parts and isinstance(parts[0], str) else ["", *parts]
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The text has half a character at position {error.start} (a lone surrogate, {text[error.start]!a}): its bytes were "
+            "not UTF-8.",
+            "Give the text in UTF-8.",
+        ) from None
