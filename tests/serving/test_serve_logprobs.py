@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_support import Running
+from serve_support import Running, running
 
+from stillroom.core.errors import EngineFailed
+from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runtime.scoring import _cut_off
+from stillroom.serving.ask import Chat
 
 
 def scored(server: Running, prompt: str, answer: str, top: int = 1) -> dict[str, Any]:
@@ -23,9 +28,7 @@ def scored(server: Running, prompt: str, answer: str, top: int = 1) -> dict[str,
 def test_tokens_within_a_character_have_entries_of_their_own(server: Running, stream: bool) -> None:
     body = {"prompt": "The list", "guided_choice": ["🙂 ok 漢"], "logprobs": 2, "temperature": 0}
     if stream:
-        events = [
-            each for each in server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}})
-        ]
+        events = list(server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}))
         choices = [choice for event in events for choice in event.get("choices", ())]
         text = "".join(choice["text"] for choice in choices)
         found = {
@@ -89,3 +92,19 @@ def test_what_the_engine_takes_for_the_beginning_of_a_character() -> None:
         assert all(_cut_off(b"x" + data[:size]) for size in range(1, len(data)))
     assert not _cut_off(b"")
     assert not _cut_off(b"\x9f\x99")
+
+
+def test_a_model_whose_weights_are_not_finite_answers_nothing(tiny_gguf: Path, tmp_path: Path) -> None:
+    header, path = read_gguf(tiny_gguf), tmp_path / "damaged.gguf"
+    data = bytearray(tiny_gguf.read_bytes())
+    at = header.data_offset + header.offsets["blk.0.ffn_up.weight"]
+    data[at : at + 2] = struct.pack("<e", float("nan"))
+    path.write_bytes(data)
+    with pytest.raises(EngineFailed, match="not finite"):
+        Chat(path)
+    with running([path], tmp_path) as made:
+        for _ in range(2):
+            status, answer = made.chat("Go")
+            assert status == 503
+            assert "not finite" in answer["error"]["message"]
+        assert made.ask("GET", "/health")[0] == 200

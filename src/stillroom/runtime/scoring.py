@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.core.errors import EngineFailed
 from stillroom.runtime import transport
 from stillroom.runtime.engine import Engine
 
@@ -139,7 +138,8 @@ async def written_logprobs(
         "return_tokens": True,
     }
     answer = await transport.call(engine.socket, engine.key, "POST", "/completion", body)
-    tokens, listed = answer.get("tokens", []), deque(_finite(answer.get("completion_probabilities") or []))
+    tokens, listed = answer.get("tokens", []), deque(answer.get("completion_probabilities") or [])
+    engine.require_finite(listed)
     entries: list[dict[str, Any]] = []
     tail = b""
     for at, token in enumerate(tokens):
@@ -182,22 +182,9 @@ def _cut_off(data: bytes) -> bool:
     return False
 
 
-def _finite(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries whose log-probabilities are numbers; NaN comes as null.
-
-    Raises:
-        EngineFailed: One is none.
-    """
-    if any(each.get("logprob") is None for entry in entries for each in (entry, *entry.get("top_logprobs", []))):
-        raise EngineFailed(
-            "The model's log-probabilities are not finite (NaN or infinite): its weights are damaged.",
-            "Get the file again, or export the model anew.",
-        )
-    return entries
-
-
 async def _entries(engine: Engine, body: dict[str, Any]) -> list[dict[str, Any]]:
     answer = await transport.call(engine.socket, engine.key, "POST", "/v1/completions", body)
     choice = (answer.get("choices") or [{}])[0]
     entries: list[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
-    return _finite(entries)
+    engine.require_finite(entries)
+    return entries

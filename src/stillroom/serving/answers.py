@@ -297,7 +297,7 @@ class Answerer:
                     stops = Stops(question.stops) if question.stops else None
                     async with (
                         _begun_in_turn(model, question) as turn,
-                        _used(model, question.owner, _size(prompt) - (ahead.read if ahead is not None else 0)) as use,
+                        _used(model, question, _size(prompt) - (ahead.read if ahead is not None else 0)) as use,
                         _answering(engine, slot, question, prompt, body) as answering,
                     ):
                         ended = False
@@ -504,12 +504,14 @@ async def _ids(engine: Engine, prompt: str | list[Any]) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def _used(model: ServedModel, owner: str, left: float) -> AsyncIterator[contextlib.ExitStack]:
-    """While an engine works for somebody. One who has little left to be read is as good as answered."""
+async def _used(model: ServedModel, question: Question, left: float) -> AsyncIterator[contextlib.ExitStack]:
+    """While an engine works for somebody. One who has little left to be read is as good as answered; one whose first event comes
+    with the last is told nothing in between.
+    """
     with contextlib.ExitStack() as use:
-        use.enter_context(model.turns.working(owner))
-        if left <= PIECE:
-            use.enter_context(model.turns.answering(owner))
+        use.enter_context(model.turns.working(question.owner))
+        if left <= PIECE or question.top is not None:
+            use.enter_context(model.turns.answering(question.owner))
         yield use
 
 

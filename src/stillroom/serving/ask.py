@@ -34,7 +34,7 @@ class Chat:
 
     Raises:
         SwitchedOff: The owner's switch is off.
-        StillroomError: The model cannot be opened.
+        StillroomError: The model cannot be opened, or its weights are damaged.
     """
 
     def __init__(self, model: str | os.PathLike[str], *, system: str | None = None, context: int = 2048) -> None:
@@ -43,6 +43,7 @@ class Chat:
         with contextlib.ExitStack() as stack:
             self._model = stack.enter_context(open_model(Path(model)))
             self.engine = stack.enter_context(Engine(self._model.gguf, EngineOptions(context=context)))
+            self.engine.require_numbers()
             self._stack = stack.pop_all()
         self.name = self._model.name
         self.facts = read_facts(self._model.gguf)
@@ -112,6 +113,7 @@ def answer(
 ) -> str:
     """Ask a model once: what :func:`stillroom.answer` does."""
     with open_model(Path(model)) as opened, Engine(opened.gguf, EngineOptions()) as engine:
+        engine.require_numbers()
         facts = read_facts(opened.gguf)
         asked = rendered(engine, facts, [{"role": "user", "content": prompt}])
         tokens = engine.stream_prompt(asked, max_tokens=max_tokens, temperature=temperature, seed=seed, **kept(facts))
@@ -157,7 +159,7 @@ def _require_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"The text has half a character at position {error.start} (a lone surrogate, {text[error.start]!a}): its bytes were "
-            "not UTF-8.",
+            f"The text has half a character at position {error.start} (a lone surrogate, {text[error.start]!a}): its bytes "
+            "were not UTF-8.",
             "Give the text in UTF-8.",
         ) from None

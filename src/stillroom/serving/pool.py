@@ -175,7 +175,7 @@ class ServedModel:
                 await asyncio.to_thread(self.engine.stop, 0)
                 self.engine = None
             if self.engine is None:
-                self.engine = await asyncio.to_thread(Engine, self.opened.gguf, self.options, self.switch)
+                self.engine = await asyncio.to_thread(self._start)
                 # A place that is taken stays taken: its request is the one that loads.
                 busy = {slot.number for slot in self.slots if slot.busy}
                 kept = {slot.number: slot for slot in self.slots if slot.number in busy}
@@ -184,6 +184,16 @@ class ServedModel:
                     slot.held, slot.session, slot.owner = "", None, None
                 self.heard()
             return self.engine
+
+    def _start(self) -> Engine:
+        engine = Engine(self.opened.gguf, self.options, self.switch)
+        try:
+            if not self.embedding:
+                engine.require_numbers()
+        except BaseException:
+            engine.stop(0)
+            raise
+        return engine
 
     @contextlib.asynccontextmanager
     async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:
