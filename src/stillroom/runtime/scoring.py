@@ -18,7 +18,7 @@ from stillroom.runtime.engine import Engine
 
 SPAN = 256
 """Tokens that are written by one request: a client that leaves ends the work after that many."""
-LIKELY, EVERY = 256, 1 << 20
+LIKELY, EVERY = 1024, 1 << 20
 """Alternatives among which a token is looked up: first those that it most often is among, then more than any vocabulary has."""
 
 
@@ -48,6 +48,7 @@ async def prompt_logprobs(
         EngineFailed: Its log-probabilities are not numbers.
     """
     found: list[dict[str, Any]] = []
+    plain = await _plain(engine)
     span = SPAN
     while len(found) < len(ids) - 1:
         begin = len(found) + 1
@@ -69,19 +70,26 @@ async def prompt_logprobs(
         if same == len(wanted):
             span = min(SPAN, 2 * span)
             continue
-        found.append(await _looked_up(engine, slot, ids[: begin + same], wanted[same], top, cached or begin + same > 1))
+        before, known = ids[: begin + same], cached or begin + same > 1
+        found.append(await _looked_up(engine, slot, before, wanted[same], top, plain, cached=known))
         span = max(8, 2 * same)
     return found
 
 
+async def _plain(engine: Engine) -> int:
+    """A token that ends no text and is whole characters."""
+    wanted = {"content": "a", "add_special": False}
+    token: int = (await transport.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"][0]
+    return token
+
+
 async def _looked_up(
-    engine: Engine, slot: int, before: Sequence[int], wanted: int, top: int, cached: bool
+    engine: Engine, slot: int, before: Sequence[int], wanted: int, top: int, plain: int, *, cached: bool
 ) -> dict[str, Any]:
-    """The entry of a token that cannot be written by force."""
-    plain = await transport.call(engine.socket, engine.key, "POST", "/tokenize", {"content": "a", "add_special": False})
+    """The entry of a token that cannot be written by force: from the list that comes with ``plain``, which can."""
     body = {"prompt": list(before), "temperature": 0, "id_slot": slot, "cache_prompt": cached, "max_tokens": 1}
     for count in (LIKELY, EVERY):
-        forced = {"logprobs": count, "grammar": token_grammar(plain["tokens"][:1])}
+        forced = {"logprobs": count, "grammar": token_grammar([plain])}
         entries = await _entries(engine, {**body, **forced})
         every = entries[0].get("top_logprobs", []) if entries else []
         entry = next((each for each in every if each.get("id") == wanted), None)
@@ -141,7 +149,7 @@ async def written_logprobs(
     tokens, listed = answer.get("tokens", []), deque(answer.get("completion_probabilities") or [])
     engine.require_finite(listed)
     entries: list[dict[str, Any]] = []
-    tail = b""
+    plain, tail = await _plain(engine), b""
     for at, token in enumerate(tokens):
         entry = None
         if listed and listed[0]["id"] == token and not _cut_off(tail + bytes(listed[0]["bytes"])):
@@ -150,7 +158,7 @@ async def written_logprobs(
             if (body["stop"] and not ends) or _cut_off(tail):
                 entry = await _own_text(engine, entry)
         if entry is None:
-            entry = await _looked_up(engine, slot, [*ids, *tokens[:at]], token, top, cached=True)
+            entry = await _looked_up(engine, slot, [*ids, *tokens[:at]], token, top, plain, cached=True)
         entries.append(entry)
         tail = (tail + bytes(entry["bytes"]))[-4:]
     # What of a character was written when the answer had to end is no text.

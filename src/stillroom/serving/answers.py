@@ -505,8 +505,8 @@ async def _ids(engine: Engine, prompt: str | list[Any]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def _used(model: ServedModel, question: Question, left: float) -> AsyncIterator[contextlib.ExitStack]:
-    """While an engine works for somebody. One who has little left to be read is as good as answered; one whose first event comes
-    with the last is told nothing in between.
+    """While an engine works for somebody. One who has little left to be read is as good as answered, and so is one whose first
+    event comes with the last.
     """
     with contextlib.ExitStack() as use:
         use.enter_context(model.turns.working(question.owner))
