@@ -1,4 +1,4 @@
-"""A server that answers as vLLM does, from a table, and can go wrong in twelve ways: for tests and benchmarks."""
+"""A server that answers as vLLM does, from a table, and can go wrong in fifteen ways: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ FAULTS = {
     "wrong tokenizer": "not those of the recipe's tokenizer",
     "mass above 1": "sum to more than 1",
     "redirect": "redirects",
+    "headers byte by byte": "slow",
+    "lists of another text": "of another text",
+    "minus infinity": "a log-probability is -inf",
 }
 """Ways to go wrong, and the words by which an error has to name each."""
 
@@ -119,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "slow":
             time.sleep(1.0)
             self._answer(200, {})
+        elif fault == "headers byte by byte":
+            self._drip()
         elif fault == "half a body":
             data = json.dumps(self._scores(body, None)).encode()
             self.send_response(200)
@@ -153,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
             entry.setdefault(own, {"logprob": -30.0, "rank": 400, "decoded_token": "?"})
             listed.append(entry)
         choice: dict[str, Any] = {"index": 0, "text": "", "prompt_token_ids": ids}
+        if fault == "lists of another text":
+            del choice["prompt_token_ids"]
+            same = {str(token): {"logprob": -3.1, "rank": rank + 1} for rank, token in enumerate(range(k))}
+            listed[1:] = [{key: item for key, item in same.items() if key != str(token)} for token in ids[1:]]
+        if fault == "minus infinity":
+            next(iter(listed[-1].values()))["logprob"] = float("-inf")
         if fault == "drops a position":
             listed.pop()
         if fault == "wrong tokenizer":
@@ -162,8 +173,19 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
         return {"model": "served", "choices": [choice], "usage": usage}
 
+    def _drip(self) -> None:
+        """Headers that take several seconds, and never longer than a tenth of one for the next byte."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+            for _ in range(50):
+                self.wfile.write(b"a")
+                time.sleep(0.1)
+            self.wfile.write(b"\r\nContent-Length: 2\r\n\r\n{}")
+
     def _answer(self, status: int, value: Any) -> None:
-        self._raw(json.dumps(value).encode(), status)
+        # JSON has no infinity, and a number that is too large for a float is one when it is read.
+        self._raw(json.dumps(value).replace("-Infinity", "-1e999").encode(), status)
 
     def _raw(self, data: bytes, status: int = 200) -> None:
         with contextlib.suppress(OSError):

@@ -469,3 +469,35 @@ def test_two_models_within_a_limit_of_memory(tiny_gguf: Path, tmp_path: Path) ->
             time.sleep(0.05)
         assert model.engine is None
         assert made.chat("Go", model="other")[0] == 200
+
+
+def test_one_context_is_told_and_kept(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path, context=300, parallel=1) as made:
+        told = made.ask("GET", "/v1/models")[1]["data"][0]["context_length"]
+        assert told == 512, "llama.cpp's context is a multiple of 256"
+        for extra in ({"max_tokens": 1}, {"max_tokens": 0}, {"max_tokens": 0, "echo": True, "logprobs": 1}):
+            body = {"prompt": [5] * (told - 1), **extra}
+            assert made.ask("POST", "/v1/completions", body)[0] == 200, extra
+            status, answer, _ = made.ask("POST", "/v1/completions", {**body, "prompt": [5] * (told + 1)})
+            assert status == 400
+            assert f"{told + 1} tokens, and the context {told}" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{}, {"max_tokens": 0}, {"echo": True, "logprobs": 1}, {"stream": True}])
+def test_an_empty_prompt_is_refused_by_name(server: Running, body: dict[str, Any]) -> None:
+    for prompt in ("", ["a", ""]):
+        if body.get("stream") and prompt:
+            continue
+        status, answer, _ = server.ask("POST", "/v1/completions", {"prompt": prompt, "max_tokens": 12, **body})
+        assert status == 400, answer
+        assert answer["error"]["message"].startswith("prompt: it is empty")
+
+
+def test_counts_of_several_prompts_are_added_up(tiny_gguf: Path, tmp_path: Path) -> None:
+    with running([tiny_gguf], tmp_path, parallel=1) as made:
+        texts = ["The river runs " + "word " * 30, "The river runs " + "word " * 40]
+        body = {"prompt": [texts[0], texts[0], texts[1]], "max_tokens": 1, "temperature": 0}
+        usage = made.ask("POST", "/v1/completions", body)[1]["usage"]
+        last = made.ask("POST", "/v1/completions", {**body, "prompt": [texts[1]]})[1]["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] > last["prompt_tokens_details"]["cached_tokens"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]

@@ -266,7 +266,8 @@ def test_a_client_that_does_not_read_gets_nothing_after_the_receipt(
 ) -> None:
     with running([tiny_gguf], tmp_path, parallel=4, context=2048) as made:
         # Long whatever the model writes: an answer that ends soon is received whole, and none may be left that is not.
-        body = {**LONG, "json_schema": LETTERS, "stream": stream, "logprobs": 5}
+        # With log-probabilities an answer comes as a whole, stream or not.
+        body = {**LONG, "json_schema": LETTERS, "stream": stream, **({} if stream else {"logprobs": 5})}
         clients = [SlowReader(made.port, "/v1/completions", body) for _ in range(4)]
         hush, until = made.service.delivery.hush, time.monotonic() + 60
 
@@ -389,7 +390,7 @@ def test_a_look_that_raises_counts_as_off(tiny_gguf: Path, tmp_path: Path, monke
     with running([tiny_gguf], tmp_path, context=2048) as made:
         hush, until = made.service.delivery.hush, time.monotonic() + 60
         # Long whatever the model writes; one that was received whole, or so far, is told, and not cut off.
-        body = {**LONG, "json_schema": LETTERS, "stream": True, "logprobs": 5}
+        body = {**LONG, "json_schema": LETTERS, "stream": True}
         client = SlowReader(made.port, "/v1/completions", body)
 
         while not stuck(hush) and time.monotonic() < until:

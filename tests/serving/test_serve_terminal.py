@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 
 from stillroom.cli.serve import _say, _Settings
-from stillroom.core.errors import EngineFailed, SwitchedOff
+from stillroom.core.errors import EngineFailed, SwitchedOff, UsageError
 from stillroom.core.plain import shown
 from stillroom.serving.ask import Chat, rendered
 from stillroom.switch import Places, Switch, stopping
@@ -61,6 +61,8 @@ def test_commands_change_how_answers_are_written(tiny_gguf: Path, capsys: pytest
         before = [*talk.messages]
         with pytest.raises(EngineFailed):
             talk.say("word " * 3000)
+        with pytest.raises(UsageError, match=r"half a character at position 3 \(a lone surrogate, '\\udce9'\)"):
+            talk.say("caf\udce9")
         assert talk.messages == before, "what was not answered is not part of the conversation"
         assert talk.say("Go on", max_tokens=2) is not None
 

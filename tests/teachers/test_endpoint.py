@@ -35,7 +35,7 @@ from stillroom.teachers.capture import cache_identity
 from stillroom.teachers.endpoint.capture import Piece, capture_listed, known_teacher
 from stillroom.teachers.endpoint.http import LONGEST_ASKED, Client, Refused, Slots
 from stillroom.teachers.endpoint.ledger import CapReached, Ledger, Price
-from stillroom.teachers.endpoint.probe import Fingerprint, probe
+from stillroom.teachers.endpoint.probe import Fingerprint, difference, probe
 from stillroom.teachers.endpoint.received import Received
 from stillroom.teachers.endpoint.servers import LlamaCpp
 from stillroom.teachers.endpoint.teacher import EndpointTeacher, open_endpoint
@@ -522,6 +522,21 @@ def test_answers_of_other_settings_and_other_names_are_kept_until_they_are_asked
     assert list(second.read()) == [f"{3:064x}"]
     assert not earlier.exists()
     first.take_over(earlier)
+
+
+@pytest.mark.parametrize("where", ["noise", "logprobs"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_fingerprint_that_any_model_would_pass_is_none(where: str, value: float) -> None:
+    kept = {"format": 1, "model": "m", "text": [1, 2], "ids": [[3]], "logprobs": [[-0.5]], "noise": 0.01}
+    assert Fingerprint.from_dict(kept) is not None
+    assert Fingerprint.from_dict(kept | {where: value if where == "noise" else [[value]]}) is None
+
+
+def test_a_difference_is_never_less_than_a_limit_by_not_being_a_number() -> None:
+    ids = torch.tensor([[1, 2]])
+    unlikely = CoarseSignal(ids, torch.full((1, 2), -1e30), torch.ones(1))
+    none = CoarseSignal(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2), torch.zeros(0))
+    assert difference(unlikely, unlikely) == difference(none, none) == float("inf")
 
 
 def test_a_probe_tells_what_it_found(folder: Path) -> None:

@@ -88,3 +88,20 @@ def test_an_error_with_status_200_is_shown_in_the_servers_words(folder: Path, ki
             scored(folder, kind, {"error": error})
         assert "\x1b" not in str(found.value)
         assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "-1e300", "1" + "0" * 400])
+def test_a_number_that_float32_does_not_hold_is_refused_by_name(folder: Path, value: str) -> None:
+    text = json.dumps(sglang(IDS)).replace("-0.7", value)
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=text.encode()))
+    config = EndpointConfig(
+        base_url="http://127.0.0.1:1/v1",
+        model="m",
+        tokenizer=str(folder),
+        server="sglang",
+        sends_text=True,
+        top=2,
+        attempts=1,
+    )
+    with pytest.raises(TeacherError, match="a log-probability is"):
+        open_endpoint(config, transport=transport).server.score(IDS, "x")

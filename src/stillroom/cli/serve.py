@@ -32,11 +32,11 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 always takes the most probable token.")] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    context: Annotated[int, typer.Option(min=64, help="Tokens of context.")] = 2048,
+    context: Annotated[int, typer.Option(min=64, help="Tokens of context, rounded up to a multiple of 256.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a student. Ctrl-C stops an answer, Ctrl-D ends the conversation, /help says what else there is."""
-    from stillroom.core.errors import EngineFailed
+    from stillroom.core.errors import EngineFailed, UsageError
     from stillroom.serving.ask import Chat
     from stillroom.switch.engines import Registration
 
@@ -62,7 +62,7 @@ def chat(
             elif asked.strip():
                 try:
                     _say(talk, asked, settings, line)
-                except EngineFailed as error:
+                except (EngineFailed, UsageError) as error:
                     # A full context, most often: the conversation is still there.
                     if not interactive or not talk.engine.alive:
                         raise
@@ -80,7 +80,11 @@ def serve(
     ] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A further name by which clients may call.")] = None,
     context: Annotated[
-        int, typer.Option(min=64, help="Tokens of context, for each request: the size of its KV cache.")
+        int,
+        typer.Option(
+            min=64,
+            help="Tokens of context, for each request, rounded up to a multiple of 256: the size of its KV cache.",
+        ),
     ] = 4096,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests answered at once, by each model.")] = 4,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait, for each model.")] = 32,

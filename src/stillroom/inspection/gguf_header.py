@@ -48,12 +48,14 @@ class GgufHeader:
     Attributes:
         metadata: Scalars and short texts by key; an array is given as ``{"type", "count", "offset"}``.
         tensors: Name to (shape, type number, bytes).
+        offsets: Name to where a tensor begins, counted from ``data_offset``.
         data_offset: Where the tensors begin.
     """
 
     version: int
     metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
     data_offset: int = 0
 
 
@@ -254,6 +256,7 @@ def _tensor(reader: _Reader, header: GgufHeader) -> tuple[int, int, str, int]:
         raise reader.refused(f"the tensor {name!r} has rows of {shape[0]}, which blocks of {block} do not fill", at)
     size = count // block * bytes_
     header.tensors[name] = (shape, kind, size)
+    header.offsets[name] = offset
     return offset, size, name, at
 
 

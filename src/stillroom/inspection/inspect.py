@@ -44,6 +44,7 @@ class _Look:
     names: dict[str, str] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[Path] = field(default_factory=list)
 
 
 def require_safe(path: Path, templates: Sequence[str] | None = None) -> None:
@@ -61,7 +62,8 @@ def require_safe(path: Path, templates: Sequence[str] | None = None) -> None:
 
 
 def report(path: Path) -> dict[str, Any]:
-    """Everything that is to be said of a model from elsewhere, for a person; nothing is loaded.
+    """Everything that is to be said of a model from elsewhere, for a person; nothing is loaded. Reads all weights once, to name
+    what is not finite in them.
 
     Returns:
         ``path`` (its name), ``safe``, ``refused`` (a list of ``file``, ``reason``, ``offset``, ``todo``), ``files`` and
@@ -81,7 +83,7 @@ def report(path: Path) -> dict[str, Any]:
             f"{path}: an empty folder, of which nothing can be said.", "Give a model's folder, or a file."
         )
     look = _Look(path, None)
-    refused = [_as_entry(error, path) for error in _findings(look)]
+    refused = [_as_entry(error, path) for error in (*_findings(look), *_damaged(look))]
     return {
         "path": path.name or str(path),
         "safe": not refused,
@@ -242,6 +244,7 @@ def _file(look: _Look, path: Path, name: str, suffix: str) -> Iterator[Inspectio
             for where, template in _weights(path, name, suffix):
                 require_template(template, str(path), look.accepted if where.endswith("#chat_template") else None)
                 look.templates[where] = template
+            look.weights.append(path)
             return
         found = betrayed(path)
         if found is not None:
@@ -282,6 +285,17 @@ def _weights(path: Path, name: str, suffix: str) -> Iterator[tuple[str, str]]:
             if not isinstance(value, str):
                 raise InspectionRefused(f"{path}: a chat template that is no text.", "Do not use it.")
             yield f"{name}#{key.removeprefix('tokenizer.')}", value
+
+
+def _damaged(look: _Look) -> Iterator[InspectionRefused]:
+    """Files of weights, sound as files, with numbers that are not finite."""
+    from stillroom.inspection.weights import require_finite_weights
+
+    for path in look.weights:
+        try:
+            require_finite_weights(path)
+        except InspectionRefused as error:
+            yield error
 
 
 def _disagreeing(look: _Look) -> Iterator[InspectionRefused]:

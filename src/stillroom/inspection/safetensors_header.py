@@ -25,10 +25,11 @@ BITS = {
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a header says: shape and type of every tensor, and its free metadata."""
+    """What a header says: type and shape of every tensor, its free metadata, and where in the file each tensor begins."""
 
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
+    offsets: dict[str, int]
 
 
 def read_safetensors(path: Path) -> SafetensorsHeader:
@@ -72,7 +73,7 @@ def parse_safetensors(stream: BinaryIO, size: int, name: str) -> SafetensorsHead
         spans.append((begin, end, key))
         tensors[key] = (dtype, shape)
     _require_exact(name, spans, 8 + length, size)
-    return SafetensorsHeader(tensors, metadata)
+    return SafetensorsHeader(tensors, metadata, {key: 8 + length + begin for begin, _, key in spans})
 
 
 def _entry(name: str, key: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -49,7 +49,7 @@ class EngineOptions:
     """How a model is run.
 
     Attributes:
-        context: Tokens of context, for each parallel request.
+        context: Tokens of context, for each parallel request; llama.cpp takes as many as :func:`context_of` says.
         threads: Threads; None takes the CPU's cores but one, at most eight.
         batch: Tokens a prefill step; small steps make stopping quick.
         parallel: Requests answered at once.
@@ -73,6 +73,21 @@ class EngineOptions:
     confine: bool = True
     drafter: Path | None = None
     drafts: int = 4
+
+
+CONTEXT_STEP = 256
+"""llama.cpp's context is a multiple of this."""
+
+
+def context_of(asked: int, longest: int | None) -> int:
+    """Tokens that fit an engine's context.
+
+    Args:
+        asked: Those that were asked for.
+        longest: Those that the model was made for, beyond which llama.cpp does not go; None where its file does not tell.
+    """
+    whole = -(-asked // CONTEXT_STEP) * CONTEXT_STEP
+    return whole if longest is None else min(whole, longest)
 
 
 class Engine:
@@ -207,6 +222,31 @@ class Engine:
         self._used = time.monotonic()
         value: dict[str, Any] = json.loads(data)
         return value
+
+    def require_numbers(self) -> None:
+        """Refuse a model that predicts no numbers, by one token: weights that are not finite make every prediction NaN.
+
+        Raises:
+            EngineFailed: It is one, or died of it.
+        """
+        answer = self.complete({"prompt": "a", "max_tokens": 1, "temperature": 0, "logprobs": 1})
+        for choice in answer.get("choices", ()):
+            self.require_finite((choice.get("logprobs") or {}).get("content") or [])
+
+    def require_finite(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Refuse log-probabilities that are not numbers; NaN comes as null.
+
+        Args:
+            entries: Of tokens, as a completion has them.
+
+        Raises:
+            EngineFailed: One is none.
+        """
+        if any(each.get("logprob") is None for entry in entries for each in (entry, *entry.get("top_logprobs", []))):
+            raise EngineFailed(
+                f"{self.path}: the model's log-probabilities are not finite (NaN or infinite): its weights are damaged.",
+                "Get the file again, or export the model anew; `stillroom inspect` names the weights.",
+            )
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
         """End the child: first asked, then killed."""

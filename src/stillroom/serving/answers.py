@@ -28,6 +28,7 @@ from stillroom.serving.requests import ChatRequest, CompletionRequest, Form, Mes
 from stillroom.serving.sessions import Session, SessionStore
 from stillroom.serving.shield import Shield
 from stillroom.serving.speech import Speech, pair_of
+from stillroom.serving.stops import Stops
 from stillroom.serving.turns import PIECE
 
 CONTEXT_POLICY = (
@@ -56,6 +57,7 @@ class Question:
         json: Whether the answer is one JSON value.
         top: Alternatives to each token that the client wants; None where it wants no log-probabilities.
         echo: Whether the prompt is a part of the answer.
+        stops: Texts that end a text answer, where the engine is not told of them.
         session: The session that it goes on with.
         said: The messages that are new in the session.
         watched: Whether what the engine writes is held against the grammar.
@@ -75,6 +77,7 @@ class Question:
     json: bool = False
     top: int | None = None
     echo: bool = False
+    stops: list[str] = field(default_factory=list)
     session: Session | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
     watched: bool = False
@@ -97,7 +100,7 @@ class Question:
 
     def fingerprint(self) -> str:
         """What tells this request from others, no matter who sends it."""
-        told = json.dumps([self.text, self.body], sort_keys=True, default=str)
+        told = json.dumps([self.text, self.body, self.top, self.stops], sort_keys=True, default=str)
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -154,8 +157,6 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
     if limit is not None:
         body["max_tokens"] = limit
     top = (request.top_logprobs or 0) if request.logprobs else None
-    if top is not None:
-        body["logprobs"] = max(1, top)
     before = [Message.model_validate(message) for message in session.messages] if session else []
     shield = Shield(facts.control, facts.markup)
     question = Question(
@@ -176,7 +177,8 @@ def chat_question(request: ChatRequest, session: Session | None, facts: GgufFact
     if request.uses_tools():
         body["grammar"] = grammars.require_writable(tools.grammar_of_calls(request), facts.control)
         question.watched = True
-        body.pop("stop", None)
+        stop = body.pop("stop", [])
+        question.stops = [stop] if isinstance(stop, str) else stop
         question.repeats = _repeats_of_calls(request)
         if question.repeats is not None:
             _require_no_logprobs(question)
@@ -207,8 +209,6 @@ def completion_question(
     body = request.sampling()
     if request.max_tokens is not None:
         body["max_tokens"] = request.max_tokens
-    if request.logprobs is not None:
-        body["logprobs"] = max(1, request.logprobs)
     question = Question(body, owner, prompt=prompt, top=request.logprobs, echo=bool(request.echo))
     _constrain(question, request, facts)
     return question
@@ -277,6 +277,8 @@ class Answerer:
                             body["preserved_tokens"] = list(pair)
                     else:
                         offsets = scoring.Offsets()
+                        if prompt == "":
+                            await scoring.require_a_beginning(engine)
                         if question.echo or question.body.get("max_tokens") == 0:
                             scored = await scoring.scored(engine, model, slot, prompt, question.top, question.echo)
                             begun = True
@@ -292,14 +294,14 @@ class Answerer:
                     ahead = await _read_ahead(engine, model, question, prompt, body, known) if model.shared else None
                     if ahead is not None:
                         prompt, body["cache_prompt"] = ahead.ids, True
-                    body |= {"prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
+                    stops = Stops(question.stops) if question.stops else None
                     async with (
                         _begun_in_turn(model, question) as turn,
-                        _used(model, question.owner, _size(prompt) - (ahead.read if ahead is not None else 0)) as use,
-                        local.request(engine.socket, engine.key, "POST", "/v1/completions", body) as lines,
+                        _used(model, question, _size(prompt) - (ahead.read if ahead is not None else 0)) as use,
+                        _answering(engine, slot, question, prompt, body) as answering,
                     ):
                         ended = False
-                        async for found in _events(lines):
+                        async for found in answering:
                             model.heard()
                             await turn.aclose()
                             if not begun:
@@ -323,6 +325,8 @@ class Answerer:
                                 raise EngineFailed(
                                     "The engine left the form of the answer.", "Ask again, with a simpler schema."
                                 )
+                            if stops is not None:
+                                event = stops.turn(event)
                             finish = next(
                                 (c["finish_reason"] for c in event.get("choices", ()) if c.get("finish_reason")), finish
                             )
@@ -332,9 +336,20 @@ class Answerer:
                                 speech.turn(event) if speech is not None else [offsets.turn(event, question.top)]
                             ):
                                 yield each
-                        if not ended:
+                            if stops is not None and stops.found:
+                                break
+                        if stops is not None and stops.found:
+                            # Leaving the block stops the engine, which counted its tokens with each event.
+                            model.suspect = True
+                            event = stops.last()
+                            if ahead is not None:
+                                ahead.correct(event)
+                            self._count(event, question, sent)
+                            yield event
+                        elif not ended:
                             raise local.EngineGone
-                    by_itself = finish == "stop" and not question.body.get("stop")
+                    stopped = bool(question.body.get("stop")) or (stops is not None and stops.found)
+                    by_itself = finish == "stop" and not stopped
                     if by_itself and (
                         (question.json and not _is_json("".join(text))) or (watch is not None and not watch.may_end())
                     ):
@@ -391,11 +406,7 @@ class Answerer:
         for index, question in enumerate(questions):
             async with contextlib.aclosing(self.events(model, question)) as events:
                 async for event in events:
-                    for name, value in (event.pop("usage", None) or {}).items():
-                        if isinstance(value, int):
-                            usage[name] = usage.get(name, 0) + value
-                        else:
-                            usage[name] = value
+                    usage = _sum(usage, event.pop("usage", None) or {})
                     for choice in event.get("choices", ()):
                         choice["index"] = index
                     head = {**event, "choices": []}
@@ -430,15 +441,22 @@ class Answerer:
             self.tokens["completion"] += completion
             _add_up(question.usage, "prompt_tokens", prompt)
             _add_up(question.usage, "completion_tokens", completion - sent)
-        timings = event.get("timings")
-        if isinstance(timings, dict):
-            # Only there where a drafter drafts.
+            # Of the event with the count alone: others have them where they are asked for. Only there where a drafter drafts.
+            timings = event.get("timings") or {}
             self.tokens["drafted"] += timings.get("draft_n", 0)
             self.tokens["accepted"] += timings.get("draft_n_accepted", 0)
 
 
 def _add_up(usage: dict[str, int], name: str, count: int) -> None:
     usage[name] = usage.get(name, 0) + count
+
+
+def _sum(counts: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Counts of tokens, added up with those that are details of others."""
+    found = dict(counts)
+    for name, value in more.items():
+        found[name] = _sum(found.get(name, {}), value) if isinstance(value, dict) else found.get(name, 0) + value
+    return found
 
 
 LARGE_GRAMMAR = 1 << 12
@@ -449,18 +467,51 @@ LARGE_GRAMMAR = 1 << 12
 async def _begun_in_turn(model: ServedModel, question: Question) -> AsyncIterator[contextlib.AsyncExitStack]:
     """Where others ask too, a large grammar is compiled when it is its turn. To be closed at the first event."""
     async with contextlib.AsyncExitStack() as turn:
-        if model.shared and len(question.body.get("grammar", "")) > LARGE_GRAMMAR:
+        # Not where the first event comes with the last: the turn would be as long as the answer.
+        if model.shared and question.top is None and len(question.body.get("grammar", "")) > LARGE_GRAMMAR:
             await turn.enter_async_context(model.turns.turn(question.owner))
         yield turn
 
 
 @contextlib.asynccontextmanager
-async def _used(model: ServedModel, owner: str, left: float) -> AsyncIterator[contextlib.ExitStack]:
-    """While an engine works for somebody. One who has little left to be read is as good as answered."""
+async def _answering(
+    engine: Engine, slot: Slot, question: Question, prompt: str | list[Any], body: dict[str, Any]
+) -> AsyncIterator[AsyncIterator[dict[str, Any] | None]]:
+    """The events of an engine's answer, and None at its proper end. Leaving the block stops the engine."""
+    if question.top is not None:
+        async with contextlib.aclosing(
+            scoring.told(engine, slot, await _ids(engine, prompt), body, question.top)
+        ) as events:
+            yield events
+        return
+    wanted = {**body, "prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
+    if question.stops:
+        wanted["timings_per_token"] = True
+    async with local.request(engine.socket, engine.key, "POST", "/v1/completions", wanted) as lines:
+        yield _events(lines)
+
+
+async def _ids(engine: Engine, prompt: str | list[Any]) -> list[int]:
+    """The tokens of a prompt: a text, ids of tokens, or both in a row."""
+    ids: list[int] = []
+    for number, part in enumerate([prompt] if isinstance(prompt, str) else prompt):
+        if isinstance(part, str):
+            wanted = {"content": part, "add_special": number == 0, "parse_special": True}
+            ids += (await local.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"]
+        else:
+            ids.append(part)
+    return ids
+
+
+@contextlib.asynccontextmanager
+async def _used(model: ServedModel, question: Question, left: float) -> AsyncIterator[contextlib.ExitStack]:
+    """While an engine works for somebody. One who has little left to be read is as good as answered, and so is one whose first
+    event comes with the last.
+    """
     with contextlib.ExitStack() as use:
-        use.enter_context(model.turns.working(owner))
-        if left <= PIECE:
-            use.enter_context(model.turns.answering(owner))
+        use.enter_context(model.turns.working(question.owner))
+        if left <= PIECE or question.top is not None:
+            use.enter_context(model.turns.answering(question.owner))
         yield use
 
 
@@ -507,14 +558,7 @@ async def _read_ahead(
     batch, turns, owner = model.options.batch, model.turns, question.owner
     if _size(prompt) <= (PIECE if turns.contested(owner) else batch):
         return None
-    ids: list[int] = []
-    parts = [prompt] if isinstance(prompt, str) else prompt
-    for number, part in enumerate(parts):
-        if isinstance(part, str):
-            wanted = {"content": part, "add_special": number == 0, "parse_special": True}
-            ids += (await local.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"]
-        else:
-            ids.append(part)
+    ids = await _ids(engine, prompt)
     if len(ids) >= model.options.context:
         return None
     at, cached, kept = int(known * len(ids)), None, body["cache_prompt"]

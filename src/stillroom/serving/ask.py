@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stillroom.core.errors import StillroomError
+from stillroom.core.errors import StillroomError, UsageError
 from stillroom.runtime.engine import Engine, EngineOptions
 from stillroom.runtime.facts import GgufFacts, read_facts
 from stillroom.serving.models import open_model
@@ -24,7 +24,7 @@ class Chat:
     Args:
         model: A package, a run or its folder, or a GGUF file.
         system: What the model is told before the conversation.
-        context: Tokens of context.
+        context: Tokens of context, rounded up to a multiple of 256.
 
     Attributes:
         messages: What was said so far, each with ``role`` and ``content``.
@@ -34,7 +34,7 @@ class Chat:
 
     Raises:
         SwitchedOff: The owner's switch is off.
-        StillroomError: The model cannot be opened.
+        StillroomError: The model cannot be opened, or its weights are damaged.
     """
 
     def __init__(self, model: str | os.PathLike[str], *, system: str | None = None, context: int = 2048) -> None:
@@ -43,6 +43,7 @@ class Chat:
         with contextlib.ExitStack() as stack:
             self._model = stack.enter_context(open_model(Path(model)))
             self.engine = stack.enter_context(Engine(self._model.gguf, EngineOptions(context=context)))
+            self.engine.require_numbers()
             self._stack = stack.pop_all()
         self.name = self._model.name
         self.facts = read_facts(self._model.gguf)
@@ -112,6 +113,7 @@ def answer(
 ) -> str:
     """Ask a model once: what :func:`stillroom.answer` does."""
     with open_model(Path(model)) as opened, Engine(opened.gguf, EngineOptions()) as engine:
+        engine.require_numbers()
         facts = read_facts(opened.gguf)
         asked = rendered(engine, facts, [{"role": "user", "content": prompt}])
         tokens = engine.stream_prompt(asked, max_tokens=max_tokens, temperature=temperature, seed=seed, **kept(facts))
@@ -128,8 +130,11 @@ def rendered(engine: Engine, facts: GgufFacts, messages: list[dict[str, str]]) -
     """A conversation as a prompt, by the model's own template; what is written in it is never markup.
 
     Raises:
+        UsageError: A message has a lone surrogate: half a character, which no tokenizer takes.
         EngineFailed: The template takes no such conversation.
     """
+    for message in messages:
+        _require_characters(message["content"])
     shield = Shield(facts.control, facts.markup)
     shielded = [
         {**message, "content": shield.protect(message["content"], own=message["role"] == "assistant")}
@@ -147,3 +152,14 @@ def rendered(engine: Engine, facts: GgufFacts, messages: list[dict[str, str]]) -
             wanted = {"content": part, "add_special": False, "parse_special": False}
             parts += engine.call("POST", "/tokenize", wanted)["tokens"]
     return parts if parts and isinstance(parts[0], str) else ["", *parts]
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The text has half a character at position {error.start} (a lone surrogate, {text[error.start]!a}): its bytes "
+            "were not UTF-8.",
+            "Give the text in UTF-8.",
+        ) from None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from stillroom.core.errors import EngineFailed, StillroomError, UsageError, VerificationFailed
 from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runtime import transport as local
-from stillroom.runtime.engine import Engine, EngineOptions
+from stillroom.runtime.engine import Engine, EngineOptions, context_of
 from stillroom.runtime.facts import read_facts
 from stillroom.serving.models import OpenedModel
 from stillroom.serving.queues import FairQueue
@@ -86,9 +86,8 @@ class ServedModel:
         self.name = opened.name
         self.facts = facts = read_facts(opened.gguf)
         self.embedding = facts.embedding
-        # llama.cpp goes no further than the file says.
         self._longest = facts.context
-        options = replace(options, context=min(options.context, facts.context or options.context))
+        options = replace(options, context=context_of(options.context, facts.context or None))
         # Texts are embedded whole, one at a time: of texts that share a step, llama.cpp pools some by their ends alone.
         whole = replace(options, embedding=True, parallel=1, batch=options.context, drafter=None)
         self.options = whole if self.embedding else options
@@ -176,7 +175,7 @@ class ServedModel:
                 await asyncio.to_thread(self.engine.stop, 0)
                 self.engine = None
             if self.engine is None:
-                self.engine = await asyncio.to_thread(Engine, self.opened.gguf, self.options, self.switch)
+                self.engine = await asyncio.to_thread(self._start)
                 # A place that is taken stays taken: its request is the one that loads.
                 busy = {slot.number for slot in self.slots if slot.busy}
                 kept = {slot.number: slot for slot in self.slots if slot.number in busy}
@@ -185,6 +184,16 @@ class ServedModel:
                     slot.held, slot.session, slot.owner = "", None, None
                 self.heard()
             return self.engine
+
+    def _start(self) -> Engine:
+        engine = Engine(self.opened.gguf, self.options, self.switch)
+        try:
+            if not self.embedding:
+                engine.require_numbers()
+        except BaseException:
+            engine.stop(0)
+            raise
+        return engine
 
     @contextlib.asynccontextmanager
     async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine
-from stillroom.runtime.scoring import prompt_logprobs
+from stillroom.runtime.scoring import prompt_logprobs, written_logprobs
 from stillroom.serving.pool import ServedModel, Slot
 
 
@@ -85,6 +87,49 @@ class Scored:
             yield {"object": "text_completion", "choices": [choice]}
         if ends:
             yield {"object": "text_completion", "choices": [], **self.usage}
+
+
+def usage_of(timings: dict[str, Any]) -> dict[str, Any]:
+    """The count of tokens that an engine's timings tell."""
+    cached = int(timings.get("cache_n", 0))
+    prompt, completion = cached + int(timings.get("prompt_n", 0)), int(timings.get("predicted_n", 0))
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+async def told(
+    engine: Engine, slot: Slot, ids: list[int], settings: dict[str, Any], top: int
+) -> AsyncGenerator[dict[str, Any] | None]:
+    """An answer with an entry for each of its tokens, as events of a completion, and None at its end. They come once the
+    answer is whole: only then are the tokens known that end within a character. Errors as in :func:`written_logprobs`.
+    """
+    answer = await written_logprobs(engine, slot.number, ids, settings, max(1, top))
+    head = {"id": f"cmpl-{secrets.token_hex(16)}", "object": "text_completion", "created": int(time.time())}
+    choice = {
+        "index": 0,
+        "text": answer.text,
+        "logprobs": {"content": answer.entries},
+        "finish_reason": answer.finish,
+    }
+    yield {**head, "choices": [choice], "timings": answer.timings}
+    yield {**head, "choices": [], "usage": usage_of(answer.timings), "timings": answer.timings}
+    yield None
+
+
+async def require_a_beginning(engine: Engine) -> None:
+    """Refuse an empty prompt to a model whose texts begin with no token of their own: it predicts nothing from nothing.
+
+    Raises:
+        EngineRefused: It is such a model.
+    """
+    wanted = {"content": "", "add_special": True}
+    if not (await local.call(engine.socket, engine.key, "POST", "/tokenize", wanted))["tokens"]:
+        said = "prompt: it is empty, and this model has no token that begins a text; give it at least one character"
+        raise local.EngineRefused(400, {"message": said})
 
 
 async def scored(

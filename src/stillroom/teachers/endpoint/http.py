@@ -17,6 +17,7 @@ import httpx2
 
 from stillroom.core.errors import TeacherError
 from stillroom.core.version import tool_version
+from stillroom.teachers.endpoint.deadline import BoundedTransport, Deadline
 from stillroom.teachers.endpoint.ledger import Ledger
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
@@ -124,7 +125,7 @@ class Client:
         base_url: Without a slash at its end.
         key_env: Environment variable with the key; it is read for each request and kept nowhere.
         ledger: Gate and record of every request that costs tokens.
-        timeout: Seconds for an answer.
+        timeout: Seconds for an answer, from connecting to its last byte.
         attempts: Of one request at most.
         slots: Limit of requests under way.
         clock: Time.
@@ -142,8 +143,12 @@ class Client:
 
     def __post_init__(self) -> None:
         # No redirects: a key would go where no one said it should. Nothing from the environment: a netrc file is a key, too.
+        self._deadline = Deadline()
         self._client = httpx2.Client(
-            follow_redirects=False, trust_env=False, timeout=self.timeout, transport=self.transport
+            follow_redirects=False,
+            trust_env=False,
+            timeout=self.timeout,
+            transport=self.transport or BoundedTransport(self._deadline),
         )
 
     def close(self) -> None:
@@ -291,7 +296,10 @@ class Client:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body).encode()
         try:
-            with self._client.stream(method, self.base_url + path, content=content, headers=headers) as response:
+            with (
+                self._deadline.within(self.timeout),
+                self._client.stream(method, self.base_url + path, content=content, headers=headers) as response,
+            ):
                 if response.is_redirect or 300 <= response.status_code < 400:
                     raise TeacherError(
                         f"{self.base_url}{path}: the server redirects to another address, which is refused: the key and the "
@@ -299,16 +307,13 @@ class Client:
                         "Give the final address as `teacher.base_url`.",
                     )
                 data = bytearray()
-                began = self.clock.now()
                 for part in response.iter_bytes():
                     data += part
                     if len(data) > LARGEST:
                         raise _Broken(f"the answer is larger than {LARGEST >> 20} MiB")
-                    if self.clock.now() - began > self.timeout:
-                        raise _Broken(f"the server is slow: no whole answer within {self.timeout:g} seconds")
                 return response.status_code, bytes(data), response.headers
         except httpx2.TimeoutException:
-            failed: Exception = _Broken(f"the server is slow: no answer within {self.timeout:g} seconds")
+            failed: Exception = _Broken(f"the server is slow: no whole answer within {self.timeout:g} seconds")
         except (httpx2.RemoteProtocolError, httpx2.ReadError):
             failed = _Broken("the connection broke before the answer was whole")
         except httpx2.DecodingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ SCORED = 64
 NOISE_FACTOR, LEAST_TOLERANCE = 5.0, 0.05
 """Answers are the same model's where log-probabilities differ on average by less than one of these: times the noise of two
 answers in a row, and nats."""
+MOST_NOISE = 1.0
+"""Nats by which answers to the same request may differ on average."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Fingerprint:
             )
         except (KeyError, TypeError, ValueError):
             return None
-        return found if value.get("format") == 1 and len(found.ids) == len(found.logprobs) else None
+        numbers = [found.noise, *(number for row in found.logprobs for number in row)]
+        # A noise that no probe lets pass would let any model pass.
+        whole = all(map(math.isfinite, numbers)) and 0 <= found.noise <= MOST_NOISE
+        return found if value.get("format") == 1 and len(found.ids) == len(found.logprobs) and whole else None
 
     @property
     def signal(self) -> CoarseSignal:
@@ -122,7 +128,7 @@ def probe(server: Server) -> Probe:
     noise = difference(first, second)
     same = torch.equal(first.ids, second.ids) and torch.equal(first.logprobs, second.logprobs)
     print_ = Fingerprint(server.model, text, first.ids.tolist(), first.logprobs.tolist(), noise)
-    if noise > 1.0:
+    if not noise <= MOST_NOISE:
         raise server.fault(
             f"it answers the same request differently: log-probabilities differ by {noise:.2f} nats on average",
             "Several models may answer behind one name: pin one.",
@@ -150,7 +156,7 @@ def require_tokenizer(server: Server) -> bool:
 
 
 def difference(one: CoarseSignal, other: CoarseSignal) -> float:
-    """Mean difference of log-probabilities over ids that both list, nats; infinite where hardly any are.
+    """Mean difference of log-probabilities over ids that both list, nats; infinite where hardly any are, or none is probable.
 
     An id at the end of a list may be missing in the other.
     """
@@ -162,7 +168,8 @@ def difference(one: CoarseSignal, other: CoarseSignal) -> float:
     gaps = (one.logprobs[:, :, None] - other.logprobs[:, None, :]).abs()
     # What is rare differs most and matters least: each id counts as much as it is probable.
     weight = torch.where(same, one.logprobs.exp()[:, :, None], 0.0)
-    return float((weight * torch.where(same, gaps, 0.0)).sum() / weight.sum())
+    mean = float((weight * torch.where(same, gaps, 0.0)).sum() / weight.sum())
+    return mean if math.isfinite(mean) else math.inf
 
 
 def require_same(server: Server, known: Fingerprint) -> None:
@@ -177,7 +184,7 @@ def require_same(server: Server, known: Fingerprint) -> None:
         )
     now = server.score(known.text, "fingerprint")
     gap = difference(known.signal, now)
-    if gap > known.tolerance:
+    if not gap <= known.tolerance:
         raise server.fault(
             f"another model answers than the one that was captured before: log-probabilities differ by "
             f"{'more than can be compared' if gap == float('inf') else f'{gap:.3f} nats'} on average, and "

@@ -5,7 +5,6 @@ Legend: L tokens of a text, N = L − 1 positions (token i predicts token i + 1)
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ MASS = 1e-3
 """How far above 1 rounding may bring the sum of listed probabilities."""
 LARGEST_ID = (1 << 31) - 1
 """No vocabulary has a larger id."""
+LARGEST_REAL = torch.finfo(torch.float32).max
+"""Log-probabilities are kept in float32; JSON's 1e999 is infinite."""
 Listed = list[tuple[int, float]]
 """Ids and log-probabilities of one position."""
 
@@ -296,9 +297,14 @@ class Vllm(Server):
         if isinstance(choice.get("prompt_token_ids"), list):
             self.require_ids(choice["prompt_token_ids"], ids, "token")
         found = []
-        for entry in said[1:]:
+        for place, entry in enumerate(said[1:]):
             if not isinstance(entry, dict) or not all(isinstance(item, dict) for item in entry.values()):
                 raise self.fault("a position has no list")
+            if place + 1 < len(ids) and str(ids[place + 1]) not in entry:
+                raise self.fault(
+                    f"the list of position {place} is of another text: it does not have the text's own token "
+                    f"{ids[place + 1]}, which vLLM always adds"
+                )
             ranked = {
                 token: item
                 for token, item in entry.items()
@@ -510,11 +516,8 @@ def _whole(value: Any) -> int | None:
 
 
 def _real(value: Any) -> float | None:
-    """A number as an answer gives it, or None."""
+    """A number as an answer gives it, or None where it is none: infinite, or beyond what float32 holds, too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return None if math.isnan(number) else number
+    # Compared with the largest, which is false for NaN.
+    return float(value) if -LARGEST_REAL <= value <= LARGEST_REAL else None
