@@ -130,7 +130,7 @@ def check_student(recipe: Recipe) -> None:
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import load_tokenizer, model_folder, teacher_config, without_weights
     from stillroom.models.tokenizer import open_tokenizer
-    from stillroom.students.given import fresh_model, require_vocabulary
+    from stillroom.students.given import fresh_model, require_forward, require_vocabulary
     from stillroom.students.planning import given_sizes, kept_layers
     from stillroom.students.shape import Anatomy
 
@@ -144,7 +144,10 @@ def check_student(recipe: Recipe) -> None:
     if isinstance(student, FreshStudent):
         config = teacher_config(recipe.teacher)
         with torch.device("meta"):
-            fresh_model(student, config, int(config.vocab_size))
+            fresh = fresh_model(student, config, int(config.vocab_size))
+        if teacher is not None:
+            require_forward(student, fresh, teacher)
+        _require_length(fresh.config, recipe)
     if isinstance(student, ExistingStudent):
         own = open_tokenizer(model_folder(student.name, student.revision))
         require_vocabulary(student, load_tokenizer(recipe.teacher), own)
@@ -173,6 +176,23 @@ def _require_positions(teacher: CausalModel, length: int) -> None:
             f"`corpus.sequence_length` is {length:,}, and the teacher knows {most:,} positions.",
             f"Write `corpus.sequence_length: {most}` or less.",
         )
+
+
+def _require_length(student: ModelConfig, recipe: Recipe) -> None:
+    """Refuse a fresh student whose own config ends sequences before the recipe's do: it would be trained behind that end, and
+    llama.cpp reads no longer text than its file says.
+    """
+    from stillroom.students.given import LENGTHS, longest_sequence
+
+    most, length = longest_sequence(student), recipe.corpus.sequence_length
+    if most is None or most >= length:
+        return
+    given = recipe.student.config if isinstance(recipe.student, FreshStudent) else {}
+    key = next((f"`student.config.{key}` is" for key in LENGTHS if key in given), "the teacher's config says")
+    raise RecipeError(
+        f"`corpus.sequence_length` is {length:,}, and of the fresh student's positions {key} {most:,}.",
+        f"Write `corpus.sequence_length: {most}` or less, or give the student at least {length:,} positions.",
+    )
 
 
 def count_student(recipe: Recipe, text: Text) -> Planned:
