@@ -29,19 +29,12 @@ COUNTS = (
 MOST = {"num_hidden_layers": 10_000}
 """More layers than any model has; making them would take for ever."""
 OF_THE_FILE = (
-    "_name_or_path",
-    "add_cross_attention",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "is_decoder",
-    "is_encoder_decoder",
-    "model_type",
-    "quantization_config",
-    "torch_dtype",
-    "transformers_version",
-)
-"""Keys of a config that say what kind of model its file is, which the teacher's family decides."""
+    "add_cross_attention", "auto_map", "bos_token_id", "eos_token_id", "is_decoder", "model_type", "pad_token_id",
+    "quantization_config", "torch_dtype",
+)  # fmt: skip
+"""Keys of a config that say what kind of model its file is, besides those that every config has."""
+OF_THE_NETWORK = ("tie_word_embeddings",)
+"""Keys that every config has and that say something of the network."""
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length", "context_length")
 """Keys by which families say how many tokens a sequence has at most."""
 TRIED_TOKENS = 8
@@ -91,14 +84,17 @@ def _require_key(key: str, value: Any, teacher: ModelConfig) -> None:
     Raises:
         UnsupportedModel: Names the key.
     """
+    from transformers import PreTrainedConfig
+
     if key == "vocab_size":
         raise UnsupportedModel(
             "`student.config` names `vocab_size`, which does nothing: `student.vocabulary` decides which ids it has.",
             "Leave it out; `vocabulary: {keep: corpus}` makes the vocabulary smaller.",
         )
-    if key in OF_THE_FILE:
+    if key in OF_THE_FILE or (key in vars(PreTrainedConfig()) and key not in OF_THE_NETWORK):
         raise UnsupportedModel(
-            f"`student.config` names `{key}`: a fresh student has the teacher's family, `{teacher.model_type}`.",
+            f"`student.config` names `{key}`, which is not of the network: a fresh student has the teacher's family, "
+            f"`{teacher.model_type}`, and its tokenizer.",
             "Leave it out. For a model of another family, make one and take it as `student: {kind: existing}`.",
         )
     if key.startswith("_") or not (key in vars(teacher) or key in teacher.attribute_map):
@@ -119,7 +115,8 @@ def _require_key(key: str, value: Any, teacher: ModelConfig) -> None:
         raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", "Write a number of at least 0 and below 1.")
     if value is not None and held is not None and _kind_of(value) != _kind_of(held):
         raise UnsupportedModel(
-            f"`student.config.{key}` is {value!r}, and the teacher's is {held!r}.", f"Write {_kind_of(held)}, as it has."
+            f"`student.config.{key}` is {value!r}, and the teacher's is {held!r}.",
+            f"Write {_kind_of(held)}, as it has.",
         )
 
 
@@ -151,8 +148,10 @@ def require_forward(student: FreshStudent, model: CausalModel, teacher: CausalMo
 
 def _why_no_forward(model: CausalModel) -> str | None:
     ids = torch.zeros((1, TRIED_TOKENS), dtype=torch.long, device="meta")
+    # A mask that is made already: transformers would look into the numbers to make one.
+    mask = torch.zeros((1, 1, TRIED_TOKENS, TRIED_TOKENS), device="meta")
     try:
-        model.train()(input_ids=ids, use_cache=False)
+        model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except Exception as error:
         return last_line(error)
     return None
