@@ -147,7 +147,7 @@ def check_student(recipe: Recipe) -> None:
             fresh = fresh_model(student, config, int(config.vocab_size))
         if teacher is not None:
             require_forward(student, fresh, teacher)
-        _require_length(fresh.config, recipe)
+        _require_length(student, recipe.corpus.sequence_length)
     if isinstance(student, ExistingStudent):
         own = open_tokenizer(model_folder(student.name, student.revision))
         require_vocabulary(student, load_tokenizer(recipe.teacher), own)
@@ -178,21 +178,18 @@ def _require_positions(teacher: CausalModel, length: int) -> None:
         )
 
 
-def _require_length(student: ModelConfig, recipe: Recipe) -> None:
-    """Refuse a fresh student whose own config ends sequences before the recipe's do: it would be trained behind that end, and
-    llama.cpp reads no longer text than its file says.
-    """
-    from stillroom.students.given import LENGTHS, longest_sequence
+def _require_length(student: FreshStudent, length: int) -> None:
+    """Refuse a fresh student that the recipe gives fewer positions than a sequence has tokens."""
+    from stillroom.students.given import LENGTHS
 
-    most, length = longest_sequence(student), recipe.corpus.sequence_length
-    if most is None or most >= length:
-        return
-    given = recipe.student.config if isinstance(recipe.student, FreshStudent) else {}
-    key = next((f"`student.config.{key}` is" for key in LENGTHS if key in given), "the teacher's config says")
-    raise RecipeError(
-        f"`corpus.sequence_length` is {length:,}, and of the fresh student's positions {key} {most:,}.",
-        f"Write `corpus.sequence_length: {most}` or less, or give the student at least {length:,} positions.",
-    )
+    for key in LENGTHS:
+        most = student.config.get(key, length)
+        if most < length:
+            raise RecipeError(
+                f"`corpus.sequence_length` is {length:,}, and `student.config.{key}` is {most:,}: the student would be trained "
+                "on positions that it does not have.",
+                f"Write `corpus.sequence_length: {most}` or less, or give the student at least {length:,} positions.",
+            )
 
 
 def count_student(recipe: Recipe, text: Text) -> Planned:

@@ -108,7 +108,7 @@ class EvaluateConfig(Section):
     """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
     confidence: float = Field(default=0.95, gt=0.5, le=0.9999)
     """Share of the truth that intervals are made to cover."""
-    speed_tokens: int = Field(default=32, ge=0)
+    speed_tokens: int = Field(default=32, ge=0, le=65_536)
     """Tokens decoded to measure speed, in each of five repetitions; 0 leaves speed out."""
     floors: dict[str, float] = Field(default_factory=dict)
     """Least values of the student, such as ``languages.de.retention: 0.9``. A student below one ends the run with exit

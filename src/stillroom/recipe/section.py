@@ -19,7 +19,6 @@ from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
 
-
 LARGEST_INTEGER = 2**63 - 1
 """Of 64 bits, as PyTorch, NumPy and files count."""
 LEAST_FLOAT, LARGEST_FLOAT = 1.2e-38, 3.4e38
@@ -57,7 +56,7 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _computable(cls, value: Any) -> Any:
-        """Every number is one that the arithmetic behind it holds: integers of 64 bits, and what float32 tells from 0 and inf."""
+        """Every number is one that is computed with: an integer of 64 bits, or what float32 tells from 0 and infinity."""
         for number in _numbers_in(value):
             if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
                 raise ValueError(f"an integer should be at most {LARGEST_INTEGER:,}")

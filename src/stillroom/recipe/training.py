@@ -60,7 +60,7 @@ class RoundsConfig(Section):
 
     count: int = Field(default=4, ge=2, le=64)
     """Rounds, of equally many steps. The first has the corpus alone; before each later one the student writes."""
-    own_share: float = Field(default=0.25, gt=0, le=1)
+    own_share: float = Field(default=0.25, ge=0.01, le=1)
     """Share of the training sequences of the later rounds that the student's own text takes the place of. The number of steps
     stays the same."""
     tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"

@@ -35,6 +35,8 @@ OF_THE_FILE = (
 """Keys of a config that say what kind of model its file is, besides those that every config has."""
 OF_THE_NETWORK = ("tie_word_embeddings",)
 """Keys that every config has and that say something of the network."""
+LARGEST = 2**31 - 1
+"""Integer of a config that files still hold."""
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length", "context_length")
 """Keys by which families say how many tokens a sequence has at most."""
 TRIED_TOKENS = 8
@@ -104,13 +106,15 @@ def _require_key(key: str, value: Any, teacher: ModelConfig) -> None:
         )
     known = (key, teacher.attribute_map.get(key), *(name for name, own in teacher.attribute_map.items() if own == key))
     if not set(COUNTS).isdisjoint(known) or key in LENGTHS:
-        most = MOST.get(key, 1 << 31)
+        most = MOST.get(key, LARGEST)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise UnsupportedModel(
                 f"`student.config.{key}` is {value!r}.", f"Write an integer of at least 1, and at most {most:,}."
             )
         return
     held = getattr(teacher, key)
+    if isinstance(value, int) and value != held and not 0 <= value <= LARGEST:
+        raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", f"Write an integer from 0 to {LARGEST:,}.")
     if "drop" in key and not (isinstance(value, (int, float)) and 0 <= value < 1):
         raise UnsupportedModel(f"`student.config.{key}` is {value!r}.", "Write a number of at least 0 and below 1.")
     if value is not None and held is not None and _kind_of(value) != _kind_of(held):
@@ -155,12 +159,6 @@ def _why_no_forward(model: CausalModel) -> str | None:
     except Exception as error:
         return last_line(error)
     return None
-
-
-def longest_sequence(config: ModelConfig) -> int | None:
-    """Tokens that a model's sequences have at most, by its config; None where it does not say."""
-    found = [value for key in LENGTHS if isinstance(value := getattr(config, key, None), int) and value > 0]
-    return min(found, default=None)
 
 
 def student_tokenizer(student: Student) -> dict[str, PreTrainedTokenizerFast]:
