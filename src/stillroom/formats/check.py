@@ -150,7 +150,7 @@ def file_says(file: Path, tokenizer: Tokenizer, texts: list[Passage], used: int,
     """What a GGUF file says at the compared positions, by llama.cpp. ``task`` takes progress in positions.
 
     Raises:
-        ExportMismatch: It has no probability for a token.
+        ExportMismatch: Its log-probabilities are no numbers.
     """
     longest = max(len(text.ids) for text in texts)
     harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
@@ -159,15 +159,7 @@ def file_says(file: Path, tokenizer: Tokenizer, texts: list[Passage], used: int,
         for text in texts:
             said.append([])
             for index in text.compared:
-                listed = _listed(engine, text.ids[: index + 1], used, harmless)
-                if listed is None:
-                    raise ExportMismatch(
-                        f"{file.name}: llama.cpp computes no probabilities behind {index + 1} tokens of held-out text: its "
-                        "logits are not finite.",
-                        "The student's numbers are too large for this type, or its training diverged: choose another type, or "
-                        "train with a smaller learning rate.",
-                    )
-                said[-1].append(listed)
+                said[-1].append(_listed(engine, text.ids[: index + 1], used, harmless))
                 task.advance(1)
     return said
 
@@ -219,8 +211,12 @@ def require_same_tokens(tokenizer: Tokenizer, file: Path, texts: list[str]) -> N
                     )
 
 
-def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed | None:
-    """The next token's log-probabilities, the most probable first; None where the model has no finite ones."""
+def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed:
+    """The next token's log-probabilities, the most probable first.
+
+    Raises:
+        ExportMismatch: They are no numbers.
+    """
     # llama.cpp lists nothing for an end or for half a character, so one token is forced; the list does not depend on it.
     count = min(used, MOST_LISTED)
     wanted = {"max_tokens": 1, "temperature": 0, "logprobs": count, "n_probs": count, "logit_bias": [[said, 1e6]]}
@@ -228,7 +224,12 @@ def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed |
     content = (answer["choices"][0].get("logprobs") or {}).get("content") or [{}]
     entries = content[0].get("top_logprobs") or []
     if not entries or any(entry["logprob"] is None or not math.isfinite(entry["logprob"]) for entry in entries):
-        return None
+        raise ExportMismatch(
+            f"{engine.path.name}: llama.cpp computes no probabilities behind {len(prompt)} tokens: its logits are not "
+            "finite.",
+            "The student's numbers are too large for this type, or its training diverged: choose another type, or train with a "
+            "smaller learning rate.",
+        )
     ids = torch.tensor([int(entry["id"]) for entry in entries])
     logprobs = torch.tensor([float(entry["logprob"]) for entry in entries], dtype=torch.float64)
     order = logprobs.argsort(descending=True, stable=True)
