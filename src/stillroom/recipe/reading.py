@@ -253,7 +253,7 @@ def name_now(key: str) -> str:
 
 def _place(at: Any, part: str, key: str) -> str | int:
     """The key of a section, or the index of a list, that a part of an override's key means."""
-    if isinstance(at, list) and part.isascii() and part.isdigit() and int(part) < len(at):
+    if isinstance(at, list) and part in map(str, range(len(at))):
         return int(part)
     if isinstance(at, dict):
         return part

@@ -21,7 +21,7 @@ from stillroom.core.plugins import plugin_names
 
 LARGEST_INTEGER = 2**63 - 1
 """Of 64 bits, as PyTorch, NumPy and files count."""
-LEAST_FLOAT, LARGEST_FLOAT = 1.2e-38, 3.4e38
+LEAST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 """What float32 tells from 0 and from infinity; models are computed in it."""
 LEAST_CLIP = 1e-3
 """Least norm that gradients may be clipped to: what is left of each number is still more than AdamW's 1e-8."""

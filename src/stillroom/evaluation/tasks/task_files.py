@@ -201,9 +201,10 @@ def _described(path: Path) -> TaskFile:
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         key = ".".join(map(str, mistake["loc"]))
+        unknown = mistake["type"] == "extra_forbidden"
         raise RecipeError(
             f"{path}: {f'`{key}`: ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}.",
-            f"Keys that need code or another data set are not known here. {EXAMPLE}",
+            ("Keys that need code or another data set are not known here. " if unknown else "") + EXAMPLE,
         ) from None
 
 
