@@ -572,3 +572,71 @@ def test_a_test_that_cannot_be_judged_outside_is_refused(test: str, tmp_path: Pa
     text = f"task: t\noutput_type: code\ndata: doors.jsonl\ndoc_to_text: q\ntest: {json.dumps(test)}\n"
     with pytest.raises(RecipeError, match="`test`"):
         read_task(write_task(tmp_path, text, [{"q": "x"}]), None)
+
+
+ASKED = "task: t\ndata: doors.jsonl\ndoc_to_text: q\ndoc_to_target: a\n"
+WRITTEN = f"{ASKED}output_type: generate_until\n"
+CHOSEN = f"{ASKED}output_type: multiple_choice\ndoc_to_choice: c\n"
+ROW = {"q": "Left or right?", "a": "left", "c": ["left", "right"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (WRITTEN + "pattern: '(('", r"`pattern`: '\(\(' is no regular expression"),
+        (
+            WRITTEN + "metric_list: [{metric: acc}]",
+            "`output_type: generate_until` counts exact_match, not `metric: acc`",
+        ),
+        (WRITTEN + "metric_list: [{metric: exact_match, aggregation: median}]", "`aggregation: median` is not known"),
+        (
+            WRITTEN + "metric_list: [{metric: exact_match, higher_is_better: false}]",
+            "`higher_is_better: false` does not",
+        ),
+        (WRITTEN + "metric_list: [{metric: exact_match}, {metric: exact_match, ignore_case: true}]", "names 2"),
+        (WRITTEN + "doc_to_choice: c", "`output_type: generate_until` does not read `doc_to_choice`"),
+        (WRITTEN + "test: 'assert {{answer}}'", "does not read `test`"),
+        (WRITTEN + "generation_kwargs: {until: ['']}", "`generation_kwargs.until"),
+        (WRITTEN + "dataset_kwargs: {data_files: doors.jsonl}", "`data` and `dataset_kwargs` both name the data"),
+        (
+            WRITTEN.replace("data: doors.jsonl", "dataset_kwargs: {data_files: doors.jsonl, field: x}"),
+            "`field` is not read",
+        ),
+        (WRITTEN.replace("doc_to_text: q\n", ""), "`doc_to_text` is missing"),
+        (CHOSEN.replace("doc_to_text: q\n", ""), "`doc_to_text` is missing"),
+        (CHOSEN + "metric_list: [{metric: bits_per_byte}]", "counts acc or acc_norm, not `metric: bits_per_byte`"),
+        (CHOSEN + "metric_list: [{metric: acc, ignore_case: true}]", "`ignore_case` is for `exact_match`"),
+        (CHOSEN + "metric_list: [{metric: acc}, {metric: acc_norm}]", "one number, and `metric_list` names 2"),
+        (CHOSEN + "pattern: x(.)", "`output_type: multiple_choice` does not read `pattern`"),
+        (CHOSEN + "test: foo", "does not read `test`"),
+        (CHOSEN + "generation_kwargs: {max_gen_toks: 3}", "does not read `generation_kwargs`"),
+        (
+            f"{ASKED}output_type: code\ntest: 'assert {{{{answer}}}}'",
+            "`output_type: code` does not read `doc_to_target`",
+        ),
+        (f"{ASKED}output_type: loglikelihood_rolling", "give `doc_to_target` or `doc_to_text`, one of them"),
+        ("task: t\ndata: doors.jsonl\noutput_type: loglikelihood_rolling", "give `doc_to_target` or `doc_to_text`"),
+        ("task: t\ndata: doors.jsonl\ndoc_to_text: q\nchat: true\noutput_type: loglikelihood_rolling", "`chat`"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused_by_name(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        read_task(write_task(tmp_path, text, [ROW]), None)
+
+
+def test_keys_that_change_nothing_are_read(tmp_path: Path) -> None:
+    idle = "tag: [a, b]\nmetadata: {version: 1}\nnum_fewshot: 0\nchat: false\ntest_split: test\ntarget_delimiter: ' '\n"
+    plain = {
+        WRITTEN: "exact_match, aggregation: mean, higher_is_better: true, ignore_case: false",
+        CHOSEN: "acc_norm, aggregation: mean, higher_is_better: true",
+        "task: t\ndata: doors.jsonl\ndoc_to_text: ''\ndoc_to_target: q\noutput_type: loglikelihood_rolling\n": (
+            "bits_per_byte, aggregation: bits_per_byte, higher_is_better: false"
+        ),
+    }
+    for text, metric in plain.items():
+        written = f"{text}{idle}metric_list: [{{metric: {metric}}}]\n"
+        assert len(read_task(write_task(tmp_path, written, [ROW]), None).items) == 1
+
+
+def test_a_pattern_whose_first_group_takes_no_part_finds_no_answer() -> None:
+    assert not is_exact("b", ("b",), Task("t", "exact", (), "", pattern="(a)|b"))

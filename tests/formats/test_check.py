@@ -87,3 +87,9 @@ def test_a_prompt_goes_beyond_a_window_with_whatever_text_there_is(documents: in
     assert text.ids[:4] == [0, 1, 2, 4]
     assert 3 not in text.ids  # padding
     assert Passage([], list(range(9)), []).compared == range(9)
+
+
+def test_what_is_no_number_never_agrees() -> None:
+    logits = torch.zeros(8)
+    said = Listed(torch.arange(8), torch.log_softmax(logits.double(), 0))
+    assert math.isnan(agreement([torch.full((1, 8), float("nan"))], [[said]]).kl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +17,9 @@ from typer.testing import CliRunner
 import stillroom as st
 from stillroom import pipeline
 from stillroom.cli.app import app
-from stillroom.core.errors import ExportMismatch, TeacherError, VocabularyMismatch
+from stillroom.core.errors import ExportMismatch, TeacherError, TrainingDiverged, VocabularyMismatch
 from stillroom.core.progress import Progress
-from stillroom.formats import exporter
+from stillroom.formats import exporter, recover
 from stillroom.formats.exporter import Exporter
 from stillroom.formats.ladder import ladder
 from stillroom.recipe.recipe import Recipe
@@ -162,11 +163,49 @@ def test_recovery_is_kept_only_where_it_helps(finished: Path) -> None:
     assert recovery["kept"] == (recovery["kl_after"] < recovery["kl_before"])
     assert entry["kl_to_pytorch"] == min(recovery["kl_before"], recovery["kl_after"])
     # A learning rate that ruins the student is not kept, and the file is the one from before.
-    ruined = exported(finished, gguf=["Q4_0"], recover=section | {"learning_rate": 10.0})["files"][0]
+    ruined = exported(finished, gguf=["Q4_0"], recover=section | {"learning_rate": 0.9})["files"][0]
     assert ruined["recovery"]["kept"] is False
     plain = exported(finished, gguf=["Q4_0"])["files"][0]
     assert ruined["sha256"] == plain["sha256"]
     assert not list((finished / "export").glob("*.partial"))
+
+
+def _diverged(*_: Any) -> Any:
+    raise TrainingDiverged("the loss is not finite.", "Try a smaller rate.")
+
+
+def _without_numbers(student: Any, *_: Any) -> Any:
+    model = copy.deepcopy(student)
+    model.model.norm.weight.data.fill_(1e30)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("ruin", "words", "steps"), [(_diverged, "not finite", 5), (_without_numbers, "logits are not finite", 6)]
+)
+def test_a_recovery_that_diverges_is_named_and_the_file_from_before_stays(
+    ruin: Any, words: str, steps: int, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = exported(finished, gguf=["Q4_0"])["files"][0]
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(recover, "recover", ruin)
+    # Steps of no other test: a finished export is not made again.
+    section = {"steps": steps, "batch_tokens": 128, "learning_rate": 1e-4}
+    entry = exported(finished, gguf=["Q4_0"], recover=section)["files"][0]
+    assert entry["recovery"] == {"kl_before": plain["kl_to_pytorch"], "kl_after": None, "kept": False}
+    assert entry["sha256"] == plain["sha256"]
+    assert any("recovery of Q4_0, not kept" in line and words in line for line in said)
+    assert not list((finished / "export").glob("*.partial"))
+
+
+def test_a_file_s_context_may_be_as_long_as_a_sequence(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("llama", tmp_path / "teacher", layers=2)
+    student = {"kind": "fresh", "config": {"num_hidden_layers": 1, "max_position_embeddings": 64}}
+    settings = small_recipe(teacher, student=student, baseline=False)
+    settings["corpus"] |= {"train_tokens": 1024, "sequence_length": 64}
+    run = pipeline.run(Recipe.model_validate(settings), tmp_path, quiet=True)
+    assert {file.suffix for file in (run.path / "export").glob("small-*")} == {".gguf"}
 
 
 @pytest.fixture(scope="module")

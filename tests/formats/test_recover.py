@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from tiny_models import make_model
 
+from stillroom.core.errors import TrainingDiverged
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.formats.gguf_file import tensor_types
@@ -46,6 +47,14 @@ def test_the_rounded_weights_come_closer() -> None:
     assert divergence(student, better, kinds) < 0.8 * divergence(student, student, kinds)
     assert all(torch.equal(value, before[key]) for key, value in student.named_parameters())
     assert not any(value.requires_grad for value in better.parameters())
+
+
+def test_a_pass_that_diverges_is_told() -> None:
+    student = make_model("llama", rows=64, layers=2).requires_grad_(False)
+    # The recipe refuses such a rate; here it stands for one at which some model diverges.
+    config = RecoverConfig.model_construct(steps=4, batch_tokens=64, learning_rate=1e30, gradient_clip=1.0)
+    with pytest.raises(TrainingDiverged, match=r"not finite at step . of the recovery"):
+        recover(student, {}, None, sequences(8, 0), VocabularyMap.identity(64), config, Task("", 1, ""))
 
 
 def test_rounding_ends_with_its_block() -> None:

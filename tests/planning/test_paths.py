@@ -71,6 +71,24 @@ def test_a_cache_that_is_a_file_is_refused_by_the_plan(teacher: Path, small_reci
         ({"hidden_size": 30}, "hidden size"),
         ({"num_attention_heads": 3}, "student.config"),
         ({"hidden_act": "nope"}, "nope"),
+        ({"hidden_act": 0}, "`student.config.hidden_act` is 0, and the teacher's is 'silu'"),
+        ({"model_type": "gpt2"}, "`model_type`, which is not of the network"),
+        ({"architectures": []}, "`architectures`, which is not of the network"),
+        ({"eos_token_id": -1}, "`eos_token_id`, which is not of the network"),
+        ({"to_dict": 1}, "`student.config.to_dict` is not a key"),
+        ({"_name_or_path": "x"}, "`_name_or_path`, which is not of the network"),
+        ({"n_inner": 64}, "`student.config.n_inner` is not a key"),
+        ({"hidden_size": -64}, "`student.config.hidden_size` is -64"),
+        ({"num_hidden_layers": 10**9}, "at most 10,000"),
+        ({"max_position_embeddings": 0}, "`student.config.max_position_embeddings` is 0"),
+        ({"max_position_embeddings": "long"}, "`student.config.max_position_embeddings` is 'long'"),
+        ({"attention_dropout": 3}, "`student.config.attention_dropout` is 3"),
+        ({"attention_dropout": None}, "`student.config.attention_dropout` is None"),
+        ({"pretraining_tp": -1}, "from 0 to 2,147,483,647"),
+        ({"pretraining_tp": 2**40}, "from 0 to 2,147,483,647"),
+        ({"rms_norm_eps": "small"}, "Write a number"),
+        ({"attention_bias": "yes"}, "Write true or false"),
+        ({"num_key_value_heads": 3}, "student.config"),
     ],
 )
 def test_a_fresh_student_that_cannot_be_is_refused_by_the_plan(
@@ -79,6 +97,27 @@ def test_a_fresh_student_that_cannot_be_is_refused_by_the_plan(
     recipe = recipe_of(small_recipe(teacher, student={"kind": "fresh", "config": config}))
     with pytest.raises(UnsupportedModel, match=words):
         make_plan(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "config"),
+    [
+        ("llama", "max_position_embeddings", {}),
+        ("gpt2", "n_positions", dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)),
+    ],
+)
+def test_a_fresh_student_with_fewer_positions_than_a_sequence_is_refused_by_the_plan(
+    family: str, key: str, config: dict[str, Any], small_recipe: Any, tmp_path: Path
+) -> None:
+    folder = tiny_model(family, tmp_path / "teacher", layers=2)
+    for length in (16, 63, 64):
+        student = {"kind": "fresh", "config": config | {key: length}}
+        recipe = recipe_of(small_recipe(folder, student=student))
+        if length < 64:
+            with pytest.raises(RecipeError, match=rf"sequence_length` is 64, and `student.config.{key}` is {length}:"):
+                make_plan(recipe, tmp_path)
+        else:
+            assert make_plan(recipe, tmp_path)["verdict"] == "go"
 
 
 def test_sequences_longer_than_a_table_of_positions_are_refused(tmp_path: Path, small_recipe: Any) -> None:

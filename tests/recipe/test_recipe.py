@@ -12,7 +12,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
-from stillroom.core.errors import RecipeError, StillroomError
+from stillroom.core.errors import RecipeError, StillroomError, UsageError
 from stillroom.recipe.reading import dump_recipe, load_recipe, parse_recipe, recipe_of, upgraded, with_overrides
 from stillroom.recipe.recipe import Recipe
 from stillroom.recipe.section import SINCE, Section, for_digest
@@ -379,3 +379,42 @@ def test_true_is_no_number_whatever_the_key() -> None:
             found += 1
     assert found > 100
     assert "`distill.epochs`: found 'true'." in refuse(GOOD + "distill:\n  epochs: yes\n")
+
+
+@pytest.mark.parametrize("betas", [[1.5, 0.9], [0.9, 1.0], [-0.1, 0.9]])
+def test_averaging_constants_are_below_one(betas: list[float]) -> None:
+    assert "`distill.betas[" in refuse(GOOD + f"distill: {{betas: {betas}}}\n")
+
+
+def test_a_temperature_that_leaves_no_numbers_is_refused() -> None:
+    message = refuse(GOOD + "write: {temperature: 0.001}\n")
+    assert "`write.temperature`: found 0.001." in message
+    assert "Should be 0, or between 0.01 and 2." in message
+
+
+@pytest.mark.parametrize("place", ["²", "٠", "00", "1", "-1", "9" * 5000])
+def test_a_place_of_a_list_is_written_in_plain_digits(place: str) -> None:
+    with pytest.raises(RecipeError, match=f"`{place}` is no part of what comes before it"):
+        with_overrides(parse_recipe(GOOD), {f"corpus.sources.{place}.limit": 5})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"student.ffn_width": 64, "student.intermediate_size": 32},
+        {"distill.epochs": 2, "distill": {"learning_rate": 1e-3}},
+    ],
+)
+def test_an_override_that_another_would_undo_is_refused(overrides: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"override `.*` takes the place of override `.*`"):
+        with_overrides(parse_recipe(GOOD), overrides)
+    assert with_overrides(parse_recipe(GOOD), {"distill": {"epochs": 3}, "distill.epochs": 2}).distill.epochs == 2
+
+
+def test_one_key_set_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    changes = ["--set", "distill.epochs=1", "--set", "distill.epochs=2"]
+    done = CliRunner().invoke(app, ["plan", str(path), *changes])
+    assert isinstance(done.exception, UsageError)
+    assert "`distill.epochs` is set twice" in str(done.exception)

@@ -108,6 +108,16 @@ def test_the_kept_mass_stays_within_a_threshold_of_one():
     assert ((mass - 1).abs() <= tau * (1 + heads / 2) + 1e-5).all()
 
 
+def test_the_least_threshold_of_a_recipe_is_one_that_the_format_holds():
+    least = next(part.ge for part in ThresholdCodec.model_fields["tau"].metadata if hasattr(part, "ge"))
+    truth = logprobs_of(3, 300, 5).exp()
+    codec = Threshold(least, 300, head=256)
+    sample = codec.sample([truth.clone()], np.random.default_rng(0))
+    codec.recall(codec.learn([sample]))
+    signal = codec.decode([codec.pack(sample)], [3])
+    assert torch.allclose(dense_of(signal, 300), truth, atol=2 * least)
+
+
 def test_an_id_of_probability_one_is_kept_alone():
     truth = torch.zeros(3, 70)
     truth[:, 69] = 1.0

@@ -412,6 +412,8 @@ def test_what_needs_the_whole_distribution_takes_nothing_less(name, kind):
         ),
         ({}, TopKCodec(), r"`capture\.codec: \{kind: top_k\}`: A signal of the most probable ids alone is biased"),
         ({"temperature": 2.0}, DenseCodec(), r"`distill\.temperature` is 2 and `capture\.temperature` is 1"),
+        ({"learning_rate": 1.0}, ThresholdCodec(), r"`distill\.learning_rate` is 1"),
+        ({"learning_rate": 0.2, "weight_decay": 5}, ThresholdCodec(), r"is 0\.2 and `distill\.weight_decay` 5"),
         ({}, ThresholdCodec(), None),
         ({"biased": True}, TopKCodec(), None),
         ({"objective": "reverse_kl"}, DenseCodec(), None),

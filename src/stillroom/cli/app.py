@@ -201,6 +201,8 @@ def _overrides(changes: list[str] | None) -> dict[str, Any] | None:
         key, equals, value = change.partition("=")
         if not key or not equals:
             raise UsageError(f"--set {change}: not KEY=VALUE.", "Write it as --set distill.epochs=2.")
+        if key.strip() in found:
+            raise UsageError(f"--set {change}: `{key.strip()}` is set twice.", "Give each key one value.")
         found[key.strip()] = load_yaml(value, f"--set {key}")[1]
     return found or None
 

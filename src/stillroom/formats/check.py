@@ -82,8 +82,8 @@ class Agreement:
     positions: int
 
 
-def passages(heldout: Sequences, vocabulary: VocabularyMap, tokens: int) -> list[Passage]:
-    """Held-out beginnings, each of one document, ``tokens`` of the student's in all."""
+def passages(heldout: Sequences, vocabulary: VocabularyMap, tokens: int, longest: int) -> list[Passage]:
+    """Held-out beginnings, each of one document and at most ``longest`` of the student's tokens, ``tokens`` in all."""
     found: list[Passage] = []
     for index in range(len(heldout)):
         room = tokens - sum(len(passage.ids) for passage in found)
@@ -92,6 +92,7 @@ def passages(heldout: Sequences, vocabulary: VocabularyMap, tokens: int) -> list
         chosen = heldout.segments[index] == heldout.segments[index][0]
         own = heldout.ids[index][chosen][:CHECK_LENGTH]
         ids, source = vocabulary.expand(own)
+        room = min(room, longest)
         found.append(Passage(own.tolist(), ids[:room].tolist(), source[:room].tolist()))
     return found
 
@@ -146,7 +147,11 @@ def student_says(model: CausalModel, texts: Iterable[Passage], used: int) -> lis
 
 
 def file_says(file: Path, tokenizer: Tokenizer, texts: list[Passage], used: int, task: Task) -> list[list[Listed]]:
-    """What a GGUF file says at the compared positions, by llama.cpp. ``task`` takes progress in positions."""
+    """What a GGUF file says at the compared positions, by llama.cpp. ``task`` takes progress in positions.
+
+    Raises:
+        ExportMismatch: Its log-probabilities are no numbers.
+    """
     longest = max(len(text.ids) for text in texts)
     harmless = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
     said: list[list[Listed]] = []
@@ -207,12 +212,24 @@ def require_same_tokens(tokenizer: Tokenizer, file: Path, texts: list[str]) -> N
 
 
 def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed:
-    """The next token's log-probabilities, the most probable first."""
+    """The next token's log-probabilities, the most probable first.
+
+    Raises:
+        ExportMismatch: They are no numbers.
+    """
     # llama.cpp lists nothing for an end or for half a character, so one token is forced; the list does not depend on it.
     count = min(used, MOST_LISTED)
     wanted = {"max_tokens": 1, "temperature": 0, "logprobs": count, "n_probs": count, "logit_bias": [[said, 1e6]]}
     answer = engine.complete({"prompt": prompt, "cache_prompt": True, **wanted})
-    entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    content = (answer["choices"][0].get("logprobs") or {}).get("content") or [{}]
+    entries = content[0].get("top_logprobs") or []
+    if not entries or any(entry["logprob"] is None or not math.isfinite(entry["logprob"]) for entry in entries):
+        raise ExportMismatch(
+            f"{engine.path.name}: llama.cpp computes no probabilities behind {len(prompt)} tokens: its logits are not "
+            "finite.",
+            "The student's numbers are too large for this type, or its training diverged: choose another type, or train with a "
+            "smaller learning rate.",
+        )
     ids = torch.tensor([int(entry["id"]) for entry in entries])
     logprobs = torch.tensor([float(entry["logprob"]) for entry in entries], dtype=torch.float64)
     order = logprobs.argsort(descending=True, stable=True)
@@ -220,7 +237,9 @@ def _listed(engine: Engine, prompt: list[int], used: int, said: int) -> Listed:
 
 
 def _divergence(expected: torch.Tensor, listed: Listed) -> float:
-    """KL(expected ‖ listed) over the listed ids and, as one, all others."""
+    """KL(expected ‖ listed) over the listed ids and, as one, all others; nan where either is no distribution."""
+    if bool(expected.isnan().any()) or bool(listed.logprobs.isnan().any()):
+        return math.nan
     # A softmax over many ids in float32 is normalised to a few millionths only.
     expected = torch.log_softmax(expected.double(), 0)
     known = listed.ids < expected.shape[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.core import files
-from stillroom.core.errors import ExportMismatch
+from stillroom.core.errors import ExportMismatch, TrainingDiverged, UnsupportedModel
 from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.core.progress import Progress
 from stillroom.corpus.sequences import Sequences
@@ -32,6 +32,7 @@ from stillroom.formats.check import (
 from stillroom.formats.choose import byte_limit, candidates
 from stillroom.formats.gguf_file import planned_bytes, tensor_types, write_gguf
 from stillroom.formats.importance import load_importance, measure_importance, save_importance
+from stillroom.models.families.gguf_keys import faithful_context
 from stillroom.models.families.registry import gguf_layout_of
 from stillroom.models.load import load_student, save_model
 from stillroom.recipe.export import ChooseConfig
@@ -61,7 +62,6 @@ class Exporter:
     Attributes:
         source: The student's Hugging Face folder.
         heldout: The held-out text, in the teacher's ids.
-        texts: Held-out passages that files are checked on.
         used: Rows of the student's output that are real ids.
     """
 
@@ -74,7 +74,6 @@ class Exporter:
         self.vocabulary = load_vocabulary(run.stage("shrink").path / "vocabulary.safetensors")
         self.used = self.vocabulary.student_used
         self.heldout = Sequences.load(run.stage("corpus").path / "heldout.safetensors")
-        self.texts = passages(self.heldout, self.vocabulary, self.config.check_tokens)
         self._record = folder / "accepted.json"
         self.accepted: dict[str, Any] = files.read_json(self._record) if self._record.is_file() else {}
 
@@ -83,6 +82,16 @@ class Exporter:
         """The PyTorch student, float32, and its tokenizer."""
         model, tokenizer = load_student(self.source, torch.float32)
         return model.eval(), tokenizer
+
+    @functools.cached_property
+    def texts(self) -> list[Passage]:
+        """Held-out passages that files are checked on. llama.cpp takes one token less than the context that a file names."""
+        try:
+            longest = faithful_context(self.student[0].config) - 1
+        except UnsupportedModel:
+            # No GGUF file is made of such a student, and other formats have no such limit.
+            longest = self.config.check_tokens
+        return passages(self.heldout, self.vocabulary, self.config.check_tokens, longest)
 
     @functools.cached_property
     def expected(self) -> list[torch.Tensor]:
@@ -266,6 +275,25 @@ class Exporter:
 
     def _recover(self, kind: str, target: Path, before: Agreement) -> tuple[Agreement, dict[str, Any]]:
         """Distil after quantisation, and keep the result where it predicts more nearly what the student does."""
+        try:
+            after = self._recovered(kind, target, before)
+        except (TrainingDiverged, ExportMismatch) as error:
+            self.progress.say(f"  recovery of {kind}, not kept: {error.what} {error.todo}")
+            return before, {"kl_before": before.kl, "kl_after": None, "kept": False}
+        kept = after.kl < before.kl
+        self.progress.say(
+            f"  recovery of {kind}: KL to PyTorch {before.kl:.4f} before, {after.kl:.4f} after"
+            f"{'' if kept else '; not kept'}"
+        )
+        return (after if kept else before), {"kl_before": before.kl, "kl_after": after.kl, "kept": kept}
+
+    def _recovered(self, kind: str, target: Path, before: Agreement) -> Agreement:
+        """How the file of the recovered student agrees; it takes the place of the one before where it is closer.
+
+        Raises:
+            TrainingDiverged: The recovery ended in numbers that are not finite.
+            ExportMismatch: The recovered file computes none that are.
+        """
         from stillroom.formats.recover import recover
 
         config = self.config.recover
@@ -282,14 +310,9 @@ class Exporter:
             file = Path(folder) / target.name
             self.write(kind, file, source=Path(folder) / "model")
             after = self._compare(file, kind)
-            kept = after.kl < before.kl
-            if kept:
+            if after.kl < before.kl:
                 os.replace(file, target)
-        self.progress.say(
-            f"  recovery of {kind}: KL to PyTorch {before.kl:.4f} before, {after.kl:.4f} after"
-            f"{'' if kept else '; not kept'}"
-        )
-        return (after if kept else before), {"kl_before": before.kl, "kl_after": after.kl, "kept": kept}
+        return after
 
     def _drop(self, kind: str) -> None:
         """Remove a file that was only tried."""

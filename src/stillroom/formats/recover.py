@@ -20,6 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from stillroom.core.errors import TrainingDiverged
 from stillroom.core.progress import Task
 from stillroom.corpus.sequences import Sequences
 from stillroom.formats.gguf_file import Importance
@@ -57,6 +58,9 @@ def recover(
         vocabulary: From those to the student's.
         config: The recipe's section.
         task: Takes progress in steps.
+
+    Raises:
+        TrainingDiverged: A loss or a weight is not finite.
     """
     model = copy.deepcopy(student).train(False).requires_grad_(True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -71,10 +75,22 @@ def recover(
         with rounded(model, kinds, importance):
             for index in range(step * a_step, (step + 1) * a_step):
                 divergence += _backward(model, student, source, index % len(source)) / a_step
-        torch.nn.utils.clip_grad_norm_(trained, a_step * config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained, a_step * config.gradient_clip)
+        if not math.isfinite(divergence) or not math.isfinite(float(norm)):
+            raise _diverged("the loss or its gradient", step, config)
         optimizer.step()
         task.advance(1, f"KL {divergence:.4f}")
+    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        raise _diverged("a weight", config.steps - 1, config)
     return model.requires_grad_(False)
+
+
+def _diverged(what: str, step: int, config: RecoverConfig) -> TrainingDiverged:
+    rate = config.learning_rate
+    return TrainingDiverged(
+        f"{what} is not finite at step {step + 1} of the recovery, learning rate {rate:g}.",
+        f"Try `export.recover.learning_rate: {rate / 10:.0e}`.",
+    )
 
 
 @contextlib.contextmanager

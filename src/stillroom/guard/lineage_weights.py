@@ -201,7 +201,7 @@ def _dequantized(tensor: Any, expert: int, start: int, stop: int) -> Reader:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def unit_features(block: Block, parts: tuple[str, ...], step: int = 1) -> Floats:

@@ -138,7 +138,7 @@ def check_student(recipe: Recipe) -> None:
     from stillroom.models.families.registry import family_of
     from stillroom.models.load import load_tokenizer, model_folder, teacher_config, without_weights
     from stillroom.models.tokenizer import open_tokenizer
-    from stillroom.students.given import fresh_model, require_vocabulary
+    from stillroom.students.given import fresh_model, require_forward, require_vocabulary
     from stillroom.students.planning import given_sizes, kept_layers
     from stillroom.students.shape import Anatomy
 
@@ -152,7 +152,10 @@ def check_student(recipe: Recipe) -> None:
     if isinstance(student, FreshStudent):
         config = teacher_config(recipe.teacher)
         with torch.device("meta"):
-            fresh_model(student, config, int(config.vocab_size))
+            fresh = fresh_model(student, config, int(config.vocab_size))
+        if teacher is not None:
+            require_forward(student, fresh, teacher)
+        _require_length(student, recipe.corpus.sequence_length)
     if isinstance(student, ExistingStudent):
         own = open_tokenizer(model_folder(student.name, student.revision))
         require_vocabulary(student, load_tokenizer(recipe.teacher), own)
@@ -181,6 +184,20 @@ def _require_positions(teacher: CausalModel, length: int) -> None:
             f"`corpus.sequence_length` is {length:,}, and the teacher knows {most:,} positions.",
             f"Write `corpus.sequence_length: {most}` or less.",
         )
+
+
+def _require_length(student: FreshStudent, length: int) -> None:
+    """Refuse a fresh student that the recipe gives fewer positions than a sequence has tokens."""
+    from stillroom.students.given import LENGTHS
+
+    for key in LENGTHS:
+        most = student.config.get(key, length)
+        if most < length:
+            raise RecipeError(
+                f"`corpus.sequence_length` is {length:,}, and `student.config.{key}` is {most:,}: the student would be trained "
+                "on positions that it does not have.",
+                f"Write `corpus.sequence_length: {most}` or less, or give the student at least {length:,} positions.",
+            )
 
 
 def count_student(recipe: Recipe, text: Text) -> Planned:

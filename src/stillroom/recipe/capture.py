@@ -16,9 +16,9 @@ class ThresholdCodec(Section):
     """Threshold sampling with a systematic tail: unbiased, and of least variance for its size."""
 
     kind: Literal["threshold"] = "threshold"
-    tau: float = Field(default=1 / 36, gt=0, le=1)
+    tau: float = Field(default=1 / 36, ge=1e-5, le=1)
     """Ids of at least this probability are kept with their value; a rarer one is kept with probability p/tau and then
-    stands for tau."""
+    stands for tau. A draw walks through 1/tau points per position."""
     draws: int = Field(default=1, ge=1, le=16)
     """Independent draws of every position; they are averaged when the cache is read."""
     head: int = Field(default=0, ge=0, le=256)

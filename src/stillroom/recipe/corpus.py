@@ -141,7 +141,7 @@ class ReasoningGymSource(_Source):
     """Licence of the generators."""
     tasks: tuple[str, ...] = ("basic_arithmetic", "leg_counting")
     """Names of generators."""
-    count: int = Field(default=200, gt=0)
+    count: int = Field(default=200, gt=0, le=10_000_000)
     """Questions a generator."""
 
 

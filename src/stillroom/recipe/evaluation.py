@@ -50,7 +50,7 @@ class TasksConfig(Section):
     """At most this many problems a task: the first ones; null takes all."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest generated answer, where the task does not say."""
-    code_seconds: float = Field(default=5.0, gt=0)
+    code_seconds: float = Field(default=5.0, ge=0.1, le=3600)
     """CPU time of a program under test; its wall time is twice that."""
     code_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
     """Address space of a program under test."""
@@ -104,11 +104,11 @@ class EvaluateConfig(Section):
     """What is measured: ``fidelity`` and ``cost``, which are always needed, ``languages``, ``memorisation``, ``samples``,
     ``tasks``, ``safeguards``, ``behaviour``, ``drafter``, and metrics of other packages by their names. Tasks, safeguards and
     behaviour generate much text and take their time."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: int = Field(default=2000, ge=100, le=1_000_000)
     """Resamplings of documents behind the interval of the calibration error; all other intervals need none."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, le=0.9999)
     """Share of the truth that intervals are made to cover."""
-    speed_tokens: int = Field(default=32, ge=0)
+    speed_tokens: int = Field(default=32, ge=0, le=65_536)
     """Tokens decoded to measure speed, in each of five repetitions; 0 leaves speed out."""
     floors: dict[str, float] = Field(default_factory=dict)
     """Least values of the student, such as ``languages.de.retention: 0.9``. A student below one ends the run with exit

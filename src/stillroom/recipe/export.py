@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stillroom.core.gguf_types import GGUF_TYPES
 from stillroom.recipe.gguf_type import GgufType
-from stillroom.recipe.section import Section
+from stillroom.recipe.section import LEAST_CLIP, Section
 
 MAX_KL: dict[GgufType, float] = {name: row.max_kl for name, row in GGUF_TYPES.items() if row.since == "0.1.0"}
 """What a type may lose, unless the recipe says otherwise. Those of the first release are in every written-out recipe; a
@@ -47,13 +48,13 @@ class RecoverConfig(Section):
     them. Its result is kept only where it lowers the measured KL to the PyTorch student.
     """
 
-    steps: int = Field(default=24, ge=1)
+    steps: int = Field(default=24, ge=1, le=100_000)
     """Steps of training."""
-    batch_tokens: int = Field(default=2048, ge=1)
+    batch_tokens: int = Field(default=2048, ge=1, le=2**20)
     """Tokens of training text a step."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """Largest learning rate."""
-    gradient_clip: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0, lt=1)
+    """Largest learning rate. Where the pass diverges at it, the file that was not recovered stays."""
+    gradient_clip: float = Field(default=1.0, ge=LEAST_CLIP)
     """Largest norm of a gradient."""
 
 
@@ -64,7 +65,7 @@ class ExportConfig(Section):
     """GGUF types to write; none leaves GGUF out."""
     choose: ChooseConfig | None = None
     """One more file, chosen by a target."""
-    max_kl: dict[GgufType, float] = Field(default=MAX_KL, validate_default=True)
+    max_kl: dict[GgufType, Annotated[float, Field(ge=0)]] = Field(default=MAX_KL, validate_default=True)
     """Largest mean KL(PyTorch student ‖ file) in nats per token that is accepted; types that are not named keep their
     limits."""
     check_tokens: int = Field(default=256, ge=16)

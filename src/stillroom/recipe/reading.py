@@ -174,16 +174,27 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         RecipeError: A key or value is wrong; names it, what was found and what is allowed.
     """
     tree = recipe.model_dump(mode="json")
+    written: dict[tuple[str | int, ...], str] = {}
     for key, value in overrides.items():
         at: Any = tree
         *above, last = key.split(".")
+        where: list[str | int] = []
         for part in above:
             if isinstance(at, dict) and at.get(part) is None:
                 # A section that the recipe leaves out.
                 at[part] = {}
-            at = at[_place(at, part, key)]
+            where.append(_place(at, part, key))
+            at = at[where[-1]]
         # The recipe has today's names, and a key is not to be there by both.
         place = _place(at, _now(at, last), key)
+        where.append(place)
+        lost = next((name for keys, name in written.items() if list(keys[: len(where)]) == where), None)
+        if lost is not None:
+            raise RecipeError(
+                f"override `{key}` takes the place of override `{lost}`.",
+                "Leave one of them out; give a whole section before keys of it.",
+            )
+        written[tuple(where)] = key
         if place == "kind" and at.get("kind") not in (None, value):
             # What the former kind would be by itself was written by no one, and another kind may not have it.
             for name, default in _defaults(recipe, above).items():
@@ -242,7 +253,7 @@ def name_now(key: str) -> str:
 
 def _place(at: Any, part: str, key: str) -> str | int:
     """The key of a section, or the index of a list, that a part of an override's key means."""
-    if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+    if isinstance(at, list) and part in map(str, range(len(at))):
         return int(part)
     if isinstance(at, dict):
         return part

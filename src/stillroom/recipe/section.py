@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from stillroom.core.plugins import plugin_names
+
+LARGEST_INTEGER = 2**63 - 1
+"""Of 64 bits, as PyTorch, NumPy and files count."""
+LEAST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""What float32 tells from 0 and from infinity; models are computed in it."""
+LEAST_CLIP = 1e-3
+"""Least norm that gradients may be clipped to: what is left of each number is still more than AdamW's 1e-8."""
 
 
 class Section(BaseModel):
@@ -45,6 +52,29 @@ class Section(BaseModel):
             elif field is not None and _takes_numbers(field.annotation) and not _text_instead(held, field.annotation):
                 found[name] = _truth_as_words(held)
         return found
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _computable(cls, value: Any) -> Any:
+        """Every number is one that is computed with: an integer of 64 bits, or what float32 tells from 0 and infinity."""
+        for number in _numbers_in(value):
+            if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
+                raise ValueError(f"an integer should be at most {LARGEST_INTEGER:,}")
+            if isinstance(number, float) and number and not LEAST_FLOAT <= abs(number) <= LARGEST_FLOAT:
+                raise ValueError(f"a number should be 0, or between {LEAST_FLOAT:g} and {LARGEST_FLOAT:g}")
+        return value
+
+
+def _numbers_in(value: Any) -> Iterator[int | float]:
+    """The numbers of a key's value; sections below it answer for their own."""
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers_in(item)
 
 
 FORMER = "former"

@@ -19,7 +19,7 @@ class VocabularyConfig(Section):
     reach them; ``all`` keeps the teacher's vocabulary as it is."""
     size: int | None = Field(default=None, ge=256)
     """At most this many ids: the most frequent first. Without it, as many as the training text uses."""
-    multiple_of: int = Field(default=64, ge=1)
+    multiple_of: int = Field(default=64, ge=1, le=65_536)
     """The embedding has a multiple of this many rows; the rest is filled with further ids. Padding rows, where the
     teacher has no more ids, can never be predicted."""
     languages: tuple[str, ...] = ()

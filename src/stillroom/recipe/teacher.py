@@ -115,7 +115,7 @@ class EndpointTeacher(_WithoutOriginal):
     """Requests under way at most; fewer while the server says that it is too much."""
     attempts: int = Field(default=6, ge=1, le=20)
     """Attempts of a request."""
-    timeout_seconds: float = Field(default=120.0, gt=0, le=3600)
+    timeout_seconds: float = Field(default=120.0, ge=0.01, le=3600)
     """Seconds for an answer."""
     check_every: int = Field(default=64, ge=1)
     """Requests after which the model's fingerprint is checked again."""

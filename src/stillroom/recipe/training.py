@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipe.capture import StoreUrl, known_store
-from stillroom.recipe.section import BEFORE, SINCE, NumberOrAuto, OpenName, Section
+from stillroom.recipe.section import BEFORE, LEAST_CLIP, SINCE, NumberOrAuto, OpenName, Section
 
 OBJECTIVES = (
     "forward_kl",
@@ -17,6 +17,8 @@ OBJECTIVES = (
     "log_acceptance",
 )
 """The built-in objectives; each is the file of that name in ``stillroom/training/losses/``."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""One of AdamW's averaging constants."""
 GROUP = "stillroom.objectives"
 """Entry points under which other packages add objectives."""
 
@@ -26,9 +28,9 @@ class LoraConfig(Section):
     two small matrices are trained, whose product is added to its weights when training ends (docs/lora.md).
     """
 
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, le=16_384)
     """Inner size of an adapter (`r` in peft): it has `rank` times the sum of its layer's two sizes in parameters."""
-    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(default=32.0, ge=0.01, le=10_000)
     """An adapter's product counts `alpha / rank` times."""
     targets: Literal["auto"] | tuple[str, ...] = "auto"
     """Linear layers that get an adapter, by the end of their names, such as `[q_proj, v_proj]`. `auto` takes every linear
@@ -58,7 +60,7 @@ class RoundsConfig(Section):
 
     count: int = Field(default=4, ge=2, le=64)
     """Rounds, of equally many steps. The first has the corpus alone; before each later one the student writes."""
-    own_share: float = Field(default=0.25, gt=0, le=1)
+    own_share: float = Field(default=0.25, ge=0.01, le=1)
     """Share of the training sequences of the later rounds that the student's own text takes the place of. The number of steps
     stays the same."""
     tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
@@ -68,7 +70,7 @@ class RoundsConfig(Section):
     """Tokens of a training document that the student continues; of a chat, everything before an answer is taken instead."""
     new_tokens: int = Field(default=128, ge=8, le=8192)
     """Tokens of a text at most; it ends before where the student ends it."""
-    temperature: float = Field(default=1.0, gt=0, le=2)
+    temperature: float = Field(default=1.0, ge=0.01, le=2)
     """Of the student's sampling."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Of the student's sampling: only the most probable tokens that together have this probability are drawn from."""
@@ -88,13 +90,13 @@ class DistillConfig(Section):
     """Divides the logits of teacher and student; must be ``capture.temperature``. The objective's loss counts T² times, so that
     it keeps its share of the gradient. Outside 0.01 to 100 nothing is left of it in float32. The validation KL, which chooses
     the best weights, is at this temperature; the evaluation is at 1."""
-    chunk_weight: float = Field(default=1.0, ge=0, json_schema_extra={SINCE: "0.2.0"})
+    chunk_weight: float = Field(default=1.0, ge=0, le=1000, json_schema_extra={SINCE: "0.2.0"})
     """For ``student.tokenizer: own``: weight of the loss on text that the two tokenizers split in different ways, where whole
     chunks are compared instead of tokens."""
-    chunk_temperature: float = Field(default=100.0, gt=0, json_schema_extra={SINCE: "0.2.0"})
+    chunk_temperature: float = Field(default=100.0, ge=0.01, le=10_000, json_schema_extra={SINCE: "0.2.0"})
     """For ``student.tokenizer: own``: divides the log-probabilities of chunks before they are compared (τ in arXiv
     2503.20083)."""
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, le=10_000)
     """Passes over the training sequences."""
     batch_tokens: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NumberOrAuto("an integer")] = "auto"
     """Batch size: tokens per optimizer step. ``auto`` takes 2.5 times the square root of the tokens, at least 512 and at most
@@ -114,9 +116,10 @@ class DistillConfig(Section):
     """Learning rate of the output layer (in many models the embedding as well) as a share of the others'; 0 keeps it as it is.
     ``auto`` is 1, but 0.1 where the signal is what an endpoint lists and the student does not begin at random: how
     the rest is spread is not said there, and it is the output layer that loses it (docs/endpoint-teacher.md)."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled weight decay; norms and biases have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.01, ge=0, le=10)
+    """AdamW's decoupled weight decay; norms and biases have none. A step takes `learning_rate * weight_decay` of a weight
+    away, which has to be below 1."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's averaging constants."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
     """Share of steps in which the learning rate rises from zero."""
@@ -128,7 +131,7 @@ class DistillConfig(Section):
     """Share of the steps in which ``schedule: wsd`` lets the learning rate fall, by one minus the square root."""
     final_learning_rate_share: float = Field(default=0.05, ge=0, le=1)
     """Learning rate at the end, as a share of the peak."""
-    gradient_clip: float = Field(default=1.0, gt=0)
+    gradient_clip: float = Field(default=1.0, ge=LEAST_CLIP)
     """Largest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``bfloat16`` computes in a rounded working copy of the float32 weights; ``auto`` takes it where the CPU is fast

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipe.section import Section
 
+LEAST_TEMPERATURE = 0.01
+"""Above 0."""
 Form = Literal["question_answer", "open_book", "rephrase"]
 
 
@@ -29,11 +31,19 @@ class WriteConfig(Section):
     max_tokens: int = Field(default=256, ge=8, le=4096)
     """Tokens of a text at most; one that does not end by then is left out."""
     temperature: float = Field(default=0.7, ge=0, le=2)
-    """Of the writer's sampling; 0 takes the most probable token each time."""
+    """Of the writer's sampling, at least 0.01; 0 takes the most probable token each time."""
     distinct: float = Field(default=0.5, ge=0, le=1)
     """A text in which fewer of its four-word sequences are distinct is left out as repeating itself."""
     support: float = Field(default=0.3, ge=0, le=1)
     """An answer of which fewer content words are in its chunk is left out as not supported."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float) -> float:
+        """Logits that are divided by almost nothing are no longer numbers."""
+        if 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"should be 0, or between {LEAST_TEMPERATURE} and 2")
+        return value
 
     @model_validator(mode="after")
     def _differs(self) -> WriteConfig:

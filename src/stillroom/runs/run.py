@@ -784,7 +784,7 @@ def _next(history: Path, name: str) -> Path:
 
 def _numbers(history: Path, name: str) -> list[int]:
     found = [path.name.rpartition("-") for path in history.glob(f"{name}-*")]
-    return sorted(int(number) for stem, _, number in found if stem == name and number.isdigit())
+    return sorted(int(number) for stem, _, number in found if stem == name and number.isdecimal())
 
 
 def earlier_results(history: Path, name: str) -> list[Path]:

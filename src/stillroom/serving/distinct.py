@@ -253,7 +253,7 @@ def pointed(document: Any, reference: str) -> Any:
         step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(target, dict) and step in target:
             target = target[step]
-        elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
+        elif isinstance(target, list) and step in map(str, range(len(target))):
             target = target[int(step)]
         else:
             return None

@@ -89,7 +89,11 @@ def is_exact(answer: str, right: tuple[str, ...], task: Task) -> bool:
         found = list(re.finditer(task.pattern, answer))
         if not found:
             return False
-        answer = found[-1].group(1) if found[-1].re.groups else found[-1].group()
+        compared = found[-1].group(1) if found[-1].re.groups else found[-1].group()
+        if compared is None:
+            # The pattern is there, and its first group has no part in it.
+            return False
+        answer = compared
     return _compared(answer, task) in {_compared(text, task) for text in right}
 
 

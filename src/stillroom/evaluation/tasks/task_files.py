@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillroom.core import files
 from stillroom.core.errors import RecipeError
@@ -20,6 +21,26 @@ from stillroom.recipe.task_data import TEST, data_of
 EXAMPLE = "docs/tasks.md shows the form."
 
 
+COUNTED: dict[str, tuple[str, ...]] = {
+    "multiple_choice": ("acc", "acc_norm"),
+    "generate_until": ("exact_match",),
+    "code": ("pass@1",),
+    "loglikelihood_rolling": ("bits_per_byte",),
+}
+"""Metrics of each output type."""
+READ: dict[str, tuple[str, ...]] = {
+    "multiple_choice": ("doc_to_text", "doc_to_target", "doc_to_choice", "chat"),
+    "generate_until": ("doc_to_text", "doc_to_target", "generation_kwargs", "pattern", "chat"),
+    "code": ("doc_to_text", "test", "generation_kwargs", "chat"),
+    "loglikelihood_rolling": ("doc_to_text", "doc_to_target"),
+}
+"""Keys that each output type is made from, of those that not all are."""
+NOT_FOR_ALL = tuple(sorted({key for keys in READ.values() for key in keys}))
+LOWER_IS_BETTER = ("bits_per_byte",)
+Stop = Annotated[str, Field(min_length=1)]
+"""A text that ends an answer."""
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +48,7 @@ class _Closed(BaseModel):
 class Generation(_Closed):
     """How an answer is written; always greedily."""
 
-    until: tuple[str, ...] | str = ()
+    until: tuple[Stop, ...] | Stop = ()
     max_gen_toks: int | None = Field(default=None, ge=1)
     do_sample: Literal[False] = False
     temperature: Literal[0] = 0
@@ -41,6 +62,23 @@ class Metric(_Closed):
     higher_is_better: bool | None = None
     ignore_case: bool = False
     ignore_punctuation: bool = False
+
+    @model_validator(mode="after")
+    def _does_as_it_says(self) -> Metric:
+        """What is asked of a metric is what it does."""
+        if self.aggregation not in (None, "mean", self.metric):
+            raise ValueError(
+                f"`aggregation: {self.aggregation}` is not known: items are averaged, which is `aggregation: mean`"
+            )
+        better = self.metric not in LOWER_IS_BETTER
+        if self.higher_is_better not in (None, better):
+            raise ValueError(
+                f"`higher_is_better: {str(self.higher_is_better).lower()}` does not hold of `{self.metric}`: leave it out"
+            )
+        for key in ("ignore_case", "ignore_punctuation"):
+            if getattr(self, key) and self.metric != "exact_match":
+                raise ValueError(f"`{key}` is for `exact_match`, and `{self.metric}` does not read it: leave it out")
+        return self
 
 
 class TaskFile(_Closed):
@@ -64,6 +102,50 @@ class TaskFile(_Closed):
     num_fewshot: Literal[0] = 0
     metadata: dict[str, Any] | None = None
     tag: str | tuple[str, ...] | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_one(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{value!r} is no regular expression of Python: {error}") from None
+        return value
+
+    @field_validator("dataset_kwargs")
+    @classmethod
+    def _names_files(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        others = sorted(set(value or ()) - {"data_files"})
+        if others:
+            raise ValueError(f"`{others[0]}` is not read: only `data_files` is")
+        return value
+
+    @model_validator(mode="after")
+    def _does_as_it_says(self) -> TaskFile:
+        """Every key does something; one that is as it is without being written may be there."""
+        kind = self.output_type
+        for key in NOT_FOR_ALL:
+            default = type(self).model_fields[key].default
+            if key not in READ[kind] and getattr(self, key) != default:
+                raise ValueError(f"`output_type: {kind}` does not read `{key}`: leave it out")
+        names = [metric.metric for metric in self.metric_list]
+        wrong = [name for name in names if name not in COUNTED[kind]]
+        if wrong:
+            raise ValueError(f"`output_type: {kind}` counts {' or '.join(COUNTED[kind])}, not `metric: {wrong[0]}`")
+        if len(names) > 1:
+            raise ValueError(f"a task file has one number, and `metric_list` names {len(names)}: leave one of them")
+        if self.data is not None and self.dataset_kwargs:
+            raise ValueError("`data` and `dataset_kwargs` both name the data: give one of them")
+        return self._asks()
+
+    def _asks(self) -> TaskFile:
+        """There is something to ask, and it is said once."""
+        if self.output_type == "loglikelihood_rolling":
+            if (self.doc_to_target is None) == (self.doc_to_text == ""):
+                raise ValueError("a whole text is needed: give `doc_to_target` or `doc_to_text`, one of them")
+        elif "doc_to_text" not in self.model_fields_set:
+            raise ValueError("`doc_to_text` is missing: without it every problem is asked by an empty text")
+        return self
 
 
 def read_task(path: Path, limit: int | None) -> Task:
@@ -98,7 +180,7 @@ def read_task(path: Path, limit: int | None) -> Task:
         max_tokens=described.generation_kwargs.max_gen_toks,
         ignore_case=exact is not None and exact.ignore_case,
         ignore_punctuation=exact is not None and exact.ignore_punctuation,
-        by_length="acc_norm" in metrics and "acc" not in metrics,
+        by_length="acc_norm" in metrics,
         pattern=described.pattern,
         digest=files.digest_json([files.digest_file(path), files.digest_file(data), limit]),
     )
@@ -118,10 +200,11 @@ def _described(path: Path) -> TaskFile:
         raise RecipeError(error.what, EXAMPLE) from None
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
-        key = ".".join(map(str, mistake["loc"])) or "the file"
+        key = ".".join(map(str, mistake["loc"]))
+        unknown = mistake["type"] == "extra_forbidden"
         raise RecipeError(
-            f"{path}: `{key}`: {mistake['msg']}.",
-            f"Keys that need code or another data set are not known here. {EXAMPLE}",
+            f"{path}: {f'`{key}`: ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}.",
+            ("Keys that need code or another data set are not known here. " if unknown else "") + EXAMPLE,
         ) from None
 
 

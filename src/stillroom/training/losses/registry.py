@@ -62,9 +62,9 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig, student: Student
     """Refuse, before anything is captured, an objective that cannot take what the recipe has captured for it.
 
     Raises:
-        RecipeError: No model learns at the learning rate, the objective cannot take the codec's signals, they are biased and
-            the recipe does not say so, or capture and training have different temperatures; names the keys. Or as in
-            :func:`objective_class`.
+        RecipeError: No model learns at the learning rate or with the weight decay, the objective cannot take the codec's
+            signals, they are biased and the recipe does not say so, or capture and training have different temperatures;
+            names the keys. Or as in :func:`objective_class`.
         EnvironmentProblem: As in :func:`objective_class`.
     """
     if distill.learning_rate != "auto" and distill.learning_rate >= 1:
@@ -72,6 +72,12 @@ def require_fit(distill: DistillConfig, capture: CaptureConfig, student: Student
             f"`distill.learning_rate` is {distill.learning_rate:g}: AdamW moves every weight by about so much in each step, "
             "and weights are far smaller than 1.",
             "Write `auto`, or a number such as 5e-4.",
+        )
+    if distill.learning_rate != "auto" and distill.learning_rate * distill.weight_decay >= 1:
+        raise RecipeError(
+            f"`distill.learning_rate` is {distill.learning_rate:g} and `distill.weight_decay` {distill.weight_decay:g}: a step "
+            "would take all of every weight away, or more.",
+            "Write a `weight_decay` such as 0.01.",
         )
     objective = objective_class(distill.objective)
     if isinstance(student, ExistingStudent) and student.tokenizer == "own":
