@@ -14,6 +14,8 @@ US_CLOSED_WEIGHTS = 1e26
 """ECCN 4E091 is about closed weights trained with more operations than this."""
 EU_GENERAL_PURPOSE = 1e23
 """The EU's indicator of a general-purpose model, in training operations."""
+LONGEST_LINE = 100_000
+"""Characters of a line of a list of denied destinations: a field of any of them fits what CSV is read with."""
 
 
 def worksheet(
@@ -102,6 +104,8 @@ def _names(line: str, where: str) -> set[str]:
     said = line.partition("#")[0]
     if not said.strip():
         return set()
+    if len(said) > LONGEST_LINE:
+        raise RecipeError(f"{where}: cannot be read: it has {len(said):,} characters.", "Write one name a line.")
     found = {_plain(line), _plain(said)}
     for delimiter in ";,|\t":
         try:
