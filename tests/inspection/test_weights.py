@@ -54,7 +54,7 @@ def test_a_gguf_file(tmp_path: Path, kind: str, value: float) -> None:
     with open(path, "r+b") as stream:
         stream.seek(header.data_offset + header.offsets["b"])
         stream.write(struct.pack("<f" if kind == "F32" else "<e", value))
-    with pytest.raises(InspectionRefused, match=r"the tensor 'b' has 1 weights that are not finite"):
+    with pytest.raises(InspectionRefused, match=r"the tensor 'b' has 1 numbers that are not finite"):
         require_finite_weights(path)
     found = report(path)
     assert not found["safe"]
@@ -71,5 +71,7 @@ def test_a_safetensors_file(tmp_path: Path, dtype: torch.dtype, value: float) ->
     require_finite_weights(path)
     weights[2, 3] = weights[4, 5] = value
     save_file({"a": weights.to(dtype), "s": torch.tensor(value)}, path)
-    with pytest.raises(InspectionRefused, match=r"'\w' has \d weights that are not finite .*, and so have 1 other"):
+    with pytest.raises(
+        InspectionRefused, match=r"'\w' has \d numbers that are not finite .*; so have others, 2 in all"
+    ):
         require_finite_weights(path)

@@ -62,6 +62,22 @@ def test_a_cache_that_is_a_file_is_refused_by_the_plan(teacher: Path, small_reci
     assert (tmp_path / "cache").read_text() == "mine"
 
 
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_positions_of_another_kind_are_planned(key: str, teacher: Path, small_recipe: Any, tmp_path: Path) -> None:
+    """Dynamic RoPE looks into the numbers of its positions, which a model without weights has none of."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    student = {"kind": "fresh", "config": {key: rope}}
+    recipe = recipe_of(small_recipe(teacher, student=student, export={"gguf": []}))
+    assert make_plan(recipe, tmp_path)["steps"] > 0
+
+
+def test_layers_have_a_limit_under_any_name(small_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_model("gpt2", tmp_path / "gpt2", layers=2)
+    recipe = recipe_of(small_recipe(teacher, student={"kind": "fresh", "config": {"n_layer": 10**9}}))
+    with pytest.raises(UnsupportedModel, match="at most 10,000"):
+        make_plan(recipe, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

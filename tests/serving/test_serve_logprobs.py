@@ -11,6 +11,7 @@ from serve_support import Running, running
 
 from stillroom.core.errors import EngineFailed
 from stillroom.inspection.gguf_header import read_gguf
+from stillroom.runtime.engine import Engine
 from stillroom.runtime.scoring import _cut_off
 from stillroom.serving.ask import Chat
 
@@ -94,7 +95,9 @@ def test_what_the_engine_takes_for_the_beginning_of_a_character() -> None:
     assert not _cut_off(b"\x9f\x99")
 
 
-def test_a_model_whose_weights_are_not_finite_answers_nothing(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_model_whose_weights_are_not_finite_answers_nothing(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     header, path = read_gguf(tiny_gguf), tmp_path / "damaged.gguf"
     data = bytearray(tiny_gguf.read_bytes())
     at = header.data_offset + header.offsets["blk.0.ffn_up.weight"]
@@ -102,9 +105,17 @@ def test_a_model_whose_weights_are_not_finite_answers_nothing(tiny_gguf: Path, t
     path.write_bytes(data)
     with pytest.raises(EngineFailed, match="not finite"):
         Chat(path)
+    require, tried = Engine.require_numbers, []
+
+    def counted(engine: Engine) -> None:
+        tried.append(engine)
+        require(engine)
+
+    monkeypatch.setattr(Engine, "require_numbers", counted)
     with running([path], tmp_path) as made:
         for _ in range(2):
             status, answer = made.chat("Go")
             assert status == 503
             assert "not finite" in answer["error"]["message"]
         assert made.ask("GET", "/health")[0] == 200
+    assert len(tried) == 1, "it is the same file still"

@@ -53,6 +53,11 @@ def test_a_stop_ends_a_text_beside_tools(server: Running, logprobs: bool) -> Non
     assert usage["prompt_tokens"] == free["usage"]["prompt_tokens"]
     assert 0 < usage["completion_tokens"] <= free["usage"]["completion_tokens"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    if logprobs:
+        entries = answer["choices"][0]["logprobs"]["content"]
+        told = b"".join(bytes(entry["bytes"]) for entry in entries)
+        assert expected.encode() + stop.encode() in told
+        assert len(told) - len(entries[-1]["bytes"]) < len((expected + stop).encode())
     assert spoken(server, {**body, "stop": stop}) == (expected, "stop", usage["completion_tokens"])
 
 

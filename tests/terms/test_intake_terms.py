@@ -589,6 +589,13 @@ def test_every_licence_file_counts(name: str, text: str | bytes, expected: str, 
         assert owed["text"] == text
 
 
+@pytest.mark.parametrize("name", ["THIRD_PARTY_LICENSES.txt", "third-party-licenses.md", "license_plates.json"])
+def test_what_is_no_licence_of_the_model_changes_nothing(name: str, tmp_path: Path) -> None:
+    alone, beside = (checked(tmp_path / side, LICENSE=str(held_text("Apache-2.0")), **more) for side, more in
+                     (("a", {}), ("b", {name: '"Parts are under other terms."'})))  # fmt: skip
+    assert alone["verdict"] == beside["verdict"] != REFUSED
+
+
 def test_of_several_texts_each_licence_has_its_own(tmp_path: Path) -> None:
     found = checked(tmp_path, LICENSE=str(held_text("Apache-2.0")), **{"LICENSE.llama3": LLAMA_TEXT})
     texts = {entry["name"]: entry["text"] for entry in found["obligations"]["licences"]}

@@ -186,6 +186,10 @@ class EngineFailed(EnvironmentProblem):
     """The runtime process did not start, or died."""
 
 
+class DamagedModel(EngineFailed):
+    """A model's weights give predictions that are no numbers."""
+
+
 class Interrupted(StillroomError):
     """The user stopped it."""
 

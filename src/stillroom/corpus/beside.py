@@ -21,7 +21,12 @@ def always_filled(file: ParquetFile, group: int) -> set[str]:
         leaf = metadata.column(index)
         name = leaf.path_in_schema if leaf.path_in_schema in schema.names else leaf.path_in_schema.split(".")[0]
         statistics = leaf.statistics
-        if schema.names.count(name) != 1 or file.schema.column(index).max_repetition_level:
+        if schema.names.count(name) != 1:
+            continue
+        if file.schema.column(index).max_repetition_level:
+            # Lists of numbers, such as embeddings, are most of a file: they are taken to be there.
+            if leaf.physical_type != "BYTE_ARRAY":
+                found.add(name)
             continue
         if statistics is None or not statistics.has_null_count or statistics.null_count:
             continue

@@ -337,7 +337,7 @@ _ACCESS = re.compile(
 _HEAD = re.compile(r"(?P<user>.*) \[(?P<time>[^\[\]]{10,40})\] ")
 """A line of the combined format. A name of basic authentication is the client's too, and may hold blanks and brackets."""
 _BEHIND = re.compile(
-    rf'\b(?:key=(?:"(?P<quoted>{_INSIDE})"|(?P<key>[^\s",;()\[\]{{}}|]+))|rt="?(?P<seconds>\d+(?:\.\d+)?))'
+    rf'\b(?:key=(?:"(?P<quoted>{_INSIDE})"|(?P<key>[^\s",;()\[\]{{}}|]+))|rt="(?P<quoted_seconds>{_INSIDE})"|rt=(?P<seconds>\d+(?:\.\d+)?))'
     rf'|"{_INSIDE}"?|\w+|\\.|[^\w"\\]+|\\'
 )
 """What is behind the combined format, one part after another. A field in quotes, which a client may have written, is one."""
@@ -365,12 +365,18 @@ def nginx(line: str) -> Row | None:
     row = Row(ip=found["ip"], status=int(found["status"]), ua=_stated(found["ua"]))
     parts = list(_BEHIND.finditer(found["rest"]))
     keys = [part["quoted"] or part["key"] or "-" for part in parts if (part["quoted"], part["key"]) != (None, None)]
-    durations = [part["seconds"] for part in parts if part["seconds"]]
+    durations = [seconds for part in parts if (seconds := _seconds(part))]
     row.key = _stated(keys[0]) if keys else None
     row.latency_ms = number_of(float(durations[0]) * 1000) if durations else None
     row.account = row.key or _stated(head["user"]) or f"ip {found['ip']}"
     row.time_us = _access_time(head["time"])
     return row
+
+
+def _seconds(part: re.Match[str]) -> str | None:
+    """How long an answer took, of several parts the first (`0.120, 0.004`), where a part of a line says so."""
+    found = re.match(r"\d+(?:\.\d+)?", part["quoted_seconds"] or part["seconds"] or "")
+    return found[0] if found is not None else None
 
 
 def _stated(value: str | None) -> str | None:

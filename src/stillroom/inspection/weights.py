@@ -1,7 +1,7 @@
 """Weights that are not finite (NaN or infinite): a model that has them predicts nothing.
 
 A file is read once, in pieces; of quantized blocks the scales alone, which are all that can be no number. Blocks whose scales
-are not float16 (IQ1_M, MXFP4, NVFP4, Q8_1) are not looked at.
+are not float16 (IQ1_M, MXFP4, NVFP4, Q8_1, Q8_K), or that gguf does not read (Q1_0), are not looked at.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.core.errors import InspectionRefused
-from stillroom.inspection.gguf_header import BLOCKS, read_gguf
+from stillroom.inspection.gguf_header import BLOCKS, MAGIC, read_gguf
 from stillroom.inspection.safetensors_header import BITS, read_safetensors
 
 PIECE = 1 << 24
@@ -43,9 +43,9 @@ def require_finite_weights(path: Path) -> None:
     found = [(name, count) for name, count in _counts(path) if count]
     if found:
         name, count = found[0]
-        others = f", and so have {len(found) - 1:,} other tensors" if len(found) > 1 else ""
+        others = f"; so have others, {len(found):,} in all" if len(found) > 1 else ""
         raise InspectionRefused(
-            f"{path}: the tensor {name[:80]!r} has {count:,} weights that are not finite (NaN or infinite){others}.",
+            f"{path}: the tensor {name[:80]!r} has {count:,} numbers that are not finite (NaN or infinite){others}.",
             "Get the file again, or export the model anew.",
         )
 
@@ -59,7 +59,9 @@ def _counts(path: Path) -> Iterator[tuple[str, int]]:
 
 def _tensors(path: Path) -> Iterator[tuple[str, int, int, int, list[tuple[int, str]]]]:
     """Every tensor that may have such numbers: name, beginning, bytes, bytes of a block, and the floats in each block."""
-    if path.suffix.lower() == ".safetensors":
+    with open(path, "rb") as stream:
+        is_gguf = stream.read(len(MAGIC)) == MAGIC
+    if not is_gguf:
         weights = read_safetensors(path)
         for name, (dtype, shape) in weights.tensors.items():
             if dtype in FLOATS:

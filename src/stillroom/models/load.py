@@ -344,7 +344,13 @@ def model_folder(name: str, revision: str | None) -> Path:
         here = not is_on("downloads")
         try:
             folder = Path(
-                snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=here)
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=list(MODEL_FILES),
+                    ignore_patterns=["*.py"],
+                    local_files_only=here,
+                )
             )
         except Exception as error:
             require_on("downloads")

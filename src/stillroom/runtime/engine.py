@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom.core.errors import EngineFailed
+from stillroom.core.errors import DamagedModel, EngineFailed
 from stillroom.core.waiting import readable
 from stillroom.runtime.worker import SOCKET
 from stillroom.switch.engines import WORKER, Registration
@@ -227,9 +227,18 @@ class Engine:
         """Refuse a model that predicts no numbers, by one token: weights that are not finite make every prediction NaN.
 
         Raises:
-            EngineFailed: It is one, or died of it.
+            DamagedModel: It is one.
+            EngineFailed: It died of it, or gives no token.
         """
-        answer = self.complete({"prompt": "a", "max_tokens": 1, "temperature": 0, "logprobs": 1})
+        body = {"prompt": "a", "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        # One that hangs in its first token is as good as not loaded.
+        connection = self._connect(START_SECONDS)
+        try:
+            answer = json.loads(self._request(connection, "POST", "/v1/completions", body).read())
+        except (OSError, http.client.HTTPException):
+            raise self.died() from None
+        finally:
+            connection.close()
         for choice in answer.get("choices", ()):
             self.require_finite((choice.get("logprobs") or {}).get("content") or [])
 
@@ -240,10 +249,10 @@ class Engine:
             entries: Of tokens, as a completion has them.
 
         Raises:
-            EngineFailed: One is none.
+            DamagedModel: One is none.
         """
         if any(each.get("logprob") is None for entry in entries for each in (entry, *entry.get("top_logprobs", []))):
-            raise EngineFailed(
+            raise DamagedModel(
                 f"{self.path}: the model's log-probabilities are not finite (NaN or infinite): its weights are damaged.",
                 "Get the file again, or export the model anew; `stillroom inspect` names the weights.",
             )
@@ -274,6 +283,11 @@ class Engine:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
         self.switch.require_on()
+        if self.alive:
+            return EngineFailed(
+                f"{self.path}: the runtime does not answer.",
+                "Try again; the machine may be overloaded, or the file damaged.",
+            )
         return EngineFailed(
             f"{self.path}: the runtime process ended (exit code {self._process.poll()}).",
             "The file may be damaged or memory too small; `stillroom chat` with the F16 file tells which.",
@@ -327,8 +341,8 @@ class Engine:
             )
         self.confined = message["confined"]
 
-    def _connect(self) -> _LocalConnection:
-        return _LocalConnection(self.socket)
+    def _connect(self, timeout: float | None = None) -> _LocalConnection:
+        return _LocalConnection(self.socket, timeout)
 
     def _request(
         self, connection: _LocalConnection, method: str, path: str, body: dict[str, Any] | None
@@ -364,12 +378,13 @@ def default_threads() -> int:
 class _LocalConnection(http.client.HTTPConnection):
     """HTTP over a local socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("engine")
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("engine", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stillroom.core.errors import EngineFailed, StillroomError, UsageError, VerificationFailed
+from stillroom.core.errors import DamagedModel, EngineFailed, StillroomError, UsageError, VerificationFailed
 from stillroom.inspection.gguf_header import read_gguf
 from stillroom.runtime import transport as local
 from stillroom.runtime.engine import Engine, EngineOptions, context_of
@@ -105,6 +105,7 @@ class ServedModel:
         self._plain: dict[str, list[int]] = {}
         self._running: list[str] = []
         self._fatal: set[str] = set()
+        self._damaged: tuple[DamagedModel, tuple[int, int, int]] | None = None
         self._heard = time.monotonic()
         self.restarts = 0
         self.used = time.monotonic()
@@ -175,6 +176,7 @@ class ServedModel:
                 await asyncio.to_thread(self.engine.stop, 0)
                 self.engine = None
             if self.engine is None:
+                self.require_sound()
                 self.engine = await asyncio.to_thread(self._start)
                 # A place that is taken stays taken: its request is the one that loads.
                 busy = {slot.number for slot in self.slots if slot.busy}
@@ -186,14 +188,31 @@ class ServedModel:
             return self.engine
 
     def _start(self) -> Engine:
+        mark = self._mark()
         engine = Engine(self.opened.gguf, self.options, self.switch)
         try:
             if not self.embedding:
                 engine.require_numbers()
-        except BaseException:
+        except BaseException as error:
             engine.stop(0)
+            if isinstance(error, DamagedModel):
+                self._damaged = error, mark
             raise
         return engine
+
+    def require_sound(self) -> None:
+        """Refuse a model whose file was found damaged, as long as it is that file: it is not loaded for every request.
+
+        Raises:
+            DamagedModel: It is that file.
+        """
+        if self._damaged is not None and self._damaged[1] == self._mark():
+            raise self._damaged[0]
+
+    def _mark(self) -> tuple[int, int, int]:
+        """What tells the model's file from another one in its place."""
+        found = self.opened.gguf.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     @contextlib.asynccontextmanager
     async def slot(self, text: str, session: str | None = None, owner: str = "") -> AsyncIterator[Slot]:
@@ -410,8 +429,10 @@ class Pool:
         """A model's engine, after memory was freed for it.
 
         Raises:
+            DamagedModel: Its file was found damaged.
             NoRoom: The memory limit is reached and nothing is idle.
         """
+        model.require_sound()
         if (model.engine is None or not model.engine.alive) and self.memory is not None:
             async with self._making_room:
                 others = [other for other in self.models.values() if other is not model and other.engine is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from stillroom.serving.grammars import OPEN
@@ -20,6 +21,7 @@ class Stops:
         self._held = ""
         self._is_call: bool | None = None
         self._last: dict[str, Any] = {}
+        self._through = 0
         self.found = False
 
     def turn(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +35,9 @@ class Stops:
                 choice["text"] = self._before_stop(text, end=bool(choice.get("finish_reason")))
                 if self.found:
                     choice["finish_reason"] = "stop"
+                    if choice.get("logprobs"):
+                        # They come with the whole text in one event.
+                        choice["logprobs"]["content"] = self._up_to_stop(choice["logprobs"]["content"])
         return event
 
     def last(self) -> dict[str, Any]:
@@ -46,10 +51,17 @@ class Stops:
         self.found = at >= 0
         if self.found:
             certain = at
+            ends = (at + len(stop) for stop in self._texts if self._held.startswith(stop, at))
+            self._through = len(self._held[: min(ends)].encode())
         else:
             certain = len(self._held) - (0 if end else self._open())
         said, self._held = self._held[:certain], self._held[certain:]
         return said
+
+    def _up_to_stop(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of the tokens of an answer that came whole, those up to the end of the stop."""
+        starts = itertools.accumulate((len(entry["bytes"]) for entry in entries), initial=0)
+        return [entry for entry, start in zip(entries, starts, strict=False) if start < self._through]
 
     def _open(self) -> int:
         """How many characters at the end may begin a stop."""

@@ -29,8 +29,8 @@ COUNTS = (
 MOST = {"num_hidden_layers": 10_000}
 """More layers than any model has; making them would take for ever."""
 OF_THE_FILE = (
-    "add_cross_attention", "auto_map", "bos_token_id", "eos_token_id", "is_decoder", "model_type", "pad_token_id",
-    "quantization_config", "torch_dtype",
+    "add_cross_attention", "auto_map", "bos_token_id", "eos_token_id", "is_decoder", "model_type", "name_or_path", "num_labels",
+    "output_attentions", "pad_token_id", "quantization_config", "torch_dtype", "use_return_dict",
 )  # fmt: skip
 """Keys of a config that say what kind of model its file is, besides those that every config has."""
 OF_THE_NETWORK = ("tie_word_embeddings",)
@@ -99,14 +99,16 @@ def _require_key(key: str, value: Any, teacher: ModelConfig) -> None:
             f"`{teacher.model_type}`, and its tokenizer.",
             "Leave it out. For a model of another family, make one and take it as `student: {kind: existing}`.",
         )
-    if key.startswith("_") or not (key in vars(teacher) or key in teacher.attribute_map):
+    own = getattr(type(teacher), key, None)
+    settable = isinstance(own, property) and own.fset is not None
+    if key.startswith("_") or not (key in vars(teacher) or key in teacher.attribute_map or settable):
         raise UnsupportedModel(
             f"`student.config.{key}` is not a key of the family `{teacher.model_type}`.",
             "Use keys of its Hugging Face config, such as num_hidden_layers, hidden_size, intermediate_size.",
         )
     known = (key, teacher.attribute_map.get(key), *(name for name, own in teacher.attribute_map.items() if own == key))
     if not set(COUNTS).isdisjoint(known) or key in LENGTHS:
-        most = MOST.get(key, LARGEST)
+        most = min((MOST[name] for name in known if name in MOST), default=LARGEST)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise UnsupportedModel(
                 f"`student.config.{key}` is {value!r}.", f"Write an integer of at least 1, and at most {most:,}."
@@ -139,7 +141,6 @@ def require_forward(student: FreshStudent, model: CausalModel, teacher: CausalMo
         UnsupportedModel: It cannot.
     """
     if _why_no_forward(teacher) is not None:
-        # Some layers choose their way by numbers, which the meta device has none of.
         return
     reason = _why_no_forward(model)
     if reason is not None:
@@ -156,8 +157,11 @@ def _why_no_forward(model: CausalModel) -> str | None:
     mask = torch.zeros((1, 1, TRIED_TOKENS, TRIED_TOKENS), device="meta")
     try:
         model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
+    except NotImplementedError:
+        return None
     except Exception as error:
-        return last_line(error)
+        # Some layers choose their way by numbers, such as RoPE that grows with the text: the meta device has none.
+        return None if "meta" in str(error).lower() else last_line(error)
     return None
 
 

@@ -34,7 +34,9 @@ LARGEST_CARD = 4 << 20
 LARGEST_TERMS = 64 << 20
 LONGEST_NAME = 200
 _BASE_KEY = re.compile(r"general\.base_model\.(\d+)\.(?:name|repo_url)")
-_LICENCES = re.compile(r"(?i).*licen[cs]e.*|copying.*|eula.*")
+_NO_LICENCE = r"(?!.*third[ _-]?party)(?!.*\.(?:py|json|csv|tsv|ya?ml|png|jpe?g|svg)$)"
+"""Names of what others' parts are under, of code, data and pictures."""
+_LICENCES = re.compile(rf"(?i){_NO_LICENCE}(?:.*licen[cs]e.*|copying.*|eula.*)")
 _POLICIES = re.compile(r"(?i).*(use[ _-]policy|prohibited[ _-]use).*")
 _CARD = re.compile(r"(?i)readme\.md")
 _NAMES = ("name", "id", "model", "model_id", "repo", "repo_id", "repo_url", "url", "model_name")
