@@ -127,6 +127,15 @@ def test_an_event_that_a_full_disk_refuses_leaves_no_half_line(run, monkeypatch)
     assert [event["step"] for event in run.events("distill")] == [1, 3]
 
 
+def test_what_a_killed_process_was_writing_beside_a_runs_files_goes(run: Run) -> None:
+    left, mine = run.path / ".importance.safetensors.e4006a36.partial", run.path / "mine.partial"
+    left.write_text("half")
+    mine.write_text("a user's")
+    with run.locked():
+        assert not left.exists()
+        assert mine.exists()
+
+
 def test_a_second_process_is_kept_out(run):
     with run.locked(), pytest.raises(RunError, match="another process is working on this run"), run.locked():
         pass

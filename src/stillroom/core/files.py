@@ -181,11 +181,16 @@ def make_way(path: Path, *, folder: bool = False) -> None:
         os.rename(path, target)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing beside its targets."""
+def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Remove what a killed process was writing beside its targets.
+
+    Args:
+        folder: Of a stage; nothing happens where it is none.
+        below: In folders inside it too. Where not, hidden entries alone go, as others may be a user's.
+    """
     if not folder.is_dir():
         return
-    for leftover in sorted(folder.rglob("*.partial")):
+    for leftover in sorted(folder.rglob("*.partial") if below else folder.glob(".*.partial")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

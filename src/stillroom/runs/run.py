@@ -453,6 +453,8 @@ class Run:
                 "Wait for it, or stop it; then give the same command again.",
             ) from None
         try:
+            # Beside the run's own files; each stage looks after its folder.
+            files.remove_leftovers(self.path, below=False)
             yield
         finally:
             lock.release()
